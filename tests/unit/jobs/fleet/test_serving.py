@@ -1,0 +1,37 @@
+"""A model that nobody serves says what would serve it."""
+
+import pytest
+
+from jobs.db.engine import Database
+from jobs.fleet import serving
+from jobs.fleet.serving import Needed
+from tests.unit.jobs.fleet.test_workers import register, worker
+
+
+@pytest.mark.parametrize(
+    ("queue", "command"),
+    [
+        ("gpu.generate", "python -m workers gpu"),
+        ("gpu.embed", "python -m workers embed"),
+        ("gpu.tuned", "python -m workers tuned"),
+        ("gpu.large", "python -m workers gpu gpu.large"),
+    ],
+)
+def test_a_queue_without_a_worker_is_told_with_the_command_that_runs_one(
+    sqlite: Database, queue: str, command: str
+) -> None:
+    with sqlite.read() as session:
+        state = serving.states(session, [Needed("m", queue, is_http=False)])["m"]
+
+    told = f"no live worker of {queue} serves it: `nightmill up` starts one, and so does `{command}`"
+    assert (state.state, serving.why_not(state)) == ("no_worker", told)
+
+
+def test_workers_that_have_other_models_are_to_be_looked_at(sqlite: Database) -> None:
+    """As where a package is not installed: another worker would not have the model either."""
+    register(sqlite, worker("a", models=["other"]))
+    with sqlite.read() as session:
+        state = serving.states(session, [Needed("m", "gpu.generate", is_http=False)])["m"]
+
+    told = "no live worker of gpu.generate serves it: `nightmill doctor` on the host of one says why"
+    assert (state.state, serving.why_not(state)) == ("no_worker", told)
