@@ -12,7 +12,7 @@ import { filesSearch } from "@/pages/files/address";
 import { newEvalSearch, runSearch } from "@/pages/evals/address";
 import { newTuningSearch, tuningSearch } from "@/pages/finetuning/address";
 import { modelsSearch } from "@/pages/fleet/models/address";
-import { playgroundSearch } from "@/pages/inference/address";
+import { logsSearch, playgroundSearch } from "@/pages/inference/address";
 import { jobSearch, jobsSearch } from "@/pages/jobs/address";
 import { overviewSearch } from "@/pages/overview/address";
 import { auditSearch } from "@/pages/security/address";
@@ -76,6 +76,7 @@ const routes = root.addChildren([
   page("/vector-stores", () => import("@/pages/retrieval/Stores")),
   page("/vector-stores/$storeId", () => import("@/pages/retrieval/StorePage"), storeSearch),
   page("/playground", () => import("@/pages/inference/Playground"), playgroundSearch),
+  page("/logs", () => import("@/pages/inference/Logs"), logsSearch),
   page("/fine-tuning", () => import("@/pages/finetuning/TuningJobs")),
   page("/fine-tuning/new", () => import("@/pages/finetuning/NewTuning"), newTuningSearch),
   page("/fine-tuning/$jobId", () => import("@/pages/finetuning/TuningJob"), tuningSearch),

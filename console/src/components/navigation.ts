@@ -14,6 +14,7 @@ const GROUPS: readonly (readonly [title: string, entries: readonly Entry[]])[] =
       ["/files", "Files"],
       ["/vector-stores", "Vector stores"],
       ["/playground", "Playground"],
+      ["/logs", "Logs"],
     ],
   ],
   [

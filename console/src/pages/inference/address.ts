@@ -1,3 +1,5 @@
+import { readText } from "@/components/address";
+
 /** The parameters of the playground's address, which other pages link to. */
 export interface PlaygroundSearch {
   /** The model to ask, and a second one beside it. */
@@ -13,4 +15,14 @@ export function playgroundSearch(given: Record<string, unknown>): PlaygroundSear
   const text = (name: string) => (typeof given[name] === "string" && given[name] !== "" ? given[name] : undefined);
   const api = given.api === "responses" || given.api === "chat" ? given.api : undefined;
   return { model: text("model"), second: text("second"), api, store: text("store") };
+}
+
+/** The filter of the stored chats. */
+interface LogsSearch {
+  model?: string;
+}
+
+/** Read the filter of the stored chats from the address. */
+export function logsSearch(given: Record<string, unknown>): LogsSearch {
+  return { model: readText(given.model) };
 }
