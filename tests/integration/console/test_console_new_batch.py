@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
+from jobs.fleet import workers
+from jobs.queues import Queue
 from tests.support import runs
 from tests.support.console import HOSTILE, Console, Deployment
 from tests.support.mill import MODEL, chat_line, jsonl
@@ -18,6 +20,12 @@ pytestmark = pytest.mark.verify
 def choose(tab: Page, name: str, content: bytes) -> None:
     """Give the page a file, as the dialog of the browser does."""
     tab.locator("input[type=file]").set_input_files({"name": name, "mimeType": "text/plain", "buffer": content})
+
+
+def list_model(deployment: Deployment) -> None:
+    """Have the API list the model, as it does when a worker serves it."""
+    with deployment.mill.db.write() as session:
+        workers.remember_all(session, {MODEL: False}, Queue.GENERATE)
 
 
 def content_of(deployment: Deployment, file_id: str) -> list[dict[str, object]]:
@@ -62,6 +70,7 @@ def test_errors_are_shown_by_line(console: Console) -> None:
 
 def test_table_becomes_a_batch_by_a_prompt_template(console: Console, deployment: Deployment) -> None:
     rows = "".join(f'"Land ""{n}"", {HOSTILE.replace(chr(34), chr(34) * 2)}",{n}\n' for n in range(50_000))
+    list_model(deployment)
     tab = console.open("/batches/new?source=table")
     choose(tab, "countries.csv", ("\ufeffcountry,id\n" + rows).encode())
     tab.get_by_label("Model").select_option(MODEL)
@@ -100,6 +109,7 @@ def test_table_becomes_a_batch_by_a_prompt_template(console: Console, deployment
 
 
 def test_answers_of_a_table_are_columns_beside_its_own(console: Console, deployment: Deployment) -> None:
+    list_model(deployment)
     tab = console.open("/batches/new?source=table")
     choose(tab, "countries.csv", b"country,id\nPeru,7\n" + HOSTILE.replace('"', "'").encode() + b",8\n")
     tab.get_by_label("Model").select_option(MODEL)

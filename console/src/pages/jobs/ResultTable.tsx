@@ -24,6 +24,17 @@ export function ResultTable({ rows, columns }: ResultTableProps) {
     header,
     cell: ({ cells }) => <span className="texts">{cut(cells[index] ?? "", CELL).shown}</span>,
   }));
-  const state = ({ row }: (typeof shown)[number]) => <State state={row.error_code === null ? "succeeded" : "failed"} title={row.error_code ?? undefined} />;
-  return <Table label="Results" columns={[...head, { id: "state", header: "Result", cell: state }]} rows={shown} rowKey={({ row }) => row.id} />;
+  const outcome: (typeof head)[number] = { id: "outcome", header: "Result", cell: ({ row }) => <Outcome row={row} /> };
+  return <Table label="Results" columns={[...head, outcome]} rows={shown} rowKey={({ row }) => row.id} />;
+}
+
+function Outcome({ row }: { row: Row }) {
+  if (row.error_code === null) return <State state="succeeded" />;
+  return (
+    <span className="row">
+      <State state="failed" />
+      <code>{row.error_code}</code>
+      <span className="texts">{cut(row.error_message ?? "", CELL).shown}</span>
+    </span>
+  );
 }
