@@ -137,7 +137,7 @@ def test_answers_of_a_table_are_columns_beside_its_own(console: Console, deploym
     message = {"message": {"content": '{"capital": "Lima", "size": "large"}'}, "finish_reason": "stop"}
     answer = {"custom_id": "row-1", "response": {"status_code": 200, "body": {"choices": [message]}}, "error": None}
     failure = {"custom_id": "row-2", "response": None, "error": {"code": "engine_error", "message": "It broke."}}
-    lines = ([json.dumps(each).encode()] for each in (answer, failure))
+    lines = [json.dumps(answer).encode()], [json.dumps(failure).encode()]
     runs.end(deployment.mill.db, deployment.mill.storage, batch.id, *lines, {"stop": 1, "error:engine_error": 1})
     console.open(f"/jobs/{batch.id}?tab=results")
 

@@ -3,6 +3,7 @@
 import pytest
 from playwright.sync_api import Page, Request, Route, expect
 
+from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from tests.support.console import PATIENCE, Console, Deployment
 from tests.support.mill import MODEL, chat_line, jsonl
@@ -50,7 +51,7 @@ def test_job_that_has_begun_and_cannot_go_on_waits(console: Console, deployment:
     job_id = deployment.mill.submit(jsonl([chat_line("only", "Later")]), model=MODEL)
     with deployment.mill.db.write() as session:
         job = session.get_one(Job, job_id)
-        job.state, job.waiting_for, job.in_progress_at = "running", "pause", job.created_at
+        job.state, job.waiting_for, job.in_progress_at = JobState.RUNNING, "pause", job.created_at
     tab = console.open()
 
     expect(tab.get_by_role("table", name="Waiting")).to_contain_text("Waiting: its queue, model or project is paused.")

@@ -29,7 +29,9 @@ def schema_of(properties: dict[str, Any]) -> dict[str, Any]:
 
 def rows_of(*answers: str | None, row: Any = None, url: str = CHAT, **body: Any) -> list[Row]:
     """Return the joined rows of requests made of the same row; an answer of None is a failure."""
-    inputs, outputs, errors = [], [], []
+    inputs: list[bytes] = []
+    outputs: list[bytes] = []
+    errors: list[bytes] = []
     for n, text in enumerate(answers):
         request = {"custom_id": f"row-{n}", "url": url, "body": {"model": "m", **body}}
         inputs.append(json.dumps(request | ({} if row is None else {"row": row})).encode() + b"\n")
