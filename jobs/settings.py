@@ -89,7 +89,7 @@ class Settings(BaseSettings):
         (), description="OpenAI-compatible base URLs, comma-separated"
     )
     engine_api_key: str = Field("", repr=False, description="bearer key sent to `engine_urls`")
-    engine_timeout_seconds: float = Field(600, gt=0, description="one request to an engine")
+    engine_timeout_seconds: float = Field(600, gt=0, description="one request to an engine, or one event of a stream")
     engine_concurrency: int = Field(256, ge=1, description="requests in flight per endpoint, at most")
     engine_max_answer_bytes: int = Field(16 * MB, ge=1024, description="larger answers are faults")
     refuse_text_images: bool = Field(

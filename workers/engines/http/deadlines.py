@@ -1,7 +1,7 @@
 """Limit the time of requests to servers. All have the same limit, so one timer, for the oldest request, is enough.
 
     begins ──▶ end of the queue ──▶ ends in time: leaves the queue
-                     │ the timer, set for the head of the queue
+      renewed ──▶    │ the timer, set for the head of the queue
                      └──▶ its task is cancelled ──▶ TimeoutError where it began
 
 A timer for each request cost an eighth of the CPU of asking over HTTP.
@@ -9,6 +9,10 @@ A timer for each request cost an eighth of the CPU of asking over HTTP.
 
 import asyncio
 from types import TracebackType
+from typing import Final, Self
+
+#: How many times the limit a request may take that makes progress.
+LONGEST: Final = 5
 
 
 class Deadlines:
@@ -50,18 +54,20 @@ class Deadlines:
 class Deadline:
     """The time limit of one request, as `asyncio.timeout` has it."""
 
-    __slots__ = ("_all", "_cancelling", "_expired", "_task", "end", "loop")
+    __slots__ = ("_all", "_cancelling", "_expired", "_last", "_task", "end", "loop")
 
     def __init__(self, deadlines: Deadlines) -> None:
         self._all, self._expired = deadlines, False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         task = asyncio.current_task()
         assert task, "only a task can be cancelled"
         self._task, self._cancelling = task, task.cancelling()
         self.loop = task.get_loop()
         self.end = self.loop.time() + self._all.seconds
+        self._last = self.loop.time() + self._all.seconds * LONGEST
         self._all.add(self)
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
@@ -69,6 +75,14 @@ class Deadline:
         self._all.remove(self)
         if self._expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error
+
+    def renew(self) -> None:
+        """Begin the time of a request again, which makes progress; it has `LONGEST` times as long in all."""
+        end = self.loop.time() + self._all.seconds
+        if not self._expired and end <= self._last:
+            self._all.remove(self)
+            self.end = end
+            self._all.add(self)
 
     def expire(self) -> None:
         self._expired = True

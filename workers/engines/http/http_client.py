@@ -31,7 +31,8 @@ _NO_LIST: Final = frozenset({404, 405, 501})
 _HEADERS: Final = {"Content-Type": "application/json", "Accept-Encoding": "identity", "User-Agent": "nightmill"}
 
 Reply = tuple[int, str | None, bytes]  # status, Retry-After, body
-Read = Callable[[aiohttp.ClientResponse], Awaitable[bytes]]
+#: Reads an answer; the function that it gets begins the time of the request again, and is called with each progress.
+Read = Callable[[aiohttp.ClientResponse, Callable[[], None]], Awaitable[bytes]]
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,10 @@ class EndpointUnavailable(Exception):
 
 
 class HttpClient:
-    """A pool of connections. An answer has at most `max_bytes` and ends within `timeout` seconds."""
+    """A pool of connections. An answer has at most `max_bytes` and ends within `timeout` seconds.
+
+    A stream has as long until each of its events, see `deadlines`.
+    """
 
     def __init__(self, timeout: float, max_bytes: int) -> None:
         self._deadlines, self.max_bytes = Deadlines(timeout), max_bytes
@@ -74,9 +78,9 @@ class HttpClient:
         headers = {"X-Request-Id": _traced(request_id), **_authorization(endpoint)}
         url = endpoint.url + path
         try:
-            with self._deadlines.limit():
+            with self._deadlines.limit() as deadline:
                 async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
-                    raw = await (read or self.read)(response)
+                    raw = await (read(response, deadline.renew) if read else self.read(response))
                     return response.status, response.headers.get("Retry-After"), raw
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             endpoint.fail(error, unreachable=True)

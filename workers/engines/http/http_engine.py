@@ -176,11 +176,12 @@ class HttpEngine:
         """Emit server-sent events, until `[DONE]`. The answer of a server that does not stream is emitted as events."""
         usage = wire.wants_usage(request.body)
 
-        async def read(response: aiohttp.ClientResponse) -> bytes:
+        async def read(response: aiohttp.ClientResponse, renew: Callable[[], None]) -> bytes:
             client = self._started
             if response.status != 200 or response.content_type != wire.EVENT_STREAM:
                 return await client.read(response)
             async for event in wire.events(wire.lines(response.content.iter_any(), client.max_bytes)):
+                renew()
                 await emit(wire.with_usage(event) if usage else event)
             return wire.STREAMED
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from workers.engines.http.deadlines import Deadlines
+from workers.engines.http.deadlines import LONGEST, Deadlines
 
 
 async def _spend(deadlines: Deadlines, until: asyncio.Event) -> str:
@@ -75,3 +75,25 @@ async def test_after_a_timeout_the_task_goes_on() -> None:
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0
+
+
+async def test_what_makes_progress_has_its_time_again_and_five_times_as_long_at_most() -> None:
+    deadlines, renewed = Deadlines(0.2), 0
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+
+    async def spend() -> None:
+        nonlocal renewed
+        with deadlines.limit() as deadline:
+            while True:
+                await asyncio.sleep(0.02)
+                deadline.renew()
+                renewed += 1
+
+    others = [asyncio.create_task(_spend(deadlines, asyncio.Event())) for _ in range(2)]
+    with pytest.raises(TimeoutError):
+        await spend()
+
+    assert loop.time() - began >= 0.2 * (LONGEST - 1)
+    assert renewed > LONGEST
+    assert all(isinstance(error, TimeoutError) for error in await asyncio.gather(*others, return_exceptions=True))

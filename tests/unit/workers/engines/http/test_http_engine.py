@@ -240,6 +240,23 @@ async def test_request_that_takes_too_long_is_a_fault(server: Server) -> None:
             await engine.answer(request())
 
 
+async def test_stream_goes_on_for_longer_than_one_answer_may_take_while_its_events_come(server: Server) -> None:
+    async def slowly(http_request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(http_request)
+        for _ in range(6):
+            await asyncio.sleep(0.2)
+            await response.write(b'data: {"choices": []}\n\n')
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    server.script = slowly
+    async with engine_of(Endpoint(server.url), timeout=1.0) as engine:
+        _, events = await _streamed(engine, request())
+
+    assert len(events) == 6
+
+
 async def test_reset_connection_is_a_fault_and_the_next_request_is_answered(server: Server, engine: HttpEngine) -> None:
     async def reset(http_request: web.BaseRequest) -> web.Response:
         assert http_request.transport
