@@ -55,7 +55,10 @@ def largest_share(processes: int) -> int:
     return (processes + 1) // 2
 
 
-def command_for(queue: str) -> str:
-    """Return the command that runs a worker of a queue: of a pool, or of a queue that models.yaml names."""
+def command_for(queue: str, *, embeds: bool = False) -> str:
+    """Return the command that runs a worker of a queue: of a pool, or of a queue that models.yaml names.
+
+    `embeds`: the models of that queue embed or re-rank.
+    """
     pool = next((pool for pool, usual in POOL_QUEUES.items() if usual == queue), None)
-    return f"python -m workers {pool or f'gpu {queue}'}"
+    return f"python -m workers {pool}" if pool else f"python -m workers {'embed' if embeds else 'gpu'} {queue}"

@@ -19,15 +19,15 @@ from typing import Final
 from jobs import logs
 from jobs.fleet.models_file import ANY_MODEL
 from jobs.platform import memory
-from jobs.queues import Queue
+from jobs.queues import POOL_QUEUES, Queue
 from jobs.settings import Settings, settings
 from workers import app as celery_app
 from workers import lifecycle, tasks
 from workers.finetuning import capability_check, scratch, tracking
 from workers.runtime.context import Pool, build
 
-#: The queues of the pools with engines.
-_ENGINES: Final = {"gpu": Queue.GENERATE, "embed": Queue.EMBED, "tuned": Queue.TUNED}
+#: The pools with engines.
+_ENGINES: Final = ("gpu", "embed", "tuned")
 
 
 def main(arguments: list[str]) -> None:
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
         from workers import engine_process  # 66 MB that the other pools do without
 
         memory.few_arenas()  # shards' threads are many, and so are LanceDB's
-        engine_process.run(config, pool, queue or _ENGINES[pool])
+        engine_process.run(config, pool, queue or POOL_QUEUES[pool])
     else:
         raise SystemExit(f"unknown pool {pool!r}: one of cpu, evaluate, gpu, embed, finetune, tuned, io")
 

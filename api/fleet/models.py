@@ -16,6 +16,7 @@ from jobs.evals.tables import EvalRun
 from jobs.finetuning import datasets, names
 from jobs.finetuning.tables import FinetunePlan
 from jobs.fleet import checkpoint, routing, serving
+from jobs.fleet.models_file import EngineKind
 from jobs.fleet.models_file import Model as Configured
 from jobs.fleet.tables import Model as Shown
 from jobs.ledger.tables import Job
@@ -188,12 +189,10 @@ def _shown(model: Configured, created: int) -> Model:
 def _with_serving(call: CallContext, models: dict[str, Model]) -> dict[str, Model]:
     """Return the models with where they are served. An alias is served as its model."""
     registry = call.services.registry()
-    needed = {
-        name: serving.Needed(name, model.queue, model.engine == "http") for name, model in registry.models.items()
-    }
+    needed = {name: serving.Needed(name, model.queue, model.engine) for name, model in registry.models.items()}
     with call.db.read() as session:
         for row in session.scalars(select(Shown)):
-            needed.setdefault(row.id, serving.Needed(row.id, row.queue, is_http=True))
+            needed.setdefault(row.id, serving.Needed(row.id, row.queue, EngineKind.HTTP))
         states = serving.states(session, needed.values())
         bases = {tuned.name: tuned.base for tuned in tuned_models.of_project(session, call.project_id)}
     targets = {name: registry.aliases.get(bases.get(name, name), bases.get(name, name)) for name in models}

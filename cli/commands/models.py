@@ -128,7 +128,7 @@ def add(
     added = Registry.read(file.path).models[name]
     faults = _faults(url or (), api_key_env, upstream or name)
     result = {"name": name, "file": str(file.path), "queue": added.queue, "faults": faults}
-    show(result, f"{name} added to {file.path}", *_process(config, added.queue), as_json=as_json)
+    show(result, f"{name} added to {file.path}", *_process(config, added), as_json=as_json)
     for fault in () if as_json else faults:
         say(f"warning: {fault}", err=True)
 
@@ -230,19 +230,19 @@ def _given(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value}
 
 
-def _process(config: "Settings", queue: str) -> list[str]:
-    """Say what starts the process of a queue, unless a process of the Procfile serves the queue."""
+def _process(config: "Settings", model: "Model") -> list[str]:
+    """Say what starts the process of a model's queue, unless a process of the Procfile serves the queue."""
     from cli.up import procfile
     from cli.up.folder import DataFolder
 
-    run = DataFolder(config.data_dir).live_run()
+    run, queue = DataFolder(config.data_dir).live_run(), model.queue
     names = {process["name"] for process in run.get("processes", ())}
     if queue in map(procfile.queue_of, procfile.load(procfile.PACKAGED)) or queue in names:
         return []
     if run.get("adds_models"):
         return [f"a process of its own, {queue}, starts in a moment: `nightmill status` shows it"]
     if run:
-        line = f"{queue.replace('.', '-')}: {command_for(queue)}"
+        line = f"{queue.replace('.', '-')}: {command_for(queue, embeds=model.engine.embeds)}"
         return [f"nothing serves its queue: the Procfile in use needs a line such as `{line}`, and a new start"]
     return [f"`nightmill up` starts a process of its own for it, {queue}"]
 
@@ -251,10 +251,11 @@ def _states(session: "Session", rows: Iterable[dict[str, Any]]) -> None:
     """Add to each row how many workers serve the model now, and its state."""
     from cli.wording import model_progress
     from jobs.fleet import serving
+    from jobs.fleet.models_file import EngineKind
 
     rows = list(rows)
     states = serving.states(
-        session, [serving.Needed(row["name"], row["queue"], row["engine"] == "http") for row in rows]
+        session, [serving.Needed(row["name"], row["queue"], EngineKind(row["engine"])) for row in rows]
     )
     for row in rows:
         known = states[row["name"]]

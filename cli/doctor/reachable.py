@@ -14,7 +14,7 @@ from cli.doctor.findings import Finding, Patient, broken, fine, warning
 from cli.up import broker as embedded
 from cli.up import readiness
 from cli.up.readiness import answers, is_free
-from jobs.fleet.models_file import ModelsFileError, Registry
+from jobs.fleet.models_file import Model, ModelsFileError, Registry
 from jobs.inference.admission import FULL, Memory, read_memory
 from jobs.inference.interactive import address, redis_url
 from jobs.platform.processes import alive
@@ -145,21 +145,23 @@ def queues(patient: Patient) -> Iterator[Finding]:
     if "workers" not in state:
         return
     loading = {entry["queue"] for entry in state.get("loading", ())}
-    for queue, names in _by_queue(patient).items():
+    for queue, models in _by_queue(patient).items():
+        names = ", ".join(model.name for model in models)
         if queue in loading:
-            yield fine(f"queue {queue}", f"loading {', '.join(names)}")
+            yield fine(f"queue {queue}", f"loading {names}")
         elif queue not in state["workers"]:
-            fix = f"`nightmill down` and `{_START}` start one, and so does `{command_for(queue)}`"
-            yield warning(f"queue {queue}", f"no worker serves it: {', '.join(names)} cannot be asked", fix)
+            command = command_for(queue, embeds=all(model.engine.embeds for model in models))
+            fix = f"`nightmill down` and `{_START}` start one, and so does `{command}`"
+            yield warning(f"queue {queue}", f"no worker serves it: {names} cannot be asked", fix)
 
 
-def _by_queue(patient: Patient) -> dict[str, list[str]]:
-    """Return the names of the models of each queue."""
-    names: dict[str, list[str]] = {}
+def _by_queue(patient: Patient) -> dict[str, list[Model]]:
+    """Return the models of each queue."""
+    models: dict[str, list[Model]] = {}
     with suppress(ModelsFileError):  # the check of the models reports it
         for model in Registry.load(patient.config).models.values():
-            names.setdefault(model.queue, []).append(model.name)
-    return names
+            models.setdefault(model.queue, []).append(model)
+    return models
 
 
 def _ended(process: Mapping[str, Any]) -> str:

@@ -74,8 +74,11 @@ def queue_of(line: Line) -> str:
 def lines_for(models: "Iterable[Model]", lines: Sequence[Line]) -> list[Line]:
     """Return a line for each queue of `models` that none of `lines` serves."""
     served = set(map(queue_of, lines))
-    queues = dict.fromkeys(model.queue for model in models if model.queue not in served)
-    return [Line(queue, _words(command_for(queue))) for queue in queues]
+    embeds: dict[str, bool] = {}
+    for model in models:
+        if model.queue not in served:
+            embeds[model.queue] = model.engine.embeds and embeds.get(model.queue, True)
+    return [Line(queue, _words(command_for(queue, embeds=only))) for queue, only in embeds.items()]
 
 
 def _words(command: str) -> tuple[str, ...]:

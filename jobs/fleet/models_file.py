@@ -68,6 +68,11 @@ class EngineKind(StrEnum):
     RERANK = "rerank"
     HTTP = "http"
 
+    @property
+    def embeds(self) -> bool:
+        """Return whether it is an engine for embeddings or re-ranking."""
+        return self in (EngineKind.EMBED, EngineKind.RERANK)
+
 
 DEFAULT_QUEUES: Final[Mapping[EngineKind, str]] = {
     EngineKind.VLLM: Queue.GENERATE,

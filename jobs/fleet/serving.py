@@ -7,6 +7,7 @@ from typing import Literal
 from sqlalchemy.orm import Session
 
 from jobs.fleet import quarantine, workers
+from jobs.fleet.models_file import EngineKind
 from jobs.fleet.workers import Loading
 from jobs.ledger import pauses
 from jobs.ledger.pauses import Scope
@@ -17,22 +18,26 @@ State = Literal["ready", "paused", "loading", "quarantined", "unreachable", "no_
 
 @dataclass(frozen=True, slots=True)
 class Needed:
-    """A model, the queue whose workers serve it, and whether that is an HTTP server's."""
+    """A model, the queue whose workers serve it, and the kind of its engine."""
 
     name: str
     queue: str
-    is_http: bool
+    engine: EngineKind
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """The state of a model, how many live workers serve it, what is being loaded for it, and how many its queue has."""
+    """The state of a model, how many live workers serve it, and what is being loaded for it.
+
+    `of_queue` counts the workers of its queue; `embeds`: its engine is one for embeddings or re-ranking.
+    """
 
     state: State
     queue: str
     workers: int
     loading: Loading | None = None
     of_queue: int = 0
+    embeds: bool = False
 
 
 def states(session: Session, models: Iterable[Needed]) -> dict[str, Serving]:
@@ -51,11 +56,16 @@ def states(session: Session, models: Iterable[Needed]) -> dict[str, Serving]:
             ("loading", loading is not None),
             ("ready", count > 0),
             ("quarantined", model.name in quarantined),
-            ("unreachable", model.is_http and bool(here)),
+            ("unreachable", model.engine is EngineKind.HTTP and bool(here)),
         )
         state: State = next((state for state, holds in conditions if holds), "no_worker")
         states_by_name[model.name] = Serving(
-            state, model.queue, count, loading if state == "loading" else None, len(here)
+            state,
+            model.queue,
+            count,
+            loading if state == "loading" else None,
+            of_queue=len(here),
+            embeds=model.engine.embeds,
         )
     return states_by_name
 
@@ -73,9 +83,9 @@ def why_not(serving: Serving) -> str | None:
         return None
     if serving.loading:
         return f"a worker is loading it ({serving.loading.phase})"
-    remedy = "`nightmill doctor` on the host of one says why" if serving.of_queue else _start(serving.queue)
+    remedy = "`nightmill doctor` on the host of one says why" if serving.of_queue else _start(serving)
     return _WHY.get(serving.state, f"no live worker of {serving.queue} serves it: {remedy}")
 
 
-def _start(queue: str) -> str:
-    return f"`nightmill up` starts one, and so does `{command_for(queue)}`"
+def _start(serving: Serving) -> str:
+    return f"`nightmill up` starts one, and so does `{command_for(serving.queue, embeds=serving.embeds)}`"

@@ -90,6 +90,7 @@ def test_each_queue_of_the_models_file_that_no_line_serves_gets_one(tmp_path: Pa
     file.write_text(
         f"models:\n  a: {{{source}}}\n  b: {{{source}, queue: gpu.large}}\n  c: {{{source}, queue: gpu.fast}}\n"
         "  e: {source: {path: weights}, engine: embed}\n"
+        "  f: {source: {path: weights}, engine: embed, queue: gpu.code}\n"
     )
     lines = _load(
         tmp_path, "gpu: python -m workers gpu\nfast: A=1 python -m workers gpu gpu.fast\nweb: python -m api\n"
@@ -100,6 +101,7 @@ def test_each_queue_of_the_models_file_that_no_line_serves_gets_one(tmp_path: Pa
     assert added == [
         procfile.Line("gpu.large", (sys.executable, "-m", "workers", "gpu", "gpu.large")),
         procfile.Line("gpu.embed", (sys.executable, "-m", "workers", "embed")),
+        procfile.Line("gpu.code", (sys.executable, "-m", "workers", "embed", "gpu.code")),
     ]
     assert procfile.lines_for(Registry.read(file).models.values(), [*lines, *added]) == []
 
