@@ -35,7 +35,7 @@ def submit(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="Requests as in OpenAI's Batch API, one a line, or with --prompt a table; - reads them.",
+            help="Requests as in OpenAI's Batch API, one a line, or with --prompt a table; - is standard input.",
         ),
     ],
     prompt: Annotated[
