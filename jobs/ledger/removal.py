@@ -47,6 +47,10 @@ def remove(session: Session, job_ids: Collection[str], before: float) -> int:
     )
     old = select(Job.id).where(Job.id.in_(job_ids), *ended_before(before), totals.is_counted(), ~needed)
     removed = session.scalars(old.with_for_update(of=Job)).all()
-    for column in (Outcome.job_id, JobDependency.job_id, Job.id):
-        session.execute(delete(column.class_).where(column.in_(removed)), execution_options=UNSEEN)
+    for deletion in (
+        delete(Outcome).where(Outcome.job_id.in_(removed)),
+        delete(JobDependency).where(JobDependency.job_id.in_(removed)),
+        delete(Job).where(Job.id.in_(removed)),
+    ):
+        session.execute(deletion, execution_options=UNSEEN)
     return len(removed)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -225,7 +226,7 @@ def test_what_is_replaced_for_a_child_is_replaced_in_files_too() -> None:
 
 @pytest.mark.parametrize("name", ["job_retention_seconds", "audit_retention_seconds"])
 def test_rows_are_not_removed_before_what_belongs_to_them(name: str) -> None:
-    limits = {"retention_seconds": 60, name: 59}
+    limits: dict[str, Any] = {"retention_seconds": 60, name: 59}
 
     with pytest.raises(ValidationError, match=f"NIGHTMILL_{name.upper()} is 0, or no less than"):
         Settings(**limits)

@@ -1,6 +1,7 @@
 """Jobs that ended long ago are removed with what the ledger has of them, and none that anything needs."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from sqlalchemy import delete, func, select, update
@@ -22,15 +23,16 @@ from tests.support.ledgers import claim_job, finishing, submitted
 LATER = 4_000_000_000.0
 
 
-def emptied(db: Database, **changes: object) -> str:
+def emptied(db: Database, **changes: Any) -> str:
     """Return the id of an ended job of which retention has left the row, its outcomes and its audit rows."""
     job = finishing(db, **changes)
     claim = claim_job(db, job.id, Task.FINISH)
     with db.write() as session:
         ledger.close(session, claim, ledger.sums(session, job.id), [], {"stop": 4})
     with db.write() as session:
-        for column in (Shard.job_id, Segment.job_id, Event.subject_id):
-            session.execute(delete(column.class_).where(column == job.id))
+        session.execute(delete(Shard).where(Shard.job_id == job.id))
+        session.execute(delete(Segment).where(Segment.job_id == job.id))
+        session.execute(delete(Event).where(Event.subject_id == job.id))
     return job.id
 
 
@@ -86,7 +88,7 @@ def _shard(db: Database, job_id: str) -> None:
 
 
 def _event(db: Database, job_id: str) -> None:
-    facts = {"type": "batch.completed", "data": {}, "project_id": "proj_1", "created_at": 1.0}
+    facts: dict[str, Any] = {"type": "batch.completed", "data": {}, "project_id": "proj_1", "created_at": 1.0}
     with db.write() as session:
         session.add(Event(subject_id=job_id, seq=9, id="evt_9", **facts))
 
@@ -128,8 +130,8 @@ def _response(job_id: str) -> StoredResponse:
 
 
 def _attached(job_id: str) -> VectorStoreFile:
-    facts = {"project_id": "proj_1", "filename": "f", "status": "completed", "created_at": 1.0, "chunking": {}}
-    return VectorStoreFile(store_id="vs", id="file-1", job_id=job_id, line=0, version="v", **facts)
+    facts: dict[str, Any] = {"filename": "f", "status": "completed", "created_at": 1.0, "chunking": {}, "version": "v"}
+    return VectorStoreFile(store_id="vs", id="file-1", project_id="proj_1", job_id=job_id, line=0, **facts)
 
 
 def _trained(job_id: str) -> FinetuneEvent:

@@ -1,6 +1,7 @@
 """The sums over ended jobs are those of the jobs themselves, before and after each is counted, and it counts once."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from sqlalchemy import delete, func, select, update
@@ -39,7 +40,7 @@ def sums_of_rows(db: Database) -> Sums:
     return rows
 
 
-def ended(db: Database, *, outcomes: dict[str, int] | None = None, **changes: object) -> Job:
+def ended(db: Database, *, outcomes: dict[str, int] | None = None, **changes: Any) -> Job:
     job = finishing(db, (4, 2), **changes)
     claim = claim_job(db, job.id, Task.FINISH)
     with db.write() as session:

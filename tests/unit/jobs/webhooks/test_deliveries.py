@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from sqlalchemy import select, text, update
@@ -346,7 +347,7 @@ def test_events_without_listeners_enqueue_nothing(db: Database) -> None:
 
 
 def test_deliveries_that_are_not_accepted_are_counted_by_their_state(db: Database) -> None:
-    row = {"project_id": "p", "event_id": "evt", "endpoint_id": "we", "due_at": 1.0, "created_at": 1.0}
+    row: dict[str, Any] = {"project_id": "p", "event_id": "evt", "endpoint_id": "we", "due_at": 1.0, "created_at": 1.0}
     states = [("pending", None), ("pending", "w"), ("failed", None), ("delivered", None), ("delivered", None)]
     with db.write() as session:
         for n, (state, worker_id) in enumerate(states):

@@ -472,7 +472,7 @@ def test_a_page_of_sizes_begins_behind_the_page_before(
 
 
 def _with_limits(db: Database, folder: Path, storage: DiskStorage) -> Retention:
-    limits = {"retention_seconds": 1, "job_retention_seconds": 60, "audit_retention_seconds": 60}
+    limits: dict[str, Any] = {"retention_seconds": 1, "job_retention_seconds": 60, "audit_retention_seconds": 60}
     config = Settings(data_dir=folder, database_url=db.url, **limits)
     create_audit_key(db, config)
     return Retention(config, db, storage, LONG)
