@@ -152,10 +152,12 @@ def is_read(file_id: SQLColumnExpression[str]) -> ColumnElement[bool]:
 
 def is_named() -> ColumnElement[bool]:
     """Return the condition that a row of another table needs the job: its result, or one that names it."""
-    names = {row.name: (*((row.result,) if row.result is not None else ()), *row.named_by) for row in rows().values()}
-    return or_(
-        *(and_(Job.kind == kind, exists().where(column == Job.id)) for kind in names for column in names[kind]), false()
-    )
+    columns = list[tuple[str, SQLColumnExpression[str | None]]]()
+    for row in rows().values():
+        columns += [(row.name, column) for column in row.named_by]
+        if row.result is not None:
+            columns.append((row.name, row.result))
+    return or_(*(and_(Job.kind == kind, exists().where(column == Job.id)) for kind, column in columns), false())
 
 
 def event_types() -> tuple[str, ...]:
