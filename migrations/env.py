@@ -1,7 +1,7 @@
 """Run by Alembic: every missing revision in one transaction, one process at a time.
 
     SQLite       the exclusive `flock` of the writers, then BEGIN IMMEDIATE
-    PostgreSQL   an advisory lock that ends with the connection; then a limit on every wait and statement
+    PostgreSQL   an advisory lock of a transaction beside it; then a limit on every wait and statement
 
 A killed upgrade therefore leaves the schema as it was, and a second one waits, finds nothing to do and says so. On
 PostgreSQL a revision that builds an index with `migrations.locks.create_index` commits what came before it: after a
@@ -19,23 +19,26 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, event, make_
 from jobs.db.engine import tell_no_row
 from jobs.settings import settings
 from jobs.tables import Base
-from migrations.locks import take_turn
+from migrations.locks import limit, take_turn
 
 
 def run() -> None:
     url: str = context.config.attributes.get("url") or settings().database
-    engine = create_engine(url, poolclass=NullPool, hide_parameters=True)
-    if engine.dialect.name == "sqlite":
+    sqlite = make_url(url).get_backend_name() == "sqlite"
+    nothing_prepared = {} if sqlite else {"prepare_threshold": None}  # what a pooler may keep for its next client
+    engine = create_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=nothing_prepared)
+    if sqlite:
         _begin_at_once(engine)
         with _writer_lock(url), engine.begin() as connection:
             context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=True)
             context.run_migrations()
         return
     event.listen(engine, "handle_error", tell_no_row)
-    with engine.connect() as connection:
-        take_turn(connection)
+    with engine.connect() as turn, engine.connect() as connection:
+        take_turn(turn)
         context.configure(connection=connection, target_metadata=Base.metadata)
         with context.begin_transaction():
+            limit(connection)
             context.run_migrations()
 
 

@@ -8,20 +8,23 @@ from sqlalchemy import Connection, text
 
 _LOCK: Final = 0x6E6D_0000  # any number that is ours; the dispatcher's is the next one
 _TURN_SECONDS: Final = 0.2  # between looks at whether another process has ended its upgrade
-_LOCK_WAIT: Final = "10s"  # for a table that others use: give up rather than make the whole system wait behind us
-_STATEMENT: Final = "15min"  # a change of a big table takes its time
+#: For a table that others use: give up rather than make the whole system wait. A change of a big table takes its time.
+_LIMITS: Final = "SELECT set_config('lock_timeout', '10s', true), set_config('statement_timeout', '15min', true)"
 
 
 def take_turn(connection: Connection) -> None:
-    """Wait until no other process upgrades this database. The turn ends with the connection.
+    """Wait until no other process upgrades this database. The turn lasts as long as the connection's transaction.
 
-    A transaction that waits for the lock would hold up CREATE INDEX CONCURRENTLY, which waits for all transactions.
+    So it also works through a pooler. The transaction has no snapshot, which CREATE INDEX CONCURRENTLY would wait for.
     """
-    while not connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": _LOCK}):
+    while not connection.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": _LOCK}):
         connection.rollback()
         threading.Event().wait(_TURN_SECONDS)
-    connection.execute(text(_limits(_LOCK_WAIT, _STATEMENT)))
-    connection.commit()
+
+
+def limit(connection: Connection) -> None:
+    """Bound the waits and the statements of a transaction."""
+    connection.execute(text(_LIMITS))
 
 
 def create_index(name: str, table: str, columns: list[Any], **options: Any) -> None:
@@ -35,11 +38,6 @@ def create_index(name: str, table: str, columns: list[Any], **options: Any) -> N
         op.create_index(name, table, columns, **options)
         return
     with context.autocommit_block():
-        op.execute(_limits("0", "0"))
         op.drop_index(name, table, if_exists=True, postgresql_concurrently=True)
         op.create_index(name, table, columns, postgresql_concurrently=True, **options)
-        op.execute(_limits(_LOCK_WAIT, _STATEMENT))
-
-
-def _limits(lock: str, statement: str) -> str:
-    return f"SELECT set_config('lock_timeout', '{lock}', false), set_config('statement_timeout', '{statement}', false)"
+    op.execute(_LIMITS)

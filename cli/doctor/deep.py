@@ -70,7 +70,7 @@ def _postgresql(connection: Connection) -> Iterator[Finding]:
     if checks_indexes:
         for oid, name in connection.execute(_BTREES).all():
             try:
-                connection.execute(text("SELECT bt_index_check(:oid)"), {"oid": oid})
+                connection.execute(text("SELECT bt_index_check(CAST(:oid AS oid))"), {"oid": oid})
             except DBAPIError as error:
                 problems.append(f"the index {name}: {str(error.orig).strip().splitlines()[0]}")
     if problems:

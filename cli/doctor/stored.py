@@ -10,6 +10,7 @@ from typing import TypeVar
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -76,6 +77,7 @@ def database(patient: Patient) -> Iterator[Finding]:
     try:
         with db.engine.connect() as connection:
             heads = set(MigrationContext.configure(connection).get_current_heads())
+            pooler = list(_pooler(connection))
     except SQLAlchemyError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         yield broken("database", f"{shown}: {reason}", "start it, or correct NIGHTMILL_DATABASE_URL")
@@ -83,6 +85,20 @@ def database(patient: Patient) -> Iterator[Finding]:
     finally:
         db.close()
     yield _schema(shown, heads)
+    yield from pooler
+
+
+def _pooler(connection: Connection) -> Iterator[Finding]:
+    """Check that the role limits the time of statements where a pooler hands its connections from client to client.
+
+    What a process sets for its session is then the setting of one of the pooler's connections, and not of all.
+    """
+    if getattr(connection.connection.driver_connection, "pooled", False):
+        if connection.scalar(text("SELECT reset_val FROM pg_settings WHERE name = 'statement_timeout'")) == "0":
+            message = "a pooler such as PgBouncer stands between, and statements have no time limit there"
+            yield warning("database pooler", message, "ALTER ROLE CURRENT_USER SET statement_timeout = '30s'")
+        else:
+            yield fine("database pooler", "a pooler such as PgBouncer stands between")
 
 
 def _schema(shown: str, heads: set[str]) -> Finding:

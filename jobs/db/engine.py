@@ -165,14 +165,14 @@ def inserting(dialect: str) -> Any:
 
 def _engine(url: str, sqlite: bool, patience: float, pool_size: int, max_connections: int, timings: Timings) -> Engine:
     if not sqlite:
-        from jobs.db.watchdog import OPTIONS, TCP, ServerProbe
+        from jobs.db.watchdog import TCP, ServerProbe
 
         made = create_engine(
             url,
             pool_size=min(pool_size, max_connections),
             max_overflow=max(0, max_connections - pool_size),
             pool_timeout=max(patience, 2.0),
-            connect_args={"options": OPTIONS, "connect_timeout": 2, **TCP},
+            connect_args={"connect_timeout": 2, **TCP},
             hide_parameters=True,
         )
         event.listen(made, "handle_error", tell_no_row)

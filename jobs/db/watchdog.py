@@ -29,14 +29,14 @@ TCP: Mapping[str, int] = {
     "keepalives_interval": 5,
     "keepalives_count": 2,
 }
-#: Options of the server: it ends statements that take too long, and drops connections whose client is gone.
-OPTIONS = " ".join(
-    f"-c {name}={value}"
-    for name, value in {
-        "statement_timeout": int(STATEMENT_SECONDS * 1000),
-        "lock_timeout": 10_000,
-        **{f"tcp_{name}": TCP[name] for name in TCP if name.startswith("keepalives")},
-    }.items()
+#: Settings of a session: the server ends statements that take too long, and drops connections whose client is gone.
+SESSION: Mapping[str, int] = {
+    "statement_timeout": int(STATEMENT_SECONDS * 1000),
+    "lock_timeout": 10_000,
+    **{f"tcp_{name}": TCP[name] for name in TCP if name.startswith("keepalives")},
+}
+_BEGIN_SESSION = "SELECT pg_backend_pid(), " + ", ".join(
+    f"set_config('{name}', '{value}', false)" for name, value in SESSION.items()
 )
 
 
@@ -81,6 +81,11 @@ class ServerProbe:
             raise psycopg.OperationalError("the server does not answer")
         made = Watched.connect(*args, **named)
         made.probe = self
+        try:
+            made.begin_session()
+        except psycopg.Error:
+            made.close()
+            raise
         return made
 
     def answers(self, host: str, port: int | str) -> bool:
@@ -97,6 +102,21 @@ class Watched(psycopg.Connection[Any]):
     """A connection that is closed when its server does not answer."""
 
     probe: ServerProbe | None = None
+    #: Whether a pooler such as PgBouncer stands between, which may give each transaction another connection of its own.
+    pooled = False
+
+    def begin_session(self) -> None:
+        """Set the settings of the session by a statement: poolers refuse them at the start of a connection.
+
+        A pooler is known by the process number that it made up for the connection. Behind it nothing is prepared: the
+        next transaction may be on a connection that has no such statement, or another client's.
+        """
+        self.autocommit = True
+        (pid, *_) = self.execute(_BEGIN_SESSION, prepare=False).fetchone() or (None,)
+        self.autocommit = False
+        self.pooled = pid != self.info.backend_pid
+        if self.pooled:
+            self.prepare_threshold = None
 
     def wait(self, gen: PQGen[R], interval: float = _INTERVAL, timeout: float | None = None) -> R:
         watched = gen if self.probe is None else self._probed(gen, self.probe)

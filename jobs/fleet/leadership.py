@@ -119,7 +119,11 @@ class _SqliteSeat:
 
 
 class _PostgresSeat:
-    """Hold the lock in a connection of its own, outside the pool."""
+    """Hold the lock in a connection of its own, outside the pool.
+
+    Behind a pooler that gives away the server's connection after each transaction, hold it in a transaction that stays
+    open as long as this process leads. At READ COMMITTED an idle transaction keeps no row from being removed.
+    """
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -129,8 +133,11 @@ class _PostgresSeat:
 
     def take(self) -> bool:
         try:
-            connection = self._db.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            if not connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": _LOCK}):
+            connection = self._db.engine.connect()
+            pooled = connection.connection.driver_connection.pooled  # type: ignore[union-attr]
+            level, lock = ("READ COMMITTED", "xact_lock") if pooled else ("AUTOCOMMIT", "lock")
+            connection = connection.execution_options(isolation_level=level)
+            if not connection.scalar(text(f"SELECT pg_try_advisory_{lock}(:lock)"), {"lock": _LOCK}):
                 connection.close()
                 return False
         except DBAPIError:

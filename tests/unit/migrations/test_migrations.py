@@ -561,8 +561,8 @@ def test_an_index_is_built_beside_a_writer_and_in_place_of_one_that_was_left_unf
     execute(empty_postgres, "CREATE INDEX ix_meta_value ON meta (key)")
     execute(empty_postgres, "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_meta_value'::regclass")
 
-    with engine.connect() as connection:
-        take_turn(connection)
+    with engine.connect() as turn, engine.connect() as connection:
+        take_turn(turn)
         context = MigrationContext.configure(connection)
         with context.begin_transaction(), Operations.context(context):
             create_index("ix_meta_value", "meta", ["value"])

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url, text
 
 from cli.doctor.command import examine
 from cli.doctor.findings import Finding, Health
@@ -12,6 +13,7 @@ from jobs.db.engine import Database
 from jobs.files.tables import File
 from jobs.platform.storage import DiskStorage
 from jobs.settings import Settings
+from tests.support.pooler import Pooler
 
 CONTENT = b"0123456789"
 
@@ -46,6 +48,13 @@ def deeply(folder: Path) -> dict[str, Finding]:
     return {finding.check: finding for finding in examine(folder, deep=True)}
 
 
+def change(url: str, statement: str) -> None:
+    db = Database(url)
+    with db.write() as session:
+        session.execute(text(statement))
+    db.close()
+
+
 def test_a_sound_deployment_is_sound_to_the_bottom(folder: Path) -> None:
     found = deeply(folder)
 
@@ -77,3 +86,47 @@ def test_damaged_pages_of_sqlite_are_found(folder: Path) -> None:
 
     assert found.health is Health.BROKEN
     assert "backup" in found.fix
+
+
+@pytest.mark.postgres
+def test_postgresql_is_checked_for_damage_that_it_knows_of(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTMILL_DATABASE_URL", postgres_url)
+    monkeypatch.setenv("NIGHTMILL_FLOWER_PORT", "1")
+    sound = deeply(tmp_path)["database content"]
+    change(
+        postgres_url, "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_file_project_created'::regclass"
+    )
+
+    damaged = deeply(tmp_path)["database content"]
+
+    assert sound.health is not Health.BROKEN, sound.message
+    assert (damaged.health, damaged.message) == (
+        Health.BROKEN,
+        "the index ix_file_project_created is not valid: REINDEX INDEX ix_file_project_created",
+    )
+
+
+@pytest.mark.postgres
+def test_a_pooler_before_postgresql_is_named_and_a_missing_limit_of_statements_told(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTMILL_FLOWER_PORT", "1")
+
+    def found(url: str) -> Finding | None:
+        monkeypatch.setenv("NIGHTMILL_DATABASE_URL", url)
+        return {finding.check: finding for finding in examine(tmp_path)}.get("database pooler")
+
+    with Pooler(postgres_url) as url:
+        unlimited = found(url)
+    database = make_url(postgres_url).database
+    change(postgres_url, f"ALTER ROLE CURRENT_USER IN DATABASE {database} SET statement_timeout = '30s'")
+    with Pooler(postgres_url) as url:
+        limited = found(url)
+
+    assert found(postgres_url) is None
+    assert unlimited is not None
+    assert limited is not None
+    assert (unlimited.health, limited.health) == (Health.WARNING, Health.FINE)
+    assert "statement_timeout" in unlimited.fix

@@ -19,22 +19,9 @@ from tests.support.system import eventually
 pytestmark = [pytest.mark.dialects, pytest.mark.postgres]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    made = Postgres()
-    yield made
-    made.close()
-
-
 @pytest.fixture
-def direct(server: Postgres) -> Iterator[str]:
-    with server.database() as url:
-        yield url
-
-
-@pytest.fixture
-def pooled(direct: str) -> Iterator[str]:
-    with Pooler(direct) as url:
+def pooled(postgres_url: str) -> Iterator[str]:
+    with Pooler(postgres_url) as url:
         yield url
 
 
@@ -60,9 +47,9 @@ def test_processes_whose_connections_are_mixed_do_not_meet_what_another_has_prep
 
 
 @pytest.mark.parametrize("way", ["direct", "pooled"])
-def test_one_dispatcher_leads_through_a_pooler_and_beside_one(direct: str, pooled: str, way: str) -> None:
+def test_one_dispatcher_leads_through_a_pooler_and_beside_one(postgres_url: str, pooled: str, way: str) -> None:
     with ExitStack() as stack:
-        urls = pooled, {"direct": direct, "pooled": pooled}[way]
+        urls = pooled, {"direct": postgres_url, "pooled": pooled}[way]
         first, second = [Leadership(Settings(database_url=url), opened(stack, url)) for url in urls]
 
         assert (first.take(), second.take()) == (True, False)
@@ -73,26 +60,29 @@ def test_one_dispatcher_leads_through_a_pooler_and_beside_one(direct: str, poole
         second.drop()
 
 
-def test_the_lock_of_a_leader_keeps_no_row_from_being_removed(direct: str, pooled: str) -> None:
+def test_the_lock_of_a_leader_keeps_no_row_from_being_removed(postgres_url: str, pooled: str) -> None:
     with ExitStack() as stack:
         leading = Leadership(Settings(database_url=pooled), opened(stack, pooled))
         assert leading.take()
         assert leading.holds()
-        with opened(stack, direct).read() as session:
-            idle = "SELECT backend_xmin, backend_xid FROM pg_stat_activity WHERE state = 'idle in transaction'"
+        with opened(stack, postgres_url).read() as session:
+            idle = """
+                SELECT backend_xmin, backend_xid FROM pg_stat_activity
+                WHERE datname = current_database() AND state LIKE 'idle in%'
+            """
             assert session.execute(text(idle)).all() == [(None, None)]
         leading.drop()
 
 
-def test_the_release_step_and_the_limits_of_statements_work_through_a_pooler(server: Postgres) -> None:
-    with server.database(migrated=False) as url, Pooler(url, size=1) as way, ExitStack() as stack:
+def test_the_release_step_and_the_limits_of_statements_work_through_a_pooler(postgres_server: Postgres) -> None:
+    with postgres_server.database(migrated=False) as url, Pooler(url, size=2) as way, ExitStack() as stack:
         migrate(way)
         with opened(stack, way).read() as session:
             assert session.scalar(text("SHOW statement_timeout")) == "30s"
 
 
-def test_a_connection_of_its_own_has_the_limits_and_is_known_as_such(direct: str) -> None:
-    with ExitStack() as stack, opened(stack, direct).engine.connect() as connection:
+def test_a_connection_of_its_own_has_the_limits_and_is_known_as_such(postgres_url: str) -> None:
+    with ExitStack() as stack, opened(stack, postgres_url).engine.connect() as connection:
         assert connection.scalar(text("SHOW statement_timeout")) == "30s"
         assert connection.scalar(text("SHOW lock_timeout")) == "10s"
         assert connection.connection.driver_connection.pooled is False  # type: ignore[union-attr]
