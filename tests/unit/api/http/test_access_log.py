@@ -19,7 +19,12 @@ def lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> 
     """Return a function that returns the lines of the access log so far."""
     caplog.set_level(logging.INFO, access_log.__name__)
     ids: list[str | None] = []
-    caplog.handler.addFilter(lambda _record: ids.append(logs.request_id()) or True)
+
+    def note(_record: logging.LogRecord) -> bool:
+        ids.append(logs.request_id())
+        return True
+
+    caplog.handler.addFilter(note)
 
     def read() -> list[dict[str, Any]]:
         wanted = ("method", "route", "status", "project", "seconds")
