@@ -113,7 +113,7 @@ class Plan:
     broker_answers: Callable[[], bool] = lambda: True
     repair_broker: Callable[[], None] = lambda: None
     shutdown_seconds: float = 0.0
-    more: Callable[[], Sequence[Service]] = tuple
+    more: Callable[[], Sequence[Service]] = lambda: ()
 
 
 def stop_seconds(shutdown_seconds: float) -> float:

@@ -62,7 +62,7 @@ def error_of(checks: Contents, body: Mapping[str, Any], model: str = "m") -> tup
     raw = {name: msgspec.Raw(json.dumps(value).encode()) for name, value in body.items()}
     bad = checks.error_of(model, 7, raw)
     assert bad is None or bad.line == 7
-    return bad and (bad.code, bad.param)
+    return None if bad is None else (bad.code, bad.param)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,12 @@ def test_what_is_no_schema_is_named_with_its_field(endpoint: str, body: dict[str
 
 def test_a_schema_of_many_lines_is_read_once_and_only_while_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[bytes] = []
-    monkeypatch.setattr(contents, "_fault_of", lambda raw: read.append(raw) or "it is none.")
+
+    def fault_of(raw: bytes) -> str:
+        read.append(raw)
+        return "it is none."
+
+    monkeypatch.setattr(contents, "_fault_of", fault_of)
     checks = Contents(CHAT, {})
 
     assert [error_of(checks, chat_form(BAD)) for _ in range(3)] == [(_ANSWER, "body.response_format")] * 3
