@@ -90,8 +90,8 @@ def submit(
     from cli.client.tables import Template, parse_schema
     from cli.output_files import require_writable
 
-    given = {"--at": at, "--after": after, "--every": every, "--timezone": timezone, "--sample": sample}
-    _check_together(given | {"--output": output, "--no-wait": not wait, "--no-check": not check})
+    options = {"--at": at, "--after": after, "--every": every, "--timezone": timezone, "--sample": sample}
+    _check_together(options | {"--output": output, "--no-wait": not wait, "--no-check": not check})
     columns = parse_schema(schema) if schema else None
     template = Template(model, prompt, system, columns, temperature, max_tokens, id_column)
     _check_table(file, endpoint, template)

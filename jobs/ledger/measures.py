@@ -109,7 +109,8 @@ def rows(session: Session) -> list[Measure]:
 
     What is added up meanwhile is missing or there twice, unless the session sees one snapshot of the database.
     """
-    sums = {(row.name, row.label, row.le): (row.count, row.seconds) for row in session.execute(select(_table))}
+    stored = select(Measure.name, Measure.label, Measure.le, Measure.count, Measure.seconds)
+    sums: Sums = {(name, label, le): (times, took) for name, label, le, times, took in session.execute(stored)}
     _merge(sums, session.scalars(select(MeasureChange.changes)))
     return [
         Measure(name=name, label=label, le=le, count=times, seconds=seconds)

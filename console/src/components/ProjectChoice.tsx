@@ -26,7 +26,7 @@ export function ProjectChoice() {
     })),
   });
   // A choice is named by its number, since a key has no place in the page. A key that was revoked is none.
-  const choices = keys.map((each, n): [string, string] => [String(n), formatName(projects[n]?.data?.name ?? "Project")]);
+  const choices = keys.map((_, n): [string, string] => [String(n), formatName(projects[n]?.data?.name ?? "Project")]);
   const options = choices.filter((_, n) => keys[n] === key || !projects[n]?.isError);
 
   function choose(chosen: string) {

@@ -21,6 +21,7 @@ const TEXTS: Readonly<Record<string, string>> = {
   waiting_for_vectors: "the vector database cannot be reached",
   waiting_for_device: "engines on the device of its training end what they run",
   waiting_for_checkpoint: "its training is paused, and makes a checkpoint first",
+  waiting_for_worker: "no live worker serves its queue",
   waiting_for_disk: "there is too little free space for its results",
 };
 
@@ -28,12 +29,13 @@ const TEXTS: Readonly<Record<string, string>> = {
 export function waitOf(job: Waiter): Wait | null {
   const { model_status: status, waiting_for: reason } = job;
   if (status?.status === "loading") return { text: "the model is loading", since: status.since ?? null, action: toModel(status.model) };
-  if (status || reason === "waiting_for_model") {
-    const model = status?.model ?? job.model;
-    return { text: `no live worker serves ${model ?? "its model"}`, since: null, action: model === null ? null : toModel(model) };
-  }
+  if (status || reason === "waiting_for_model") return noWorker(status?.model ?? job.model);
   if (reason) return { text: TEXTS[reason] ?? words(reason), since: null, action: actionOf(job.id, reason) };
   return job.state === "queued" ? { text: "no worker has taken it up yet", since: null, action: null } : null;
+}
+
+function noWorker(model: string | null): Wait {
+  return { text: `no live worker serves ${model ?? "its model"}`, since: null, action: model === null ? null : toModel(model) };
 }
 
 function toModel(model: string): Wait["action"] {
