@@ -58,7 +58,7 @@ def test_demo_says_what_is_missing_and_fails(tmp_path: Path, engine: str) -> Non
     done = run(tmp_path, engine, "nobody-has-this")
 
     assert done.returncode == 1, done.stdout
-    assert "the demo is not complete: plain failed" in done.stdout
+    assert "The model 'nobody-has-this' does not exist." in done.stdout
 
 
 def test_rows_are_held_out_and_of_all_kinds() -> None:

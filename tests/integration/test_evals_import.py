@@ -166,7 +166,7 @@ def write(folder: Path, *objects: Any) -> str:
         ({"status": "perhaps"}, "its status is none of"),
         ({"datasource_item": [1]}, "Expected `object`"),
         ({"datasource_item_id": -1}, "Expected `int` >= 0"),
-        ({"sample": {"output": "x"}}, "Expected `array`"),
+        ({"sample": {"output": "x"}}, "Expected `array | null`"),
         ({"sample": {"output": ["x"]}}, "Expected `object`"),
     ],
 )
