@@ -219,7 +219,7 @@ class System:
             command = [sys.executable, "-m", "tests.support.tiny_llama", str(folder / "base")]
             subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
 
-    def start(self, seconds: float = 120.0) -> None:
+    def start(self, seconds: float = 240.0) -> None:
         """Start it, and wait until it takes requests and its workers have joined."""
         with self._output.open("ab") as output:
             command = [sys.executable, "-m", "cli", "up", *self._options]
