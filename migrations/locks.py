@@ -15,9 +15,10 @@ _LIMITS: Final = "SELECT set_config('lock_timeout', '10s', true), set_config('st
 def take_turn(connection: Connection) -> None:
     """Wait until no other process upgrades this database. The turn lasts as long as the connection's transaction.
 
-    So it also works through a pooler. The transaction has no snapshot, which CREATE INDEX CONCURRENTLY would wait for.
+    So it also works through a pooler. The statement has no parameters: one with parameters would keep its snapshot as
+    long as the transaction lasts, and CREATE INDEX CONCURRENTLY would wait for that.
     """
-    while not connection.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": _LOCK}):
+    while not connection.scalar(text(f"SELECT pg_try_advisory_xact_lock({_LOCK})")):
         connection.rollback()
         threading.Event().wait(_TURN_SECONDS)
 
