@@ -16,7 +16,11 @@ from tests.support.pooler import Pooler
 from tests.support.services import Postgres
 from tests.support.system import eventually
 
-pytestmark = [pytest.mark.dialects, pytest.mark.postgres]
+pytestmark = [
+    pytest.mark.dialects,
+    pytest.mark.postgres,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # the pooler drops connections
+]
 
 
 @pytest.fixture
