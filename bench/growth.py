@@ -172,7 +172,8 @@ def requests(app: FastAPI, client: TestClient, job_id: str) -> dict[str, Callabl
         "one job": f"/v1/jobs/{job_id}",
     }
     measured: dict[str, Callable[[], object]] = {what: partial(_get, client, path) for what, path in pages.items()}
-    measured["a scrape"] = lambda: Exposition(services.db, services.models, lambda: False, 0.0).text()
+    exposition = Exposition(services.config, services.db, services.models, lambda: False, 0.0)
+    measured["a scrape"] = exposition.text
     retention = Retention(services.config, services.db, services.storage)
     measured["a pass of retention"] = retention.run
     return measured

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.fleet.leadership import ELECTED_AT, Leadership
-from jobs.fleet.tables import Measure, Meta
+from jobs.fleet.tables import Meta
 from jobs.ledger import measures
 from jobs.ledger.states import LIVE
 from jobs.ledger.tables import Job
@@ -27,12 +27,12 @@ _FAILURES = {
 
 def counted_failures(session: Session) -> Iterator[Metric]:
     """Yield failures of all processes, which the next transaction of each has written down."""
-    rows = session.execute(select(Measure.name, Measure.label, Measure.count).where(Measure.name.in_(_FAILURES))).all()
+    rows = measures.rows(session)
     for name, (metric, says) in _FAILURES.items():
         family = CounterMetricFamily(metric, says, labels=["reason"])
-        for what, reason, count in rows:
-            if what == name:
-                family.add_metric([reason], count)
+        for row in rows:
+            if row.name == name:
+                family.add_metric([row.label], row.count)
         yield family
 
 
@@ -56,14 +56,14 @@ def elections(session: Session) -> Iterator[Metric]:
     if elected_at is not None:
         since.add_metric([], float(elected_at))
     yield since
-    count = session.scalar(select(func.sum(Measure.count)).where(Measure.name == measures.ELECTIONS))
-    yield CounterMetricFamily("nightmill_dispatcher_elections", "Elections of a dispatcher.", value=int(count or 0))
+    count = sum(row.count for row in measures.rows(session) if row.name == measures.ELECTIONS)
+    yield CounterMetricFamily("nightmill_dispatcher_elections", "Elections of a dispatcher.", value=count)
 
 
 def leader(config: Settings, db: Database) -> Iterator[Metric]:
     """Yield whether a dispatcher leads. Raises DatabaseBusy."""
     leads = Leadership(config, db).taken()
-    yield GaugeMetricFamily("nightmill_dispatcher_leads", "1: a dispatcher leads, of whatever host.", value=leads)
+    yield GaugeMetricFamily("nightmill_dispatcher_leads", "1: a dispatcher leads, on any host.", value=leads)
 
 
 def disk_space(config: Settings) -> Iterator[Metric]:

@@ -120,7 +120,7 @@ class Contents:
         """Return a number of tokens that the longest prompt of a body has at least; little more than `limit`."""
         given = msgspec.json.decode(body[name])
         if self._endpoint == COMPLETIONS:
-            prompts = given if isinstance(given, list) and not all(isinstance(one, int) for one in given) else [given]
+            prompts = given if isinstance(given, list) and not all(isinstance(part, int) for part in given) else [given]
             return max((_count([prompt], file, limit) for prompt in prompts), default=0)
         first = msgspec.json.decode(body["instructions"]) if "instructions" in body else None
         return _count([first, *_texts(given)], file, limit)
@@ -171,8 +171,8 @@ def _count(prompt: list[Any], file: str, limit: int) -> int:
         if isinstance(text, list):
             return len(text)
         for start in range(0, len(text) if isinstance(text, str) else 0, _SLICE):
-            found = len(_tokenizer(file).encode(text[start : start + _SLICE], add_special_tokens=False).ids)
-            tokens += max(0, found - (2 if start else 0))  # a cut may add one, and the beginning of a text another
+            length = len(_tokenizer(file).encode(text[start : start + _SLICE], add_special_tokens=False).ids)
+            tokens += max(0, length - (2 if start else 0))  # a cut may add one, and the beginning of a text another
             if tokens > limit:
                 return tokens
     return tokens

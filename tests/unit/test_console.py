@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def test_without_node_the_build_says_so_in_a_line_and_succeeds(tmp_path: Path) -
     script.write_bytes((ROOT / ".ci" / "console").read_bytes())
     script.chmod(0o755)
     (tmp_path / "api" / "app.py").touch()
+    shutil.copy(ROOT / ".ci" / "steps", script.parent)
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nexit 1\n")
     python.chmod(0o755)

@@ -181,7 +181,7 @@ class InteractiveConsumer:
             try:
                 end = (refused or await self._while_awaited(request, queue.limiter)) if awaited else None
             except HandedOver:
-                await queue.put_back(self._redis, request)
+                await queue.requeue(self._redis, request)
             else:
                 await self._answers.finish(request, end)
         except asyncio.CancelledError:

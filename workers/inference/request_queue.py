@@ -166,11 +166,11 @@ class RequestQueue:
         popped = await redis.blpop([queue_key(self.name)], timeout=self._timings.interactive_take)
         if popped and (self._closed or not self._listening.is_set()):  # it came late: for another worker
             if request := _read(popped[1]):
-                await self.put_back(redis, request)
+                await self.requeue(redis, request)
             return ()
         return popped[1:] if popped else ()
 
-    async def put_back(self, redis: Any, request: QueuedRequest) -> None:
+    async def requeue(self, redis: Any, request: QueuedRequest) -> None:
         """Put a request at the head of its queue again, where another worker takes it. Raises RedisError, OSError."""
         await redis.eval(_RETURN, 1, queue_key(self.name), pack(request), queue_seconds(request))
 

@@ -379,7 +379,7 @@ def test_metrics_count_what_happened(app: FastAPI, client: TestClient, nobody: T
 
 def test_a_scrape_reads_through_no_table_that_only_grows(app: FastAPI) -> None:
     services = app.state.services
-    exposition = Exposition(services.db, services.models, lambda: False, 0.0)
+    exposition = Exposition(services.config, services.db, services.models, lambda: False, 0.0)
 
     with explained(services.db) as steps:
         exposition.text()

@@ -158,5 +158,5 @@ def test_jobs_show_their_tokens_and_times_and_that_there_are_more(client: Client
         "job", "kind", "model", "state", "done", "failed", "tokens", "created", "duration",
     ]  # fmt: skip
     [done] = [words for words in map(str.split, every.stdout.splitlines()) if words[0] == ids[0]]
-    assert done[4:9] == ["4", "of", "4", "0", "20"]
+    assert done[6:11] == ["4", "of", "4", "0", "20"]
     assert done[-1] == "s"

@@ -394,7 +394,7 @@ async def test_what_a_client_has_read_is_dropped_by_bytes_too(url: str, linger: 
     assert behind < held < behind + 4 * 64 * 1024
 
 
-async def test_a_request_that_a_stopping_worker_has_put_back_waits_for_another_worker(url: str) -> None:
+async def test_a_request_that_a_stopping_worker_has_requeued_waits_for_another_worker(url: str) -> None:
     seconds = {"interactive_silence": 0.0, "interactive_taken": 0.0}
     async with clients(settings(url), **seconds) as some, interactive.connect(url) as server:
         queued = await some.ask("one")

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy, StorageFull, StorageUnavailable
-from jobs.fleet.tables import Measure, Meta
+from jobs.fleet.tables import Meta
 from jobs.ledger import measures
 from jobs.platform import failures
 from jobs.platform.storage import DiskStorage
@@ -28,9 +28,8 @@ def none_before() -> Iterator[None]:
 
 def written(db: Database) -> dict[tuple[str, str], int]:
     names = failures.DATABASE, failures.STORAGE
-    rows = select(Measure.name, Measure.label, Measure.count).where(Measure.name.in_(names))
     with db.read() as session:
-        return {(name, label): count for name, label, count in session.execute(rows)}
+        return {(row.name, row.label): row.count for row in measures.rows(session) if row.name in names}
 
 
 def change(db: Database, key: str) -> None:
@@ -52,11 +51,12 @@ def test_failures_stay_counted_where_the_transaction_that_took_them_fails(
 ) -> None:
     failures.count(failures.STORAGE, "full")
 
-    def fail(*_: Any) -> Any:
-        raise OperationalError("INSERT", {}, ConnectionError())
+    class Failing:
+        def _execute_on_connection(self, *_: Any) -> Any:
+            raise OperationalError("INSERT", {}, ConnectionError())
 
     with monkeypatch.context() as patch:
-        patch.setattr(measures, "_adding", fail)
+        patch.setattr(measures, "_CHANGE", Failing())
         with pytest.raises(DatabaseBusy):
             change(sqlite, "first")
     change(sqlite, "second")
