@@ -1,6 +1,6 @@
 """Metrics that operators alert on: failures, the leader, free disk space, and the ages of what waits."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.fleet.leadership import ELECTED_AT, Leadership
-from jobs.fleet.tables import Meta
+from jobs.fleet.tables import Measure, Meta
 from jobs.ledger import measures
 from jobs.ledger.states import LIVE
 from jobs.ledger.tables import Job
@@ -25,9 +25,8 @@ _FAILURES = {
 }
 
 
-def counted_failures(session: Session) -> Iterator[Metric]:
+def counted_failures(rows: Sequence[Measure]) -> Iterator[Metric]:
     """Yield failures of all processes, which the next transaction of each has written down."""
-    rows = measures.rows(session)
     for name, (metric, says) in _FAILURES.items():
         family = CounterMetricFamily(metric, says, labels=["reason"])
         for row in rows:
@@ -49,14 +48,14 @@ def ages(session: Session) -> Iterator[Metric]:
     yield GaugeMetricFamily("nightmill_webhook_oldest_due_seconds", "For how long a delivery has been due.", value=late)
 
 
-def elections(session: Session) -> Iterator[Metric]:
+def elections(session: Session, rows: Sequence[Measure]) -> Iterator[Metric]:
     """Yield when the dispatcher that leads, or led last, was elected, and the number of elections."""
     elected_at = session.scalar(select(Meta.value).where(Meta.key == ELECTED_AT))
     since = GaugeMetricFamily("nightmill_dispatcher_elected_timestamp_seconds", "Unix time of the last election.")
     if elected_at is not None:
         since.add_metric([], float(elected_at))
     yield since
-    count = sum(row.count for row in measures.rows(session) if row.name == measures.ELECTIONS)
+    count = sum(row.count for row in rows if row.name == measures.ELECTIONS)
     yield CounterMetricFamily("nightmill_dispatcher_elections", "Elections of a dispatcher.", value=count)
 
 

@@ -236,7 +236,8 @@ def _workers(session: Session) -> Iterator[Metric]:
 def _measures(session: Session) -> Iterator[Metric]:
     """Yield histograms and counters from the few rows of measures."""
     rows_by_measure: dict[str, dict[str, list[Measure]]] = {}
-    for row in measures.rows(session):
+    all_rows = measures.rows(session)
+    for row in all_rows:
         rows_by_measure.setdefault(row.name, {}).setdefault(row.label, []).append(row)
     for measure, (name, says, label) in _HISTOGRAMS.items():
         family = HistogramMetricFamily(name, says, labels=[label] if label else [])
@@ -250,6 +251,8 @@ def _measures(session: Session) -> Iterator[Metric]:
     refusals = CounterMetricFamily("nightmill_broker_refusals", "Attempts to publish that the broker refused.")
     refusals.add_metric([], sum(row.count for row in rows_by_measure.get(measures.REFUSALS, {}).get("", ())))
     yield refusals
+    yield from alert_metrics.counted_failures(all_rows)
+    yield from alert_metrics.elections(session, all_rows)
 
 
 def _buckets(rows: Sequence[Measure]) -> list[tuple[str, int]]:
@@ -311,7 +314,5 @@ _READERS: tuple[Callable[[Session], Any], ...] = (
     _losses,
     _webhooks,
     _cache,
-    alert_metrics.counted_failures,
     alert_metrics.ages,
-    alert_metrics.elections,
 )

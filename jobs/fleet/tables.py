@@ -115,7 +115,7 @@ class Measure(Base):
 
 
 class MeasureChange(Base):
-    """What one transaction has counted: [name, label, le, count, seconds] of several measures."""
+    """Hold what one transaction has counted: [name, label, le, count, seconds] of several measures."""
 
     __tablename__ = "measure_change"
 
