@@ -16,6 +16,7 @@ from jobs.ledger.throughput import Window
 router = resource("Jobs")
 
 _DAY: Final = 86_400
+_MAX_STEP: Final = 10_800
 _MAX_BUCKETS: Final = 360
 
 
@@ -42,13 +43,13 @@ class Throughput(BaseModel):
 @router.get("/throughput")
 def retrieve_throughput(
     call: Call,
-    seconds: Annotated[int, Query(ge=300, le=_DAY, description="How far back.")] = _DAY,
+    seconds: Annotated[int, Query(ge=300, le=7 * _DAY, description="How far back.")] = _DAY,
     step: Annotated[
-        int, Query(ge=60, le=3600, description=f"Seconds of a bucket; there are at most {_MAX_BUCKETS} buckets.")
+        int, Query(ge=60, le=_MAX_STEP, description=f"Seconds of a bucket; there are at most {_MAX_BUCKETS} buckets.")
     ] = 300,
     model: Annotated[str | None, Query(max_length=255, description="Only jobs that ask for this model.")] = None,
 ) -> Throughput:
-    """Return the lines and tokens that the project's jobs have answered in the last day.
+    """Return the lines and tokens that the project's jobs have answered, over a week at most.
 
     A line counts when a worker has stored its result, which is up to a second after the answer.
     """

@@ -11,7 +11,7 @@ import { Card } from "@/components/Page";
 import { Figure } from "@/components/Quantity";
 import { useModels } from "@/pages/fleet/models/served";
 
-import { SPANS } from "./address";
+import { overviewSearch, spanOf, SPANS, type Span } from "./address";
 
 const route = getRouteApi("/");
 
@@ -27,24 +27,24 @@ interface Totals {
   tokens: number;
 }
 
-/** Show lines and tokens of the last five minutes as figures, and those of the last hour or day as charts. */
+/** Show lines and tokens of the last five minutes as figures, and those of the last hour, day or week as charts. */
 export function Traffic() {
-  const { hours = 24, model } = route.useSearch();
-  const { step } = SPANS.find((span) => span.hours === hours)!;
-  const span = useThroughput({ seconds: hours * 3_600, step, model });
+  const { span: chosen, model } = route.useSearch();
+  const span = spanOf(chosen);
+  const answered = useThroughput({ seconds: span.seconds, step: span.step, model });
   const recent = useThroughput({ seconds: 300, step: 60, model });
   return (
     <div className="stack">
-      <Choice hours={hours} model={model} />
-      <Loaded what="the last hours" query={span}>
-        {({ data }) => <Figures buckets={data} hours={hours} step={step} recent={recent.data?.data} />}
+      <Choice span={span} model={model} />
+      <Loaded what="the last hours" query={answered}>
+        {({ data }) => <Figures buckets={data} span={span} recent={recent.data?.data} />}
       </Loaded>
     </div>
   );
 }
 
-/** Choose the hours and the model of the charts; both stand in the address. */
-function Choice({ hours, model }: { hours: number; model: string | undefined }) {
+/** Choose the span and the model of the charts; both stand in the address. */
+function Choice({ span, model }: { span: Span; model: string | undefined }) {
   const navigate = route.useNavigate();
   const models = useModels();
   const names = (models.data?.data ?? []).map(({ id }) => [id, id] as const);
@@ -52,9 +52,9 @@ function Choice({ hours, model }: { hours: number; model: string | undefined }) 
     <div className="filters">
       <Field label="Span">
         <Select
-          value={String(hours)}
-          options={SPANS.map((span) => [String(span.hours), formatCount(span.hours, "hour")] as const)}
-          onChange={(chosen) => void navigate({ search: (search) => ({ ...search, hours: chosen === "1" ? 1 : undefined }), replace: true })}
+          value={span.id}
+          options={SPANS.map(({ id, name }) => [id, name] as const)}
+          onChange={(chosen) => void navigate({ search: (search) => ({ ...search, ...overviewSearch({ ...search, span: chosen }) }), replace: true })}
         />
       </Field>
       <Field label="Lines of">
@@ -70,30 +70,28 @@ function Choice({ hours, model }: { hours: number; model: string | undefined }) 
 
 interface FiguresProps {
   buckets: readonly Bucket[];
-  hours: number;
-  step: number;
+  span: Span;
   recent: readonly Bucket[] | undefined;
 }
 
-function Figures({ buckets, hours, step, recent }: FiguresProps) {
+function Figures({ buckets, span, recent }: FiguresProps) {
   const sums = totalsOf(buckets);
-  const span = formatCount(hours, "hour");
   return (
     <div className="stack">
       <div className="grid figures">
         {recent && <Rates buckets={recent} />}
         <Card>
-          <Figure name={`Lines in ${span}`} value={formatNumber(sums.lines)} remark={`${formatCompact(sums.tokens)} tokens`} />
+          <Figure name={`Lines in ${span.name}`} value={formatNumber(sums.lines)} remark={`${formatCompact(sums.tokens)} tokens`} />
         </Card>
         <Card>
           <Figure
-            name={`Failed in ${span}`}
+            name={`Failed in ${span.name}`}
             value={<span className={sums.failed > 0 ? "bad" : undefined}>{formatNumber(sums.failed)}</span>}
             remark={sums.lines > 0 ? `${formatShare(sums.failed / sums.lines)} of the lines` : "no lines"}
           />
         </Card>
       </div>
-      {sums.lines > 0 && <Charts buckets={buckets} minutes={step / 60} />}
+      {sums.lines > 0 && <Charts buckets={buckets} step={span.step} />}
     </div>
   );
 }
@@ -124,14 +122,15 @@ function Rates({ buckets }: { buckets: readonly Bucket[] }) {
   );
 }
 
-function Charts({ buckets, minutes }: { buckets: readonly Bucket[]; minutes: number }) {
+function Charts({ buckets, step }: { buckets: readonly Bucket[]; step: number }) {
+  const each = step < 3_600 ? formatCount(step / 60, "minute") : formatCount(step / 3_600, "hour");
   const times = buckets.map((bucket) => bucket.start_time);
   return (
     <div className="grid halves">
       <Card>
         <Chart
           bars
-          title={`Lines, ${formatCount(minutes, "minute")} each`}
+          title={`Lines, ${each} each`}
           x={times}
           series={[
             { label: "answered", colour: "--accent", values: buckets.map((bucket) => bucket.lines - bucket.failed) },
@@ -142,7 +141,7 @@ function Charts({ buckets, minutes }: { buckets: readonly Bucket[]; minutes: num
       <Card>
         <Chart
           bars
-          title={`Tokens, ${formatCount(minutes, "minute")} each`}
+          title={`Tokens, ${each} each`}
           x={times}
           series={[
             { label: "input", colour: "--accent", values: buckets.map((bucket) => bucket.input_tokens) },
