@@ -62,11 +62,10 @@ export function Table<Row extends object>({ label, columns, rows, rowKey, rowLin
           <tr>
             {selected && (
               <th scope="col">
-                <input
-                  type="checkbox"
-                  aria-label="Select all"
+                <Box
+                  label="Select all"
                   checked={rows.length > 0 && rows.every((row) => selected.has(rowKey(row)))}
-                  onChange={(event) => onSelect?.(new Set(event.target.checked ? rows.map(rowKey) : []))}
+                  onChange={(checked) => onSelect?.(new Set(checked ? rows.map(rowKey) : []))}
                 />
               </th>
             )}
@@ -98,11 +97,10 @@ export function Table<Row extends object>({ label, columns, rows, rowKey, rowLin
             <tr key={row.id} className={rowLink && "linked"}>
               {selected && (
                 <td>
-                  <input
-                    type="checkbox"
-                    aria-label={`Select ${row.id}`}
+                  <Box
+                    label={`Select ${row.id}`}
                     checked={selected.has(row.id)}
-                    onChange={(event) => onSelect?.(changed(selected, row.id, event.target.checked))}
+                    onChange={(checked) => onSelect?.(changed(selected, row.id, checked))}
                   />
                 </td>
               )}
@@ -122,6 +120,15 @@ export function Table<Row extends object>({ label, columns, rows, rowKey, rowLin
         </tbody>
       </table>
     </div>
+  );
+}
+
+/** Render a box that selects a row; a finger can hit it. */
+function Box({ label, checked, onChange }: { label: string; checked: boolean; onChange: (checked: boolean) => void }) {
+  return (
+    <label className="box">
+      <input type="checkbox" aria-label={label} checked={checked} onChange={(event) => onChange(event.target.checked)} />
+    </label>
   );
 }
 
