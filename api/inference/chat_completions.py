@@ -14,14 +14,13 @@ import msgspec
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from pydantic import Field
-from sqlalchemy import or_
 
 from api.deps import Call, CallContext
 from api.http import sse
 from api.http.bodies import Body, Many, resource
 from api.http.fields import Context, Metadata
 from api.http.idempotency import Once
-from api.http.paging import After, Limit20, Order, Page, cursor_details, deleted, find, slice_of, with_metadata
+from api.http.paging import After, Limit20, Order, Page, cursor_details, page, slice_of
 from api.http.space import check_space
 from api.inference.chunks import Chunks
 from api.inference.interactive import Events, InferenceRequest, resume, stream_response, submit, whole_response
@@ -40,7 +39,6 @@ from jobs.platform.storage import let_go
 from jobs.requests.endpoints import CHAT
 
 _OWN_FIELDS = frozenset({"metadata", "store"})
-_TRIES = 3  # of a page; each found an object deleted at that moment
 
 STORED = StoredAnswers(
     StoredCompletion, CHAT, stored.completion_path, "chat_completion", "Chat completion", "completion_id"
@@ -236,22 +234,9 @@ def list_chat_completions(
     ] = None,
 ) -> Page[CompletionObject]:
     """List stored completions, the oldest first. `metadata[key]=value` selects, up to 16 times."""
-    completions = STORED.of(call)
-    statement = with_metadata(
-        completions, StoredCompletion.metadata_, request.query_params.multi_items(), sqlite=call.db.sqlite
-    )
-    if model is not None:
-        statement = statement.where(or_(StoredCompletion.requested_model == model, StoredCompletion.model == model))
-    for _ in range(_TRIES):
-        with call.db.read() as session:
-            deletions = deleted(call, "chat_completion.delete")
-            cursor: dict[str, Any] = {"after": after, "limit": limit, "order": order}
-            rows, more = find(session, statement, StoredCompletion, among=completions, deletions=deletions, **cursor)
-        shown = [_show(stored_answer) for row in rows if (stored_answer := _read(call, row))]
-        if len(shown) == len(rows):
-            break
-    first, last = (shown[0].id, shown[-1].id) if shown else (None, None)
-    return Page(data=shown, first_id=first, last_id=last, has_more=more)
+    cursor = {"after": after, "limit": limit, "order": order}
+    completions, more = STORED.page(call, request, model, partial(_read, call), cursor)
+    return page(completions, more, _show)
 
 
 @router.get("/chat/completions/{completion_id}")

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from api.deps import Call, CallContext
 from api.http.bodies import Many, resource
 from api.http.idempotency import Idempotent, Once
-from api.http.paging import After, Limit20, Order, Page, slice_of
+from api.http.paging import After, Limit20, Order, Page, page, slice_of
 from api.inference import response_streams, stored_answers
 from api.inference.interactive import (
     JSON_BODY,
@@ -33,7 +33,14 @@ from api.inference.interactive import (
     whole_response,
 )
 from api.inference.response_streams import follow
-from api.inference.schemas import InputItem, ItemObject, ResponseDeleted, show_item, show_items
+from api.inference.schemas import (
+    InputItem,
+    ItemObject,
+    ResponseDeleted,
+    ResponseObject,
+    show_item,
+    show_items,
+)
 from api.inference.stored_answers import answered_once, as_json, referred
 from api.inference.turns import (
     CreateResponse,
@@ -90,6 +97,24 @@ async def create_response(
     return await _stored_once(turn, request, once)
 
 
+@router.get("/responses")
+def list_responses(
+    request: Request,
+    call: Call,
+    after: After = None,
+    limit: Limit20 = 20,
+    order: Order = "desc",
+    model: Annotated[
+        str | None, Query(max_length=255, description="As it was asked for, or as the answer names it.")
+    ] = None,
+) -> Page[ResponseObject]:
+    """List stored responses, the newest first. `metadata[key]=value` selects, up to 16 times."""
+    cursor = {"after": after, "limit": limit, "order": order}
+    read = partial(stored_answers.read_response, call)
+    found, more = stored_answers.STORED_RESPONSES.page(call, request, model, read, cursor)
+    return page(found, more, _show)
+
+
 @router.get("/responses/{response_id}", response_class=Response, responses=JSON_OR_STREAM)
 async def retrieve_response(
     call: Call,
@@ -137,6 +162,10 @@ def list_input_items(
     """List the items that the model was shown, with those of earlier turns."""
     items = show_items(response_id, responses.items(stored_answers.load_response(call, response_id)))
     return slice_of(items, ItemObject.model_validate, after=after, limit=limit, order=order)
+
+
+def _show(stored_answer: StoredAnswer) -> ResponseObject:
+    return ResponseObject.model_validate(responses.without_results(stored_answer.response))
 
 
 def _queued(turn: Turn, once: Once) -> tuple[StoredAnswer, bool]:

@@ -47,6 +47,15 @@ NewItem = Annotated[InputItem, AfterValidator(_whole)]
 _INPUT, _OUTPUT = "input_text", "output_text"
 
 
+class ResponseObject(BaseModel):
+    """A stored response in its current state, with the fields of OpenAI's."""
+
+    model_config = {"extra": "allow"}
+
+    id: str
+    object: Literal["response"] = "response"
+
+
 class ResponseDeleted(BaseModel):
     id: str
     object: Literal["response"] = "response"

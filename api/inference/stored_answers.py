@@ -22,9 +22,10 @@ from functools import partial
 from typing import Any
 
 import msgspec
+from fastapi import Request
 from fastapi.responses import Response
 from pydantic import BaseModel
-from sqlalchemy import Select, select
+from sqlalchemy import Select, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -32,6 +33,7 @@ from api import shares
 from api.deps import CallContext
 from api.errors import clip
 from api.http.idempotency import Lease, Make, Once
+from api.http.paging import cursor_details, deleted, find, with_metadata
 from api.http.space import check_project, remove_unowned, reserve_or_remove
 from api.shares import run_in_threadpool
 from jobs.clock import now
@@ -53,6 +55,7 @@ class Reference(BaseModel):
 
 
 _LONGEST_NAME = 255
+_TRIES = 3  # of a page; each found an object deleted at that moment
 Answered = dict[str, Any]
 #: Runs a function that makes a row, in one transaction.
 Run = Callable[[Make], object]
@@ -72,7 +75,7 @@ class StoredAnswers:
     def prepare(self, call: CallContext, stored_answer: StoredAnswer) -> Callable[[Session], Reference]:
         """Write the object; return the function that inserts its row. Raises ProjectFull."""
         created, columns = now(), _selected_by(stored_answer)
-        answer_id, data = str(stored_answer.response["id"]), encode(self.url, stored_answer)
+        answer_id, data = stored_answer.id, encode(self.url, stored_answer)
         path, size = self.path(answer_id), len(data)
         check_project(call, size)
         call.storage.put(path, data)
@@ -129,6 +132,33 @@ class StoredAnswers:
         if row is None:
             raise self.not_found(answer_id)
         return row
+
+    def page(
+        self,
+        call: CallContext,
+        request: Request,
+        model: str | None,
+        read: Callable[[Any], StoredAnswer | None],
+        cursor: Mapping[str, Any],
+    ) -> tuple[list[StoredAnswer], bool]:
+        """Return a page of answers, and whether there are more. `metadata[key]=value` in the query selects.
+
+        `read` loads the answer of a row, None where it was deleted a moment ago. `model` is as it was asked for, or
+        as the answer names it. `cursor` holds `after`, `limit` and `order`.
+        """
+        answers = self.of(call)
+        metadata, query = self.table.metadata_, request.query_params.multi_items()
+        statement = with_metadata(answers, metadata, query, sqlite=call.db.sqlite)
+        if model is not None:
+            statement = statement.where(or_(self.table.requested_model == model, self.table.model == model))
+        for _ in range(_TRIES):
+            with call.db.read() as session:
+                deletions = deleted(call, f"{self.action}.delete")
+                rows, more = find(session, statement, self.table, among=answers, deletions=deletions, **cursor)
+            found = [answer for row in rows if (answer := read(row)) is not None]
+            if len(found) == len(rows):
+                break
+        return found, more
 
     def not_found(self, answer_id: str) -> NotFound:
         return NotFound(f"{self.noun} with id '{clip(answer_id)}' not found.", param=self.param)
@@ -266,8 +296,18 @@ def load_response(call: CallContext, response_id: str, *, reserve: bool = False)
         raw = handle.read()
     if reserve:
         shares.reserve(len(raw))
-    stored_answer = decode(raw)
-    return StoredAnswer(stored_answer.request, _as_it_stands(stored_answer.response, job)) if job else stored_answer
+    return _with_state(decode(raw), job)
+
+
+def read_response(call: CallContext, row: StoredResponse) -> StoredAnswer | None:
+    """Return the response of a row in its current state, None where it was deleted a moment ago."""
+    with call.db.read() as session:
+        job = _job(session, row)
+    try:
+        with call.storage.reader(row.path) as handle:
+            return _with_state(decode(handle.read()), job)
+    except NotFound:
+        return None
 
 
 def response_status(session: Session, call: CallContext, response_id: str) -> str | None:
@@ -298,7 +338,7 @@ def delete_response(call: CallContext, response_id: str) -> None:
         if job is not None:
             _stop(session, call, job)
         session.delete(row)
-        call.record(session, "response.delete", row.id)
+        call.record(session, "response.delete", row.id, cursor_details(row))
         paths = [row.path, *([f"jobs/{row.id}"] if job is not None and job.state in TERMINAL else [])]
     let_go(call.storage, paths)
 
@@ -316,13 +356,15 @@ def _stop(session: Session, call: CallContext, job: Job) -> bool:
         return False
 
 
-def _as_it_stands(response: Mapping[str, Any], job: Job) -> dict[str, Any]:
+def _with_state(stored_answer: StoredAnswer, job: Job | None) -> StoredAnswer:
     """Return the response with the job's state. A succeeded job has its answer in the object, written before."""
-    status = _STATUS.get(job.state)
-    if status is None:
-        return dict(response)
+    status = _STATUS.get(job.state) if job is not None else None
+    if job is None or status is None:
+        return stored_answer
+    response = stored_answer.response
     error = None
     if status == "failed":
         first_error = (job.errors or [{}])[0]
         error = _EXPIRED if job.state == JobState.EXPIRED else response.get("error") or responses.error_of(first_error)
-    return {**response, "status": status, "output": [], "usage": None, "incomplete_details": None, "error": error}
+    state = {"status": status, "output": [], "usage": None, "incomplete_details": None, "error": error}
+    return StoredAnswer(stored_answer.request, {**response, **state})

@@ -21,9 +21,14 @@ class StoredAnswer:
     request: dict[str, Any]
     response: dict[str, Any]
 
+    @property
+    def id(self) -> str:
+        """Return the id that the client is shown."""
+        return str(self.response["id"])
+
 
 def encode(url: str, stored_answer: StoredAnswer) -> bytes:
-    line = {"custom_id": stored_answer.response["id"], "method": "POST", "url": url, "body": stored_answer.request}
+    line = {"custom_id": stored_answer.id, "method": "POST", "url": url, "body": stored_answer.request}
     return msgspec.json.encode({**line, "response": stored_answer.response}) + b"\n"
 
 

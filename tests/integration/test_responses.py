@@ -80,6 +80,40 @@ def test_the_output_of_a_function_needs_its_call(shop: Shop) -> None:
     assert (refused.value.param, shop.asked) == ("input", [])
 
 
+def _listed(client: openai.OpenAI, query: str = "") -> Any:
+    return client.get(f"/responses{query}", cast_to=object)
+
+
+def test_stored_responses_are_listed_newest_first(shop: Shop) -> None:
+    first, second = _create(shop, "one", metadata={"team": "blue"}), _create(shop, "two")
+    _create(shop, "three", store=False)
+
+    page = _listed(shop.client)
+
+    assert [Response.model_validate(response) for response in page["data"]] == [second, first]
+    assert (page["first_id"], page["last_id"], page["has_more"]) == (second.id, first.id, False)
+    assert _listed(shop.stranger())["data"] == []
+
+
+def test_list_of_responses_is_selected_by_model_and_metadata(shop: Shop) -> None:
+    blue, other = _create(shop, "one", metadata={"team": "blue"}), _create(shop, "two")
+    found = {
+        query: [response["id"] for response in _listed(shop.client, query)["data"]]
+        for query in ("?metadata[team]=blue", f"?model={MODEL}&order=asc", "?model=another", "?limit=1")
+    }
+
+    assert list(found.values()) == [[blue.id], [blue.id, other.id], [], [other.id]]
+
+
+def test_list_of_responses_goes_on_behind_a_deleted_one(shop: Shop) -> None:
+    first, second = _create(shop, "one"), _create(shop, "two")
+    shop.client.responses.delete(second.id)
+
+    assert [response["id"] for response in _listed(shop.client, f"?after={second.id}")["data"]] == [first.id]
+    with pytest.raises(openai.BadRequestError, match="No object with id 'resp_none'"):
+        _listed(shop.client, "?after=resp_none")
+
+
 def test_input_items_come_in_pages(shop: Shop) -> None:
     made = _create(shop, [{"role": "user", "content": f"line {n}"} for n in range(5)])
 

@@ -16,11 +16,11 @@ from api.server import Server, server
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.ids import new_id
-from jobs.inference import stored
+from jobs.inference import responses, stored
 from jobs.inference.stored import StoredAnswer, encode
-from jobs.inference.tables import StoredCompletion
+from jobs.inference.tables import StoredCompletion, StoredResponse
 from jobs.platform.storage import Storage
-from jobs.requests.endpoints import CHAT
+from jobs.requests.endpoints import CHAT, RESPONSES
 from jobs.security import keys
 from jobs.security.keys import create_key
 from jobs.settings import Settings
@@ -62,6 +62,21 @@ def keep_completion_in(db: Database, storage: Storage, project: str, *, said: st
     choice = {"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}
     answer = {"id": name, "model": row["model"], "created": 1, "choices": [choice]}
     storage.put(stored.completion_path(name), encode(CHAT, StoredAnswer(question, answer)))
+    return name
+
+
+def store_response(app: FastAPI, *, said: str = "Hi", **facts: Any) -> str:
+    """Store a response as if it had been answered, in the project that `make_key` makes."""
+    services, name = app.state.services, new_id("resp_")
+    row = {"requested_model": "m", "model": "m", "created_at": now(), "expires_at": now() + 3600, **facts}
+    with services.db.write() as session:
+        session.add(StoredResponse(id=name, **row, project_id=keys.ensure_project(session, "default").id))
+    message = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed"}
+    text = {"type": "output_text", "text": "Hello", "annotations": []}
+    question = {"input": [{"role": "user", "content": said}]}
+    answer = {"id": name, "object": "response", "model": row["model"], "created_at": row["created_at"]}
+    stored_answer = StoredAnswer(question, answer | {"output": [message | {"content": [text]}]})
+    services.storage.put(responses.path(name), encode(RESPONSES, stored_answer))
     return name
 
 

@@ -14,18 +14,13 @@ from schemathesis.specs.openapi import checks as openapi_checks
 
 from api.app import ROUTERS
 from api.http.middleware import OPEN
-from jobs.clock import now
 from jobs.evals import runs as evals
-from jobs.ids import new_id
 from jobs.inference import context_options
-from jobs.inference.stored import StoredAnswer, encode
-from jobs.inference.tables import StoredResponse
 from jobs.ledger.tables import Job, Segment, Shard
 from jobs.registry import models
-from jobs.requests.endpoints import RESPONSES
 from jobs.security import keys
 from tests.support import runs
-from tests.support.web import make_key, store_completion
+from tests.support.web import make_key, store_completion, store_response
 from tests.unit.api.batches.test_batches import create, upload
 from tests.unit.api.calls import Route, routes, takes_operator_key
 from tests.unit.api.conftest import METRICS_KEY, client_of
@@ -150,21 +145,6 @@ class Real:
 @pytest.fixture(scope="module")
 def real(app: FastAPI, key: str) -> Real:
     return Real(app, key)
-
-
-def store_response(app: FastAPI) -> str:
-    """Store a response as if it had been answered, in the project that `make_key` makes."""
-    services = app.state.services
-    row = {"id": new_id("resp_"), "created_at": now(), "expires_at": now() + 3600}
-    with services.db.write() as session:
-        response = StoredResponse(**row, project_id=keys.ensure_project(session, "default").id)
-        session.add(response)
-        path = response.path
-    stored_answer = StoredAnswer(
-        {"input": [{"role": "user", "content": "Hi"}]}, {"id": row["id"], "object": "response", "output": []}
-    )
-    services.storage.put(path, encode(RESPONSES, stored_answer))
-    return str(row["id"])
 
 
 def graded_run(app: FastAPI, client: Any) -> dict[str, str]:

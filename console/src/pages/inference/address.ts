@@ -17,12 +17,13 @@ export function playgroundSearch(given: Record<string, unknown>): PlaygroundSear
   return { model: text("model"), second: text("second"), api, store: text("store") };
 }
 
-/** The filter of the stored chats. */
+/** What the page of stored answers shows: those of one API, chats unless it is named, and of one model or of all. */
 interface LogsSearch {
+  tab?: "responses";
   model?: string;
 }
 
-/** Read the filter of the stored chats from the address. */
+/** Read from the address what the page of stored answers shows. */
 export function logsSearch(given: Record<string, unknown>): LogsSearch {
-  return { model: readText(given.model) };
+  return { tab: given.tab === "responses" ? "responses" : undefined, model: readText(given.model) };
 }

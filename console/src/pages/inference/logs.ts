@@ -1,24 +1,50 @@
 import type { Schema } from "@/api/client";
 
 export type StoredChat = Schema<"CompletionObject">;
-type Message = Schema<"StoredMessage">;
+export type StoredResponse = Schema<"ResponseObject">;
 
-/** Return the text of the first answer of a stored chat. Its other fields are those of the engine. */
-export function answerOf(chat: StoredChat): string {
-  const [choice] = (chat.choices ?? []) as { message?: { content?: unknown } }[];
-  return textOf(choice?.message?.content);
+/** A stored answer, of either API. */
+export interface Logged {
+  id: string;
+  model: string;
+  /** The second of Unix when it was answered. */
+  created: number;
+  answer: string;
 }
 
-/** Return the question of a chat: the last message of the user. */
-export function questionOf(messages: readonly Message[]): string {
-  const asked = messages.findLast(({ role }) => role === "user");
+/** A message that a model was shown, or another item, which has no role. */
+interface Shown {
+  role?: unknown;
+  content?: unknown;
+  content_parts?: unknown;
+}
+
+/** Return a stored chat as the list shows it: the text of its first answer. Its other fields are those of the engine. */
+export function loggedChat(chat: StoredChat): Logged {
+  const [choice] = (chat.choices ?? []) as { message?: Shown }[];
+  return { id: chat.id, model: String(chat.model), created: Number(chat.created), answer: textOf(choice?.message?.content) };
+}
+
+/** Return a stored response as the list shows it: the texts of its messages. */
+export function loggedResponse(response: StoredResponse): Logged {
+  const texts = ((response.output ?? []) as Shown[]).map(({ content }) => textOf(content));
+  return { id: response.id, model: String(response.model), created: Number(response.created_at), answer: joined(texts) };
+}
+
+/** Return the question of what a model was shown, the oldest first: the last message of the user. */
+export function questionOf(shown: readonly Shown[]): string {
+  const asked = shown.findLast(({ role }) => role === "user");
   return asked ? textOf(asked.content ?? asked.content_parts) : "";
 }
 
 /** Return the text of a content: of parts, their texts below each other. */
 function textOf(content: unknown): string {
   if (!Array.isArray(content)) return typeof content === "string" ? content : "";
-  return content.map((part: { text?: unknown }) => textOf(part.text)).filter(Boolean).join("\n");
+  return joined(content.map((part: { text?: unknown }) => textOf(part.text)));
+}
+
+function joined(texts: readonly string[]): string {
+  return texts.filter(Boolean).join("\n");
 }
 
 /** A question with the answer that it had. */
