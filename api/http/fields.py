@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -43,6 +43,19 @@ class ExpiresAfter(Body):
 
     anchor: Literal["created_at"]
     seconds: int = Field(ge=3600, le=_MONTH)
+
+
+def texts_by_key(query: Iterable[tuple[str, str]], param: str) -> dict[str, str]:
+    """Return the values of the parameters `param[key]` by their keys.
+
+    Raises: InvalidRequest, if there are more than an object has.
+    """
+    begin = f"{param}["
+    texts = {name[len(begin) : -1]: text for name, text in query if name.startswith(begin) and name.endswith("]")}
+    if len(texts) > MAX_METADATA_ENTRIES:
+        message = f"Invalid '{param}': at most {MAX_METADATA_ENTRIES} can be asked for, not {len(texts)}."
+        raise InvalidRequest(message, param=param, code="invalid_value")
+    return texts
 
 
 def check_filename(name: str) -> str:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from api.deps import CallContext
 from api.errors import clip
-from api.http.fields import MAX_METADATA_ENTRIES
+from api.http.fields import texts_by_key
 from jobs.db.base import matching
 from jobs.errors import InvalidRequest
 from jobs.ledger.tables import Audit
@@ -159,24 +159,16 @@ def with_metadata(
     statement: Select[Row], metadata: Any, query: Iterable[tuple[str, str]], *, sqlite: bool
 ) -> Select[Row]:
     """Return `statement` with a condition for each `metadata[...]` of `query`. Raises InvalidRequest."""
-    conditions = [
-        condition
-        for name, value in query
-        if (condition := _condition(metadata, name, value, sqlite=sqlite)) is not None
-    ]
-    if len(conditions) > MAX_METADATA_ENTRIES:  # no object has so many
-        message = f"Invalid 'metadata': at most {MAX_METADATA_ENTRIES} can be asked for, not {len(conditions)}."
-        raise InvalidRequest(message, param="metadata", code="invalid_value")
+    given = list(query)
+    texts = texts_by_key(given, "metadata")
+    conditions = [_has_entry(metadata, key, text, sqlite=sqlite) for key, text in texts.items()]
+    if ("metadata", "null") in given:
+        kind = func.json_type(metadata) if sqlite else func.json_typeof(metadata)
+        conditions.append(or_(metadata.is_(None), kind == "null"))
     return statement.where(*conditions)
 
 
-def _condition(metadata: Any, name: str, value: str, *, sqlite: bool) -> ColumnElement[bool] | None:
-    if name == "metadata" and value == "null":
-        kind = func.json_type(metadata) if sqlite else func.json_typeof(metadata)
-        return or_(metadata.is_(None), kind == "null")
-    if not (name.startswith("metadata[") and name.endswith("]")):
-        return None
-    key = name[len("metadata[") : -1]
+def _has_entry(metadata: Any, key: str, value: str, *, sqlite: bool) -> ColumnElement[bool]:
     if not sqlite:
         return cast("ColumnElement[bool]", metadata.op("->>")(key) == value)
     pairs = func.json_each(metadata).table_valued(

@@ -9,9 +9,11 @@ format=json              ┘   the last as pages
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
-from fastapi import Query
+from fastapi import Query, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
@@ -19,12 +21,13 @@ from sqlalchemy.orm import Session
 from api.deps import Call, CallContext
 from api.files.queries import visible
 from api.http.bodies import resource
+from api.http.fields import texts_by_key
 from api.jobs.routes import get_job
 from api.jobs.streams import follow_results, threaded
 from api.shares import open_stream, run_in_threadpool
 from jobs.batches import batches, exports, joining
 from jobs.batches.joining import START, Cursor, Filter, Join, Row
-from jobs.batches.tabulation import tabulate
+from jobs.batches.tabulation import has_cells, tabulate
 from jobs.errors import Conflict, InvalidRequest
 from jobs.files.tables import File
 from jobs.ledger import kinds
@@ -102,13 +105,20 @@ class ResultQuery(BaseModel):
     def joined(self) -> bool:
         return self.join or self.format != "jsonl"
 
-    @property
-    def chosen(self) -> Filter:
-        failed = None if self.state is None else self.state == "failed"
-        return Filter(failed, self.code, self.custom_id)
+    def filter(self, columns: dict[str, str]) -> Filter:
+        """Return the selection of rows, also by the texts of `columns` of the table.
 
-    def check(self) -> None:
-        """Raise InvalidRequest for a parameter that has no meaning for the format."""
+        Raises: InvalidRequest, for a parameter that has no meaning for the format.
+        """
+        self._check()
+        if columns and not self.joined:
+            message = "'column' selects joined rows: set 'join=true' or another 'format'."
+            raise InvalidRequest(message, param="column", code="invalid_value")
+        failed = None if self.state is None else self.state == "failed"
+        chosen = Filter(failed, self.code, self.custom_id)
+        return replace(chosen, matches=partial(has_cells, texts=columns)) if columns else chosen
+
+    def _check(self) -> None:
         if self.after is not None and self.format != "json":
             raise InvalidRequest("Only pages ('format=json') go on after a row.", param="after", code="invalid_value")
         if self.table and (not self.joined or self.format == "json"):
@@ -134,23 +144,24 @@ _DOC: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/jobs/{job_id}/results", response_class=Response, responses=_DOC)
-async def job_results(call: Call, job_id: str, query: Annotated[ResultQuery, Query()]) -> Response:
+async def job_results(call: Call, request: Request, job_id: str, query: Annotated[ResultQuery, Query()]) -> Response:
     """Return the results of a job: its finished lines, in no particular order while it runs, or joined rows.
 
     Joined rows put each request beside its result, in the order of the input. A batch has them when it has ended.
+    `column[name]=text` selects those with this text in a column of the table, up to 16 times.
     """
-    query.check()
+    chosen = query.filter(texts_by_key(request.query_params.multi_items(), "column"))
     if not query.joined:
         await run_in_threadpool(_check_lines, call, job_id)
         open_stream()
         return StreamingResponse(follow_results(call, job_id, follow=query.follow), media_type=_TYPES["jsonl"])
     source = await run_in_threadpool(_source, call, job_id)
     if query.format == "json":
-        return await run_in_threadpool(_page, source, query)
+        return await run_in_threadpool(_page, source, query, chosen)
     open_stream()
     disposition = f'attachment; filename="{source.job_id}.{query.format}"'
     headers = {"Content-Disposition": disposition, "X-Content-Type-Options": "nosniff"}
-    pieces = _pieces(source, query)
+    pieces = _pieces(source, query, chosen)
     first = await run_in_threadpool(next, pieces, b"")  # before the response begins: missing files are an error
     return StreamingResponse(threaded(_resumed(first, pieces)), headers=headers, media_type=_TYPES[query.format])
 
@@ -228,13 +239,13 @@ def _source(call: CallContext, job_id: str) -> _Source:
     return _Source(call.storage, job.id, job.endpoint, overrides, (inputs, outputs, errors))
 
 
-def _page(source: _Source, query: ResultQuery) -> Response:
+def _page(source: _Source, query: ResultQuery, chosen: Filter) -> Response:
     start = Cursor.parse(query.after) if query.after else START
     if start is None:
         raise _no_row(str(query.after))
     source.check(start)
     with source.join(start) as join:
-        rows = joining.page_of(join, source.overrides, query.chosen, query.limit)
+        rows = joining.page_of(join, source.overrides, chosen, query.limit)
         page = {
             "object": "list",
             "data": [{"id": str(cursor), **row} for cursor, row in rows],
@@ -244,9 +255,9 @@ def _page(source: _Source, query: ResultQuery) -> Response:
     return Response(json.dumps(page), media_type="application/json")  # ASCII: rows may hold lone surrogates
 
 
-def _pieces(source: _Source, query: ResultQuery) -> Iterator[bytes]:
+def _pieces(source: _Source, query: ResultQuery, chosen: Filter) -> Iterator[bytes]:
     with source.join() as join:
-        rows: Iterator[Row] = joining.rows_of(join, source.overrides, query.chosen)
+        rows: Iterator[Row] = joining.rows_of(join, source.overrides, chosen)
         kinds = exports.VECTOR_KINDS if source.endpoint == EMBEDDINGS else exports.KINDS
         if query.table:
             kinds, rows = tabulate(rows)

@@ -61,15 +61,15 @@ def _first_line(path: Path) -> str:
     return line.decode("utf-8-sig", errors="replace")
 
 
-def parse_metadata(pairs: list[str]) -> dict[str, str]:
-    """Return the pairs `name=value` as a mapping."""
-    metadata = {}
+def parse_pairs(pairs: list[str]) -> dict[str, str]:
+    """Return the pairs `name=value` as a mapping. Raises: CliError."""
+    values = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not name or not equals:
-            raise CliError(f"'{pair}' is no metadata; write it as name=value")
-        metadata[name] = value
-    return metadata
+            raise CliError(f"'{pair}' is no pair; write it as name=value")
+        values[name] = value
+    return values
 
 
 def parse_time(text: str) -> int:

@@ -64,7 +64,7 @@ def submit(
     data_dir: DataDir = None,
 ) -> None:
     """Train a model on a file of examples. Exit code 1 if the files are not valid or the job fails."""
-    from cli.client.submission import parse_metadata
+    from cli.client.submission import parse_pairs
 
     if validation and holdout:
         raise CliError("--holdout means nothing with --validation: leave one of them out")
@@ -83,7 +83,7 @@ def submit(
         if dry_run:
             _examine(server, body, wait=wait, as_json=as_json)
             return
-        more = {"suffix": suffix, "metadata": parse_metadata(metadata or []), "after": after}
+        more = {"suffix": suffix, "metadata": parse_pairs(metadata or []), "after": after}
         made = server.post("/fine_tuning/jobs", body | {name: value for name, value in more.items() if value})
         if not (wait and as_json):
             show(made, made["id"], as_json=as_json)

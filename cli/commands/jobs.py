@@ -36,10 +36,10 @@ def jobs(
     data_dir: DataDir = None,
 ) -> None:
     """List the jobs of your project, the newest first."""
-    from cli.client.submission import parse_metadata
+    from cli.client.submission import parse_pairs
 
     query = {name: value for name, value in (("kind", kind_of(kind)), ("state", state)) if value}
-    query |= {f"metadata[{name}]": value for name, value in parse_metadata(metadata or []).items()}
+    query |= {f"metadata[{name}]": value for name, value in parse_pairs(metadata or []).items()}
     with connect(url, api_key, data_dir) as server:
         entries = server.pages("/jobs", query, limit)
     head = ("job", "kind", "model", "state", "done", "failed", "tokens", "created", "duration")

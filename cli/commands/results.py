@@ -39,14 +39,20 @@ def results(
     ] = None,
     code: Annotated[str, typer.Option(help="Only results that failed with this error code. This joins them.")] = "",
     custom_id: Annotated[str, typer.Option(help="Only the result of this request. This joins it.")] = "",
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=TEXT", help="Only rows with this text in a column of the table. This joins them."),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Write to this file instead of standard output.")] = None,
     url: Url = None,
     api_key: ApiKey = None,
     data_dir: DataDir = None,
 ) -> None:
     """Write the results of a job. Of a running job: the results that are finished so far."""
+    from cli.client.submission import parse_pairs
     from jobs.requests.endpoints import EMBEDDINGS
 
+    columns = parse_pairs(column or [])
     if output:
         require_writable(output)
     with connect(url, api_key, data_dir) as server:
@@ -55,6 +61,7 @@ def results(
         _require_files(snapshot)
         given = {"state": state, "code": code, "custom_id": custom_id}
         chosen = {name: value for name, value in given.items() if value}
+        chosen |= {f"column[{name}]": text for name, text in columns.items()}
         if not (join or table or chosen) and format_ == "jsonl":
             _raw(server, snapshot, output)
             return

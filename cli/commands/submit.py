@@ -86,7 +86,7 @@ def submit(
 
     With --prompt FILE is a table: each row becomes a request, and the answers become columns beside those of the row.
     """
-    from cli.client.submission import guess_endpoint, output_paths, parse_metadata, parse_time, spooled
+    from cli.client.submission import guess_endpoint, output_paths, parse_pairs, parse_time, spooled
     from cli.client.tables import Template, parse_schema
     from cli.output_files import require_writable
 
@@ -106,7 +106,7 @@ def submit(
             "endpoint": endpoint or guess_endpoint(source),
             "completion_window": window,
             "priority": priority,
-            "metadata": parse_metadata(metadata or []) or None,
+            "metadata": parse_pairs(metadata or []) or None,
         }
         if sample:
             _sample(server, source, sample, request, as_json=as_json)

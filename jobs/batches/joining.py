@@ -10,7 +10,7 @@ import base64
 import json
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Self
@@ -63,16 +63,20 @@ START: Final = Cursor()
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """The rows that are selected: those that failed or did not, with this error code, with this `custom_id`."""
+    """The rows that are selected: those that failed or did not, with this error code, with this `custom_id`.
+
+    `matches` is a further condition on a row.
+    """
 
     failed: bool | None = None
     code: str | None = None
     custom_id: str | None = None
+    matches: Callable[[Row], bool] = lambda _: True
 
     def takes(self, row: Row) -> bool:
         """Return whether a row is selected. Its `custom_id` was compared before the row was parsed."""
         code = row["error_code"]
-        return self.failed in (None, code is not None) and self.code in (None, code)
+        return self.failed in (None, code is not None) and self.code in (None, code) and self.matches(row)
 
 
 ALL: Final = Filter()

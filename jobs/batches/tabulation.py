@@ -86,6 +86,17 @@ def tabulate(rows: Iterable[Row]) -> tuple[Mapping[str, Kind], Iterator[Row]]:
     return columns.kinds, map(columns.flatten, itertools.chain([first], source))
 
 
+def has_cells(row: Row, texts: Mapping[str, str]) -> bool:
+    """Return whether a joined row has these texts in the columns of its table, by their names."""
+    cells = Columns.of(row).flatten(row)
+    return all(name in cells and _text(cells[name]) == text for name, text in texts.items())
+
+
+def _text(cell: Any) -> str:
+    """Return what a cell looks like: a null is empty, and what is no string is JSON."""
+    return "" if cell is None else cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)
+
+
 def _input_of(row: Row) -> Row:
     return row.get("row") or {"custom_id": row["custom_id"]}
 

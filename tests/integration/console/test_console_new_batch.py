@@ -108,6 +108,13 @@ def test_table_becomes_a_batch_by_a_prompt_template(console: Console, deployment
     }
 
 
+def download_table(tab: Page) -> list[list[str]]:
+    """Download the results as CSV; return their rows."""
+    with tab.expect_download() as download:
+        tab.get_by_role("button", name="CSV").click()
+    return list(csv.reader(Path(download.value.path()).read_text().splitlines()))
+
+
 def test_answers_of_a_table_are_columns_beside_its_own(console: Console, deployment: Deployment) -> None:
     list_model(deployment)
     tab = console.open("/batches/new?source=table")
@@ -146,11 +153,18 @@ def test_answers_of_a_table_are_columns_beside_its_own(console: Console, deploym
     expect(table.get_by_role("row").nth(1)).to_contain_text("Peru")
     expect(table.get_by_role("row").nth(1)).to_contain_text("Lima")
     console.inspect("job-table")
-    with tab.expect_download() as download:
-        tab.get_by_role("button", name="CSV").click()
-    saved = list(csv.reader(Path(download.value.path()).read_text().splitlines()))
+    saved = download_table(tab)
     assert saved[:2] == [["country", "id", "capital", "size", "error"], ["Peru", "7", "Lima", "large", ""]]
     assert saved[2][2:] == ["", "", "engine_error"]
+    tab.get_by_role("search", name="Column").get_by_label("Column").select_option("size")
+    tab.get_by_role("search", name="Column").get_by_label("is").fill("large")
+    tab.get_by_role("button", name="Filter").click()
+    expect(table.get_by_role("row")).to_have_count(2)
+    console.check_reload()
+    assert download_table(tab) == saved[:2]
+    console.open(f"/jobs/{batch.id}?tab=results&column=size&text=tiny")
+    expect(tab.get_by_text("No result matches.")).to_be_visible()
+    console.open(f"/jobs/{batch.id}?tab=results")
     tab.get_by_label("As a table").uncheck()
     expect(tab.get_by_role("region", name="Request")).to_have_count(2)
 

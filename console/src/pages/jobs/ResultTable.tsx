@@ -3,7 +3,7 @@ import { State } from "@/components/State";
 import { Table, type Column } from "@/components/Table";
 
 import { cut } from "./cut";
-import { cellsOf, type TableColumns } from "./tabulate";
+import { cellsOf, namesOf, type TableColumns } from "./tabulate";
 
 type Row = Schema<"ResultRow">;
 
@@ -18,8 +18,7 @@ interface ResultTableProps {
 /** Render results as the table that was submitted, with the fields of the answers beside its columns. */
 export function ResultTable({ rows, columns }: ResultTableProps) {
   const shown = rows.map((row) => ({ row, cells: cellsOf(row, columns) }));
-  const names = [...columns.inputs, ...(columns.fields.length > 0 ? columns.fields : ["answer"])];
-  const head: Column<(typeof shown)[number]>[] = names.map((header, index) => ({
+  const head: Column<(typeof shown)[number]>[] = namesOf(columns).map((header, index) => ({
     id: String(index),
     header,
     cell: ({ cells }) => <span className="texts">{cut(cells[index] ?? "", CELL).shown}</span>,

@@ -16,7 +16,7 @@ import { State } from "@/components/State";
 import { answerText, cut, LONG, SHORT } from "./cut";
 import { isBatch, isLive, type JobObject } from "./life";
 import { ResultTable } from "./ResultTable";
-import { columnsOf } from "./tabulate";
+import { columnsOf, namesOf, type TableColumns } from "./tabulate";
 import type { JobSearch } from "./address";
 
 type Row = Schema<"ResultRow">;
@@ -57,10 +57,12 @@ function Unjoined({ job }: { job: JobObject }) {
 }
 
 function Joined({ job }: { job: JobObject }) {
-  const { outcome: state, code, custom_id, after } = route.useSearch();
+  const { outcome: state, code, custom_id, column, text, after } = route.useSearch();
   const [isTable, setTable] = useState(true);
   const path = { job_id: job.id };
-  const query = { format: "json", limit: ROWS, state, code, custom_id, after } as const;
+  // The document of the API has no name for a parameter whose name holds the name of a column.
+  const cells = column === undefined ? undefined : { column: { [column]: text ?? "" } };
+  const query = { format: "json", limit: ROWS, state, code, custom_id, after, ...cells } as const;
   const page = useQuery({
     queryKey: ["/v1/jobs/{job_id}/results", path, query],
     queryFn: ({ signal }) => readPage(path, query, signal),
@@ -74,13 +76,14 @@ function Joined({ job }: { job: JobObject }) {
   return (
     <div className="stack">
       <Filters job={job} />
+      {(columns || column !== undefined) && <ColumnFilter columns={columns} />}
       {columns && (
         <label className="row">
           <input type="checkbox" checked={isTable} onChange={(event) => setTable(event.target.checked)} />
           <span>As a table</span>
         </label>
       )}
-      <Downloads job={job} filters={{ state, code, custom_id, table: columns && isTable ? "true" : undefined }} />
+      <Downloads job={job} filters={{ state, code, custom_id, ...(column === undefined ? {} : { [`column[${column}]`]: text ?? "" }), table: columns && isTable ? "true" : undefined }} />
       <Loaded what="the results" query={page}>
         {({ data, has_more, last_id }) => (
           <>
@@ -104,6 +107,37 @@ async function readPage(path: { job_id: string }, query: PageQuery, signal: Abor
     if (page.data.length > 0 || !page.has_more) return page;
     after = page.last_id;
   }
+}
+
+/** Select the results by the text in one column of the table. Without columns no result matches. */
+function ColumnFilter({ columns }: { columns: TableColumns | null }) {
+  const search = route.useSearch();
+  const navigate = route.useNavigate();
+  const [column, setColumn] = useState(search.column ?? "");
+  const [text, setText] = useState(search.text ?? "");
+  const names = [...new Set([...(columns ? namesOf(columns) : []), ...(search.column ? [search.column] : [])])];
+  const apply = () => void navigate({ search: { ...search, after: undefined, column: column || undefined, text: column ? text || undefined : undefined } });
+  return (
+    <form
+      className="filters"
+      role="search"
+      aria-label="Column"
+      onSubmit={(event) => {
+        event.preventDefault();
+        apply();
+      }}
+    >
+      <Field label="Column">
+        <Select value={column} onChange={setColumn} options={[["", "All"], ...names.map((name) => [name, name] as const)]} />
+      </Field>
+      <Field label="is">
+        <Input type="search" value={text} onChange={(event) => setText(event.target.value)} />
+      </Field>
+      <Button type="submit" className="fit">
+        Filter
+      </Button>
+    </form>
+  );
 }
 
 function Filters({ job }: { job: JobObject }) {

@@ -34,6 +34,9 @@ export interface JobSearch {
   outcome?: "succeeded" | "failed";
   code?: string;
   custom_id?: string;
+  /** A column of the table of results, and the text that it has in the selected ones. */
+  column?: string;
+  text?: string;
   after?: string;
 }
 
@@ -44,6 +47,8 @@ export function jobSearch(given: Record<string, unknown>): JobSearch {
     outcome: given.outcome === "succeeded" || given.outcome === "failed" ? given.outcome : undefined,
     code: readText(given.code),
     custom_id: readText(given.custom_id),
+    column: readText(given.column),
+    text: readText(given.text),
     after: readText(given.after),
   };
 }

@@ -16,6 +16,17 @@ export function columnsOf({ row, request }: Row): TableColumns | null {
   return { inputs: Object.keys(row ?? {}), fields };
 }
 
+/** Return the names of the columns. A field of the answers whose name is taken gets `answer.` before it, as in downloads. */
+export function namesOf({ inputs, fields }: TableColumns): string[] {
+  const names = [...inputs];
+  for (const field of fields.length > 0 ? fields : ["answer"]) names.push(free(field, names));
+  return names;
+}
+
+function free(name: string, taken: readonly string[]): string {
+  return taken.includes(name) ? free(`answer.${name}`, taken) : name;
+}
+
 /** Return the texts of a result by the columns of its table: those of the input, then those of the answer. */
 export function cellsOf({ row, answer }: Row, { inputs, fields }: TableColumns): string[] {
   const given = inputs.map((name) => textOf(row?.[name]));

@@ -90,6 +90,10 @@ def test_table_has_the_columns_that_were_submitted(app: FastAPI, client: TestCli
     ]
     assert [json.loads(text) for text in rows.splitlines()] == columns.to_pylist()
     assert get(client, job_id, format="json").json()["data"][0]["row"] == {"country": "a"}
+    for form in ({"format": "json"}, {"join": "true"}, {"format": "csv", "table": "true"}):
+        selected = get(client, job_id, **form, **{"column[country]": "b"}).text
+        assert ("odd" in selected, "1+1" in selected) == (True, False)
+    assert get(client, job_id, **{"column[country]": "b"}).json()["error"]["param"] == "column"
     for query in ({"table": "true"}, {"table": "true", "format": "json"}):
         assert get(client, job_id, **query).json()["error"]["param"] == "table"
 

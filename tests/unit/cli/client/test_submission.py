@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cli.client.submission import guess_endpoint, output_paths, parse_metadata
+from cli.client.submission import guess_endpoint, output_paths, parse_pairs
 from cli.errors import CliError
 from cli.main import app
 
@@ -56,13 +56,13 @@ def test_a_first_line_that_says_nothing_is_told(tmp_path: Path, content: bytes, 
 
 
 def test_metadata_is_split_at_the_first_equals_sign() -> None:
-    assert parse_metadata(["a=1", "b=x=y", "c="]) == {"a": "1", "b": "x=y", "c": ""}
+    assert parse_pairs(["a=1", "b=x=y", "c="]) == {"a": "1", "b": "x=y", "c": ""}
 
 
 @pytest.mark.parametrize("word", ["a", "=b"])
 def test_metadata_without_a_name_or_a_value_is_told(word: str) -> None:
     with pytest.raises(CliError, match="write it as name=value"):
-        parse_metadata([word])
+        parse_pairs([word])
 
 
 def test_answers_and_errors_lie_beside_the_input_unless_told_otherwise() -> None:

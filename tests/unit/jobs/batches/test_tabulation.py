@@ -10,7 +10,7 @@ from pyarrow import parquet
 
 from jobs.batches import exports
 from jobs.batches.joining import Row, joined
-from jobs.batches.tabulation import tabulate
+from jobs.batches.tabulation import has_cells, tabulate
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 PROPERTIES = {
@@ -127,3 +127,21 @@ def test_files_have_typed_columns_and_null_for_what_does_not_fit() -> None:
     assert table["area"].to_pylist() == [2.0, None, 0.5]
     assert table["island"].to_pylist() == [True, None, None]
     assert [line["capital"] for line in lines] == ["'=1+1", '["x"]', "3"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        ({"capital": "Lima"}, True),
+        ({"country": "Peru", "island": "false", "population": "10"}, True),
+        ({"capital": "Quito"}, False),
+        ({"country": "Peru", "capital": "lima"}, False),
+        ({"no such column": "Lima"}, False),
+        ({"error": ""}, True),
+    ],
+)
+def test_row_is_selected_by_the_texts_of_its_cells(texts: dict[str, str], expected: bool) -> None:
+    answer = {"capital": "Lima", "population": 10, "area": 1.5, "island": False, "continent": "Asia"}
+    [row] = rows_of(json.dumps(answer), row={"country": "Peru"}, **schema_of(PROPERTIES))
+
+    assert has_cells(row, texts) is expected
