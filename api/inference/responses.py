@@ -111,8 +111,8 @@ def list_responses(
     """List stored responses, the newest first. `metadata[key]=value` selects, up to 16 times."""
     cursor = {"after": after, "limit": limit, "order": order}
     read = partial(stored_answers.read_response, call)
-    found, more = stored_answers.STORED_RESPONSES.page(call, request, model, read, cursor)
-    return page(found, more, _show)
+    answers, more = stored_answers.STORED_RESPONSES.page(call, request, model, read, cursor)
+    return page(answers, more, _show)
 
 
 @router.get("/responses/{response_id}", response_class=Response, responses=JSON_OR_STREAM)

@@ -155,10 +155,10 @@ class StoredAnswers:
             with call.db.read() as session:
                 deletions = deleted(call, f"{self.action}.delete")
                 rows, more = find(session, statement, self.table, among=answers, deletions=deletions, **cursor)
-            found = [answer for row in rows if (answer := read(row)) is not None]
-            if len(found) == len(rows):
+            answered = [answer for row in rows if (answer := read(row)) is not None]
+            if len(answered) == len(rows):
                 break
-        return found, more
+        return answered, more
 
     def not_found(self, answer_id: str) -> NotFound:
         return NotFound(f"{self.noun} with id '{clip(answer_id)}' not found.", param=self.param)
@@ -366,5 +366,5 @@ def _with_state(stored_answer: StoredAnswer, job: Job | None) -> StoredAnswer:
     if status == "failed":
         first_error = (job.errors or [{}])[0]
         error = _EXPIRED if job.state == JobState.EXPIRED else response.get("error") or responses.error_of(first_error)
-    state = {"status": status, "output": [], "usage": None, "incomplete_details": None, "error": error}
+    state: dict[str, Any] = {"status": status, "output": [], "usage": None, "incomplete_details": None, "error": error}
     return StoredAnswer(stored_answer.request, {**response, **state})

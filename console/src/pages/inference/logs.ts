@@ -32,8 +32,8 @@ export function loggedResponse(response: StoredResponse): Logged {
 }
 
 /** Return the question of what a model was shown, the oldest first: the last message of the user. */
-export function questionOf(shown: readonly Shown[]): string {
-  const asked = shown.findLast(({ role }) => role === "user");
+export function questionOf(shown: readonly object[]): string {
+  const asked = (shown as readonly Shown[]).findLast(({ role }) => role === "user");
   return asked ? textOf(asked.content ?? asked.content_parts) : "";
 }
 
