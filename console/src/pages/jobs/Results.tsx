@@ -57,11 +57,11 @@ function Unjoined({ job }: { job: JobObject }) {
 }
 
 function Joined({ job }: { job: JobObject }) {
-  const { outcome: state, code, custom_id, column, text, after } = route.useSearch();
+  const { outcome: state, code, custom_id, column, text = "", after } = route.useSearch();
   const [isTable, setTable] = useState(true);
   const path = { job_id: job.id };
   // The document of the API has no name for a parameter whose name holds the name of a column.
-  const cells = column === undefined ? undefined : { column: { [column]: text ?? "" } };
+  const cells = column && { column: { [column]: text } };
   const query = { format: "json", limit: ROWS, state, code, custom_id, after, ...cells } as const;
   const page = useQuery({
     queryKey: ["/v1/jobs/{job_id}/results", path, query],
@@ -76,14 +76,14 @@ function Joined({ job }: { job: JobObject }) {
   return (
     <div className="stack">
       <Filters job={job} />
-      {(columns || column !== undefined) && <ColumnFilter columns={columns} />}
+      <ColumnFilter columns={columns} />
       {columns && (
         <label className="row">
           <input type="checkbox" checked={isTable} onChange={(event) => setTable(event.target.checked)} />
           <span>As a table</span>
         </label>
       )}
-      <Downloads job={job} filters={{ state, code, custom_id, ...(column === undefined ? {} : { [`column[${column}]`]: text ?? "" }), table: columns && isTable ? "true" : undefined }} />
+      <Downloads job={job} filters={{ state, code, custom_id, ...(column && { [`column[${column}]`]: text }), table: columns && isTable ? "true" : undefined }} />
       <Loaded what="the results" query={page}>
         {({ data, has_more, last_id }) => (
           <>
@@ -109,13 +109,14 @@ async function readPage(path: { job_id: string }, query: PageQuery, signal: Abor
   }
 }
 
-/** Select the results by the text in one column of the table. Without columns no result matches. */
+/** Select the results by the text in one column, where they are a table. Without columns no result matches. */
 function ColumnFilter({ columns }: { columns: TableColumns | null }) {
   const search = route.useSearch();
   const navigate = route.useNavigate();
   const [column, setColumn] = useState(search.column ?? "");
   const [text, setText] = useState(search.text ?? "");
   const names = [...new Set([...(columns ? namesOf(columns) : []), ...(search.column ? [search.column] : [])])];
+  if (names.length === 0) return null;
   const apply = () => void navigate({ search: { ...search, after: undefined, column: column || undefined, text: column ? text || undefined : undefined } });
   return (
     <form
