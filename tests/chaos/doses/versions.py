@@ -1,6 +1,7 @@
 """F22: an upgrade with work in flight. The older version is the last tagged one.
 
-Where no version is tagged yet, it is the last commit before the newest migration came.
+Where no version is tagged yet, it is the last commit before a migration came that the last release lacks, or, without
+any, before the newest one.
 
 F22         the old version is stopped, the new one starts on its folder, and its release step migrates
 F22-mixed   a host of the new version starts beside one of the old, migrates the database that they share, and both
@@ -23,6 +24,7 @@ from sqlalchemy import func, select
 
 from jobs.db.engine import Database
 from jobs.ledger.tables import Audit
+from migrations.compatibility import RELEASED
 from tests.chaos.doses.deployment import Site
 from tests.chaos.doses.dose import Given, Outcome
 from tests.chaos.doses.intake import answered, exist, judge_audit
@@ -50,25 +52,27 @@ def older_commit(root: Path) -> str:
     """Return the commit of the version to upgrade from. Raises NoOldVersion."""
     with suppress(subprocess.CalledProcessError):
         return _git(root, "rev-list", "-1", _git(root, "describe", "--tags", "--abbrev=0", "--match", "v*", "HEAD^"))
-    return before_newest(root)
+    return _before_unreleased(root)
 
 
-def before_newest(root: Path) -> str:
-    """Return the commit before the one that added the newest migration. Raises NoOldVersion."""
-    newest = max((root / "migrations" / "versions").glob("[0-9]*.py")).relative_to(root)
+def _before_unreleased(root: Path) -> str:
+    """Return the commit before the one that added the first migration since the last release. Raises NoOldVersion."""
+    revisions = sorted((root / "migrations" / "versions").glob("[0-9]*.py"))
+    newer = [revision for revision in revisions if revision.name.partition("_")[0] > RELEASED]
+    first = next(iter(newer), revisions[-1]).relative_to(root)
     if subprocess.run(
         ["git", "rev-parse", "--is-inside-work-tree"], cwd=root, capture_output=True, check=False
     ).returncode:
         raise NoOldVersion("this is no clone with a history")
-    added = _git(root, "log", "-m", "--first-parent", "--diff-filter=A", "--format=%H", "-1", "--", str(newest))
+    added = _git(root, "log", "-m", "--first-parent", "--diff-filter=A", "--format=%H", "-1", "--", str(first))
     if not added:
-        raise NoOldVersion(f"no commit brings {newest.name}")
+        raise NoOldVersion(f"no commit brings {first.name}")
     commit = added
     try:
         while commit == added or not _is_one_line(root, commit):
             commit = _git(root, "rev-parse", "--verify", f"{commit}^")
     except subprocess.CalledProcessError as error:
-        raise NoOldVersion(f"{added}, which brings {newest.name}, has nothing before it here") from error
+        raise NoOldVersion(f"{added}, which brings {first.name}, has nothing before it here") from error
     return commit
 
 
