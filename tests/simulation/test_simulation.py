@@ -19,6 +19,8 @@ SEEDS = int(os.environ.get("NIGHTMILL_TEST_SEEDS", "0"))
 REGRESSIONS = {
     5: "the clock was set back by a day, and a message enqueued before was not due until then",
 }
+#: Seeds in which workers die while they hold claims that nobody else ends.
+HELD = [1, 2, 8, 11]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,7 @@ def test_a_poisoned_line_costs_few_workers_and_no_neighbour(world: SimulatedData
 
 
 @pytest.mark.parametrize("weather", [Weather(message_lost=0.5), Weather(crash_every=1.0)], ids=["messages", "workers"])
-@pytest.mark.parametrize("seeds", [1, pytest.param(4, marks=pytest.mark.verify)])
-def test_lost_messages_only_delay_jobs(world: SimulatedDatabase, weather: Weather, seeds: int) -> None:
-    for seed in range(seeds):
+@pytest.mark.parametrize("seeds", [[0], pytest.param(HELD, marks=pytest.mark.verify)])
+def test_lost_messages_only_delay_jobs(world: SimulatedDatabase, weather: Weather, seeds: list[int]) -> None:
+    for seed in seeds:
         assert Game(seed, weather, world).play() == []
