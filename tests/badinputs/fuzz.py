@@ -29,7 +29,7 @@ _TRUE = (
     openapi_checks.response_schema_conformance,
 )
 #: Nobody works for who waits here, and there is no Redis: these say so.
-_NOBODY = frozenset({"no_worker", "streams_unavailable"})
+_NOBODY = frozenset({"no_worker", "sandbox_unknown", "streams_unavailable"})
 
 
 class _Fuzz:
