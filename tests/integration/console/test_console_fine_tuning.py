@@ -31,7 +31,7 @@ def make_job(deployment: Deployment, **fields: Any) -> str:
     return job.id
 
 
-def train(deployment: Deployment, job_id: str, steps: int, *, ended: bool = False) -> None:
+def train(deployment: Deployment, job_id: str, steps: int, *, epochs: int = 2, ended: bool = False) -> None:
     """Record a plan, steps, a checkpoint and a hostile event as a training does."""
     with deployment.mill.db.write() as session:
         row = session.get_one(Job, job_id)
@@ -39,7 +39,7 @@ def train(deployment: Deployment, job_id: str, steps: int, *, ended: bool = Fals
         session.add(
             FinetunePlan(
                 job_id=job_id,
-                n_epochs=2,
+                n_epochs=epochs,
                 batch_size=4,
                 learning_rate_multiplier=1.0,
                 rows=40,
@@ -107,7 +107,7 @@ def test_curve_checkpoints_and_events_of_a_job_are_shown(console: Console, deplo
 
 def test_two_trainings_are_compared(console: Console, deployment: Deployment) -> None:
     first, second = (make_job(deployment, hyperparameters={"n_epochs": n}) for n in (1, 2))
-    train(deployment, first, 5)
+    train(deployment, first, 5, epochs=1)
     train(deployment, second, 20)
     tab = console.open(f"/fine-tuning/{second}")
 

@@ -109,6 +109,7 @@ def test_postgresql_is_checked_for_damage_that_it_knows_of(
 
 
 @pytest.mark.postgres
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the pooler drops connections
 def test_a_pooler_before_postgresql_is_named_and_a_missing_limit_of_statements_told(
     postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
