@@ -28,6 +28,7 @@ from api.http.multipart import BYTES, Sink, described, receive
 from api.http.space import check_disk, check_project, receiving, reserve
 from api.shares import run_in_threadpool
 from jobs.clock import now
+from jobs.db.engine import affected_rows
 from jobs.errors import Conflict, Expired, InvalidRequest, NotFound
 from jobs.files.tables import File, Upload, UploadPart
 from jobs.ids import new_id
@@ -289,12 +290,12 @@ def _complete(
     session: Session, call: CallContext, upload: Upload, body: CompleteUpload, file: File
 ) -> UploadObject | None:
     """Complete the upload; return None if another request has ended it."""
-    changed = session.execute(
+    completion = (
         update(Upload)
         .where(Upload.id == upload.id, Upload.status == "pending")
         .values(status="completed", file_id=file.id, parts_sha256=body.parts_sha256)
     )
-    if changed.rowcount != 1:  # type: ignore[attr-defined]
+    if affected_rows(session, completion) != 1:
         return None
     insert(session, call, file)
     call.record(session, "upload.complete", upload.id, {"file_id": file.id})

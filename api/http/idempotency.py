@@ -28,7 +28,7 @@ from sqlalchemy.orm import Session
 from api.deps import Call
 from api.shares import run_in_threadpool, run_unshared
 from jobs.clock import now
-from jobs.db.engine import Database
+from jobs.db.engine import Database, affected_rows
 from jobs.errors import DatabaseBusy, IdempotencyMismatch, InFlight
 from jobs.ids import new_id
 from jobs.security.tables import Idempotency
@@ -197,8 +197,7 @@ class Lease:
             session.execute(delete(Idempotency).where(self._mine()))
 
     def _guarded(self, session: Session, **values: Any) -> None:
-        changed = session.execute(update(Idempotency).where(self._mine()).values(**values))
-        if changed.rowcount != 1:  # type: ignore[attr-defined]
+        if affected_rows(session, update(Idempotency).where(self._mine()).values(**values)) != 1:
             raise InFlight
 
     def _mine(self) -> Any:

@@ -21,6 +21,7 @@ from api.deps import CallContext
 from api.errors import clip
 from api.http.space import check_project, reserve, reserve_or_remove
 from jobs.clock import now
+from jobs.db.engine import affected_rows
 from jobs.errors import Contended, DatabaseBusy, InvalidRequest, NotFound, ProjectFull, StorageUnavailable
 from jobs.ids import new_id
 from jobs.inference import conversations
@@ -275,7 +276,7 @@ def _replace(
     def apply(session: Session) -> None:
         conditions = Conversation.id == held.id, Conversation.version == held.version
         swap = update(Conversation).where(*conditions).values(version=held.version + 1, path=path, bytes=size)
-        if session.execute(swap).rowcount != 1:  # type: ignore[attr-defined]
+        if affected_rows(session, swap) != 1:
             raise _Moved
         reserve(session, call, size - held.bytes)
 

@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from sqlalchemy import create_engine, event
+from sqlalchemy import Executable, create_engine, event
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.engine import Connection, Dialect, Engine, ExceptionContext, make_url
+from sqlalchemy.engine import Connection, CursorResult, Dialect, Engine, ExceptionContext, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
@@ -145,6 +145,12 @@ def _forget(_: Any, record: ConnectionPoolEntry) -> None:
 UNSEEN: Mapping[str, Any] = {"synchronize_session": False}
 #: Of an UPDATE ... RETURNING rows: they are now as they have come back.
 RETURNED: Mapping[str, Any] = {"synchronize_session": False, "populate_existing": True}
+
+
+def affected_rows(session: Session, statement: Executable, execution_options: Mapping[str, Any] = {}) -> int:
+    """Execute an INSERT, UPDATE or DELETE, and return the number of rows that it added, changed or removed."""
+    result = session.execute(statement, execution_options=execution_options)
+    return cast("CursorResult[Any]", result).rowcount
 
 
 def in_pages(ids: Iterable[str]) -> Iterator[list[str]]:

@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
-from jobs.db.engine import UNSEEN, insert_into
+from jobs.db.engine import UNSEEN, affected_rows, insert_into
 from jobs.finetuning import training_events
 from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetuneTracking
@@ -82,5 +82,4 @@ def _change(session: Session, row: FinetuneTracking, was_due: float | None, **va
         FinetuneTracking.tracker == row.tracker,
         FinetuneTracking.due_at == was_due,
     )
-    changed = session.execute(update(FinetuneTracking).where(*same).values(values), execution_options=UNSEEN)
-    return bool(changed.rowcount)  # type: ignore[attr-defined]
+    return bool(affected_rows(session, update(FinetuneTracking).where(*same).values(values), UNSEEN))

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.db.base import row_of
-from jobs.db.engine import insert_into
+from jobs.db.engine import affected_rows, insert_into
 from jobs.fleet.models_file import ANY_MODEL, Registry
 from jobs.fleet.tables import Model, Pause, Worker
 from jobs.ledger import measures, outbox, pauses
@@ -51,12 +51,12 @@ def heartbeat(session: Session, worker_id: str, *, heartbeats: int = 1, **change
         known = session.execute(_RESTARTS, {"its_id": worker_id}).first()
         if known is not None and restarts > known.restarts:
             measures.count(session, measures.RESTARTS, known.pool, restarts - known.restarts)
-    changed = session.execute(
+    change = (
         update(Worker)
         .where(Worker.id == worker_id)
         .values(heartbeat=Worker.heartbeat + heartbeats, seen_at=now(), **changes)
     )
-    return changed.rowcount == 1  # type: ignore[attr-defined, no-any-return]
+    return affected_rows(session, change) == 1
 
 
 def leave(session: Session, worker_id: str) -> None:

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.db.base import row_of
+from jobs.db.engine import affected_rows
 from jobs.errors import ClaimLost, Conflict, TooManyLiveJobs
 from jobs.files.tables import File
 from jobs.ledger import audit, dependencies, events, kinds, measures, outbox, pauses, statements
@@ -206,7 +207,7 @@ def check_room(session: Session, project_id: str, kind: str, limit: int) -> None
 def set_retry_input(session: Session, claim: JobClaim, path: str) -> None:
     """Note the path of the lines that a retry runs, a copy of those that were left over. Raises ClaimLost."""
     claim_filter = and_(Job.id == claim.job.id, Job.epoch == claim.epoch, Job.worker_id == claim.worker_id)
-    if session.execute(update(Job).where(claim_filter).values(input_path=path)).rowcount != 1:  # type: ignore[attr-defined]
+    if affected_rows(session, update(Job).where(claim_filter).values(input_path=path)) != 1:
         raise ClaimLost
 
 
@@ -306,10 +307,8 @@ def record_failed_attempt(session: Session, claim: JobClaim, *, tries: int, dela
 def release(session: Session, job_id: str, epoch: int, *, delay: float = 0.0, waiting_for: str | None = None) -> bool:
     """End a claim on a job without a result and enqueue its message again; return False when the claim was lost."""
     claim_filter = and_(Job.id == job_id, Job.epoch == epoch, Job.worker_id.is_not(None))
-    freed = session.execute(
-        update(Job).where(claim_filter).values(worker_id=None, epoch=Job.epoch + 1, waiting_for=waiting_for)
-    )
-    if freed.rowcount != 1:  # type: ignore[attr-defined]
+    freed = update(Job).where(claim_filter).values(worker_id=None, epoch=Job.epoch + 1, waiting_for=waiting_for)
+    if affected_rows(session, freed) != 1:
         return False
     job = lock(session, job_id)
     assert job is not None
@@ -320,8 +319,8 @@ def release(session: Session, job_id: str, epoch: int, *, delay: float = 0.0, wa
 def revoke_lease(session: Session, job_id: str, epoch: int, heartbeat: int) -> bool:
     """Revoke a claim whose heartbeat stood still at `heartbeat` for a lease; return False if it moved after all."""
     still = and_(Job.id == job_id, Job.epoch == epoch, Job.heartbeat == heartbeat, Job.worker_id.is_not(None))
-    counted = session.execute(update(Job).where(still).values(lost_leases=Job.lost_leases + 1))
-    return counted.rowcount == 1 and release(session, job_id, epoch, delay=outbox.claim_backoff(epoch))  # type: ignore[attr-defined]
+    counted = update(Job).where(still).values(lost_leases=Job.lost_leases + 1)
+    return affected_rows(session, counted) == 1 and release(session, job_id, epoch, delay=outbox.claim_backoff(epoch))
 
 
 def cancel(session: Session, job_id: str, *, actor: str) -> Job:

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.db.base import table_of
-from jobs.db.engine import insert_into
+from jobs.db.engine import affected_rows, insert_into
 from jobs.fleet.tables import Pause
 from jobs.ledger import audit, outbox
 from jobs.ledger.tables import Job, Outbox
@@ -112,8 +112,8 @@ def pause(session: Session, scope: Scope, name: str, *, actor: str, reason: str 
 
 def resume(session: Session, scope: Scope, name: str, *, actor: str) -> bool:
     """End a pause. Return False when there was none."""
-    deletion = session.execute(delete(Pause).where(Pause.scope == scope, Pause.name == name))
-    if deletion.rowcount != 1:  # type: ignore[attr-defined]
+    deletion = delete(Pause).where(Pause.scope == scope, Pause.name == name)
+    if affected_rows(session, deletion) != 1:
         return False
     audit.record(session, actor=actor, action=f"{scope}.resume", target=name)
     return True

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.db.base import row_of
+from jobs.db.engine import affected_rows
 from jobs.errors import ClaimLost
 from jobs.ledger import kinds, ledger, measures, outbox, pauses, statements
 from jobs.ledger.states import JobState, ShardState
@@ -212,7 +213,7 @@ def finish_empty(session: Session, claim: ShardClaim) -> Job | None:
     """End a shard whose lines were all covered by earlier attempts. Run twice it ends once. Raises ClaimLost."""
     job = ledger.lock(session, claim.job.id)
     done = _done(outcomes(session, claim.job.id, claim.n))
-    if session.execute(update(Shard).where(_claim_filter(claim)).values(done)).rowcount == 1:  # type: ignore[attr-defined]
+    if affected_rows(session, update(Shard).where(_claim_filter(claim)).values(done)) == 1:
         return job
     shard = session.get(Shard, (claim.job.id, claim.n))
     if shard is None or (shard.state, shard.epoch) != (ShardState.DONE, claim.epoch):
@@ -223,17 +224,15 @@ def finish_empty(session: Session, claim: ShardClaim) -> Job | None:
 def record_isolated_attempt(session: Session, claim: ShardClaim, line: int) -> None:
     """Note which line is tried in isolation, and how often it was, before it is run. Raises ClaimLost."""
     times = claim.isolated_attempts + 1 if line == claim.isolated_line else 1
-    tried = session.execute(
-        update(Shard).where(_claim_filter(claim)).values(isolated_line=line, isolated_attempts=times)
-    )
-    if tried.rowcount != 1:  # type: ignore[attr-defined]
+    attempt = update(Shard).where(_claim_filter(claim)).values(isolated_line=line, isolated_attempts=times)
+    if affected_rows(session, attempt) != 1:
         raise ClaimLost
 
 
 def note_progress(session: Session, claim: ShardClaim) -> None:
     """Note that a claim has advanced its shard without a segment: losing it is not a stall. Raises ClaimLost."""
-    noted = session.execute(update(Shard).where(_claim_filter(claim)).values(progressed=True, stalls=0))
-    if noted.rowcount != 1:  # type: ignore[attr-defined]
+    progress = update(Shard).where(_claim_filter(claim)).values(progressed=True, stalls=0)
+    if affected_rows(session, progress) != 1:
         raise ClaimLost
 
 
@@ -275,8 +274,8 @@ def requeue_to_job_queue(session: Session, claim: ShardClaim) -> None:
     job = ledger.lock(session, claim.job.id)
     onward = {"state": ShardState.PENDING, "epoch": Shard.epoch + 1, "worker_id": None, "queue": None}
     onward |= {"stalls": 0, "isolated_line": None, "isolated_attempts": 0}
-    passed = session.execute(update(Shard).where(_claim_filter(claim)).values(onward))
-    if passed.rowcount == 1 and job is not None:  # type: ignore[attr-defined]
+    requeued = update(Shard).where(_claim_filter(claim)).values(onward)
+    if affected_rows(session, requeued) == 1 and job is not None:
         if job.state == JobState.RUNNING:
             outbox.enqueue(session, job, Task.RUN, job.queue or kinds.lenient(job.kind).run_queue, (claim.n,))
         return ledger.advance_job(session, claim.job.id, actor=f"worker:{claim.worker_id}")
@@ -352,7 +351,7 @@ _WITHOUT_MESSAGE = (
 
 def _free(session: Session, job_id: str, n: int, epoch: int, *, stalled: bool, delay: float) -> bool:
     claim_filter = and_(Shard.job_id == job_id, Shard.n == n, Shard.epoch == epoch, Shard.state == ShardState.RUNNING)
-    freed = session.execute(
+    freed = (
         update(Shard)
         .where(claim_filter)
         .values(
@@ -362,7 +361,7 @@ def _free(session: Session, job_id: str, n: int, epoch: int, *, stalled: bool, d
             stalls=Shard.stalls + (1 if stalled else 0),
         )
     )
-    if freed.rowcount != 1:  # type: ignore[attr-defined]
+    if affected_rows(session, freed) != 1:
         return False
     job = session.get_one(Job, job_id)
     if job.state == JobState.RUNNING:

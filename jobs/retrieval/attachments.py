@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, and_, delete, exists, false, insert, liter
 from sqlalchemy.orm import Session, aliased
 
 from jobs.clock import now
-from jobs.db.engine import UNSEEN, Database, in_pages, insert_into
+from jobs.db.engine import UNSEEN, Database, affected_rows, in_pages, insert_into
 from jobs.errors import Expired
 from jobs.ids import new_id
 from jobs.ledger import events
@@ -132,8 +132,7 @@ def touch(session: Session, store_id: str, at: float) -> bool:
     """
     alive = or_(VectorStore.expires_at.is_(None), VectorStore.expires_at > at)
     used = {"active_at": at, "expires_at": at + 86_400 * VectorStore.expires_days}  # NULL without `expires_days`
-    touched = session.execute(update(VectorStore).where(VectorStore.id == store_id, alive).values(used))
-    if touched.rowcount != 1:  # type: ignore[attr-defined]
+    if affected_rows(session, update(VectorStore).where(VectorStore.id == store_id, alive).values(used)) != 1:
         return False
     root = aliased(VectorStore)
     until = select(root.expires_at).where(root.id == store_id).scalar_subquery()
@@ -384,7 +383,7 @@ def enqueue_removal(session: Session, store: VectorStore, what: str, row: Vector
     if what != DOCUMENT:
         waiting = VectorRemoval.store_id == store.id, VectorRemoval.what == what
         renewed = update(VectorRemoval).where(*waiting).values(created_at=now())
-        if session.execute(renewed, execution_options=UNSEEN).rowcount:  # type: ignore[attr-defined]
+        if affected_rows(session, renewed, UNSEEN):
             return
     session.add(
         VectorRemoval(

@@ -11,7 +11,7 @@ from sqlalchemy import JSON, Select, String, and_, cast, func, insert, literal, 
 from sqlalchemy.orm import Session, aliased
 
 from jobs.clock import now
-from jobs.db.engine import UNSEEN, insert_into
+from jobs.db.engine import UNSEEN, affected_rows, insert_into
 from jobs.errors import Conflict, Expired
 from jobs.files.tables import File
 from jobs.ids import new_id
@@ -200,8 +200,7 @@ def _bring_over(
     unchanged = {"store_id", "id", "project_id", "created_at"}
     again = {name: insert.excluded[name] for name in values if name not in unchanged}
     brought = insert.on_conflict_do_update(index_elements=["store_id", "id"], set_=again)
-    made = session.execute(brought, execution_options={"preserve_rowcount": True, **UNSEEN})
-    return made.rowcount  # type: ignore[attr-defined, no-any-return]
+    return affected_rows(session, brought, {"preserve_rowcount": True, **UNSEEN})
 
 
 def _take_over(session: Session, store: VectorStore, index: VectorStore) -> None:

@@ -21,7 +21,7 @@ from sqlalchemy import and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
-from jobs.db.engine import UNSEEN, Database, insert_into
+from jobs.db.engine import UNSEEN, Database, affected_rows, insert_into
 from jobs.errors import ProjectFull
 from jobs.evals.tables import EvalRun
 from jobs.files.tables import File, Upload, UploadPart
@@ -106,7 +106,7 @@ def reserve(session: Session, project_id: str, size: int, limit: int) -> None:
     fits = StorageUsage.counted + StorageUsage.added + size <= limit
     more = update(StorageUsage).where(StorageUsage.project_id == project_id, fits)
     more = more.values(added=StorageUsage.added + size)
-    if limit and size > 0 and session.execute(more, execution_options=UNSEEN).rowcount != 1:  # type: ignore[attr-defined]
+    if limit and size > 0 and affected_rows(session, more, UNSEEN) != 1:
         raise _full(limit)
 
 

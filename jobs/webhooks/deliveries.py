@@ -25,7 +25,7 @@ from sqlalchemy.engine import Row
 from sqlalchemy.orm import Session, aliased
 
 from jobs.clock import now
-from jobs.db.engine import WRITE_ROWS
+from jobs.db.engine import UNSEEN, WRITE_ROWS, affected_rows
 from jobs.errors import Conflict, NotFound
 from jobs.fleet.tables import Worker
 from jobs.ids import new_id
@@ -223,7 +223,7 @@ def _set(session: Session, ids: Sequence[str], **values: Any) -> None:
     """Change deliveries that still wait: PostgreSQL has locked the rows, SQLite the database."""
     if ids:
         waiting = update(Delivery).where(Delivery.id.in_(ids), WAITING).values(values)
-        session.execute(waiting, execution_options={"synchronize_session": False})
+        session.execute(waiting, execution_options=UNSEEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -511,9 +511,7 @@ def _log(session: Session, rows: list[dict[str, Any]]) -> None:
 
 
 def _update(session: Session, where: Any, **values: Any) -> int:
-    unsynchronized = {"synchronize_session": False}
-    changed = session.execute(update(Delivery).where(where).values(values), execution_options=unsynchronized)
-    return int(changed.rowcount)  # type: ignore[attr-defined]
+    return affected_rows(session, update(Delivery).where(where).values(values), UNSEEN)
 
 
 def _attempt(claim: DeliveryClaim, outcome: Outcome) -> dict[str, Any]:

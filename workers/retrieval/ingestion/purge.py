@@ -13,7 +13,7 @@ from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
-from jobs.db.engine import WRITE_ROWS
+from jobs.db.engine import WRITE_ROWS, affected_rows
 from jobs.ledger import audit, pauses
 from jobs.platform.locks import hold_alone
 from jobs.queues import Queue
@@ -141,8 +141,7 @@ def _drop_leftovers(context: Context, store: Store) -> int:
 
 def _receipt(session: Session, removal: VectorRemoval, entries: int) -> None:
     same = VectorRemoval.id == removal.id, VectorRemoval.created_at == removal.created_at
-    removed = session.execute(delete(VectorRemoval).where(*same))
-    if removed.rowcount == 1:  # type: ignore[attr-defined]
+    if affected_rows(session, delete(VectorRemoval).where(*same)) == 1:
         audit.record(
             session,
             actor="purge",
