@@ -38,7 +38,8 @@ from workers.engines.build_engines import build as build_router
 from workers.engines.build_engines import build_tuned, outdated, refresh
 from workers.engines.router import Router
 from workers.inference.consumer import InteractiveConsumer, Limits
-from workers.inference.peer_client import ModelRouter, PeerClient
+from workers.inference.model_router import ModelRouter
+from workers.inference.peer_client import PeerClient
 from workers.inference.token_counting import ContextLimits, TokenCounter
 from workers.middleware.pipeline import PipelineDeps, build_pipeline
 from workers.middleware.response_cache import ResponseCache

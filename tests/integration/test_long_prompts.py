@@ -27,7 +27,8 @@ from tests.support.web import make_key, running_app, serve
 from workers.engines.fake import FakeEngine, prompt_of, reply
 from workers.engines.port import Answer, Engine, Length, Request, refusal
 from workers.inference.consumer import InteractiveConsumer
-from workers.inference.peer_client import ModelRouter, PeerClient
+from workers.inference.model_router import ModelRouter
+from workers.inference.peer_client import PeerClient
 from workers.middleware.context_window import ContextWindow, ModelRouting
 from workers.middleware.json_schema import JsonSchemaMiddleware
 from workers.middleware.schema_checker import SchemaChecker

@@ -10,7 +10,7 @@ import pytest
 from jobs.fleet.models_file import Models
 from workers.engines.fake import reply
 from workers.engines.port import Answer, EngineBusy, Request, refusal
-from workers.inference.peer_client import ModelRouter
+from workers.inference.model_router import ModelRouter
 
 REQUEST = Request("/v1/chat/completions", {"model": "m"}, "r1", tenant="p", job_id="batch_1")
 
