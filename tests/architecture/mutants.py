@@ -257,7 +257,7 @@ MUTANTS = [
     ),
     Mutant(
         "no lease ends",
-        "workers.dispatcher.maintenance",
+        "workers.dispatcher.leases",
         instead("at - since >= self._lease", "False", inside="stale"),
         WORLD,
     ),

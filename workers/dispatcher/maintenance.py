@@ -11,13 +11,9 @@ events      numbered: the positions in the feeds of their projects
 retention   every minute, see `workers.dispatcher.retention`
 """
 
-import asyncio
 import logging
-import threading
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Generic, TypeVar
 
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
@@ -30,8 +26,7 @@ from jobs.fleet import quarantine
 from jobs.fleet import workers as fleet
 from jobs.fleet.models_file import Registry
 from jobs.fleet.tables import Worker
-from jobs.ledger import anchors, audit, dependencies, feed, kinds, ledger, measures, pauses, shards, totals
-from jobs.ledger.anchors import Anchor
+from jobs.ledger import audit, dependencies, feed, kinds, ledger, measures, pauses, shards, totals
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.platform import processes
@@ -42,7 +37,8 @@ from jobs.security.audit_key import audit_key
 from jobs.settings import Settings
 from jobs.timings import Timings
 from jobs.webhooks import deliveries
-from jobs.webhooks.sending import Outcome, post_once
+from workers.dispatcher.anchoring import Anchoring
+from workers.dispatcher.leases import Observer, Since
 from workers.dispatcher.retention import Retention
 
 log = logging.getLogger(__name__)
@@ -52,71 +48,7 @@ _RETENTION_SECONDS = 60.0
 _PURGED_AT_ONCE = 10  # transactions for one source per round
 _RELEASED_AT_ONCE = 20  # transactions of WRITE_ROWS deliveries per sweep
 _PAGES_AT_ONCE = 20  # transactions of WRITE_ROWS rows per round, so that a backlog is not sealed or numbered in one go
-_LOOK = 1 / 3  # of a lease
-_LONG = 2 / 3  # of a lease
 _WAIT = 1 / 30  # of a lease, for the turn to write: a worker that holds the lock may have stood still until now
-_SHORTEST_LOOK = 1.0  # seconds
-
-K = TypeVar("K", bound=Hashable)
-
-
-class Observer(Generic[K]):
-    """Watch leases by observation: a claim lives while its heartbeat moves, on the observer's own monotonic clock.
-
-    No timestamp of another process is compared with this clock, so a clock that jumps expires nothing. A new leader
-    starts its observations afresh and therefore waits one whole lease before it revokes anything. So does a leader that
-    could not write while all heartbeats stood still: then no worker could send one. And time in which it did not look
-    (it stood still, perhaps with all others: a paused deployment, a suspended machine) does not count.
-    """
-
-    def __init__(self, lease: float, clock: Callable[[], float]) -> None:
-        self._lease = lease
-        self._clock = clock
-        self._seen: dict[K, tuple[int, float]] = {}
-        self._looked, self._away = clock(), 0.0
-        self._moved = self._looked
-
-    def stale(self, heartbeats: Iterable[tuple[K, int]]) -> list[tuple[K, int]]:
-        """Look at all current claims, and return those whose heartbeat did not move for a lease."""
-        at = self._time()
-        before, self._seen = self._seen, {}
-        expired = []
-        for key, heartbeat in heartbeats:
-            old = before.get(key)
-            since = old[1] if old is not None and old[0] == heartbeat else at
-            self._moved = max(self._moved, since)
-            self._seen[key] = (heartbeat, since)
-            if at - since >= self._lease:
-                expired.append((key, heartbeat))
-        return expired
-
-    @property
-    def stands_still(self) -> bool:
-        """Return whether no heartbeat has moved for most of a lease, as far as was looked."""
-        return self._looked - self._away - self._moved >= self._lease * _LONG
-
-    def start_afresh(self) -> None:
-        """Forget all observations."""
-        self._seen.clear()
-
-    def _time(self) -> float:
-        """Return the clock's time without unobserved time: a look stands for a part of a lease at most."""
-        looked, self._looked = self._looked, self._clock()
-        self._away += max(0.0, self._looked - looked - max(self._lease * _LOOK, _SHORTEST_LOOK))
-        return self._looked - self._away
-
-
-class Since(Generic[K]):
-    """Tell for how long each of a changing set of things has been there, on the observer's clock."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._first: dict[K, float] = {}
-
-    def ages(self, present: Iterable[K]) -> dict[K, float]:
-        at = self._clock()
-        self._first = {key: self._first.get(key, at) for key in present}
-        return {key: at - first for key, first in self._first.items()}
 
 
 class Maintenance:
@@ -417,74 +349,3 @@ def _reason(job: Job, at: float) -> str:
     if job.not_before is not None and job.not_before > at:
         return "time"
     return "worker" if job.model is None else "model"
-
-
-class Anchoring:
-    """Send the head of the audit chain to where `NIGHTMILL_AUDIT_ANCHOR` says, once a day. See `jobs.ledger.anchors`.
-
-    A receiver that hangs holds a thread, and never the leader.
-    """
-
-    def __init__(self, config: Settings, db: Database) -> None:
-        self._config = config
-        self._db = db
-        self._posting: _Post | None = None
-
-    def run(self) -> None:
-        """Send what is due, and note what was sent. Raises DatabaseBusy."""
-        if not self._config.audit_anchor:
-            return
-        if self._posting is not None:
-            self._finish_post(self._posting)
-            return
-        with self._db.read() as session:
-            if not anchors.is_due(session):
-                return
-        with self._db.write() as session:
-            anchor = anchors.begin(session)
-        self._db.breathe()
-        if self._config.anchors_by_webhook:
-            self._posting = _Post(self._config, anchor)
-            self._posting.start()
-        else:
-            self._append(anchor)
-
-    def _append(self, anchor: Anchor) -> None:
-        try:
-            anchors.append(Path(self._config.audit_anchor), anchor)
-        except OSError as error:
-            log.warning("audit_anchor_not_written", extra={"anchor": anchor.id, "error": error.strerror})
-        else:
-            self._sent(anchor)
-
-    def _finish_post(self, post: "_Post") -> None:
-        if post.is_alive():
-            return
-        if post.outcome.delivered:
-            self._sent(post.anchor)
-        else:
-            log.warning("audit_anchor_not_delivered", extra={"anchor": post.anchor.id, "failure": post.outcome.error})
-        self._posting = None  # what was not delivered is sent again, under its id
-
-    def _sent(self, anchor: Anchor) -> None:
-        with self._db.write() as session:
-            anchors.finish(session, anchor)
-        self._db.breathe()
-        log.info("audit_anchored", extra={"anchor": anchor.id, "seal": anchor.seal})
-
-
-class _Post(threading.Thread):
-    """Post a signed anchor in a daemon thread, so that a receiver that hangs keeps no process from ending.
-
-    `outcome` is that of an error in our own code until there is another one.
-    """
-
-    def __init__(self, config: Settings, anchor: Anchor) -> None:
-        super().__init__(name="anchor", daemon=True)
-        self.anchor, self.outcome = anchor, Outcome(None, "internal error", None, 0.0)
-        self._config = config
-
-    def run(self) -> None:
-        config, anchor = self._config, self.anchor
-        post = post_once(config, config.audit_anchor, [config.audit_anchor_secret], anchor.id, anchor.body())
-        self.outcome = asyncio.run(post)

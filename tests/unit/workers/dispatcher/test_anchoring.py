@@ -10,7 +10,7 @@ from jobs.ledger import anchors, audit
 from jobs.settings import Settings
 from jobs.webhooks.sending import new_secret
 from tests.support.receiver import Receiver
-from workers.dispatcher.maintenance import Anchoring
+from workers.dispatcher.anchoring import Anchoring
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from jobs.platform import processes
-from workers.dispatcher.maintenance import Observer, Since
+from workers.dispatcher.leases import Observer, Since
 
 
 class Clock:

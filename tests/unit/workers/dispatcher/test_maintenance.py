@@ -26,8 +26,8 @@ from jobs.webhooks.tables import Delivery, WebhookEndpoint
 from tests.support import ledgers
 from tests.support.dispatching import DispatcherHarness, new_file, project_of
 from workers.dispatcher import maintenance, retention
+from workers.dispatcher.anchoring import Anchoring
 from workers.dispatcher.loop import Dispatcher
-from workers.dispatcher.maintenance import Anchoring
 from workers.dispatcher.retention import Retention
 
 
