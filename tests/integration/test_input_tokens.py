@@ -14,7 +14,7 @@ from workers.engines.fake import prompt_of
 from workers.engines.port import Answer, Length, Request
 from workers.engines.router import Router
 from workers.inference.token_counting import TokenCounter
-from workers.middleware.excerpts import ContextBudget
+from workers.middleware.file_search.excerpts import ContextBudget
 
 pytestmark = pytest.mark.verify
 

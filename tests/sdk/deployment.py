@@ -39,8 +39,8 @@ from workers.inference.peer_client import PeerClient
 from workers.inference.token_counting import TokenCounter
 from workers.kinds import HANDLERS
 from workers.lifecycle import parse
-from workers.middleware.excerpts import ContextBudget
-from workers.middleware.file_search import FileSearchMiddleware
+from workers.middleware.file_search.excerpts import ContextBudget
+from workers.middleware.file_search.middleware import FileSearchMiddleware
 from workers.retrieval.ingestion.purge import purge
 from workers.retrieval.parsing.parser import Parser, limits_of
 from workers.retrieval.reranking import Reranking

@@ -7,8 +7,8 @@ import msgspec
 from jobs.retrieval.searches import FoundChunk, Search
 from workers.engines.fake import FakeEngine, prompt_of, reply
 from workers.engines.port import Answer, Engine, Request
-from workers.middleware.excerpts import ContextBudget
-from workers.middleware.file_search import FileSearchMiddleware
+from workers.middleware.file_search.excerpts import ContextBudget
+from workers.middleware.file_search.middleware import FileSearchMiddleware
 
 TOOL: Any = {"type": "file_search", "vector_store_ids": ["vs_1"]}
 RESULTS: Any = ["file_search_call.results"]

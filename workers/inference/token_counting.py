@@ -28,8 +28,9 @@ from workers.middleware.base import unresolved
 from workers.middleware.cache import FIELD as CACHE
 from workers.middleware.compaction import CompactionMiddleware
 from workers.middleware.context_window import Measure
-from workers.middleware.excerpts import ContextBudget
-from workers.middleware.file_search import ContextBudgets, FileSearchMiddleware, Searcher, is_search
+from workers.middleware.file_search.excerpts import ContextBudget
+from workers.middleware.file_search.middleware import ContextBudgets, FileSearchMiddleware, Searcher
+from workers.middleware.file_search.tool import is_search
 from workers.middleware.history import History
 from workers.runtime.engine_host import EngineHost
 

@@ -17,7 +17,7 @@ from workers.engines.port import Engine
 from workers.middleware.cache import CacheMiddleware, Identity
 from workers.middleware.compaction import CompactionMiddleware
 from workers.middleware.context_window import ContextWindow, Measure, ModelRouting
-from workers.middleware.file_search import ContextBudgets, FileSearchMiddleware, Searcher
+from workers.middleware.file_search.middleware import ContextBudgets, FileSearchMiddleware, Searcher
 from workers.middleware.json_schema import JsonSchemaMiddleware
 from workers.middleware.media_urls import MediaUrlMiddleware, Permission
 from workers.middleware.response_cache import ResponseCache

@@ -16,7 +16,7 @@ from tests.unit.workers.middleware.context_window.engines import MODEL
 from tests.unit.workers.middleware.context_window.engines import Counting as Words
 from workers.engines.port import Answer, EngineBusy, Length, Request, refusal
 from workers.inference.token_counting import TokenCounter
-from workers.middleware.excerpts import ContextBudget
+from workers.middleware.file_search.excerpts import ContextBudget
 
 CATS = FoundChunk("file-1", "cats.md", 0.9, "Cats purr.", {}, {})
 TOOL = {"type": "file_search", "vector_store_ids": ["vs_1"]}

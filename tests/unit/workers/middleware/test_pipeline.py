@@ -19,7 +19,7 @@ from tests.support import adapters
 from tests.support.scripted_server import CHAT, Server, serving
 from tests.unit.workers.middleware.context_window.engines import MODEL, Counting, Nobody
 from workers.engines.port import Request
-from workers.middleware.excerpts import ContextBudget
+from workers.middleware.file_search.excerpts import ContextBudget
 from workers.middleware.pipeline import PipelineDeps, build_pipeline
 from workers.middleware.response_cache import ResponseCache
 from workers.middleware.schema_checker import SchemaChecker

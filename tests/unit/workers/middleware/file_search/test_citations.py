@@ -6,7 +6,7 @@ import pytest
 
 from jobs.retrieval import words
 from jobs.retrieval.searches import FoundChunk
-from workers.middleware.excerpts import citations
+from workers.middleware.file_search.excerpts import citations
 
 CATS = FoundChunk("file-1", "cats.md", 0.9, "Cats purr when they are content.", None, {})
 DOGS = FoundChunk("file-2", "dogs.md", 0.5, "Dogs bark at the mailman.", None, {})

@@ -10,8 +10,9 @@ from api.retrieval import search as vector_store_search
 from jobs.retrieval.searches import FoundChunk, Search
 from jobs.retrieval.tables import VectorStore
 from workers.engines.port import Answer, Emit, EngineBusy, Request, Usage, refusal
-from workers.middleware.excerpts import ContextBudget
-from workers.middleware.file_search import DEFAULT_RESULTS, FileSearchMiddleware, tool_of
+from workers.middleware.file_search.excerpts import ContextBudget
+from workers.middleware.file_search.middleware import FileSearchMiddleware
+from workers.middleware.file_search.tool import DEFAULT_RESULTS, tool_of
 
 CATS = FoundChunk("file-1", "cats.md", 0.9, "Cats purr when they are content.", {"year": 2026}, {"page": 3})
 DOGS = FoundChunk("file-2", "dogs.md", 0.5, "Dogs bark at the mailman.", None, {"section": ["Pets", "Dogs"]})

@@ -11,7 +11,7 @@ from jobs.retrieval.searches import FoundChunk
 from jobs.settings import Settings
 from workers.engines.model_folders import MINILM, materialise
 from workers.inference.token_counting import ContextLimits
-from workers.middleware.excerpts import ContextBudget, excerpt_budget, join_neighbours, select_excerpts
+from workers.middleware.file_search.excerpts import ContextBudget, excerpt_budget, join_neighbours, select_excerpts
 from workers.middleware.quoting import excerpt
 
 TEXT = "".join(f"Sentence number {n} of the file. " for n in range(100))

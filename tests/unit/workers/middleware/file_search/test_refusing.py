@@ -16,8 +16,10 @@ from tests.unit.workers.middleware.file_search.test_file_search_engine import (
     answered,
     asked,
 )
-from workers.middleware.excerpts import ContextBudget
-from workers.middleware.file_search import REFUSAL, FileSearchMiddleware, for_engine
+from workers.middleware.file_search.excerpts import ContextBudget
+from workers.middleware.file_search.middleware import FileSearchMiddleware
+from workers.middleware.file_search.refusal import REFUSAL
+from workers.middleware.file_search.tool import for_engine
 
 STRICT = {**TOOL, "refuse": True}
 MADE_UP = "Fish swim quietly through distant coral reefs [1]."

@@ -1,279 +1,42 @@
-"""Responses with the tool `file_search`: search vector stores, and put the results before the model.
-
-    request ──▶ the user's last message ──▶ search, by a worker with the store's embedding model
-            ──▶ numbered and quoted excerpts before the message ──▶ engine ──▶ answer, with citations
-
-Every such request searches; the model, which may be a small one, does not decide. Text of files is data: the
-instructions get a sentence that says so, and nothing of the files (see `quoting`). Engines do not know the tool; the
-middleware works alike for interactive clients, lines of batches and background responses. The client sees the tools and
-instructions that it sent, a `file_search_call` before the message, and citations in the message. With `refuse` it sees
-a refusal if the files do not support the answer.
-"""
+"""Search the files for responses that ask for it, and add the search and the citations to the answer."""
 
 import asyncio
 import heapq
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 
 from jobs.errors import InvalidRequest
-from jobs.inference.complete_answers import new_response, request_echo
+from jobs.inference.complete_answers import request_echo
 from jobs.inference.responses import RESULTS
 from jobs.requests.endpoints import RESPONSES
-from jobs.retrieval import searches
-from jobs.retrieval.filters import check_filter
 from jobs.retrieval.searches import FoundChunk, Search
 from jobs.retrieval.words import support
 from workers.engines.port import Answer, Emit, Engine, Request, refusal
 from workers.middleware.base import Middleware
-from workers.middleware.excerpts import (
+from workers.middleware.file_search.excerpts import (
     ContextBudget,
     citations,
     excerpt_budget,
     join_neighbours,
     select_excerpts,
 )
+from workers.middleware.file_search.refusal import refused_events, refused_message, refused_response, refused_stream
+from workers.middleware.file_search.tool import (
+    CALL,
+    DEFAULT_RESULTS,
+    FileSearch,
+    for_engine,
+    is_search,
+    mistyped_field,
+    query_of,
+    tool_of,
+    uses_file_search,
+)
 from workers.middleware.quoting import with_excerpts
 from workers.retrieval.lexical import distinct
-
-# The tool, read and checked; and other items that engines do not know.
-
-TOOL: Final = "file_search"
-CALL: Final = "file_search_call"
-#: The default number of excerpts. OpenAI uses up to 20, for models with a long context.
-DEFAULT_RESULTS: Final = 5
-MAX_STORES: Final = 8
-MAX_WEIGHT: Final = 1_000_000
-MAX_RRF_K: Final = 10_000
-_LONGEST_NAME: Final = 255
-
-
-class HybridSearch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    embedding_weight: float = 1.0
-    text_weight: float = 1.0
-    fusion: Literal["rrf", "relative"] = "rrf"
-    rrf_k: int = 1
-
-
-class RankingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    ranker: str = "auto"
-    score_threshold: float = 0.0
-    hybrid_search: HybridSearch | None = None
-    rerank_depth: int = searches.DEPTH
-    deduplicate: float | None = None
-
-
-class RefusalOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Refuse an answer if less than this share of its words occurs in the excerpts."""
-
-    support: float = 0.6
-
-
-class FileSearch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """OpenAI's tool with the options of a store's search, and `refuse`, which OpenAI does not have."""
-
-    vector_store_ids: list[str]
-    max_num_results: int | None = None
-    filters: dict[str, Any] | None = None
-    ranking_options: RankingOptions | None = None
-    refuse: bool | RefusalOptions = False
-
-    @property
-    def min_support(self) -> float | None:
-        """Return the share of an answer's words that the excerpts must contain; None if no answer is refused."""
-        if isinstance(self.refuse, bool):
-            return RefusalOptions().support if self.refuse else None
-        return self.refuse.support
-
-    def search(self, store_id: str, query: str) -> Search:
-        """Return the search of one store. The worker that serves it fills in the store's model."""
-        options = self.ranking_options or RankingOptions()
-        return Search(
-            model="",
-            store_id=store_id,
-            queries=(query,),
-            limit=self.max_num_results or DEFAULT_RESULTS,
-            filters=self.filters,
-            threshold=options.score_threshold,
-            ranker=searches.model_of(options.ranker),
-            depth=options.rerank_depth,
-            deduplicate=options.deduplicate or 0.0,
-            **searches.fusion_of(options.hybrid_search),
-        )
-
-
-def uses_file_search(request: Request) -> bool:
-    tools = request.body.get("tools") if request.url == RESPONSES else None
-    return isinstance(tools, list) and any(is_search(tool) for tool in tools)
-
-
-def is_search(tool: Any) -> bool:
-    return isinstance(tool, dict) and tool.get("type") == TOOL
-
-
-def tool_of(body: Mapping[str, Any]) -> FileSearch:
-    """Return the tool of a body, checked.
-
-    Raises: ValidationError, InvalidRequest.
-    """
-    given, *others = [tool for tool in body["tools"] if is_search(tool)]
-    if others:
-        raise InvalidRequest("it is given more than once; one names all the vector stores.")
-    tool = msgspec.convert(_given({name: value for name, value in given.items() if name != "type"}), FileSearch)
-    if not 1 <= len(tool.vector_store_ids) <= MAX_STORES or tool.max_num_results not in (None, *range(1, 51)):
-        raise InvalidRequest(f"it names 1 to {MAX_STORES} vector stores, and takes 1 to 50 results.")
-    if tool.ranking_options is not None:
-        _check_ranking(tool.ranking_options)
-    if not 0 <= (tool.min_support or 0.0) <= 1:
-        raise InvalidRequest("the support that an answer needs is 0 to 1.")
-    if tool.filters is not None:
-        check_filter(tool.filters, "filters")
-    return tool
-
-
-def _given(options: Mapping[str, Any], depth: int = 2) -> dict[str, Any]:
-    """Return the options without nulls, which stand for defaults, down to the depth at which options are nested."""
-    return {
-        name: _given(value, depth - 1) if depth and isinstance(value, dict) and name != "filters" else value
-        for name, value in options.items()
-        if value is not None
-    }
-
-
-def mistyped_field(body: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return the first of the other fields of a search that has a wrong type, and the right type; None if all fit."""
-    if not isinstance(body.get("input"), str | list | None):
-        return "input", "a text or an array"
-    if not isinstance(body.get("instructions"), str | None):
-        return "instructions", "a text"
-    include = body.get("include")
-    if include is not None and not (isinstance(include, list) and all(isinstance(name, str) for name in include)):
-        return "include", "an array of texts"
-    return None
-
-
-def _check_ranking(options: RankingOptions) -> None:
-    weights = options.hybrid_search or HybridSearch()
-    smaller, larger = sorted((weights.embedding_weight, weights.text_weight))
-    if not 0 <= smaller <= larger <= MAX_WEIGHT or larger == 0:
-        raise InvalidRequest(f"weights are 0 to {MAX_WEIGHT}, and at least one of them is above 0.")
-    if not 0 <= weights.rrf_k <= MAX_RRF_K:
-        raise InvalidRequest(f"rrf_k is 0 to {MAX_RRF_K}.")
-    if not 0 <= options.score_threshold <= 1:
-        raise InvalidRequest("score_threshold is 0 to 1.")
-    if not 1 <= options.rerank_depth <= searches.MOST_DEPTH:
-        raise InvalidRequest(f"rerank_depth is 1 to {searches.MOST_DEPTH}.")
-    if options.deduplicate is not None and not 0 < options.deduplicate <= 1:
-        raise InvalidRequest("deduplicate is above 0, and at most 1.")
-    if not 1 <= len(options.ranker) <= _LONGEST_NAME:
-        raise InvalidRequest(f"a ranker's name has 1 to {_LONGEST_NAME} characters.")
-
-
-def query_of(given: Any) -> str:
-    """Return the user's last message."""
-    if isinstance(given, str):
-        return given.strip()[: searches.LONGEST_QUERY]
-    messages = [item for item in given if isinstance(item, dict) and item.get("role") == "user"] if given else []
-    content = messages[-1].get("content") if messages else ""
-    parts = content if isinstance(content, list) else [{"text": content}]
-    texts = [str(part.get("text") or "") for part in parts if isinstance(part, dict)]
-    return "\n".join(texts).strip()[: searches.LONGEST_QUERY]
-
-
-def for_engine(request: Request) -> Request:
-    """Return the request without search calls and refusals of earlier turns, which engines do not know."""
-    items = request.body.get("input") if request.url == RESPONSES else None
-    if not isinstance(items, list) or not any(map(_is_added_by_search, items)):
-        return request
-    items_for_engine = [_item_for_engine(item) for item in items if not _is_call(item)]
-    return replace(request, body={**request.body, "input": items_for_engine})
-
-
-def _is_added_by_search(item: Any) -> bool:
-    return _is_call(item) or any(map(_is_refusal, _parts(item)))
-
-
-def _is_call(item: Any) -> bool:
-    return isinstance(item, dict) and item.get("type") == CALL
-
-
-def _parts(item: Any) -> list[Any]:
-    content = item.get("content") if isinstance(item, dict) else None
-    return content if isinstance(content, list) else []
-
-
-def _is_refusal(part: Any) -> bool:
-    return isinstance(part, dict) and part.get("type") == "refusal"
-
-
-def _item_for_engine(item: Any) -> Any:
-    parts = [_said(part) if _is_refusal(part) else part for part in _parts(item)]
-    return {**item, "content": parts} if parts else item
-
-
-def _said(part: Mapping[str, Any]) -> dict[str, Any]:
-    return {"type": "output_text", "text": str(part.get("refusal") or ""), "annotations": []}
-
-
-# The refusal that replaces an unsupported answer, in OpenAI's shapes: an object, and the events of a stream.
-
-REFUSAL: Final = "The files that were searched do not hold an answer to this."
-_PART: Final = {"type": "refusal", "refusal": REFUSAL}
-_NONE: Final = {
-    "input_tokens": 0,
-    "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
-    "output_tokens": 0,
-    "output_tokens_details": {"reasoning_tokens": 0},
-    "total_tokens": 0,
-}
-
-
-def refused_message(item: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the message with the refusal as its content."""
-    return {**item, "content": [dict(_PART)]}
-
-
-def refused_response(request: Request) -> dict[str, Any]:
-    """Return the response of a request that was refused before any engine was asked: it has no usage."""
-    name = request.request_id.rpartition("_")[2]
-    item = {"type": "message", "id": f"msg_{name}", "status": "completed", "role": "assistant"}
-    return {
-        **new_response(request.body, "completed"),
-        "id": f"resp_{name}",
-        "output": [refused_message(item)],
-        "usage": _NONE,
-    }
-
-
-def refused_stream(request: Request) -> list[dict[str, Any]]:
-    """Return the events of such a response."""
-    whole = refused_response(request)
-    begun = {**whole, "status": "in_progress", "output": [], "usage": None}
-    return [
-        {"type": "response.created", "response": begun},
-        {"type": "response.in_progress", "response": begun},
-        *refused_events(whole["output"][0], 0),
-        {"type": "response.completed", "response": whole},
-    ]
-
-
-def refused_events(item: Mapping[str, Any], index: Any) -> list[dict[str, Any]]:
-    """Return the events of the refused message alone; `index` is its index in the output."""
-    position = {"item_id": item.get("id"), "output_index": index, "content_index": 0}
-    begun = {**item, "status": "in_progress", "content": []}
-    return [
-        {"type": "response.output_item.added", "output_index": index, "item": begun},
-        {"type": "response.content_part.added", **position, "part": {"type": "refusal", "refusal": ""}},
-        {"type": "response.refusal.delta", **position, "delta": REFUSAL},
-        {"type": "response.refusal.done", **position, "refusal": REFUSAL},
-        {"type": "response.content_part.done", **position, "part": dict(_PART)},
-        {"type": "response.output_item.done", "output_index": index, "item": refused_message(item)},
-    ]
-
-
-# The middleware.
 
 _ECHOED: Final = ("instructions", "tools", "tool_choice")  # fields of the request that an engine repeats
 _FOUND: Final = (
