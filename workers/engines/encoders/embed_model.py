@@ -3,7 +3,7 @@
     transformer (torch) ──export──▶ float32.onnx ──quantise, per channel──▶ int8.onnx ──▶ OnnxTransformer
 
 Only the transformer is exported. Pooling and normalising stay with the modules of sentence-transformers, so both
-runtimes treat its token embeddings alike. `embed_runtime` compares vectors to find out whether an exported graph is
+runtimes treat its token embeddings alike. `runtime_trials` compares vectors to find out whether an exported graph is
 right.
 """
 

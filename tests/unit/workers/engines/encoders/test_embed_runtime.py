@@ -15,19 +15,8 @@ from jobs.timings import Timings
 from tests.support import tiny_bert
 from workers.engines.encoders import embed_model, embed_runtime
 from workers.engines.encoders.embed_model import OnnxTransformer, SentenceModel
-from workers.engines.encoders.embed_runtime import (
-    LONGEST_WORDS,
-    TEXTS,
-    Choices,
-    Chooser,
-    Order,
-    choose,
-    key_of,
-    measure_here,
-    measures,
-    texts,
-    too_far,
-)
+from workers.engines.encoders.embed_runtime import Choices, Chooser, Order, key_of, measure_here, measures
+from workers.engines.encoders.runtime_trials import LONGEST_WORDS, TEXTS, choose, texts, too_far
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(240)]
 
