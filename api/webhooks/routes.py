@@ -107,7 +107,7 @@ _SAMPLES = {
     "webhook_endpoint": "we_",
 }
 _OF_A_STORE = frozenset({"vector_store.file", "vector_store.source"})
-_RELEASED = 20  # transactions in the request that enables an endpoint; the dispatcher releases the rest
+_UNPARKED_AT_ONCE = 20  # transactions in the request that enables an endpoint; the dispatcher unparks the rest
 
 
 class CreateEndpoint(Body):
@@ -201,12 +201,12 @@ def update_endpoint(call: Call, webhook_endpoint_id: str, body: UpdateEndpoint) 
             endpoint.updated_at = now()
         for name, value in given.items():
             setattr(endpoint, name, value)
-        released = deliveries.enable(session, endpoint, actor=call.actor)
+        unparked = deliveries.enable(session, endpoint, actor=call.actor)
         call.record(session, "webhook_endpoint.update", endpoint.id, {"fields": sorted(body.fields())})
         shown = show_endpoint(endpoint)
-    if released == WRITE_ROWS:
+    if unparked == WRITE_ROWS:
         with suppress(DatabaseBusy):  # the dispatcher does the rest
-            _release(call)
+            _unpark(call)
     return shown
 
 
@@ -344,15 +344,15 @@ def _rotate(endpoint: WebhookEndpoint, *, keep: bool) -> None:
     endpoint.secret, endpoint.updated_at = new_secret(), at
 
 
-def _release(call: CallContext) -> None:
-    """Release deliveries that one transaction did not, and others that are held without reason."""
-    for _ in range(_RELEASED):
+def _unpark(call: CallContext) -> None:
+    """Unpark the deliveries that one transaction left, and others that are parked without reason."""
+    for _ in range(_UNPARKED_AT_ONCE):
         with call.db.read() as session:
-            held = deliveries.held_too_long(session, WRITE_ROWS)
-        if not held:
+            parked = deliveries.wrongly_parked(session, WRITE_ROWS)
+        if not parked:
             return
         with call.db.write() as session:
-            deliveries.release(session, held)
+            deliveries.unpark(session, parked)
         call.db.breathe()
 
 

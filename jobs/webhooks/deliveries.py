@@ -1,13 +1,13 @@
 """Deliveries: one event for one receiver, sent at least once, under one `webhook-id`.
 
-    pending ──claim──▶ (held by a worker) ──2xx──▶ delivered ─┐
-       ▲                  │      │                            ├── replay ──▶ pending
-       └── due again ◀────┘      └──schedule used up──▶ failed┘
+    pending ──claim──▶ (claimed by a worker) ──2xx──▶ delivered ─┐
+       ▲                  │         │                            ├── replay ──▶ pending
+       └── due again ◀────┘         └──schedule used up──▶ failed┘
            by the schedule, or at once when its worker died (revoke_claims)
 
 Every write of an outcome is guarded by the claim's worker and epoch. 410, or nothing but failures for
-`webhook_disable_seconds`, disables an endpoint; its pending deliveries stay at `HELD` until it is enabled again.
-Events that happen meanwhile are not enqueued for it, but `replay` enqueues them with `missed`. What is held for an
+`webhook_disable_seconds`, disables an endpoint; its pending deliveries are parked until it is enabled again.
+Events that happen meanwhile are not enqueued for it, but `replay` enqueues them with `missed`. What is parked for an
 endpoint that is deleted fails soon.
 
 The oldest deliveries are claimed first, but a lane has at most its share, so that the backlog of one receiver does not
@@ -37,14 +37,14 @@ from jobs.webhooks.sending import Outcome, body, signing_secrets
 from jobs.webhooks.tables import Attempt, Delivery, Event, WebhookEndpoint
 
 #: When a delivery to a disabled endpoint is due: the end of the year 9999.
-HELD = 253_402_300_799.0
+PARKED_UNTIL = 253_402_300_799.0
 #: The error of a delivery whose endpoint was deleted.
 DELETED = "endpoint deleted"
 #: Literal as in the partial indexes: neither database matches a bound parameter with an index's condition.
 WAITING = and_(Delivery.state == literal_column("'pending'"), Delivery.worker_id.is_(None))
 _HAS_FAILED = Delivery.state == literal_column("'failed'")
 PENDING, DELIVERED, FAILED = "pending", "delivered", "failed"
-_ON_HOLD = and_(WAITING, Delivery.due_at >= HELD)
+PARKED = and_(WAITING, Delivery.due_at >= PARKED_UNTIL)
 _JITTER = 0.2
 _RETRY_AFTER_MAX = 86_400.0
 _GONE = 410
@@ -76,14 +76,14 @@ def claim_due(
     per_endpoint: int = 2,
     allowances: Mapping[str, int] | None = None,
 ) -> list[DeliveryClaim]:
-    """Claim due deliveries, oldest first, so that this worker holds at most `per_endpoint` of a lane.
+    """Claim due deliveries, oldest first, so that this worker has at most `per_endpoint` of a lane.
 
     `allowances` replace that number for single lanes. Claims none while the queue or the worker is paused: pending
     deliveries keep all their attempts.
     """
     if pauses.paused(session).rests(Queue.WEBHOOKS, worker_id):
         return []
-    room = _Room(_held_by_lane(session, worker_id), per_endpoint, allowances or {})
+    room = _Room(_claims_by_lane(session, worker_id), per_endpoint, allowances or {})
     claims: list[DeliveryClaim] = []
     at = now()
     while len(claims) < limit:
@@ -100,26 +100,26 @@ def claim_due(
 class _Room:
     """The number of deliveries that each lane may still take."""
 
-    def __init__(self, held: Counter[str], usual: int, allowances: Mapping[str, int]) -> None:
-        self._held = held
+    def __init__(self, claimed: Counter[str], usual: int, allowances: Mapping[str, int]) -> None:
+        self._claimed = claimed
         self._usual = usual
         self._allowances = allowances
 
     def full(self) -> set[str]:
-        return {lane for lane in {*self._held, *self._allowances} if not self._left(lane)}
+        return {lane for lane in {*self._claimed, *self._allowances} if not self._left(lane)}
 
     def take(self, lane: str) -> bool:
         """Take one if the lane has room; return whether it had."""
         left = self._left(lane)
-        self._held[lane] += left
+        self._claimed[lane] += left
         return left
 
     def _left(self, lane: str) -> bool:
-        return self._held[lane] < self._allowances.get(lane, self._usual)
+        return self._claimed[lane] < self._allowances.get(lane, self._usual)
 
 
-def _held_by_lane(session: Session, worker_id: str) -> Counter[str]:
-    """Return how many deliveries of each lane a worker holds."""
+def _claims_by_lane(session: Session, worker_id: str) -> Counter[str]:
+    """Return how many deliveries of each lane a worker has claimed."""
     lane = func.coalesce(Delivery.endpoint_id, Job.webhook_url)
     counts = session.execute(
         select(lane, func.count())
@@ -162,17 +162,17 @@ def _due(at: float, full: Collection[str], limit: int):  # type: ignore[no-untyp
 
 
 def _set_aside(session: Session, rows: Sequence[Row[Any]]) -> list[Row[Any]]:
-    """Return the rows that can be sent. Hold those of disabled endpoints, and fail those without a target."""
-    sendable, held, lost = [], [], []
+    """Return the rows that can be sent. Park those of disabled endpoints, and fail those without a target."""
+    sendable, parked, lost = [], [], []
     disabled = _still_disabled(session, {row.WebhookEndpoint.id for row in rows if _disabled(row)})
     for row in rows:
         if row.Event is None or (row.WebhookEndpoint is None and row.webhook_url is None):
             lost.append(row.id)
         elif row.endpoint_id in disabled:
-            held.append(row.id)
+            parked.append(row.id)
         else:
             sendable.append(row)
-    _set(session, held, due_at=HELD)
+    _set(session, parked, due_at=PARKED_UNTIL)
     _set(session, lost, state="failed", error=DELETED)
     return sendable
 
@@ -184,7 +184,7 @@ def _disabled(row: Row[Any]) -> bool:
 def _still_disabled(session: Session, ids: Collection[str]) -> set[str]:
     """Return the ids of the endpoints that are still disabled, and lock the endpoints of `ids`.
 
-    The lock keeps `enable` from running just before the deliveries are held.
+    The lock keeps `enable` from running just before the deliveries are parked.
     """
     if not ids:
         return set()
@@ -259,15 +259,15 @@ def record(
     config: Settings,
     rng: Callable[[], float] = random.random,
 ) -> int:
-    """Record attempts and their consequences; return how many claims still held."""
+    """Record attempts and their consequences; return how many claims were still valid."""
     endpoints = _locked(session, {claim.endpoint_id for claim, _ in results if claim.endpoint_id})
-    held = _held(session, [claim for claim, _ in results])
+    happened_at = _valid_claims(session, [claim for claim, _ in results])
     at = now()
-    valid = [(claim, outcome) for claim, outcome in results if (claim.id, claim.epoch) in held]
+    valid = [(claim, outcome) for claim, outcome in results if (claim.id, claim.epoch) in happened_at]
     for claim, outcome in valid:
         if outcome.delivered:
             accepted = outcome.at + outcome.seconds
-            measures.observe(session, measures.WEBHOOK, "", accepted - held[claim.id, claim.epoch])
+            measures.observe(session, measures.WEBHOOK, "", accepted - happened_at[claim.id, claim.epoch])
     _write(session, [_after(claim, outcome, config, rng) for claim, outcome in valid])
     _log(session, [_attempt(claim, outcome) for claim, outcome in valid])
     for claim, outcome in valid:
@@ -278,7 +278,7 @@ def record(
 
 
 def revoke_claims(session: Session, worker_id: str, keep: Collection[DeliveryClaim] = ()) -> int:
-    """Free what a dead worker held (or a live one holds without knowing: all but `keep`); returns how many."""
+    """Revoke the claims of a dead worker, or those of a live one that are not in `keep`; return how many."""
     known = [(claim.id, claim.epoch) for claim in keep]
     condition = and_(Delivery.worker_id == worker_id, tuple_(Delivery.id, Delivery.epoch).not_in(known))
     return _update(session, condition, worker_id=None, epoch=Delivery.epoch + 1)
@@ -286,9 +286,9 @@ def revoke_claims(session: Session, worker_id: str, keep: Collection[DeliveryCla
 
 def release_claims(session: Session, claims: Sequence[DeliveryClaim]) -> None:
     """Release claims without an attempt. Claims that were revoked are left alone."""
-    held = [delivery_id for delivery_id, _ in _held(session, claims)]
-    if held:
-        _update(session, Delivery.id.in_(held), worker_id=None)
+    valid = [delivery_id for delivery_id, _ in _valid_claims(session, claims)]
+    if valid:
+        _update(session, Delivery.id.in_(valid), worker_id=None)
 
 
 def unfinished(session: Session) -> dict[str, int]:
@@ -311,7 +311,7 @@ def next_due(session: Session) -> float | None:
 
 
 def orphans(session: Session) -> list[str]:
-    """Return workers that hold deliveries but are not registered any more."""
+    """Return workers that have claimed deliveries but are not registered any more."""
     lost = ~exists().where(Worker.id == Delivery.worker_id)
     statement = select(Delivery.worker_id).where(Delivery.worker_id.is_not(None), lost).distinct()
     return [worker_id for worker_id in session.scalars(statement) if worker_id is not None]
@@ -323,13 +323,13 @@ def too_late(session: Session, config: Settings, limit: int) -> list[str]:
     again = first + max(_RETRY_AFTER_MAX, (1 + _JITTER) * max(config.webhook_retry_seconds))
     latest = case((Delivery.attempts == 0, first), else_=again)
     # the first condition follows from the last, and can use an index
-    late = and_(Delivery.due_at > first, Delivery.due_at < HELD, Delivery.due_at > latest)
+    late = and_(Delivery.due_at > first, Delivery.due_at < PARKED_UNTIL, Delivery.due_at > latest)
     return list(session.scalars(select(Delivery.id).where(WAITING, late).limit(limit)))
 
 
 def bring_forward(session: Session, ids: Collection[str]) -> int:
-    """Make deliveries due now, unless they were claimed or held meanwhile; return how many."""
-    return _update(session, and_(Delivery.id.in_(ids), WAITING, Delivery.due_at < HELD), due_at=now())
+    """Make deliveries due now, unless they were claimed or parked meanwhile; return how many."""
+    return _update(session, and_(Delivery.id.in_(ids), WAITING, Delivery.due_at < PARKED_UNTIL), due_at=now())
 
 
 def disable(session: Session, endpoint: WebhookEndpoint, reason: str) -> None:
@@ -351,54 +351,54 @@ def disable(session: Session, endpoint: WebhookEndpoint, reason: str) -> None:
 
 
 def enable(session: Session, endpoint: WebhookEndpoint, *, actor: str) -> int:
-    """Enable an endpoint, and release a first page of held deliveries; return how many. `release` does the rest."""
+    """Enable an endpoint, and unpark a first page of its deliveries; return how many. `unpark` does the rest."""
     if endpoint.disabled_at is None:
         return 0
     endpoint.disabled_at = endpoint.disabled_reason = endpoint.failing_since = None
     endpoint.updated_at = now()
     session.flush()
     _audit(session, endpoint, "webhook_endpoint.enable", actor, None)
-    return release(session, _held_for(session, endpoint))
+    return unpark(session, _parked_for(session, endpoint))
 
 
-def held_too_long(session: Session, limit: int) -> Sequence[str]:
-    """Return deliveries that are still held although their endpoint is enabled."""
+def wrongly_parked(session: Session, limit: int) -> Sequence[str]:
+    """Return deliveries that are still parked although their endpoint is enabled."""
     enabled = select(WebhookEndpoint.id).where(WebhookEndpoint.disabled_at.is_(None))
-    return session.scalars(select(Delivery.id).where(_ON_HOLD, Delivery.endpoint_id.in_(enabled)).limit(limit)).all()
+    return session.scalars(select(Delivery.id).where(PARKED, Delivery.endpoint_id.in_(enabled)).limit(limit)).all()
 
 
-def release(session: Session, ids: Collection[str]) -> int:
-    """Make held deliveries due now; return how many.
+def unpark(session: Session, ids: Collection[str]) -> int:
+    """Make parked deliveries due now; return how many.
 
-    Claiming holds them again if the endpoint was disabled meanwhile.
+    Claiming parks them again if the endpoint was disabled meanwhile.
     """
-    return _update(session, and_(Delivery.id.in_(ids), _ON_HOLD), due_at=now())
+    return _update(session, and_(Delivery.id.in_(ids), PARKED), due_at=now())
 
 
 def delete(session: Session, endpoint: WebhookEndpoint) -> None:
     """Delete an endpoint whose row is locked.
 
-    Due deliveries fail when they are claimed, held ones now or later (`lost`).
+    Due deliveries fail when they are claimed, parked ones now or later (`lost`).
     """
-    fail_lost(session, _held_for(session, endpoint))
+    fail_lost(session, _parked_for(session, endpoint))
     session.delete(endpoint)
 
 
-def _held_for(session: Session, endpoint: WebhookEndpoint) -> Sequence[str]:
-    """Return held deliveries of an endpoint, as many as one transaction may change."""
-    theirs = _ON_HOLD, Delivery.endpoint_id == endpoint.id
+def _parked_for(session: Session, endpoint: WebhookEndpoint) -> Sequence[str]:
+    """Return parked deliveries of an endpoint, as many as one transaction may change."""
+    theirs = PARKED, Delivery.endpoint_id == endpoint.id
     return session.scalars(select(Delivery.id).where(*theirs).limit(WRITE_ROWS)).all()
 
 
 def lost(session: Session, limit: int) -> Sequence[str]:
-    """Return deliveries that are held for deleted endpoints."""
+    """Return deliveries that are parked for deleted endpoints."""
     lost = ~exists().where(WebhookEndpoint.id == Delivery.endpoint_id)
-    return session.scalars(select(Delivery.id).where(_ON_HOLD, lost).limit(limit)).all()
+    return session.scalars(select(Delivery.id).where(PARKED, lost).limit(limit)).all()
 
 
 def fail_lost(session: Session, ids: Collection[str]) -> int:
-    """Fail these deliveries if they are still held; return how many."""
-    return _update(session, and_(Delivery.id.in_(ids), _ON_HOLD), state=FAILED, error=DELETED)
+    """Fail these deliveries if they are still parked; return how many."""
+    return _update(session, and_(Delivery.id.in_(ids), PARKED), state=FAILED, error=DELETED)
 
 
 def replay(
@@ -443,7 +443,7 @@ def _locked(session: Session, ids: Collection[str]) -> dict[str, WebhookEndpoint
     return {endpoint.id: endpoint for endpoint in session.scalars(fresh)} if ids else {}
 
 
-def _held(session: Session, claims: Sequence[DeliveryClaim]) -> dict[tuple[str, int], float]:
+def _valid_claims(session: Session, claims: Sequence[DeliveryClaim]) -> dict[tuple[str, int], float]:
     """Return the valid claims as (id, epoch), with the times of their events.
 
     Their rows are locked until the caller's transaction ends.
@@ -453,9 +453,9 @@ def _held(session: Session, claims: Sequence[DeliveryClaim]) -> dict[tuple[str, 
     rows = select(Delivery.id, Delivery.epoch, Delivery.worker_id, Delivery.created_at).where(
         Delivery.id.in_([claim.id for claim in claims]), Delivery.worker_id.is_not(None)
     )
-    rows_held = {(id_, epoch, worker): at for id_, epoch, worker, at in session.execute(rows.with_for_update())}
-    held = [claim for claim in claims if (claim.id, claim.epoch, claim.worker_id) in rows_held]
-    return {(claim.id, claim.epoch): rows_held[claim.id, claim.epoch, claim.worker_id] for claim in held}
+    happened_at = {(id_, epoch, worker): at for id_, epoch, worker, at in session.execute(rows.with_for_update())}
+    valid = [claim for claim in claims if (claim.id, claim.epoch, claim.worker_id) in happened_at]
+    return {(claim.id, claim.epoch): happened_at[claim.id, claim.epoch, claim.worker_id] for claim in valid}
 
 
 def _after(claim: DeliveryClaim, outcome: Outcome, config: Settings, rng: Callable[[], float]) -> dict[str, Any]:
@@ -541,7 +541,7 @@ def _of(endpoint_id: str | None):  # type: ignore[no-untyped-def]
 
 
 def _within(column: Any, selection: Selection):  # type: ignore[no-untyped-def]
-    since, until = selection.since or 0.0, selection.until if selection.until is not None else HELD
+    since, until = selection.since or 0.0, selection.until if selection.until is not None else PARKED_UNTIL
     return column.between(since, until)
 
 

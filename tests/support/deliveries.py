@@ -11,7 +11,7 @@ from jobs.ledger import events
 from jobs.ledger.tables import Job
 from jobs.settings import Settings
 from jobs.webhooks import deliveries
-from jobs.webhooks.deliveries import HELD, DeliveryClaim, claim_due
+from jobs.webhooks.deliveries import PARKED_UNTIL, DeliveryClaim, claim_due
 from jobs.webhooks.sending import Outcome, new_secret
 from jobs.webhooks.tables import Delivery, WebhookEndpoint
 
@@ -94,7 +94,7 @@ def only(db: Database) -> Delivery:
 
 def hurry(session: Session) -> None:
     """Make everything that waits due now."""
-    session.execute(update(Delivery).where(Delivery.due_at < HELD).values(due_at=now()))
+    session.execute(update(Delivery).where(Delivery.due_at < PARKED_UNTIL).values(due_at=now()))
 
 
 def fail_now(db: Database, outcome: Outcome = BROKEN, at: float | None = None) -> None:

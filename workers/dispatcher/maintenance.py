@@ -46,7 +46,7 @@ _ACTOR = "dispatcher"
 _SWEEP_SECONDS = 5.0
 _RETENTION_SECONDS = 60.0
 _PURGED_AT_ONCE = 10  # transactions for one source per round
-_RELEASED_AT_ONCE = 20  # transactions of WRITE_ROWS deliveries per sweep
+_UNPARKED_AT_ONCE = 20  # transactions of WRITE_ROWS deliveries per sweep
 _PAGES_AT_ONCE = 20  # transactions of WRITE_ROWS rows per round, so that a backlog is not sealed or numbered in one go
 _WAIT = 1 / 30  # of a lease, for the turn to write: a worker that holds the lock may have stood still until now
 
@@ -265,12 +265,12 @@ class Maintenance:
         if late:
             log.warning("deliveries_brought_forward", extra={"count": len(late)})
             self._write(partial(deliveries.bring_forward, ids=late))
-        for _ in range(_RELEASED_AT_ONCE):
+        for _ in range(_UNPARKED_AT_ONCE):
             with self._db.read() as session:
-                held = deliveries.held_too_long(session, WRITE_ROWS)
-            if not held:
+                parked = deliveries.wrongly_parked(session, WRITE_ROWS)
+            if not parked:
                 break
-            self._write(partial(deliveries.release, ids=held))
+            self._write(partial(deliveries.unpark, ids=parked))
 
     def _waits(self) -> list[tuple[str, str | None]]:
         """Return the jobs that wait without saying so, each with what it waits for.

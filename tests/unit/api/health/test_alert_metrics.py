@@ -15,7 +15,7 @@ from jobs.fleet.tables import Measure, Meta
 from jobs.ledger import measures
 from jobs.ledger.tables import Job
 from jobs.platform.storage import Space
-from jobs.webhooks.deliveries import HELD
+from jobs.webhooks.deliveries import PARKED_UNTIL
 from jobs.webhooks.tables import Delivery
 from tests.unit.api.batches.test_batches import create
 
@@ -70,7 +70,7 @@ def test_ages_are_those_of_live_jobs_and_of_deliveries_that_are_due(
     create(client, "f")
     with app.state.services.db.write() as session:
         session.query(Job).update({"created_at": now() - 500})
-        for number, due_at in enumerate([now() - 100, now() - 50, now() + 100, HELD]):
+        for number, due_at in enumerate([now() - 100, now() - 50, now() + 100, PARKED_UNTIL]):
             session.add(
                 Delivery(id=f"wh_{number}", project_id="p", event_id="evt", due_at=due_at, created_at=now() - 1000)
             )

@@ -18,7 +18,7 @@ from jobs.clock import now
 from jobs.known_kinds import EVENT_TYPES
 from jobs.security.tables import Project
 from jobs.webhooks import deliveries
-from jobs.webhooks.deliveries import HELD
+from jobs.webhooks.deliveries import PARKED_UNTIL
 from jobs.webhooks.sending import signing_secrets
 from jobs.webhooks.tables import Attempt, Delivery, WebhookEndpoint
 from tests.support import runs
@@ -420,7 +420,7 @@ def test_all_that_is_held_for_an_endpoint_goes_out_when_it_is_enabled(
     for module in (deliveries, webhook_endpoints):
         monkeypatch.setattr(module, "WRITE_ROWS", 1)
     with app.state.services.db.write() as session:
-        session.execute(update(Delivery).values(due_at=HELD))
+        session.execute(update(Delivery).values(due_at=PARKED_UNTIL))
         session.execute(update(WebhookEndpoint).values(disabled_at=5, disabled_reason="gone"))
 
     assert client.post(f"/v1/webhook_endpoints/{pending[0]['id']}", json={}).status_code == 200
@@ -435,7 +435,7 @@ def test_an_endpoint_that_is_deleted_while_it_is_disabled_has_nothing_pending_an
     app: FastAPI, client: TestClient, pending: Any
 ) -> None:
     with app.state.services.db.write() as session:
-        session.execute(update(Delivery).values(due_at=HELD))
+        session.execute(update(Delivery).values(due_at=PARKED_UNTIL))
 
     assert client.delete(f"/v1/webhook_endpoints/{pending[0]['id']}").status_code == 200
 

@@ -14,7 +14,7 @@ from jobs.ledger import measures
 from jobs.ledger.tables import Job
 from jobs.settings import Settings
 from jobs.webhooks import deliveries
-from jobs.webhooks.deliveries import HELD, DeliveryClaim, claim_due, next_delay
+from jobs.webhooks.deliveries import PARKED_UNTIL, DeliveryClaim, claim_due, next_delay
 from jobs.webhooks.sending import Outcome, new_secret
 from jobs.webhooks.tables import Attempt, Delivery, Event, WebhookEndpoint
 from tests.support.deliveries import BROKEN, CONFIG, OK, claim, endpoint, fail_now, happen, job, middle, only, record
@@ -142,7 +142,7 @@ def test_future_delivery_is_not_due(db: Database) -> None:
 
 @pytest.mark.parametrize(
     ("attempts", "ahead", "brought"),
-    [(0, 30, 0), (0, 3600, 1), (0, 86_400, 1), (1, 3600, 0), (1, 86_000, 0), (1, 200_000, 1), (0, HELD, 0)],
+    [(0, 30, 0), (0, 3600, 1), (0, 86_400, 1), (1, 3600, 0), (1, 86_000, 0), (1, 200_000, 1), (0, PARKED_UNTIL, 0)],
 )
 def test_a_delivery_that_is_due_later_than_it_can_be_is_brought_forward(
     db: Database, attempts: int, ahead: float, brought: int
@@ -151,7 +151,7 @@ def test_a_delivery_that_is_due_later_than_it_can_be_is_brought_forward(
     endpoint(db)
     happen(db, "batch_1")
     with db.write() as session:
-        session.execute(update(Delivery).values(due_at=min(now() + ahead, HELD), attempts=attempts))
+        session.execute(update(Delivery).values(due_at=min(now() + ahead, PARKED_UNTIL), attempts=attempts))
 
     with db.write() as session:
         late = deliveries.too_late(session, CONFIG, 100)

@@ -10,7 +10,7 @@ from jobs.db.engine import Database
 from jobs.ledger import events
 from jobs.ledger.tables import Audit
 from jobs.webhooks import deliveries
-from jobs.webhooks.deliveries import HELD
+from jobs.webhooks.deliveries import PARKED_UNTIL
 from jobs.webhooks.tables import Delivery, WebhookEndpoint
 from tests.support.deliveries import BROKEN, CONFIG, GONE, claim, endpoint, fail_now, happen, job, middle, only, record
 
@@ -82,7 +82,7 @@ def test_what_a_disabled_endpoint_has_pending_is_held_and_goes_out_when_it_is_en
     assert claim(db) == []
     with db.read() as session:
         assert deliveries.due_count(session) == 0
-        assert deliveries.next_due(session) == HELD
+        assert deliveries.next_due(session) == PARKED_UNTIL
     with db.write() as session:
         assert deliveries.enable(session, session.get_one(WebhookEndpoint, "we_1"), actor="key:1") == 3
         assert deliveries.enable(session, session.get_one(WebhookEndpoint, "we_1"), actor="key:1") == 0
@@ -97,25 +97,27 @@ def test_much_that_is_held_is_released_and_fails_in_pages(db: Database, monkeypa
     with db.write() as session:
         for name in ("we_1", "we_2", "we_3"):
             deliveries.disable(session, session.get_one(WebhookEndpoint, name), "gone")
-        session.execute(update(Delivery).values(due_at=HELD))
+        session.execute(update(Delivery).values(due_at=PARKED_UNTIL))
 
     with db.write() as session:
         assert deliveries.enable(session, session.get_one(WebhookEndpoint, "we_1"), actor="key:1") == 2
         deliveries.delete(session, session.get_one(WebhookEndpoint, "we_2"))
     with db.read() as session:
         failed = session.scalars(select(Delivery.endpoint_id).where(Delivery.state == "failed")).all()
-        left, lost = deliveries.held_too_long(session, 9), deliveries.lost(session, 9)
+        left, lost = deliveries.wrongly_parked(session, 9), deliveries.lost(session, 9)
         owners = [session.get_one(Delivery, name).endpoint_id for name in (*left, *lost)]
     with db.write() as session:
-        assert deliveries.release(session, [*left, *left]) == len(left)
-        assert deliveries.release(session, left) == 0
+        assert deliveries.unpark(session, [*left, *left]) == len(left)
+        assert deliveries.unpark(session, left) == 0
 
     assert failed == ["we_2"] * 2
     assert min(len(left), len(lost)) > 0
     assert owners == ["we_1"] * len(left) + ["we_2"] * len(lost)
     with db.read() as session:
-        assert deliveries.held_too_long(session, 9) == []
-        assert len(session.scalars(select(Delivery).where(Delivery.due_at >= HELD)).all()) > 2, "the third's is held on"
+        assert deliveries.wrongly_parked(session, 9) == []
+        assert len(session.scalars(select(Delivery).where(Delivery.due_at >= PARKED_UNTIL)).all()) > 2, (
+            "those of the third stay parked"
+        )
 
 
 def test_late_answer_from_before_does_not_disable_an_endpoint_that_was_mended(db: Database) -> None:
@@ -176,7 +178,7 @@ def test_what_was_left_held_for_an_endpoint_that_is_gone_fails_and_nothing_else(
     happen(db, "batch_1", 2)
     happen(db, "batch_2", of=job(db, "batch_2", "https://one-off.example.com/"))
     with db.write() as session:
-        session.execute(update(Delivery).where(Delivery.endpoint_id.is_not(None)).values(due_at=HELD))
+        session.execute(update(Delivery).where(Delivery.endpoint_id.is_not(None)).values(due_at=PARKED_UNTIL))
         session.delete(session.get_one(WebhookEndpoint, "we_1"))
 
     with db.write() as session:

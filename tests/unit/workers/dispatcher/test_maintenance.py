@@ -21,7 +21,7 @@ from jobs.platform import processes
 from jobs.security.audit_key import audit_key, create_audit_key
 from jobs.security.tables import Idempotency
 from jobs.timings import Timings
-from jobs.webhooks.deliveries import HELD
+from jobs.webhooks.deliveries import PARKED_UNTIL
 from jobs.webhooks.tables import Delivery, WebhookEndpoint
 from tests.support import ledgers
 from tests.support.dispatching import DispatcherHarness, new_file, project_of
@@ -180,21 +180,21 @@ def test_what_is_still_held_for_an_endpoint_that_is_enabled_goes_out(
     harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two pages of two each time."""
-    for name in ("WRITE_ROWS", "_RELEASED_AT_ONCE"):
+    for name in ("WRITE_ROWS", "_UNPARKED_AT_ONCE"):
         monkeypatch.setattr(maintenance, name, 2)
     facts = {"name": "n", "url": "u", "event_types": [], "secret": "s", "created_at": 1.0, "project_id": "p"}
     with harness.db.write() as session:
         session.add(WebhookEndpoint(id="we_on", **facts))
         session.add(WebhookEndpoint(id="we_off", disabled_at=1.0, **facts))
         for n, endpoint in enumerate(["we_on"] * 5 + ["we_off"]):
-            pending = {"endpoint_id": endpoint, "due_at": HELD, "project_id": "p", "created_at": 1.0}
+            pending = {"endpoint_id": endpoint, "due_at": PARKED_UNTIL, "project_id": "p", "created_at": 1.0}
             session.add(Delivery(id=f"wh_{n}", event_id="evt", **pending))
 
     held = []
     for _ in range(3):
         harness.tick(6)
         with harness.db.read() as session:
-            held.append(sorted(session.scalars(select(Delivery.endpoint_id).where(Delivery.due_at >= HELD))))
+            held.append(sorted(session.scalars(select(Delivery.endpoint_id).where(Delivery.due_at >= PARKED_UNTIL))))
 
     assert held == [["we_off", "we_on"], ["we_off"], ["we_off"]]
 

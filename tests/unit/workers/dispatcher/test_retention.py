@@ -26,7 +26,7 @@ from jobs.security.audit_key import audit_key, create_audit_key
 from jobs.security.tables import Idempotency
 from jobs.settings import Settings
 from jobs.timings import Timings
-from jobs.webhooks.deliveries import HELD
+from jobs.webhooks.deliveries import PARKED_UNTIL
 from jobs.webhooks.tables import Attempt, Delivery, Event
 from tests.support.ledgers import close, finishing, new_job
 from tests.support.lost import look_twice
@@ -280,7 +280,9 @@ def test_what_was_held_for_a_deleted_endpoint_goes_with_its_event(keeping: Reten
         row = {"project_id": "p", "created_at": 1.0}
         event = {"subject_id": "job", "seq": 1, "type": "batch.completed", "data": {}, "position": 1}
         session.add(Event(id="evt_1", **event, **row))
-        session.add(Delivery(id="wh_1", endpoint_id="we", event_id="evt_1", due_at=HELD, state="pending", **row))
+        session.add(
+            Delivery(id="wh_1", endpoint_id="we", event_id="evt_1", due_at=PARKED_UNTIL, state="pending", **row)
+        )
 
     keeping.run()
 
