@@ -43,7 +43,7 @@ from jobs.ledger import dependencies, events
 from jobs.ledger.progress import outcomes, pace, queue_position, shard_parts, totals, worked_seconds
 from jobs.ledger.states import LIVE, JobState
 from jobs.ledger.tables import Job
-from jobs.webhooks import deliveries
+from jobs.webhooks import replays
 from jobs.webhooks.tables import Delivery
 
 router = resource("Jobs")
@@ -201,7 +201,7 @@ def replay_delivery(call: Call, job_id: str, delivery_id: str) -> DeliveryObject
         statement = _deliveries(call, get_job(session, call, job_id))
         if session.scalar(statement.where(Delivery.id == delivery_id)) is None:
             raise NotFound(f"No delivery found with id '{clip(delivery_id)}'.", param="delivery_id")
-        deliveries.replay(session, call.project_id, None, deliveries.Selection(ids=(delivery_id,)))
+        replays.replay(session, call.project_id, None, replays.Selection(ids=(delivery_id,)))
         call.record(session, "job.replay_delivery", job_id, {"delivery": delivery_id})
         session.expire_all()
         selected = statement.where(Delivery.id == delivery_id)

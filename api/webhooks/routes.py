@@ -37,7 +37,7 @@ from jobs.known_kinds import EVENT_TYPES
 from jobs.platform.url_guard import check_url, on_behalf_of
 from jobs.retrieval.ingestions import FILE_BATCH
 from jobs.security.tables import Project
-from jobs.webhooks import deliveries
+from jobs.webhooks import deliveries, replays, webhook_endpoints
 from jobs.webhooks.sending import body as body_of
 from jobs.webhooks.sending import new_secret, old_secrets, post_once, signing_secrets
 from jobs.webhooks.tables import Delivery, Event, WebhookEndpoint
@@ -201,7 +201,7 @@ def update_endpoint(call: Call, webhook_endpoint_id: str, body: UpdateEndpoint) 
             endpoint.updated_at = now()
         for name, value in given.items():
             setattr(endpoint, name, value)
-        unparked = deliveries.enable(session, endpoint, actor=call.actor)
+        unparked = webhook_endpoints.enable(session, endpoint, actor=call.actor)
         call.record(session, "webhook_endpoint.update", endpoint.id, {"fields": sorted(body.fields())})
         shown = show_endpoint(endpoint)
     if unparked == WRITE_ROWS:
@@ -215,7 +215,7 @@ def delete_endpoint(call: Call, webhook_endpoint_id: str) -> EndpointDeleted:
     """Delete an endpoint. Its pending deliveries are not sent."""
     with call.db.write() as session:
         endpoint = _get(session, call, webhook_endpoint_id, lock=True)
-        deliveries.delete(session, endpoint)
+        webhook_endpoints.delete(session, endpoint)
         call.record(session, "webhook_endpoint.delete", webhook_endpoint_id, cursor_details(endpoint))
     return EndpointDeleted(id=webhook_endpoint_id)
 
@@ -284,7 +284,7 @@ def replay(call: Call, webhook_endpoint_id: str, body: Replay) -> Replayed:
     with call.db.write() as session:
         _get(session, call, webhook_endpoint_id)
         selection = _selection(session, call, webhook_endpoint_id, body)
-        ids = deliveries.replay(session, call.project_id, webhook_endpoint_id, selection, _REPLAYED_AT_ONCE)
+        ids = replays.replay(session, call.project_id, webhook_endpoint_id, selection, _REPLAYED_AT_ONCE)
         call.record(session, "webhook_endpoint.replay", webhook_endpoint_id, {"deliveries": len(ids)})
     return Replayed(webhook_endpoint_id=webhook_endpoint_id, delivery_ids=ids, has_more=len(ids) >= _REPLAYED_AT_ONCE)
 
@@ -348,11 +348,11 @@ def _unpark(call: CallContext) -> None:
     """Unpark the deliveries that one transaction left, and others that are parked without reason."""
     for _ in range(_UNPARKED_AT_ONCE):
         with call.db.read() as session:
-            parked = deliveries.wrongly_parked(session, WRITE_ROWS)
+            parked = webhook_endpoints.wrongly_parked(session, WRITE_ROWS)
         if not parked:
             return
         with call.db.write() as session:
-            deliveries.unpark(session, parked)
+            webhook_endpoints.unpark(session, parked)
         call.db.breathe()
 
 
@@ -377,7 +377,7 @@ def _sample(call: CallContext, event_type: str) -> Event:
     )
 
 
-def _selection(session: Session, call: CallContext, endpoint_id: str, body: Replay) -> deliveries.Selection:
+def _selection(session: Session, call: CallContext, endpoint_id: str, body: Replay) -> replays.Selection:
     """Return the deliveries that a replay selects.
 
     Raises: InvalidRequest, unless it has exactly one kind of selection.
@@ -388,14 +388,14 @@ def _selection(session: Session, call: CallContext, endpoint_id: str, body: Repl
         message = "Name exactly one of delivery_ids, event_id, failed_since, since/until."
         raise InvalidRequest(message, param="delivery_ids", code="invalid_selection")
     if body.delivery_ids is not None:
-        return deliveries.Selection(ids=tuple(body.delivery_ids))
+        return replays.Selection(ids=tuple(body.delivery_ids))
     if body.event_id is not None:
         statement = _deliveries(call, endpoint_id).where(Delivery.event_id == body.event_id)
         ids = tuple(row.id for row in session.scalars(statement))
         if not ids:
             raise NotFound(f"No delivery of event '{clip(body.event_id)}' to this endpoint.", param="event_id")
-        return deliveries.Selection(ids=ids)
+        return replays.Selection(ids=ids)
     if body.failed_since is not None:
-        return deliveries.Selection(since=body.failed_since, missed=body.missed)
+        return replays.Selection(since=body.failed_since, missed=body.missed)
     both = (deliveries.DELIVERED, deliveries.FAILED)
-    return deliveries.Selection(since=body.since, until=body.until, states=both, missed=body.missed)
+    return replays.Selection(since=body.since, until=body.until, states=both, missed=body.missed)

@@ -33,8 +33,8 @@ from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue
 from jobs.settings import Settings
 from jobs.timings import Timings
-from jobs.webhooks import deliveries
-from jobs.webhooks.deliveries import claim_due
+from jobs.webhooks import claims, replays, webhook_endpoints
+from jobs.webhooks.claims import claim_due
 from jobs.webhooks.sending import new_secret
 from jobs.webhooks.tables import Attempt, Delivery, WebhookEndpoint
 from tests.support.beside import beside
@@ -190,7 +190,7 @@ def test_replayed_delivery_arrives_again_under_its_old_id(db: Database, receiver
         eventually(lambda: states(db)["delivered"] == 1)
         with db.write() as session:
             ids = (receiver.requests[0].webhook_id,)
-            deliveries.replay(session, "proj_1", "we_1", deliveries.Selection(ids=ids))
+            replays.replay(session, "proj_1", "we_1", replays.Selection(ids=ids))
         eventually(lambda: len(receiver.requests) == 2)
 
     first, second = receiver.requests
@@ -206,7 +206,7 @@ def test_held_deliveries_go_out_when_a_gone_endpoint_is_enabled_again(db: Databa
         with db.write() as session:
             row = session.get_one(WebhookEndpoint, "we_1")
             row.url = receiver.url("ok")
-            deliveries.enable(session, row, actor="key:1")
+            webhook_endpoints.enable(session, row, actor="key:1")
         eventually(lambda: states(db)["delivered"] == 30)
 
     assert sent < 30, "what waited was not sent to a receiver that is gone"
@@ -547,8 +547,8 @@ def test_killed_delivery_process_costs_no_event_and_few_are_sent_twice(db: Datab
         process.send_signal(signal.SIGKILL)
         process.wait(10)
         with db.write() as session:
-            for dead in deliveries.orphans(session):
-                deliveries.revoke_claims(session, dead)
+            for dead in claims.orphans(session):
+                claims.revoke_claims(session, dead)
     with delivering(db):
         eventually(lambda: states(db)["delivered"] == count, 60)
 

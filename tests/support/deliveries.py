@@ -10,8 +10,9 @@ from jobs.db.engine import Database
 from jobs.ledger import events
 from jobs.ledger.tables import Job
 from jobs.settings import Settings
-from jobs.webhooks import deliveries
-from jobs.webhooks.deliveries import PARKED_UNTIL, DeliveryClaim, claim_due
+from jobs.webhooks import outcomes
+from jobs.webhooks.claims import DeliveryClaim, claim_due
+from jobs.webhooks.deliveries import PARKED_UNTIL
 from jobs.webhooks.sending import Outcome, new_secret
 from jobs.webhooks.tables import Delivery, WebhookEndpoint
 
@@ -84,7 +85,7 @@ def claim(db: Database, worker: str = "io-1", **limits: object) -> list[Delivery
 def record(db: Database, claim: DeliveryClaim, outcome: Outcome, at: float | None = None) -> int:
     """Record an attempt that began at `at`, or now."""
     with db.write() as session:
-        return deliveries.record(session, [(claim, replace(outcome, at=at or now()))], CONFIG, middle)
+        return outcomes.record(session, [(claim, replace(outcome, at=at or now()))], CONFIG, middle)
 
 
 def only(db: Database) -> Delivery:

@@ -36,7 +36,7 @@ from jobs.retrieval import attachments, sources
 from jobs.security.audit_key import audit_key
 from jobs.settings import Settings
 from jobs.timings import Timings
-from jobs.webhooks import deliveries
+from jobs.webhooks import claims, deliveries, outcomes, webhook_endpoints
 from workers.dispatcher.anchoring import Anchoring
 from workers.dispatcher.leases import Observer, Since
 from workers.dispatcher.retention import Retention
@@ -163,7 +163,7 @@ class Maintenance:
         for job_id, epoch, heartbeat, holder in ledger.claimed(session):
             if holder == worker_id:
                 ledger.revoke_lease(session, job_id, epoch, heartbeat)
-        deliveries.revoke_claims(session, worker_id)
+        claims.revoke_claims(session, worker_id)
         fleet.leave(session, worker_id)
 
     def _revoke_stale_claims(self) -> None:
@@ -257,20 +257,20 @@ class Maintenance:
     def _release_deliveries(self) -> None:
         """Release deliveries of dead workers, of wrong clocks, and of endpoints that are enabled again."""
         with self._db.read() as session:
-            has_ended = deliveries.orphans(session)
-            late = deliveries.too_late(session, self._config, WRITE_ROWS)
+            has_ended = claims.orphans(session)
+            late = outcomes.too_late(session, self._config, WRITE_ROWS)
         for worker_id in has_ended:
             log.warning("deliveries_taken_back", extra={"worker": worker_id})
-            self._write(partial(deliveries.revoke_claims, worker_id=worker_id))
+            self._write(partial(claims.revoke_claims, worker_id=worker_id))
         if late:
             log.warning("deliveries_brought_forward", extra={"count": len(late)})
-            self._write(partial(deliveries.bring_forward, ids=late))
+            self._write(partial(outcomes.bring_forward, ids=late))
         for _ in range(_UNPARKED_AT_ONCE):
             with self._db.read() as session:
-                parked = deliveries.wrongly_parked(session, WRITE_ROWS)
+                parked = webhook_endpoints.wrongly_parked(session, WRITE_ROWS)
             if not parked:
                 break
-            self._write(partial(deliveries.unpark, ids=parked))
+            self._write(partial(webhook_endpoints.unpark, ids=parked))
 
     def _waits(self) -> list[tuple[str, str | None]]:
         """Return the jobs that wait without saying so, each with what it waits for.

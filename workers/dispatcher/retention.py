@@ -42,7 +42,7 @@ from jobs.security.audit_key import audit_key
 from jobs.security.tables import Idempotency
 from jobs.settings import Settings
 from jobs.timings import Timings
-from jobs.webhooks import deliveries
+from jobs.webhooks import webhook_endpoints
 from jobs.webhooks.tables import Attempt, Delivery, Event
 from workers.dispatcher.orphans import Orphans, long_over
 
@@ -384,10 +384,10 @@ class Retention:
 
     def _fail_lost(self) -> bool:
         with self._db.read() as session:
-            lost = deliveries.lost(session, _AT_ONCE)
+            lost = webhook_endpoints.lost(session, _AT_ONCE)
         if lost:
             with self._db.write() as session:
-                deliveries.fail_lost(session, lost)
+                webhook_endpoints.fail_lost(session, lost)
         return len(lost) == _AT_ONCE
 
     def _drop(self, paths: Sequence[str]) -> bool:

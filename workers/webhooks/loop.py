@@ -31,8 +31,8 @@ from jobs.platform.url_guard import on_behalf_of
 from jobs.queues import Queue
 from jobs.settings import Settings
 from jobs.timings import Timings
-from jobs.webhooks import deliveries
-from jobs.webhooks.deliveries import DeliveryClaim, claim_due
+from jobs.webhooks import deliveries, outcomes
+from jobs.webhooks.claims import DeliveryClaim, claim_due, release_claims, revoke_claims
 from jobs.webhooks.sending import Client, Outcome, open_client, post_signed
 
 T = TypeVar("T")
@@ -279,9 +279,9 @@ class _Loop:
     def _write(self, turn: _Turn, limit: int, allowances: dict[str, int]) -> None:
         with self._db.write() as session:
             if turn.keep is not None:
-                deliveries.revoke_claims(session, self._worker_id, turn.keep)
-            written = deliveries.record(session, turn.results, self._config)
-            deliveries.release_claims(session, turn.back)
+                revoke_claims(session, self._worker_id, turn.keep)
+            written = outcomes.record(session, turn.results, self._config)
+            release_claims(session, turn.back)
             if limit > 0:
                 turn.claims = claim_due(session, self._worker_id, limit, AHEAD, allowances)
             turn.paused = self._rests(session)

@@ -8,7 +8,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from jobs.clock import now
 from jobs.db.engine import Database
-from jobs.webhooks import deliveries
+from jobs.webhooks import webhook_endpoints
 from jobs.webhooks.tables import Attempt, Delivery, Event, WebhookEndpoint
 from tests.support.console import HOSTILE, Console, Deployment, console_of, deployed
 from tests.support.receiver import Receiver
@@ -162,7 +162,7 @@ def test_secret_is_rotated_and_the_endpoint_deleted(console: Console, deployment
 def test_disabled_endpoint_says_why_and_is_enabled_again(console: Console, deployment: Deployment) -> None:
     endpoint_id = create_endpoint(deployment, "http://127.0.0.1:9/hook")
     with deployment.mill.db.write() as session:
-        deliveries.disable(session, session.get_one(WebhookEndpoint, endpoint_id), "gone")
+        webhook_endpoints.disable(session, session.get_one(WebhookEndpoint, endpoint_id), "gone")
     tab = console.open(f"/webhooks/{endpoint_id}")
     expect(tab.get_by_role("status").filter(has_text="Disabled")).to_contain_text("(gone)")
     tab.get_by_role("button", name="Enable").click()

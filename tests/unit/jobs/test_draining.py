@@ -14,8 +14,7 @@ from jobs.fleet.workers import HEARTBEATS_TO_ACKNOWLEDGE, Acknowledgement
 from jobs.ledger import events, pauses
 from jobs.ledger.pauses import Scope
 from jobs.queues import Queue
-from jobs.webhooks import deliveries
-from jobs.webhooks.deliveries import DeliveryClaim, claim_due
+from jobs.webhooks.claims import DeliveryClaim, claim_due, release_claims
 from jobs.webhooks.tables import Delivery, WebhookEndpoint
 
 
@@ -113,7 +112,7 @@ def test_deliveries_in_flight_are_counted_at_their_worker_and_their_queue(db: Da
         other_work(db, Scope.PROJECT, "proj_1"),
     ]
     with db.write() as session:
-        deliveries.release_claims(session, claims)
+        release_claims(session, claims)
 
     assert counts == [2, 0, 2, 0, 0]
     assert other_work(db, Scope.WORKER, "io-1") == 0

@@ -17,7 +17,6 @@ from api.webhooks import routes as webhook_endpoints
 from jobs.clock import now
 from jobs.known_kinds import EVENT_TYPES
 from jobs.security.tables import Project
-from jobs.webhooks import deliveries
 from jobs.webhooks.deliveries import PARKED_UNTIL
 from jobs.webhooks.sending import signing_secrets
 from jobs.webhooks.tables import Attempt, Delivery, WebhookEndpoint
@@ -417,8 +416,8 @@ def test_a_disabled_endpoint_says_so_and_an_update_enables_it(app: FastAPI, clie
 def test_all_that_is_held_for_an_endpoint_goes_out_when_it_is_enabled(
     app: FastAPI, client: TestClient, pending: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (deliveries, webhook_endpoints):
-        monkeypatch.setattr(module, "WRITE_ROWS", 1)
+    monkeypatch.setattr(webhook_endpoints, "WRITE_ROWS", 1)
+    monkeypatch.setattr("jobs.webhooks.webhook_endpoints.WRITE_ROWS", 1)
     with app.state.services.db.write() as session:
         session.execute(update(Delivery).values(due_at=PARKED_UNTIL))
         session.execute(update(WebhookEndpoint).values(disabled_at=5, disabled_reason="gone"))

@@ -13,8 +13,10 @@ from jobs.fleet.tables import Worker
 from jobs.ledger import measures
 from jobs.ledger.tables import Job
 from jobs.settings import Settings
-from jobs.webhooks import deliveries
-from jobs.webhooks.deliveries import PARKED_UNTIL, DeliveryClaim, claim_due, next_delay
+from jobs.webhooks import deliveries, outcomes
+from jobs.webhooks.claims import DeliveryClaim, claim_due, orphans, release_claims, revoke_claims
+from jobs.webhooks.deliveries import PARKED_UNTIL
+from jobs.webhooks.outcomes import next_delay
 from jobs.webhooks.sending import Outcome, new_secret
 from jobs.webhooks.tables import Attempt, Delivery, Event, WebhookEndpoint
 from tests.support.deliveries import BROKEN, CONFIG, OK, claim, endpoint, fail_now, happen, job, middle, only, record
@@ -154,8 +156,8 @@ def test_a_delivery_that_is_due_later_than_it_can_be_is_brought_forward(
         session.execute(update(Delivery).values(due_at=min(now() + ahead, PARKED_UNTIL), attempts=attempts))
 
     with db.write() as session:
-        late = deliveries.too_late(session, CONFIG, 100)
-        assert deliveries.bring_forward(session, late) == brought
+        late = outcomes.too_late(session, CONFIG, 100)
+        assert outcomes.bring_forward(session, late) == brought
 
     assert len(claim(db)) == brought
 
@@ -187,7 +189,7 @@ def test_the_time_from_an_event_to_its_acceptance_is_counted_once(db: Database) 
 
     for _ in range(2):  # the answer to the first was lost
         with db.write() as session:
-            deliveries.record(session, [(held, accepted)], CONFIG, middle)
+            outcomes.record(session, [(held, accepted)], CONFIG, middle)
 
     with db.read() as session:
         counted = [(row.name, row.le, row.count, row.seconds) for row in measures.rows(session)]
@@ -226,7 +228,7 @@ def test_late_outcome_of_a_lost_claim_changes_nothing(db: Database) -> None:
     happen(db, "batch_1")
     (old,) = claim(db)
     with db.write() as session:
-        assert deliveries.revoke_claims(session, "io-1") == 1
+        assert revoke_claims(session, "io-1") == 1
     (new,) = claim(db, "io-1")
 
     assert record(db, old, OK) == 0
@@ -250,7 +252,7 @@ def test_take_back_spares_what_the_worker_says_it_holds(db: Database) -> None:
     happen(db, "batch_1", 2)
     kept, lost = claim(db)
     with db.write() as session:
-        assert deliveries.revoke_claims(session, "io-1", keep=[kept]) == 1
+        assert revoke_claims(session, "io-1", keep=[kept]) == 1
 
     assert [again.id for again in claim(db, "io-2")] == [lost.id]
 
@@ -260,10 +262,10 @@ def test_take_back_frees_what_the_worker_holds_anew_without_knowing(db: Database
     happen(db, "batch_1")
     (known,) = claim(db)
     with db.write() as session:
-        deliveries.release_claims(session, [known])
+        release_claims(session, [known])
     claim(db)  # a commit whose answer was lost
     with db.write() as session:
-        assert deliveries.revoke_claims(session, "io-1", keep=[known]) == 1
+        assert revoke_claims(session, "io-1", keep=[known]) == 1
 
     assert [again.id for again in claim(db, "io-2")] == [known.id]
 
@@ -272,7 +274,7 @@ def test_claim_given_back_is_due_at_once_and_counts_no_attempt(db: Database) -> 
     endpoint(db)
     happen(db, "batch_1")
     with db.write() as session:
-        deliveries.release_claims(session, claim_due(session, "io-1"))
+        release_claims(session, claim_due(session, "io-1"))
 
     assert claim(db, "io-2")[0].attempt == 1
 
@@ -299,7 +301,7 @@ def test_orphans_are_the_holders_that_are_not_registered(db: Database) -> None:
         )
 
     with db.read() as session:
-        assert deliveries.orphans(session) == ["io-dead"]
+        assert orphans(session) == ["io-dead"]
 
 
 def test_two_workers_at_once_never_hold_the_same_delivery(db: Database) -> None:

@@ -9,7 +9,7 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.ledger import events
 from jobs.ledger.tables import Audit
-from jobs.webhooks import deliveries
+from jobs.webhooks import deliveries, outcomes, webhook_endpoints
 from jobs.webhooks.deliveries import PARKED_UNTIL
 from jobs.webhooks.tables import Delivery, WebhookEndpoint
 from tests.support.deliveries import BROKEN, CONFIG, GONE, claim, endpoint, fail_now, happen, job, middle, only, record
@@ -77,44 +77,44 @@ def test_what_a_disabled_endpoint_has_pending_is_held_and_goes_out_when_it_is_en
     endpoint(db)
     happen(db, "batch_1", 3)
     with db.write() as session:
-        deliveries.disable(session, session.get_one(WebhookEndpoint, "we_1"), "gone")
+        webhook_endpoints.disable(session, session.get_one(WebhookEndpoint, "we_1"), "gone")
 
     assert claim(db) == []
     with db.read() as session:
         assert deliveries.due_count(session) == 0
         assert deliveries.next_due(session) == PARKED_UNTIL
     with db.write() as session:
-        assert deliveries.enable(session, session.get_one(WebhookEndpoint, "we_1"), actor="key:1") == 3
-        assert deliveries.enable(session, session.get_one(WebhookEndpoint, "we_1"), actor="key:1") == 0
+        assert webhook_endpoints.enable(session, session.get_one(WebhookEndpoint, "we_1"), actor="key:1") == 3
+        assert webhook_endpoints.enable(session, session.get_one(WebhookEndpoint, "we_1"), actor="key:1") == 0
     assert len(claim(db, per_endpoint=9)) == 3
 
 
 def test_much_that_is_held_is_released_and_fails_in_pages(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deliveries, "WRITE_ROWS", 2)
+    monkeypatch.setattr(webhook_endpoints, "WRITE_ROWS", 2)
     for name in ("we_1", "we_2", "we_3"):
         endpoint(db, name)
     happen(db, "batch_1", 3)
     with db.write() as session:
         for name in ("we_1", "we_2", "we_3"):
-            deliveries.disable(session, session.get_one(WebhookEndpoint, name), "gone")
+            webhook_endpoints.disable(session, session.get_one(WebhookEndpoint, name), "gone")
         session.execute(update(Delivery).values(due_at=PARKED_UNTIL))
 
     with db.write() as session:
-        assert deliveries.enable(session, session.get_one(WebhookEndpoint, "we_1"), actor="key:1") == 2
-        deliveries.delete(session, session.get_one(WebhookEndpoint, "we_2"))
+        assert webhook_endpoints.enable(session, session.get_one(WebhookEndpoint, "we_1"), actor="key:1") == 2
+        webhook_endpoints.delete(session, session.get_one(WebhookEndpoint, "we_2"))
     with db.read() as session:
         failed = session.scalars(select(Delivery.endpoint_id).where(Delivery.state == "failed")).all()
-        left, lost = deliveries.wrongly_parked(session, 9), deliveries.lost(session, 9)
+        left, lost = webhook_endpoints.wrongly_parked(session, 9), webhook_endpoints.lost(session, 9)
         owners = [session.get_one(Delivery, name).endpoint_id for name in (*left, *lost)]
     with db.write() as session:
-        assert deliveries.unpark(session, [*left, *left]) == len(left)
-        assert deliveries.unpark(session, left) == 0
+        assert webhook_endpoints.unpark(session, [*left, *left]) == len(left)
+        assert webhook_endpoints.unpark(session, left) == 0
 
     assert failed == ["we_2"] * 2
     assert min(len(left), len(lost)) > 0
     assert owners == ["we_1"] * len(left) + ["we_2"] * len(lost)
     with db.read() as session:
-        assert deliveries.wrongly_parked(session, 9) == []
+        assert webhook_endpoints.wrongly_parked(session, 9) == []
         assert len(session.scalars(select(Delivery).where(Delivery.due_at >= PARKED_UNTIL)).all()) > 2, (
             "those of the third stay parked"
         )
@@ -127,9 +127,9 @@ def test_late_answer_from_before_does_not_disable_an_endpoint_that_was_mended(db
     record(db, first, GONE)
     began = now()
     with db.write() as session:
-        deliveries.enable(session, session.get_one(WebhookEndpoint, "we_1"), actor="key:1")
+        webhook_endpoints.enable(session, session.get_one(WebhookEndpoint, "we_1"), actor="key:1")
 
-        assert deliveries.record(session, [(late, replace(GONE, at=began))], CONFIG, middle) == 1
+        assert outcomes.record(session, [(late, replace(GONE, at=began))], CONFIG, middle) == 1
 
         assert session.get_one(WebhookEndpoint, "we_1").disabled_at is None
 
@@ -140,7 +140,7 @@ def test_backlog_of_a_disabled_endpoint_hides_nobody(db: Database) -> None:
     endpoint(db, "we_2")
     happen(db, "batch_2")
     with db.write() as session:
-        deliveries.disable(session, session.get_one(WebhookEndpoint, "we_1"), "gone")
+        webhook_endpoints.disable(session, session.get_one(WebhookEndpoint, "we_1"), "gone")
 
     assert "we_2" in {held.lane for held in claim(db)}
 
@@ -161,11 +161,11 @@ def test_what_is_held_for_an_endpoint_fails_when_it_is_deleted(db: Database) -> 
     happen(db, "batch_1")
     with db.write() as session:
         for name in ("we_1", "we_2"):
-            deliveries.disable(session, session.get_one(WebhookEndpoint, name), "gone")
+            webhook_endpoints.disable(session, session.get_one(WebhookEndpoint, name), "gone")
     assert claim(db) == []  # which holds them
 
     with db.write() as session:
-        deliveries.delete(session, session.get_one(WebhookEndpoint, "we_1"))
+        webhook_endpoints.delete(session, session.get_one(WebhookEndpoint, "we_1"))
 
     with db.read() as session:
         rows = {row.endpoint_id: (row.state, row.error) for row in session.scalars(select(Delivery))}
@@ -182,7 +182,7 @@ def test_what_was_left_held_for_an_endpoint_that_is_gone_fails_and_nothing_else(
         session.delete(session.get_one(WebhookEndpoint, "we_1"))
 
     with db.write() as session:
-        counts = [deliveries.fail_lost(session, deliveries.lost(session, 1)) for _ in range(4)]
+        counts = [webhook_endpoints.fail_lost(session, webhook_endpoints.lost(session, 1)) for _ in range(4)]
 
     assert counts == [1, 1, 1, 0]
     with db.read() as session:

@@ -8,8 +8,8 @@ from sqlalchemy import select, update
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.errors import Conflict, NotFound
-from jobs.webhooks import deliveries
-from jobs.webhooks.deliveries import Selection
+from jobs.webhooks import replays, webhook_endpoints
+from jobs.webhooks.replays import Selection
 from jobs.webhooks.tables import Delivery, WebhookEndpoint
 from tests.support.databases import until_waiting
 from tests.support.deliveries import GONE, OK, claim, endpoint, fail_now, happen, job, only, record
@@ -24,7 +24,7 @@ def test_replay_sends_again_under_the_same_id_from_the_first_attempt_on(db: Data
     record(db, held, OK)
 
     with db.write() as session:
-        assert deliveries.replay(session, "proj_1", "we_1", Selection(ids=(held.id,))) == [held.id]
+        assert replays.replay(session, "proj_1", "we_1", Selection(ids=(held.id,))) == [held.id]
 
     (again,) = claim(db)
     assert (again.id, again.attempt, again.body) == (held.id, 1, held.body)
@@ -38,24 +38,24 @@ def test_replay_of_a_time_range_takes_the_failed_ones(db: Database) -> None:
     with db.write() as session:
         session.execute(update(Delivery).where(Delivery.id == bad.id).values(state="failed", worker_id=None))
 
-        assert deliveries.replay(session, "proj_1", "we_1", Selection(since=now() + 60)) == []
-        assert deliveries.replay(session, "proj_1", "we_1", Selection(until=now() - 60)) == []
-        assert deliveries.replay(session, "proj_1", "we_1", Selection(since=now() - 60)) == [bad.id]
+        assert replays.replay(session, "proj_1", "we_1", Selection(since=now() + 60)) == []
+        assert replays.replay(session, "proj_1", "we_1", Selection(until=now() - 60)) == []
+        assert replays.replay(session, "proj_1", "we_1", Selection(since=now() - 60)) == [bad.id]
 
 
 def test_replay_enqueues_what_was_missed_while_disabled_once(db: Database) -> None:
     endpoint(db)
     with db.write() as session:
-        deliveries.disable(session, session.get_one(WebhookEndpoint, "we_1"), "gone")
+        webhook_endpoints.disable(session, session.get_one(WebhookEndpoint, "we_1"), "gone")
     happen(db, "batch_1", 2)
     with db.write() as session:
-        deliveries.enable(session, session.get_one(WebhookEndpoint, "we_1"), actor="key:1")
+        webhook_endpoints.enable(session, session.get_one(WebhookEndpoint, "we_1"), actor="key:1")
     missed = Selection(since=now() - 60, missed=True)
 
     with db.write() as session:
-        pending = deliveries.replay(session, "proj_1", "we_1", missed)
+        pending = replays.replay(session, "proj_1", "we_1", missed)
     with db.write() as session:
-        again = deliveries.replay(session, "proj_1", "we_1", missed)
+        again = replays.replay(session, "proj_1", "we_1", missed)
 
     # its own `webhook_endpoint.disabled` is among them: nobody could tell it then
     assert (len(pending), again) == (3, [])
@@ -70,11 +70,11 @@ def test_of_two_that_replay_what_was_missed_at_once_one_enqueues_it(postgres: Da
 
     def again() -> list[str]:
         with postgres.write() as session:
-            return deliveries.replay(session, "proj_1", "we_1", missed)
+            return replays.replay(session, "proj_1", "we_1", missed)
 
     with ThreadPoolExecutor(1) as pool:
         with postgres.write() as session:
-            pending = deliveries.replay(session, "proj_1", "we_1", missed)
+            pending = replays.replay(session, "proj_1", "we_1", missed)
             other = pool.submit(again)
             until_waiting(postgres, 1)
 
@@ -90,7 +90,7 @@ def test_replay_leaves_what_is_in_flight_alone(db: Database) -> None:
     (held,) = claim(db)
 
     with db.write() as session:
-        assert deliveries.replay(session, "proj_1", "we_1", Selection(ids=(held.id,))) == []
+        assert replays.replay(session, "proj_1", "we_1", Selection(ids=(held.id,))) == []
     assert record(db, held, OK) == 1
 
 
@@ -99,7 +99,7 @@ def test_one_off_webhook_is_replayed_without_an_endpoint(db: Database) -> None:
     fail_now(db, GONE)
 
     with db.write() as session:
-        assert len(deliveries.replay(session, "proj_1", None, Selection())) == 1
+        assert len(replays.replay(session, "proj_1", None, Selection())) == 1
     assert only(db).state == "pending"
 
 
@@ -107,7 +107,7 @@ def test_replay_to_a_disabled_endpoint_is_a_conflict(db: Database) -> None:
     endpoint(db, disabled_at=now(), disabled_reason="gone")
 
     with db.write() as session, pytest.raises(Conflict):
-        deliveries.replay(session, "proj_1", "we_1", Selection())
+        replays.replay(session, "proj_1", "we_1", Selection())
 
 
 @pytest.mark.parametrize(
@@ -124,4 +124,4 @@ def test_replay_of_what_is_not_there_or_not_yours_is_not_found(
     endpoint(db)
 
     with db.write() as session, pytest.raises(NotFound):
-        deliveries.replay(session, project, name, selection)
+        replays.replay(session, project, name, selection)

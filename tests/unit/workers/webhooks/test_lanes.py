@@ -1,6 +1,6 @@
 """Lanes: who may be sent to, on a clock that the test holds."""
 
-from jobs.webhooks.deliveries import DeliveryClaim
+from jobs.webhooks.claims import DeliveryClaim
 from workers.webhooks.loop import IN_FLIGHT, PER_LANE, SLOW_AFTER, Lanes
 
 
