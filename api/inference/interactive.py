@@ -45,7 +45,6 @@ from jobs.fleet import routing, workers
 from jobs.ids import new_id
 from jobs.inference.client import parse_position
 from jobs.inference.interactive import AnswerEntry, QueuedRequest, Resumable
-from jobs.ledger import pauses
 from jobs.queues import Queue
 from jobs.registry.models import base_model_of, is_tuned
 
@@ -292,11 +291,10 @@ def _live_queue(call: CallContext, url: str, model: str) -> str:
         queue = queue_of(session, call, url, model)
         if queue is None:
             raise NoWorker
-        off = pauses.paused(session)
-        if off.stops(queue, model, call.project_id, routing.needed_model(queue, model)):
+        if routing.is_paused(session, queue, model, call.project_id):
             raise Unavailable("The operator has paused this model.", code="paused")
         _check_loaded(session, call, queue, model)
-        if not _served(session, call, queue, model):
+        if not routing.is_served(session, call.services.registry(), queue, model):
             raise _no_worker(queue, model)
     return queue
 
@@ -312,7 +310,7 @@ def _refused(refusal: routing.NotServed, model: str) -> NightmillError:
 def _still_served(call: CallContext, queue: str, model: str) -> bool:
     """Return True while a queued request may still be taken. Raises ModelLoading, NoWorker."""
     with call.db.read() as session:
-        if not _served(session, call, queue, model):
+        if not routing.is_served(session, call.services.registry(), queue, model):
             _check_loaded(session, call, queue, model)
             raise _no_worker(queue, model)
     return True
@@ -333,11 +331,6 @@ def _no_worker(queue: str, model: str) -> NoWorker:
         start = "start one with `nightmill up --with tuned` or `python -m workers tuned`"
         return NoWorker(f"No process serves models with weights of their own, such as '{clip(model)}': {start}.")
     return NoWorker(f"No live worker serves the model '{clip(model)}' now.")
-
-
-def _served(session: Session, call: CallContext, queue: str, model: str) -> bool:
-    alias = call.services.registry().aliases.get(model, "")
-    return any(workers.serves(session, queue, name) for name in (model, alias, base_model_of(model)) if name)
 
 
 def _client_check(call: CallContext, request: Client, deadline: float) -> Callable[[], Awaitable[None]]:

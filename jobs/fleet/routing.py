@@ -15,6 +15,7 @@ from jobs.batches.lines import quoted
 from jobs.fleet import workers as fleet
 from jobs.fleet.models_file import ANY_MODEL, GENERATION, VLLM_OFF, EngineKind, Registry
 from jobs.fleet.tables import Model
+from jobs.ledger import pauses
 from jobs.queues import Queue
 from jobs.registry import models as tuned_models
 from jobs.registry.tables import TunedModel
@@ -60,6 +61,17 @@ def route(
 def needed_model(queue: str, name: str) -> str:
     """Return the model that a worker of `queue` must have to answer for `name`: for an adapter its base."""
     return name if queue == Queue.TUNED else tuned_models.base_model_of(name)
+
+
+def is_paused(session: Session, queue: str, name: str, project_id: str) -> bool:
+    """Return whether the operator has paused `queue`, the model of this name, or the project."""
+    return pauses.paused(session).stops(queue, name, project_id, needed_model(queue, name))
+
+
+def is_served(session: Session, registry: Registry, queue: str, name: str) -> bool:
+    """Return whether a live worker of `queue` has the model of this name, of its alias, or the base of its adapter."""
+    names = name, registry.aliases.get(name, ""), tuned_models.base_model_of(name)
+    return any(fleet.serves(session, queue, served) for served in names if served)
 
 
 def queue_of(

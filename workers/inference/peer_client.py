@@ -20,13 +20,11 @@ from sqlalchemy.orm import Session
 from jobs import logs
 from jobs.clock import now
 from jobs.errors import DatabaseBusy, TooManyRequests, Unavailable, WorkerLost
-from jobs.fleet import routing, workers
+from jobs.fleet import routing
 from jobs.fleet.models_file import ModelsFileError
 from jobs.ids import new_id
 from jobs.inference.client import InferenceClient
 from jobs.inference.interactive import LINE_PRIORITY, PRIORITY, AnswerEntry, QueuedRequest, routed_queue
-from jobs.ledger import pauses
-from jobs.registry.models import base_model_of
 from jobs.requests.endpoints import EMBEDDINGS
 from jobs.retrieval import indexes, searches
 from jobs.retrieval.attachments import is_over
@@ -197,17 +195,17 @@ class PeerClient:
             raise EngineBusy(f"The model `{model}` is not there yet.", retry_after=RETRY_SECONDS) from error
         except ModelsFileError as error:
             raise EngineBusy(BROKEN_FILE, retry_after=RETRY_SECONDS) from error
-        if pauses.paused(session).stops(queue, model, request.tenant, routing.needed_model(queue, model)):
+        if routing.is_paused(session, queue, model, request.tenant):
             raise EngineBusy(f"The operator has paused the model `{model}`.", retry_after=RETRY_SECONDS)
         return queue
 
     def _is_served(self, queue: str, model: str) -> bool:
         try:
-            alias = self._context.models.now().aliases.get(model, "")
+            registry = self._context.models.now()
         except ModelsFileError as error:
             raise EngineBusy(BROKEN_FILE, retry_after=RETRY_SECONDS) from error
         with self._context.db.read() as session:
-            return any(workers.serves(session, queue, name) for name in (model, alias, base_model_of(model)) if name)
+            return routing.is_served(session, registry, queue, model)
 
 
 def _check_alive(model: str, end: AnswerEntry) -> None:
