@@ -307,7 +307,7 @@ class JudgedQuery(Body):
 
 class CompareIndexes(Body):
     queries: Annotated[list[_Query | JudgedQuery], Field(min_length=1, max_length=_MOST_QUERIES)]
-    max_num_results: int = Field(default=10, ge=1, le=50)
+    max_num_results: int = Field(default=10, ge=1, le=searches.MAX_RESULTS)
 
     @property
     def judged(self) -> list[JudgedQuery]:

@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -41,10 +41,10 @@ class HybridSearch(Body):
     Without `fusion` the weights are of reciprocal rank fusion, as at OpenAI.
     """
 
-    embedding_weight: float = Field(ge=0, le=1_000_000)
-    text_weight: float = Field(ge=0, le=1_000_000)
-    fusion: Literal["rrf", "relative"] = "rrf"
-    rrf_k: int = Field(default=1, ge=0, le=10_000)
+    embedding_weight: float = Field(ge=0, le=searches.MAX_WEIGHT)
+    text_weight: float = Field(ge=0, le=searches.MAX_WEIGHT)
+    fusion: searches.Fusion = "rrf"
+    rrf_k: int = Field(default=1, ge=0, le=searches.MAX_RRF_K)
 
     @model_validator(mode="after")
     def _counts_something(self) -> Self:
@@ -61,10 +61,10 @@ class RankingOptions(Body):
     result that shares this part of its triples of words with a better result.
     """
 
-    ranker: str = Field(default="auto", min_length=1, max_length=255)
+    ranker: str = Field(default="auto", min_length=1, max_length=searches.MAX_RANKER_NAME)
     score_threshold: float = Field(default=0.0, ge=0, le=1)
     hybrid_search: HybridSearch | None = None
-    rerank_depth: int = Field(default=searches.DEPTH, ge=1, le=searches.MOST_DEPTH)
+    rerank_depth: int = Field(default=searches.DEPTH, ge=1, le=searches.MAX_DEPTH)
     deduplicate: float | None = Field(default=None, gt=0, le=1)
 
 
@@ -75,7 +75,7 @@ class SearchVectorStore(Body):
     """
 
     query: str | Many[str]
-    max_num_results: int = Field(default=10, ge=1, le=50)
+    max_num_results: int = Field(default=10, ge=1, le=searches.MAX_RESULTS)
     rewrite_query: bool = False
     filters: dict[str, Any] | None = None
     ranking_options: RankingOptions | None = None
@@ -133,18 +133,13 @@ def search_of(
     options: RankingOptions | None,
 ) -> searches.Search:
     """Return the search as it is sent to a worker."""
-    options = options or RankingOptions()
     return searches.Search(
         model=index.model,
         store_id=index.id,
         queries=queries,
         limit=limit,
         filters=filters,
-        threshold=options.score_threshold,
-        ranker=searches.model_of(options.ranker),
-        depth=options.rerank_depth,
-        deduplicate=options.deduplicate or 0.0,
-        **searches.fusion_of(options.hybrid_search),
+        **searches.ranking_of(options),
     )
 
 

@@ -14,7 +14,13 @@ RANKERS: Final = ("none", "auto", "default-2024-11-15", "default_2024_08_21")
 LONGEST_QUERY: Final = 4096  # characters
 DEFAULT_LIMIT: Final = 10  # results
 DEPTH: Final = 50  # candidates that are re-ranked
-MOST_DEPTH: Final = 200
+MAX_DEPTH: Final = 200
+MAX_RESULTS: Final = 50
+MAX_WEIGHT: Final = 1_000_000  # of a ranking
+MAX_RRF_K: Final = 10_000
+MAX_RANKER_NAME: Final = 255  # characters
+
+Fusion = Literal["rrf", "relative"]
 
 
 def search_queue(queue: str) -> str:
@@ -48,16 +54,39 @@ class Hybrid(Protocol):
     def rrf_k(self) -> int: ...
 
 
-def fusion_of(hybrid: Hybrid | None) -> dict[str, Any]:
-    """Return the fields of a `Search` for `hybrid`; none if the client gives nothing."""
-    if hybrid is None:
+class Ranking(Protocol):
+    """The options of ranking as a client gives them."""
+
+    @property
+    def ranker(self) -> str: ...
+
+    @property
+    def score_threshold(self) -> float: ...
+
+    @property
+    def hybrid_search(self) -> Hybrid | None: ...
+
+    @property
+    def rerank_depth(self) -> int: ...
+
+    @property
+    def deduplicate(self) -> float | None: ...
+
+
+def ranking_of(options: Ranking | None) -> dict[str, Any]:
+    """Return the fields of a `Search` for the options of a client; none where the client gives none."""
+    if options is None:
         return {}
-    return {
-        "vector_weight": hybrid.embedding_weight,
-        "text_weight": hybrid.text_weight,
-        "fusion": hybrid.fusion,
-        "k": hybrid.rrf_k,
+    fields = {
+        "threshold": options.score_threshold,
+        "ranker": model_of(options.ranker),
+        "depth": options.rerank_depth,
+        "deduplicate": options.deduplicate or 0.0,
     }
+    if (hybrid := options.hybrid_search) is None:
+        return fields
+    weights = {"vector_weight": hybrid.embedding_weight, "text_weight": hybrid.text_weight}
+    return {**fields, **weights, "fusion": hybrid.fusion, "k": hybrid.rrf_k}
 
 
 class Search(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -74,7 +103,7 @@ class Search(msgspec.Struct, frozen=True, omit_defaults=True):
     filters: dict[str, Any] | None = None
     vector_weight: float = 1.0
     text_weight: float = 0.3
-    fusion: Literal["rrf", "relative"] = "relative"
+    fusion: Fusion = "relative"
     k: int = 1  # on 192 RFC abstracts 1 has an MRR@10 of .683, the usual 60 has .663
     threshold: float = 0.0  # of the final score
     ranker: str = ""  # a model that re-ranks the best `depth`

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 
@@ -18,15 +18,13 @@ CALL: Final = "file_search_call"
 #: The default number of excerpts. OpenAI uses up to 20, for models with a long context.
 DEFAULT_RESULTS: Final = 5
 MAX_STORES: Final = 8
-MAX_WEIGHT: Final = 1_000_000
-MAX_RRF_K: Final = 10_000
-_LONGEST_NAME: Final = 255
+_RESULTS: Final = (None, *range(1, searches.MAX_RESULTS + 1))
 
 
 class HybridSearch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     embedding_weight: float = 1.0
     text_weight: float = 1.0
-    fusion: Literal["rrf", "relative"] = "rrf"
+    fusion: searches.Fusion = "rrf"
     rrf_k: int = 1
 
 
@@ -62,18 +60,13 @@ class FileSearch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def search(self, store_id: str, query: str) -> Search:
         """Return the search of one store. The worker that serves it fills in the store's model."""
-        options = self.ranking_options or RankingOptions()
         return Search(
             model="",
             store_id=store_id,
             queries=(query,),
             limit=self.max_num_results or DEFAULT_RESULTS,
             filters=self.filters,
-            threshold=options.score_threshold,
-            ranker=searches.model_of(options.ranker),
-            depth=options.rerank_depth,
-            deduplicate=options.deduplicate or 0.0,
-            **searches.fusion_of(options.hybrid_search),
+            **searches.ranking_of(self.ranking_options),
         )
 
 
@@ -95,8 +88,9 @@ def tool_of(body: Mapping[str, Any]) -> FileSearch:
     if others:
         raise InvalidRequest("it is given more than once; one names all the vector stores.")
     tool = msgspec.convert(_given({name: value for name, value in given.items() if name != "type"}), FileSearch)
-    if not 1 <= len(tool.vector_store_ids) <= MAX_STORES or tool.max_num_results not in (None, *range(1, 51)):
-        raise InvalidRequest(f"it names 1 to {MAX_STORES} vector stores, and takes 1 to 50 results.")
+    if not 1 <= len(tool.vector_store_ids) <= MAX_STORES or tool.max_num_results not in _RESULTS:
+        limits = f"1 to {MAX_STORES} vector stores, and takes 1 to {searches.MAX_RESULTS} results"
+        raise InvalidRequest(f"it names {limits}.")
     if tool.ranking_options is not None:
         _check_ranking(tool.ranking_options)
     if not 0 <= (tool.min_support or 0.0) <= 1:
@@ -130,18 +124,18 @@ def mistyped_field(body: Mapping[str, Any]) -> tuple[str, str] | None:
 def _check_ranking(options: RankingOptions) -> None:
     weights = options.hybrid_search or HybridSearch()
     smaller, larger = sorted((weights.embedding_weight, weights.text_weight))
-    if not 0 <= smaller <= larger <= MAX_WEIGHT or larger == 0:
-        raise InvalidRequest(f"weights are 0 to {MAX_WEIGHT}, and at least one of them is above 0.")
-    if not 0 <= weights.rrf_k <= MAX_RRF_K:
-        raise InvalidRequest(f"rrf_k is 0 to {MAX_RRF_K}.")
+    if not 0 <= smaller <= larger <= searches.MAX_WEIGHT or larger == 0:
+        raise InvalidRequest(f"weights are 0 to {searches.MAX_WEIGHT}, and at least one of them is above 0.")
+    if not 0 <= weights.rrf_k <= searches.MAX_RRF_K:
+        raise InvalidRequest(f"rrf_k is 0 to {searches.MAX_RRF_K}.")
     if not 0 <= options.score_threshold <= 1:
         raise InvalidRequest("score_threshold is 0 to 1.")
-    if not 1 <= options.rerank_depth <= searches.MOST_DEPTH:
-        raise InvalidRequest(f"rerank_depth is 1 to {searches.MOST_DEPTH}.")
+    if not 1 <= options.rerank_depth <= searches.MAX_DEPTH:
+        raise InvalidRequest(f"rerank_depth is 1 to {searches.MAX_DEPTH}.")
     if options.deduplicate is not None and not 0 < options.deduplicate <= 1:
         raise InvalidRequest("deduplicate is above 0, and at most 1.")
-    if not 1 <= len(options.ranker) <= _LONGEST_NAME:
-        raise InvalidRequest(f"a ranker's name has 1 to {_LONGEST_NAME} characters.")
+    if not 1 <= len(options.ranker) <= searches.MAX_RANKER_NAME:
+        raise InvalidRequest(f"a ranker's name has 1 to {searches.MAX_RANKER_NAME} characters.")
 
 
 def query_of(given: Any) -> str:
