@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
+from workers.engines.foreign_errors import ForeignCall
 from workers.engines.http.http_engine import HttpEngine
 from workers.engines.port import Engine, EngineDead, EngineHealth, Phased, Suspect
 
@@ -111,15 +112,13 @@ class EngineSet:
 
     async def _build(self, engine: Engine) -> Exception | None:
         """Load `engine`; return what kept it from coming up."""
-        try:
+        with ForeignCall() as building:
             if self.health is not None:
                 await self.health.builds(engine.models)
             await engine.start()
             if self.health is not None:
                 await self.health.came_up(engine.models)
-        except Exception as error:  # noqa: BLE001  what loads a model raises anything
-            return error
-        return None
+        return building.error
 
     async def _is_over(self, engine: Engine, error: Exception, suspects: Sequence[Suspect], *, starting: bool) -> bool:
         return self.health is not None and await self.health.died(engine.models, error, suspects, starting=starting)
@@ -127,7 +126,7 @@ class EngineSet:
     async def _close_off(self, engine: Engine) -> None:
         """Suspend `engine`, and free what it has."""
         self.suspend(engine)
-        try:
+        with ForeignCall() as closing:  # an engine that failed may fail once more
             await asyncio.wait_for(engine.close(), _CLOSING_SECONDS)
-        except Exception:  # an engine that failed may fail once more
-            log.exception("engine_close_failed", extra={"models": engine.models})
+        if closing.error is not None:
+            log.error("engine_close_failed", exc_info=closing.error, extra={"models": engine.models})

@@ -37,6 +37,7 @@ from jobs.platform.locks import FileLock
 from jobs.platform.storage import sync_path
 from jobs.requests import prompts
 from jobs.settings import Settings
+from workers.engines.foreign_errors import translate_errors
 
 log = logging.getLogger(__name__)
 
@@ -226,10 +227,8 @@ def _fill_tokenizer(folder: Path, names: Sequence[str], scratch: Path) -> None:
 
     for name in names:
         shutil.copyfile(folder / name, scratch / name)
-    try:
+    with translate_errors(lambda error: _NoFastForm(str(error))):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # libraries that read vocabularies raise errors of their own
-        raise _NoFastForm(str(error)) from error
     if not tokenizer.is_fast:
         raise _NoFastForm(f"{type(tokenizer).__name__} has no fast form")
     tokenizer.backend_tokenizer.save(str(scratch / _WHOLE))

@@ -20,6 +20,7 @@ from typing import Final
 from jobs.fleet.models_file import ANY_MODEL
 from jobs.timings import Timings
 from workers.engines import probes
+from workers.engines.foreign_errors import ForeignCall
 from workers.engines.port import (
     Adapter,
     AdapterEngine,
@@ -109,11 +110,11 @@ class SwappedEngine:
         async with self._changing:
             if self._engine is None:
                 return
-            try:
+            with ForeignCall() as start:
                 await self._engine.start()
-            except Exception as error:  # what loads a model raises anything
-                log.exception("tuned_model_not_loaded", extra={"model": self._loaded})
-                self._failed(self._loaded, error)
+            if start.error is not None:
+                log.error("tuned_model_not_loaded", exc_info=start.error, extra={"model": self._loaded})
+                self._failed(self._loaded, start.error)
                 await self._close()
 
     async def answer(self, request: Request) -> Answer:
@@ -261,7 +262,7 @@ async def _scored(
 async def _closed(engine: Engine | None) -> None:
     """Close an engine; one that failed may fail once more."""
     if engine is not None:
-        try:
+        with ForeignCall() as closing:
             await engine.close()
-        except Exception:
-            log.exception("engine_close_failed")
+        if closing.error is not None:
+            log.error("engine_close_failed", exc_info=closing.error)

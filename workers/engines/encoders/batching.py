@@ -22,6 +22,7 @@ from jobs.fleet.models_file import EngineKind
 from jobs.platform import memory
 from workers.engines.documented import refuse_unknown
 from workers.engines.encoders.encoder_pool import Backlog, Entry, Job, JobSlice, Pool, flow_of, length_of
+from workers.engines.foreign_errors import ForeignCall
 from workers.engines.port import (
     Answer,
     Emit,
@@ -194,10 +195,10 @@ class BatchingEngine(ABC, Generic[M]):
 
     async def _attempt(self, work: Callable[..., T], *args: Any) -> T | Exception:
         """Call `work` in the worker thread; return its result or its exception."""
-        try:
+        with ForeignCall() as call:
             return await self._in_thread(work, *args)
-        except Exception as error:  # noqa: BLE001  a tokenizer and a model raise anything
-            return error
+        assert call.error is not None
+        return call.error
 
     async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
@@ -209,18 +210,18 @@ class BatchingEngine(ABC, Generic[M]):
         batch: list[Entry] = []
         failure: EngineError = EngineBusy("The engine is closing.", retry_after=1.0)
         try:
-            while True:
-                if not pool and not self._backlog:
-                    self._arrived.clear()
-                    await self._arrived.wait()
-                slices = self._backlog.slices(pool.pooled, POOLED_PASSES * model.batch_tokens, TOKENISED_CHARACTERS)
-                await self._admit(model, slices, pool)
-                batch = pool.pick(model.batch_tokens)
-                await self._run(model, batch)
-                await self._trim(batch)
-        except Exception as error:
-            log.exception("engine.loop_failed", extra={"model": self._names[0]})
-            failure = EngineDead(f"the engine's loop has ended: {error}")
+            with ForeignCall() as loop:
+                while True:
+                    if not pool and not self._backlog:
+                        self._arrived.clear()
+                        await self._arrived.wait()
+                    slices = self._backlog.slices(pool.pooled, POOLED_PASSES * model.batch_tokens, TOKENISED_CHARACTERS)
+                    await self._admit(model, slices, pool)
+                    batch = pool.pick(model.batch_tokens)
+                    await self._run(model, batch)
+                    await self._trim(batch)
+            log.error("engine.loop_failed", exc_info=loop.error, extra={"model": self._names[0]})
+            failure = EngineDead(f"the engine's loop has ended: {loop.error}")
         finally:
             left = [
                 *self._backlog.jobs(),

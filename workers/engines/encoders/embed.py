@@ -23,6 +23,7 @@ from workers.engines.encoders.batching import LONGEST_TOKEN, BatchingEngine, Una
 from workers.engines.encoders.embed_model import SentenceModel
 from workers.engines.encoders.embed_runtime import Choices, Chooser
 from workers.engines.encoders.encoder_pool import TOKEN_CHARACTERS, Job, JobSlice
+from workers.engines.foreign_errors import translate_errors
 from workers.engines.port import Answer, EngineFault, Request, Usage
 
 MOST_INPUTS: Final = 2048  # OpenAI's limits
@@ -241,12 +242,11 @@ class EmbedEngine(BatchingEngine[SentenceModel]):
         if self._model is None:
             await self.start()
         try:
-            texts = bertscore.read(request.body)
-            return await self._in_thread(bertscore.answer, self._model, self._names[0], *texts)
+            with translate_errors(lambda error: EngineFault(f"The forward pass failed: {error}"), Unacceptable):
+                texts = bertscore.read(request.body)
+                return await self._in_thread(bertscore.answer, self._model, self._names[0], *texts)
         except Unacceptable as wrong:
             return wrong.answer
-        except Exception as error:
-            raise EngineFault(f"The forward pass failed: {error}") from error
 
     def _load(self, source: str) -> SentenceModel:
         return self._chooser.load(source, self._revision, self._args)

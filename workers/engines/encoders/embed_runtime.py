@@ -40,6 +40,7 @@ from jobs.platform.storage import sync_path
 from jobs.timings import Timings
 from workers.engines.encoders.embed_model import Computing, SentenceModel, check, threads_of
 from workers.engines.encoders.runtime_trials import measure
+from workers.engines.foreign_errors import ForeignCall
 from workers.engines.model_folders import QUIET, package_version
 
 log = logging.getLogger(__name__)
@@ -152,15 +153,14 @@ def measures(args: Mapping[str, Any], floor: float) -> bool:
 
 def _load(order: Order, record: Record) -> SentenceModel:
     choice = record.choice
-    file = runtimes.onnx_file(Path(order.folder), order.key) if choice.runtime == "onnx" else None
-    try:
+    if choice.runtime != "onnx":
+        return SentenceModel(order.source, order.revision, order.args, Computing(choice.dtype))
+    file = runtimes.onnx_file(Path(order.folder), order.key)
+    with ForeignCall() as loading:
         return SentenceModel(order.source, order.revision, order.args, Computing(choice.dtype, file))
-    except Exception:  # ONNX Runtime raises any error for a file that it cannot use
-        if file is None:
-            raise
-        log.exception("embed.runtime_unusable", extra={"model": order.name, "file": str(file)})
-        runtimes.forget(Path(order.folder), order.key)  # so that the next start measures again
-        return SentenceModel(order.source, order.revision, order.args)
+    log.error("embed.runtime_unusable", exc_info=loading.error, extra={"model": order.name, "file": str(file)})
+    runtimes.forget(Path(order.folder), order.key)  # so that the next start measures again
+    return SentenceModel(order.source, order.revision, order.args)
 
 
 def key_of(name: str, source: str, revision: str | None, args: Mapping[str, Any], floor: float) -> str:

@@ -27,6 +27,7 @@ from typing import Any, Final, TypeVar
 from jobs.fleet.runtimes import Candidate
 from workers.engines.encoders import embed_model
 from workers.engines.encoders.embed_model import SentenceModel, Transformer
+from workers.engines.foreign_errors import ForeignCall
 
 T = TypeVar("T")
 
@@ -141,11 +142,10 @@ def _make(trial: _Trial) -> None:
 
 def _attempt(trial: _Trial, work: Callable[[], T]) -> T | None:
     """Return the result of `work`; refuse the candidate for what `work` raises."""
-    try:
+    with ForeignCall() as call:
         return work()
-    except Exception as error:  # noqa: BLE001  an exporter raises anything, and so does an operator that is missing
-        trial.refused = _reason(error)
-        return None
+    trial.refused = _reason(call.error)
+    return None
 
 
 def _compare(model: SentenceModel, trial: _Trial, batches: list[Any], reference: Any, floor: float) -> None:
@@ -208,6 +208,6 @@ def _candidate(trial: _Trial) -> Candidate:
     )
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception | None) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]

@@ -21,6 +21,7 @@ import torch
 from msgspec.structs import replace
 
 from workers.engines import probes
+from workers.engines.foreign_errors import ForeignCall
 from workers.engines.port import Score
 from workers.engines.probes import Probe
 
@@ -168,9 +169,9 @@ def _inference(model: Any, guard: Callable[[], AbstractContextManager[Any]] = to
 
 def _ids(tokenizer: Any, messages: list[dict[str, Any]], tools: Any) -> list[int] | None:
     """Return the token ids of a chat; None where the model's chat template refuses it."""
-    try:
+    with ForeignCall() as rendering:
         text = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=False)
-    except Exception:  # noqa: BLE001  the template is code of the model's: it raises what it likes
+    if rendering.error is not None:
         return None
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids

@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import torch
 
+from workers.engines.foreign_errors import ForeignCall
+
 _FEATURES: Final = 64  # of the layer that is tried: one block of weights a row
 _ERROR: Final = 0.3  # relative, of 4-bit weights against the weights themselves: about 0.1 is usual
 
@@ -18,10 +20,10 @@ def nf4_fault() -> str | None:
     except ImportError:
         return "The package bitsandbytes is not installed."
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
+    with ForeignCall() as trial:
         error = _try_layer(bitsandbytes.nn, device)
-    except Exception as failure:  # noqa: BLE001 (a missing kernel shows as any error of the library or of torch)
-        return f"bitsandbytes does not compute with nf4 on this machine: {failure}"
+    if trial.error is not None:  # a missing kernel shows as any error of the library or of torch
+        return f"bitsandbytes does not compute with nf4 on this machine: {trial.error}"
     return None if error < _ERROR else f"nf4 is wrong by {error:.0%} on this machine."
 
 

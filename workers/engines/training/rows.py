@@ -10,13 +10,14 @@ Messages reach the chat template as vLLM hands them over, so that the trainer an
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from jobs.finetuning import examples
+from workers.engines.foreign_errors import translate_errors
 
 IGNORED: Final = -100  # the label without loss, as torch's cross entropy has it
 _decode = msgspec.json.Decoder(dict).decode
@@ -159,15 +160,10 @@ def _tokens(tokenizer: Any, text: str, line: int) -> list[int]:
     return ids
 
 
-@contextmanager
-def _refusals(line: int) -> Iterator[None]:
+def _refusals(line: int) -> AbstractContextManager[None]:
     """Raise RowRefused for whatever a template or a tokenizer raises, but where memory runs out."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:  # the template is code of the model's: it raises what it likes
-        raise RowRefused(line, f"The model's chat template refuses the messages: {error}") from error
+    message = "The model's chat template refuses the messages"
+    return translate_errors(lambda error: RowRefused(line, f"{message}: {error}"), MemoryError)
 
 
 def _check_length(tokens: int, longest: int, line: int, *, truncate: bool) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Final
 from jobs.requests.endpoints import CHAT
 from workers.engines import probes
 from workers.engines.adapter_slots import AdapterSlots
+from workers.engines.foreign_errors import ForeignCall
 from workers.engines.port import Adapter, AdapterRefused, EngineDead, EngineFault, Passage, Score
 from workers.engines.vllm.vllm_serving import Serving, prompt_tokens, text_tokens
 
@@ -59,20 +60,21 @@ def slots(serving: Serving, model: str, limit: int) -> AdapterSlots:
         return await score(serving.state, model, passages, adapter)
 
     async def load_and_check(adapter: Adapter) -> None:
-        try:
+        with ForeignCall() as loading:
             await load(models, adapter)
             if adapter.name not in checked:
                 await probes.check(adapter, score_all)
             checked.add(adapter.name)
-        except Exception as error:  # vLLM and the chat templates it runs raise anything
-            if serving.dead:
-                raise EngineDead(f"the engine died while it loaded an adapter: {error}") from error
-            await unload(models, adapter)
-            if isinstance(error, AdapterRefused):
-                raise
-            log.exception("adapter_not_checked", extra={"adapter": adapter.name})
-            raise AdapterRefused(f"The engine cannot check the adapter ({type(error).__name__}).") from error
-        log.info("adapter_loaded", extra={"adapter": adapter.name})
+            log.info("adapter_loaded", extra={"adapter": adapter.name})
+            return
+        error = loading.error
+        if serving.dead:
+            raise EngineDead(f"the engine died while it loaded an adapter: {error}") from error
+        await unload(models, adapter)
+        if isinstance(error, AdapterRefused):
+            raise error
+        log.error("adapter_not_checked", exc_info=error, extra={"adapter": adapter.name})
+        raise AdapterRefused(f"The engine cannot check the adapter ({type(error).__name__}).") from error
 
     return AdapterSlots(limit, load_and_check, partial(unload, models))
 
@@ -161,13 +163,13 @@ class Likelihoods:
     async def _take_turns(self) -> None:
         while self._drop_left():
             adapter = self._waiting[0].adapter
-            try:
+            with ForeignCall() as turn:
                 await self._slots.run_alone(adapter, partial(self._turn, adapter))
-            except Exception as error:  # noqa: BLE001  the engine died, or refuses the adapter
+            if turn.error is not None:  # the engine died, or refuses the adapter
                 self._drop_left()
                 for asked in self._waiting:
                     if asked.adapter == adapter:
-                        asked.score.set_exception(error)
+                        asked.score.set_exception(turn.error)
         self._turns = None
 
     def _drop_left(self) -> bool:
@@ -197,13 +199,13 @@ class Likelihoods:
         return taken
 
     async def _settle(self, asked: _Text) -> None:
-        try:
+        with ForeignCall() as call:
             score = await self._score(asked.model, asked.text, asked.adapter)
-        except Exception as error:  # noqa: BLE001  vLLM raises anything
-            if not asked.score.done():
-                asked.score.set_exception(error)
+        if asked.score.done():
             return
-        if not asked.score.done():
+        if call.error is not None:
+            asked.score.set_exception(call.error)
+        else:
             asked.score.set_result(score)
 
 

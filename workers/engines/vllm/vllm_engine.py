@@ -34,6 +34,7 @@ from jobs.requests.fields import OPENAI
 from workers.engines import echo
 from workers.engines.caps import objection
 from workers.engines.documented import documented, malformed, refuse_unknown, undone
+from workers.engines.foreign_errors import ForeignCall
 from workers.engines.port import (
     Adapter,
     AdapterRefused,
@@ -145,14 +146,11 @@ class VllmEngine:
             phases.record(self._phases, os.environ, self._model, self._args)
             await asyncio.to_thread(importlib.import_module, "vllm.entrypoints.launchers.api_server.entry")
             self._step = phases.STARTING
-            try:
-                with leftovers.recorded(self._pids):
-                    serving = await Serving.open(self._model, self._names, self._args)
-            except BadEngineArgs:
-                raise
-            except Exception as error:  # vLLM raises any error here: for a driver, a full GPU, a broken checkpoint
-                log.exception("engine_start_failed", extra={"model": self._model})
-                raise EngineDead(f"vLLM could not start {self._model}: {error}") from error
+            with ForeignCall(BadEngineArgs) as opening, leftovers.recorded(self._pids):
+                serving = await Serving.open(self._model, self._names, self._args)
+            if opening.error is not None:  # vLLM raises any error here: for a driver, a full GPU, a broken checkpoint
+                log.error("engine_start_failed", exc_info=opening.error, extra={"model": self._model})
+                raise EngineDead(f"vLLM could not start {self._model}: {opening.error}") from opening.error
             serving.slots = vllm_adapters.slots(serving, self._names[0], self.adapters)
             self._serving, self._likelihoods = serving, vllm_adapters.likelihoods(serving, self.adapters)
             self._watch = asyncio.create_task(self._watching(serving))
@@ -191,13 +189,11 @@ class VllmEngine:
             return None
         await self.start()
         assert self._serving is not None
-        try:
+        with ForeignCall() as counting:
             return Length(*await self._serving.length(request.url, self._body(replace(request, adapter=None))))
-        except Exception as error:  # noqa: BLE001  vLLM and the chat templates it runs raise anything
-            log.info(
-                "prompt_not_counted", extra={"error": type(error).__name__}
-            )  # the error's text may quote the prompt
-            return None
+        error = type(counting.error).__name__  # the error's text may quote the prompt
+        log.info("prompt_not_counted", extra={"error": error})
+        return None
 
     async def score(self, model: str, passages: Sequence[Passage], adapter: Adapter | None) -> list[Score]:
         """Return the log-probabilities that the engine gives to continuations of chats."""
@@ -218,13 +214,9 @@ class VllmEngine:
         serving, likelihoods = self._serving, self._likelihoods
         assert serving is not None
         assert likelihoods is not None
-        try:
+        with ForeignCall(AdapterRefused, EngineFault) as scoring:
             score = await likelihoods.of(name, text, request.adapter)
-        except (AdapterRefused, EngineFault):
-            raise
-        except Exception as error:  # noqa: BLE001  vLLM raises anything
-            return _judge(serving, request, error)
-        return likelihood_answer(name, score)
+        return _judge(serving, request, scoring.error) if scoring.error else likelihood_answer(name, score)
 
     async def _echo(self, request: Request) -> Answer:
         """Answer a completion with the log-probabilities of its prompts, one prompt after the other."""
@@ -273,15 +265,13 @@ class VllmEngine:
         task = asyncio.current_task()
         assert task is not None
         cancels = task.cancelling()
-        try:
+        with ForeignCall() as call:
             result = await serving.ask(request.url, body)
             if emit is not None and isinstance(result, AsyncGenerator):
                 return await self._pass_events(serving, request, result, emit)
-        except Exception as error:  # noqa: BLE001  vLLM and the chat templates it runs raise anything
-            result = error
         if task.cancelling() > cancels:  # vLLM swallows the cancellation and answers "Client disconnected"
             raise asyncio.CancelledError
-        answer = _judge(serving, request, result)
+        answer = _judge(serving, request, call.error or result)
         self._events += answer.status == HTTPStatus.OK  # a refusal may come from this process
         return answer
 
