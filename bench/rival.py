@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.up.procfile import CODE
-from jobs.settings import Settings
+from workers import NICENESS
 
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "true"}
 
@@ -56,8 +56,7 @@ def run(
     environment: Mapping[str, str] | None = None,
 ) -> Any:
     """Return the last line that a Python process prints, as JSON. `given` is its standard input."""
-    nice = str(Settings().worker_nice)
-    command = ["nice", "-n", nice, str(python or sys.executable), *(str(word) for word in words)]
+    command = ["nice", "-n", str(NICENESS), str(python or sys.executable), *(str(word) for word in words)]
     done = subprocess.run(
         command,
         env=os.environ | _OFFLINE | dict(environment or {}),

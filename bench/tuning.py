@@ -27,6 +27,7 @@ from bench.plain_trl import PlainReport, PlainSpec
 from cli.demo.corpus import Docstring, docstrings
 from jobs.fleet.models_file import Registry
 from jobs.settings import Settings
+from workers import NICENESS
 
 BASE = "smollm2-135m-instruct"
 BATCH = 4
@@ -191,7 +192,7 @@ def plain(mill: Deployment, lines: Sequence[Row], dtype: str, seed: int = SEED) 
             save_steps=max(1, steps // _SAVES),
             dtype=dtype,
             threads=os.cpu_count() or 1,
-            niceness=Settings().worker_nice + _NICENESS,
+            niceness=NICENESS + _NICENESS,
         )
         (folder / "spec.json").write_text(json.dumps(asdict(spec)))
         command = [sys.executable, "-m", "bench.plain_trl", str(folder / "spec.json")]

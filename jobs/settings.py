@@ -24,7 +24,7 @@ from pydantic_settings import (
 )
 
 from jobs.platform.secret_files import SUFFIX, secret
-from jobs.renamed_settings import RENAMED
+from jobs.renamed_settings import FIXED, RENAMED
 from jobs.requests.endpoints import checked_server
 
 DAY = 86_400
@@ -91,7 +91,6 @@ class Settings(BaseSettings):
     engine_api_key: str = Field("", repr=False, description="bearer key sent to `engine_urls`")
     engine_timeout_seconds: float = Field(600, gt=0, description="one request to an engine, or one event of a stream")
     engine_concurrency: int = Field(256, ge=1, description="requests in flight per endpoint, at most")
-    engine_max_answer_bytes: int = Field(16 * MB, ge=1024, description="larger answers are faults")
     refuse_text_images: bool = Field(
         False, description="refuse prompts for servers whose text has a Markdown image of an http(s) URL"
     )
@@ -117,9 +116,6 @@ class Settings(BaseSettings):
         ge=0,
         description="requests of batches at vLLM while an interactive client waits; 0: 4 on a CPU, all on a GPU",
     )
-    interactive_unread: int = Field(
-        16_384, ge=1024, description="chunks of a stream that wait for a slow reader before it is given up"
-    )
     interactive_unread_bytes: int = Field(
         8 * MB,
         ge=MB,
@@ -140,7 +136,6 @@ class Settings(BaseSettings):
     shard_lines: int = Field(256, ge=1, le=4096, description="lines of a shard, at most")
     shard_bytes: int = Field(4 * MB, ge=1024, description="bytes of a shard, at most (one line may be longer)")
     shards_in_flight: int = Field(2, ge=1, description="shards one engine works on at once; small ones count by lines")
-    worker_nice: int = Field(10, ge=0, le=19, description="niceness of workers: the API of their machine goes first")
     finetune_exclusive_device: bool = Field(
         False, description="engines of `gpu` and `tuned` on the device of a training are closed while it runs"
     )
@@ -150,7 +145,6 @@ class Settings(BaseSettings):
     redelivery_seconds: float = Field(
         10, gt=0, description="an unclaimed message is published again after this long, then 2x, 4x"
     )
-    tick_seconds: float = Field(0.1, gt=0, description="the dispatcher's loop")
     cancel_grace_seconds: float = Field(
         3, ge=0, description="the claims on a cancelled job's shards are revoked after this long"
     )
@@ -163,7 +157,6 @@ class Settings(BaseSettings):
     engine_deaths_seconds: float = Field(900, gt=0, description="that many within this time, or without coming up")
     engine_rest_seconds: float = Field(900, gt=0, description="before it is tried once more; then 2x, 4x, up to a day")
     finish_tries: int = Field(5, ge=1, description="tries to plan or finish a job before it fails")
-    stalls_before_isolation: int = Field(2, ge=1, description="lost leases without progress before one line at a time")
 
     vectors_url: str = Field("", description="the vector database: `weaviate://host:port`; empty: LanceDB, on disk")
     vectors_api_key: str = Field("", repr=False, description="key of that server")
@@ -187,12 +180,6 @@ class Settings(BaseSettings):
     ingest_shard_files: int = Field(32, ge=1, le=256, description="files of an ingestion's shard, at most")
     parse_seconds: float = Field(120, gt=0, description="reading one document, at most, on the clock and of CPU")
     parse_memory_bytes: int = Field(1024 * MB, ge=64 * MB, description="memory of a process that reads documents")
-    parse_max_pages: int = Field(5000, ge=1, description="pages of a document")
-    parse_max_tokens: int = Field(5_000_000, ge=1, description="tokens of a document")
-    parse_text_bytes: int = Field(
-        64 * MB, ge=MB, description="text of a document; its archive may expand to 8 times that"
-    )
-    store_max_files: int = Field(10_000, ge=1, description="files of one call that brings them into a vector store")
 
     source_folders: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -251,10 +238,7 @@ class Settings(BaseSettings):
     window_min_seconds: int = Field(60, ge=1, description="shortest completion window")
     window_max_seconds: int = Field(30 * DAY, ge=1, description="longest completion window")
     file_max_bytes: int = Field(512 * MB, ge=1, description="one uploaded file")
-    upload_max_bytes: int = Field(8192 * MB, ge=1, description="one multi-part upload")
-    part_max_bytes: int = Field(64 * MB, ge=1, description="one part of an upload")
     body_max_bytes: int = Field(4 * MB, ge=1024, description="a JSON request body")
-    upload_expiry_seconds: int = Field(3600, ge=1, description="life of a pending upload")
     file_expiry_batch_seconds: int = Field(30 * DAY, ge=1, description="life of batch input and output files")
     idempotency_seconds: int = Field(7 * DAY, ge=1, description="life of an Idempotency-Key")
     retention_seconds: int = Field(30 * DAY, ge=1, description="segments (retries need them), deliveries, attempt logs")
@@ -283,7 +267,6 @@ class Settings(BaseSettings):
         description="delay before each attempt, comma-separated",
     )
     webhook_timeout_seconds: float = Field(15, gt=0, description="one delivery attempt")
-    webhook_connect_seconds: float = Field(5, gt=0, description="connecting, within the attempt")
     webhook_disable_seconds: float = Field(5 * DAY, gt=0, description="only failures for this long disable an endpoint")
 
     @classmethod
@@ -408,6 +391,8 @@ def _advice(name: str, known: set[str]) -> str:
     bare = name.removeprefix(PREFIX)
     if new := RENAMED.get(bare.removesuffix(SUFFIX)):
         return f"{name} is now {PREFIX}{new}{SUFFIX if bare.endswith(SUFFIX) else ''}"
+    if value := FIXED.get(bare.removesuffix(SUFFIX)):
+        return f"{name} is not a setting any more: its value is fixed, {value}"
     nearest = difflib.get_close_matches(name, sorted(known), n=1)
     return f"{name} is not a setting" + (f": did you mean {nearest[0]}?" if nearest else "")
 

@@ -40,6 +40,7 @@ class Timings:
     engine_loop_end: float = 0.5  # that what still runs when the engines' loop ends is waited for, each time
 
     # workers.dispatcher
+    dispatch_tick: float = 0.1  # between full looks at what is due
     dispatch_idle: float = 1.0  # between full looks while nothing was written
     dependents_pass: float = 0.5  # for jobs whose predecessors have ended: meanwhile nothing is published
     retention_pass: float = 2.0  # of one pass in one go: the dispatcher does nothing else meanwhile

@@ -21,8 +21,8 @@ from jobs.fleet.models_file import ANY_MODEL
 from jobs.platform import memory
 from jobs.queues import POOL_QUEUES, Queue
 from jobs.settings import Settings, settings
+from workers import NICENESS, lifecycle, tasks
 from workers import app as celery_app
-from workers import lifecycle, tasks
 from workers.finetuning import capability_check, scratch, tracking
 from workers.runtime.context import Pool, build
 
@@ -33,7 +33,7 @@ _ENGINES: Final = ("gpu", "embed", "tuned")
 def main(arguments: list[str]) -> None:
     config = settings()
     logs.configure(config.log_level)
-    os.nice(config.worker_nice)
+    os.nice(NICENESS)
     pool, queue = arguments[0], arguments[1] if len(arguments) > 1 else None
     if pool in tasks.PREFORK_POOLS:
         _processes(config, tasks.PREFORK_POOLS[pool])

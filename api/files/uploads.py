@@ -21,6 +21,7 @@ from api.deps import Call, CallContext
 from api.errors import clip
 from api.files.queries import expiry, insert, removed_unless_inserted
 from api.files.schemas import PartObject, Purpose, UploadObject, show_part, show_upload
+from api.http import multipart
 from api.http.bodies import Body, resource
 from api.http.fields import ExpiresAfter, Filename
 from api.http.idempotency import Idempotent
@@ -37,6 +38,9 @@ from jobs.platform.storage import CHUNK, let_go
 router = resource("Uploads")
 
 _MD5_MISMATCHES = 3  # completions with a wrong MD5 before an upload is cancelled
+#: The size of an upload and the time to complete it, as at OpenAI.
+MAX_UPLOAD_BYTES = 8 << 30
+_EXPIRY_SECONDS = 3600
 _assembling = WeakValueDictionary[str, asyncio.Lock]()  # locks of uploads that this process completes
 _PART_FORM = described(["data"], {"data": BYTES})
 
@@ -62,8 +66,8 @@ class CompleteUpload(Body):
 @router.post("/uploads", response_model=UploadObject)
 def create_upload(call: Call, once: Idempotent, body: CreateUpload) -> Response:
     """Create an upload for a file that is sent in parts within an hour."""
-    if body.bytes > call.config.upload_max_bytes:
-        message = f"Invalid 'bytes': an upload has at most {call.config.upload_max_bytes} bytes."
+    if body.bytes > MAX_UPLOAD_BYTES:
+        message = f"Invalid 'bytes': an upload has at most {MAX_UPLOAD_BYTES} bytes."
         raise InvalidRequest(message, param="bytes", code="integer_above_max_value")
 
     fields = body.fields()
@@ -84,7 +88,7 @@ def create_upload(call: Call, once: Idempotent, body: CreateUpload) -> Response:
             status="pending",
             file_expires_seconds=body.expires_after.seconds if body.expires_after else None,
             created_at=created_at,
-            expires_at=created_at + call.config.upload_expiry_seconds,
+            expires_at=created_at + _EXPIRY_SECONDS,
         )
         session.add(upload)
         call.record(session, "upload.create", upload.id, {"bytes": upload.bytes})
@@ -98,11 +102,11 @@ async def create_part(request: Request, call: Call, once: Idempotent, upload_id:
     """Add one part of at most 64 MB. `complete` gives its position in the file."""
     part_id = new_id("part_")
     path = f"uploads/{upload_id}/{part_id}"
-    async with once.leased() as lease, receiving(call, request, lease, call.config.part_max_bytes):
+    async with once.leased() as lease, receiving(call, request, lease, multipart.MAX_PART_BYTES):
         if not lease.stored:
             await run_in_threadpool(_check_pending, call, upload_id)
         written = None if lease.stored else path
-        sink = Sink("data", call.storage, written, call.config.part_max_bytes)
+        sink = Sink("data", call.storage, written, multipart.MAX_PART_BYTES)
         form = await receive(request, sink, lease.heartbeat)
 
         def make(session: Session) -> PartObject:
@@ -202,7 +206,7 @@ def _check_room(session: Session, call: CallContext, upload_id: str, more: int) 
     The limit is not the size itself, because a part may be sent again under another id.
     Raises: InvalidRequest.
     """
-    max_bytes = 2 * _get(session, call, upload_id).bytes + call.config.part_max_bytes
+    max_bytes = 2 * _get(session, call, upload_id).bytes + multipart.MAX_PART_BYTES
     parts = session.scalar(select(func.sum(UploadPart.bytes)).where(UploadPart.upload_id == upload_id))
     if int(parts or 0) + more > max_bytes:
         message = f"The parts of this upload would have more than {max_bytes} bytes, far more than it was created for."

@@ -27,6 +27,7 @@ from api import shares
 from api.deps import Caller, Services
 from api.errors import respond
 from api.health.metrics import observe_request
+from api.http import multipart
 from api.http.access_log import log_request
 from api.shares import ProjectBusy, Usage
 from api.ttl_cache import Trusted
@@ -236,7 +237,7 @@ class Limit:
     def _judge(self, scope: Scope) -> int:
         """Return the maximum bytes of this request's body. Raises the refusal."""
         headers = Headers(scope=scope)
-        multipart, limit = self._expected(scope["path"])
+        is_form, limit = self._expected(scope["path"])
         length = _length(headers)
         if length > limit:
             raise PayloadTooLarge(f"The request has {length} bytes; {limit} is the most.")
@@ -244,7 +245,7 @@ class Limit:
             raise UnsupportedMedia("Compressed request bodies are not accepted.", code="unsupported_encoding")
         if scope["method"] == "POST" and (length or "transfer-encoding" in headers):
             try:
-                _check_type(headers.get("content-type", ""), multipart)
+                _check_type(headers.get("content-type", ""), is_form)
             except UnsupportedMedia:
                 if _is_served(scope):  # otherwise the router answers 404 or 405
                     raise
@@ -255,7 +256,7 @@ class Limit:
         if path.rstrip("/") == "/v1/files":
             return True, self.config.file_max_bytes + MULTIPART_SLACK
         if _PART.fullmatch(path):
-            return True, self.config.part_max_bytes + MULTIPART_SLACK
+            return True, multipart.MAX_PART_BYTES + MULTIPART_SLACK
         if path == SIGN_IN:
             return False, _SIGN_IN_BYTES
         return False, self.config.body_max_bytes

@@ -25,6 +25,8 @@ _MAX_FIELDS = 20
 _MAX_BOUNDARY = 70  # RFC 2046
 _MAX_FIELD_BYTES = 65_536
 _CHUNK = 1 << 20  # bytes of one write: a hop to a thread costs more than a small write
+#: The size of one part of an upload, as at OpenAI.
+MAX_PART_BYTES = 64 << 20
 
 BYTES: dict[str, Any] = {"type": "string", "format": "binary"}
 

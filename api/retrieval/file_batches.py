@@ -15,7 +15,7 @@ from api.http.fields import AfterJobs
 from api.http.idempotency import Idempotent
 from api.http.paging import Page
 from api.http.space import count_if_due
-from api.retrieval.queries import Attributes, bring_in, check_count, get_store
+from api.retrieval.queries import Attributes, bring_in, get_store
 from api.retrieval.schemas import (
     BATCH_STATUS,
     ChunkingStrategy,
@@ -63,7 +63,6 @@ class CreateFileBatch(Body):
 @router.post("/vector_stores/{vector_store_id}/file_batches", response_model=FileBatchObject | CreatedFileBatch)
 def create_file_batch(call: Call, once: Idempotent, vector_store_id: str, body: CreateFileBatch) -> Response:
     """Add many files to a store. A file that is named twice is added once."""
-    check_count(call, len(body.file_ids or body.files or ()), "file_ids" if body.file_ids else "files")
     fields = body.fields()
     replayed = once.replay(fields)
     if replayed is not None:

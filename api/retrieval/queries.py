@@ -15,7 +15,7 @@ from api.http.fields import MetadataOf
 from api.http.space import check_not_full
 from api.retrieval.schemas import VectorStoreObject, show_store
 from api.webhooks.queries import Hook
-from jobs.errors import Conflict, Expired, InvalidRequest, NotFound
+from jobs.errors import Conflict, Expired, NotFound
 from jobs.files.tables import File
 from jobs.ledger import ledger
 from jobs.ledger.tables import Job
@@ -135,10 +135,3 @@ def _files(session: Session, call: CallContext, ids: list[str]) -> dict[str, str
     if missing is not None:
         raise NotFound(f"No such File object: {clip(missing)}", param="file_id")
     return names
-
-
-def check_count(call: CallContext, count: int, param: str) -> None:
-    limit = call.config.store_max_files
-    if count > limit:
-        message = f"Invalid '{param}': array too long. Expected at most {limit} items."
-        raise InvalidRequest(message, param=param, code="array_above_max_length")

@@ -17,13 +17,15 @@ from jobs.ledger.tables import Job, Shard
 from jobs.settings import Settings
 
 SHARDS_PER_SLOT: Final = 32
+#: Lost leases without progress before a shard is run one line at a time.
+STALLS_BEFORE_ISOLATION: Final = 2
 WHOLE: Final[ColumnElement[float]] = literal(1.0, Float)
 
 
 def of_shards(config: Settings) -> ColumnElement[float]:
     """Return the weight as a column, for a row of `shard` joined to its `job`; 1 where there is no shard."""
     weights = tuple((row.name, row.slot_weight) for row in kinds.rows().values() if row.slot_weight is not None)
-    return _slot_weight(config.shard_lines, config.stalls_before_isolation, weights)
+    return _slot_weight(config.shard_lines, weights)
 
 
 def of_shard(session: Session, job_id: str, n: int, config: Settings) -> float | None:
@@ -34,9 +36,9 @@ def of_shard(session: Session, job_id: str, n: int, config: Settings) -> float |
 
 
 @lru_cache(maxsize=8)
-def _slot_weight(whole: int, stalls: int, weights: tuple[tuple[str, float], ...]) -> ColumnElement[float]:
+def _slot_weight(whole: int, weights: tuple[tuple[str, float], ...]) -> ColumnElement[float]:
     part = cast(Shard.lines, Float) / literal(float(whole), Float)
-    alone = or_(Shard.lines.is_(None), Shard.stalls >= stalls, Shard.isolated_line.is_not(None))
+    alone = or_(Shard.lines.is_(None), Shard.stalls >= STALLS_BEFORE_ISOLATION, Shard.isolated_line.is_not(None))
     return case(
         *((Job.kind == name, literal(weight, Float)) for name, weight in weights),
         (or_(alone, part >= 1.0), WHOLE),

@@ -39,6 +39,7 @@ _SECRET_BYTES = 32
 _ANSWER_BYTES = 16_384
 _ANSWER_SECONDS = 0.5  # the status decides; the body is read only so that the connection can be reused
 _KEEP_SECONDS = 4.0  # shorter than the five seconds after which many servers close a connection
+_CONNECT_SECONDS = 5.0  # within the attempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,7 @@ async def open_client(
     async with aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=config.webhook_timeout_seconds, connect=config.webhook_connect_seconds),
+        timeout=aiohttp.ClientTimeout(total=config.webhook_timeout_seconds, connect=_CONNECT_SECONDS),
         auto_decompress=False,
         trust_env=False,
         trace_configs=[_reuse_noted()],

@@ -67,7 +67,6 @@ def config(**changes: object) -> Settings:
         "webhook_allow_private": True,
         "webhook_retry_seconds": SCHEDULE,
         "webhook_timeout_seconds": 2,
-        "webhook_connect_seconds": 1,
     }
     return Settings(**{**values, **changes})  # type: ignore[arg-type]
 

@@ -25,8 +25,6 @@ CONFIG = Settings(
     heartbeat_seconds=0.5,
     redelivery_seconds=1,
     cancel_grace_seconds=1,
-    stalls_before_isolation=2,
-    tick_seconds=0.1,
 )
 #: Virtual seconds in which every job must have ended once it is calm: a poison takes four leases.
 PATIENCE = 90.0

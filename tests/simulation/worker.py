@@ -18,6 +18,7 @@ from jobs.fleet.tables import Worker
 from jobs.ledger import ledger, shards
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.shards import ShardClaim, Tally
+from jobs.ledger.slot_weights import STALLS_BEFORE_ISOLATION
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Segment, Shard
 from jobs.queues import Queue, Task
@@ -221,7 +222,7 @@ class _Run:
         self.left = [line for line in range(claim.lines) if not claim.covered >> line & 1]
 
     def all(self) -> Steps[None]:
-        isolated = self.claim.stalls >= self.site.config.stalls_before_isolation or self.claim.isolated_line is not None
+        isolated = self.claim.stalls >= STALLS_BEFORE_ISOLATION or self.claim.isolated_line is not None
         batch: list[int] = []
         while self.left and not self.handle.stop:
             line = self.left[0]

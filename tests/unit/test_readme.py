@@ -16,7 +16,7 @@ from cli.up.procfile import load
 from jobs.fleet.models_file import Registry
 from jobs.ledger.states import JobState
 from jobs.queues import Queue
-from jobs.renamed_settings import RENAMED
+from jobs.renamed_settings import FIXED, RENAMED
 from jobs.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,10 +54,11 @@ def test_settings_named_anywhere_exist() -> None:
     assert _settings(DOCUMENTS) - of_commands <= Settings.model_fields.keys()
 
 
-def test_renamed_settings_are_those_that_processes_refuse() -> None:
+def test_former_settings_are_those_that_processes_refuse() -> None:
     upgrade = (ROOT / "docs" / "operate" / "upgrade.md").read_text()
 
     assert dict(re.findall(r"^\| `([A-Z_]+)` \| `([A-Z_]+)` \|$", upgrade, re.MULTILINE)) == RENAMED
+    assert dict(re.findall(r"^\| `([A-Z_]+)` \| ([0-9].*) \|$", upgrade, re.MULTILINE)) == FIXED
 
 
 @pytest.mark.parametrize("state", list(JobState))

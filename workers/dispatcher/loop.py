@@ -145,14 +145,14 @@ class Dispatcher:
             self._maintained_at = self.clock()
             self._maintenance.run()
             self._redeliver_unclaimed()
-        self._full_tick = self.clock() - self._full_tick_at >= self.config.tick_seconds
+        self._full_tick = self.clock() - self._full_tick_at >= self._timings.dispatch_tick
         if self._full_tick:
             self._full_tick_at = self.clock()
             self._publish_without_jobs()
 
     def idle_seconds(self) -> float:
         """Return how many seconds the next tick may wait for something to be written."""
-        due = float("inf") if self._full_tick else self._full_tick_at + self.config.tick_seconds - self.clock()
+        due = float("inf") if self._full_tick else self._full_tick_at + self._timings.dispatch_tick - self.clock()
         return min(self._timings.dispatch_idle, due)
 
     def _publish_due(self) -> bool:
@@ -419,7 +419,7 @@ def _lead(
         try:
             flows = dispatcher.tick()
             give_sign(DISPATCHER)
-            leadership.wait(config.tick_seconds / (_BUSY_FACTOR if flows else 1), dispatcher.idle_seconds(), stop)
+            leadership.wait(timings.dispatch_tick / (_BUSY_FACTOR if flows else 1), dispatcher.idle_seconds(), stop)
         except DatabaseBusy:
             busy.warn()
             stop.wait(0.5)

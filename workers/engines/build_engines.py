@@ -119,7 +119,6 @@ def _http(
     return HttpEngine(
         endpoints,
         timeout=settings.engine_timeout_seconds,
-        max_answer_bytes=settings.engine_max_answer_bytes,
         prompts=prompts,
         allows_external=allows_external,
         refuses_text_images=settings.refuse_text_images,

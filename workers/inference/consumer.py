@@ -73,7 +73,6 @@ class Limits:
     def of(cls, config: Settings) -> "Limits":
         return cls(
             waiting=config.interactive_waiting,
-            unread=config.interactive_unread,
             unread_bytes=config.interactive_unread_bytes,
             project_unread_bytes=max_held(config),
         )

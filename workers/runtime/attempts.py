@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from jobs.ledger import ledger, shards
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.shards import ShardClaim
+from jobs.ledger.slot_weights import STALLS_BEFORE_ISOLATION
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Shard
 from jobs.queues import Task
@@ -105,7 +106,7 @@ class ShardRun:
     @property
     def is_isolated(self) -> bool:
         """Return whether the shard is in isolation mode: workers died of it, so it runs one line at a time."""
-        return self.claim.stalls >= self.context.config.stalls_before_isolation or self.claim.isolated_line is not None
+        return self.claim.stalls >= STALLS_BEFORE_ISOLATION or self.claim.isolated_line is not None
 
     def has_killed_workers(self, line: int) -> bool:
         """Return whether workers died of a line at each of its tries in isolation mode."""

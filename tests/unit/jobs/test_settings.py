@@ -130,6 +130,7 @@ def test_a_process_that_cannot_read_its_secret_ends_and_shows_none(tmp_path: Pat
         ("NIGHTMILL_DATABSE_URL_FILE", "NIGHTMILL_DATABSE_URL_FILE is not a setting: did you mean"),
         ("NIGHTMILL_BEAT_SECONDS", "NIGHTMILL_BEAT_SECONDS is now NIGHTMILL_HEARTBEAT_SECONDS"),
         ("NIGHTMILL_BEAT_SECONDS_FILE", "NIGHTMILL_BEAT_SECONDS_FILE is now NIGHTMILL_HEARTBEAT_SECONDS_FILE"),
+        ("NIGHTMILL_WORKER_NICE", "NIGHTMILL_WORKER_NICE is not a setting any more: its value is fixed, 10"),
         ("NIGHTMILL_QXJ", "NIGHTMILL_QXJ is not a setting"),
     ],
 )

@@ -156,9 +156,6 @@ def limits_of(config: Settings) -> Limits:
         config.parse_seconds,
         cpu_seconds=math.ceil(config.parse_seconds),
         memory_bytes=config.parse_memory_bytes,
-        pages=config.parse_max_pages,
-        text_bytes=config.parse_text_bytes,
-        tokens=config.parse_max_tokens,
     )
 
 

@@ -1,7 +1,6 @@
 """Multi-part uploads: the parts as `complete` orders them, byte for byte, or nothing."""
 
 import hashlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ from fastapi.testclient import TestClient
 from starlette.concurrency import run_in_threadpool
 
 from api.files import uploads
+from api.http import multipart
 from jobs.errors import StorageUnavailable
 from jobs.files.tables import Upload
 from tests.support.system import pause
-from tests.support.web import make_key
-from tests.unit.api.conftest import client_of
 
 
 def create(client: TestClient, size: int, **more: Any) -> str:
@@ -236,9 +234,9 @@ def test_an_upload_expires_after_its_hour(app: FastAPI, client: TestClient) -> N
     assert client.get("/v1/files").json()["data"] == []
 
 
-def test_sizes_have_limits(make_app: Callable[..., FastAPI]) -> None:
-    app = make_app(part_max_bytes=1000, upload_max_bytes=5000)
-    client = client_of(app, make_key(app))
+def test_sizes_have_limits(app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multipart, "MAX_PART_BYTES", 1000)
+    monkeypatch.setattr(uploads, "MAX_UPLOAD_BYTES", 5000)
     upload_id = create(client, 5000)
 
     answers = [add(client, upload_id, b"x" * size) for size in (1000, 1001, 99_999)]
@@ -317,10 +315,9 @@ def test_concurrent_completions_in_one_process_copy_the_parts_once(
 
 
 def test_parts_that_are_sent_again_have_room_and_no_more_than_that(
-    make_app: Callable[..., FastAPI],
+    app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    app = make_app(part_max_bytes=100)
-    client = client_of(app, make_key(app))
+    monkeypatch.setattr(multipart, "MAX_PART_BYTES", 100)
     upload_id = create(client, 50)
 
     sent = [add(client, upload_id, b"x" * 50).status_code for _ in range(5)]

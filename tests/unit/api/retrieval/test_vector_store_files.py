@@ -13,8 +13,6 @@ from jobs.ledger import ledger, shards
 from jobs.ledger.tables import Audit, Job, Shard
 from jobs.queues import Queue, Task
 from jobs.retrieval.tables import VectorRemoval, VectorStoreFile
-from tests.support.web import make_key
-from tests.unit.api.conftest import client_of
 from tests.unit.api.retrieval.test_vector_stores import count, error_of, made, upload
 
 SMALL = {"type": "static", "static": {"max_chunk_size_tokens": 100, "chunk_overlap_tokens": 0}}
@@ -148,15 +146,6 @@ def test_files_of_a_batch_share_what_is_given_or_have_their_own(app: FastAPI, cl
 def test_a_batch_names_its_files_in_one_way(app: FastAPI, client: TestClient, store: str, fields: Any) -> None:
     assert batch(client, store, **fields).status_code == 400
     assert count(app, Job) == 0
-
-
-def test_a_batch_has_so_many_files_at_most(make_app: Any) -> None:
-    app = make_app(store_max_files=2)
-    client = client_of(app, make_key(app))
-
-    answer = batch(client, made(client), file_ids=["a", "b", "c"])
-
-    assert error_of(answer) == (400, "file_ids", "array_above_max_length")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from jobs.webhooks import sending
 from jobs.webhooks.tables import Event, WebhookEndpoint
 from tests.support.receiver import Receiver
 
-CONFIG = Settings(webhook_allow_private=True, webhook_timeout_seconds=2, webhook_connect_seconds=1)
+CONFIG = Settings(webhook_allow_private=True, webhook_timeout_seconds=2)
 EVENT = Event(
     id="evt_1",
     subject_id="batch_1",

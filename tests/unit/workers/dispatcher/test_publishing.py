@@ -332,7 +332,7 @@ def test_work_without_a_job_is_not_published_where_it_is_paused_and_at_once_when
 def test_a_webhook_that_is_due_between_two_looks_at_webhooks_is_not_slept_over(
     sqlite: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    harness, stop, sent = DispatcherHarness(sqlite, tmp_path, tick_seconds=0.5), threading.Event(), threading.Event()
+    harness, stop, sent = DispatcherHarness(sqlite, tmp_path), threading.Event(), threading.Event()
     ledgers.submitted(sqlite, project_id=project_of(sqlite, "one"))
     harness.worker("planner", queue=Queue.PLAN)
     harness.worker("sender", queue=Queue.WEBHOOKS)
@@ -350,9 +350,8 @@ def test_a_webhook_that_is_due_between_two_looks_at_webhooks_is_not_slept_over(
     leadership = Leadership(harness.config, sqlite)
     assert leadership.take()
     with ThreadPoolExecutor(1) as threads:
-        leading = threads.submit(
-            dispatcher._lead, harness.config, sqlite, leadership, stop, replace(Timings(), dispatch_idle=60.0)
-        )
+        timings = replace(Timings(), dispatch_tick=0.5, dispatch_idle=60.0)
+        leading = threads.submit(dispatcher._lead, harness.config, sqlite, leadership, stop, timings)
         woken = sent.wait(5)
         stop.set()
         leading.result(30)

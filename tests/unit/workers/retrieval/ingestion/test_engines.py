@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.ledger.slot_weights import STALLS_BEFORE_ISOLATION
 from jobs.ledger.states import JobState
 from jobs.queues import Queue
 from jobs.retrieval.documents import Document
@@ -257,7 +258,7 @@ def test_files_that_kill_who_parses_them_fail_and_their_neighbours_complete(
               for file, text in zip(files, texts, strict=True)}  # fmt: skip
     assert mill.statuses(store) == wanted
     assert (mill.job(batch).state, mill.job(batch).failed) == (JobState.SUCCEEDED, poisons)
-    assert deadly.deaths <= mill.context.config.stalls_before_isolation + 2 * poisons
+    assert deadly.deaths <= STALLS_BEFORE_ISOLATION + 2 * poisons
     mill.purge()
     mill.assert_tidy(store)
 

@@ -173,13 +173,10 @@ def test_child_that_hangs_is_killed_in_time(cutting: Cutting) -> None:
         assert pid(parser, cutting)
 
 
-def test_every_limit_is_a_setting() -> None:
-    settings = {"memory_bytes": 64 << 20, "max_pages": 3, "text_bytes": 2 << 20, "max_tokens": 4}
-    config = Settings(parse_seconds=600.5, **{f"parse_{name}": value for name, value in settings.items()})
+def test_time_and_memory_are_settings() -> None:
+    config = Settings(parse_seconds=600.5, parse_memory_bytes=64 << 20)
 
-    assert limits_of(config) == Limits(
-        600.5, cpu_seconds=601, memory_bytes=64 << 20, pages=3, text_bytes=2 << 20, tokens=4
-    )
+    assert limits_of(config) == Limits(600.5, cpu_seconds=601, memory_bytes=64 << 20)
     assert limits_of(Settings()) == Limits(120, cpu_seconds=120)
 
 
