@@ -96,7 +96,7 @@ _DIFFERS = {
 
 def settings_page() -> str:
     """Return every setting with its default, as `Settings` declares them."""
-    rows = "".join(f"{row}\n" for row in setting_rows())
+    groups = "\n".join(_settings_group(group) for group in Settings.__bases__[:-1])
     return (
         "# Settings\n\n"
         "Each setting is an environment variable, or a file whose path is in the variable with `_FILE` appended.\n"
@@ -104,13 +104,19 @@ def settings_page() -> str:
         "Any other name that begins with `NIGHTMILL_` stops a process, with the name that was probably meant.\n"
         "Kubernetes makes such names for a service called `nightmill`: set `enableServiceLinks: false` there,\n"
         "or call the service otherwise.\n\n"
-        f"| variable | default | what it does |\n|---|---|---|\n{rows}"
+        f"{groups}"
     )
 
 
-def setting_rows() -> Iterator[str]:
-    """Yield a row of the table for each setting."""
-    for name, field in Settings.model_fields.items():
+def _settings_group(group: Any) -> str:
+    """Return the heading and the table of the settings of one subject."""
+    rows = "".join(f"{row}\n" for row in _setting_rows(group))
+    return f"## {group.__doc__}\n\n| variable | default | meaning |\n|---|---|---|\n{rows}"
+
+
+def _setting_rows(group: Any) -> Iterator[str]:
+    """Yield a row of the table for each setting of a group."""
+    for name, field in group.model_fields.items():
         default = f"`{_value(field.default)}`" if field.default not in ("", ()) else ""
         yield f"| `NIGHTMILL_{name.upper()}` | {default} | {field.description} |"
 

@@ -20,7 +20,7 @@ from jobs.inference.interactive import address, redis_url
 from jobs.platform.processes import alive
 from jobs.queues import command_for
 from jobs.requests.endpoints import base_of
-from jobs.settings import MB
+from jobs.setting_groups import MB
 
 _PATIENCE = 5.0
 _START = "nightmill up"

@@ -14,7 +14,8 @@ from openai import OpenAI
 
 from jobs.inference.admission import SHARE
 from jobs.queues import Queue
-from jobs.settings import MB, Settings
+from jobs.setting_groups import MB
+from jobs.settings import Settings
 from tests.support.servers import Valkey
 from tests.support.shop import MODEL, Shop, running_broker, shops
 from tests.support.system import eventually

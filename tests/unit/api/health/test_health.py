@@ -27,7 +27,7 @@ from jobs.ledger import measures, pauses
 from jobs.ledger.pauses import Scope
 from jobs.ledger.tables import Job, Outbox
 from jobs.queues import Queue, Task
-from jobs.settings import MB
+from jobs.setting_groups import MB
 from jobs.timings import Timings
 from tests.support import ledgers, runs
 from tests.support.beside import beside

@@ -23,7 +23,7 @@ from jobs.fleet.runtimes import Candidate, Record
 from jobs.fleet.tables import Worker
 from jobs.platform.storage import DiskStorage, Space
 from jobs.queues import Queue
-from jobs.settings import MB
+from jobs.setting_groups import MB
 from tests.support import adapters
 from tests.support.shop import running_broker
 from workers.sandbox.confinement import FORK_PARTS, PARTS

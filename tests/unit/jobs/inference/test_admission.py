@@ -17,7 +17,8 @@ from jobs.inference import admission, interactive
 from jobs.inference.admission import any_full, read_memory
 from jobs.inference.client import InferenceClient, last_entry
 from jobs.inference.interactive import AnswerEntry, QueuedRequest, Resumable, pack
-from jobs.settings import MB, Settings
+from jobs.setting_groups import MB
+from jobs.settings import Settings
 from jobs.timings import Timings
 from tests.support.shop import running_broker
 from workers.dispatcher.publisher import CeleryPublisher

@@ -13,7 +13,8 @@ import redis
 
 from jobs.inference.admission import BLOCK
 from jobs.inference.interactive import ENDED_SECONDS, answer_key, streams_key
-from jobs.settings import MB, Settings
+from jobs.setting_groups import MB
+from jobs.settings import Settings
 from jobs.timings import Timings
 from tests.support.shop import running_broker
 from workers.engines.port import Answer, Emit, EngineFault, Request
