@@ -8,6 +8,7 @@ from sqlalchemy import and_, bindparam, case, insert, select, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
+from jobs.db.base import table_of
 from jobs.ledger import measures
 from jobs.settings import Settings
 from jobs.webhooks.claims import DeliveryClaim, valid_claims
@@ -120,17 +121,17 @@ def _judge(session: Session, endpoint: WebhookEndpoint, outcome: Outcome, config
 
 def _write(session: Session, rows: list[dict[str, Any]]) -> None:
     """Write many deliveries by one statement, each guarded by its epoch; as a Core statement, which costs a tenth."""
-    table = Delivery.__table__
+    table = table_of(Delivery)
     guard = and_(table.c.id == bindparam("claim_id"), table.c.epoch == bindparam("claim_epoch"))
     columns = ("worker_id", "attempts", "status_code", "error", "state", "delivered_at", "due_at")
     if rows:
-        statement = update(table).where(guard).values({name: bindparam(name) for name in columns})  # type: ignore[arg-type]
+        statement = update(table).where(guard).values({name: bindparam(name) for name in columns})
         session.connection().execute(statement, rows)
 
 
 def _log(session: Session, rows: list[dict[str, Any]]) -> None:
     if rows:
-        session.connection().execute(insert(Attempt.__table__), rows)  # type: ignore[arg-type]
+        session.connection().execute(insert(table_of(Attempt)), rows)
 
 
 def _attempt(claim: DeliveryClaim, outcome: Outcome) -> dict[str, Any]:

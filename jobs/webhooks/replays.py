@@ -1,10 +1,9 @@
 """Replay deliveries: make them pending again, and add those of events that happened while the endpoint was disabled."""
 
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import and_, exists, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, and_, exists, func, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from jobs.clock import now
 from jobs.errors import Conflict, NotFound
@@ -54,11 +53,11 @@ def replay(
     return ids
 
 
-def _of(endpoint_id: str | None):  # type: ignore[no-untyped-def]
+def _of(endpoint_id: str | None) -> ColumnElement[bool]:
     return Delivery.endpoint_id.is_(None) if endpoint_id is None else Delivery.endpoint_id == endpoint_id
 
 
-def _within(column: Any, selection: Selection):  # type: ignore[no-untyped-def]
+def _within(column: InstrumentedAttribute[float], selection: Selection) -> ColumnElement[bool]:
     since, until = selection.since or 0.0, selection.until if selection.until is not None else PARKED_UNTIL
     return column.between(since, until)
 
