@@ -8,7 +8,7 @@ param); blank lines are skipped and not counted, a byte order mark and CRLF are 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, BinaryIO
@@ -121,6 +121,18 @@ def read(handle: BinaryIO, max_bytes: int) -> Iterator[Text]:
         elif text := (raw.removeprefix(BOM) if number == 1 else raw).strip(_BLANK):
             yield Text(number, offset, length, text)
         offset += length
+
+
+def written(raws: Iterable[bytes | Bad], max_bytes: int | None = None) -> Iterator[Text | Bad]:
+    """Yield lines as `read` will yield those of the file to which they are written, one after the other."""
+    offset = 0
+    for number, raw in enumerate(raws, 1):
+        if isinstance(raw, Bad):
+            yield raw
+            continue
+        is_long = max_bytes is not None and len(raw) > max_bytes
+        yield Text(number, offset, len(raw) + 1, None if is_long else raw)
+        offset += len(raw) + 1
 
 
 def split(data: bytes) -> list[bytes]:

@@ -25,7 +25,7 @@ from jobs.inference import responses, stored
 from jobs.ledger.tables import Job
 from jobs.requests.endpoints import CHAT, RESPONSES
 from workers.batches.finishing import output_line, records_of, shards_of
-from workers.batches.planning import MAX_ERRORS
+from workers.batches.shard_writer import MAX_ERRORS
 from workers.evals.earlier import Earlier, earlier_cases
 from workers.middleware.schema_checker import BadSchema, SchemaChecker
 from workers.runtime.context import Context

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy.orm import Session
 
 from jobs.batches import lines
 from jobs.batches.lines import Bad
@@ -29,15 +28,15 @@ from jobs.evals.graders.base import Answer, Budget, Grade, Ports
 from jobs.evals.grading import grade, requests_of
 from jobs.evals.runs import Evaluation
 from jobs.fleet.models_file import ModelsFileError, Registry
-from jobs.ledger import ledger, shards
+from jobs.ledger import shards
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.shards import ShardClaim
 from jobs.ledger.tables import Job
 from jobs.queues import Queue
 from jobs.requests.endpoints import CHAT
 from workers.batches.finishing import output_line, records_of, shards_of
-from workers.batches.planning import ShardCutter, clear, cut_full, set_input
 from workers.batches.segments import SegmentRun
+from workers.batches.shard_writer import ShardWriter
 from workers.evals import imported, shown
 from workers.evals.cases import Case, cases_of, sample_of
 from workers.evals.earlier import Row, decode_row
@@ -58,64 +57,31 @@ _SAMPLE: Final = {"code": "sample_error", "message": "There is no sample to grad
 
 def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
     """Bring the cases of the claimed run together, and let them be graded. Raises Abandoned, ClaimLost."""
-    if context.low_on_disk():
-        raise Abandoned(5.0, "disk")
-    if claim.epoch > 1:
-        clear(context, claim)
-    path = f"jobs/{claim.job.id}/input-{claim.epoch}.jsonl"
-    cutter = ShardCutter(claim.job.id, context.config)
-    errors = _write_rows(context, claim.job, path, cutter, handle)
-    if errors:
-        rejected = [bad.as_dict() for bad in errors]
-        context.db.retrying(lambda session: ledger.reject(session, claim, rejected), context.stop)
-        return
-    set_input(context, claim, path)
-    cut_full(context, claim, cutter, Queue.EVALUATE, handle)
-
-    def planned(session: Session) -> None:
-        shards.cut(session, claim, Queue.EVALUATE, cutter.shards)
-        ledger.planned(session, claim, total=cutter.total, model=None, queue=Queue.EVALUATE)
-
-    context.db.retrying(planned, context.stop)
+    writer = ShardWriter(context, claim, handle, queue=Queue.EVALUATE)
+    with writer.own_input():
+        for line in lines.written(_rows(context, claim.job)):
+            writer.add(line)
+            if writer.is_full:
+                break
+    if writer.total > context.config.batch_max_lines:
+        message = f"The run has more than {context.config.batch_max_lines} samples of items."
+        writer.add(Bad("too_many_items", message, None, "data_source"))
+    if not writer.total and not writer.errors:
+        writer.add(Bad("empty_file", "The run has no items.", None, "data_source"))
+    writer.finish()
 
 
-def _write_rows(context: Context, run: Job, path: str, cutter: ShardCutter, handle: ClaimHandle) -> list[Bad]:
-    """Write a line for each case; return the errors of the items. Raises Abandoned."""
-    errors: list[Bad] = []
-    offset, limit = 0, context.config.batch_max_lines
-    with context.storage.writer(path) as out:
-        for line in _lines(context, run, errors):
-            cutter.add(offset, len(line))
-            offset += out.write(line)
-            if handle.ended:
-                raise Abandoned
-            if cutter.total > limit:
-                return [Bad("too_many_items", f"The run has more than {limit} samples of items.", None, "data_source")]
-    if not cutter.total and not errors:
-        errors.append(Bad("empty_file", "The run has no items.", None, "data_source"))
-    return errors
-
-
-def _lines(context: Context, run: Job, errors: list[Bad]) -> Iterator[bytes]:
+def _rows(context: Context, run: Job) -> Iterator[bytes | Bad]:
+    """Yield a line for each case, or the errors of items."""
     payload = Evaluation.model_validate(run.payload)
     if payload.imported is not None:
-        yield from _imported_lines(context, run, errors)
+        for row in imported.rows_of(context, run):
+            yield row if isinstance(row, Bad) else msgspec.json.encode(row)
         return
     sampled = payload.sampled
     context_length = shown.context_length_of(_registry(context), sampled.model) if sampled else None
     for case in cases_of(context, run, checked=payload.sampled is None, judged=True):
-        if isinstance(case, Bad):
-            errors.append(case)
-        elif not errors:
-            yield msgspec.json.encode(_row(payload, case, context_length)) + b"\n"
-
-
-def _imported_lines(context: Context, run: Job, errors: list[Bad]) -> Iterator[bytes]:
-    for row in imported.rows_of(context, run):
-        if isinstance(row, Bad):
-            errors.append(row)
-        elif not errors:
-            yield msgspec.json.encode(row) + b"\n"
+        yield case if isinstance(case, Bad) else msgspec.json.encode(_row(payload, case, context_length))
 
 
 def _registry(context: Context) -> Registry:

@@ -14,6 +14,7 @@ import msgspec
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from jobs.batches import lines
 from jobs.batches.batches import Batch
 from jobs.batches.lines import Bad
 from jobs.evals.graders import parse_grader
@@ -28,12 +29,11 @@ from jobs.ledger.ledger import JobClaim
 from jobs.ledger.tables import Job, Segment, Shard
 from jobs.platform.storage import let_go
 from jobs.requests.endpoints import CHAT, SEARCH
-from workers.batches.planning import MAX_ERRORS, Planner, set_input
+from workers.batches.planning import Planner
 from workers.batches.running import LineRun, read_items
 from workers.engines.port import Answer, Request
 from workers.evals.cases import cases_of, name_of, sample_of, unanswered_cases
 from workers.evals.store_search import StoreSearch
-from workers.runtime.attempts import Abandoned
 from workers.runtime.context import Context
 from workers.runtime.heartbeat import ClaimHandle
 from workers.runtime.output_lines import Item as LineItem
@@ -46,84 +46,73 @@ _RESPONSE_FIELDS: Final = {"max_completion_tokens": "max_output_tokens", "reason
 
 def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
     """Write the requests of the claimed job, and plan them. Raises Abandoned, ClaimLost."""
-    SamplingPlanner(context, claim, handle).run()
+    planner = Planner(context, claim, handle)
+    with planner.writer.own_input():
+        planner.read(lines.written(_requests(context, claim.job), context.config.batch_max_line_bytes))
+    planner.writer.finish()
 
 
-class SamplingPlanner(Planner):
-    """The planning of the requests to one model."""
+def _requests(context: Context, job: Job) -> Iterator[bytes | Bad]:
+    """Yield the lines of the requests of a job, and the errors of items."""
+    step = Sampling.model_validate(job.payload)
+    with context.db.read() as session:
+        run = session.get_one(Job, step.run_id)
+    payload = Evaluation.model_validate(run.payload)
+    requests = _samples(context, run, payload) if step.criterion is None else _judgements(context, run, payload, job)
+    empty = True
+    for request in requests:
+        empty = False
+        if isinstance(request, Bad):
+            yield request
+            continue
+        name, body = request
+        line = {"custom_id": name, "method": "POST", "url": job.endpoint, "body": {"model": step.model, **body}}
+        yield msgspec.json.encode(line)
+    if empty and step.criterion is None and payload.retried is None:
+        yield Bad("empty_file", "The run has no items.")
 
-    may_be_empty = True
 
-    def input_path(self) -> str | None:
-        step = Sampling.model_validate(self.claim.job.payload)
-        with self.context.db.read() as session:
-            run = session.get_one(Job, step.run_id)
-        path = f"jobs/{self.claim.job.id}/input-{self.claim.epoch}.jsonl"
-        size = 0
-        with self.context.storage.writer(path) as out:
-            for line in self._lines(run, step):
-                size += out.write(line)
-                if self._ended:
-                    raise Abandoned
-                if size > self.config.batch_max_bytes:
-                    break
-        if self.errors:
-            return None
-        set_input(self.context, self.claim, path)
-        return path
+def _samples(context: Context, run: Job, payload: Evaluation) -> Iterator[tuple[str, dict[str, Any]] | Bad]:
+    sampled = payload.sampled
+    assert sampled is not None
+    for case in unanswered_cases(context, run, checked=True):
+        if isinstance(case, Bad):
+            yield case
+            continue
+        if case.earlier is not None and not case.earlier.needs_sample:
+            continue
+        if sampled.retrieval is not None and case.item.number >= sampled.retrieval.max_items:
+            message = f"A run searches for at most {MAX_RESULTS} results, all items together."
+            yield Bad("too_many_results", message, None, "data_source.max_num_results")
+            return
+        try:
+            messages = input_of(sampled, case.item.item)
+        except (GradingError, TemplateError) as error:
+            param = "data_source.input_messages" if sampled.text is None else "data_source"
+            if case.index == 0:
+                yield Bad("invalid_variable", str(error), case.item.line, param)
+            continue
+        yield name_of(case.item.number, case.index), body_of(sampled, messages, case.index)
 
-    def _lines(self, run: Job, step: Sampling) -> Iterator[bytes]:
-        """Yield the lines of the requests; collect errors."""
-        payload = Evaluation.model_validate(run.payload)
-        endpoint, model = self.claim.job.endpoint, step.model
-        requests = self._samples(run, payload) if step.criterion is None else self._judgements(run, payload, step)
-        empty = True
-        for name, body in requests:
-            empty = False
-            line = {"custom_id": name, "method": "POST", "url": endpoint, "body": {"model": model, **body}}
-            yield msgspec.json.encode(line) + b"\n"
-        if empty and step.criterion is None and payload.retried is None and not self.errors:
-            self.errors.append(Bad("empty_file", "The run has no items."))
 
-    def _samples(self, run: Job, payload: Evaluation) -> Iterator[tuple[str, dict[str, Any]]]:
-        sampled = payload.sampled
-        assert sampled is not None
-        for case in unanswered_cases(self.context, run, checked=True):
-            if isinstance(case, Bad):
-                self.errors.append(case)
-                continue
-            if case.earlier is not None and not case.earlier.needs_sample:
-                continue
-            if sampled.retrieval is not None and case.item.number >= sampled.retrieval.max_items:
-                message = f"A run searches for at most {MAX_RESULTS} results, all items together."
-                self.errors.append(Bad("too_many_results", message, None, "data_source.max_num_results"))
-                return
-            try:
-                messages = input_of(sampled, case.item.item)
-            except (GradingError, TemplateError) as error:
-                param = "data_source.input_messages" if sampled.text is None else "data_source"
-                if case.index == 0:
-                    self.errors.append(Bad("invalid_variable", str(error), case.item.line, param))
-                if len(self.errors) >= MAX_ERRORS:
-                    return
-                continue
-            yield name_of(case.item.number, case.index), body_of(sampled, messages, case.index)
-
-    def _judgements(self, run: Job, payload: Evaluation, step: Sampling) -> Iterator[tuple[str, dict[str, Any]]]:
-        assert step.criterion is not None
-        grader = parse_grader(payload.criteria[step.criterion], is_stored=True)
-        ports = Ports(embedding_model=payload.embedding_model)
-        url, sampled = self.claim.job.endpoint, payload.sampled
-        for case in cases_of(self.context, run, checked=sampled is None, judged=False):
-            if isinstance(case, Bad):
-                self.errors.append(case)
-                continue
-            if case.earlier is not None and not case.earlier.needs_judgement(step.criterion):
-                continue
-            sample = sample_of(case, sampled.endpoint if sampled else None)
-            for request in requests_of(grader, case.item.item, sample, ports) if sample is not None else ():
-                if (request.url, request.body["model"]) == (url, step.model):
-                    yield name_of(case.item.number, case.index, request.key), _cached(request.url, request.body)
+def _judgements(
+    context: Context, run: Job, payload: Evaluation, job: Job
+) -> Iterator[tuple[str, dict[str, Any]] | Bad]:
+    step = Sampling.model_validate(job.payload)
+    assert step.criterion is not None
+    grader = parse_grader(payload.criteria[step.criterion], is_stored=True)
+    ports = Ports(embedding_model=payload.embedding_model)
+    sampled = payload.sampled
+    for case in cases_of(context, run, checked=sampled is None, judged=False):
+        if isinstance(case, Bad):
+            yield case
+            continue
+        if case.earlier is not None and not case.earlier.needs_judgement(step.criterion):
+            continue
+        sample = sample_of(case, sampled.endpoint if sampled else None)
+        for request in requests_of(grader, case.item.item, sample, ports) if sample is not None else ():
+            if (request.url, request.body["model"]) == (job.endpoint, step.model):
+                yield name_of(case.item.number, case.index, request.key), _cached(request.url, request.body)
 
 
 def input_of(sampled: Sampled, item: dict[str, Any]) -> list[Any]:

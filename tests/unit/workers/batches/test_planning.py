@@ -308,7 +308,7 @@ def test_a_database_that_cannot_be_read_for_a_while_is_not_the_jobs_fault(
     def busy(_self: Planner) -> None:
         raise error
 
-    monkeypatch.setattr(Planner, "run", busy)
+    monkeypatch.setattr(Planner, "read_input", busy)
     job_id = ledgers.submitted(harness.db, input_path="files/in").id
     plan(harness.context, job_id)
 
