@@ -8,7 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from sqlalchemy import func, select
@@ -19,20 +19,20 @@ from jobs.batches.batches import Batch
 from jobs.batches.lines import Bad
 from jobs.evals.graders import parse_grader
 from jobs.evals.graders.base import GradingError, Ports
-from jobs.evals.graders.messages import Message
-from jobs.evals.grading import chat_messages, requests_of
-from jobs.evals.runs import MAX_RESULTS, Evaluation, Sampled, Sampling
+from jobs.evals.grading import requests_of
+from jobs.evals.runs import MAX_RESULTS, Evaluation, Sampling
 from jobs.evals.tables import EvalRun
-from jobs.evals.templates import TemplateError, references, render, resolve
+from jobs.evals.templates import TemplateError
 from jobs.ledger import ledger
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.tables import Job, Segment, Shard
 from jobs.platform.storage import let_go
-from jobs.requests.endpoints import CHAT, SEARCH
+from jobs.requests.endpoints import SEARCH
 from workers.batches.planning import Planner
 from workers.batches.running import LineRun, read_items
 from workers.engines.port import Answer, Request
 from workers.evals.cases import cases_of, name_of, sample_of, unanswered_cases
+from workers.evals.sampled_model import body_of, cached, messages_of
 from workers.evals.store_search import StoreSearch
 from workers.runtime.context import Context
 from workers.runtime.heartbeat import ClaimHandle
@@ -40,8 +40,6 @@ from workers.runtime.output_lines import Item as LineItem
 from workers.runtime.output_lines import Record
 
 log = logging.getLogger(__name__)
-#: The names of sampling parameters in the requests to each endpoint. Responses know no seed.
-_RESPONSE_FIELDS: Final = {"max_completion_tokens": "max_output_tokens", "reasoning_effort": "reasoning"}
 
 
 def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
@@ -86,7 +84,7 @@ def _samples(context: Context, run: Job, payload: Evaluation) -> Iterator[tuple[
             yield Bad("too_many_results", message, None, "data_source.max_num_results")
             return
         try:
-            messages = input_of(sampled, case.item.item)
+            messages = messages_of(sampled, case.item.item)
         except (GradingError, TemplateError) as error:
             param = "data_source.input_messages" if sampled.text is None else "data_source"
             if case.index == 0:
@@ -112,62 +110,7 @@ def _judgements(
         sample = sample_of(case, sampled.endpoint if sampled else None)
         for request in requests_of(grader, case.item.item, sample, ports) if sample is not None else ():
             if (request.url, request.body["model"]) == (job.endpoint, step.model):
-                yield name_of(case.item.number, case.index, request.key), _cached(request.url, request.body)
-
-
-def input_of(sampled: Sampled, item: dict[str, Any]) -> list[Any]:
-    """Return the messages to the sampled model about an item; a text is one message.
-
-    Raises GradingError, TemplateError.
-    """
-    if sampled.text is not None:
-        return [{"role": "user", "content": render(sampled.text, item, {})}]
-    if sampled.template is not None:
-        return chat_messages([Message.model_validate(message) for message in sampled.template], item, {})
-    (reference,) = references("{{" + (sampled.reference or "") + "}}")
-    messages = resolve(reference, {"item": item}, {})
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise TemplateError(f"'{reference}' is not a list of messages.", "invalid_variable_error")
-    return messages
-
-
-def body_of(sampled: Sampled, messages: list[Any], index: int) -> dict[str, Any]:
-    """Return the body of the request for the sample `index` of an item. Samples differ by their seed."""
-    if sampled.text is not None:
-        return {"input": messages[0]["content"]}
-    params = dict(sampled.params)
-    if index and "seed" in params:
-        params["seed"] += index
-    if sampled.endpoint == CHAT:
-        body = {"messages": messages, **params}
-        return body if index else _cached(CHAT, body)
-    params.pop("seed", None)
-    if "reasoning_effort" in params:
-        params["reasoning_effort"] = {"effort": params["reasoning_effort"]}
-    named = {_RESPONSE_FIELDS.get(name, name): value for name, value in params.items()}
-    return {"input": [_response_message(message) for message in messages], **named}
-
-
-def _response_message(message: dict[str, Any]) -> dict[str, Any]:
-    """Return a message of a chat as responses have it."""
-    content = message.get("content")
-    if not isinstance(content, list):
-        return message
-    return {**message, "content": [_response_part(part, str(message.get("role"))) for part in content]}
-
-
-def _response_part(part: Any, role: str) -> Any:
-    match part:
-        case {"type": "text", "text": text}:
-            return {"type": "output_text" if role == "assistant" else "input_text", "text": text}
-        case {"type": "image_url", "image_url": {"url": url, **rest}}:
-            return {"type": "input_image", "image_url": url, **rest}
-    return part
-
-
-def _cached(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Let an answer be repeated that is the same each time."""
-    return {**body, "cache": True} if url == CHAT and body.get("temperature") == 0 else body
+                yield name_of(case.item.number, case.index, request.key), cached(request.url, request.body)
 
 
 class SamplingRun(LineRun):

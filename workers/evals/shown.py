@@ -21,7 +21,7 @@ from jobs.registry.models import base_model_of
 from jobs.requests.endpoints import CHAT, RESPONSES
 from workers.engines.wire import usage_of
 from workers.evals.cases import Case, error_of, sample_error
-from workers.evals.sampling import body_of, input_of
+from workers.evals.sampled_model import body_of, messages_of
 
 #: Characters of what all judges of an item were asked and answered: each of up to 50 criteria may repeat the item.
 MAX_JUDGED: Final = 131_072
@@ -123,7 +123,7 @@ def _message(message: Mapping[str, Any], cut: Callable[[str], str]) -> dict[str,
 def _input(payload: Evaluation, case: Case) -> list[Any]:
     assert payload.sampled is not None
     try:
-        return input_of(payload.sampled, case.item.item)
+        return messages_of(payload.sampled, case.item.item)
     except (GradingError, TemplateError):  # the run would have been rejected
         return []
 

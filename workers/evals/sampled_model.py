@@ -1,0 +1,67 @@
+"""How the evaluated model is asked about an item: the messages to it, and the body of the request."""
+
+from typing import Any, Final
+
+from jobs.evals.graders.messages import Message
+from jobs.evals.grading import chat_messages
+from jobs.evals.runs import Sampled
+from jobs.evals.templates import TemplateError, references, render, resolve
+from jobs.requests.endpoints import CHAT
+
+#: The names of sampling parameters in the requests to each endpoint. Responses know no seed.
+_RESPONSE_FIELDS: Final = {"max_completion_tokens": "max_output_tokens", "reasoning_effort": "reasoning"}
+
+
+def messages_of(sampled: Sampled, item: dict[str, Any]) -> list[Any]:
+    """Return the messages to the sampled model about an item; a text is one message.
+
+    Raises GradingError, TemplateError.
+    """
+    if sampled.text is not None:
+        return [{"role": "user", "content": render(sampled.text, item, {})}]
+    if sampled.template is not None:
+        return chat_messages([Message.model_validate(message) for message in sampled.template], item, {})
+    (reference,) = references("{{" + (sampled.reference or "") + "}}")
+    messages = resolve(reference, {"item": item}, {})
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise TemplateError(f"'{reference}' is not a list of messages.", "invalid_variable_error")
+    return messages
+
+
+def body_of(sampled: Sampled, messages: list[Any], index: int) -> dict[str, Any]:
+    """Return the body of the request for the sample `index` of an item. Samples differ by their seed."""
+    if sampled.text is not None:
+        return {"input": messages[0]["content"]}
+    params = dict(sampled.params)
+    if index and "seed" in params:
+        params["seed"] += index
+    if sampled.endpoint == CHAT:
+        body = {"messages": messages, **params}
+        return body if index else cached(CHAT, body)
+    params.pop("seed", None)
+    if "reasoning_effort" in params:
+        params["reasoning_effort"] = {"effort": params["reasoning_effort"]}
+    named = {_RESPONSE_FIELDS.get(name, name): value for name, value in params.items()}
+    return {"input": [_response_message(message) for message in messages], **named}
+
+
+def _response_message(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message of a chat as responses have it."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    return {**message, "content": [_response_part(part, str(message.get("role"))) for part in content]}
+
+
+def _response_part(part: Any, role: str) -> Any:
+    match part:
+        case {"type": "text", "text": text}:
+            return {"type": "output_text" if role == "assistant" else "input_text", "text": text}
+        case {"type": "image_url", "image_url": {"url": url, **rest}}:
+            return {"type": "input_image", "image_url": url, **rest}
+    return part
+
+
+def cached(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Let an answer be repeated that is the same each time."""
+    return {**body, "cache": True} if url == CHAT and body.get("temperature") == 0 else body
