@@ -1,7 +1,8 @@
 """The items of a run: those in the body of its request, those of a file, or stored answers of the project."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 import msgspec
 from sqlalchemy import exists, or_, select
@@ -24,17 +25,34 @@ FILE_PURPOSE: Final = "evals"
 LOOKED_AT: Final = 100_000
 
 
-def lines_of(call: CallContext, config: Mapping[str, Any], source: Any) -> bytes:
-    """Return the lines that are stored with a run, empty for a file, which has them. Raises InvalidRequest."""
+@dataclass(frozen=True, slots=True)
+class RunItems:
+    """The items of a new run: `lines` that are stored with it, or the file that has them.
+
+    With `stored` the lines are the ids of stored answers of that type.
+    """
+
+    lines: bytes = b""
+    file_id: str | None = None
+    stored: Literal["stored_completions", "responses"] | None = None
+
+
+def items_of(
+    call: CallContext,
+    config: Mapping[str, Any],
+    source: FileContent | FileReference | StoredCompletions | StoredResponses,
+) -> RunItems:
+    """Return the items that a request names. Raises InvalidRequest."""
     if isinstance(source, FileReference):
-        return b""
+        return RunItems(file_id=source.id)
     if isinstance(source, FileContent):
-        return _lines([_line(row) for row in source.content])
+        return RunItems(_lines([_line(row) for row in source.content]))
     answers = _stored(call, source, {**(config.get("metadata") or {}), **(source.metadata or {})})
     if not answers:
         message = "No stored answer of the project matches the source."
         raise InvalidRequest(message, param="data_source.source", code="no_items")
-    return _lines([{"id": answer_id, "metadata": metadata or {}} for answer_id, metadata in answers])
+    rows = [{"id": answer_id, "metadata": metadata or {}} for answer_id, metadata in answers]
+    return RunItems(_lines(rows), stored=source.type)
 
 
 def _line(row: Row) -> dict[str, Any]:

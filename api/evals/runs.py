@@ -20,7 +20,6 @@ from api.evals.schemas import (
     CreateRun,
     DataSource,
     EvalRunObject,
-    FileReference,
     ItemReference,
     JsonlSource,
     ModelUsage,
@@ -29,8 +28,6 @@ from api.evals.schemas import (
     RetrievalSource,
     RunDeleted,
     RunStatus,
-    StoredCompletions,
-    StoredResponses,
     counts_of,
     show_run,
     status_of,
@@ -73,11 +70,11 @@ def create_run(request: Request, call: Call, once: Idempotent, eval_id: str, bod
     with call.db.read() as session:
         config = get_eval(session, call, eval_id).data_source_config
     sampled = _sampled(call, body.data_source)
-    run_id, source = new_id(runs.PREFIX), body.data_source.source
-    items = item_sources.lines_of(call, config, source)
-    if items:
-        check_space(call, len(items))
-        call.storage.put(runs.items_path(run_id), items)
+    run_id = new_id(runs.PREFIX)
+    items = item_sources.items_of(call, config, body.data_source.source)
+    if items.lines:
+        check_space(call, len(items.lines))
+        call.storage.put(runs.items_path(run_id), items.lines)
 
     def make(session: Session) -> EvalRunObject:
         check_not_full(session, call)
@@ -85,11 +82,18 @@ def create_run(request: Request, call: Call, once: Idempotent, eval_id: str, bod
         row = evals.lock(session, eval_id, call.project_id)
         if row is None:
             raise NotFound(f"No eval found with id '{clip(eval_id)}'.", param="eval_id")
-        reserve_or_remove(session, call, len(items), runs.items_path(run_id), EvalRun.id == run_id)
-        run = _run(call, body, row, run_id, len(items))
-        file = item_sources.file_of(session, call, source.id) if isinstance(source, FileReference) else None
-        path = file.path if file else runs.items_path(run_id)
-        payload = _payload(call, row, path, sampled, source)
+        reserve_or_remove(session, call, len(items.lines), runs.items_path(run_id), EvalRun.id == run_id)
+        run = _run(call, body, row, run_id, len(items.lines))
+        file = item_sources.file_of(session, call, items.file_id) if items.file_id is not None else None
+        payload = Evaluation(
+            eval_id=row.id,
+            items=file.path if file else runs.items_path(run_id),
+            item_schema=evals.item_schema(row.data_source_config),
+            criteria=row.testing_criteria,
+            sampled=sampled,
+            embedding_model=call.services.registry().embedder(call.config.embedding_model),
+            stored=items.stored,
+        )
         check_size(payload)
         _check_models(session, call, run_id, payload)
         facts = {"idempotency_key": once.key, "request_id": call.request_id}
@@ -101,7 +105,7 @@ def create_run(request: Request, call: Call, once: Idempotent, eval_id: str, bod
     try:
         return once.run(fields, make, 201)
     except (InvalidRequest, TooManyLiveJobs):
-        let_go(call.storage, [f"jobs/{run_id}"] if items else [])
+        let_go(call.storage, [f"jobs/{run_id}"] if items.lines else [])
         raise
 
 
@@ -184,18 +188,6 @@ def _run(call: CallContext, body: CreateRun, row: Eval, run_id: str, size: int) 
     if body.metadata is not None:  # JSON null is not NULL
         run.metadata_ = body.metadata
     return run
-
-
-def _payload(call: CallContext, row: Eval, items: str, sampled: Sampled | None, source: object) -> Evaluation:
-    return Evaluation(
-        eval_id=row.id,
-        items=items,
-        item_schema=evals.item_schema(row.data_source_config),
-        criteria=row.testing_criteria,
-        sampled=sampled,
-        embedding_model=call.services.registry().embedder(call.config.embedding_model),
-        stored=source.type if isinstance(source, StoredCompletions | StoredResponses) else None,
-    )
 
 
 def check_size(payload: Evaluation) -> None:
