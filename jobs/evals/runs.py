@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.errors import InvalidRequest
-from jobs.evals.graders import parse_grader
+from jobs.evals.graders import Grader, parse_grader
 from jobs.evals.tables import EvalRun
 from jobs.files.tables import File
 from jobs.ids import new_id
@@ -106,6 +106,12 @@ class Evaluation(Payload):
     retried: str | None = None
     imported: Imported | None = None
 
+    @property
+    def graders(self) -> list[Grader]:
+        """Return the graders of the criteria; none of a run that was graded elsewhere."""
+        definitions = self.criteria if self.imported is None else []
+        return [parse_grader(definition, is_stored=True) for definition in definitions]
+
 
 class Sampling(Payload):
     """Ask `model` what a run needs: answers to its items, or the judgements of the criterion at an index."""
@@ -189,12 +195,10 @@ def submit(
 
 def steps_to_make(run_id: str, payload: Evaluation) -> list[tuple[str, Sampling]]:
     """Return the endpoint and the payload of each job that asks a model; the sampled model's comes first."""
-    if payload.imported is not None:
-        return []
     sampled = payload.sampled
     steps = [(sampled.endpoint, Sampling(run_id=run_id, model=sampled.model))] if sampled else []
-    for index, definition in enumerate(payload.criteria):
-        for endpoint, model in parse_grader(definition, is_stored=True).models(payload.embedding_model):
+    for index, grader in enumerate(payload.graders):
+        for endpoint, model in grader.models(payload.embedding_model):
             steps.append((endpoint, Sampling(run_id=run_id, model=model, criterion=index)))
     return steps
 

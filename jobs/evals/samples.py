@@ -9,11 +9,17 @@ from typing import Any, Final
 from jobs.requests.endpoints import CHAT, LIKELIHOOD, SEARCH
 
 #: What reading a body that is no answer raises: status 200 does not make it one.
-NO_ANSWER: Final = (LookupError, TypeError, AttributeError, ArithmeticError)
+_NO_ANSWER: Final = (LookupError, TypeError, AttributeError, ArithmeticError)
 
 
-def sample_from_answer(endpoint: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the sample of the answer of an endpoint."""
+def sample_from_answer(endpoint: str, body: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the sample of the answer of an endpoint; None for a response that failed, or for what is no answer."""
+    with suppress(*_NO_ANSWER):
+        return None if body.get("status") == "failed" else _read(endpoint, body)
+    return None
+
+
+def _read(endpoint: str, body: Mapping[str, Any]) -> dict[str, Any]:
     if endpoint == CHAT:
         return sample_from_completion(body)
     if endpoint == SEARCH:
@@ -33,7 +39,7 @@ def sample_from_given(given: Mapping[str, Any]) -> dict[str, Any]:
     Fields that were given stay as they are. A sample that is no answer is returned unchanged.
     """
     read: dict[str, Any] = {}
-    with suppress(*NO_ANSWER):
+    with suppress(*_NO_ANSWER):
         if "choices" in given:
             read = sample_from_completion(given)
         elif "output" in given and given.get("status") != "failed":

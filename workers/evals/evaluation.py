@@ -8,7 +8,7 @@ claim ─▶ the segments ─▶ results by criterion ─▶ closed
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
@@ -27,23 +27,20 @@ from jobs.evals.graders import Grader, parse_grader
 from jobs.evals.graders.base import Answer, Budget, Grade, Ports
 from jobs.evals.grading import grade, requests_of
 from jobs.evals.runs import Evaluation
-from jobs.fleet.models_file import ModelsFileError, Registry
 from jobs.ledger import shards
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.shards import ShardClaim
-from jobs.ledger.tables import Job
 from jobs.queues import Queue
 from jobs.requests.endpoints import CHAT
 from workers.batches.finishing import output_line, records_of, shards_of
 from workers.batches.segments import SegmentRun
 from workers.batches.shard_writer import ShardWriter
-from workers.evals import imported, shown
-from workers.evals.cases import Case, cases_of, sample_of
-from workers.evals.earlier import Row, decode_row
+from workers.evals import shown
+from workers.evals.cases import judged_cases, models_of
+from workers.evals.item_sources import Row, decode_row
 from workers.evals.python_grader import PythonSandbox, Stopped
 from workers.evals.sampling import close
 from workers.runtime import outcomes
-from workers.runtime.attempts import Abandoned
 from workers.runtime.context import Context
 from workers.runtime.heartbeat import ClaimHandle
 from workers.runtime.output_lines import Record
@@ -59,7 +56,8 @@ def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
     """Bring the cases of the claimed run together, and let them be graded. Raises Abandoned, ClaimLost."""
     writer = ShardWriter(context, claim, handle, queue=Queue.EVALUATE)
     with writer.own_input():
-        for line in lines.written(_rows(context, claim.job)):
+        cases = judged_cases(context, claim.job)
+        for line in lines.written(case if isinstance(case, Bad) else msgspec.json.encode(case.row) for case in cases):
             writer.add(line)
             if writer.is_full:
                 break
@@ -71,46 +69,6 @@ def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
     writer.finish()
 
 
-def _rows(context: Context, run: Job) -> Iterator[bytes | Bad]:
-    """Yield a line for each case, or the errors of items."""
-    payload = Evaluation.model_validate(run.payload)
-    if payload.imported is not None:
-        for row in imported.rows_of(context, run):
-            yield row if isinstance(row, Bad) else msgspec.json.encode(row)
-        return
-    sampled = payload.sampled
-    context_length = shown.context_length_of(_registry(context), sampled.model) if sampled else None
-    for case in cases_of(context, run, checked=payload.sampled is None, judged=True):
-        yield case if isinstance(case, Bad) else msgspec.json.encode(_row(payload, case, context_length))
-
-
-def _registry(context: Context) -> Registry:
-    """Return the models of the models file. Raises Abandoned, while the file cannot be used."""
-    try:
-        return context.models.now()
-    except ModelsFileError:
-        raise Abandoned(5.0, "model") from None
-
-
-def _row(payload: Evaluation, case: Case, context_length: int | None) -> Row:
-    """Return the line of a case."""
-    earlier = case.earlier
-    if earlier is not None and earlier.kept:
-        return Row(case.item.number, kept=msgspec.Raw(earlier.kept))
-    sample = sample_of(case, payload.sampled.endpoint if payload.sampled else None)
-    is_shown = earlier is not None and earlier.sample is not None
-    return Row(
-        case.item.number,
-        case.item.item,
-        sample,
-        earlier.shown if earlier and is_shown else shown.of_item(payload, case, sample, context_length),
-        {
-            criterion: {key: (answer.status, answer.body) for key, answer in answers.items()}
-            for criterion, answers in case.judgements.items()
-        },
-    )
-
-
 # ── grading ──
 
 
@@ -120,8 +78,7 @@ class GradingRun(SegmentRun):
     def __init__(self, context: Context, claim: ShardClaim, handle: ClaimHandle) -> None:
         super().__init__(context, claim, handle)
         self.payload = Evaluation.model_validate(claim.job.payload)
-        graded = () if self.payload.imported else self.payload.criteria
-        self.graders: list[Grader] = [parse_grader(definition, is_stored=True) for definition in graded]
+        self.graders = self.payload.graders
         self.sandbox = PythonSandbox(context.timings, lambda: handle.ended)
         self.ports = Ports()
         self.began = self.committed = time.monotonic()
@@ -144,7 +101,7 @@ class GradingRun(SegmentRun):
     def _ports(self) -> Ports:
         """Return what this process grades with; the embedding model is the one that was asked. Raises Abandoned."""
         run_python = partial(self.sandbox.run, self.claim.job.project_id)
-        ports = ports_of(self.context.config, _registry(self.context), run_python)
+        ports = ports_of(self.context.config, models_of(self.context), run_python)
         return replace(ports, embedding_model=self.payload.embedding_model)
 
     def _is_long(self) -> bool:
@@ -174,7 +131,7 @@ class GradingRun(SegmentRun):
 
     def _results(self, row: Row) -> list[dict[str, Any]]:
         """Return the results of all criteria for a row. Raises: Stopped, where the run has ended meanwhile."""
-        if self.payload.imported is not None:
+        if row.results:
             return row.results
         if row.sample is None:
             return self._no_results(_SAMPLE)

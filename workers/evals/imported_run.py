@@ -14,10 +14,7 @@ from jobs.batches import lines
 from jobs.batches.lines import Bad, Text
 from jobs.errors import NotFound
 from jobs.evals.graders.base import MAX_SCORE
-from jobs.evals.runs import Evaluation
-from jobs.ledger.tables import Job
-from workers.evals.cases import is_deep, until_many_errors
-from workers.runtime.context import Context
+from workers.evals.item_sources import Case, ItemSource, Row, is_deep
 
 _Object = dict[str, Any]
 _ERRORED: Final = ("error", "errored")
@@ -67,19 +64,21 @@ class _OutputItem(msgspec.Struct):
 _decode = msgspec.json.Decoder(_OutputItem).decode
 
 
-def rows_of(context: Context, run: Job) -> Iterator[_Object | Bad]:
-    """Yield what is known of each item of an imported run, or the errors of its lines."""
-    payload = Evaluation.model_validate(run.payload)
-    names = [definition["name"] for definition in payload.criteria]
-    try:
-        with context.storage.reader(payload.items) as handle:
-            texts = lines.read(handle, context.config.batch_max_line_bytes)
-            yield from until_many_errors(_row(text, names) for text in texts)
-    except NotFound:
-        yield Bad("invalid_request", "The items of the run are gone.", None, "file_id")
+class ImportedRun(ItemSource):
+    """The output items of a run that was made elsewhere: its criteria are graded already."""
+
+    def cases(self) -> Iterator[Case | Bad]:
+        names = [definition["name"] for definition in self.payload.criteria]
+        try:
+            with self.context.storage.reader(self.payload.items) as handle:
+                for text in lines.read(handle, self.context.config.batch_max_line_bytes):
+                    row = _row(text, names)
+                    yield row if isinstance(row, Bad) else Case(row, text.number)
+        except NotFound:
+            yield Bad("invalid_request", "The items of the run are gone.", None, "file_id")
 
 
-def _row(text: Text, names: Sequence[str]) -> _Object | Bad:
+def _row(text: Text, names: Sequence[str]) -> Row | Bad:
     if text.raw is None:
         return Bad("line_too_long", "This line is too long.", text.number)
     try:
@@ -94,12 +93,8 @@ def _row(text: Text, names: Sequence[str]) -> _Object | Bad:
     except (ValueError, UnicodeDecodeError, RecursionError) as error:  # msgspec's errors are ValueErrors
         return Bad("invalid_item", f"This line is not an output item: {error}", text.number)
     sample = item.sample or _Sample()
-    return {
-        "number": item.datasource_item_id,
-        "item": item.datasource_item,
-        "shown": msgspec.to_builtins(sample) | {"input": sample.input or [], "output": sample.output or []},
-        "results": results,
-    }
+    sample_shown = msgspec.to_builtins(sample) | {"input": sample.input or [], "output": sample.output or []}
+    return Row(item.datasource_item_id, item.datasource_item, shown=sample_shown, results=results)
 
 
 def _by_criterion(item: _OutputItem, names: Sequence[str]) -> list[_Object]:

@@ -1,12 +1,21 @@
-"""How the evaluated model is asked about an item: the messages to it, and the body of the request."""
+"""How the evaluated model is asked about an item, and the sample that its answer is.
+
+item ─▶ messages ─▶ body of the request ─▶ answer ─▶ sample, and what clients see of it
+"""
 
 from typing import Any, Final
 
+from jobs.evals.graders.base import Answer
 from jobs.evals.graders.messages import Message
 from jobs.evals.grading import chat_messages
 from jobs.evals.runs import Sampled
+from jobs.evals.samples import sample_from_answer
 from jobs.evals.templates import TemplateError, references, render, resolve
+from jobs.fleet.models_file import Registry
+from jobs.registry.models import base_model_of
 from jobs.requests.endpoints import CHAT
+from workers.evals import shown
+from workers.evals.item_sources import Row
 
 #: The names of sampling parameters in the requests to each endpoint. Responses know no seed.
 _RESPONSE_FIELDS: Final = {"max_completion_tokens": "max_output_tokens", "reasoning_effort": "reasoning"}
@@ -43,6 +52,22 @@ def body_of(sampled: Sampled, messages: list[Any], index: int) -> dict[str, Any]
         params["reasoning_effort"] = {"effort": params["reasoning_effort"]}
     named = {_RESPONSE_FIELDS.get(name, name): value for name, value in params.items()}
     return {"input": [_response_message(message) for message in messages], **named}
+
+
+def add_sample(row: Row, index: int, sampled: Sampled, answer: Answer, context_length: int | None) -> None:
+    """Add to a row the sample that the model's answer is, if it is one, and what clients see of it."""
+    messages = messages_of(sampled, row.item)
+    request = body_of(sampled, messages, index) if sampled.text is None else {}
+    if 200 <= answer.status < 300:
+        row.sample = sample_from_answer(sampled.endpoint, answer.body)
+    limits: dict[str, Any] = {"model": sampled.model, "context_length": context_length}
+    row.shown = shown.of_item(row.sample, messages, request, answer.body, error=shown.error_of(answer), **limits)
+
+
+def context_length_of(registry: Registry, name: str) -> int | None:
+    """Return the tokens of the context of a model, as the models file has it; of a tuned one that of its base."""
+    model = registry.resolve(base_model_of(name))
+    return None if model is None else model.engine_args.get("max_model_len") or model.max_model_len
 
 
 def _response_message(message: dict[str, Any]) -> dict[str, Any]:

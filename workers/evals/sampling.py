@@ -20,7 +20,7 @@ from jobs.batches.lines import Bad
 from jobs.evals.graders import parse_grader
 from jobs.evals.graders.base import GradingError, Ports
 from jobs.evals.grading import requests_of
-from jobs.evals.runs import MAX_RESULTS, Evaluation, Sampling
+from jobs.evals.runs import MAX_RESULTS, Evaluation, Sampled, Sampling
 from jobs.evals.tables import EvalRun
 from jobs.evals.templates import TemplateError
 from jobs.ledger import ledger
@@ -31,7 +31,8 @@ from jobs.requests.endpoints import SEARCH
 from workers.batches.planning import Planner
 from workers.batches.running import LineRun, read_items
 from workers.engines.port import Answer, Request
-from workers.evals.cases import cases_of, name_of, sample_of, unanswered_cases
+from workers.evals.cases import name_of, sampled_cases, source_of
+from workers.evals.item_sources import Case
 from workers.evals.sampled_model import body_of, cached, messages_of
 from workers.evals.store_search import StoreSearch
 from workers.runtime.context import Context
@@ -55,62 +56,61 @@ def _requests(context: Context, job: Job) -> Iterator[bytes | Bad]:
     step = Sampling.model_validate(job.payload)
     with context.db.read() as session:
         run = session.get_one(Job, step.run_id)
-    payload = Evaluation.model_validate(run.payload)
-    requests = _samples(context, run, payload) if step.criterion is None else _judgements(context, run, payload, job)
-    empty = True
+    requests = _samples(context, run) if step.criterion is None else _judgements(context, run, step, job.endpoint)
     for request in requests:
-        empty = False
         if isinstance(request, Bad):
             yield request
             continue
         name, body = request
         line = {"custom_id": name, "method": "POST", "url": job.endpoint, "body": {"model": step.model, **body}}
         yield msgspec.json.encode(line)
-    if empty and step.criterion is None and payload.retried is None:
-        yield Bad("empty_file", "The run has no items.")
 
 
-def _samples(context: Context, run: Job, payload: Evaluation) -> Iterator[tuple[str, dict[str, Any]] | Bad]:
-    sampled = payload.sampled
+def _samples(context: Context, run: Job) -> Iterator[tuple[str, dict[str, Any]] | Bad]:
+    """Yield the requests for samples, by name."""
+    sampled = Evaluation.model_validate(run.payload).sampled
     assert sampled is not None
-    for case in unanswered_cases(context, run, checked=True):
+    case: Case | Bad | None = None
+    for case in source_of(context, run, checked=True).cases():
         if isinstance(case, Bad):
             yield case
-            continue
-        if case.earlier is not None and not case.earlier.needs_sample:
-            continue
-        if sampled.retrieval is not None and case.item.number >= sampled.retrieval.max_items:
+        elif sampled.retrieval is not None and case.row.number >= sampled.retrieval.max_items and case.needs_sample:
             message = f"A run searches for at most {MAX_RESULTS} results, all items together."
             yield Bad("too_many_results", message, None, "data_source.max_num_results")
             return
-        try:
-            messages = messages_of(sampled, case.item.item)
-        except (GradingError, TemplateError) as error:
-            param = "data_source.input_messages" if sampled.text is None else "data_source"
-            if case.index == 0:
-                yield Bad("invalid_variable", str(error), case.item.line, param)
-            continue
-        yield name_of(case.item.number, case.index), body_of(sampled, messages, case.index)
+        elif case.needs_sample:
+            yield from _request_of(sampled, case)
+    if case is None:
+        yield Bad("empty_file", "The run has no items.")
+
+
+def _request_of(sampled: Sampled, case: Case) -> Iterator[tuple[str, dict[str, Any]] | Bad]:
+    """Yield the request for a sample, or why there is none, once for each item."""
+    try:
+        messages = messages_of(sampled, case.row.item)
+    except (GradingError, TemplateError) as error:
+        param = "data_source.input_messages" if sampled.text is None else "data_source"
+        if case.index == 0:
+            yield Bad("invalid_variable", str(error), case.line, param)
+    else:
+        yield name_of(case), body_of(sampled, messages, case.index)
 
 
 def _judgements(
-    context: Context, run: Job, payload: Evaluation, job: Job
+    context: Context, run: Job, step: Sampling, endpoint: str | None
 ) -> Iterator[tuple[str, dict[str, Any]] | Bad]:
-    step = Sampling.model_validate(job.payload)
+    """Yield the requests of a criterion to one model, by name."""
     assert step.criterion is not None
+    payload = Evaluation.model_validate(run.payload)
     grader = parse_grader(payload.criteria[step.criterion], is_stored=True)
     ports = Ports(embedding_model=payload.embedding_model)
-    sampled = payload.sampled
-    for case in cases_of(context, run, checked=sampled is None, judged=False):
+    for case in sampled_cases(context, run):
         if isinstance(case, Bad):
             yield case
-            continue
-        if case.earlier is not None and not case.earlier.needs_judgement(step.criterion):
-            continue
-        sample = sample_of(case, sampled.endpoint if sampled else None)
-        for request in requests_of(grader, case.item.item, sample, ports) if sample is not None else ():
-            if (request.url, request.body["model"]) == (job.endpoint, step.model):
-                yield name_of(case.item.number, case.index, request.key), cached(request.url, request.body)
+        elif case.row.sample is not None and step.criterion in case.to_judge:
+            for request in requests_of(grader, case.row.item, case.row.sample, ports):
+                if (request.url, request.body["model"]) == (endpoint, step.model):
+                    yield name_of(case, request.key), cached(request.url, request.body)
 
 
 class SamplingRun(LineRun):

@@ -12,16 +12,9 @@ from typing import Any, Final
 
 import msgspec
 
-from jobs.evals.graders.base import Answer, GradingError
-from jobs.evals.runs import Evaluation
+from jobs.evals.graders.base import Answer
 from jobs.evals.samples import text_of
-from jobs.evals.templates import TemplateError
-from jobs.fleet.models_file import Registry
-from jobs.registry.models import base_model_of
-from jobs.requests.endpoints import CHAT, RESPONSES
 from workers.engines.wire import usage_of
-from workers.evals.cases import Case, error_of, sample_error
-from workers.evals.sampled_model import body_of, messages_of
 
 #: Characters of what all judges of an item were asked and answered: each of up to 50 criteria may repeat the item.
 MAX_JUDGED: Final = 131_072
@@ -45,29 +38,29 @@ class Allowance:
 
 
 def of_item(
-    payload: Evaluation, case: Case, sample: Mapping[str, Any] | None, context_length: int | None = None
+    sample: Mapping[str, Any] | None,
+    messages: Sequence[Mapping[str, Any]],
+    request: Mapping[str, Any],
+    answer: Mapping[str, Any],
+    *,
+    model: str | None = None,
+    context_length: int | None = None,
+    error: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Return the sample of an item; where there is none, an error in place of an output.
+    """Return the sample of an item; where there is none, the error in place of an output.
 
-    `context_length` is that of the evaluated model, the limit of an answer for which the run names none.
+    `context_length` is that of the evaluated `model`, the limit of an answer for which the request names none.
     """
-    sampled, messages, request = payload.sampled, list[Any](), case.item.request
-    answer: Mapping[str, Any] = case.item.sample or {}
-    if sampled is not None:
-        messages, answer = _input(payload, case), _body(case.answer)
-        request = body_of(sampled, messages, case.index) if sampled.endpoint in (CHAT, RESPONSES) else {}
-    elif payload.stored:
-        messages = case.item.item["input"]
     choice = _first_choice(sample or {})
     message = {**_fields(choice.get("message")), "content": (sample or {}).get("output_text")}
-    shown = _show(messages, [message] if sample else [], request, answer)
-    limit = shown["max_completion_tokens"]
+    fields = _show(messages, [message] if sample else [], request, answer)
+    limit = fields["max_completion_tokens"]
     return {
-        **shown,
+        **fields,
         "finish_reason": _text_or_none(choice.get("finish_reason")),
-        "model": shown["model"] or (sampled.model if sampled else None),
+        "model": fields["model"] or model,
         "max_completion_tokens": context_length if limit is None and request else limit,
-        "error": sample_error(case) if sample is None else None,
+        "error": error if sample is None else None,
     }
 
 
@@ -83,10 +76,11 @@ def of_judge(request: Mapping[str, Any], answer: Answer, allowance: Allowance) -
     }
 
 
-def context_length_of(registry: Registry, name: str) -> int | None:
-    """Return the tokens of the context of a model, as the models file has it; of a tuned one that of its base."""
-    model = registry.resolve(base_model_of(name))
-    return None if model is None else model.engine_args.get("max_model_len") or model.max_model_len
+def error_of(answer: Answer) -> dict[str, str]:
+    """Return the error that a model's server gave in place of an answer."""
+    error = _fields(answer.body.get("error"))
+    message = error.get("message") or f"The model's server answered {answer.status}."
+    return {"code": str(error.get("code") or "sample_error"), "message": str(message)}
 
 
 def _show(
@@ -118,19 +112,6 @@ def _message(message: Mapping[str, Any], cut: Callable[[str], str]) -> dict[str,
     content = cut(text_of(message.get("content", [{"type": kind}])))
     calls = {name: message[name] for name in ("tool_calls", "tool_call_id") if message.get(name)}
     return {"role": role, "content": content, **calls}
-
-
-def _input(payload: Evaluation, case: Case) -> list[Any]:
-    assert payload.sampled is not None
-    try:
-        return messages_of(payload.sampled, case.item.item)
-    except (GradingError, TemplateError):  # the run would have been rejected
-        return []
-
-
-def _body(output_line: Mapping[str, Any] | None) -> dict[str, Any]:
-    response = (output_line or {}).get("response")
-    return _fields(response["body"]) if response else {}
 
 
 def _first_choice(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from jobs.inference import responses, stored
 from jobs.inference.stored import StoredAnswer, encode
 from jobs.platform.storage import DiskStorage
 from jobs.requests.endpoints import CHAT, RESPONSES
-from workers.evals import shown
-from workers.evals.cases import Case, items_of, sample_of
+from workers.evals.cases import source_of
 
 MESSAGE = {"role": "user", "content": "Where?"}
 PART = {"type": "output_text", "text": "Paris", "annotations": []}
@@ -49,11 +48,11 @@ def test_stored_answer_is_shown_with_its_own_tokens_and_parameters(tmp_path: Pat
     run: Any = SimpleNamespace(payload=payload.model_dump(mode="json"), project_id="p")
     context: Any = SimpleNamespace(storage=storage, config=SimpleNamespace(batch_max_line_bytes=1 << 20))
 
-    (item,) = items_of(context, run, checked=False)
+    (case,) = source_of(context, run, checked=False).cases()
 
-    assert not isinstance(item, Bad)
-    assert item.item == {"input": [MESSAGE], "model": "m-1", "metadata": {"team": "a"}}
-    sample = shown.of_item(payload, Case(item, 0), sample_of(Case(item, 0), None))
+    assert not isinstance(case, Bad)
+    assert case.row.item == {"input": [MESSAGE], "model": "m-1", "metadata": {"team": "a"}}
+    sample = case.row.shown
     assert (sample["input"], sample["output"]) == ([MESSAGE], [{"role": "assistant", "content": "Paris"}])
     assert (sample["model"], sample["temperature"], sample["max_completion_tokens"]) == ("m-1", 0.2, 5)
     assert sample["usage"] == {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11, "cached_tokens": 0}

@@ -8,11 +8,12 @@ from openai._models import construct_type
 from openai.types.evals.runs.output_item_retrieve_response import Sample
 
 from jobs.evals.graders.base import Answer
-from jobs.evals.runs import Evaluation, Sampled
+from jobs.evals.runs import Sampled
 from jobs.evals.samples import sample_from_given
 from jobs.requests.endpoints import CHAT, RESPONSES
 from workers.evals import shown
-from workers.evals.cases import Case, Item
+from workers.evals.item_sources import Row
+from workers.evals.sampled_model import add_sample
 
 NO_TOKENS = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0, "cached_tokens": 0}
 USAGE = {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11, "prompt_tokens_details": {"cached_tokens": 4}}
@@ -26,20 +27,16 @@ def completion(content: str | None = "Paris", **message: Any) -> dict[str, Any]:
     return {"model": "m-1", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": USAGE}
 
 
-def run_of(**fields: Any) -> Evaluation:
-    return Evaluation(eval_id="eval_1", items="", item_schema={}, criteria=[], **fields)
-
-
 def of_given(sample: dict[str, Any]) -> dict[str, Any]:
-    case = Case(Item(0, 1, {}, sample), 0)
-    return shown.of_item(run_of(), case, sample_from_given(sample))
+    return shown.of_item(sample_from_given(sample), [], {}, sample)
 
 
 def of_sampled(endpoint: str, body: dict[str, Any], index: int = 0, **params: Any) -> dict[str, Any]:
     template = [{"role": "user", "content": "{{ item.q }}"}]
     sampled = Sampled(endpoint=endpoint, model="m", template=template, params=params, n=3)
-    case = Case(Item(0, 1, {"q": "Where?"}, None), index, {"response": {"status_code": 200, "body": body}})
-    return shown.of_item(run_of(sampled=sampled), case, sample_from_given(body), 2048)
+    row = Row(0, {"q": "Where?"})
+    add_sample(row, index, sampled, Answer(200, body), 2048)
+    return row.shown
 
 
 def numbers(sample: dict[str, Any]) -> tuple[Any, ...]:
@@ -84,9 +81,8 @@ def test_numbers_that_no_run_names_are_the_defaults_and_the_context() -> None:
 def test_stored_answer_has_its_request_and_its_tokens() -> None:
     messages = [{"role": "user", "content": [{"type": "text", "text": "What?"}, PICTURE]}]
     request = {"messages": messages, "temperature": 0.2, "max_tokens": 5}
-    case = Case(Item(0, 1, {"input": messages}, completion(), request), 0)
 
-    sample = shown.of_item(run_of(stored="stored_completions"), case, sample_from_given(completion()))
+    sample = shown.of_item(sample_from_given(completion()), messages, request, completion())
 
     assert sample["input"] == [{"role": "user", "content": "What?\n[image_url]"}]
     assert (sample["usage"], numbers(sample)) == (TOKENS, (0.2, 1.0, 5, None))
@@ -99,9 +95,8 @@ def test_items_of_a_response_that_are_no_messages_are_named() -> None:
         {"role": "assistant", "content": None, "tool_calls": [CALL]},
         {"role": "tool", "content": "5", "tool_call_id": "call_1"},
     ]
-    case = Case(Item(0, 1, {"input": items}, completion()), 0)
 
-    sample = shown.of_item(run_of(stored="responses"), case, completion())
+    sample = shown.of_item(completion(), items, {}, completion())
 
     assert sample["input"] == [
         {"role": "assistant", "content": "[function_call]"},
@@ -113,8 +108,7 @@ def test_items_of_a_response_that_are_no_messages_are_named() -> None:
 
 def test_sdk_dumps_a_sample_without_a_warning() -> None:
     messages = [{"role": "user", "content": [{"type": "text", "text": "What?"}, PICTURE]}]
-    case = Case(Item(0, 1, {"input": messages}, completion(), {"messages": messages}), 0)
-    sample = shown.of_item(run_of(stored="stored_completions"), case, sample_from_given(completion()))
+    sample = shown.of_item(sample_from_given(completion()), messages, {"messages": messages}, completion())
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
