@@ -8,7 +8,7 @@ claim ─▶ the segments ─▶ results by criterion ─▶ closed
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,7 @@ from jobs.errors import StorageFull
 from jobs.evals import runs
 from jobs.evals.availability import ports_of
 from jobs.evals.classification import Classification
-from jobs.evals.graders import Grader, parse_grader
+from jobs.evals.graders import Grader
 from jobs.evals.graders.base import Answer, Budget, Grade, Ports
 from jobs.evals.grading import grade, requests_of
 from jobs.evals.runs import Evaluation
@@ -244,13 +244,14 @@ class Criterion:
 
     The code of a grader that fails has the score 0 beside its error: it tells nothing about the model.
 
-    Of a run that was graded here also the perplexity of all texts together, or the metrics of the classification.
+    Of a run that was graded here also the perplexity of all texts together, or the metrics of the classification. An
+    imported run has no `grader`: the details of its results are the client's own.
     """
 
-    def __init__(self, definition: Mapping[str, Any], *, is_imported: bool) -> None:
-        self._name = definition["name"]
-        self._is_perplexity = not is_imported and definition["type"] == "perplexity"
-        classes = [] if is_imported else parse_grader(definition, is_stored=True).classes
+    def __init__(self, name: str, grader: Grader | None) -> None:
+        self._name = name
+        self._is_likelihood = grader is not None and grader.is_likelihood
+        classes = grader.classes if grader is not None else []
         self._classification = Classification(classes) if classes else None
         self._counts = dict.fromkeys(("passed", "failed", "errored"), 0)
         self._scored, self._mean = 0, 0.0
@@ -262,7 +263,7 @@ class Criterion:
             return
         self._scored += 1
         self._mean += result.score / self._scored - self._mean / self._scored  # a sum of large scores is infinite
-        if self._is_perplexity:
+        if self._is_likelihood:
             self._tokens += result.sample["tokens"]
             self._log_likelihood += result.score * result.sample["tokens"]
         if self._classification is not None and "expected" in result.sample:
@@ -295,8 +296,8 @@ _graded = msgspec.json.Decoder(_Graded).decode
 def finish(context: Context, claim: JobClaim, _handle: ClaimHandle) -> None:
     """Count the results of the claimed run by criterion, and end it. Raises ClaimLost, NotFound."""
     payload = Evaluation.model_validate(claim.job.payload)
-    is_imported = payload.imported is not None  # what its samples have is the client's own
-    criteria = [Criterion(definition, is_imported=is_imported) for definition in payload.criteria]
+    graders: Sequence[Grader | None] = payload.graders or [None] * len(payload.criteria)
+    criteria = [Criterion(row["name"], grader) for row, grader in zip(payload.criteria, graders, strict=True)]
     for _, segments in shards_of(context, claim.job.id):
         for _, record in records_of(context, segments).values():
             for criterion, result in zip(criteria, _graded(output_line(context, record)).results, strict=True):

@@ -221,14 +221,17 @@ class Grader(Definition):
     """Base of all graders.
 
     The class variables are what the reference says of a type: whether OpenAI has it, its scores, and its limits. A
-    grader that `combines` others is not one of those. On the command line a grader is NAME=KIND:REFERENCE, and the
-    kinds of a type are the values of its field `kind_field`, to which `kind_fields` are added.
+    grader that `combines` others is not one of those. If `is_likelihood`, the score is the mean log-likelihood of the
+    `tokens` in its details, and a run has the perplexity of all texts together. On the command line a grader is
+    NAME=KIND:REFERENCE, and the kinds of a type are the values of its field `kind_field`, to which `kind_fields` are
+    added.
     """
 
     is_openai: ClassVar[bool] = False
     scores: ClassVar[str] = "0 or 1"
     limits: ClassVar[str] = ""
     combines: ClassVar[bool] = False
+    is_likelihood: ClassVar[bool] = False
     kind_field: ClassVar[str] = ""
     kind_fields: ClassVar[Mapping[str, Any]] = {}
 

@@ -18,6 +18,7 @@ class Perplexity(Grader):
     score is better: the perplexity is exp(-score).
     """
 
+    is_likelihood: ClassVar[bool] = True
     scores: ClassVar[str] = "the mean log-likelihood of a token, in nats"
 
     type: Literal["perplexity"]

@@ -4,14 +4,15 @@ from typing import Any
 
 import pytest
 
+from jobs.evals.graders import parse_grader
 from workers.evals.evaluation import Criterion, Result
 
 CODE = {"type": "python", "name": "code", "source": "def grade(sample, item): return 1"}
 ERROR = {"code": "python_grader_runtime_error", "message": "NameError: x"}
 
 
-def row_of(*results: Result, definition: dict[str, Any] = CODE) -> dict[str, Any]:
-    criterion = Criterion(definition, is_imported=False)
+def row_of(*results: Result) -> dict[str, Any]:
+    criterion = Criterion("code", parse_grader(CODE))
     for result in results:
         criterion.add(result)
     return criterion.row()
