@@ -181,6 +181,14 @@ def output_line(context: Context, record: bytes | _Location) -> bytes:
     return output_lines.parse(context.storage.piece(record.path, record.offset, record.length))[2]
 
 
+def outputs_of(context: Context, job_id: str) -> Iterator[bytes]:
+    """Yield the output lines of a job in the order of its input."""
+    for _, segments in shards_of(context, job_id):
+        records = records_of(context, segments)
+        for line in sorted(records):
+            yield output_line(context, records[line][1])
+
+
 class _Finisher:
     """One run of assembling a job's results."""
 

@@ -144,7 +144,8 @@ class Planner:
         if self.writer.errors:
             return text
         self.inputs += checked.inputs
-        return (None if self.writer.queue else self._route(checked.model, text.number)) or text
+        refusal = None if self.writer.queue else self._route(checked.model, text.number)
+        return refusal or text
 
     def _route(self, model: str, number: int) -> Bad | None:
         """Set the queue that serves the model, after a retry's overrides; return an error where there is none.

@@ -17,7 +17,7 @@ from jobs.evals.graders.base import Answer
 from jobs.evals.runs import Evaluation, Sampling, steps_of
 from jobs.fleet.models_file import ModelsFileError, Registry
 from jobs.ledger.tables import Job
-from workers.batches.finishing import output_line, records_of, shards_of
+from workers.batches.finishing import outputs_of
 from workers.evals.imported_run import ImportedRun
 from workers.evals.item_sources import Case, ItemSource, LineItems, RetriedRun, StoredChats, StoredResponses
 from workers.evals.sampled_model import add_sample, context_length_of
@@ -99,7 +99,7 @@ class Records:
     """The answers of a job that has ended, taken in the order of their requests."""
 
     def __init__(self, context: Context, job: Job) -> None:
-        self._lines = self._read(context, job)
+        self._lines = map(_decode, outputs_of(context, job.id))
         self._next = next(self._lines, None)
 
     def take(self, case: Case) -> dict[str, Answer]:
@@ -116,13 +116,6 @@ class Records:
                 taken[key] = _answer(self._next)
             self._next = next(self._lines, None)
         return taken
-
-    @staticmethod
-    def _read(context: Context, job: Job) -> Iterator[dict[str, Any]]:
-        for _, segments in shards_of(context, job.id):
-            records = records_of(context, segments)
-            for line in sorted(records):
-                yield _decode(output_line(context, records[line][1]))
 
 
 def _answer(output: Mapping[str, Any]) -> Answer:

@@ -32,7 +32,7 @@ from jobs.ledger.ledger import JobClaim
 from jobs.ledger.shards import ShardClaim
 from jobs.queues import Queue
 from jobs.requests.endpoints import CHAT
-from workers.batches.finishing import output_line, records_of, shards_of
+from workers.batches.finishing import outputs_of
 from workers.batches.segments import SegmentRun
 from workers.batches.shard_writer import ShardWriter
 from workers.evals import shown
@@ -298,8 +298,7 @@ def finish(context: Context, claim: JobClaim, _handle: ClaimHandle) -> None:
     payload = Evaluation.model_validate(claim.job.payload)
     graders: Sequence[Grader | None] = payload.graders or [None] * len(payload.criteria)
     criteria = [Criterion(row["name"], grader) for row, grader in zip(payload.criteria, graders, strict=True)]
-    for _, segments in shards_of(context, claim.job.id):
-        for _, record in records_of(context, segments).values():
-            for criterion, result in zip(criteria, _graded(output_line(context, record)).results, strict=True):
-                criterion.add(result)
+    for output in outputs_of(context, claim.job.id):
+        for criterion, result in zip(criteria, _graded(output).results, strict=True):
+            criterion.add(result)
     close(context, claim, [criterion.row() for criterion in criteria])
