@@ -1,5 +1,6 @@
 """Planning: what is cut, what is refused, and what a second planner finds."""
 
+import io
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -105,6 +106,21 @@ def test_each_shard_has_one_message(harness: Harness) -> None:
     job = harness.plan(jsonl([chat_line(f"r{n}", "x") for n in range(9)]))
 
     assert ledgers.outbox_messages(harness.db, job.id) == [("run", 0), ("run", 1), ("run", 2)]
+
+
+@pytest.mark.parametrize(("limit", "state", "cut"), [(0, JobState.RUNNING, 120), (10, JobState.FAILED, 0)])
+def test_shards_of_several_transactions_run_or_are_removed(
+    db: Database, tmp_path: Path, limit: int, state: JobState, cut: int
+) -> None:
+    harness = Harness(db, tmp_path, shard_lines=1, project_max_queued_tokens=limit)
+
+    job = harness.plan(jsonl([chat_line(f"r{n}", "x") for n in range(120)]))
+
+    assert job.state == state
+    assert [(shard.n, shard.first_line, shard.lines) for shard in harness.shards(job)] == [
+        (n, n, 1) for n in range(cut)
+    ]
+    assert ledgers.outbox_messages(db, job.id) == [("run", n) for n in range(cut)]
 
 
 @pytest.mark.parametrize(
@@ -491,8 +507,6 @@ def test_alias_of_a_configured_model_goes_to_its_queue(db: Database, tmp_path: P
 
 @given(st.lists(st.binary(max_size=30).filter(lambda raw: b"\n" not in raw), max_size=12), st.integers(4, 12))
 def test_reading_never_holds_more_than_the_limit_and_misses_no_line(raws: list[bytes], limit: int) -> None:
-    import io
-
     content = b"\n".join(raws)
 
     found = list(lines.read(io.BytesIO(content), limit))
@@ -501,6 +515,13 @@ def test_reading_never_holds_more_than_the_limit_and_misses_no_line(raws: list[b
     kept = [content[text.offset : text.offset + text.length] for text in found]
     told = [(raw, raw.removeprefix(b"" if number else lines.BOM)) for number, raw in enumerate(raws)]
     assert [line.removesuffix(b"\n") for line in kept] == [raw for raw, text in told if text.strip(b" \t\r\n")]
+
+
+@given(st.lists(st.text("a{", min_size=1, max_size=20).map(str.encode), max_size=12), st.integers(4, 12))
+def test_lines_are_the_same_before_they_are_written_and_after(raws: list[bytes], limit: int) -> None:
+    content = b"".join(raw + b"\n" for raw in raws)
+
+    assert list(lines.written(raws, limit)) == list(lines.read(io.BytesIO(content), limit))
 
 
 def test_a_retry_waits_for_the_model_that_it_asks_instead(harness: Harness) -> None:
