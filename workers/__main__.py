@@ -72,7 +72,8 @@ def _threads(config: Settings, pool: Pool, threads: int, *, trains: bool = False
     if trains:
         capability_check.examine(context)
     app = celery_app.build(config, threads=True)
-    tasks.furnish(app, tasks.Process(context, partial(lifecycle.train, context) if trains else None))
+    train = partial(lifecycle.run_shard, context, Queue.FINETUNE, ())
+    tasks.furnish(app, tasks.Process(context, train if trains else None))
     if trains:
         tracking.start(context)
     celery_app.work(app, pool.name, pool.queues, threads)

@@ -7,7 +7,7 @@ Every function raises Abandoned where the work has to wait, ClaimLost where the 
 StorageUnavailable.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,8 +18,8 @@ from jobs.finetuning import jobs as tuning
 from jobs.inference import responses
 from jobs.ledger.kinds import UnknownKind
 from jobs.ledger.ledger import JobClaim
-from jobs.ledger.shards import ShardClaim
 from jobs.ledger.tables import Job
+from jobs.queues import Queue
 from jobs.retrieval import ingestions
 from workers.batches import finishing, planning
 from workers.batches.running import LineRun
@@ -30,41 +30,45 @@ from workers.inference import background_responses
 from workers.retrieval.ingestion import job as ingestion
 from workers.retrieval.ingestion.index import Indexing
 from workers.retrieval.ingestion.parse import Parsing
-from workers.retrieval.parsing.parser import Parser
 from workers.runtime.attempts import ShardRun
 from workers.runtime.context import Context
-from workers.runtime.engine_host import EngineHost
 from workers.runtime.heartbeat import ClaimHandle
 
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """The functions of a worker for the jobs of a kind.
-
-    `run` makes the run of one shard on an engine; it resumes after the lines that its claim says are covered. `parse`
-    makes the run of a shard's first stage, in the pool `cpu`, and `grade` that of a shard of an evaluation, in the pool
-    `evaluate`. `train` makes the run of a job's training, in a process that trains. `tend` comes after each attempt to
-    finish a job.
-    """
+    """The functions of a worker for the jobs of a kind."""
 
     plan: Callable[[Context, JobClaim, ClaimHandle], None]
-    run: Callable[[Context, EngineHost, ShardClaim, ClaimHandle], ShardRun] | None
+    """Read the input of a job and cut it into shards."""
+
+    runs: Mapping[Queue, Callable[..., ShardRun]]
+    """Make the run of one shard, by the queue of the process; `GENERATE` stands for all queues of engines.
+
+    The arguments are the `Context`, the tools of the process (an `EngineHost`, a `Parser`, or none), the `ShardClaim`
+    and the `ClaimHandle`. The run resumes after the lines that its claim says are covered.
+    """
+
     finish: Callable[[Context, JobClaim, ClaimHandle], None]
-    parse: Callable[[Context, Parser, ShardClaim, ClaimHandle], ShardRun] | None = None
-    grade: Callable[[Context, ShardClaim, ClaimHandle], ShardRun] | None = None
-    train: Callable[[Context, ShardClaim, ClaimHandle], ShardRun] | None = None
+    """Assemble the results of a job whose shards have ended, and close it."""
+
     tend: Callable[[Context, Job], None] | None = None
+    """Do what follows each attempt to finish a job, whether it succeeded or not."""
 
 
-_BATCH: Final = Handler(planning.plan, LineRun, finishing.finish)
+_BATCH: Final = Handler(planning.plan, {Queue.GENERATE: LineRun}, finishing.finish)
 
 HANDLERS: Final[dict[str, Handler]] = {
     **dict.fromkeys(batches.NAMES, _BATCH),
-    responses.KIND: Handler(planning.plan, background_responses.ResponseRun, background_responses.respond),
-    tuning.NAME: Handler(training_plan.plan, None, results.finish, train=TrainingRun),
-    runs.NAME: Handler(evaluation.plan, None, evaluation.finish, grade=evaluation.GradingRun),
-    runs.SAMPLING: Handler(sampling.plan, sampling.SamplingRun, sampling.finish),
-    ingestions.NAME: Handler(ingestion.plan, Indexing, ingestion.conclude, Parsing, tend=ingestion.tend),
+    responses.KIND: Handler(
+        planning.plan, {Queue.GENERATE: background_responses.ResponseRun}, background_responses.respond
+    ),
+    tuning.NAME: Handler(training_plan.plan, {Queue.FINETUNE: TrainingRun}, results.finish),
+    runs.NAME: Handler(evaluation.plan, {Queue.EVALUATE: evaluation.GradingRun}, evaluation.finish),
+    runs.SAMPLING: Handler(sampling.plan, {Queue.GENERATE: sampling.SamplingRun}, sampling.finish),
+    ingestions.NAME: Handler(
+        ingestion.plan, {Queue.INGEST: Parsing, Queue.GENERATE: Indexing}, ingestion.conclude, ingestion.tend
+    ),
 }
 
 

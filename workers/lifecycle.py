@@ -11,9 +11,9 @@ the job is retried. The number of tries is limited, because a permanent error wo
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from typing import Final, TypeVar
+from typing import Final
 
 from jobs.errors import ClaimLost, DatabaseBusy, NotFound, StorageFull, StorageUnavailable, TookTooLong
 from jobs.ledger import ledger, outbox, slot_weights
@@ -28,14 +28,11 @@ from jobs.queues import Queue, Task
 from workers import kinds
 from workers.batches.planning import plan_small
 from workers.batches.slot_scheduler import Decision, SlotScheduler
-from workers.retrieval.parsing.parser import Parser
 from workers.runtime.attempts import Abandoned, ShardRun, claim_job, claim_shard, stop_all
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost, GaveUp
-from workers.runtime.heartbeat import ClaimHandle
 
 log = logging.getLogger(__name__)
-MakeRun = TypeVar("MakeRun", bound=Callable[..., ShardRun])
 _storage_failed = Seldom(log, "work_waits_for_storage")  # hundreds of shards retry every ten seconds
 database_away = Seldom(log, "work_waits_for_database")
 
@@ -128,46 +125,30 @@ def run(context: Context, host: EngineHost, job_id: str, n: int) -> None:
     Wait until the engine has started before the claim: a shard that is claimed while the engine loads would be blamed
     for a failure of the start.
     """
-    if not host.await_start(context.stop):
+    if host.await_start(context.stop):
+        run_shard(context, Queue.GENERATE, (host,), job_id, n)
+
+
+def run_shard(context: Context, queue: Queue, tools: Sequence[object], job_id: str, n: int) -> None:
+    """Run one shard as a process of `queue` does, with its `tools`: see `kinds.Handler.runs`.
+
+    Return quietly when there is nothing to run or the claim was lost. Finish the job at once if this was its only
+    shard, which is faster than another message.
+    """
+    stage = queue if queue is Queue.INGEST else None  # a shard names its queue in the first of two stages alone
+    claim = claim_shard(context, job_id, n, queue=stage)
+    if claim is None:
         return
-    if (claim := claim_shard(context, job_id, n)) is not None:
-        _run(context, claim, lambda handler, handle: _required(handler.run)(context, host, claim, handle))
-
-
-def parse(context: Context, parser: Parser, job_id: str, n: int) -> None:
-    """Parse the documents of one shard. Return quietly when there is nothing to run or the claim was lost."""
-    if (claim := claim_shard(context, job_id, n, queue=Queue.INGEST)) is not None:
-        _run(context, claim, lambda handler, handle: _required(handler.parse)(context, parser, claim, handle))
-
-
-def grade(context: Context, job_id: str, n: int) -> None:
-    """Grade one shard of an evaluation. Return quietly when there is nothing to run or the claim was lost."""
-    if (claim := claim_shard(context, job_id, n)) is not None:
-        _run(context, claim, lambda handler, handle: _required(handler.grade)(context, claim, handle))
-
-
-def train(context: Context, job_id: str, n: int) -> None:
-    """Run the training of a job. Return quietly when there is nothing to run or the claim was lost."""
-    if (claim := claim_shard(context, job_id, n)) is not None:
-        _run(context, claim, lambda handler, handle: _required(handler.train)(context, claim, handle))
-
-
-def _required(make: MakeRun | None) -> MakeRun:
-    """Return the handler's function that makes a shard's run. Raises UnknownKind where the kind has none."""
-    if make is None:
-        raise UnknownKind("Jobs of this kind are not run by a process of this kind.")
-    return make
-
-
-def _run(context: Context, claim: ShardClaim, make: Callable[[kinds.Handler, ClaimHandle], ShardRun]) -> None:
-    """Run a claimed shard. Finish its job at once if this was its only shard, which is faster than another message."""
     job = claim.job
     attempt = _ShardAttempt(claim)
     with _about(job), ExitStack() as watching:
         handle = watching.enter_context(context.heartbeat.watching(job.id, claim.epoch, claim.n))
         try:
             with _recording(context, attempt):
-                attempt.run = make(kinds.handler_of(job), handle)
+                make = kinds.handler_of(job).runs.get(queue)
+                if make is None:
+                    raise UnknownKind(f"Jobs of kind '{job.kind}' have no part that a process of '{queue}' runs.")
+                attempt.run = make(context, *tools, claim, handle)
                 attempt.run.all()
         finally:  # also after an error: the commit of the last segment may have made the claim to finish
             watching.close()

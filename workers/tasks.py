@@ -26,7 +26,7 @@ from celery.utils.log import get_multiprocessing_logger
 from jobs import logs
 from jobs.errors import DatabaseBusy, TookTooLong
 from jobs.platform import memory
-from jobs.queues import PROCESS_POOLS, Task
+from jobs.queues import PROCESS_POOLS, Queue, Task
 from jobs.settings import settings
 from workers import lifecycle
 from workers.batches.slot_scheduler import SlotScheduler
@@ -141,11 +141,12 @@ def _child_begins(**_: object) -> None:
     pool = PREFORK_POOLS[current_app.conf.nightmill_pool]
     context = build(config, pool)
     if pool is EVALUATE_POOL:
-        furnish(current_app, Process(context, partial(lifecycle.grade, context)))
+        furnish(current_app, Process(context, partial(lifecycle.run_shard, context, Queue.EVALUATE, ())))
         Thread(target=look_for_sandbox, args=(context.standing, context.stop), daemon=True).start()
     else:
         parser = Parser(limits_of(config))
-        furnish(current_app, Process(context, partial(lifecycle.parse, context, parser), parser=parser))
+        parse = partial(lifecycle.run_shard, context, Queue.INGEST, (parser,))
+        furnish(current_app, Process(context, parse, parser=parser))
     memory.freeze()
 
 

@@ -14,7 +14,7 @@ from jobs.queues import Queue, Task
 from jobs.settings import Settings
 from tests.support.ingesting import MODEL, Reaper, Wordy
 from workers.engines.fake import FakeEngine
-from workers.lifecycle import parse, run
+from workers.lifecycle import run, run_shard
 from workers.retrieval.ingestion.purge import purge
 from workers.retrieval.parsing.parser import Parser, limits_of
 from workers.runtime.context import Pool, build
@@ -57,7 +57,7 @@ class Ingester:
             context.db.close()
 
     def _read(self, job_id: str, n: int) -> None:
-        parse(self._reader, self._parser, job_id, n)
+        run_shard(self._reader, Queue.INGEST, (self._parser,), job_id, n)
 
     def _handle(self, work: Callable[[], None]) -> None:
         try:

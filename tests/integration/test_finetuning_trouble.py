@@ -191,7 +191,7 @@ def trainer(site: Site) -> Iterator[None]:  # noqa: F811
 
     def train(task: str, queue: str, arguments: Any) -> bool:
         if task == Task.RUN and queue == Queue.FINETUNE:
-            thread.submit(lifecycle.train, site.worker, *arguments)
+            thread.submit(lifecycle.run_shard, site.worker, Queue.FINETUNE, (), *arguments)
         return queue == Queue.FINETUNE
 
     site.mill.elsewhere = train

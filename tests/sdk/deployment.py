@@ -38,7 +38,7 @@ from workers.inference.consumer import InteractiveConsumer
 from workers.inference.peer_client import PeerClient
 from workers.inference.token_counting import TokenCounter
 from workers.kinds import HANDLERS
-from workers.lifecycle import parse
+from workers.lifecycle import run_shard
 from workers.middleware.file_search.excerpts import ContextBudget
 from workers.middleware.file_search.middleware import FileSearchMiddleware
 from workers.retrieval.ingestion.purge import purge
@@ -209,7 +209,7 @@ class _Readers:
             if task == Task.PURGE:
                 purge(self._context)
             else:
-                parse(self._context, self._parser, *arguments)
+                run_shard(self._context, Queue.INGEST, (self._parser,), *arguments)
         except BaseException as error:  # noqa: BLE001 (the last test asks for them)
             self._mill.errors.append(error)
 

@@ -43,7 +43,7 @@ from jobs.webhooks.tables import Event
 from tests.support.web import make_key, running_app
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Request, Usage, refusal
-from workers.lifecycle import finish, parse, plan, run
+from workers.lifecycle import finish, plan, run, run_shard
 from workers.retrieval.ingestion.purge import purge
 from workers.retrieval.parsing.parser import Cutting, Parser, Refused
 from workers.retrieval.reranking import Reranking
@@ -298,7 +298,7 @@ class Works:
     def handle(self, message: Outbox) -> None:
         step = step_of(message)
         if step == "parse":
-            parse(self.context, self.parser, message.job_id, message.shard_n)
+            run_shard(self.context, Queue.INGEST, (self.parser,), message.job_id, message.shard_n)
         elif step == "index":
             run(self.context, self.host, message.job_id, message.shard_n)
         else:

@@ -31,7 +31,7 @@ from workers.batches.slot_scheduler import SlotScheduler
 from workers.dispatcher.loop import Dispatcher
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Engine
-from workers.lifecycle import finish, grade, plan_all, run_in_turn
+from workers.lifecycle import finish, plan_all, run_in_turn, run_shard
 from workers.middleware.cache import CacheMiddleware
 from workers.middleware.response_cache import ResponseCache
 from workers.middleware.tuned_models import TunedModelMiddleware, TunedModels
@@ -155,7 +155,7 @@ class Mill:
             if task == Task.PLAN:
                 plan_all(self.cpu, arguments)
             elif queue == Queue.EVALUATE:
-                grade(self.cpu, *arguments)
+                run_shard(self.cpu, Queue.EVALUATE, (), *arguments)
             elif task == Task.RUN:
                 run_in_turn(self.gpu, self.host, self.slot_scheduler, *arguments)
             elif task == Task.FINISH:

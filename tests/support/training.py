@@ -20,7 +20,9 @@ def training(mill: Mill) -> Iterator[Context]:
 
     def train(task: str, queue: str, arguments: Sequence[Any]) -> bool:
         if task == Task.RUN and queue == Queue.FINETUNE and not worker.stop.is_set():
-            trainings.append(threading.Thread(target=lifecycle.train, args=(worker, *arguments)))
+            trainings.append(
+                threading.Thread(target=lifecycle.run_shard, args=(worker, Queue.FINETUNE, (), *arguments))
+            )
             trainings[-1].start()
         return queue == Queue.FINETUNE
 

@@ -25,7 +25,7 @@ def context_of(config: Settings) -> Context:
 
 def use(module: str) -> None:
     """Have this process train with another module than the trainer's own."""
-    HANDLERS[jobs.NAME] = replace(HANDLERS[jobs.NAME], train=partial(TrainingRun, module=module))
+    HANDLERS[jobs.NAME] = replace(HANDLERS[jobs.NAME], runs={Queue.FINETUNE: partial(TrainingRun, module=module)})
 
 
 if __name__ == "__main__":
@@ -33,4 +33,4 @@ if __name__ == "__main__":
     use(module)
     models = Path(data_dir) / "models.yaml"
     config = Settings(data_dir=Path(data_dir), database_url=url, models_file=str(models), **SCALED)
-    lifecycle.train(context_of(config), job_id, 0)
+    lifecycle.run_shard(context_of(config), Queue.FINETUNE, (), job_id, 0)

@@ -165,7 +165,7 @@ def test_new_kind_is_planned_run_and_finished_by_its_two_rows_alone(
         ended=lambda _session, job: ended.append(f"{job.id} {job.state}"),
     )
     monkeypatch.setitem(kinds.TABLE, row.name, row)
-    monkeypatch.setitem(HANDLERS, row.name, Handler(_plan, Run, _finish))
+    monkeypatch.setitem(HANDLERS, row.name, Handler(_plan, {Queue.GENERATE: Run}, _finish))
     with mill.db.write() as session:
         owner = keys.ensure_project(session, "default")
         job = Job(
