@@ -45,53 +45,75 @@ DAY: Final = Window("24h", 86_400.0)
 
 
 class Folder(NamedTuple):
-    """A folder of the storage. An object in it under an id that `owners` lacks is left over from a crash.
-
-    `flat`: one object for each id; otherwise a folder of objects for each id.
-    """
+    """A folder of the storage. An object in it under an id that `owners` lacks is left over from a crash."""
 
     name: str
     owners: SQLColumnExpression[str]
+
     flat: bool
+    """The folder has one object for each id; otherwise it has a folder of objects for each id."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of job.
-
-    `prefix` begins the ids of the jobs that clients asked for: their end is told as `events` says. The end of another
-    job of the kind, and every other move, is told as `job.<state>`.
-    `files` are the columns of a job that name a file which it reads: those files stay as long as the job is live.
-    `holds` makes the condition that a file stays for another reason than these columns.
-    `folders` of the storage belong to the kind. `result` holds the id of each job whose result a client may still
-    fetch; without it a job results in files. With `shows_segments` the result is the job's own segments, which stay as
-    long as it does.
-    `named_by` are columns of other rows that name a job of the kind, which stays as long as one of them does.
-    `stop` gives up some of what a locked job that comes to an end will not make, and returns whether there may be more.
-    `ended` runs in the transaction that ends a job.
-    """
+    """A kind of job: what the ledger, the API and the dispatcher do with its jobs."""
 
     name: str
+    """The value of `Job.kind`."""
+
     prefix: str
+    """Ids of jobs that clients created start with this."""
+
     payload: type[Payload]
-    events: Mapping[str, str]  # by terminal state
-    other_events: tuple[str, ...] = ()  # that webhooks may subscribe to
-    plan_queue: str = Queue.PLAN
-    run_queue: str = Queue.GENERATE  # of a shard whose job names no queue
-    finish_queue: str = Queue.PLAN
-    window: Window | None = DAY  # of a job that asks for none; without one it has no deadline
-    slot_weight: float | None = None  # what a shard takes of a worker's slot; None: by its lines
-    counted: bool = True  # its input counts in the project's quota of waiting tokens
+    """The model of `Job.payload`."""
+
+    events: Mapping[str, str]
+    """The type of the event that tells of the end of a job that a client created, by terminal state.
+
+    Every other move, and the end of another job, is told as `job.<state>`.
+    """
+
+    other_events: tuple[str, ...] = ()
+    """Further types of events that the kind causes, to which webhooks may subscribe."""
+
+    run_queue: str = Queue.GENERATE
+    """The queue of a shard whose job names none."""
+
+    window: Window | None = DAY
+    """The completion window of a job that asks for none; a job without a window has no deadline."""
+
+    slot_weight: float | None = None
+    """The part of a worker's slot that a shard takes; None: in proportion to its lines."""
+
+    counted: bool = True
+    """The input of a job counts in its project's quota of waiting tokens."""
+
     retryable: bool = True
-    has_lines: bool = True  # its shards are lines with a result each, which clients may read
-    files: tuple[SQLColumnExpression[str | None], ...] = (Job.input_file_id,)
+    """A job that has ended can be run again as a new job."""
+
+    has_lines: bool = True
+    """The shards of a job are lines with a result each, which clients may read."""
+
     holds: Callable[[SQLColumnExpression[str]], ColumnElement[bool]] | None = None
+    """Return the condition that a file stays because of a job, beside that a live job has it as its input."""
+
     folders: tuple[Folder, ...] = ()
+    """The folders of the storage that belong to the kind."""
+
     result: SQLColumnExpression[str] | None = None
+    """A column with the id of each job whose result a client may still fetch; None: a job results in files."""
+
     shows_segments: bool = False
+    """The result of a job is its own segments, which stay as long as the job is in `result`."""
+
     named_by: tuple[SQLColumnExpression[str | None], ...] = ()
+    """Columns of other rows that name a job, which stays as long as one of them does."""
+
     stop: Callable[[Session, Job, JobState, Sequence[Mapping[str, Any]]], bool] | None = None
+    """End a limited number of a locked job's unfinished items with its errors; return whether more may be left."""
+
     ended: Callable[[Session, Job], None] | None = None
+    """Do what belongs to the end of a job, in the transaction that ends it."""
 
     def times(self, created_at: float) -> dict[str, Any]:
         """Return the columns of a new job that asks for no window of its own."""
@@ -145,9 +167,8 @@ def names(which: Callable[[Kind], bool]) -> tuple[str, ...]:
 
 def is_read(file_id: SQLColumnExpression[str]) -> ColumnElement[bool]:
     """Return the condition that a live job of any kind reads the file, whatever names the file."""
-    columns = {id(column): column for row in rows().values() for column in row.files}.values()
     others = [row.holds(file_id) for row in rows().values() if row.holds]
-    return or_(*(exists().where(column == file_id, Job.state.in_(LIVE)) for column in columns), *others)
+    return or_(exists().where(Job.input_file_id == file_id, Job.state.in_(LIVE)), *others)
 
 
 def is_named() -> ColumnElement[bool]:

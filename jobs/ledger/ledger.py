@@ -25,7 +25,7 @@ from jobs.files.tables import File
 from jobs.ledger import audit, dependencies, events, kinds, measures, outbox, pauses, statements
 from jobs.ledger.states import CLOSING, LIVE, MOVES, TERMINAL, JobState, ShardState
 from jobs.ledger.tables import TOKENS, Job, Outbox, Shard
-from jobs.queues import Task
+from jobs.queues import Queue, Task
 from jobs.security.tables import Project
 
 #: The column that is stamped on entering each state.
@@ -56,7 +56,7 @@ def submit(session: Session, job: Job, *, actor: str, after: Sequence[str] = ())
     Without a message it waits until the jobs named in `after` have completed.
     Raises InvalidRequest for these, UnknownKind.
     """
-    kind = kinds.of(job.kind)
+    kinds.of(job.kind)  # raises UnknownKind
     job.state = JobState.QUEUED
     job.event_seq = 1
     session.add(job)
@@ -76,7 +76,7 @@ def submit(session: Session, job: Job, *, actor: str, after: Sequence[str] = ())
         job.waiting_for = dependencies.WAITING
         session.flush()
     else:
-        outbox.enqueue(session, job, Task.PLAN, kind.plan_queue)
+        outbox.enqueue(session, job, Task.PLAN, Queue.PLAN)
     return job
 
 
@@ -86,7 +86,7 @@ def release_dependent(session: Session, job_id: str) -> bool:
     if job is None or job.waiting_for != dependencies.WAITING or dependencies.is_open(session, job_id):
         return False
     wait_for(session, job_id, None)
-    outbox.enqueue(session, job, Task.PLAN, kinds.lenient(job.kind).plan_queue)
+    outbox.enqueue(session, job, Task.PLAN, Queue.PLAN)
     return True
 
 
@@ -454,10 +454,8 @@ def _stop(session: Session, job_id: str, target: JobState, actor: str) -> Job:
 
 
 def _enqueue_next_step(session: Session, job: Job, delay: float) -> None:
-    kind = kinds.lenient(job.kind)
-    planned = job.state == JobState.QUEUED
-    task, queue = (Task.PLAN, kind.plan_queue) if planned else (Task.FINISH, kind.finish_queue)
-    outbox.enqueue(session, job, task, queue, delay=delay)
+    task = Task.PLAN if job.state == JobState.QUEUED else Task.FINISH
+    outbox.enqueue(session, job, task, Queue.PLAN, delay=delay)
 
 
 def _moved(session: Session, job: Job, source: JobState, *, actor: str, reason: str | None, event: str | None) -> None:

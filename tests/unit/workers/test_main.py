@@ -13,7 +13,7 @@ from celery import Celery
 from jobs.evals import runs
 from jobs.fleet.models_file import ModelsFileError
 from jobs.ledger import kinds
-from jobs.queues import largest_share
+from jobs.queues import Queue, largest_share
 from jobs.settings import Settings
 from workers import app as celery_app
 from workers import engine_process as worker
@@ -214,4 +214,4 @@ def test_the_half_of_a_pool_that_one_project_may_take_keeps_half_of_the_cores_bu
 def test_evaluations_have_processes_of_their_own() -> None:
     assert not set(EVALUATE_POOL.queues) & set(CPU_POOL.queues)
     assert kinds.of(runs.NAME).run_queue in EVALUATE_POOL.queues
-    assert {kinds.of(runs.NAME).plan_queue, kinds.of(runs.NAME).finish_queue} <= set(CPU_POOL.queues)
+    assert Queue.PLAN in CPU_POOL.queues

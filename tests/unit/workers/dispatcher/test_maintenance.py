@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, select, update
+from sqlalchemy import ColumnElement, SQLColumnExpression, delete, exists, select, update
 
 from jobs.batches import batches
 from jobs.clock import now
@@ -15,7 +15,7 @@ from jobs.db.engine import WRITE_ROWS
 from jobs.files.tables import File, Upload, UploadPart
 from jobs.ledger import anchors, audit, events, feed, kinds, ledger, shards
 from jobs.ledger.kinds import Kind, Payload
-from jobs.ledger.states import JobState
+from jobs.ledger.states import LIVE, JobState
 from jobs.ledger.tables import AuditHead, Job, Outbox, Segment, Shard, Total
 from jobs.platform import processes
 from jobs.security.audit_key import audit_key, create_audit_key
@@ -104,7 +104,10 @@ def test_retention_takes_the_bytes_of_a_deleted_file_when_no_live_job_reads_it(h
 def test_a_file_is_held_by_each_live_job_that_reads_it_whatever_names_it(
     harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch, field: Any
 ) -> None:
-    monkeypatch.setitem(kinds.TABLE, "judging", Kind("judging", "judge_", Payload, {}, files=(field,)))
+    def holds(file_id: SQLColumnExpression[str]) -> ColumnElement[bool]:
+        return exists().where(field == file_id, Job.state.in_(LIVE))
+
+    monkeypatch.setitem(kinds.TABLE, "judging", Kind("judging", "judge_", Payload, {}, holds=holds))
     facts = {"error_file_id": "file-read", "payload": {"judged_file": "file-read"}}
     live = ledgers.running(harness.db, [1], kind="judging", **facts)
     harness.storage.put("files/file-read", b"x")
