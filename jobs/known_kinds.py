@@ -14,5 +14,5 @@ kinds.register(
     *batches.KINDS, responses.RESPONSE, ingestions.INGESTION, finetuning.FINETUNING, runs.EVALUATION, runs.SAMPLING_KIND
 )
 
-#: The types of events that webhooks may subscribe to.
-EVENT_TYPES: Final = (*kinds.event_types(), *OTHER_TYPES)
+#: The types of events that webhooks may subscribe to, each with the prefix of the ids of what it tells of.
+EVENT_TYPES: Final = kinds.event_types() | OTHER_TYPES

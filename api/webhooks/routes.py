@@ -1,7 +1,7 @@
 """Webhook endpoints of a project, their deliveries, tests and replays."""
 
 from contextlib import suppress
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import Query
 from fastapi.responses import Response
@@ -30,12 +30,9 @@ from api.webhooks.schemas import (
 from jobs.clock import now
 from jobs.db.engine import WRITE_ROWS
 from jobs.errors import Conflict, DatabaseBusy, InvalidRequest, NotFound
-from jobs.evals import runs
-from jobs.finetuning.names import JOB_PREFIX
 from jobs.ids import new_id
 from jobs.known_kinds import EVENT_TYPES
 from jobs.platform.url_guard import check_url, on_behalf_of
-from jobs.retrieval.ingestions import FILE_BATCH
 from jobs.security.tables import Project
 from jobs.webhooks import deliveries, replays, webhook_endpoints
 from jobs.webhooks.sending import body as body_of
@@ -44,34 +41,8 @@ from jobs.webhooks.tables import Delivery, Event, WebhookEndpoint
 
 router = resource("Webhooks")
 
-EventType = Literal[
-    "batch.completed",
-    "batch.failed",
-    "batch.expired",
-    "batch.cancelled",
-    "response.completed",
-    "response.failed",
-    "response.cancelled",
-    "response.incomplete",
-    "vector_store.file_batch.completed",
-    "vector_store.file_batch.failed",
-    "vector_store.file_batch.cancelled",
-    "vector_store.file.completed",
-    "vector_store.file.failed",
-    "vector_store.source.synced",
-    "vector_store.source.failed",
-    "fine_tuning.job.succeeded",
-    "fine_tuning.job.failed",
-    "fine_tuning.job.cancelled",
-    "eval.run.succeeded",
-    "eval.run.failed",
-    "eval.run.canceled",
-    "webhook_endpoint.disabled",
-]
-assert get_args(EventType) == EVENT_TYPES
-
 #: OpenAI's other event types. Nothing here causes them, but a client that subscribes to all types is not refused.
-ElsewhereType = Literal[
+ELSEWHERE_TYPES = (
     "realtime.call.incoming",
     "video.completed",
     "video.failed",
@@ -85,9 +56,15 @@ ElsewhereType = Literal[
     "agent.session.idle",
     "agent.session.failed",
     "safety.alert.created",
-]
+)
 
-EventTypes = Annotated[list[Literal[EventType, ElsewhereType]], Field(min_length=1, max_length=64)]
+if TYPE_CHECKING:
+    EventType = str
+    SubscribedType = str
+else:
+    EventType = Literal[tuple(EVENT_TYPES)]
+    SubscribedType = Literal[(*EVENT_TYPES, *ELSEWHERE_TYPES)]
+EventTypes = Annotated[list[SubscribedType], Field(min_length=1, max_length=64)]
 Name = Annotated[str, Field(min_length=1, max_length=255)]
 Url = Annotated[str, Field(min_length=1, max_length=2048)]
 
@@ -95,17 +72,7 @@ _OVERLAP_SECONDS = 86_400
 _MAX_OLD_SECRETS = 20  # each adds a signature, and receivers limit headers
 _MAX_ENDPOINTS = 100
 _REPLAYED_AT_ONCE = 1000
-#: The object of a test event by the prefix of its type: the prefix of its id, and whether it belongs to a store.
-_SAMPLES = {
-    "batch": "batch_",
-    "response": "resp_",
-    "vector_store.file_batch": FILE_BATCH,
-    "vector_store.file": "file-",
-    "vector_store.source": "vss_",
-    "fine_tuning.job": JOB_PREFIX,
-    "eval.run": runs.PREFIX,
-    "webhook_endpoint": "we_",
-}
+#: The types of events, without their last words, that tell of a part of a vector store.
 _OF_A_STORE = frozenset({"vector_store.file", "vector_store.source"})
 _UNPARKED_AT_ONCE = 20  # transactions in the request that enables an endpoint; the dispatcher unparks the rest
 
@@ -362,9 +329,8 @@ def _unique(types: list[Any]) -> list[Any]:
 
 def _sample(call: CallContext, event_type: str) -> Event:
     """Return an event for a test, which is sent and not stored."""
-    kind = event_type.rpartition(".")[0]
-    data = {"id": new_id(f"{_SAMPLES[kind]}test_")}
-    if kind in _OF_A_STORE:
+    data = {"id": new_id(f"{EVENT_TYPES[event_type]}test_")}
+    if event_type.rpartition(".")[0] in _OF_A_STORE:
         data["vector_store_id"] = new_id("vs_test_")
     return Event(
         subject_id="test",

@@ -15,6 +15,7 @@ from jobs.ledger.kinds import Folder, Kind, Payload
 from jobs.requests.endpoints import RESPONSES
 
 KIND: Final = "response"
+PREFIX: Final = "resp_"
 #: The terminal events of a background response. A response that was cut short ends with `INCOMPLETE` instead.
 EVENTS: Final[dict[str, str]] = {
     "succeeded": "response.completed",
@@ -47,10 +48,10 @@ class Response(Payload):
 
 RESPONSE: Final = Kind(
     KIND,
-    "resp_",
+    PREFIX,
     Response,
     EVENTS,
-    (INCOMPLETE,),
+    {INCOMPLETE: PREFIX},
     counted=False,
     retryable=False,
     folders=(Folder(StoredResponse.FOLDER, StoredResponse.id, flat=True),),

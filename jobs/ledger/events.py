@@ -13,8 +13,8 @@ from jobs.ledger import kinds
 from jobs.ledger.tables import Job
 from jobs.webhooks.tables import Delivery, Event, WebhookEndpoint
 
-#: Of no job: that webhooks may subscribe to beside those of `kinds.event_types`.
-OTHER_TYPES: Final = ("webhook_endpoint.disabled",)
+#: The types of events of no job that webhooks may subscribe to, as `kinds.event_types` has those of jobs.
+OTHER_TYPES: Final = {"webhook_endpoint.disabled": "we_"}
 
 _INSERT = insert(table_of(Event))
 _ENABLED = select(WebhookEndpoint.id, WebhookEndpoint.event_types).where(

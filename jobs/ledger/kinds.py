@@ -7,8 +7,7 @@ The ledger imports no room. A process that moves jobs imports `jobs.known_kinds`
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -73,8 +72,8 @@ class Kind:
     Every other move, and the end of another job, is told as `job.<state>`.
     """
 
-    other_events: tuple[str, ...] = ()
-    """Further types of events that the kind causes, to which webhooks may subscribe."""
+    other_events: Mapping[str, str] = field(default_factory=dict)
+    """Further types of events that the kind causes, each with the prefix of the ids of what it tells of."""
 
     run_queue: str = Queue.GENERATE
     """The queue of a shard whose job names none."""
@@ -181,7 +180,9 @@ def is_named() -> ColumnElement[bool]:
     return or_(*(and_(Job.kind == kind, exists().where(column == Job.id)) for kind, column in columns), false())
 
 
-def event_types() -> tuple[str, ...]:
-    """Return the types of the events of all kinds that webhooks may subscribe to, each once."""
-    types = ((*row.events.values(), *row.other_events) for row in rows().values())
-    return tuple(dict.fromkeys(chain.from_iterable(types)))
+def event_types() -> dict[str, str]:
+    """Return the types of events that webhooks may subscribe to, each with the id prefix of what it tells of."""
+    types: dict[str, str] = {}
+    for row in rows().values():
+        types.update({**dict.fromkeys(row.events.values(), row.prefix), **row.other_events})
+    return types

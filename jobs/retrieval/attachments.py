@@ -33,7 +33,7 @@ IN_PROGRESS: Final = "in_progress"
 COMPLETED: Final = "completed"
 FAILED: Final = "failed"
 CANCELLED: Final = "cancelled"
-EVENTS: Final = ("vector_store.file.completed", "vector_store.file.failed")
+EVENTS: Final = dict.fromkeys(("vector_store.file.completed", "vector_store.file.failed"), "file-")
 
 #: What to remove from the vector database: the vectors under one key, a whole store, or its leftovers.
 DOCUMENT, STORE, LEFTOVERS = "document", "store", "leftovers"

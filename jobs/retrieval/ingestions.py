@@ -71,7 +71,7 @@ INGESTION: Final = Kind(
     FILE_BATCH,
     Ingestion,
     EVENTS,
-    (*attachments.EVENTS, *source_items.EVENTS),
+    attachments.EVENTS | source_items.EVENTS,
     run_queue=Queue.EMBED,
     slot_weight=1.0,
     counted=False,

@@ -28,7 +28,7 @@ IN_PROGRESS, COMPLETED, FAILED = attachments.IN_PROGRESS, attachments.COMPLETED,
 ADDED, CHANGED, UNCHANGED, REMOVED = "added", "changed", "unchanged", "removed"
 COUNTED: Final = ("seen", ADDED, CHANGED, REMOVED, UNCHANGED, FAILED)
 #: Events of a sync, recorded before the last event of its job.
-EVENTS: Final = ("vector_store.source.synced", "vector_store.source.failed")
+EVENTS: Final = dict.fromkeys(("vector_store.source.synced", "vector_store.source.failed"), "vss_")
 _SYNCED, _NOT_SYNCED = EVENTS
 
 
