@@ -7,9 +7,9 @@ from pydantic import BaseModel
 
 from api.batches.schemas import STATUS, BatchErrors, Usage, show_errors, show_usage
 from api.http.fields import waiting_for, when
+from jobs.ledger import kinds
 from jobs.ledger.progress import Pace, Totals
 from jobs.ledger.tables import Job
-from jobs.retrieval.indexes import index_of
 from jobs.webhooks.sending import envelope
 from jobs.webhooks.tables import Event
 
@@ -223,9 +223,6 @@ def show_job(
         usage=show_usage(totals),
         outcomes=None if outcomes is None else _outcomes(outcomes),
         errors=show_errors(job.errors),
-        vector_store_id=job.payload.get("store_id"),
-        vector_store_index_id=index_of(job.payload) if "store_id" in job.payload else None,
-        eval_id=job.payload.get("eval_id"),
         input_file_id=job.input_file_id,
         output_file_id=job.output_file_id,
         error_file_id=job.error_file_id,
@@ -240,6 +237,7 @@ def show_job(
         metadata=job.metadata_,
         idempotency_key=job.idempotency_key,
         request_id=job.request_id,
+        **kinds.links(job),
         **_times(job),
     )
 

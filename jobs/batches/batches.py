@@ -62,14 +62,14 @@ class Batch(Payload):
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
-def _kind(name: str, queue: Queue) -> Kind:
-    return Kind(name, PREFIX, Batch, EVENTS, run_queue=queue)
+def _kind(name: str, label: str, queue: Queue) -> Kind:
+    return Kind(name, label, PREFIX, Batch, EVENTS, resources=("batches", "throughput", "files"), run_queue=queue)
 
 
 KINDS: Final = (
-    _kind("generation", Queue.GENERATE),
-    _kind("embedding", Queue.EMBED),
-    _kind("reranking", Queue.EMBED),
+    _kind("generation", "Batch", Queue.GENERATE),
+    _kind("embedding", "Batch of embeddings", Queue.EMBED),
+    _kind("reranking", "Batch of rankings", Queue.EMBED),
 )
 NAMES: Final = frozenset(kind.name for kind in KINDS)
 

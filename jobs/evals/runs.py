@@ -8,6 +8,7 @@ run cancels them. Each is planned when its predecessors have completed, and read
 """
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -123,9 +124,12 @@ class Sampling(Payload):
 
 EVALUATION: Final = Kind(
     NAME,
+    "Evaluation run",
     PREFIX,
     Evaluation,
     EVENTS,
+    resources=("evals",),
+    links={"eval_id": itemgetter("eval_id")},
     run_queue=Queue.EVALUATE,
     window=None,
     slot_weight=1.0,  # a process grades one shard at a time
@@ -135,7 +139,15 @@ EVALUATION: Final = Kind(
     shows_segments=True,
 )
 SAMPLING_KIND: Final = Kind(
-    SAMPLING, f"{SAMPLING}_", Sampling, {}, window=None, counted=False, retryable=False, has_lines=False
+    SAMPLING,
+    "Samples of an evaluation",
+    f"{SAMPLING}_",
+    Sampling,
+    {},
+    window=None,
+    counted=False,
+    retryable=False,
+    has_lines=False,
 )
 
 

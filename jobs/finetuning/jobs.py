@@ -120,9 +120,11 @@ def _ended(session: Session, job: Job) -> None:
 
 FINETUNING: Final = Kind(
     NAME,
+    "Fine-tuning",
     JOB_PREFIX,
     FineTuning,
     EVENTS,
+    resources=("fine_tuning", "models", "files"),
     run_queue=Queue.FINETUNE,
     window=None,
     slot_weight=1.0,

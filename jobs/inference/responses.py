@@ -48,10 +48,12 @@ class Response(Payload):
 
 RESPONSE: Final = Kind(
     KIND,
+    "Background response",
     PREFIX,
     Response,
     EVENTS,
     {INCOMPLETE: PREFIX},
+    resources=("responses",),
     counted=False,
     retryable=False,
     folders=(Folder(StoredResponse.FOLDER, StoredResponse.id, flat=True),),

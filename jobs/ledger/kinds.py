@@ -8,6 +8,7 @@ The ledger imports no room. A process that moves jobs imports `jobs.known_kinds`
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -60,6 +61,9 @@ class Kind:
     name: str
     """The value of `Job.kind`."""
 
+    label: str
+    """The kind in the words of the console and the command."""
+
     prefix: str
     """Ids of jobs that clients created start with this."""
 
@@ -74,6 +78,12 @@ class Kind:
 
     other_events: Mapping[str, str] = field(default_factory=dict)
     """Further types of events that the kind causes, each with the prefix of the ids of what it tells of."""
+
+    resources: tuple[str, ...] = ()
+    """The resources of the API whose answers change with a job's events, beside `jobs`: what follows `/v1/`."""
+
+    links: Mapping[str, Callable[[Mapping[str, Any]], str]] = field(default_factory=dict)
+    """Return the id of another object from the payload of a job, by the field of the API's job that shows it."""
 
     run_queue: str = Queue.GENERATE
     """The queue of a shard whose job names none."""
@@ -129,7 +139,7 @@ class Kind:
 #: The rows by name. `register` alone writes here.
 TABLE: Final[dict[str, Kind]] = {}
 #: What the ledger does with a job of a kind that only another version knows: it can still end.
-_UNKNOWN: Final = Kind("unknown", "", Payload, {})
+_UNKNOWN: Final = Kind("unknown", "", "", Payload, {})
 
 
 def register(*rows: Kind) -> None:
@@ -162,6 +172,12 @@ def lenient(name: str) -> Kind:
 def names(which: Callable[[Kind], bool]) -> tuple[str, ...]:
     """Return the names of the kinds for which `which` holds, to filter jobs in a query."""
     return tuple(row.name for row in rows().values() if which(row))
+
+
+def links(job: Job) -> dict[str, Any]:
+    """Return the ids of other objects that a job names, by the field of the API's job; None in those of other kinds."""
+    none = dict.fromkeys(chain.from_iterable(row.links for row in rows().values()))
+    return {**none, **{name: find(job.payload) for name, find in lenient(job.kind).links.items()}}
 
 
 def is_read(file_id: SQLColumnExpression[str]) -> ColumnElement[bool]:

@@ -8,6 +8,7 @@ Versions of files become visible with the segment that counts them, in one trans
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any, Final
 
 from sqlalchemy.orm import Session
@@ -68,10 +69,13 @@ def _stop(session: Session, job: Job, end: JobState, errors: Sequence[Mapping[st
 
 INGESTION: Final = Kind(
     NAME,
+    "Files of a vector store",
     FILE_BATCH,
     Ingestion,
     EVENTS,
     attachments.EVENTS | source_items.EVENTS,
+    resources=("vector_stores",),
+    links={"vector_store_id": itemgetter("store_id"), "vector_store_index_id": index_of},
     run_queue=Queue.EMBED,
     slot_weight=1.0,
     counted=False,

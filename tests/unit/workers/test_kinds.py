@@ -89,7 +89,7 @@ def test_job_of_a_kind_that_only_a_later_version_knows_fails_and_says_so(
     mill: Mill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as later:
-        later.setitem(kinds.TABLE, "later", Kind("later", "later_", Payload, {}))
+        later.setitem(kinds.TABLE, "later", Kind("later", "Later", "later_", Payload, {}))
         job_id = mill.submit(b"{}\n", id=new_id("later_"), kind="later")
 
     (job,) = mill.drain(job_id)
@@ -101,7 +101,7 @@ def test_job_of_a_kind_that_only_a_later_version_knows_fails_and_says_so(
 
 def test_cancelled_job_of_an_unknown_kind_ends_too(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as later:
-        later.setitem(kinds.TABLE, "later", Kind("later", "later_", Payload, {}))
+        later.setitem(kinds.TABLE, "later", Kind("later", "Later", "later_", Payload, {}))
         job_id = mill.submit(b"{}\n", id=new_id("later_"), kind="later")
     with mill.db.write() as session:
         ledger.cancel(session, job_id, actor="test")
@@ -158,6 +158,7 @@ def test_new_kind_is_planned_run_and_finished_by_its_two_rows_alone(
     ended: list[str] = []
     row = Kind(
         "counting",
+        "Counting",
         "count_",
         Counting,
         {"succeeded": "counting.counted"},

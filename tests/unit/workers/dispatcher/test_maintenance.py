@@ -107,7 +107,7 @@ def test_a_file_is_held_by_each_live_job_that_reads_it_whatever_names_it(
     def holds(file_id: SQLColumnExpression[str]) -> ColumnElement[bool]:
         return exists().where(field == file_id, Job.state.in_(LIVE))
 
-    monkeypatch.setitem(kinds.TABLE, "judging", Kind("judging", "judge_", Payload, {}, holds=holds))
+    monkeypatch.setitem(kinds.TABLE, "judging", Kind("judging", "Judging", "judge_", Payload, {}, holds=holds))
     facts = {"error_file_id": "file-read", "payload": {"judged_file": "file-read"}}
     live = ledgers.running(harness.db, [1], kind="judging", **facts)
     harness.storage.put("files/file-read", b"x")
