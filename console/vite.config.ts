@@ -4,12 +4,18 @@ import react from "@vitejs/plugin-react";
 import { defineConfig } from "vitest/config";
 
 import { compress } from "./compress.ts";
+import openapi from "./openapi.json" with { type: "json" };
+import type { Kind } from "./src/api/kinds.ts";
 
 /** The API that `npm run dev` sends its requests to. */
 const API = process.env.NIGHTMILL_URL ?? "http://127.0.0.1:8000";
 
+/** Of the document, the bundle has nothing else. */
+const kinds: readonly Kind[] = openapi["x-kinds"];
+
 export default defineConfig({
   base: "/console/",
+  define: { __KINDS__: JSON.stringify(kinds) },
   plugins: [react(), compress({ limit: 350_000 })],
   resolve: { alias: { "@": fileURLToPath(new URL("src", import.meta.url)) } },
   build: {

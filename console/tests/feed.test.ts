@@ -126,6 +126,26 @@ it("follows the stream behind the last event, and asks anew for what an event ch
   expect(server.asked.slice(2)).toEqual(["page ?after=9", "stream ?after=7"]);
 });
 
+it.each([
+  ["job.running", ["/v1/jobs", "/v1/batches", "/v1/throughput", "/v1/schedules"]],
+  ["batch.failed", ["/v1/jobs", "/v1/batches", "/v1/throughput", "/v1/files"]],
+  ["response.incomplete", ["/v1/jobs", "/v1/responses"]],
+  ["vector_store.file_batch.completed", ["/v1/jobs", "/v1/vector_stores"]],
+  ["vector_store.source.synced", ["/v1/jobs", "/v1/vector_stores"]],
+  ["fine_tuning.job.succeeded", ["/v1/jobs", "/v1/fine_tuning/jobs", "/v1/models", "/v1/files"]],
+  ["eval.run.canceled", ["/v1/jobs", "/v1/evals"]],
+  ["webhook_endpoint.disabled", ["/v1/webhook_endpoints"]],
+])("by an event %s asks anew for %j alone", async (type, paths) => {
+  const tab = await openTab();
+  server.event({ ...JOB, type }, 8);
+  await settle(1_000);
+
+  const { predicate } = tab.invalidated.mock.calls[0]![0] as { predicate: (query: { queryKey: unknown[] }) => boolean };
+  const all = ["jobs", "batches", "throughput", "schedules", "files", "responses", "vector_stores", "fine_tuning/jobs", "models", "evals", "webhook_endpoints"];
+  const changed = all.map((resource) => `/v1/${resource}`).filter((path) => predicate({ queryKey: [path] }));
+  expect(changed.sort()).toEqual([...paths].sort());
+});
+
 it("holds one connection for two tabs; the second goes on behind the last event when the first is closed", async () => {
   const first = await openTab();
   const second = await openTab();

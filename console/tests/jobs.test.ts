@@ -4,7 +4,7 @@ import { describe, expect, it } from "vitest";
 
 import { answerText, cut } from "@/pages/jobs/cut";
 import { layers, type GraphJob } from "@/pages/jobs/layers";
-import { cancellable, isLive, lifeline, mayCancel, mayRetry, retryable, type JobObject } from "@/pages/jobs/life";
+import { cancellable, hasResults, isBatch, isLive, kindLabel, lifeline, mayCancel, mayRetry, retryable, type JobObject } from "@/pages/jobs/life";
 import { fromLocalInput, toLocalInput } from "@/components/address";
 import { waitOf } from "@/pages/jobs/waiting";
 import { jobSearch, jobsSearch, metadataPairs } from "@/pages/jobs/address";
@@ -42,6 +42,18 @@ describe("the life of a job", () => {
     const job = { state, kind: "generation" };
     expect([isLive(job), mayCancel(job), mayRetry(job)]).toEqual([live, cancel, retry]);
     expect(mayRetry({ state, kind: "response" })).toBe(false);
+  });
+
+  it.each([
+    ["reranking", "Batch of rankings", true, true, true],
+    ["response", "Background response", false, true, false],
+    ["ingestion", "Files of a vector store", false, false, true],
+    ["finetuning", "Fine-tuning", false, false, true],
+    ["sampling", "Samples of an evaluation", false, false, false],
+    ["of_a_later_version", "of a later version", false, false, true],
+  ])("knows what is special of the kind %s", (kind, label, batch, results, retry) => {
+    const job = { kind, state: "failed" };
+    expect([kindLabel(kind), isBatch(job), hasResults(job), mayRetry(job)]).toEqual([label, batch, results, retry]);
   });
 });
 

@@ -12,6 +12,7 @@
 import { useSyncExternalStore } from "react";
 
 import { ApiError, queries, request, type Schema } from "./client";
+import { KINDS } from "./kinds";
 import { readEvents } from "./sse";
 
 /** How the feed is followed: by a stream, by pages, or not at all because the server is away. */
@@ -27,15 +28,11 @@ const RETRY = { first: 1_000, longest: 30_000 };
 const SILENCE = 60_000;
 const GATHER = 1_000;
 
-/** The routes whose answers change by events, by the beginning of the event's type. */
-const CHANGED: readonly (readonly [type: string, paths: readonly string[]])[] = [
-  ["job.", ["/v1/jobs", "/v1/batches", "/v1/throughput", "/v1/schedules"]],
-  ["batch.", ["/v1/jobs", "/v1/batches", "/v1/throughput", "/v1/files"]],
-  ["response.", ["/v1/jobs", "/v1/responses"]],
-  ["vector_store.", ["/v1/jobs", "/v1/vector_stores"]],
-  ["fine_tuning.", ["/v1/jobs", "/v1/fine_tuning", "/v1/models", "/v1/files"]],
-  ["eval.", ["/v1/jobs", "/v1/evals"]],
-  ["webhook_endpoint.", ["/v1/webhook_endpoints"]],
+/** The resources whose answers change by events, by the type of the event or its beginning. */
+const CHANGED: readonly (readonly [type: string, resources: readonly string[]])[] = [
+  ["job.", ["jobs", "batches", "throughput", "schedules"]],
+  ["webhook_endpoint.", ["webhook_endpoints"]],
+  ...KINDS.flatMap(({ events, resources }) => events.map((type) => [type, ["jobs", ...resources]] as const)),
 ];
 
 let state: FeedState = "connecting";
@@ -227,8 +224,8 @@ function isChanged(queryKey: readonly unknown[], events: readonly ProjectEvent[]
   if (typeof path !== "string") return false;
   const key = JSON.stringify(queryKey);
   return events.some((event) => {
-    const paths = CHANGED.find(([type]) => event.type.startsWith(type))?.[1] ?? [];
-    if (!paths.some((each) => path === each || path.startsWith(`${each}/`))) return false;
+    const resources = CHANGED.find(([type]) => event.type.startsWith(type))?.[1] ?? [];
+    if (!resources.some((each) => `${path}/`.startsWith(`/v1/${each}/`))) return false;
     return !path.includes("{") || idsOf(event).some((id) => key.includes(id));
   });
 }

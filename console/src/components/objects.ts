@@ -1,5 +1,7 @@
 import { linkOptions, type LinkProps } from "@tanstack/react-router";
 
+import { KINDS } from "@/api/kinds";
+
 /** The page of the objects of a kind. `ids` matches the beginning of their ids, which is theirs alone. */
 interface ObjectPage {
   ids: RegExp;
@@ -8,10 +10,12 @@ interface ObjectPage {
   link: (id: string) => LinkProps;
 }
 
-/** The pages of objects by kind: the only place that knows which id has which page. */
+const JOB_IDS = new RegExp(`^(${KINDS.map(({ prefix }) => prefix).join("|")})\\w`);
+
+/** The pages of objects by kind: the only place that knows which id has which page. The first that matches has it. */
 const PAGES = {
   tuning: { ids: /^ftjob-\w/, name: "the fine-tuning job", link: (jobId) => linkOptions({ to: "/fine-tuning/$jobId", params: { jobId } }) },
-  job: { ids: /^(batch|evalrun|sampling|vsfb|resp)_\w/, name: "the job", link: (jobId) => linkOptions({ to: "/jobs/$jobId", params: { jobId } }) },
+  job: { ids: JOB_IDS, name: "the job", link: (jobId) => linkOptions({ to: "/jobs/$jobId", params: { jobId } }) },
   file: { ids: /^file-\w/, name: "the file", link: (fileId) => linkOptions({ to: "/files/$fileId", params: { fileId } }) },
   store: { ids: /^vs_\w/, name: "the vector store", link: (storeId) => linkOptions({ to: "/vector-stores/$storeId", params: { storeId } }) },
   model: { ids: /^ft:./, name: "the model", link: (model) => linkOptions({ to: "/models", search: { model } }) },

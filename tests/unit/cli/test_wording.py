@@ -1,21 +1,12 @@
 """The words for kinds of jobs are the same in the command and in the console, and every kind has some."""
 
-import re
-from pathlib import Path
-
 import jobs.known_kinds  # noqa: F401 (fills the table of kinds)
 from cli.wording import KINDS, kind_of, name_kind
 from jobs.ledger import kinds
 
-LIFE = Path(__file__).resolve().parents[3] / "console" / "src" / "pages" / "jobs" / "life.ts"
-
 
 def test_every_kind_has_the_words_of_the_console() -> None:
-    [listed] = re.findall(r"export const KINDS.*?= \[\n(.*?)\n\];", LIFE.read_text(), re.DOTALL)
-    console = dict(re.findall(r'\["(\w+)", "([^"]+)"\]', listed))
-
-    assert set(KINDS) == set(kinds.names(lambda _: True))
-    assert {kind: words[0].lower() + words[1:] for kind, words in console.items()} == KINDS
+    assert {row.name: row.label[0].lower() + row.label[1:] for row in kinds.rows().values()} == KINDS
 
 
 def test_unknown_kind_is_named_as_it_is() -> None:

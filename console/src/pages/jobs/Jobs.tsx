@@ -2,6 +2,7 @@ import { getRouteApi, Link } from "@tanstack/react-router";
 import { useState } from "react";
 
 import { usePages } from "@/api/get";
+import { KINDS } from "@/api/kinds";
 import { Button } from "@/components/Button";
 import { ConfirmButton } from "@/components/Confirm";
 import { Empty } from "@/components/Empty";
@@ -18,7 +19,7 @@ import { Time } from "@/components/Time";
 
 import { cancelAll, retryAll } from "./bulk";
 import { JobName } from "./JobName";
-import { cancellable, kindLabel, KINDS, retryable, STATES, type JobObject } from "./life";
+import { cancellable, kindLabel, retryable, STATES, type JobObject } from "./life";
 import { metadataPairs, type JobsSearch } from "./address";
 
 const route = getRouteApi("/jobs");
@@ -145,7 +146,11 @@ function Filters({ search }: { search: JobsSearch }) {
   return (
     <form className="filters" role="search" aria-label="Jobs" onSubmit={(event) => event.preventDefault()}>
       <Field label="Kind">
-        <Select value={search.kind ?? ""} onChange={(kind) => change({ kind: kind || undefined })} options={[["", "All"], ...KINDS]} />
+        <Select
+          value={search.kind ?? ""}
+          onChange={(kind) => change({ kind: kind || undefined })}
+          options={[["", "All"], ...KINDS.map(({ name, label }) => [name, label] as const)]}
+        />
       </Field>
       <Field label="State">
         <Select

@@ -211,7 +211,7 @@ function Settings({ job }: { job: JobObject }) {
             ["Error file", shownId(job.error_file_id)],
             ["Vector store", shownId(job.vector_store_id)],
             ["Evaluation", shownId(job.eval_id)],
-            ["Run", job.kind === "evaluation" && job.eval_id && <RunLink evalId={job.eval_id} runId={job.id} />],
+            ["Run", job.eval_id && <RunLink evalId={job.eval_id} runId={job.id} />],
             ["Fine-tuning job", job.kind === "finetuning" && <ObjectLink id={job.id} kind="tuning" />],
             ["Window", job.completion_window],
             ["Deadline", shownTime(job.deadline)],

@@ -1,24 +1,8 @@
 import type { Schema } from "@/api/client";
+import { kindOf } from "@/api/kinds";
 import { words } from "@/components/format";
 
 export type JobObject = Schema<"JobObject">;
-
-/** The kinds of jobs with the words for them. */
-export const KINDS: readonly (readonly [kind: string, label: string])[] = [
-  ["generation", "Batch"],
-  ["embedding", "Batch of embeddings"],
-  ["reranking", "Batch of rankings"],
-  ["response", "Background response"],
-  ["ingestion", "Files of a vector store"],
-  ["finetuning", "Fine-tuning"],
-  ["evaluation", "Evaluation run"],
-  ["sampling", "Samples of an evaluation"],
-];
-
-const LABELS = new Map(KINDS);
-const BATCHES = new Set(["generation", "embedding", "reranking"]);
-const WITH_RESULTS = new Set([...BATCHES, "response"]);
-const NOT_RETRIED = new Set(["response", "sampling"]);
 
 /** The states of jobs, in the order of a life. */
 export const STATES = ["queued", "running", "finishing", "expiring", "cancelling", "succeeded", "failed", "expired", "cancelled"] as const;
@@ -27,7 +11,7 @@ const LIVE = new Set<string>(["queued", "running", "finishing", "expiring", "can
 
 /** Return the words for a kind of job. */
 export function kindLabel(kind: string): string {
-  return LABELS.get(kind) ?? words(kind);
+  return kindOf({ kind })?.label ?? words(kind);
 }
 
 /** Return whether a job goes on. */
@@ -42,7 +26,7 @@ export function mayCancel(job: Pick<JobObject, "state">): boolean {
 
 /** Return whether a job can be run again as a new one. */
 export function mayRetry(job: Pick<JobObject, "state" | "kind">): boolean {
-  return !isLive(job) && !NOT_RETRIED.has(job.kind);
+  return !isLive(job) && kindOf(job)?.retryable !== false;
 }
 
 /** Return those of some jobs that can be cancelled. */
@@ -57,12 +41,12 @@ export function retryable(jobs: readonly JobObject[]): JobObject[] {
 
 /** Return whether a job is a batch: its lines can be read and selected. */
 export function isBatch(job: Pick<JobObject, "kind">): boolean {
-  return BATCHES.has(job.kind);
+  return kindOf(job)?.resources.includes("batches") === true;
 }
 
 /** Return whether the lines of a job have results to read or to download. */
 export function hasResults(job: Pick<JobObject, "kind">): boolean {
-  return WITH_RESULTS.has(job.kind);
+  return kindOf(job)?.has_lines === true;
 }
 
 /** A state that a job came into. `seconds` is how long it stayed, null for the state it is in. */
