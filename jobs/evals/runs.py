@@ -12,7 +12,7 @@ from operator import itemgetter
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
@@ -135,6 +135,7 @@ EVALUATION: Final = Kind(
     slot_weight=1.0,  # a process grades one shard at a time
     counted=False,
     has_lines=False,  # clients read them as output items
+    stored_bytes={"eval_runs": select(EvalRun.project_id, func.sum(EvalRun.bytes)).group_by(EvalRun.project_id)},
     result=EvalRun.id,
     shows_segments=True,
 )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
+from sqlalchemy import and_, exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
@@ -11,13 +12,14 @@ from jobs.files.tables import File
 from jobs.finetuning import datasets, training_events
 from jobs.finetuning.names import JOB_PREFIX
 from jobs.finetuning.payload import FineTuning
-from jobs.finetuning.tables import Dataset, FinetuneData, FinetuneEvent, FinetunePlan
+from jobs.finetuning.tables import Dataset, FinetuneCheckpoint, FinetuneData, FinetuneEvent, FinetunePlan
 from jobs.ledger import ledger, pauses
 from jobs.ledger.kinds import Folder, Kind
 from jobs.ledger.pauses import Scope
-from jobs.ledger.states import CLOSING, TERMINAL, JobState
+from jobs.ledger.states import CLOSING, LIVE, TERMINAL, JobState
 from jobs.ledger.tables import Job
 from jobs.queues import Queue
+from jobs.registry.tables import TunedModel
 
 NAME: Final = "finetuning"
 EVENTS: Final[dict[str, str]] = {
@@ -118,6 +120,19 @@ def _ended(session: Session, job: Job) -> None:
         training_events.record(session, job.id, "The job was cancelled.")
 
 
+#: The snapshots that live jobs and models of each project need, each once.
+_MODEL = exists().where(TunedModel.job_id == Job.id, TunedModel.deleted_at.is_(None), TunedModel.data_erased.is_(False))
+_HELD = (
+    select(Job.project_id, FinetuneData.sha256)
+    .join(FinetuneData, FinetuneData.job_id == Job.id)
+    .where(or_(Job.state.in_(LIVE), _MODEL))
+    .distinct()
+    .subquery()
+)
+_CHECKPOINT = and_(
+    FinetuneCheckpoint.job_id == TunedModel.job_id, FinetuneCheckpoint.step == TunedModel.checkpoint_step
+)
+
 FINETUNING: Final = Kind(
     NAME,
     "Fine-tuning",
@@ -131,6 +146,15 @@ FINETUNING: Final = Kind(
     counted=False,
     has_lines=False,
     folders=(Folder(FOLDER, Job.id, flat=False), Folder(datasets.FOLDER, Dataset.sha256, flat=True)),
+    stored_bytes={
+        "datasets": select(_HELD.c.project_id, func.sum(Dataset.bytes))
+        .join(Dataset, Dataset.sha256 == _HELD.c.sha256)
+        .group_by(_HELD.c.project_id),
+        "checkpoints": select(TunedModel.project_id, func.sum(FinetuneCheckpoint.bytes))
+        .join(FinetuneCheckpoint, _CHECKPOINT)
+        .where(TunedModel.location != "")  # its files are gone
+        .group_by(TunedModel.project_id),
+    },
     holds=datasets.is_read,
     named_by=(FinetuneData.job_id, FinetunePlan.job_id, FinetuneEvent.job_id),
     ended=_ended,

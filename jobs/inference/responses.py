@@ -7,6 +7,8 @@ background response is a job whose input is this object.
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from sqlalchemy import func, select
+
 from jobs.inference.complete_answers import complete_event, complete_response
 from jobs.inference.item_ids import OutputIds
 from jobs.inference.stored import StoredAnswer
@@ -57,6 +59,11 @@ RESPONSE: Final = Kind(
     counted=False,
     retryable=False,
     folders=(Folder(StoredResponse.FOLDER, StoredResponse.id, flat=True),),
+    stored_bytes={
+        "responses": select(StoredResponse.project_id, func.sum(StoredResponse.bytes)).group_by(
+            StoredResponse.project_id
+        )
+    },
     result=StoredResponse.id,
 )
 

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import ColumnElement, SQLColumnExpression, and_, exists, false, or_
+from sqlalchemy import ColumnElement, Select, SQLColumnExpression, and_, exists, false, or_
 from sqlalchemy.orm import Session
 
 from jobs.errors import NightmillError
@@ -108,6 +108,9 @@ class Kind:
 
     folders: tuple[Folder, ...] = ()
     """The folders of the storage that belong to the kind."""
+
+    stored_bytes: Mapping[str, Select[str, Any]] = field(default_factory=dict)
+    """The sums of the bytes that each project stores, by what is stored: rows of a project and its sum."""
 
     result: SQLColumnExpression[str] | None = None
     """A column with the id of each job whose result a client may still fetch; None: a job results in files."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 from operator import itemgetter
 from typing import Any, Final
 
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
@@ -81,6 +82,11 @@ INGESTION: Final = Kind(
     counted=False,
     has_lines=False,
     folders=(Folder(documents.FOLDER, VectorStore.id, flat=False),),
+    stored_bytes={
+        "vector_stores": select(VectorStoreFile.project_id, func.sum(VectorStoreFile.usage_bytes)).group_by(
+            VectorStoreFile.project_id
+        )
+    },
     named_by=(VectorStoreFile.job_id, VectorStore.job_id, Source.job_id),
     stop=_stop,
     ended=_ended,

@@ -17,71 +17,51 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import and_, exists, func, or_, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.db.engine import UNSEEN, Database, affected_rows, insert_into
 from jobs.errors import ProjectFull
-from jobs.evals.tables import EvalRun
 from jobs.files.tables import File, Upload, UploadPart
-from jobs.finetuning.tables import Dataset, FinetuneCheckpoint, FinetuneData
-from jobs.inference.tables import Conversation, StoredCompletion, StoredResponse
-from jobs.ledger.states import LIVE
-from jobs.ledger.tables import Job
-from jobs.registry.tables import TunedModel
-from jobs.retrieval.tables import VectorStoreFile
+from jobs.inference.tables import Conversation, StoredCompletion
+from jobs.ledger import kinds
 from jobs.security.tables import StorageUsage
 
 #: A count is repeated after `_COUNT_SECONDS`; before a create is refused, after `_FULL_SECONDS`.
 _COUNT_SECONDS, _FULL_SECONDS = 30.0, 5.0
 _counting = threading.Lock()  # one count at a time in this process
 
-#: The snapshots that live jobs and models of each project need, each once.
-_MODEL = exists().where(TunedModel.job_id == Job.id, TunedModel.deleted_at.is_(None), TunedModel.data_erased.is_(False))
-_HELD = (
-    select(Job.project_id, FinetuneData.sha256)
-    .join(FinetuneData, FinetuneData.job_id == Job.id)
-    .where(or_(Job.state.in_(LIVE), _MODEL))
-    .distinct()
-    .subquery()
-)
-#: Sums by kind. Parts come before files, so that an upload completed between the two sums is in one or in both.
+#: The sums of what no kind of job stores, as `Kind.stored_bytes` has the others. Parts come before files, so that an
+#: upload completed between the two sums is in one or in both.
 _SUMS: Mapping[str, Any] = {
     "upload_parts": select(Upload.project_id, func.sum(UploadPart.bytes))
     .join(UploadPart, UploadPart.upload_id == Upload.id)
     .where(Upload.status == "pending")
     .group_by(Upload.project_id),
     "files": select(File.project_id, func.sum(File.bytes)).group_by(File.project_id),
-    "vector_stores": select(VectorStoreFile.project_id, func.sum(VectorStoreFile.usage_bytes)).group_by(
-        VectorStoreFile.project_id
-    ),
-    "responses": select(StoredResponse.project_id, func.sum(StoredResponse.bytes)).group_by(StoredResponse.project_id),
     "chat_completions": select(StoredCompletion.project_id, func.sum(StoredCompletion.bytes)).group_by(
         StoredCompletion.project_id
     ),
-    "datasets": select(_HELD.c.project_id, func.sum(Dataset.bytes))
-    .join(Dataset, Dataset.sha256 == _HELD.c.sha256)
-    .group_by(_HELD.c.project_id),
-    "checkpoints": select(TunedModel.project_id, func.sum(FinetuneCheckpoint.bytes))
-    .join(
-        FinetuneCheckpoint,
-        and_(FinetuneCheckpoint.job_id == TunedModel.job_id, FinetuneCheckpoint.step == TunedModel.checkpoint_step),
-    )
-    .where(TunedModel.location != "")  # its files are gone
-    .group_by(TunedModel.project_id),
     "conversations": select(Conversation.project_id, func.sum(Conversation.bytes)).group_by(Conversation.project_id),
-    "eval_runs": select(EvalRun.project_id, func.sum(EvalRun.bytes)).group_by(EvalRun.project_id),
 }
-KINDS = tuple(_SUMS)
+
+
+def sums() -> dict[str, Any]:
+    """Return the statements of the sums by project, by what is stored."""
+    statements = dict(_SUMS)
+    for row in kinds.rows().values():
+        statements.update(row.stored_bytes)
+    return statements
 
 
 def by_project(session: Session) -> dict[str, dict[str, int]]:
-    """Return the stored bytes of every project that stores any, by kind."""
+    """Return the stored bytes of every project that stores any, by what is stored."""
+    statements = sums()
     sizes: dict[str, dict[str, int]] = {}
-    for kind, sums in _SUMS.items():
-        for project_id, size in session.execute(sums):
-            sizes.setdefault(project_id, dict.fromkeys(KINDS, 0))[kind] = int(size or 0)
+    for name, statement in statements.items():
+        for project_id, size in session.execute(statement):
+            sizes.setdefault(project_id, dict.fromkeys(statements, 0))[name] = int(size or 0)
     return sizes
 
 
@@ -142,11 +122,11 @@ def count(db: Database, project_id: str) -> int:
 def _sum_all(session: Session, project_id: str) -> tuple[int, int]:
     """Return `added` as it was before the sums, and the sum."""
     added = session.scalar(select(StorageUsage.added).where(StorageUsage.project_id == project_id)) or 0
-    return added, sum(_sum(session, sums, project_id) for sums in _SUMS.values())
+    return added, sum(_sum(session, statement, project_id) for statement in sums().values())
 
 
-def _sum(session: Session, sums: Any, project_id: str) -> int:
-    row = session.execute(sums.where(sums.selected_columns[0] == project_id)).first()
+def _sum(session: Session, statement: Any, project_id: str) -> int:
+    row = session.execute(statement.where(statement.selected_columns[0] == project_id)).first()
     return int(row[1] or 0) if row else 0
 
 
