@@ -31,7 +31,7 @@ def _describe(row: Kind) -> dict[str, Any]:
         "events": list(dict.fromkeys((*row.events.values(), *row.other_events))),
         "resources": row.resources,
         "has_lines": row.has_lines,
-        "retryable": row.retryable,
+        "retryable": row.retry is not None,
     }
 
 

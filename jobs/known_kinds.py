@@ -3,16 +3,14 @@
 from typing import Final
 
 from jobs.batches import batches
-from jobs.evals import runs
-from jobs.finetuning import jobs as finetuning
-from jobs.inference import responses
+from jobs.evals.run_kinds import EVALUATION, SAMPLING
+from jobs.finetuning.jobs import FINETUNING
+from jobs.inference.responses import RESPONSE
 from jobs.ledger import kinds
 from jobs.ledger.events import OTHER_TYPES
-from jobs.retrieval import ingestions
+from jobs.retrieval.ingestion_kind import INGESTION
 
-kinds.register(
-    *batches.KINDS, responses.RESPONSE, ingestions.INGESTION, finetuning.FINETUNING, runs.EVALUATION, runs.SAMPLING_KIND
-)
+kinds.register(*batches.KINDS, RESPONSE, INGESTION, FINETUNING, EVALUATION, SAMPLING)
 
 #: The types of events that webhooks may subscribe to, each with the prefix of the ids of what it tells of.
 EVENT_TYPES: Final = kinds.event_types() | OTHER_TYPES

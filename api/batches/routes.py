@@ -10,7 +10,7 @@ from pydantic import Field
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from api.batches.schemas import PATTERN, STATUS, Batch, CreatedBatch, seconds, show_batch
+from api.batches.schemas import PATTERN, STATUS, Batch, CreatedBatch, show_batch
 from api.deps import Call, CallContext
 from api.errors import clip
 from api.files.queries import visible
@@ -134,7 +134,7 @@ def requested(call: CallContext, body: BatchFields, hook: Hook | None) -> BatchR
         endpoint=body.endpoint,
         input_file_id=body.input_file_id,
         completion_window=body.completion_window,
-        window_seconds=seconds(body.completion_window, call.config),
+        window_seconds=batches.window_seconds(body.completion_window, call.config),
         priority=body.priority,
         dedupe=body.dedupe,
         output_expires_seconds=body.output_expires_after.seconds if body.output_expires_after else None,

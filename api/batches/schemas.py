@@ -1,6 +1,5 @@
-"""Show a job as OpenAI's Batch, with every key, and read its completion window."""
+"""Show a job as OpenAI's Batch, with every key."""
 
-import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -8,11 +7,9 @@ from pydantic import BaseModel
 
 from api.http.fields import Dependent, dependence, when
 from api.webhooks.queries import BatchWebhook
-from jobs.errors import InvalidRequest
 from jobs.ledger.progress import Totals
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
-from jobs.settings import Settings
 
 BatchStatus = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
@@ -141,18 +138,3 @@ def show_usage(totals: Totals) -> Usage:
 
 #: For the OpenAPI document.
 PATTERN = "^[1-9][0-9]{0,5}[smhd]$"
-_SHAPE = re.compile(r"([1-9][0-9]{0,5})([smhd])")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-
-
-def seconds(window: str, config: Settings) -> int:
-    """Return the seconds of a completion window. Raises InvalidRequest."""
-    match = _SHAPE.fullmatch(window)
-    length = int(match[1]) * _SECONDS[match[2]] if match else 0
-    if not config.window_min_seconds <= length <= config.window_max_seconds:
-        message = (
-            f"Invalid value: '{window[:64]}'. Supported values are: '24h', and any whole number of minutes, hours or "
-            f"days ('90m', '6h', '7d') of {config.window_min_seconds} to {config.window_max_seconds} seconds."
-        )
-        raise InvalidRequest(message, param="completion_window", code="invalid_value")
-    return length

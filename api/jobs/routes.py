@@ -18,7 +18,7 @@ from api.http.paging import After, Limit20, Order, Page, find, page, with_metada
 from api.http.space import count_if_due
 from api.http.sse import EVENT_STREAM, LastEventId, event_stream, position_of
 from api.jobs.names import names_of
-from api.jobs.retry import Changes, again
+from api.jobs.retry import submit_retry
 from api.jobs.schemas import (
     JobEvent,
     JobGraph,
@@ -36,10 +36,10 @@ from api.jobs.streams import follow_events
 from api.shares import open_stream, run_in_threadpool
 from api.webhooks.queries import delivery_page
 from api.webhooks.schemas import DeliveryObject
-from jobs.batches.batches import Which
 from jobs.errors import NotFound
 from jobs.fleet import workers
 from jobs.ledger import dependencies, events
+from jobs.ledger.kinds import Retry, Which
 from jobs.ledger.progress import outcomes, pace, queue_position, shard_parts, totals, worked_seconds
 from jobs.ledger.states import LIVE, JobState
 from jobs.ledger.tables import Job
@@ -226,10 +226,18 @@ def retry_job(call: Call, once: Idempotent, job_id: str, body: RetryJob | None =
     options = body or RetryJob()
 
     def make(session: Session) -> JobObject:
-        old = get_job(session, call, job_id)
-        changes = Changes(once.key, options.which, options.overrides, options.completion_window, options.priority)
-        job = again(session, call, old, changes)
-        return _shown(session, call, job)
+        request = Retry(
+            job=get_job(session, call, job_id),
+            which=options.which,
+            overrides=options.overrides,
+            window=options.completion_window,
+            priority=options.priority,
+            key=once.key,
+            request_id=call.request_id,
+            actor=call.actor,
+            config=call.config,
+        )
+        return _shown(session, call, submit_retry(session, call, request))
 
     count_if_due(call)
     return once.run(options.fields(), make)

@@ -1,21 +1,25 @@
 """Batches: their kinds, the job that a request becomes, the quota, and the lines of a retry."""
 
-from typing import Any, Final, Literal
+import re
+from typing import Any, Final
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
-from jobs.batches.lines import Bad
+from jobs.batches.lines import REQUIRED, Bad
 from jobs.clock import now
+from jobs.errors import InvalidRequest
 from jobs.files.tables import File
 from jobs.ids import new_id
-from jobs.ledger import kinds
-from jobs.ledger.kinds import Kind, Payload
+from jobs.ledger import kinds, ledger
+from jobs.ledger.kinds import Kind, Payload, Retry
 from jobs.ledger.states import LIVE, JobState
 from jobs.ledger.tables import Job, Segment, Shard
 from jobs.queues import Queue
 from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RESPONSES
+from jobs.settings import Settings
 
 PREFIX: Final = "batch_"
 OUTPUT: Final = "batch_output"  # the purpose of files that batches write; their names begin with the batch's id
@@ -37,9 +41,7 @@ EVENTS: Final[dict[str, str]] = {
     "cancelled": "batch.cancelled",
 }
 
-
-#: The lines of an ended job that a retry runs: those that failed or are missing, those cut off at the token limit, all.
-Which = Literal["failed", "length", "all"]
+Which = kinds.Which
 FAILED: Final = "failed"
 LENGTH: Final = "length"
 ALL: Final = "all"
@@ -60,18 +62,6 @@ class Batch(Payload):
     def stored(self) -> dict[str, Any]:
         """Return the payload without defaults, so that a worker of an earlier version can read it."""
         return self.model_dump(mode="json", exclude_defaults=True)
-
-
-def _kind(name: str, label: str, queue: Queue) -> Kind:
-    return Kind(name, label, PREFIX, Batch, EVENTS, resources=("batches", "throughput", "files"), run_queue=queue)
-
-
-KINDS: Final = (
-    _kind("generation", "Batch", Queue.GENERATE),
-    _kind("embedding", "Batch of embeddings", Queue.EMBED),
-    _kind("reranking", "Batch of rankings", Queue.EMBED),
-)
-NAMES: Final = frozenset(kind.name for kind in KINDS)
 
 
 class BatchRequest(BaseModel):
@@ -120,6 +110,24 @@ def job_of(request: BatchRequest, project_id: str, *, not_before: float | None =
     )
 
 
+#: The seconds of the units of completion windows.
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_WINDOW: Final = re.compile(r"([1-9][0-9]{0,5})([smhd])")
+
+
+def window_seconds(window: str, config: Settings) -> int:
+    """Return the seconds of a completion window. Raises InvalidRequest."""
+    match = _WINDOW.fullmatch(window)
+    length = int(match[1]) * _UNITS[match[2]] if match else 0
+    if not config.window_min_seconds <= length <= config.window_max_seconds:
+        message = (
+            f"Invalid value: '{window[:64]}'. Supported values are: '24h', and any whole number of minutes, hours or "
+            f"days ('90m', '6h', '7d') of {config.window_min_seconds} to {config.window_max_seconds} seconds."
+        )
+        raise InvalidRequest(message, param="completion_window", code="invalid_value")
+    return length
+
+
 # ── quota ──
 
 #: The tokens that a project has waiting are estimated from bytes, without a tokenizer.
@@ -149,6 +157,9 @@ def quota_refusal(limit: int) -> Bad:
 # ── retries ──
 
 RESULTS_EXPIRED: Final = "results_expired"
+#: Bytes of a job's overrides, those of the jobs that it retries included: they are read with each shard.
+MAX_OVERRIDES_BYTES: Final = 65_536
+_COPIED: Final = ("kind", "endpoint", "input_file_id", "webhook_url", "webhook_secret")
 
 
 def last_run(session: Session, job: Job, which: Which) -> tuple[Job | None, Which]:
@@ -192,3 +203,72 @@ def results_known(session: Session, job: Job, which: Which) -> bool:
 
 def results_expired(job: Job) -> str:
     return f"What became of the lines of job '{job.id}' is not known any more. Submit its input as a new batch."
+
+
+def _retry(session: Session, request: Retry) -> Job:
+    """Submit a batch over the same input, for the requested lines."""
+    old = request.job
+    _check_known(session, old, request.which)
+    created_at, window = now(), request.window or old.window
+    payload = Batch.model_validate(old.payload)
+    overrides = {**payload.overrides, **request.overrides}
+    _check_overrides(overrides, old.endpoint)
+    job = Job(
+        id=new_id(PREFIX),
+        project_id=old.project_id,
+        input_path=request.lock_input(session).path,
+        payload=payload.model_copy(update={"overrides": overrides, "which": request.which}).stored(),
+        priority=old.priority if request.priority is None else request.priority,
+        window=window,
+        created_at=created_at,
+        deadline=created_at + window_seconds(window, request.config),
+        **request.columns,
+        **{name: getattr(old, name) for name in _COPIED},
+    )
+    if old.metadata_ is not None:
+        job.metadata_ = old.metadata_
+    return ledger.submit(session, job, actor=request.actor)
+
+
+def _check_known(session: Session, old: Job, which: Which) -> None:
+    first, which = last_run(session, old, which)
+    if first is not None and not results_known(session, first, which):
+        raise InvalidRequest(results_expired(first), code=RESULTS_EXPIRED)
+
+
+def _check_overrides(overrides: dict[str, Any], endpoint: str) -> None:
+    """Check the overrides as they would be checked in each line."""
+    if len(msgspec.json.encode(overrides)) > MAX_OVERRIDES_BYTES:
+        message = f"The overrides, with those of the jobs before, have more than {MAX_OVERRIDES_BYTES} bytes."
+        raise InvalidRequest(message, param="overrides", code="overrides_too_large")
+    model, stream = overrides.get("model", "its own"), overrides.get("stream")
+    if not isinstance(model, str) or not model:
+        raise _invalid("model", "Invalid type for 'overrides.model': expected a string.", "invalid_type")
+    if not isinstance(stream, bool | None):
+        raise _invalid("stream", "Invalid type for 'overrides.stream': expected a boolean.", "invalid_type")
+    if stream:
+        raise _invalid("stream", "Batches do not stream.", "streaming_unsupported")
+    required, missing = REQUIRED[endpoint]
+    if required in overrides and overrides[required] is None:
+        raise _invalid(required, missing, "invalid_request")
+
+
+def _invalid(name: str, message: str, code: str) -> InvalidRequest:
+    return InvalidRequest(message, param=f"overrides.{name}", code=code)
+
+
+# ── the kinds ──
+
+
+def _kind(name: str, label: str, queue: Queue) -> Kind:
+    return Kind(
+        name, label, PREFIX, Batch, EVENTS, resources=("batches", "throughput", "files"), run_queue=queue, retry=_retry
+    )
+
+
+KINDS: Final = (
+    _kind("generation", "Batch", Queue.GENERATE),
+    _kind("embedding", "Batch of embeddings", Queue.EMBED),
+    _kind("reranking", "Batch of rankings", Queue.EMBED),
+)
+NAMES: Final = frozenset(kind.name for kind in KINDS)

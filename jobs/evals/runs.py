@@ -8,11 +8,10 @@ run cancels them. Each is planned when its predecessors have completed, and read
 """
 
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
@@ -21,14 +20,14 @@ from jobs.evals.graders import Grader, parse_grader
 from jobs.evals.tables import EvalRun
 from jobs.files.tables import File
 from jobs.ids import new_id
-from jobs.ledger import dependencies, ledger
-from jobs.ledger.kinds import Kind, Payload
+from jobs.ledger import dependencies, kinds, ledger
+from jobs.ledger.kinds import Payload
 from jobs.ledger.tables import Job
-from jobs.queues import Queue
 from jobs.retrieval.searches import DEFAULT_LIMIT
 
 NAME: Final = "evaluation"
 SAMPLING: Final = "sampling"
+SAMPLING_PREFIX: Final = "sampling_"
 PREFIX: Final = "evalrun_"
 ITEM_PREFIX: Final = "outputitem_"
 EVENTS: Final[dict[str, str]] = {
@@ -122,36 +121,6 @@ class Sampling(Payload):
     criterion: int | None = None
 
 
-EVALUATION: Final = Kind(
-    NAME,
-    "Evaluation run",
-    PREFIX,
-    Evaluation,
-    EVENTS,
-    resources=("evals",),
-    links={"eval_id": itemgetter("eval_id")},
-    run_queue=Queue.EVALUATE,
-    window=None,
-    slot_weight=1.0,  # a process grades one shard at a time
-    counted=False,
-    has_lines=False,  # clients read them as output items
-    stored_bytes={"eval_runs": select(EvalRun.project_id, func.sum(EvalRun.bytes)).group_by(EvalRun.project_id)},
-    result=EvalRun.id,
-    shows_segments=True,
-)
-SAMPLING_KIND: Final = Kind(
-    SAMPLING,
-    "Samples of an evaluation",
-    f"{SAMPLING}_",
-    Sampling,
-    {},
-    window=None,
-    counted=False,
-    retryable=False,
-    has_lines=False,
-)
-
-
 def items_path(run_id: str) -> str:
     """Return where the items lie that came in the body of a request."""
     return f"jobs/{run_id}/items.jsonl"
@@ -173,7 +142,7 @@ def submit(
 
     Raises: InvalidRequest, where the run would wait for too many jobs.
     """
-    common = {"project_id": run.project_id, "input_file_id": file.id if file else None, **EVALUATION.times(now())}
+    common = {"project_id": run.project_id, "input_file_id": file.id if file else None, **kinds.of(NAME).times(now())}
     common |= {"request_id": request_id}
     steps = steps_to_make(run.id, payload)
     if len(steps) > dependencies.MOST:
@@ -183,7 +152,7 @@ def submit(
     for endpoint, step in steps:
         after = [made[0].id] if made and payload.sampled is not None else []
         job = Job(
-            id=new_id(SAMPLING_KIND.prefix),
+            id=new_id(SAMPLING_PREFIX),
             kind=SAMPLING,
             endpoint=endpoint,
             model=step.model,

@@ -10,16 +10,18 @@ from jobs.clock import now
 from jobs.errors import Conflict
 from jobs.files.tables import File
 from jobs.finetuning import datasets, training_events
-from jobs.finetuning.names import JOB_PREFIX
+from jobs.finetuning.names import JOB_PREFIX, model_name
 from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import Dataset, FinetuneCheckpoint, FinetuneData, FinetuneEvent, FinetunePlan
+from jobs.ids import new_id
 from jobs.ledger import ledger, pauses
-from jobs.ledger.kinds import Folder, Kind
+from jobs.ledger.kinds import Folder, Kind, Retry
 from jobs.ledger.pauses import Scope
 from jobs.ledger.states import CLOSING, LIVE, TERMINAL, JobState
 from jobs.ledger.tables import Job
 from jobs.queues import Queue
 from jobs.registry.tables import TunedModel
+from jobs.security.tables import Project
 
 NAME: Final = "finetuning"
 EVENTS: Final[dict[str, str]] = {
@@ -120,6 +122,26 @@ def _ended(session: Session, job: Job) -> None:
         training_events.record(session, job.id, "The job was cancelled.")
 
 
+def _retry(session: Session, request: Retry) -> Job:
+    """Submit a fine-tuning job again; its training goes on from the last checkpoint of the old one."""
+    old = request.job
+    request.check_unchanged("fine-tuning job", "failed", "all")
+    ledger.check_room(session, old.project_id, NAME, request.config.project_finetune_jobs)
+    payload = FineTuning.model_validate(old.payload)
+    job_id, project = new_id(JOB_PREFIX), session.get_one(Project, old.project_id).name
+    result = model_name(payload.base, project, payload.suffix, job_id)
+    return submit(
+        session,
+        payload.model_copy(update={"result": result, "resumed_from": old.id}),
+        job_id=job_id,
+        project_id=old.project_id,
+        training_file=request.lock_input(session),
+        actor=request.actor,
+        metadata=old.metadata_,
+        **request.columns,
+    )
+
+
 #: The snapshots that live jobs and models of each project need, each once.
 _MODEL = exists().where(TunedModel.job_id == Job.id, TunedModel.deleted_at.is_(None), TunedModel.data_erased.is_(False))
 _HELD = (
@@ -142,6 +164,7 @@ FINETUNING: Final = Kind(
     resources=("fine_tuning", "models", "files"),
     run_queue=Queue.FINETUNE,
     window=None,
+    retry=_retry,
     slot_weight=1.0,
     counted=False,
     has_lines=False,

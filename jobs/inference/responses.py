@@ -57,7 +57,6 @@ RESPONSE: Final = Kind(
     {INCOMPLETE: PREFIX},
     resources=("responses",),
     counted=False,
-    retryable=False,
     folders=(Folder(StoredResponse.FOLDER, StoredResponse.id, flat=True),),
     stored_bytes={
         "responses": select(StoredResponse.project_id, func.sum(StoredResponse.bytes)).group_by(

@@ -9,16 +9,19 @@ The ledger imports no room. A process that moves jobs imports `jobs.known_kinds`
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import ColumnElement, Select, SQLColumnExpression, and_, exists, false, or_
 from sqlalchemy.orm import Session
 
-from jobs.errors import NightmillError
+from jobs.clock import now
+from jobs.errors import InvalidRequest, NightmillError
+from jobs.files.tables import File
 from jobs.ledger.states import LIVE, JobState
 from jobs.ledger.tables import Job
 from jobs.queues import Queue
+from jobs.settings import Settings
 
 
 class Payload(BaseModel):
@@ -52,6 +55,57 @@ class Folder(NamedTuple):
 
     flat: bool
     """The folder has one object for each id; otherwise it has a folder of objects for each id."""
+
+
+#: The lines of an ended job that a retry runs: those that failed or are missing, those cut off at the token limit, all.
+Which = Literal["failed", "length", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """A request to run an ended job again, as a new job over the same input."""
+
+    job: Job
+    """The ended job, which does not change."""
+
+    which: Which
+    """The lines of the new job."""
+
+    overrides: dict[str, Any]
+    """Fields that replace those of each line."""
+
+    window: str | None
+    """The completion window of the new job; None: as before."""
+
+    priority: int | None
+    """The priority of the new job; None: as before."""
+
+    key: str | None
+    """The idempotency key of the request."""
+
+    request_id: str
+    actor: str
+    config: Settings
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """Return the columns of the new job that tell of the request."""
+        return {"idempotency_key": self.key, "request_id": self.request_id, "retry_of": self.job.id}
+
+    def check_unchanged(self, noun: str, *allowed: Which) -> None:
+        """Check the retry of a job that is retried as it was asked for. Raises InvalidRequest."""
+        if self.which not in allowed or self.overrides:
+            param = "overrides" if self.overrides else "which"
+            message = f"A {noun} is retried as it was asked for: 'overrides' and 'which' do not apply."
+            raise InvalidRequest(message, param=param, code="invalid_value")
+
+    def lock_input(self, session: Session) -> File:
+        """Return the input file of the job, locked against its deletion. Raises InvalidRequest when it is gone."""
+        file = session.get(File, self.job.input_file_id or "", with_for_update={"read": True})
+        if file is None or file.deleted_at is not None or (file.expires_at is not None and file.expires_at <= now()):
+            message = f"The input file '{self.job.input_file_id}' of job '{self.job.id}' is gone."
+            raise InvalidRequest(message, param="input_file_id", code="input_file_gone")
+        return file
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +151,8 @@ class Kind:
     counted: bool = True
     """The input of a job counts in its project's quota of waiting tokens."""
 
-    retryable: bool = True
-    """A job that has ended can be run again as a new job."""
+    retry: Callable[[Session, Retry], Job] | None = None
+    """Submit the retry of an ended job in the caller's transaction; None: jobs of the kind are not retried."""
 
     has_lines: bool = True
     """The shards of a job are lines with a result each, which clients may read."""

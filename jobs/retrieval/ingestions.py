@@ -6,27 +6,23 @@ each of the store's indexes, by one job for each; the client's own job fills the
 Versions of files become visible with the segment that counts them, in one transaction.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from operator import itemgetter
 from typing import Any, Final
 
-from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.errors import ClaimLost, NotFound
 from jobs.ids import new_id
-from jobs.ledger import ledger, shards
-from jobs.ledger.kinds import Folder, Kind, Payload
+from jobs.ledger import kinds, ledger, shards
+from jobs.ledger.kinds import Payload
 from jobs.ledger.shards import ShardClaim, Tally
-from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Segment
-from jobs.queues import Queue
-from jobs.retrieval import attachments, documents, indexes, source_items
+from jobs.retrieval import attachments, indexes, source_items
 from jobs.retrieval.attachments import Attachment, Made, Settled
 from jobs.retrieval.indexes import index_of
-from jobs.retrieval.tables import Source, VectorStore, VectorStoreFile
+from jobs.retrieval.tables import VectorStore
 
 # ── the kind ──
 
@@ -56,41 +52,6 @@ class Ingestion(Payload):
     source_id: str | None = None
     again: bool = False
 
-
-def _ended(session: Session, job: Job) -> None:
-    """End the files and the source's sync of an ingestion that ends."""
-    attachments.ended(session, job)
-    source_items.ended(session, job)
-
-
-def _stop(session: Session, job: Job, end: JobState, errors: Sequence[Mapping[str, Any]]) -> bool:
-    limit = attachments.STOPPED_AT_ONCE
-    return attachments.stop(session, job, end, errors, seq=job.event_seq + 1, limit=limit) == limit
-
-
-INGESTION: Final = Kind(
-    NAME,
-    "Files of a vector store",
-    FILE_BATCH,
-    Ingestion,
-    EVENTS,
-    attachments.EVENTS | source_items.EVENTS,
-    resources=("vector_stores",),
-    links={"vector_store_id": itemgetter("store_id"), "vector_store_index_id": index_of},
-    run_queue=Queue.EMBED,
-    slot_weight=1.0,
-    counted=False,
-    has_lines=False,
-    folders=(Folder(documents.FOLDER, VectorStore.id, flat=False),),
-    stored_bytes={
-        "vector_stores": select(VectorStoreFile.project_id, func.sum(VectorStoreFile.usage_bytes)).group_by(
-            VectorStoreFile.project_id
-        )
-    },
-    named_by=(VectorStoreFile.job_id, VectorStore.job_id, Source.job_id),
-    stop=_stop,
-    ended=_ended,
-)
 
 # ── submitting ──
 
@@ -160,7 +121,7 @@ def begin(
         model=index.model,
         payload=payload.model_dump(mode="json", exclude_defaults=True),
         total=total,
-        **INGESTION.times(now()),
+        **kinds.of(NAME).times(now()),
         **columns,
     )
     return ledger.submit(session, job, actor=actor, after=after)

@@ -1,36 +1,32 @@
 """The table of kinds: both halves of each row, what an unknown kind meets, and what a new kind needs."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
-from sqlalchemy.orm import Session
 
-from api.jobs import retry
 from jobs.batches import batches
-from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.files.tables import File
 from jobs.ids import new_id
 from jobs.inference import responses
-from jobs.ledger import kinds, ledger, shards, slot_weights
+from jobs.ledger import kinds, ledger, slot_weights
 from jobs.ledger.kinds import Kind, Payload, UnknownKind
-from jobs.ledger.ledger import JobClaim
-from jobs.ledger.shards import ShardClaim, Tally
 from jobs.ledger.states import JobState
-from jobs.ledger.tables import Job, Shard
-from jobs.queues import Queue
-from jobs.retrieval import ingestions
+from jobs.ledger.tables import Job
+from jobs.retrieval.ingestion_kind import INGESTION
 from jobs.security import keys
 from jobs.settings import Settings
-from tests.support import ledgers
+from tests.support import counting, counting_kind, ledgers
+from tests.support.counting_kind import COUNTING
 from tests.support.mill import Mill, running
-from workers.kinds import HANDLERS, Handler
-from workers.runtime.attempts import ShardRun
-from workers.runtime.context import Context
-from workers.runtime.engine_host import EngineHost
-from workers.runtime.heartbeat import ClaimHandle
+from workers.kinds import HANDLERS
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -41,15 +37,14 @@ def mill(db: Database, tmp_path: Path) -> Iterator[Mill]:
 
 def test_every_kind_has_both_halves() -> None:
     assert HANDLERS.keys() == kinds.TABLE.keys()
-    assert retry.AGAIN.keys() == set(kinds.names(lambda kind: kind.retryable))
     assert all(kinds.of(name).name == name for name in kinds.TABLE)
 
 
 def test_each_kind_tells_of_its_end_in_its_own_words() -> None:
     assert batches.KINDS[1].event("batch_1", JobState.SUCCEEDED) == "batch.completed"
     assert responses.RESPONSE.event("resp_1", JobState.EXPIRED) == "response.failed"
-    assert ingestions.INGESTION.event("vsfb_1", JobState.CANCELLED) == "vector_store.file_batch.cancelled"
-    assert ingestions.INGESTION.event("ing_1", JobState.CANCELLED) == "job.cancelled"
+    assert INGESTION.event("vsfb_1", JobState.CANCELLED) == "vector_store.file_batch.cancelled"
+    assert INGESTION.event("ing_1", JobState.CANCELLED) == "job.cancelled"
     assert responses.RESPONSE.event("resp_1", JobState.RUNNING) == "job.running"
 
 
@@ -111,77 +106,60 @@ def test_cancelled_job_of_an_unknown_kind_ends_too(mill: Mill, monkeypatch: pyte
     assert (job.state, [error["code"] for error in job.errors or []]) == (JobState.FAILED, ["unknown_kind"])
 
 
-class Counting(Payload):
-    """Count to `to`."""
-
-    to: int
-
-
-def _plan(context: Context, claim: JobClaim, _handle: ClaimHandle) -> None:
-    lines = Counting.model_validate(claim.job.payload).to
-    shard = Shard(job_id=claim.job.id, n=0, first_line=0, lines=lines, offset=0, length=0)
-
-    def write(session: Session) -> None:
-        shards.cut(session, claim, Queue.GENERATE, [shard])
-        ledger.planned(session, claim, total=lines, model=None, queue=Queue.GENERATE)
-
-    context.db.retrying(write)
-
-
-class Run(ShardRun):
-    """Counts in one segment."""
-
-    def __init__(self, context: Context, host: EngineHost, claim: ShardClaim, handle: ClaimHandle) -> None:
-        super().__init__(context, claim, handle)
-
-    def all(self) -> None:
-        tally = Tally(covered=(1 << self.claim.lines) - 1, good=(1 << self.claim.lines) - 1)
-
-        def write(session: Session) -> None:
-            job = shards.commit(session, self.claim, 0, "", 0, tally, last=True)
-            ledger.advance_job(session, self.claim.job.id, actor="counter", locked=job)
-
-        self.context.db.retrying(write)
-        self.closed = True
-
-
-def _finish(context: Context, claim: JobClaim, _handle: ClaimHandle) -> None:
-    def write(session: Session) -> None:
-        ledger.close(session, claim, ledger.sums(session, claim.job.id), [])
-
-    context.db.retrying(write)
-
-
 def test_new_kind_is_planned_run_and_finished_by_its_two_rows_alone(
     mill: Mill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended: list[str] = []
-    row = Kind(
-        "counting",
-        "Counting",
-        "count_",
-        Counting,
-        {"succeeded": "counting.counted"},
-        window=None,
-        ended=lambda _session, job: ended.append(f"{job.id} {job.state}"),
-    )
-    monkeypatch.setitem(kinds.TABLE, row.name, row)
-    monkeypatch.setitem(HANDLERS, row.name, Handler(_plan, {Queue.GENERATE: Run}, _finish))
+    monkeypatch.setitem(kinds.TABLE, COUNTING.name, COUNTING)
+    monkeypatch.setitem(HANDLERS, COUNTING.name, counting.HANDLER)
+    counting_kind.ENDED.clear()
     with mill.db.write() as session:
         owner = keys.ensure_project(session, "default")
-        job = Job(
-            id=new_id(row.prefix),
-            project_id=owner.id,
-            kind=row.name,
-            payload={"to": 5},
-            **row.times(now()),
-        )
-        ledger.submit(session, job, actor="test")
+        job = counting_kind.submit(session, owner.id, actor="test")
 
     (job,) = mill.drain(job.id)
 
     assert (job.state, job.completed, job.failed, job.deadline) == (JobState.SUCCEEDED, 5, 0, None)
-    assert ended == [f"{job.id} succeeded"]
+    assert [f"{job.id} succeeded"] == counting_kind.ENDED
     told = [kind for _, kind in ledgers.told(mill.db, job.id)]
     assert told == ["job.created", "job.running", "job.finishing", "counting.counted"]
     assert "counting.counted" in kinds.event_types()
+
+
+def test_new_kind_is_known_to_every_shared_place_by_its_two_rows_alone(sqlite_url: str, tmp_path: Path) -> None:
+    """Another process registers it as `jobs.known_kinds` does, before the API reads the table."""
+    script = """if True:
+        import sys
+        from jobs.ledger import kinds
+        from tests.support.counting_kind import COUNTING
+        kinds.register(COUNTING)
+        from tests.support import counting
+        counting.main(*sys.argv[1:])"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path), sqlite_url], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+
+    retry, job = shown["listed"]
+    assert (job["kind"], job["state"], job["eval_id"], job["vector_store_id"]) == (
+        "counting", "succeeded", "eval_1", None,
+    )  # fmt: skip
+    assert (retry["state"], retry["retry_of"]) == ("succeeded", job["id"])
+    assert [event["type"] for event in shown["events"]] == [
+        "job.created", "job.running", "job.finishing", "counting.counted",
+    ]  # fmt: skip
+    assert [delivery["event_type"] for delivery in shown["deliveries"]] == ["counting.counted"] * 2
+    assert {"counting.counted", "counting.number.said"} <= set(shown["event_types"])
+    assert shown["stored"]["numbers"] == 10
+    assert [kind for kind in shown["console"] if kind["name"] == "counting"] == [
+        {
+            "name": "counting",
+            "label": "Counting",
+            "prefix": "count_",
+            "events": ["counting.counted", "counting.number.said"],
+            "resources": ["numbers"],
+            "has_lines": True,
+            "retryable": True,
+        }
+    ]
+    assert [kind["name"] for kind in shown["console"] if kind["name"] != "counting"] == list(kinds.TABLE)
