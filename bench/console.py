@@ -44,6 +44,7 @@ from jobs.ids import new_id
 from jobs.ledger.tables import Job, Segment
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from tests.support.browsers import chromium
+from tests.support.console import store_keys
 from workers.engines.model_folders import MINILM
 
 #: The pages whose server time is measured, with their addresses.
@@ -130,8 +131,7 @@ def _signed_in(mill: Deployment, browser: Browser) -> Iterator[Page]:
     context = browser.new_context()
     try:
         page = context.new_page()
-        page.goto(f"{mill.system.url}/chat")
-        page.evaluate("(key) => sessionStorage.setItem('nightmill.key', key)", mill.system.api_key)
+        store_keys(page, mill.system.url, {"nightmill.key": mill.system.api_key})
         yield page
     finally:
         context.close()

@@ -308,7 +308,7 @@ def show_runs(
             steps[run.id],
             counts_of(outcomes(session, job)),
             _usage(session, steps[run.id]),
-            f"{base}/evals/run#{run.eval_id}/{run.id}",
+            f"{base}/console/evals/{run.eval_id}/runs/{run.id}",
         )
         for run, job in rows
     ]

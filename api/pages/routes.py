@@ -1,4 +1,4 @@
-"""Pages for a browser: a start page, a chat, the report of a run, the API reference; without external resources.
+"""Pages for a browser: a start page and the API reference, without external resources.
 
 They need no key and show nothing of a project. They ask the user for a key, which the API checks as usual.
 """
@@ -25,19 +25,13 @@ _HEADERS = {**console_files.HEADERS, "Cache-Control": "no-cache"}
 #: File and media type by path.
 _ASSETS = {
     "/pages/index.css": (_FILES / "index.css", "text/css"),
-    "/chat": (_FILES / "chat.html", "text/html"),
-    "/chat/chat.js": (_FILES / "chat.js", "text/javascript"),
-    "/chat/chat.css": (_FILES / "chat.css", "text/css"),
-    "/evals/run": (_FILES / "run.html", "text/html"),
-    "/evals/run.js": (_FILES / "run.js", "text/javascript"),
-    "/evals/run.css": (_FILES / "run.css", "text/css"),
     "/docs": (_FILES / "reference.html", "text/html"),
     "/docs/reference.js": (_FILES / "reference.js", "text/javascript"),
     "/docs/swagger-ui-bundle.js": (_SWAGGER / "swagger-ui-bundle.js", "text/javascript"),
     "/docs/swagger-ui.css": (_SWAGGER / "swagger-ui.css", "text/css"),
 }
 #: The paths of all pages and of their resources.
-PATHS = frozenset({"/", *_ASSETS})
+PATHS = frozenset({"/", "/chat", *_ASSETS})
 
 
 @router.get("/")
@@ -59,6 +53,12 @@ def index(request: Request) -> Response:
     }
     page = Template((_FILES / "index.html").read_text())
     return HTMLResponse(page.substitute({name: escape(value) for name, value in values.items()}), headers=headers)
+
+
+@router.get("/chat")
+def chat() -> Response:
+    """Lead a browser to the playground of the console, where a model is tried."""
+    return RedirectResponse(f"{console_files.PATH}playground", headers=_HEADERS)
 
 
 def _base_url(request: Request, config: Settings) -> str:

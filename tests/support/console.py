@@ -99,6 +99,14 @@ def deployed(db: Database, folder: Path, engine: Engine | None = None, **setting
             yield Deployment(mill, app, url, client, key, operator_key)
 
 
+def store_keys(tab: Page, url: str, keys: dict[str, str]) -> None:
+    """Store keys by their names in a tab, from an empty page of the server's origin, which this function provides."""
+    page = '<link rel="icon" href="data:,">'
+    tab.route(f"{url}/empty", lambda route: route.fulfill(content_type="text/html", body=page))
+    tab.goto(f"{url}/empty")
+    tab.evaluate("(keys) => Object.entries(keys).forEach(([name, key]) => sessionStorage.setItem(name, key))", keys)
+
+
 @dataclass
 class Console:
     """A tab of the browser with the console of a deployment, signed in with the key of the project."""
@@ -132,12 +140,10 @@ class Console:
 
     def sign_in(self, *, operator: bool = False) -> None:
         """Store the keys in the tab, as a page does that was given them; with `operator` also the operator's."""
-        self.tab.goto(f"{self.deployment.url}/chat")  # a page of the same origin that stores nothing
         keys = {"nightmill.key": self.deployment.key}
         if operator:
             keys["nightmill.operator_key"] = self.deployment.operator_key
-        store = "(keys) => Object.entries(keys).forEach(([name, key]) => sessionStorage.setItem(name, key))"
-        self.tab.evaluate(store, keys)
+        store_keys(self.tab, self.deployment.url, keys)
 
     def open(self, path: str = "/") -> Page:
         """Open a page of the console by its path, and wait until its heading is there."""

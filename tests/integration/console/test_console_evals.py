@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai.types.evals import RunCreateResponse
 from playwright.sync_api import expect
 
 from jobs.db.engine import Database
@@ -29,14 +30,19 @@ def deployment(sqlite: Database, tmp_path: Path) -> Iterator[Deployment]:
         yield deployment
 
 
-def make_run(deployment: Deployment, eval_id: str, answers: list[str], name: str) -> str:
-    """Grade answers that should be the hostile text; return the id of the run."""
+def create_run(deployment: Deployment, eval_id: str, answers: list[str], name: str) -> RunCreateResponse:
+    """Create a run over answers that should be the hostile text."""
     content: Any = [
         {"item": {"question": f"q{n} {HOSTILE}", "answer": HOSTILE}, "sample": {"output_text": answer}}
         for n, answer in enumerate(answers)
     ]
     source: Any = {"type": "jsonl", "source": {"type": "file_content", "content": content}}
-    run = deployment.client.evals.runs.create(eval_id, name=name, data_source=source)
+    return deployment.client.evals.runs.create(eval_id, name=name, data_source=source)
+
+
+def make_run(deployment: Deployment, eval_id: str, answers: list[str], name: str) -> str:
+    """Grade answers that should be the hostile text; return the id of the run."""
+    run = create_run(deployment, eval_id, answers, name)
     deployment.mill.drain(run.id, timeout=60)
     return run.id
 
@@ -74,6 +80,22 @@ def test_run_shows_counts_criteria_and_items_as_text(console: Console, deploymen
     console.inspect("run")
     tab.reload()
     expect(items).to_have_count(2)
+
+
+def test_report_url_asks_for_a_key_and_follows_a_run_that_goes_on(visitor: Console, deployment: Deployment) -> None:
+    run = create_run(deployment, make_eval(deployment), [HOSTILE], "first")
+    tab = visitor.tab
+    tab.goto(run.report_url)
+    tab.get_by_label("API key").fill(deployment.key)
+    tab.keyboard.press("Enter")
+    expect(visitor.heading).to_contain_text("first", timeout=PATIENCE)
+    expect(tab.get_by_text("The run goes on")).to_be_visible()
+    assert tab.url == run.report_url
+
+    deployment.mill.drain(run.id, timeout=60)
+
+    expect(tab.locator("details.item")).to_have_count(1, timeout=PATIENCE)
+    expect(tab.get_by_text("The run goes on")).to_have_count(0)
 
 
 def test_two_runs_are_compared_with_intervals(console: Console, deployment: Deployment) -> None:

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, Request, Route, expect
 
 from jobs.security.keys import create_key, revoke_key
 from tests.support import runs
-from tests.support.console import PATIENCE, Console, Deployment, console_of
+from tests.support.console import PATIENCE, Console, Deployment, console_of, store_keys
 from tests.support.everything import create_batch
 from tests.support.mill import chat_line, jsonl
 from tests.support.proxy import Proxy
@@ -144,8 +144,7 @@ def test_form_whose_answer_was_lost_is_sent_again_and_makes_one(
 def open_tab(console: Console, key: str, path: str = "/") -> Page:
     """Open another tab of the same browser, signed in with a key."""
     tab = console.tab.context.new_page()
-    tab.goto(f"{console.deployment.url}/chat")
-    tab.evaluate("(key) => sessionStorage.setItem('nightmill.key', key)", key)
+    store_keys(tab, console.deployment.url, {"nightmill.key": key})
     tab.goto(f"{console.deployment.url}/console{path}")
     expect(tab.locator("h1").first).to_be_visible(timeout=PATIENCE)
     return tab

@@ -5,7 +5,7 @@ from playwright.sync_api import Page, Request, Route, expect
 
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
-from tests.support.console import PATIENCE, Console, Deployment
+from tests.support.console import PATIENCE, Console, Deployment, store_keys
 from tests.support.mill import MODEL, chat_line, jsonl
 
 pytestmark = pytest.mark.verify
@@ -79,8 +79,7 @@ def test_two_tabs_hold_one_stream_and_both_show_a_new_job(console: Console, depl
     console.tab.context.on("request", note)
     first = console.open()
     second: Page = console.tab.context.new_page()
-    second.goto(f"{deployment.url}/chat")
-    second.evaluate("(key) => sessionStorage.setItem('nightmill.key', key)", deployment.key)
+    store_keys(second, deployment.url, {"nightmill.key": deployment.key})
     second.goto(f"{deployment.url}/console/")
     expect(second.get_by_role("heading", name="No jobs yet")).to_be_visible(timeout=PATIENCE)
 

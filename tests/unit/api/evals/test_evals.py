@@ -140,7 +140,7 @@ def test_run_shows_its_items_where_they_are_few(client: TestClient) -> None:
 
     assert few["data_source"]["source"]["content"] == CONTENT["content"]
     assert many["data_source"]["source"]["content"] == []
-    assert few["report_url"].endswith(f"/evals/run#{made['id']}/{few['id']}")
+    assert few["report_url"].endswith(f"/console/evals/{made['id']}/runs/{few['id']}")
 
 
 def test_runs_are_listed_by_status(client: TestClient) -> None:

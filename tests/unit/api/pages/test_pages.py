@@ -28,7 +28,7 @@ def test_the_entrance_leads_to_the_pages_and_says_where_the_key_is(client: TestC
     config: Settings = shared_app.state.services.config
     assert answer.headers["content-type"].startswith("text/html")
     links = set(re.findall(r'href="([^"]+)"', answer.text))
-    assert {"/chat", "/docs", "/openapi.json", f"http://127.0.0.1:{config.flower}"} <= links
+    assert {"/docs", "/openapi.json", f"http://127.0.0.1:{config.flower}"} <= links
     assert "OPENAI_BASE_URL=http://mill.test:8000/v1" in answer.text
     assert "operator.key" in answer.text
     assert "$" not in answer.text
@@ -49,7 +49,7 @@ def test_a_host_that_is_no_name_is_shown_as_text(client: TestClient) -> None:
     assert "<script" not in answer.text
 
 
-@pytest.mark.parametrize("path", sorted(PATHS))
+@pytest.mark.parametrize("path", sorted(PATHS - {"/chat"}))
 def test_a_page_needs_no_key_and_loads_from_its_server_alone(client: TestClient, path: str) -> None:
     answer = client.get(path, headers=BROWSER)
 
@@ -63,6 +63,12 @@ def test_a_page_needs_no_key_and_loads_from_its_server_alone(client: TestClient,
         assert {source for source in sources if source != "data:,"} <= PATHS
         assert not re.search(r"<script(?![^>]*\bsrc=)", answer.text)
         assert not re.search(r"<style|\bstyle=|\bon[a-z]+=", answer.text)
+
+
+def test_chat_leads_to_the_playground_of_the_console(client: TestClient) -> None:
+    answer = client.get("/chat", headers=BROWSER, follow_redirects=False)
+
+    assert (answer.status_code, answer.headers["location"]) == (307, "/console/playground")
 
 
 def test_what_is_no_page_still_needs_a_key(client: TestClient) -> None:
