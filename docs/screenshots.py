@@ -1,6 +1,6 @@
 """Take the pictures of the documents in headless Chromium, of a support team's project: see `support_team`.
 
-PYTHONPATH=. python docs/screenshots.py            docs/images/**/*.png are written anew, those of the console in both themes
+PYTHONPATH=. python docs/screenshots.py            docs/images/**/*.png are written anew, the console in both themes
 PYTHONPATH=. python docs/screenshots.py FOLDER     whole pages in the light theme into FOLDER, to look at
 """
 
@@ -21,7 +21,6 @@ from docs.support_team import (
     PROMPT,
     TICKETS,
     SupportTeam,
-    spread_jobs,
     support_engine,
     tickets_csv,
 )
@@ -46,12 +45,9 @@ PAGES: Final = {
     "job-results": "/jobs/{table}?tab=results",
     "new-batch-table": "/batches/new?source=table",
     "files": "/files",
-    "file": "/files/{file}",
-    "logs": "/logs",
     "models": "/models",
     "fine-tuning-job": "/fine-tuning/{tuning}",
     "fine-tuning-comparison": "/fine-tuning/{tuning}?baseline={baseline}",
-    "eval": "/evals/{eval}",
     "run": "/evals/{eval}/runs/{run}",
     "comparison": "/evals/{eval}/runs/{better}?tab=comparison&baseline={run}",
     "webhook": "/webhooks/{endpoint}",
@@ -113,7 +109,6 @@ def _support_team(browser: Browser) -> Iterator[tuple[Console, dict[str, str]]]:
         folder = Path(name)
         with deployed(db, folder, support_engine()) as deployment:
             ids = SupportTeam(deployment).make()
-            spread_jobs(deployment)
             with console_of(browser, deployment, operator=True) as console:
                 yield console, ids
 
