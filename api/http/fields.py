@@ -45,13 +45,13 @@ class ExpiresAfter(Body):
     seconds: int = Field(ge=3600, le=_MONTH)
 
 
-def texts_by_key(query: Iterable[tuple[str, str]], param: str) -> dict[str, str]:
-    """Return the values of the parameters `param[key]` by their keys.
+def keyed_texts(query: Iterable[tuple[str, str]], param: str) -> list[tuple[str, str]]:
+    """Return the keys and the values of the parameters `param[key]`.
 
     Raises: InvalidRequest, if there are more than an object has.
     """
     begin = f"{param}["
-    texts = {name[len(begin) : -1]: text for name, text in query if name.startswith(begin) and name.endswith("]")}
+    texts = [(name[len(begin) : -1], text) for name, text in query if name.startswith(begin) and name.endswith("]")]
     if len(texts) > MAX_METADATA_ENTRIES:
         message = f"Invalid '{param}': at most {MAX_METADATA_ENTRIES} can be asked for, not {len(texts)}."
         raise InvalidRequest(message, param=param, code="invalid_value")

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from api.deps import CallContext
 from api.errors import clip
-from api.http.fields import texts_by_key
+from api.http.fields import keyed_texts
 from jobs.db.base import matching
 from jobs.errors import InvalidRequest
 from jobs.ledger.tables import Audit
@@ -160,8 +160,8 @@ def with_metadata(
 ) -> Select[Row]:
     """Return `statement` with a condition for each `metadata[...]` of `query`. Raises InvalidRequest."""
     given = list(query)
-    texts = texts_by_key(given, "metadata")
-    conditions = [_has_entry(metadata, key, text, sqlite=sqlite) for key, text in texts.items()]
+    texts = keyed_texts(given, "metadata")
+    conditions = [_has_entry(metadata, key, text, sqlite=sqlite) for key, text in texts]
     if ("metadata", "null") in given:
         kind = func.json_type(metadata) if sqlite else func.json_typeof(metadata)
         conditions.append(or_(metadata.is_(None), kind == "null"))

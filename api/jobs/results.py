@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from api.deps import Call, CallContext
 from api.files.queries import visible
 from api.http.bodies import resource
-from api.http.fields import texts_by_key
+from api.http.fields import keyed_texts
 from api.jobs.routes import get_job
 from api.jobs.streams import follow_results, threaded
 from api.shares import open_stream, run_in_threadpool
@@ -150,7 +150,7 @@ async def job_results(call: Call, request: Request, job_id: str, query: Annotate
     Joined rows put each request beside its result, in the order of the input. A batch has them when it has ended.
     `column[name]=text` selects those with this text in a column of the table, up to 16 times.
     """
-    chosen = query.filter(texts_by_key(request.query_params.multi_items(), "column"))
+    chosen = query.filter(dict(keyed_texts(request.query_params.multi_items(), "column")))
     if not query.joined:
         await run_in_threadpool(_check_lines, call, job_id)
         open_stream()
