@@ -122,7 +122,7 @@ def _embedding_lines() -> bytes:
 
 @dataclass
 class SupportTeam:
-    """What the team has made, by the names of the pages that show it."""
+    """Fills the project of a deployment with what a support team makes."""
 
     deployment: Deployment
 
