@@ -60,8 +60,8 @@ else
 endif
 
 verify: setup  ## Run all other tests: every database, engine, SDK and server, all bad inputs, short chaos (40 minutes)
-	$(PYTEST) -m "vllm and verify" tests/contract
-	$(PYTEST) $(PARALLEL) -m "not vllm and verify" $(ARGS) || .ci/again $$? $(PYTEST)
+	$(PYTEST) -m "vllm and verify and not soak" tests/contract
+	$(PYTEST) $(PARALLEL) -m "not vllm and verify and not soak" $(ARGS) || .ci/again $$? $(PYTEST)
 
 services: setup  ## Install what only `make verify` needs: RabbitMQ, Chromium, and an S3 gateway and Weaviate built with Go
 	.ci/services $(BIN)/python verify
@@ -89,7 +89,8 @@ chaos: setup  ## Kill everything at every moment and count what was lost
 chaos-doses: setup  ## Each fault alone, in its full dose, judged by itself (ARGS='F9-held F11 --share 0.3')
 	$(BIN)/python -m tests.chaos.doses $(ARGS)
 
-soak: setup  ## A fault a minute for half an hour; does anything grow? (ARGS='--soak 480' for a night)
+soak: setup  ## The tests that take minutes each, then a fault a minute for half an hour (ARGS='--soak 480' for a night)
+	$(PYTEST) --durations 25 -m soak
 	$(BIN)/python -m tests.chaos --soak 30 $(ARGS)
 
 weaviate: setup  ## Build a Weaviate server with Go, for the tests and `make up-distributed` (two to five minutes, once)

@@ -30,12 +30,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave to `make verify` PostgreSQL and Weaviate, and all variants of a test but the `first`.
 
-    Tests of what differs between databases run on PostgreSQL in `make test` as well.
+    Tests of what differs between databases run on PostgreSQL in `make test` as well. Leave what is marked `soak` to
+    `make soak`.
     """
     variants = Counter[str]()
     for item in items:
         postgres = item.get_closest_marker("postgres") and not item.get_closest_marker("dialects")
         if postgres or "weaviate" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.verify)
+        if item.get_closest_marker("soak"):
             item.add_marker(pytest.mark.verify)
         first = item.get_closest_marker("first")
         if first and not item.get_closest_marker("verify"):

@@ -196,7 +196,7 @@ def broken(seconds: Seconds, alone: Seconds) -> list[str]:
     ]
 
 
-@pytest.mark.verify
+@pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_no_request_delays_another_project(deployment: Deployment, stock: Stock) -> None:
     alone, _ = slowest_answers(deployment, lambda: pause(_ALONE_SECONDS))
@@ -214,7 +214,7 @@ def test_no_request_delays_another_project(deployment: Deployment, stock: Stock)
     assert slow == {}
 
 
-@pytest.mark.verify
+@pytest.mark.soak
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_kind_of_job_delays_another_project(deployment: Deployment, stock: Stock, kind: str) -> None:

@@ -9,7 +9,7 @@ from tests.chaos.campaign import Campaign
 from tests.chaos.short import QUIET, short_campaign
 
 # The first test waits for the whole run: two minutes on a quiet machine.
-pytestmark = [pytest.mark.verify, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
 _FAULTS = ("evaluate", "gpu", "dispatcher", "evaluate, main alone", "web", "cpu", "evaluate zombie")
 

@@ -11,7 +11,7 @@ from tests.chaos.short import QUIET, short_campaign
 from tests.support.stand_ins import BASE
 
 # The first test waits for the whole run: three minutes on a quiet machine.
-pytestmark = [pytest.mark.verify, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
 _FAULTS = ("trainer", "tuned", "finetune", "trainer", "finetune, main alone", "tuned", "finetune zombie")
 

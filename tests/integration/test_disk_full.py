@@ -31,7 +31,7 @@ from tests.support.stub_engine import prompts
 from tests.support.system import LOG_LINE, MODEL, SCALED, StubEngine, System, eventually, pause
 from workers.engines.caps import MOST_CHOICES
 
-pytestmark = [pytest.mark.verify, pytest.mark.timeout(600)]  # the first test of each deployment waits for its start
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]  # the first test of each deployment waits for its start
 MB = 1 << 20
 PAGE = 4096
 LEASE = float(SCALED["NIGHTMILL_LEASE_SECONDS"])

@@ -172,6 +172,7 @@ def test_a_webhook_comes_whichever_host_sends_it(cluster: Cluster, tmp_path: Pat
     assert told["type"] == "batch.completed"
 
 
+@pytest.mark.soak
 def test_sdk_suite_finds_the_same_there(cluster: Cluster) -> None:
     """All that `tests.sdk` checks of one server but fine-tuning, through the second host."""
     with Receiver() as receiver, standing_before(cluster.two.url, receiver) as front:

@@ -20,7 +20,7 @@ from tests.support.services import need
 from workers.engines.model_folders import SMOLLM2, materialise
 from workers.finetuning.results import HEADER
 
-pytestmark = [pytest.mark.verify, pytest.mark.timeout(900), pytest.mark.distributed]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(900), pytest.mark.distributed]
 STEPS = 12
 
 

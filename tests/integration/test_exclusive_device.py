@@ -145,7 +145,7 @@ def test_the_engine_opens_again_when_the_worker_that_trains_is_killed(
     assert engine_of(site).starts == 3
 
 
-@pytest.mark.verify
+@pytest.mark.soak
 @pytest.mark.parametrize("fatal", ["starting:1", "yielding:1", "closed:1", "starting:2"])
 def test_an_engines_worker_that_is_killed_at_any_step_holds_up_no_training(
     site: Site,

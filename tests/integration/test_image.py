@@ -8,7 +8,7 @@ import pytest
 from tests.support.console import build_console
 from tests.support.dockerfile import StageBuild
 
-pytestmark = [pytest.mark.verify, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 
 BUILT = "api/pages/console"
 

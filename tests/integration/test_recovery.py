@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.verify
+pytestmark = pytest.mark.soak
 
 ROOT = Path(__file__).parents[2]
 

@@ -24,7 +24,7 @@ from jobs.fleet import workers
 from tests.support.stub_engine import TRICKLE
 from tests.support.system import EMBED_MODEL, MODEL, StubEngine, System, eventually, pause
 
-pytestmark = [pytest.mark.verify, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 
 _REQUESTS = 500
 _CLIENTS = 6

@@ -9,7 +9,7 @@ from tests.support import harness
 from tests.support.evaluated import answer_to
 
 #: It imports large libraries, and may install them before.
-pytestmark = [pytest.mark.verify, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
 
 _TASK = """
 output_type: generate_until

@@ -7,7 +7,7 @@ from bench import documents
 from bench.embed import cosines
 
 
-@pytest.mark.verify  # it reads every package's documents twice
+@pytest.mark.soak  # it reads every package's documents twice
 def test_corpus_is_the_same_on_every_run_and_has_every_kind() -> None:
     first, again = documents.gathered(300), documents.gathered(300)
 

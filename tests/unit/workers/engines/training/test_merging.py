@@ -28,7 +28,7 @@ print(json.dumps([greedy(tuned), greedy(load(merged)), greedy(load(base))]))
 """
 
 
-@pytest.mark.verify
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_a_merged_model_answers_as_base_and_adapter_do(tmp_path: Path) -> None:
     base, other = (

@@ -259,7 +259,7 @@ def test_a_loss_that_is_no_number_ends_the_run(trainers: Trainers, spec: Spec) -
     assert "not a finite number" in failed.message
 
 
-@pytest.mark.verify
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("method", ["lora", "full", "dpo", "packed"])
 def test_twenty_kills_change_no_loss(trainers: Trainers, spec: Spec, tmp_path: Path, method: str) -> None:
@@ -290,7 +290,7 @@ def test_twenty_kills_change_no_loss(trainers: Trainers, spec: Spec, tmp_path: P
     assert last.reports[-1] == whole.reports[-1]
 
 
-@pytest.mark.verify
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_what_is_trained_learns(trainers: Trainers, spec: Spec, tmp_path: Path) -> None:
     """All weights are trained first. On that model adapters come further than a run that may not learn.
