@@ -46,7 +46,7 @@ one object for each entry. What a command says beside its result goes to standar
 2. The deployment that `nightmill up` runs on the data folder: its `run.json` has URL and key. The key is sent to no
    other server.
 3. The server that `NIGHTMILL_HOST`, `NIGHTMILL_PORT` or `NIGHTMILL_PUBLIC_URL` names, with the `operator.key` of the
-   data folder. `run-batch` starts an engine of its own instead.
+   data folder.
 
 All other commands work on the database and the files of the deployment and need its settings: on its host the data
 folder and the variables of its processes, in containers for example `docker compose exec web nightmill workers`.

@@ -113,7 +113,7 @@ def submit(
             return
         file_id = server.upload(source)
         if check:
-            _check(server, file_id, request["endpoint"])
+            check_file(server, file_id, request["endpoint"])
         if every:
             schedule = {"cron": every, "timezone": timezone or "UTC", "batch": {"input_file_id": file_id, **request}}
             made = server.post("/schedules", schedule)
@@ -166,7 +166,7 @@ def _sample(server: Server, file: Path, count: int, request: dict[str, Any], *, 
         some = Path(folder) / f"sample-of-{file.name}"
         total = write_sample(file, count, some)
         file_id = server.upload(some)
-    _check(server, file_id, request["endpoint"])
+    check_file(server, file_id, request["endpoint"])
     batch = server.post("/batches", {"input_file_id": file_id, **request})
     say(batch["id"], err=as_json)
     watched(server, batch["id"], None)
@@ -175,7 +175,7 @@ def _sample(server: Server, file: Path, count: int, request: dict[str, Any], *, 
     show({**job, "estimate": estimate}, estimate, as_json=as_json)
 
 
-def _check(server: Server, file_id: str, endpoint: str) -> None:
+def check_file(server: Server, file_id: str, endpoint: str) -> None:
     """Validate the file and print what it holds. Delete an invalid file, and print its errors."""
     report = server.post("/batches/validate", {"input_file_id": file_id, "endpoint": endpoint})
     if report["valid"]:

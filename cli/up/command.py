@@ -1,7 +1,7 @@
 """`nightmill up`: run every process of the Procfile, and the embedded broker, on one data folder."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,12 +48,9 @@ def up(
         list[str] | None,
         typer.Option("--with", metavar="NAME", help="Start an optional process too, such as tuned; may be repeated."),
     ] = None,
-    unlisted: Annotated[
-        bool, typer.Option("--unlisted", hidden=True, help="Start a deployment that other commands do not find.")
-    ] = False,
 ) -> None:
     """Start every process on this machine and keep them running until Ctrl-C or `nightmill down`."""
-    from cli.up import deployments, procfile
+    from cli.up import procfile
     from cli.up.background import detached
     from cli.up.effective import for_up
     from cli.up.folder import DataFolder
@@ -71,17 +68,18 @@ def up(
 
     def run() -> int:
         here = Installation(config, folder, root, os.getpid(), verbose, adds_models=lines is None)
-        return _run(here, parsed, folder, lambda: None if unlisted else deployments.remember(folder))
+        return _run(here, parsed, folder)
 
     raise typer.Exit(detached(folder, reached(config.host, config.port), run) if detach else run())
 
 
-def _run(here: "Installation", lines: "Sequence[Line]", folder: "DataFolder", locked: Callable[[], None]) -> int:
-    """Supervise the processes until a signal ends it. Call `locked` when this process has locked the folder."""
+def _run(here: "Installation", lines: "Sequence[Line]", folder: "DataFolder") -> int:
+    """Supervise the processes until a signal ends it."""
+    from cli.up import deployments
     from cli.up.guard import guarded
 
     lock = folder.lock()
-    locked()
+    deployments.remember(folder)
     killed = folder.kill_leftovers()
     here.check()
     code = guarded(lambda guard: here.run(lines, guard, killed))

@@ -336,7 +336,7 @@ def test_run_batch_writes_one_file_in_the_order_of_the_input(
     assert done.returncode == 0, done.stderr
     assert [line["custom_id"] for line in _lines(out)] == ["r0", "r1", "r2"]
     assert "--enforce-eager: the deployment has its engines already" in refused.stderr
-    assert "does not serve 'nobody'" in unknown.stderr
+    assert f"asks for the model '{MODEL}', not for 'nobody'" in unknown.stderr
 
 
 def test_a_schedule_is_made_shown_and_removed(cli: Cli, requests: Callable[..., Path]) -> None:
