@@ -25,7 +25,6 @@ from cli.commands import (
     webhooks,
 )
 from cli.commands.chat import chat
-from cli.commands.embed_eval import embed_eval
 from cli.commands.explain import explain
 from cli.commands.graph import graph
 from cli.commands.jobs import watch
@@ -118,7 +117,6 @@ app.command(rich_help_panel=_JOBS)(watch)
 app.command(rich_help_panel=_JOBS)(results)
 _PASSING = {"allow_extra_args": True, "ignore_unknown_options": True}  # `run-batch` names vLLM's flags in its refusal
 app.command("run-batch", context_settings=_PASSING, rich_help_panel=_JOBS)(run_batch)
-app.command("embed-eval", rich_help_panel=_JOBS)(embed_eval)
 app.command(rich_help_panel=_JOBS)(explain)
 app.command(rich_help_panel=_JOBS)(graph)
 app.command(rich_help_panel=_JOBS)(jobs.cancel)

@@ -228,11 +228,6 @@ class Server:
             answer = self.sdk.post(path, cast_to=object, body=dict(body or {}), options=options)
         return self._object(answer)
 
-    def embed(self, model: str, texts: list[str], fields: Mapping[str, Any]) -> Any:
-        """Return the SDK's answer with vectors as lists. `fields` are Nightmill's own request fields."""
-        with _told(self.url):
-            return self.sdk.embeddings.create(model=model, input=texts, extra_body=dict(fields), timeout=ANSWER_TIMEOUT)
-
     def delete(self, path: str) -> _JSON:
         with _told(self.url):
             answer = self.sdk.delete(path, cast_to=object)

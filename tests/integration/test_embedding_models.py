@@ -26,14 +26,18 @@ pytestmark = [pytest.mark.verify, pytest.mark.timeout(300)]
 PROMPTED, TINY, CODE = "minilm-prompted", "tiny", "code"
 LONG = "word " * 600
 TEXTS = {
-    "kiwi": ("The kiwi is a flightless bird of New Zealand.", "en"),
-    "emu": ("The emu is a tall bird of Australia.", "en"),
-    "lava": ("Lava is molten rock that flows from a volcano.", "en"),
-    "long": (f"Tides follow the moon. {'The sea rises and falls. ' * 90}", "en"),
-    "brot": ("Brot wird aus Mehl, Wasser und Salz gebacken.", "de"),
+    "kiwi": "The kiwi is a flightless bird of New Zealand.",
+    "emu": "The emu is a tall bird of Australia.",
+    "lava": "Lava is molten rock that flows from a volcano.",
+    "long": f"Tides follow the moon. {'The sea rises and falls. ' * 90}",
+    "brot": "Brot wird aus Mehl, Wasser und Salz gebacken.",
 }
-QUERIES = {"q1": ("a bird that cannot fly", "en"), "q2": ("hot liquid rock", "en"), "q3": ("Brot backen", "de")}
-QRELS = "q1 0 kiwi 1\nq2 0 lava 1\nq3 0 brot 1\n"
+QUERIES = [
+    {"query": "a bird that cannot fly", "relevant": ["kiwi.txt"], "language": "en"},
+    {"query": "hot liquid rock", "relevant": ["lava.txt"], "language": "en"},
+    {"query": "Brot backen", "relevant": ["brot.txt"], "language": "de"},
+]
+VECTORS_ALONE = {"hybrid_search": {"embedding_weight": 1, "text_weight": 0}}
 
 
 @dataclass
@@ -139,10 +143,12 @@ def results(mill: Mill, file_id: str | None) -> dict[str, Any]:
     return {line["custom_id"]: line["response"]["body"] for line in map(json.loads, lines)}
 
 
-def test_stores_of_different_models_are_searched_side_by_side(mill: Mill) -> None:
+@pytest.fixture(scope="module")
+def stores(mill: Mill) -> dict[str, str]:
+    """Return a store of the same files for each model, by the name of the model."""
     files = [
         mill.client.files.create(file=(f"{name}.txt", text.encode()), purpose="assistants").id
-        for name, (text, _) in TEXTS.items()
+        for name, text in TEXTS.items()
     ]
     stores = {}
     for model in (MINILM, PROMPTED, TINY, CODE):
@@ -150,11 +156,13 @@ def test_stores_of_different_models_are_searched_side_by_side(mill: Mill) -> Non
         batch = mill.client.vector_stores.file_batches.create_and_poll(store.id, file_ids=files, poll_interval_ms=200)
         assert (batch.file_counts.completed, batch.file_counts.failed) == (len(files), 0), model
         stores[model] = store.id
+    return stores
 
-    hybrid = {"embedding_weight": 1, "text_weight": 0}
+
+def test_stores_of_different_models_are_searched_side_by_side(mill: Mill, stores: dict[str, str]) -> None:
     for model, store in stores.items():
         found = mill.client.vector_stores.search(
-            store, query="a bird that cannot fly", extra_body={"ranking_options": {"hybrid_search": hybrid}}
+            store, query="a bird that cannot fly", extra_body={"ranking_options": VECTORS_ALONE}
         )
         names = [one.filename for one in found]
         assert set(names) <= {f"{name}.txt" for name in TEXTS}
@@ -163,26 +171,29 @@ def test_stores_of_different_models_are_searched_side_by_side(mill: Mill) -> Non
         assert mill.client.vector_stores.retrieve(store).model_extra["embedding_model"] == model  # type: ignore[index]
 
 
-def test_models_are_compared(mill: Mill, tmp_path: Path) -> None:
-    for name, many in (("corpus", TEXTS), ("queries", QUERIES)):
-        rows = [{"id": one, "text": text, "language": language} for one, (text, language) in many.items()]
-        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "qrels").write_text(QRELS)
-    files = [str(tmp_path / name) for name in ("corpus", "queries", "qrels")]
+def test_models_are_compared_by_an_eval_over_their_stores(mill: Mill, stores: dict[str, str]) -> None:
+    fields = {"input": "{{ sample.output_json.filenames }}", "reference": "{{ item.relevant }}"}
+    criteria: Any = [
+        {"type": "ranking", "name": f"{measure}@10", "evaluation_metric": measure, "k": 10, **fields}
+        for measure in ("recall", "mrr")
+    ]
+    config: Any = {"type": "custom", "item_schema": {"type": "object"}, "include_sample_schema": True}
+    made = mill.client.evals.create(name="models", data_source_config=config, testing_criteria=criteria)
+    runs = {}
+    for model in (TINY, MINILM):
+        source: Any = {
+            "type": "retrieval",
+            "vector_store_id": stores[model],
+            "ranking_options": VECTORS_ALONE,
+            "source": {"type": "file_content", "content": [{"item": item} for item in QUERIES]},
+        }
+        runs[model] = mill.client.evals.runs.create(made.id, name=model, data_source=source).id
+    eventually(lambda: {run.status for run in mill.client.evals.runs.list(made.id)} == {"completed"}, 60, "both ended")
 
-    models = [word for model in (MINILM, PROMPTED, TINY) for word in ("-m", model)]
-    done = mill.system.cli("embed-eval", *files, *models, "--hourly-cost", "1", "--json")
-    unknown = mill.system.cli("embed-eval", *files, "-m", "nobody")
+    compared = mill.system.cli("evals", "compare", runs[TINY], runs[MINILM], "--slice-by", "item.language", "--json")
 
-    assert done.returncode == 0, done.stderr
-    minilm, prompted, tiny = json.loads(done.stdout)["models"]
-    assert minilm["scores"]["MRR@10"] == 1
-    assert (minilm["dimensions"], minilm["max_tokens"], minilm["license"]) == (384, 256, "apache-2.0")
-    assert (prompted["license"], prompted["query_prompt"], prompted["prompts_used"]) == ("as MiniLM's", "query: ", True)
-    assert (tiny["dimensions"], tiny["max_tokens"], tiny["license"], tiny["training_data"]) == (64, 128, None, None)
-    assert minilm["truncated_share"] == tiny["truncated_share"] == pytest.approx(1 / 8)
-    assert minilm["memory_bytes"] > 100 << 20  # torch's process, on this machine
-    assert minilm["cost_per_million_tokens"] > 0
-    assert set(minilm["by_language"]) == {"de", "en"}
-    assert unknown.returncode == 1
-    assert unknown.stderr.strip().splitlines()[-1].startswith("nightmill: The model 'nobody' does not exist.")
+    assert compared.returncode == 0, compared.stderr
+    rows = map(json.loads, compared.stdout.splitlines())
+    means = {(row["criterion"], row["slice"]): row["second"] for row in rows if "slice" in row}
+    assert means["mrr@10", None] == means["mrr@10", "de"] == means["mrr@10", "en"] == 1
+    assert means["recall@10", None] == 1

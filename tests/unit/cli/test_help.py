@@ -24,7 +24,7 @@ EXPECTED = {
     "evals create", "evals list", "evals run", "evals watch", "evals compare", "evals import",
     "indexes list", "indexes create", "indexes compare", "indexes switch", "indexes back", "indexes sync",
     "indexes remove",
-    "console", "results", "embed-eval", "explain", "graph", "workers", "pause", "resume", "drain",
+    "console", "results", "explain", "graph", "workers", "pause", "resume", "drain",
     "chat", "files upload", "files list", "files get", "files download", "files delete",
     "stores create", "stores list", "stores add", "stores files", "stores search", "stores remove", "stores delete",
     "webhooks create", "webhooks list", "webhooks test", "webhooks deliveries", "webhooks delete",

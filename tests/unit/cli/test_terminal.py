@@ -105,8 +105,6 @@ def answer(method: str, path: str) -> tuple[int, object]:
     """Return the server's answer. A list has an entry with a hostile id."""
     if path.startswith(("/v1/jobs/refused", "/v1/schedules/refused")):
         return 400, {"error": ERROR}
-    if path.endswith("/embeddings"):
-        return 200, {"object": "list", "model": HOSTILE, "data": [{"index": 0, "embedding": [1.0, 0.0]}]}
     if path.endswith("/compare"):
         figures = {"recall": None, "ndcg": None, "mrr": None, "latency_ms": 1.0, "index_id": HOSTILE}
         summary = {"active": figures, "candidate": figures, "overlap": 1.0, "rank_correlation": None}
@@ -186,7 +184,6 @@ def call(
     monkeypatch.chdir(tmp_path)
     texts = json.dumps({"id": "t", "text": "x", "language": STORED}) + "\n" + json.dumps({"id": "u", "text": "y"})
     (tmp_path / "corpus").write_text(texts)
-    (tmp_path / "judgements").write_text("t 0 t 1\nu 0 u 1\n")
     (tmp_path / "requests.jsonl").write_bytes(asked("a"))
     (tmp_path / "eval.json").write_text("{}")
     saved = evaluation("") | dict.fromkeys(("name", "model"), STORED) | {"status": "completed"}
@@ -265,7 +262,6 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "evals watch": (True, [["evals", "watch", "x-1"]]),
     "evals compare": (True, [["evals", "compare", "x-1", "x-2", "--slice-by", "item.language"]]),
     "evals import": (True, [["evals", "import", "saved.jsonl"]]),
-    "embed-eval": (True, [["embed-eval", "corpus", "corpus", "judgements", "-m", STORED]]),
     "models list": (True, [["models", "list"], ["models", "list", "--json"], ["models", "list", "--mine"]]),
     "models add": (True, [["models", "add", f"{MODEL}5", "--url", "http://h"]]),
     "models probe": (False, [["models", "probe", "ft:a:b::c"]]),
