@@ -40,10 +40,10 @@ demo: console  ## Start everything, run two real batches on this machine, show t
 	$(BIN)/nightmill demo --since $(BEGAN)
 
 demo-eval: console  ## Evaluate two prompts on this machine over 48 docstrings, compare them, write a report (5 minutes)
-	$(BIN)/python -m bench.demo_eval $(ARGS)
+	$(BIN)/python -m bench.demos evaluation $(ARGS)
 
 demo-finetune: console  ## Train an adapter on this machine, ask it in a chat and a batch; fails unless it learned (10 minutes)
-	$(BIN)/python -m bench.demo_finetune $(ARGS)
+	$(BIN)/python -m bench.demos fine_tuning $(ARGS)
 
 up: console  ## Start every process of the Procfile and keep them running
 	$(BIN)/nightmill up

@@ -34,10 +34,9 @@ from rich.console import Console
 from sqlalchemy import select, update
 
 from api.pages.console_files import BUILD, is_built
-from bench.deployment import Deployment, chats, deployed, make_folder
+from bench.deployment import LIVE, Deployment, chats, deployed, make_folder
 from bench.fake_worker import REFUSED
 from bench.load import columns_of, copy_history, insert_many
-from cli.demo.batch import LIVE
 from jobs.db.engine import Database
 from jobs.files.tables import File
 from jobs.ids import new_id

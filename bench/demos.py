@@ -1,48 +1,56 @@
-"""Run a demo over a deployment of its own: `make demo-finetune` and `make demo-eval`."""
+"""Run an example over a deployment of its own: `make demo-eval` and `make demo-finetune`.
 
+python -m bench.demos evaluation --rows 12      other options than these here are those of examples/evaluation.py
+"""
+
+import argparse
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from rich.console import Console
-
-from bench.deployment import Deployment, deployed
+from bench.deployment import deployed
+from cli.demo.command import run_example
 from cli.errors import CliError
-from cli.terminal import escaped
 
-WIDTH = 140
+#: The lines of the Procfile that an example needs, by its name.
+_LINES = {
+    "evaluation": ("web", "dispatcher", "cpu", "evaluate", "gpu"),
+    "fine_tuning": ("web", "dispatcher", "cpu", "gpu", "finetune"),
+}
 
 
-def run(
-    data_dir: Path,
-    lines: Sequence[str],
-    play: Callable[[Console, Deployment, float], list[str]],
-    options: Sequence[str] = (),
-) -> int:
-    """Start the lines of the Procfile, call `play`, and return the exit code.
-
-    `play` receives the moment of the start, and returns what is missing, in words.
-    """
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.demos", description="run an example")
+    parser.add_argument("example", choices=sorted(_LINES))
+    parser.add_argument("--data-dir", type=Path, default=Path(".nightmill-demo"))
+    parser.add_argument("--engine-url", action="append", default=[], help="use an OpenAI-compatible server")
+    parser.add_argument("--no-vllm", action="store_true", help="start no vLLM here")
+    parser.add_argument("--patience", type=float, default=3600.0, help="give up after this many seconds")
+    options, others = parser.parse_known_args(arguments)
+    words = [word for url in options.engine_url for word in ("--engine-url", url)] + ["--no-vllm"] * options.no_vllm
     signal.signal(signal.SIGTERM, _exit)
     began = time.monotonic()
-    console.print(f"[bold]starting Nightmill[/] {escaped(f'in {data_dir}')}")
+    print(f"starting Nightmill in {options.data_dir}", flush=True)
+    lines, data_dir = _LINES[options.example], options.data_dir
     try:
-        with tempfile.TemporaryDirectory() as folder, deployed(Path(folder), lines, options, data_dir=data_dir) as mill:
+        with tempfile.TemporaryDirectory() as folder, deployed(Path(folder), lines, words, data_dir=data_dir) as mill:
             mill.cancel_live()
-            missing = play(console, mill, began)
+            print(f"the API answers after {time.monotonic() - began:.0f} s", flush=True)
+            run_example(mill.system, options.example, others, began + options.patience)
     except CliError as trouble:
-        console.print(escaped(str(trouble)))
+        print(trouble)
         return 1
-    console.print(f"[bold]{time.monotonic() - began:.0f} s[/] in all")
-    for fault in missing:
-        console.print(f"the demo is not complete: {escaped(fault)}")
-    return 1 if missing else 0
+    print(f"{time.monotonic() - began:.0f} s in all")
+    return 0
 
 
 def _exit(number: int, _frame: object) -> NoReturn:
     sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

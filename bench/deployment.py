@@ -15,7 +15,6 @@ from typing import Any, Literal
 import psutil
 from openai import OpenAI
 
-from cli.demo.batch import LIVE
 from cli.demo.system import System, running
 from cli.up import readiness
 from cli.up.procfile import CODE
@@ -23,8 +22,9 @@ from cli.up.procfile import CODE
 _READY_SECONDS = 600.0
 _LOOK_SECONDS = 0.5
 MB = 1 << 20
-#: The metadata of fine-tuning jobs and evals that a run creates, by which a later run knows them.
-MARK = {"made_by": "nightmill bench"}
+#: The metadata of fine-tuning jobs and evals that a run or an example creates, by which a later run knows them.
+MARK = {"made_by": "nightmill demo"}
+LIVE = ("validating", "in_progress", "finalizing", "cancelling")
 LIVE_RUN = ("queued", "in_progress")
 
 Endpoint = Literal["/v1/chat/completions", "/v1/embeddings"]

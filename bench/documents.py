@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from pydoc_data import topics
 
-from cli.demo import corpus
-from cli.demo.library import Paper, pdf
+from bench.papers import Paper, pdf
+from examples import corpus
 
 _SUFFIXES = frozenset({".md", ".rst", ".txt", ".html"})
 _NAMES = ("LICENSE", "LICENCE", "README", "COPYING", "NOTICE", "AUTHORS")

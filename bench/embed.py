@@ -36,7 +36,7 @@ from tokenizers import Tokenizer
 from bench import rival
 from bench.deployment import Deployment, make_folder
 from bench.vector_store import embedding_deployment, engine_environment
-from cli.demo import corpus
+from examples import corpus
 from jobs.fleet.models_file import Registry
 from jobs.queues import Queue
 from jobs.requests.endpoints import EMBEDDINGS

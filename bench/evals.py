@@ -30,7 +30,7 @@ from rich.table import Table
 
 from bench.deployment import MB, Deployment, make_folder
 from bench.pipeline import MODEL, deployment
-from cli.demo.corpus import docstrings
+from examples.corpus import docstrings
 from jobs.evals.graders import Grader, parse_grader
 from jobs.evals.graders.base import Answer, Ports
 from jobs.evals.grading import grade

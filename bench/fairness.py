@@ -20,8 +20,7 @@ from openai import OpenAI
 from rich.console import Console
 
 from bench import flood
-from bench.deployment import chats, deployed
-from cli.demo.batch import LIVE
+from bench.deployment import LIVE, chats, deployed
 from tests.support import stub_engine
 
 _MODEL = "fake-model"

@@ -28,9 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import tuning
-from bench.deployment import Deployment, chats, deployed, make_folder
+from bench.deployment import LIVE, Deployment, chats, deployed, make_folder
 from bench.tuning import BASE, Measured, Trained
-from cli.demo.batch import LIVE
 
 _LINES = ("web", "dispatcher", "cpu", "gpu", "finetune")
 _BATCHES = 8  # with an adapter each
@@ -48,7 +47,7 @@ def main() -> None:
     ):
         mill.wait_for("cpu.plan")
         mill.wait_for("gpu.generate")
-        lines, _ = tuning.rows(options.steps * tuning.BATCH, 0)
+        lines = tuning.rows(options.steps * tuning.BATCH)
         names, results = _train(console, mill, lines, options.pairs)
         _load(console, mill, Path(name), names, results, options.loads)
         _serve(console, mill, Path(name), [*names, *results][-_BATCHES:], options.lines)

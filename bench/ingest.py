@@ -31,8 +31,8 @@ from rich.table import Table
 
 from bench import documents, rival
 from bench.deployment import MB, Deployment, make_folder
+from bench.papers import Paper
 from bench.vector_store import OVERLAP, TOKENS, BenchStore, embedding_deployment, engine_environment
-from cli.demo.library import Paper
 from cli.up.procfile import CODE
 from workers.engines.model_folders import MINILM, materialise
 

@@ -22,8 +22,8 @@ from pydoc_data.topics import topics as help_topics
 from typing import Any
 
 from bench import questions
-from cli.demo import corpus
-from cli.demo.library import Paper
+from bench.papers import Paper
+from examples import corpus
 
 PACKAGE = "doc-rfc-std"
 _INSTALLED = Path("/usr/share/doc/RFC")

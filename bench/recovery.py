@@ -26,8 +26,7 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 
-from bench.deployment import Deployment, make_folder
-from cli.demo.batch import LIVE
+from bench.deployment import LIVE, Deployment, make_folder
 from cli.demo.system import running
 from jobs.db.engine import Database
 from jobs.ledger import pauses

@@ -8,13 +8,12 @@ The rows teach an entry of three lines, which no prompt asks for and the base mo
 
 import json
 import os
-import re
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 
 from bench.deployment import MARK, Deployment
 from bench.plain_trl import PlainReport, PlainSpec
-from cli.demo.corpus import Docstring, docstrings
+from examples.corpus import docstrings, entry, question
 from jobs.fleet.models_file import Registry
 from jobs.settings import Settings
 from workers import NICENESS
@@ -37,10 +36,7 @@ ENDS = ("succeeded", "failed", "cancelled")
 _RATE = 2e-4  # what the multiplier multiplies: docs/guides/fine-tuning.md
 _SAVES = 20  # checkpoints of a job
 _NICENESS = 5  # of the trainer's process, added to that of its worker
-_LONGEST = 120  # characters of a docstring: short rows, so that a small machine trains in minutes
 _LOOK_SECONDS = 0.5
-_ENTRY = re.compile(r"@entry (\S+)\n@module (\S+)\n@about (\S[^\n]*)")
-_SENTENCE = re.compile(r"(?<=[.!?])\s")
 
 Row = dict[str, Any]
 
@@ -81,43 +77,16 @@ class Measured:
 # ── rows ──
 
 
-def rows(count: int, held_out: int) -> tuple[list[Row], list[Docstring]]:
-    """Return rows to train on, and docstrings that are in none of them: the same ones with each Python."""
-    chosen = docstrings(count + held_out)
-    if len(chosen) < count + held_out:
+def rows(count: int) -> list[Row]:
+    """Return rows to train on, the same ones with each Python."""
+    chosen = docstrings(count)
+    if len(chosen) < count:
         raise ValueError(f"the standard library of this Python has only {len(chosen)} docstrings")
-    return [_row(docstring) for docstring in chosen[:count]], chosen[count:]
-
-
-def question(docstring: Docstring) -> list[Row]:
-    """Return the messages that ask about an object. Nothing in them tells how to answer."""
-    system = {"role": "system", "content": "You document Python."}
-    return [system, {"role": "user", "content": f"What is {docstring.name}?\n\n{docstring.text[:_LONGEST]}"}]
-
-
-def entry(docstring: Docstring) -> str:
-    """Return the answer that the rows teach."""
-    first = _SENTENCE.split(" ".join(docstring.text[:_LONGEST].split()), maxsplit=1)[0]
-    return f"@entry {docstring.name}\n@module {docstring.name.partition('.')[0]}\n@about {first}"
-
-
-def has_format(text: str) -> bool:
-    """Return whether a text is an entry, and nothing else."""
-    return _ENTRY.fullmatch(text.strip()) is not None
-
-
-def names_object(text: str, docstring: Docstring) -> bool:
-    """Return whether a text is an entry that names the object it was asked about."""
-    match = _ENTRY.fullmatch(text.strip())
-    return match is not None and match[1] == docstring.name
+    return [{"messages": [*question(one), {"role": "assistant", "content": entry(one)}]} for one in chosen]
 
 
 def jsonl(lines: Sequence[Row]) -> bytes:
     return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
-
-
-def _row(docstring: Docstring) -> Row:
-    return {"messages": [*question(docstring), {"role": "assistant", "content": entry(docstring)}]}
 
 
 # ── runs ──
@@ -208,12 +177,6 @@ def base_folder(mill: Deployment) -> str:
     """Return the folder of the packaged model's weights."""
     assert BASE in Registry.load(Settings()).models
     return str(mill.system.folder.path / "models" / BASE)
-
-
-def metrics(mill: Deployment, job_id: str) -> list[Mapping[str, Any]]:
-    """Return the data of the job's events of metrics, the first step first."""
-    events = list(mill.client.fine_tuning.jobs.list_events(job_id, limit=100))
-    return [event.data for event in events[::-1] if event.type == "metrics" and isinstance(event.data, dict)]
 
 
 def _new_events(mill: Deployment, job_id: str, seen: set[str]) -> Iterator[FineTuningJobEvent]:

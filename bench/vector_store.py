@@ -13,7 +13,7 @@ from openai.types import StaticFileChunkingStrategyObjectParam
 from openai.types.vector_stores import VectorStoreFileBatch
 
 from bench.deployment import Deployment, deployed
-from cli.demo.library import Paper
+from bench.papers import Paper
 from workers.engines.model_folders import MINILM
 
 _LOOK_SECONDS = 0.1

@@ -1,6 +1,5 @@
 """`make demo-eval` in its small form: the whole system, with a stub server as the engine of both prompts."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from bench import demo_eval
 from tests.support import stub_engine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +25,7 @@ def run(folder: Path, engine: str, model: str) -> subprocess.CompletedProcess[st
     models.write_text("models: {}\n")
     words = ["--no-vllm", "--engine-url", f"{engine}/v1", "--model", model, "--rows", str(ROWS)]
     return subprocess.run(
-        [sys.executable, "-m", "bench.demo_eval", "--data-dir", str(folder / "data"), *words],
+        [sys.executable, "-m", "bench.demos", "evaluation", "--data-dir", str(folder / "data"), *words],
         check=False,
         cwd=ROOT,
         env={**os.environ, "NIGHTMILL_MODELS_FILE": str(models)},
@@ -59,12 +57,3 @@ def test_demo_says_what_is_missing_and_fails(tmp_path: Path, engine: str) -> Non
 
     assert done.returncode == 1, done.stdout
     assert "The model 'nobody-has-this' does not exist." in done.stdout
-
-
-def test_rows_are_held_out_and_of_all_kinds() -> None:
-    items = demo_eval.rows(demo_eval.ROWS)
-
-    assert len({item["name"] for item in items}) == demo_eval.ROWS == 48
-    assert {item["kind"] for item in items} == {"module", "class", "function"}
-    prompts = json.dumps([demo_eval.PLAIN, demo_eval.INSTRUCTED, demo_eval.TRAINED])
-    assert not any(item["summary"] in prompts or item["summary"] in item["details"] for item in items)

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from bench.deployment import LIVE_RUN, Deployment
+from bench.deployment import LIVE, LIVE_RUN, Deployment
 from bench.tuning import jsonl
-from cli.demo.batch import LIVE
 from cli.demo.system import running
 from tests.contract.test_tuned_process import ANSWER, BASE, ENGINE, train
 from tests.support.system import ROOT, pause

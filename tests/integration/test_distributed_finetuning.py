@@ -46,7 +46,7 @@ def mill(tmp_path: Path, shared: Servers) -> Iterator[Deployment]:
 
 
 def test_packaged_model_is_trained_on_postgresql_and_s3(tmp_path: Path, shared: Servers, mill: Deployment) -> None:
-    lines, _ = tuning.rows(STEPS * tuning.BATCH, 0)
+    lines = tuning.rows(STEPS * tuning.BATCH)
     events: list[str] = []
 
     job = tuning.train(mill, lines, "s3", lambda event: events.append(event.message))

@@ -133,7 +133,8 @@ def test_the_metadata_is_whole(wheel: Path) -> None:
         metadata: Message = message_from_bytes(archive.read(path))
         process_table = archive.read("cli/up/Procfile").decode()
 
-    assert {"cli/up/Procfile", "jobs/fleet/models.yaml", "migrations/env.py", "api/pages/index.html"} <= set(names)
+    data = {"cli/up/Procfile", "jobs/fleet/models.yaml", "migrations/env.py", "api/pages/index.html"}
+    assert data | {"cli/demo/examples/batches.py", "cli/demo/examples/corpus.py"} <= set(names)
     assert "release: python -m jobs.bootstrap" in process_table
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["License-File"] == "LICENSE"

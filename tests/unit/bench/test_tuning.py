@@ -1,70 +1,51 @@
-"""The rows of the fine-tuning demo and benchmark, and how the demo judges what came of them."""
+"""The rows of the benchmark of fine-tuning, and what counts as an answer in their form."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from bench import demo_finetune, finetune, generation, tuning
-from bench.tuning import Trained
-from cli.demo.corpus import Docstring
+from bench import finetune, generation, tuning
+from examples.corpus import Docstring, docstrings, entry, entry_name, question
 from jobs.fleet.models_file import Registry
 
 PARSE = Docstring("ast.parse", "Parse the source into an AST node.\nEquivalent to compile(source, …).")
 
 
 def test_rows_are_the_same_each_time_and_leave_the_held_out_docstrings_out() -> None:
-    lines, held_out = tuning.rows(160, 20)
-    again, _ = tuning.rows(160, 20)
+    lines = tuning.rows(160)
 
-    assert lines == again
-    assert (len(lines), len(held_out)) == (160, 20)
+    assert lines == tuning.rows(160)
+    assert len(lines) == 160
     trained = json.dumps(lines)
-    assert not any(json.dumps(tuning.question(docstring)[-1]) in trained for docstring in held_out)
-    assert all(tuning.has_format(line["messages"][-1]["content"]) for line in lines)
+    assert not any(json.dumps(question(docstring)[-1]) in trained for docstring in docstrings(180)[160:])
+    assert all(entry_name(line["messages"][-1]["content"]) for line in lines)
 
 
 def test_more_rows_than_docstrings_are_refused() -> None:
     with pytest.raises(ValueError, match="has only"):
-        tuning.rows(100_000, 20)
+        tuning.rows(100_000)
 
 
 def test_entry_has_three_lines_and_the_first_sentence() -> None:
-    assert tuning.entry(PARSE) == "@entry ast.parse\n@module ast\n@about Parse the source into an AST node."
-    assert "@" not in tuning.question(PARSE)[-1]["content"]
+    assert entry(PARSE) == "@entry ast.parse\n@module ast\n@about Parse the source into an AST node."
+    assert "@" not in question(PARSE)[-1]["content"]
 
 
 @pytest.mark.parametrize(
-    ("text", "has_format", "names_object"),
+    ("text", "name"),
     [
-        (tuning.entry(PARSE), True, True),
-        (f"\n{tuning.entry(PARSE)}\n", True, True),
-        ("@entry ast.walk\n@module ast\n@about Walk.", True, False),
-        (f"Here it is:\n{tuning.entry(PARSE)}", False, False),
-        (f"{tuning.entry(PARSE)}\nAnd more.", False, False),
-        ("@entry ast.parse\n@module ast\n@about ", False, False),
-        ("ast.parse parses the source.", False, False),
+        (entry(PARSE), "ast.parse"),
+        (f"\n{entry(PARSE)}\n", "ast.parse"),
+        ("@entry ast.walk\n@module ast\n@about Walk.", "ast.walk"),
+        (f"Here it is:\n{entry(PARSE)}", None),
+        (f"{entry(PARSE)}\nAnd more.", None),
+        ("@entry ast.parse\n@module ast\n@about ", None),
+        ("ast.parse parses the source.", None),
     ],
 )
-def test_only_an_entry_alone_has_the_format(text: str, *, has_format: bool, names_object: bool) -> None:
-    assert (tuning.has_format(text), tuning.names_object(text, PARSE)) == (has_format, names_object)
-
-
-def test_demo_is_complete_only_if_the_tuned_model_alone_shows_the_format() -> None:
-    assert demo_finetune.faults(0.8, 0.1) == []
-    assert len(demo_finetune.faults(0.75, 0.1)) == 1
-    assert len(demo_finetune.faults(0.8, 0.15)) == 1
-    assert len(demo_finetune.faults(0.0, 1.0)) == 2
-
-
-def test_table_of_stages_has_a_column_for_each_run() -> None:
-    run = Trained(examining=5.0, starting=20.0, training=39.0, ending=8.0, steps=40, losses=(3.0, 1.0), peak=10**9)
-
-    table = demo_finetune.stages({"Nightmill": run, "plain trl": run})
-
-    assert [column.header for column in table.columns][1:] == ["Nightmill", "plain trl"]
-    assert (run.total, run.steps_per_second) == (72.0, 1.0)
-    assert list(table.columns[1].cells)[4:] == ["72", "1.00", "3.00 1.00", "1000"]
+def test_only_an_entry_alone_has_the_format(text: str, name: str | None) -> None:
+    assert entry_name(text) == name
 
 
 def test_quantile_is_a_measured_value() -> None:
