@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from openai import InvalidWebhookSignatureError, OpenAI
 
+NAME = "nightmill example"
 EVENTS = ["batch.completed", "batch.failed", "batch.expired", "batch.cancelled"]
 
 
@@ -53,7 +54,10 @@ def registered(client: OpenAI) -> Iterator[dict[str, str]]:
     """Yield the events of batches, which come while the block runs."""
     with Inbox(client) as inbox:
         url = f"http://127.0.0.1:{inbox.server_port}/"
-        endpoint = client.webhooks.create(name="example", url=url, event_types=EVENTS)
+        for earlier in client.webhooks.list():
+            if earlier.name == NAME:
+                client.webhooks.delete(earlier.id)  # an interrupted run has left it
+        endpoint = client.webhooks.create(name=NAME, url=url, event_types=EVENTS)
         inbox.secret = endpoint.signing_secret
         threading.Thread(target=inbox.serve_forever, daemon=True).start()
         try:

@@ -1,7 +1,7 @@
 """The example of two batches finds what is missing, and its webhooks are verified."""
 
 import threading
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -65,3 +65,31 @@ def test_webhook_without_a_signature_is_refused(example: Any) -> None:
         inbox.shutdown()
     assert answer.status_code == 400
     assert inbox.events == {}
+
+
+class Endpoints(list[Any]):
+    """The webhook endpoints of a client."""
+
+    def create(self, **fields: Any) -> Any:
+        self.append(SimpleNamespace(id=str(len(self)), signing_secret="whsec_", **fields))
+        return self[-1]
+
+    def list(self) -> list[Any]:
+        return [*self]
+
+    def delete(self, name: str) -> None:
+        self[:] = [one for one in self if one.id != name]
+
+
+def test_webhook_endpoint_of_an_interrupted_run_is_deleted(example: Any) -> None:
+    webhooks = example("webhooks")
+    endpoints = Endpoints()
+    endpoints.create(name="mine")
+    endpoints.create(name=webhooks.NAME, url="http://127.0.0.1:9/")
+
+    with webhooks.registered(SimpleNamespace(webhooks=endpoints)):
+        _, endpoint = endpoints
+        assert endpoint.name == webhooks.NAME
+        assert not endpoint.url.startswith("http://127.0.0.1:9/")
+
+    assert [one.name for one in endpoints] == ["mine"]
