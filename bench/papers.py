@@ -1,32 +1,9 @@
-"""Make the demo's documents from the help of this machine's Python, as text, HTML and PDF.
+"""A document that is uploaded into a vector store, and the writer of those that are PDF."""
 
-topics of `help()`        text; the longest topics as PDF
-modules                   HTML, `pydoc`'s page of each
-"""
-
-import importlib
-import pydoc
 import textwrap
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pydoc_data import topics
 
-_TOPICS = (
-    "assert", "booleans", "break", "comparisons", "context-managers", "del", "else", "exceptions", "for", "global",
-    "if", "imaginary", "lambda", "lists", "naming", "pass", "power", "raise", "return", "slicings", "truth", "try",
-    "while", "with", "yield",
-)  # fmt: skip
-_BOUND = ("typesseq",)
-_MODULES = ("bisect", "fnmatch", "getpass", "graphlib", "queue", "secrets", "shlex", "stat", "tomllib")
-_LONGEST = 6_000  # characters of a topic, to keep the demo short
 _LINES, _COLUMNS = 54, 92  # of a page
-
-#: Questions that are answered from the documents.
-QUESTIONS = (
-    "What are context managers good for?",
-    "Which function makes a random token for a password reset?",
-    "What is the difference between lists and tuples?",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,28 +12,6 @@ class Paper:
 
     name: str
     data: bytes
-
-
-def papers() -> list[Paper]:
-    """Return all documents, the same ones on every run of one Python version."""
-    return [*_reference(), *_pages(), *_book()]
-
-
-def _reference() -> Iterator[Paper]:
-    for name in _TOPICS:
-        if text := topics.topics.get(name, ""):
-            yield Paper(f"{name}.txt", text[:_LONGEST].encode())
-
-
-def _pages() -> Iterator[Paper]:
-    for name in _MODULES:
-        page = pydoc.HTMLDoc().page(name, pydoc.HTMLDoc().docmodule(importlib.import_module(name)))
-        yield Paper(f"{name}.html", page.encode())
-
-
-def _book() -> Iterator[Paper]:
-    for name in _BOUND:
-        yield Paper(f"{name}.pdf", pdf(topics.topics[name][: 4 * _LONGEST]))
 
 
 def pdf(text: str) -> bytes:
