@@ -23,7 +23,7 @@ from jobs.platform.secret_files import replaced
 
 _READY_SECONDS = 180.0
 _STOP_SECONDS = 60.0
-_HOPELESS = 3  # restarts of one process that count as hopeless that count as hopeless
+_HOPELESS = 3  # restarts of one process that count as hopeless
 _READ, _SHOWN = 200, 8  # lines of a log
 
 #: Settings that name services which other deployments share. This installation uses its own: its workers must not take
