@@ -23,6 +23,7 @@ from rich.console import Console
 
 from bench.deployment import MB, Deployment, chats, make_folder
 from bench.pipeline import MODEL, PROMPTS, check, deployment
+from jobs.ledger.slot_weights import SLOTS
 from jobs.settings import Settings
 
 _LOOK_SECONDS = 0.02
@@ -125,7 +126,7 @@ def _measure(mill: Deployment, folder: Path, options: argparse.Namespace, consol
     killer.weigh()
     check(mill, done, options.lines)
     config, again = Settings(), asked.count() - options.lines
-    bound = options.kills * config.shards_in_flight * config.shard_lines
+    bound = options.kills * SLOTS * config.shard_lines
     console.print(f"{options.lines:,} lines, {options.kills} kills (seed {options.seed}), each custom_id once")
     console.print(f"{done.seconds:.1f} s, {options.lines / done.seconds:,.0f} items/s; running {done.running:.1f} s")
     console.print(

@@ -30,6 +30,7 @@ from bench.deployment import LIVE, Deployment, make_folder
 from cli.demo.system import running
 from jobs.db.engine import Database
 from jobs.ledger import pauses
+from jobs.ledger.slot_weights import SLOTS
 from jobs.queues import Queue
 from jobs.settings import Settings
 from tests.support import stub_engine
@@ -125,7 +126,7 @@ def _measure(
             _check(mill, batch, n, options.lines)
     whole = options.batches * options.lines
     again, config = asked.counts.total() - whole, Settings()
-    bound = config.shards_in_flight * config.shard_lines
+    bound = SLOTS * config.shard_lines
     went_on = sorted(at - began for at in asked.first.values())
     place = "distributed set" if shared else "embedded defaults"
     console.print(f"recovery  {place}: {options.batches} batches of {options.lines:,} lines, {before:,} asked for")

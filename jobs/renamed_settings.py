@@ -3,18 +3,25 @@
 from typing import Final
 
 RENAMED: Final = {
-    "BEAT_SECONDS": "HEARTBEAT_SECONDS",
     "INTERACTIVE_BESIDE": "BATCH_REQUESTS_WHILE_INTERACTIVE",
     "RERING_SECONDS": "REDELIVERY_SECONDS",
 }
 
 FIXED: Final = {
+    "BEAT_SECONDS": "1/6 of NIGHTMILL_LEASE_SECONDS",
+    "CANCEL_GRACE_SECONDS": "3 seconds",
     "ENGINE_MAX_ANSWER_BYTES": "16 MiB",
+    "FINISH_TRIES": "5 tries",
+    "HEARTBEAT_SECONDS": "1/6 of NIGHTMILL_LEASE_SECONDS",
+    "INGEST_SHARD_FILES": "32 files",
     "INTERACTIVE_UNREAD": "16,384 chunks",
+    "ITEM_TRIES": "3 tries",
     "PARSE_MAX_PAGES": "5,000 pages",
     "PARSE_MAX_TOKENS": "5,000,000 tokens",
     "PARSE_TEXT_BYTES": "64 MiB",
     "PART_MAX_BYTES": "64 MiB",
+    "SHARDS_IN_FLIGHT": "2 shards",
+    "SHARD_BYTES": "4 MiB",
     "STALLS_BEFORE_CAREFUL": "2 lost leases",
     "STALLS_BEFORE_ISOLATION": "2 lost leases",
     "STORE_MAX_FILES": "10,000 files",

@@ -209,28 +209,12 @@ class JobSettings(BaseModel):
     """Jobs and workers"""
 
     shard_lines: int = Field(256, ge=1, le=4096, description="The maximum number of lines of a shard.")
-    shard_bytes: int = Field(
-        4 * MB, ge=1024, description="The maximum size of a shard. A line that is larger has a shard of its own."
-    )
-    shards_in_flight: int = Field(
-        2, ge=1, description="The number of full shards that one engine works on at once. Smaller ones count by lines."
-    )
     segment_seconds: float = Field(1.0, gt=0, description="The time after which a finished line is durable.")
-    heartbeat_seconds: float = Field(5, gt=0, description="The time between two heartbeats of a worker.")
     lease_seconds: float = Field(30, gt=0, description="The time without a heartbeat after which a claim is revoked.")
     redelivery_seconds: float = Field(
         10,
         gt=0,
         description="The time after which an unclaimed message is published again. It doubles with each repetition.",
-    )
-    cancel_grace_seconds: float = Field(
-        3, ge=0, description="The time after which the claims on a cancelled job's shards are revoked."
-    )
-    item_tries: int = Field(
-        3, ge=1, le=8, description="The maximum number of tries of a line whose request breaks. The last runs alone."
-    )
-    finish_tries: int = Field(
-        5, ge=1, description="The maximum number of tries to plan or to finish a job before it fails."
     )
 
 
@@ -268,9 +252,6 @@ class StoreSettings(BaseModel):
     )
     rewrite_seconds: float = Field(
         5, gt=0, description="The maximum time for rewriting a query. After it the original query is searched."
-    )
-    ingest_shard_files: int = Field(
-        32, ge=1, le=256, description="The maximum number of files in a shard of an ingestion."
     )
     parse_seconds: float = Field(
         120, gt=0, description="The maximum time for parsing one document, on the clock and of CPU."

@@ -173,6 +173,11 @@ class Settings(
         )
 
     @property
+    def heartbeat_seconds(self) -> float:
+        """Return the time between two heartbeats of a worker: a claim survives five that are lost."""
+        return self.lease_seconds / 6
+
+    @property
     def flower(self) -> int:
         return self.flower_port or self.port + 1
 

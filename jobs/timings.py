@@ -42,6 +42,7 @@ class Timings:
     # workers.dispatcher
     dispatch_tick: float = 0.1  # between full looks at what is due
     dispatch_idle: float = 1.0  # between full looks while nothing was written
+    cancel_grace: float = 3.0  # for workers to end what they hold of a cancelled job: then it is taken from them
     dependents_pass: float = 0.5  # for jobs whose predecessors have ended: meanwhile nothing is published
     retention_pass: float = 2.0  # of one pass in one go: the dispatcher does nothing else meanwhile
     retention_more: float = 0.5  # of going on with it

@@ -25,6 +25,7 @@ from jobs.fleet import devices, workers
 from jobs.fleet.models_file import ModelsFileError, Registry
 from jobs.inference import responses
 from jobs.inference.interactive import redis_url
+from jobs.ledger.slot_weights import SLOTS
 from jobs.platform import memory
 from jobs.platform.limiters import SharedExclusiveLock
 from jobs.queues import Queue
@@ -65,7 +66,7 @@ _REFRESH_SECONDS: Final = 1.0  # jobs may wait for a model that came up
 def run(config: Settings, name: str, queue: str) -> None:
     """Serve `queue` with the engines that the models file names for it. The process ends here."""
     log_tail = LogTail()
-    pool = Pool(name, (queue,), slots=config.shards_in_flight, state="starting")
+    pool = Pool(name, (queue,), slots=SLOTS, state="starting")
     context = build(config, pool)
     engine, whole = _build_router(context, queue), queue == Queue.TUNED
     others = SharedExclusiveLock(config.data_dir / "run" / queue, config.lease_seconds)

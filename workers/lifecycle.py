@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 _storage_failed = Seldom(log, "work_waits_for_storage")  # hundreds of shards retry every ten seconds
 database_away = Seldom(log, "work_waits_for_database")
 
+#: Tries to plan or to finish a job before it fails.
+MAX_TRIES: Final = 5
 #: The step that failed, by task, for the error of a job.
 _FAILURES: Final = {Task.PLAN: "The input cannot be planned", Task.FINISH: "The results cannot be assembled"}
 
@@ -184,12 +186,12 @@ class _JobAttempt:
         context, claim = self._context, self._claim
         code, reason = self._reason(error)
         report = {"code": code, "message": f"{_FAILURES[self._task]}: {reason}", "line": None, "param": None}
-        delay, tries = context.config.redelivery_seconds * (1 + claim.job.failed_attempts), context.config.finish_tries
+        delay = context.config.redelivery_seconds * (1 + claim.job.failed_attempts)
         with suppress(ClaimLost):
-            if claim.job.failed_attempts + 1 >= tries:
+            if claim.job.failed_attempts + 1 >= MAX_TRIES:
                 stop_all(context, claim, JobState.FAILED, [report])
             context.db.retrying(
-                lambda session: ledger.record_failed_attempt(session, claim, tries=tries, delay=delay, error=report)
+                lambda session: ledger.record_failed_attempt(session, claim, tries=MAX_TRIES, delay=delay, error=report)
             )
 
     def _reason(self, error: Exception) -> tuple[str, str]:

@@ -13,7 +13,7 @@ time, with `isolated_line` committed first, so that the line that kills its work
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Executable, and_, delete, exists, literal_column, or_, select, update
 from sqlalchemy.orm import Session
@@ -27,6 +27,8 @@ from jobs.ledger.states import JobState, ShardState
 from jobs.ledger.tables import Job, Outbox, Shard
 from jobs.queues import Task
 
+#: The maximum size of a shard; a line that is larger has a shard of its own.
+MAX_BYTES: Final = 4 << 20
 #: A running shard. The state is a literal: with a parameter SQLite can't use the partial index.
 HELD = Shard.state == literal_column("'running'")
 

@@ -16,6 +16,8 @@ from jobs.ledger.states import JobState, ShardState
 from jobs.ledger.tables import Job, Shard
 from jobs.settings import Settings
 
+#: The slots of one engine: the full shards that it works on at once.
+SLOTS: Final = 2
 SHARDS_PER_SLOT: Final = 32
 #: Lost leases without progress before a shard is run one line at a time.
 STALLS_BEFORE_ISOLATION: Final = 2

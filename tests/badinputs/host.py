@@ -107,7 +107,7 @@ def _hurry(app: FastAPI) -> None:
 def mill(config: Settings) -> None:
     stop = _stopped_by_signal()
     db = Database(config.database, patience=10)
-    calm = {"shard_lines": 256, "lease_seconds": 20.0, "heartbeat_seconds": 1.0, "redelivery_seconds": 2.0}
+    calm = {"shard_lines": 256, "lease_seconds": 20.0, "redelivery_seconds": 2.0}
     with running(db, config.data_dir, **calm) as deployment:
         context = build_worker(config, Pool("io", (), 1))
         arguments = (context.db, config, context.worker_id, stop, replace(Timings(), deliveries_idle=float("inf")))

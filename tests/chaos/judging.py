@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from openai import OpenAI
 
+from jobs.ledger.slot_weights import SLOTS
 from jobs.retrieval.attachments import AGAIN_SECONDS
 from jobs.settings import Settings
 from tests.chaos.faults import ALL_FAULTS
@@ -14,7 +15,7 @@ from tests.chaos.repeaters import TEXTS
 from tests.support import oracle, store_oracle
 from tests.support.store_oracle import KnownStore
 from tests.support.stub_engine import text_mark
-from tests.support.system import SCALED, wait_for
+from tests.support.system import wait_for
 from workers.retrieval.ingestion.index import CHUNKS_AT_ONCE
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 _SETTLE_SECONDS = 90.0
 _PURGE_SECONDS = AGAIN_SECONDS + 30.0
-_SLOTS = int(SCALED["NIGHTMILL_SHARDS_IN_FLIGHT"])
 
 
 def await_settled(campaign: "Campaign") -> None:
@@ -60,7 +60,7 @@ def embedded_again(campaign: "Campaign") -> int:
 
 def embedding_bound(campaign: "Campaign") -> int:
     """Return how many texts may be embedded again: those of each claim that a fault may cost."""
-    return CHUNKS_AT_ONCE * _SLOTS * sum(bool(ALL_FAULTS[one.name].rework) for one in campaign.struck)
+    return CHUNKS_AT_ONCE * SLOTS * sum(bool(ALL_FAULTS[one.name].rework) for one in campaign.struck)
 
 
 def _ingestions(client: OpenAI) -> list[dict[str, Any]]:

@@ -63,7 +63,7 @@ def world(db: Database, tmp_path: Path) -> Iterator[World]:
     faults: list[Answer] = []
     engine = FakeEngine((MODEL,), fault=lambda _: faults.pop() if faults else None)
     with (
-        running(db, tmp_path, engine, finish_tries=3) as mill,
+        running(db, tmp_path, engine) as mill,
         running_app(tmp_path, db.url) as app,
         serve(app) as url,
         OpenAI(base_url=f"{url}/v1", api_key=make_key(app), max_retries=0) as client,

@@ -22,6 +22,7 @@ from jobs.queues import Queue, Task
 from jobs.requests.endpoints import RESPONSES
 from jobs.timings import Timings
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
+from workers import lifecycle
 from workers.batches import finishing
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, EngineBusy, Request, refusal
@@ -170,7 +171,7 @@ def test_a_shard_whose_answers_cannot_be_stored_asks_nothing_more(
 def test_a_database_that_cannot_be_read_while_results_are_assembled_costs_the_job_nothing(
     mill: Mill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, busy = finishing._Finisher.run, [mill.config.finish_tries + 2]
+    run, busy = finishing._Finisher.run, [lifecycle.MAX_TRIES + 2]
 
     def sometimes(finisher: finishing._Finisher) -> None:
         if busy[0]:
@@ -199,7 +200,7 @@ def test_results_that_storage_has_lost_fail_the_job_after_some_tries_and_a_retry
 
     assert job.state == JobState.FAILED
     assert [error["code"] for error in job.errors or []] == ["results_lost"]
-    assert (job.failed_attempts, job.completed) == (mill.config.finish_tries, 50)
+    assert (job.failed_attempts, job.completed) == (lifecycle.MAX_TRIES, 50)
     assert mill.results(job) == ([], [])
 
     (again,) = mill.drain(mill.submit(b"", input_path=job.input_path, retry_of=job_id))
@@ -216,7 +217,7 @@ def test_a_job_that_cannot_be_planned_fails_after_some_tries(mill: Mill, monkeyp
 
     (job,) = mill.drain(mill.submit(_batch(5)))
 
-    assert (job.state, job.failed_attempts) == (JobState.FAILED, mill.config.finish_tries)
+    assert (job.state, job.failed_attempts) == (JobState.FAILED, lifecycle.MAX_TRIES)
     assert [error["code"] for error in job.errors or []] == ["internal_error"]
     assert "prompt" not in str(job.errors)
 

@@ -22,6 +22,7 @@ from openai import OpenAI
 from openai.types import Batch
 
 from cli.up.broker import socket_path
+from jobs.ledger.slot_weights import SLOTS
 from jobs.queues import Queue
 from tests.support import oracle
 from tests.support.oracle import Job
@@ -36,7 +37,7 @@ MB = 1 << 20
 PAGE = 4096
 LEASE = float(SCALED["NIGHTMILL_LEASE_SECONDS"])
 #: What may be asked again when both shards in flight can't store their answers.
-LOST_AT_ONCE = int(SCALED["NIGHTMILL_SHARDS_IN_FLIGHT"]) * int(SCALED["NIGHTMILL_SHARD_LINES"])
+LOST_AT_ONCE = SLOTS * int(SCALED["NIGHTMILL_SHARD_LINES"])
 #: A shard or a finisher that could not store something waits ten seconds; then there is work to do, on a slow machine.
 RECOVERY = 60.0
 MIN_FREE = 32 * MB

@@ -16,6 +16,7 @@ from jobs.ledger.tables import Segment
 from jobs.queues import Queue, Task
 from tests.support.evaluating import JUDGE, SAME, SCORE, World, evaluating, items
 from tests.support.mill import MODEL
+from workers.batches import running
 from workers.engines.port import refusal
 
 BROKEN = refusal(500, "It broke.", code="server_error")
@@ -73,9 +74,9 @@ def test_judge_that_broke_is_asked_again_and_nobody_else(world: World) -> None:
     assert world.output(run) == before
 
 
-def test_model_that_broke_is_asked_again_and_its_answer_judged(make_world: Callable[..., World]) -> None:
+def test_model_that_broke_is_asked_again_and_its_answer_judged(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model breaks twice on one item, so the retry is retried too."""
-    world = make_world(item_tries=1)
+    monkeypatch.setattr(running, "MAX_TRIES", 1)
     run = world.ended(world.run(world.eval(SAME, SCORE), items("a", "!flaky2 b", "c")))
     world.asked.clear()
 

@@ -141,8 +141,7 @@ def test_nonsense_of_a_judge_is_an_error_and_no_failure(world: World) -> None:
 
 
 @pytest.mark.verify
-def test_item_that_no_model_answers_is_an_error(make_world: Callable[..., World]) -> None:
-    world = make_world(item_tries=1)
+def test_item_that_no_model_answers_is_an_error(world: World) -> None:
     run = world.run(world.eval(SAME, SCORE), items("!500 a", "b"))
 
     done = world.ended(run)

@@ -42,8 +42,9 @@ def asked() -> list[str]:
 
 
 @pytest.fixture
-def mill(db: Database, tmp_path: Path, asked: list[str]) -> Iterator[Mill]:
-    with running(db, tmp_path, FakeEngine((MODEL,), on_prompt=asked.append), finish_tries=1, min_free_bytes=2) as made:
+def mill(db: Database, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Mill]:
+    monkeypatch.setattr(lifecycle, "MAX_TRIES", 1)
+    with running(db, tmp_path, FakeEngine((MODEL,), on_prompt=asked.append), min_free_bytes=2) as made:
         yield made
 
 

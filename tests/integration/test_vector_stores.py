@@ -182,7 +182,7 @@ def running(folder: Path, **environment: str) -> Iterator[Mill]:
     with StubEngine(folder, "stub-model") as chat:
         models.write_text(_MODELS_FILE.replace("URL", chat.url))
         given = {"NIGHTMILL_VLLM_ENABLED": "false", "NIGHTMILL_ENGINE_URLS": chat.url}
-        given |= {"NIGHTMILL_MODELS_FILE": str(models), "NIGHTMILL_INGEST_SHARD_FILES": "8"}
+        given |= {"NIGHTMILL_MODELS_FILE": str(models)}
         system = System(folder, **given, **watched(folder / _CALLS), **environment)
         try:
             system.start()

@@ -13,6 +13,7 @@ from jobs.ledger.tables import Job
 from jobs.platform.storage import Storage
 from jobs.security.tables import Project
 from jobs.settings import Settings
+from jobs.timings import Timings
 from jobs.webhooks.tables import Event
 from tests.simulation.worker import Plan, Site, WorkerProcess
 from tests.simulation.world import Actor, Broker, Process, SimulatedDatabase, Steps, Weather, World
@@ -22,10 +23,9 @@ from workers.dispatcher.loop import Dispatcher
 
 CONFIG = Settings(
     lease_seconds=2,
-    heartbeat_seconds=0.5,
     redelivery_seconds=1,
-    cancel_grace_seconds=1,
 )
+TIMINGS = Timings(cancel_grace=1.0)
 #: Virtual seconds in which every job must have ended once it is calm: a poison takes four leases.
 PATIENCE = 90.0
 #: Which states may be seen after which; what is polled never goes back.
@@ -108,7 +108,7 @@ class Game:
 
     def _dispatcher(self) -> Actor:
         storage: Storage = Nowhere()  # type: ignore[assignment]
-        dispatcher = Dispatcher(CONFIG, self.world.db, storage, self.site.broker, self.world.clock)
+        dispatcher = Dispatcher(CONFIG, self.world.db, storage, self.site.broker, self.world.clock, TIMINGS)
         while True:
             try:
                 dispatcher.tick()

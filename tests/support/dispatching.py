@@ -46,7 +46,7 @@ class DispatcherHarness:
     """A dispatcher with a clock and a broker of the test's own."""
 
     def __init__(self, db: Database, folder: Path, **settings: Any) -> None:
-        facts = {"lease_seconds": 30, "redelivery_seconds": 10, "cancel_grace_seconds": 3, "shard_lines": 1, **settings}
+        facts = {"lease_seconds": 30, "redelivery_seconds": 10, "shard_lines": 1, **settings}
         self.config = Settings(data_dir=folder, database_url=db.url, **facts)
         self.db, self.clock, self.broker = db, Clock(), FakeBroker()
         self.storage = DiskStorage(folder / "files")

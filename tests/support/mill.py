@@ -81,7 +81,8 @@ class Mill:
         self._threads = ThreadPoolExecutor(4)
         self.slot_scheduler = SlotScheduler(4)
         self._handled: list[Future[None]] = []
-        self.dispatcher = Dispatcher(self.config, self.db, self.storage, self)
+        timings = Timings(cancel_grace=1.0)
+        self.dispatcher = Dispatcher(self.config, self.db, self.storage, self, timings=timings)
 
     def publish(self, task: str, queue: str, arguments: Sequence[object]) -> None:
         """Deliver a message as the broker does: to a worker, here or `elsewhere`, or to nobody."""
@@ -177,12 +178,11 @@ def running(
     """Yield a mill over `db`, with small constants. `queue` is what its worker with an engine serves."""
     scaled = {
         "shard_lines": 8,
-        "heartbeat_seconds": 0.2,
         "lease_seconds": 1.5,
         "redelivery_seconds": 0.3,
         "min_free_bytes": 0,
+        "segment_seconds": 0.05,
     }
-    scaled |= {"segment_seconds": 0.05, "cancel_grace_seconds": 1.0}
     config = Settings(data_dir=folder, database_url=db.url, **{**scaled, **settings})
     engine = engine or FakeEngine(models=(MODEL,))
     response_cache = ResponseCache(db, config.cache_max_bytes, PATIENT)

@@ -48,14 +48,11 @@ CACHED_MODEL = "stub-cached"  # the first under a name of the models file: what 
 #: Time constants at a tenth of what they are in life, so that a lease is lost and found while one looks on.
 SCALED: Mapping[str, str] = {
     "NIGHTMILL_SHARD_LINES": "32",
-    "NIGHTMILL_SHARDS_IN_FLIGHT": "2",
     "NIGHTMILL_SEGMENT_SECONDS": "0.2",
     "NIGHTMILL_ENGINE_CONCURRENCY": "16",  # a shard takes a while, and has segments behind it when its worker dies
     "NIGHTMILL_LEASE_SECONDS": "3",
-    "NIGHTMILL_HEARTBEAT_SECONDS": "0.5",
     "NIGHTMILL_REDELIVERY_SECONDS": "2",
     "NIGHTMILL_ENGINE_TIMEOUT_SECONDS": "8",
-    "NIGHTMILL_CANCEL_GRACE_SECONDS": "2",
     "NIGHTMILL_WEBHOOK_ALLOW_PRIVATE": "true",
     "NIGHTMILL_WEBHOOK_RETRY_SECONDS": "0,0.5,1,2,4,8,16,30,60",
     "NIGHTMILL_WEBHOOK_TIMEOUT_SECONDS": "5",

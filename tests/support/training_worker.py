@@ -15,7 +15,7 @@ from workers.kinds import HANDLERS
 from workers.runtime.context import Context, Pool, build
 
 #: Small, so that a worker that is gone is noticed soon.
-SCALED = {"heartbeat_seconds": 0.2, "lease_seconds": 1.5, "min_free_bytes": 0}
+SCALED = {"lease_seconds": 1.5, "min_free_bytes": 0}
 
 
 def context_of(config: Settings) -> Context:

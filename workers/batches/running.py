@@ -29,7 +29,7 @@ from workers.batches.finishing import Results, assemble
 from workers.batches.segments import SegmentRun
 from workers.engines.port import Answer, EngineFault, Request, refusal
 from workers.runtime import output_lines
-from workers.runtime.answering import Answering
+from workers.runtime.answering import MAX_TRIES, Answering
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost, GaveUp
 from workers.runtime.heartbeat import ClaimHandle
@@ -51,7 +51,6 @@ class LineRun(SegmentRun):
     def __init__(self, context: Context, host: EngineHost, claim: ShardClaim, handle: ClaimHandle) -> None:
         super().__init__(context, claim, handle)
         self.host = host
-        self.tries = context.config.item_tries
         self.items: list[Item] = []
 
     def all(self) -> None:
@@ -101,8 +100,8 @@ class LineRun(SegmentRun):
         self.handle.changed.clear()
         if self.handle.ended:
             return
-        answering = Answering(self.host, self.tries, self._emit, self.answer_function())
-        future = self.host.call(answering.run([item for item in items if not item.failures.is_spent(self.tries)]))
+        answering = Answering(self.host, MAX_TRIES, self._emit, self.answer_function())
+        future = self.host.call(answering.run([item for item in items if not item.failures.is_spent(MAX_TRIES)]))
         future.add_done_callback(lambda _: self.handle.changed.set())
         try:
             self._collect(future)
@@ -114,7 +113,7 @@ class LineRun(SegmentRun):
             raise
         finally:
             future.cancel()  # after any error: no more requests are sent
-        for item in broken + [item for item in items if item.failures.is_spent(self.tries) and item.fault is None]:
+        for item in broken + [item for item in items if item.failures.is_spent(MAX_TRIES) and item.fault is None]:
             self._give_up(item)
 
     def _collect(self, future: Future[list[Item]]) -> None:

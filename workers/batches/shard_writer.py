@@ -131,7 +131,7 @@ class ShardWriter:
         self.bytes += line.length
 
     def _exceeds(self, shard: Shard, end: int) -> bool:
-        return shard.lines >= self._config.shard_lines or end - shard.offset > self._config.shard_bytes
+        return shard.lines >= self._config.shard_lines or end - shard.offset > shards.MAX_BYTES
 
     def _check_claim(self) -> None:
         if self._handle is not None and self._handle.ended:

@@ -204,7 +204,7 @@ class Maintenance:
         with self._db.read() as session:
             jobs = shards.stopping(session)
         for job_id, age in self._stopping.ages(jobs).items():
-            if age >= self._config.cancel_grace_seconds:
+            if age >= self._timings.cancel_grace:
                 self._write(partial(shards.revoke_running, job_id=job_id))
 
     def _sweep(self) -> None:

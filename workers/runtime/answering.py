@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Final
 
 from workers.engines.port import Answer, EngineBusy, EngineDead, EngineFault, Request, Suspect, Unserved
 from workers.runtime.engine_host import EngineHost, GaveUp
@@ -19,6 +20,10 @@ from workers.runtime.output_lines import Item
 log = logging.getLogger(__name__)
 
 _PAUSE = 0.5
+
+
+#: Tries of a line whose request breaks; the last one runs alone.
+MAX_TRIES: Final = 3
 
 
 class Answering:

@@ -6,7 +6,7 @@ from statistics import median
 from bench.deployment import MB, chats
 from bench.killed import Killer, PromptLog, moments
 from bench.pipeline import MODEL, PROMPTS, check, deployment
-from jobs.settings import Settings
+from jobs.ledger.slot_weights import SLOTS
 from tests.chaos.doses.dose import Given, Outcome
 
 _KILLS = 10
@@ -34,7 +34,7 @@ def one_batch(given: Given) -> Outcome:
         killer.weigh()
         check(mill, done, lines)
     outcome.judge(f"each custom_id once, {lines / done.seconds:,.0f} lines/s")
-    outcome.at_most("asked twice", asked.count() - lines, _KILLS * Settings().shards_in_flight * _SHARD_LINES)
+    outcome.at_most("asked twice", asked.count() - lines, _KILLS * SLOTS * _SHARD_LINES)
     outcome.judge(f"asks again {median(killer.resumed):.1f} s after a kill (median)")
     outcome.at_most("worst, with the worker's start", max(killer.resumed), _RESUME_SECONDS, " s")
     for name, most in _MOST.items():

@@ -11,16 +11,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs.settings import Settings
 from tests.chaos.doses.deployment import Site, line, site
 from tests.chaos.doses.dose import Given, Outcome
 from tests.support.system import pause, wait_for
+from workers.runtime.answering import MAX_TRIES
 
 _KINDS = ("!crash", "!reset", "!hang", "!html", "!500", "!huge")
 _CRASHES = 4
-_TRIES = Settings().item_tries
 _POISON_SECONDS = 180.0
-_CANCEL_SECONDS = 5.0
+_CANCEL_SECONDS = 6.0
 _LINES = 600
 _END_SECONDS = 90.0
 TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
@@ -101,13 +100,13 @@ def broken_answers(given: Given) -> Outcome:
         outcome.judge("the line fails with its reason, all others are answered, those of a batch beside too")
         for kind, seconds in worst.items():
             outcome.at_most(f"{kind} ends after, worst", seconds, _POISON_SECONDS, " s")
-        outcome.judge(f"asked at most {_TRIES} times, {_CRASHES} by a crash", *asked_too_often(made.prompts()))
+        outcome.judge(f"asked at most {MAX_TRIES} times, {_CRASHES} by a crash", *asked_too_often(made.prompts()))
     return outcome
 
 
 def asked_too_often(prompts: Sequence[str]) -> list[str]:
     times = Counter(prompt for prompt in prompts if any(word in prompt for word in _KINDS))
-    most = {prompt: _CRASHES if "!crash" in prompt else _TRIES for prompt in times}
+    most = {prompt: _CRASHES if "!crash" in prompt else MAX_TRIES for prompt in times}
     return [f"{prompt!r} was asked {count} times" for prompt, count in times.items() if count > most[prompt]]
 
 

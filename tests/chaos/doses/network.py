@@ -49,7 +49,6 @@ _SHARD_LINES = int(SCALED["NIGHTMILL_SHARD_LINES"])
 #: Scaled by less than elsewhere: with trips of 200 ms a heartbeat takes a second.
 _TIMES = {
     "NIGHTMILL_LEASE_SECONDS": "10",
-    "NIGHTMILL_HEARTBEAT_SECONDS": "1.5",
     "NIGHTMILL_INTERACTIVE_SECONDS": f"{_INTERACTIVE_SECONDS:g}",
 }
 

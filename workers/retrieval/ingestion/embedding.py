@@ -27,7 +27,7 @@ from jobs.requests.endpoints import EMBEDDINGS
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from workers.engines.port import Answer, Request
 from workers.retrieval.ingestion.embedding_model import Prompt
-from workers.runtime.answering import Answering
+from workers.runtime.answering import MAX_TRIES, Answering
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost, GaveUp
 from workers.runtime.heartbeat import ClaimHandle
@@ -172,7 +172,7 @@ class Embedder:
         """
         self._handle.changed.clear()
         self.stop_if_ended()
-        answering = Answering(self._host, self._context.config.item_tries, lambda *pair: self._answers.append(pair))
+        answering = Answering(self._host, MAX_TRIES, lambda *pair: self._answers.append(pair))
         future = self._host.call(answering.run(items))
         future.add_done_callback(lambda _: self._handle.changed.set())
         try:

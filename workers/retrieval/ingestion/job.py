@@ -8,7 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -34,6 +34,7 @@ from workers.vectors.base import VectorsUnavailable
 from workers.vectors.open_vectors import store_of
 
 log = logging.getLogger(__name__)
+MAX_SHARD_FILES: Final = 32
 _SHARDS_AT_ONCE = 50
 
 
@@ -108,7 +109,7 @@ def _cuts(context: Context, job_id: str, total: int) -> Iterator[tuple[int, int,
     n, first, held = 0, 0, 0
     for line in range(total):
         size = int(sizes.get(line, 0))
-        full = line - first >= context.config.ingest_shard_files or held + size > context.config.shard_bytes
+        full = line - first >= MAX_SHARD_FILES or held + size > shards.MAX_BYTES
         if line > first and full:
             yield n, first, line - first
             n, first, held = n + 1, line, 0

@@ -81,8 +81,9 @@ def _nobody() -> Any:
 
 
 @pytest.fixture
-def harness(db: Database, tmp_path: Path) -> Harness:
-    return Harness(db, tmp_path, shard_lines=4, shard_bytes=2000, batch_max_lines=50)
+def harness(db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Harness:
+    monkeypatch.setattr(shards, "MAX_BYTES", 2000)
+    return Harness(db, tmp_path, shard_lines=4, batch_max_lines=50)
 
 
 def _codes(job: Job) -> list[str]:

@@ -19,7 +19,7 @@ def told(db: Database, worker_id: str) -> object:
 
 @pytest.fixture
 def config(db: Database, tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path, database_url=db.url, heartbeat_seconds=0.1)
+    return Settings(data_dir=tmp_path, database_url=db.url, lease_seconds=0.6)
 
 
 def test_heartbeats_tell_what_was_found(db: Database, config: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

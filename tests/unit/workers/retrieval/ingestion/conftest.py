@@ -7,13 +7,19 @@ import pytest
 
 from jobs.db.engine import Database
 from tests.support.ingesting import ReadOnce, Works, works
+from workers.retrieval.ingestion import job
 from workers.vectors.open_vectors import open_vectors
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "MAX_SHARD_FILES", 3)
 
 
 @pytest.fixture
 def mill(db: Database, tmp_path: Path, parser: ReadOnce) -> Iterator[Works]:
     """Over each database, with vectors in memory; shards of three files."""
-    with works(tmp_path, db.url, open_vectors("memory:", tmp_path), parser, ingest_shard_files=3) as mill:
+    with works(tmp_path, db.url, open_vectors("memory:", tmp_path), parser) as mill:
         yield mill
 
 
@@ -21,6 +27,6 @@ def mill(db: Database, tmp_path: Path, parser: ReadOnce) -> Iterator[Works]:
 def both(request: pytest.FixtureRequest, sqlite: Database, tmp_path: Path, parser: ReadOnce) -> Iterator[Works]:
     """Over SQLite, with vectors in memory and in LanceDB; shards of three files."""
     vectors = open_vectors(request.param, tmp_path / "vectors")
-    with works(tmp_path, sqlite.url, vectors, parser, ingest_shard_files=3) as mill:
+    with works(tmp_path, sqlite.url, vectors, parser) as mill:
         yield mill
     vectors.close()

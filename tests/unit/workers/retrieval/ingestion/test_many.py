@@ -18,6 +18,7 @@ from jobs.ledger.states import JobState
 from jobs.retrieval import attachments
 from jobs.webhooks.tables import Event
 from tests.support.ingesting import ReadOnce, Works, works
+from workers.retrieval.ingestion import job
 from workers.vectors.base import VectorsUnavailable
 from workers.vectors.open_vectors import open_vectors
 
@@ -36,10 +37,13 @@ def count(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def large(count: int, sqlite: Database, tmp_path: Path, parser: ReadOnce) -> Iterator[Works]:
+def large(
+    count: int, sqlite: Database, tmp_path: Path, parser: ReadOnce, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Works]:
     """Of more shards than one transaction cuts."""
     vectors = open_vectors("memory:", tmp_path)
-    with works(tmp_path, sqlite.url, vectors, parser, ingest_shard_files=count // SHARDS) as mill:
+    monkeypatch.setattr(job, "MAX_SHARD_FILES", count // SHARDS)
+    with works(tmp_path, sqlite.url, vectors, parser) as mill:
         yield mill
 
 

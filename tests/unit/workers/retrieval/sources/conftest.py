@@ -13,7 +13,13 @@ from tests.support.ingesting import ReadOnce, Works, works
 from tests.support.services import S3, need
 from tests.support.site import Site
 from tests.support.sourcing import TEXTS, write
+from workers.retrieval.ingestion import job
 from workers.vectors.open_vectors import open_vectors
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "MAX_SHARD_FILES", 3)
 
 
 @pytest.fixture
@@ -46,7 +52,7 @@ TIMINGS = Timings(source_settled=-1.0)
 def running(db: Database, folder: Path, parser: ReadOnce, library: Path, **more: Any) -> Iterator[Works]:
     settings: dict[str, Any] = {"source_folders": (str(library),), "source_s3": (f"s3://{S3.bucket}/library",)}
     settings |= {"source_allow_private": True, "source_max_items": 10}
-    settings |= {"ingest_shard_files": 3, "source_fetch_seconds": 2}
+    settings |= {"source_fetch_seconds": 2}
     with works(folder / "data", db.url, open_vectors("memory:", folder), parser, TIMINGS, **settings, **more) as mill:
         yield mill
 
