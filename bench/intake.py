@@ -25,7 +25,6 @@ from bench.deployment import MB
 from jobs.batches import lines
 
 _ENDPOINT = "/v1/chat/completions"
-_MAX_LINE = 32 * MB
 #: Characters of the prompts: a question, a page, a document.
 _PROMPTS = (100, 2_000, 20_000)
 
@@ -84,7 +83,7 @@ def _rates(path: Path, size: float, pairs: int) -> tuple[float, float, float]:
 def _check(path: Path) -> None:
     checker = lines.Checker(_ENDPOINT)
     with path.open("rb") as handle:
-        for text in lines.read(handle, _MAX_LINE):
+        for text in lines.read(handle):
             checked = checker.check(text)
             assert isinstance(checked, lines.Good), checked
     assert not checker.ids.suspects()

@@ -8,6 +8,7 @@ RENAMED: Final = {
 }
 
 FIXED: Final = {
+    "BATCH_MAX_LINE_BYTES": "32 MiB",
     "BEAT_SECONDS": "1/6 of NIGHTMILL_LEASE_SECONDS",
     "CANCEL_GRACE_SECONDS": "3 seconds",
     "ENGINE_MAX_ANSWER_BYTES": "16 MiB",
@@ -29,5 +30,6 @@ FIXED: Final = {
     "UPLOAD_EXPIRY_SECONDS": "1 hour",
     "UPLOAD_MAX_BYTES": "8 GiB",
     "WEBHOOK_CONNECT_SECONDS": "5 seconds",
+    "WINDOW_MIN_SECONDS": "60 seconds",
     "WORKER_NICE": "10",
 }

@@ -98,7 +98,6 @@ def _asked(call: CallContext, path: str, endpoint: str, engines: dict[str, str])
         "endpoint": endpoint,
         "engines": engines,
         "max_lines": call.config.batch_max_lines,
-        "max_line_bytes": call.config.batch_max_line_bytes,
         "max_bytes": call.config.batch_max_bytes,
         "max_inputs": call.config.batch_max_embedding_inputs,
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.errors import CliError
-from cli.up.effective import effective
+from jobs.batches.lines import MAX_LINE_BYTES
 
 
 @contextmanager
@@ -48,14 +48,13 @@ def first_request(path: Path) -> tuple[str, Any]:
 
 def _first_line(path: Path) -> str:
     """Read the first line, up to the longest line that a batch accepts."""
-    longest = effective().batch_max_line_bytes
     try:
         with path.open("rb") as handle:
-            line = handle.readline(longest + 1)
+            line = handle.readline(MAX_LINE_BYTES + 1)
     except OSError as error:
         raise CliError(f"cannot read {path}: {error.strerror}") from error
-    if len(line.rstrip(b"\n")) > longest:
-        raise CliError(f"{path}, line 1 has more than {longest} bytes; name the endpoint with --endpoint")
+    if len(line.rstrip(b"\n")) > MAX_LINE_BYTES:
+        raise CliError(f"{path}, line 1 has more than {MAX_LINE_BYTES} bytes; name the endpoint with --endpoint")
     if not line.strip():
         raise CliError(f"{path} is empty or begins with an empty line")
     return line.decode("utf-8-sig", errors="replace")

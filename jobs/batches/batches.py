@@ -110,6 +110,8 @@ def job_of(request: BatchRequest, project_id: str, *, not_before: float | None =
     )
 
 
+#: The shortest completion window.
+MIN_WINDOW_SECONDS: Final = 60
 #: The seconds of the units of completion windows.
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _WINDOW: Final = re.compile(r"([1-9][0-9]{0,5})([smhd])")
@@ -119,10 +121,10 @@ def window_seconds(window: str, config: Settings) -> int:
     """Return the seconds of a completion window. Raises InvalidRequest."""
     match = _WINDOW.fullmatch(window)
     length = int(match[1]) * _UNITS[match[2]] if match else 0
-    if not config.window_min_seconds <= length <= config.window_max_seconds:
+    if not MIN_WINDOW_SECONDS <= length <= config.window_max_seconds:
         message = (
             f"Invalid value: '{window[:64]}'. Supported values are: '24h', and any whole number of minutes, hours or "
-            f"days ('90m', '6h', '7d') of {config.window_min_seconds} to {config.window_max_seconds} seconds."
+            f"days ('90m', '6h', '7d') of {MIN_WINDOW_SECONDS} to {config.window_max_seconds} seconds."
         )
         raise InvalidRequest(message, param="completion_window", code="invalid_value")
     return length

@@ -11,13 +11,15 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 import msgspec
 
 from jobs.errors import InvalidRequest
 from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RESPONSES, SERVED_WITH
 
+#: The maximum size of one line of a batch.
+MAX_LINE_BYTES: Final = 32 << 20
 BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
 _QUOTED = 100
@@ -105,7 +107,7 @@ class Text:
     raw: bytes | None
 
 
-def read(handle: BinaryIO, max_bytes: int) -> Iterator[Text]:
+def read(handle: BinaryIO, max_bytes: int = MAX_LINE_BYTES) -> Iterator[Text]:
     """Yield the lines that are not blank. A line longer than `max_bytes` is skipped without being held."""
     offset = number = 0
     while raw := handle.readline(max_bytes + 1):
@@ -123,15 +125,14 @@ def read(handle: BinaryIO, max_bytes: int) -> Iterator[Text]:
         offset += length
 
 
-def written(raws: Iterable[bytes | Bad], max_bytes: int | None = None) -> Iterator[Text | Bad]:
+def written(raws: Iterable[bytes | Bad], max_bytes: int = MAX_LINE_BYTES) -> Iterator[Text | Bad]:
     """Yield lines as `read` will yield those of the file to which they are written, one after the other."""
     offset = 0
     for number, raw in enumerate(raws, 1):
         if isinstance(raw, Bad):
             yield raw
             continue
-        is_long = max_bytes is not None and len(raw) > max_bytes
-        yield Text(number, offset, len(raw) + 1, None if is_long else raw)
+        yield Text(number, offset, len(raw) + 1, None if len(raw) > max_bytes else raw)
         offset += len(raw) + 1
 
 
@@ -240,10 +241,10 @@ class Fingerprints:
         return frozenset(repeated)
 
 
-def duplicates(handle: BinaryIO, max_bytes: int, suspects: frozenset[int]) -> Iterator[Bad]:
+def duplicates(handle: BinaryIO, suspects: frozenset[int]) -> Iterator[Bad]:
     """Read the file again and yield an error for each line whose `custom_id` occurred before."""
     seen: set[str] = set()
-    for text in read(handle, max_bytes):
+    for text in read(handle):
         custom_id = id_of(text.raw)
         if custom_id is None or hash(custom_id) not in suspects:
             continue

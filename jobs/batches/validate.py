@@ -37,7 +37,6 @@ class DryRun:
     path: str
     endpoint: str
     max_lines: int
-    max_line_bytes: int
     max_bytes: int
     max_inputs: int
     engines: dict[str, str]
@@ -102,7 +101,7 @@ def check(dry_run: DryRun) -> Findings:
     suspects = checker.ids.suspects()
     if suspects:
         with storage.reader(dry_run.path) as handle:
-            for bad in lines.duplicates(handle, dry_run.max_line_bytes, suspects):
+            for bad in lines.duplicates(handle, suspects):
                 findings.complain(bad)
     findings.errors.sort(key=lambda error: error["line"] or 0)
     findings.model = checker.model
@@ -111,7 +110,7 @@ def check(dry_run: DryRun) -> Findings:
 
 
 def _judge(handle: BinaryIO, checker: lines.Checker, contents: Contents, dry_run: DryRun, findings: Findings) -> None:
-    for text in lines.read(handle, dry_run.max_line_bytes):
+    for text in lines.read(handle):
         findings.total += 1
         findings.bytes += text.length
         checked = checker.check(text)

@@ -63,7 +63,6 @@ class Question:
     fraction: float
     seed: int
     max_sequence_length: int | None
-    max_line_bytes: int
     cpu_seconds: int
     store: bool
     truncate: bool = False
@@ -123,7 +122,6 @@ def question(
         max_sequence_length=asked.training.max_sequence_length,
         truncate=asked.training.truncate,
         chat_template=asked.training.chat_template,
-        max_line_bytes=config.batch_max_line_bytes,
         cpu_seconds=seconds,
         store=store,
     )

@@ -248,7 +248,7 @@ class _Finisher:
             return
         try:
             with self.context.storage.reader(self.job.input_path) as handle:
-                for text in lines.read(handle, self.context.config.batch_max_line_bytes):
+                for text in lines.read(handle):
                     self._stopped_line(text)
                     if self.handle.lost.is_set():
                         raise ClaimLost

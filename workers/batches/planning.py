@@ -103,7 +103,7 @@ class Planner:
     def _read_file(self, path: str) -> None:
         try:
             with self.context.storage.reader(path) as handle:
-                self.read(lines.read(handle, self.config.batch_max_line_bytes))
+                self.read(lines.read(handle))
             if suspects := self.checker.ids.suspects():
                 with self.context.storage.reader(path) as handle:
                     self._name_duplicates(handle, suspects)
@@ -112,7 +112,7 @@ class Planner:
 
     def _name_duplicates(self, handle: BinaryIO, suspects: frozenset[int]) -> None:
         errors = self.writer.errors
-        for bad in lines.duplicates(handle, self.config.batch_max_line_bytes, suspects):
+        for bad in lines.duplicates(handle, suspects):
             self.writer.add(bad)
             if len(errors) >= MAX_ERRORS:
                 break
@@ -130,11 +130,10 @@ class Planner:
         elif not is_known:
             self.writer.add(Bad(batches.RESULTS_EXPIRED, batches.results_expired(first)))
         else:
-            limit = self.config.batch_max_line_bytes
             with self.context.storage.reader(first.input_path or path) as handle, self.writer.own_input():
-                texts = enumerate(lines.read(handle, limit))
+                texts = enumerate(lines.read(handle))
                 chosen = (text.raw for number, text in texts if text.raw is not None and is_chosen(number))
-                self.read(lines.written(chosen, limit))
+                self.read(lines.written(chosen))
 
     def _check(self, text: Text) -> Text | Bad:
         """Return the line, or its error."""

@@ -71,7 +71,7 @@ class ImportedRun(ItemSource):
         names = [definition["name"] for definition in self.payload.criteria]
         try:
             with self.context.storage.reader(self.payload.items) as handle:
-                for text in lines.read(handle, self.context.config.batch_max_line_bytes):
+                for text in lines.read(handle):
                     row = _row(text, names)
                     yield row if isinstance(row, Bad) else Case(row, text.number)
         except NotFound:

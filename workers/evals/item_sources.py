@@ -116,7 +116,7 @@ class LineItems(ItemSource):
     def cases(self) -> Iterator[Case | Bad]:
         try:
             with self.context.storage.reader(self.payload.items) as handle:
-                texts = lines.read(handle, self.context.config.batch_max_line_bytes)
+                texts = lines.read(handle)
                 items = (item for number, text in enumerate(texts) if (item := self.read(number, text)) is not None)
                 for item in self._matching(items) if self.checked else items:
                     if isinstance(item, Bad):

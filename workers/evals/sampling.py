@@ -47,7 +47,7 @@ def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
     """Write the requests of the claimed job, and plan them. Raises Abandoned, ClaimLost."""
     planner = Planner(context, claim, handle)
     with planner.writer.own_input():
-        planner.read(lines.written(_requests(context, claim.job), context.config.batch_max_line_bytes))
+        planner.read(lines.written(_requests(context, claim.job)))
     planner.writer.finish()
 
 

@@ -185,7 +185,7 @@ class _Examination:
         file = _File(field, path)
         method: examples.Method = "dpo" if self.asked.method == "dpo" and field != "general_file" else "supervised"
         timed = self.asked.split == "temporal" and field == "training_file"
-        asked = Read(method, timed, self.asked.max_line_bytes)
+        asked = Read(method, timed)
         try:
             with self.storage.reader(path) as handle, closing(self.rows.read(asked, handle)) as rows:
                 for row in rows:
@@ -251,7 +251,7 @@ class _Examination:
 
     def _rows(self, file: _File, numbers: Collection[int], *, chosen: bool) -> Iterator[bytes]:
         with self.storage.reader(file.path) as handle:
-            for number, text in enumerate(lines.read(handle, self.asked.max_line_bytes)):
+            for number, text in enumerate(lines.read(handle)):
                 if (number in numbers) is chosen:
                     yield (text.raw or b"") + b"\n"
 

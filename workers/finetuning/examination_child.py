@@ -44,7 +44,6 @@ class Read(msgspec.Struct, frozen=True, tag=True):
 
     method: examples.Method
     timed: bool
-    max_line_bytes: int
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
@@ -109,7 +108,7 @@ class Checker:
 
     def read(self, asked: Read, handle: BinaryIO) -> Generator[Row | BadRow]:
         """Yield what each row of a file is."""
-        return (self._check(asked, text) for text in lines.read(handle, asked.max_line_bytes))
+        return (self._check(asked, text) for text in lines.read(handle))
 
     def _check(self, asked: Read, text: lines.Text) -> Row | BadRow:
         try:

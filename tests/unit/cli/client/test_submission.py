@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from cli.client.submission import guess_endpoint, output_paths, parse_pairs
 from cli.errors import CliError
 from cli.main import app
+from jobs.batches.lines import MAX_LINE_BYTES
 
 
 def _file(tmp_path: Path, content: bytes) -> Path:
@@ -30,13 +31,12 @@ def test_a_first_line_is_as_long_as_its_picture(tmp_path: Path) -> None:
     assert guess_endpoint(_file(tmp_path, json.dumps(line).encode())) == "/v1/chat/completions"
 
 
-def test_a_first_line_that_is_too_long_for_a_batch_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_line_that_is_too_long_for_a_batch_is_told(tmp_path: Path) -> None:
     line = b'{"url": "/v1/embeddings"}'
-    monkeypatch.setenv("NIGHTMILL_BATCH_MAX_LINE_BYTES", "1024")
 
-    assert guess_endpoint(_file(tmp_path, line.ljust(1024) + b"\n")) == "/v1/embeddings"
-    with pytest.raises(CliError, match="line 1 has more than 1024 bytes"):
-        guess_endpoint(_file(tmp_path, line.ljust(1025) + b"\n"))
+    assert guess_endpoint(_file(tmp_path, line.ljust(MAX_LINE_BYTES) + b"\n")) == "/v1/embeddings"
+    with pytest.raises(CliError, match=f"line 1 has more than {MAX_LINE_BYTES} bytes"):
+        guess_endpoint(_file(tmp_path, line.ljust(MAX_LINE_BYTES + 1) + b"\n"))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from jobs.batches import validate
+from jobs.batches.lines import MAX_LINE_BYTES
 from jobs.batches.validate import DryRun, check
 
 LINE = b'{"custom_id":"%d","method":"POST","url":"/v1/embeddings","body":{"model":"m","input":["a","b"]}}\n'
@@ -22,7 +23,6 @@ def asked(folder: Path, data: bytes, **changes: Any) -> DryRun:
         "path": "input",
         "endpoint": "/v1/embeddings",
         "max_lines": 100,
-        "max_line_bytes": 10_000,
         "max_bytes": 1_000_000,
         "max_inputs": 1000,
         "engines": {},
@@ -47,7 +47,6 @@ def test_a_good_file_is_counted(tmp_path: Path) -> None:
         (lines(3), {"max_bytes": 10}, ["file_too_large"]),
         (lines(3), {"max_lines": 2}, ["too_many_requests"]),
         (lines(3), {"max_inputs": 5}, ["too_many_inputs"]),
-        (lines(1), {"max_line_bytes": 20}, ["line_too_long"]),
         (lines(1) * 2, {}, ["duplicate_custom_id"]),
         (b"", {}, ["empty_file"]),
     ],
@@ -57,6 +56,12 @@ def test_each_limit_is_told(tmp_path: Path, data: bytes, changes: dict[str, int]
 
     assert [error["code"] for error in found.errors] == codes
     assert found.truncated is False
+
+
+def test_a_line_that_is_too_long_is_told(tmp_path: Path) -> None:
+    found = check(asked(tmp_path, lines(1).strip().ljust(MAX_LINE_BYTES + 1), max_bytes=1 << 30))
+
+    assert [error["code"] for error in found.errors] == ["line_too_long"]
 
 
 def test_errors_are_in_the_order_of_the_lines(tmp_path: Path) -> None:

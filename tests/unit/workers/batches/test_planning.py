@@ -129,7 +129,6 @@ def test_shards_of_several_transactions_run_or_are_removed(
     [
         ({"batch_max_lines": 3}, {}, jsonl([chat_line(f"r{n}", "x") for n in range(4)]), "too_many_requests"),
         ({"batch_max_bytes": 50}, {}, jsonl([chat_line("r", "x")]), "file_too_large"),
-        ({"batch_max_line_bytes": 1024}, {}, jsonl([chat_line("r", "x" * 2000)]), "line_too_long"),
         ({"project_max_queued_tokens": 10}, {}, jsonl([chat_line("r", "x")]), "token_limit_exceeded"),
         (
             {"batch_max_embedding_inputs": 3},
@@ -153,6 +152,13 @@ def test_limits_refuse_with_a_code(
     assert (job.state, _codes(job)) == (JobState.FAILED, [code])
     assert harness.shards(job) == []
     assert ledgers.outbox_messages(db, job.id) == []
+
+
+def test_line_that_is_too_long_is_refused(harness: Harness) -> None:
+    job = harness.plan(jsonl([chat_line("r", "x" * lines.MAX_LINE_BYTES)]))
+
+    assert (job.state, _codes(job)) == (JobState.FAILED, ["line_too_long"])
+    assert harness.shards(job) == []
 
 
 def test_of_two_that_are_planned_at_once_one_gets_the_last_tokens(

@@ -13,6 +13,7 @@ from jobs.inference import responses, stored
 from jobs.inference.stored import StoredAnswer, encode
 from jobs.platform.storage import DiskStorage
 from jobs.requests.endpoints import CHAT, RESPONSES
+from jobs.settings import Settings
 from workers.evals.cases import source_of
 
 MESSAGE = {"role": "user", "content": "Where?"}
@@ -46,7 +47,7 @@ def test_stored_answer_is_shown_with_its_own_tokens_and_parameters(tmp_path: Pat
     storage.put("items.jsonl", msgspec.json.encode({"id": "answer_1", "metadata": {"team": "a"}}) + b"\n")
     payload = Evaluation(eval_id="eval_1", items="items.jsonl", item_schema={}, criteria=[], stored=kind)
     run: Any = SimpleNamespace(payload=payload.model_dump(mode="json"), project_id="p")
-    context: Any = SimpleNamespace(storage=storage, config=SimpleNamespace(batch_max_line_bytes=1 << 20))
+    context: Any = SimpleNamespace(storage=storage, config=Settings())
 
     (case,) = source_of(context, run, checked=False).cases()
 

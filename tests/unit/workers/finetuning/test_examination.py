@@ -23,7 +23,7 @@ from workers.finetuning.examination_child import BadRow, Load, Read, Row
 from workers.sandbox.child import Child
 
 LIMITS = Limits(seconds=100, cpu_seconds=100, memory_bytes=8 << 30)
-READ = Read("supervised", timed=False, max_line_bytes=1 << 20)
+READ = Read("supervised", timed=False)
 ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
 
 
@@ -102,7 +102,7 @@ def test_it_is_said_which_limit_an_examination_has_reached(
         storage=f"file://{tmp_path}", data_dir=str(tmp_path),
         model={"name": "tiny", "engine": "vllm", "source": {"path": str(base)}}, training="t", validation=None,
         general=None, method="supervised", split=None, fraction=0.0, seed=1, max_sequence_length=None,
-        max_line_bytes=1 << 20, cpu_seconds=100, store=False,
+        cpu_seconds=100, store=False,
     )  # fmt: skip
     run = children.run
     limits = Limits(**{"seconds": 100, "cpu_seconds": 100, "memory_bytes": 8 << 30} | changes)
