@@ -146,18 +146,6 @@ class InteractiveSettings(BaseModel):
         description="The maximum number of requests in one queue, and of a project in one worker. Others get 503. A "
         "project may have a third of a queue.",
     )
-    interactive_waiting_bytes: int = Field(
-        192 * MB,
-        ge=3 * MB,
-        description="The maximum size of the requests in one queue together. A project may have a third of it in all "
-        "queues.",
-    )
-    interactive_unread_bytes: int = Field(
-        8 * MB,
-        ge=MB,
-        description="The bytes of a stream in Redis, those to resume from included, after which a slow reader "
-        "loses the stream.",
-    )
     interactive_resumable: int = Field(
         8, ge=1, description="The maximum number of unfinished streams with `X-Nightmill-Resume` of a project."
     )
@@ -180,9 +168,6 @@ class MediaSettings(BaseModel):
         ge=1024,
         description="The maximum size of all pictures and files that one request names by URL. A project needs "
         "`--allow-media-urls`.",
-    )
-    media_seconds: float = Field(
-        20, gt=0, description="The maximum time for fetching all that one request names by URL."
     )
     media_allow_private: bool = Field(
         False, description="Whether URLs of pictures and files may have private addresses, plain http and any port."
@@ -254,9 +239,6 @@ class StoreSettings(BaseModel):
     parse_seconds: float = Field(
         120, gt=0, description="The maximum time for parsing one document, on the clock and of CPU."
     )
-    parse_memory_bytes: int = Field(
-        1024 * MB, ge=64 * MB, description="The maximum memory of a process that parses documents."
-    )
 
 
 class SourceSettings(BaseModel):
@@ -278,7 +260,6 @@ class SourceSettings(BaseModel):
     source_seconds: float = Field(
         3600, gt=0, description="The maximum time in which one sync of a source reads its files."
     )
-    source_fetch_seconds: float = Field(60, gt=0, description="The maximum time for fetching one URL of a source.")
 
 
 class TrainingSettings(BaseModel):
@@ -287,9 +268,6 @@ class TrainingSettings(BaseModel):
     finetune_exclusive_device: bool = Field(
         False,
         description="Whether the engines of `gpu` and `tuned` on a device are closed while a training runs on it.",
-    )
-    finetune_max_steps: int = Field(
-        100_000, ge=1, description="The maximum number of steps of a training, each of which has a row in the database."
     )
     finetune_max_seconds: int = Field(
         DAY,
@@ -391,6 +369,3 @@ class WebhookSettings(BaseModel):
         description="The delays before each attempt at a delivery, separated by commas. After the last it has failed.",
     )
     webhook_timeout_seconds: float = Field(15, gt=0, description="The maximum time of one attempt at a delivery.")
-    webhook_disable_seconds: float = Field(
-        5 * DAY, gt=0, description="The time of nothing but failures after which a webhook endpoint is disabled."
-    )

@@ -94,6 +94,7 @@ class Timings:
 
     # workers.retrieval
     sync_shift: float = 30.0  # of one sync in one go: others wait for this process
+    source_fetch: float = 60.0  # for fetching one URL of a source
     source_settled: float = 2.0  # a file that changed so lately may change again without looking different
 
     # workers.evals

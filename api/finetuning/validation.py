@@ -110,7 +110,7 @@ def validate_fine_tuning(call: Call, body: ValidateFineTuning) -> FineTuningVali
     model = registry.trainable[base]
     question = examination.question(call.config, model, asked, paths, seconds=_SECONDS, store=False)
     findings = _examined(call, question)
-    examination.check_steps(asked, findings, call.config.finetune_max_steps)
+    examination.check_steps(asked, findings)
     examination.warn_unserved(asked, findings, registry)
     if findings.errors:
         return _shown(asked, findings)

@@ -25,6 +25,8 @@ MAX_ERRORS: Final = 1000
 MAX_EXAMPLES: Final = 1_000_000
 #: Rows of a file that forgetting is measured with.
 MAX_GENERAL: Final = 1000
+#: Steps of a training, each of which has a row in the database.
+MAX_STEPS: Final = 100_000
 _MEMORY_BYTES: Final = 8 << 30
 _DEFAULT_EPOCHS: Final = 3
 #: `auto` takes batches of as many examples as there are groups of this size, sixteen at most.
@@ -155,14 +157,14 @@ def _failed(reason: str) -> ExaminationFailed:
     return ExaminationFailed(f"The files could not be read: {reason}.")
 
 
-def check_steps(asked: FineTuning, findings: Findings, limit: int) -> None:
-    """Add an error to findings without one where the training would take more than `limit` steps."""
+def check_steps(asked: FineTuning, findings: Findings) -> None:
+    """Add an error to findings without one where the training would take more than MAX_STEPS steps."""
     if findings.errors:
         return
     steps = plan_of("", asked, findings).steps
-    if steps > limit:
+    if steps > MAX_STEPS:
         message = (
-            f"The training would take {steps} steps, and {limit} are allowed. Take larger batches or fewer epochs."
+            f"The training would take {steps} steps, and {MAX_STEPS} are allowed. Take larger batches or fewer epochs."
         )
         error = {"code": "too_many_steps", "message": message, "line": None, "param": "hyperparameters"}
         findings.errors.append(error)

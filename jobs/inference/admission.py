@@ -42,6 +42,10 @@ from jobs.inference.interactive import (
 from jobs.settings import Settings
 
 SHARE: Final = 0.6
+#: Bytes of the requests in one queue together; a project may have a third of them in all queues.
+MAX_WAITING_BYTES: Final = 192 << 20
+#: Bytes of a stream in Redis, those to resume from included: a reader who is further behind loses the stream.
+MAX_UNREAD_BYTES: Final = 8 << 20
 #: The code of every refusal, and the status of `/statusz`.
 FULL: Final = "broker_full"
 #: Unread bytes of a stream, or bytes of another answer, that are allowed while the server is full.
@@ -127,8 +131,8 @@ async def admit(
     """
     tenant, id_ = request.tenant, request.id
     keys = (queue, client_key(id_), resumable_key(id_), waiting_key(tenant), streams_key(tenant))
-    bounds = (config.interactive_waiting, config.interactive_waiting_bytes, lease, queue_seconds(request))
-    of_streams = (config.interactive_unread_bytes, config.interactive_resumable, max_held(config))
+    bounds = (config.interactive_waiting, MAX_WAITING_BYTES, lease, queue_seconds(request))
+    of_streams = (MAX_UNREAD_BYTES, config.interactive_resumable, max_held(config))
     refused = await server.eval(_ADMIT, len(keys), *keys, id_, raw, resumable, *bounds, *of_streams)
     if refused == b"queue":
         raise Overloaded
@@ -157,7 +161,7 @@ async def count_finished(server: Any, request: QueuedRequest, reserved: int, hel
 
 def max_held(config: Settings) -> int:
     """Return the bytes that all streams of a project may have in Redis."""
-    return _HELD * config.interactive_resumable * config.interactive_unread_bytes
+    return _HELD * config.interactive_resumable * MAX_UNREAD_BYTES
 
 
 class Memory(NamedTuple):

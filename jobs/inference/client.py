@@ -33,6 +33,7 @@ from jobs.errors import (
     TooManyRequests,
     WorkerLost,
 )
+from jobs.inference import admission
 from jobs.inference.admission import MemoryProbe, admit
 from jobs.inference.interactive import (
     ANSWER_SECONDS,
@@ -251,7 +252,7 @@ class InferenceClient:
         patience: float = math.inf,
     ) -> "_AnswerReader":
         """Return a reader of a request's answer. Raises StreamsUnavailable."""
-        behind = self._config.interactive_unread_bytes // BEHIND_PART
+        behind = admission.MAX_UNREAD_BYTES // BEHIND_PART
         server = self._server()
         return _AnswerReader(server, request_id, linger, tenant, queued, patience, behind, self._large, self._timings)
 

@@ -5,10 +5,9 @@
        └── due again ◀────┘         └──schedule used up──▶ failed┘
            by the schedule, or at once when its worker died (revoke_claims)
 
-Every write of an outcome is guarded by the claim's worker and epoch. 410, or nothing but failures for
-`webhook_disable_seconds`, disables an endpoint; its pending deliveries are parked until it is enabled again.
-Events that happen meanwhile are not enqueued for it, but `replay` enqueues them with `missed`. What is parked for an
-endpoint that is deleted fails soon.
+Every write of an outcome is guarded by the claim's worker and epoch. 410, or nothing but failures for five days,
+disables an endpoint; its pending deliveries are parked until it is enabled again. Events that happen meanwhile are not
+enqueued for it, but `replay` enqueues them with `missed`. What is parked for an endpoint that is deleted fails soon.
 """
 
 from collections.abc import Collection

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import and_, bindparam, case, insert, select, update
 from sqlalchemy.orm import Session
@@ -18,6 +18,8 @@ from jobs.webhooks.tables import Attempt, Delivery, WebhookEndpoint
 from jobs.webhooks.webhook_endpoints import disable
 
 _JITTER = 0.2
+#: The time of nothing but failures after which an endpoint is disabled.
+MAX_FAILING_SECONDS: Final = 5 * 86_400.0
 _RETRY_AFTER_MAX = 86_400.0
 _GONE = 410
 _LATE_SECONDS = 60.0  # a first attempt is due at once, apart from differences between clocks
@@ -56,7 +58,7 @@ def record(
     for claim, outcome in valid:
         endpoint = endpoints.get(claim.endpoint_id or "")
         if endpoint is not None and _concerns(endpoint, claim, outcome):
-            _judge(session, endpoint, outcome, config, at)
+            _judge(session, endpoint, outcome, at)
     return len(valid)
 
 
@@ -105,7 +107,7 @@ def _concerns(endpoint: WebhookEndpoint, claim: DeliveryClaim, outcome: Outcome)
     return claim.url == endpoint.url and outcome.at >= (endpoint.updated_at or 0.0)
 
 
-def _judge(session: Session, endpoint: WebhookEndpoint, outcome: Outcome, config: Settings, at: float) -> None:
+def _judge(session: Session, endpoint: WebhookEndpoint, outcome: Outcome, at: float) -> None:
     """Update an endpoint after an attempt, and disable it if it has failed for too long."""
     if outcome.delivered:
         endpoint.failing_since = None
@@ -115,7 +117,7 @@ def _judge(session: Session, endpoint: WebhookEndpoint, outcome: Outcome, config
         return
     if outcome.status_code == _GONE:
         disable(session, endpoint, "gone")
-    elif at - endpoint.failing_since >= config.webhook_disable_seconds:
+    elif at - endpoint.failing_since >= MAX_FAILING_SECONDS:
         disable(session, endpoint, "failing")
 
 

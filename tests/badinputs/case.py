@@ -26,7 +26,7 @@ WORLDS: Mapping[str, Mapping[str, str]] = {
         "file_max_bytes": "300000000",
     },
     "library": {"file_max_bytes": "300000000"},
-    "sourced": {"file_max_bytes": "20000000", "source_fetch_seconds": "3"},
+    "sourced": {"file_max_bytes": "20000000"},
     "strict": {"wrong_keys_per_minute": "100"},
     "quota": {"project_max_queued_tokens": "10000"},
 }

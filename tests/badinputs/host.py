@@ -108,7 +108,7 @@ def mill(config: Settings) -> None:
     stop = _stopped_by_signal()
     db = Database(config.database, patience=10)
     calm = {"shard_lines": 256, "lease_seconds": 20.0, "redelivery_seconds": 2.0}
-    with running(db, config.data_dir, **calm) as deployment:
+    with running(db, config.data_dir, timings=Timings(source_fetch=3.0), **calm) as deployment:
         context = build_worker(config, Pool("io", (), 1))
         arguments = (context.db, config, context.worker_id, stop, replace(Timings(), deliveries_idle=float("inf")))
         sender = threading.Thread(target=loop.run, args=arguments)

@@ -12,6 +12,7 @@ import pytest
 import redis
 from openai import OpenAI
 
+from jobs.inference import admission
 from jobs.inference.admission import SHARE
 from jobs.queues import Queue
 from jobs.setting_groups import MB
@@ -39,15 +40,18 @@ def server_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def make_shop(tmp_path: Path, sqlite_url: str, server_url: str) -> Iterator[Callable[..., Shop]]:
-    """Make shops over a server of some MB; settings in bytes are the same part of it as by default."""
+def make_shop(
+    tmp_path: Path, sqlite_url: str, server_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Shop]]:
+    """Make shops over a server of some MB; limits in bytes are the same part of it as by default."""
     beside = {} if server_url.startswith("unix") else {"broker_url": "amqp://guest@127.0.0.1:1//"}
     with redis.Redis.from_url(server_url) as server, shops(tmp_path, sqlite_url, server_url) as make:
 
         def small(megabytes: int) -> Shop:
             server.config_set("maxmemory", megabytes * MB)
-            waiting, unread = 192 * MB * megabytes // 512, max(MB, 8 * MB * megabytes // 512)
-            return make(interactive_waiting_bytes=waiting, interactive_unread_bytes=unread, **beside)
+            monkeypatch.setattr(admission, "MAX_WAITING_BYTES", 192 * MB * megabytes // 512)
+            monkeypatch.setattr(admission, "MAX_UNREAD_BYTES", max(MB, 8 * MB * megabytes // 512))
+            return make(**beside)
 
         yield small
 

@@ -16,7 +16,7 @@ from jobs.webhooks.deliveries import PARKED_UNTIL
 from jobs.webhooks.sending import Outcome, new_secret
 from jobs.webhooks.tables import Delivery, WebhookEndpoint
 
-CONFIG = Settings(webhook_retry_seconds=(0, 10, 100), webhook_disable_seconds=1000)
+CONFIG = Settings(webhook_retry_seconds=(0, 10, 100))
 
 OK = Outcome(200, None, None, 0.01)
 

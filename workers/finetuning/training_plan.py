@@ -45,7 +45,7 @@ def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
         _reject(context, claim, [Bad("model_not_available", message, None, "model").as_dict()])
         return
     findings = _examined(context, claim, asked, base, handle)
-    examination.check_steps(asked, findings, context.config.finetune_max_steps)
+    examination.check_steps(asked, findings)
     examination.warn_unserved(asked, findings, registry)
     if findings.errors:
         _reject(context, claim, findings.errors)

@@ -26,7 +26,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import select, update
 
 from jobs.errors import NotFound, StorageFull, StorageUnavailable
-from jobs.inference import responses
+from jobs.inference import admission, responses
 from jobs.inference.admission import BLOCK, MemoryProbe, count_block, max_held
 from jobs.inference.interactive import (
     BACKGROUND_SECONDS,
@@ -129,7 +129,7 @@ class EventPublisher:
     async def _has_room(self, server: Any, memory: MemoryProbe, tenant: str, events: Sequence[bytes]) -> bool:
         """Count these events, and return whether Redis may hold them. Raises RedisError, OSError."""
         self._bytes += sum(map(len, events))
-        if self._bytes > self._config.interactive_unread_bytes or await memory.is_full():
+        if self._bytes > admission.MAX_UNREAD_BYTES or await memory.is_full():
             return False
         while self._counted < self._bytes:
             if not await count_block(server, tenant, self._id, max_held(self._config)):

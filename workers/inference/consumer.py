@@ -26,7 +26,7 @@ from redis.exceptions import RedisError
 from jobs.clock import now
 from jobs.errors import Overloaded
 from jobs.fleet.routing import needed_model
-from jobs.inference.admission import max_held
+from jobs.inference.admission import MAX_UNREAD_BYTES, max_held
 from jobs.inference.interactive import (
     LINE_PRIORITY,
     PRIORITY,
@@ -66,16 +66,12 @@ class Limits:
     )
     waiting: int = 256  # further requests of one project
     unread: int = 16_384  # entries of one stream
-    unread_bytes: int = 8 << 20
+    unread_bytes: int = MAX_UNREAD_BYTES
     project_unread_bytes: int = 128 << 20  # of all streams of a project
 
     @classmethod
     def of(cls, config: Settings) -> "Limits":
-        return cls(
-            waiting=config.interactive_waiting,
-            unread_bytes=config.interactive_unread_bytes,
-            project_unread_bytes=max_held(config),
-        )
+        return cls(waiting=config.interactive_waiting, project_unread_bytes=max_held(config))
 
 
 class InteractiveConsumer:

@@ -32,6 +32,7 @@ from workers.middleware.base import Middleware
 from workers.runtime.guarded_client import GuardedClient, TooManyRedirects, is_compressed
 
 MAX_URLS: Final = 16  # of one request
+FETCH_SECONDS: Final = 20.0  # for all that one request names
 #: Bytes of media that this process holds, and that it holds for one project. A request reserves the most that it may
 #: have, and returns what it did not need once all is fetched.
 PROCESS_BYTES: Final = 256 << 20
@@ -68,10 +69,10 @@ class NotFetched(Exception):
 class MediaUrlMiddleware(Middleware):
     """Put the bytes of pictures and files in the place of their URLs. On the engines' loop."""
 
-    def __init__(self, engine: Engine, allows: Permission, config: Settings) -> None:
+    def __init__(self, engine: Engine, allows: Permission, config: Settings, seconds: float = FETCH_SECONDS) -> None:
         super().__init__(engine)
         self._allows = allows
-        self._client = GuardedClient(config.media_seconds, config.media_allow_private)
+        self._client = GuardedClient(seconds, config.media_allow_private)
         self._max_bytes = min(config.media_max_bytes, PROJECT_BYTES)
         self._process = Limit(PROCESS_BYTES)
         self._projects: dict[str, Limit] = {}

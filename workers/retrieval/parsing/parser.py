@@ -152,11 +152,7 @@ class Parser:
 
 def limits_of(config: Settings) -> Limits:
     """Return the limits of the settings. CPU time ends first only where a library starts more threads."""
-    return Limits(
-        config.parse_seconds,
-        cpu_seconds=math.ceil(config.parse_seconds),
-        memory_bytes=config.parse_memory_bytes,
-    )
+    return Limits(config.parse_seconds, cpu_seconds=math.ceil(config.parse_seconds))
 
 
 def policy_of(limits: Limits) -> Policy:

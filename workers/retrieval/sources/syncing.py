@@ -258,7 +258,7 @@ def open_reader(context: Context, source: Source) -> SourceReader:
         return Folder(config.source_folders, config.own_folders, spec["path"], spec["glob"], settled)
     if source.type == "s3":
         return Bucket(config.source_s3, spec["prefix"], {})
-    return Pages(tuple(spec["urls"]), config.source_fetch_seconds, config.source_allow_private)
+    return Pages(tuple(spec["urls"]), context.timings.source_fetch, config.source_allow_private)
 
 
 # ── the sync ──

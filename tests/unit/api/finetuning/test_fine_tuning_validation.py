@@ -115,7 +115,8 @@ def test_errors_are_told_with_line_and_param(client: TestClient, monkeypatch: py
 def test_a_training_of_too_many_steps_is_an_error_of_the_hyperparameters(
     make_app: Callable[..., FastAPI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    app = make_app(finetune_max_steps=199)
+    app = make_app()
+    monkeypatch.setattr(examination, "MAX_STEPS", 199)
     client = client_of(app, make_key(app))
     monkeypatch.setattr(examination, "examine", lambda _question: Findings(training=Part("a", 1, 100)))
 

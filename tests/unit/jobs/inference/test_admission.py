@@ -28,6 +28,16 @@ END = pack(AnswerEntry("end", b"{}"))
 CHUNK = pack(AnswerEntry("chunk", b"{}"))
 
 
+@pytest.fixture(autouse=True)
+def _small_queues(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "MAX_WAITING_BYTES", 12 * MB)
+
+
+@pytest.fixture
+def _small_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "MAX_UNREAD_BYTES", MB)
+
+
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with running_broker(tmp_path_factory.mktemp("broker")) as url:
@@ -44,7 +54,7 @@ def url(broker: str) -> str:
 
 
 def settings(url: str, **changes: int) -> Settings:
-    given: dict[str, Any] = {"interactive_waiting": 9, "interactive_waiting_bytes": 12 * MB, **changes}
+    given: dict[str, Any] = {"interactive_waiting": 9, **changes}
     return Settings(streams_url=url, broker_url=url.replace("unix:", "redis+socket:"), **given)
 
 
@@ -149,8 +159,11 @@ async def test_the_requests_that_wait_in_one_queue_are_bounded_in_bytes(url: str
     assert isinstance(counts[-1][1], Overloaded)
 
 
-async def test_a_request_that_is_larger_than_a_third_waits_where_nothing_else_does(url: str) -> None:
-    async with clients(settings(url, interactive_waiting_bytes=3 * MB)) as some:
+async def test_a_request_that_is_larger_than_a_third_waits_where_nothing_else_does(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "MAX_WAITING_BYTES", 3 * MB)
+    async with clients(settings(url)) as some:
         counts = [await some.ask_until_refused(tenant, 2 * MB) for tenant in ("one", "two")]
 
     assert [count for count, _ in counts] == [1, 0]
@@ -185,7 +198,7 @@ async def test_a_project_has_a_few_unfinished_streams_that_can_be_resumed(url: s
         second, _ = await some.ask_until_refused("two", linger=60)
         await some.ask("one")
         ended = [queued for queued, _ in some.pending][:2]
-        await admission.count_finished(server, ended[0], config.interactive_unread_bytes, MB)
+        await admission.count_finished(server, ended[0], admission.MAX_UNREAD_BYTES, MB)
         await some.client.stop(ended[1].id, "one")
         more, _ = await some.ask_until_refused("one", linger=60)
 
@@ -260,27 +273,29 @@ async def test_a_stream_whose_api_goes_down_can_still_be_resumed(url: str) -> No
     assert kinds == ["chunk", "end"]
 
 
+@pytest.mark.usefixtures("_small_streams")
 async def test_what_ended_streams_still_hold_is_bounded(url: str) -> None:
-    config = settings(url, interactive_waiting=300, interactive_resumable=2, interactive_unread_bytes=MB)
+    config = settings(url, interactive_waiting=300, interactive_resumable=2)
     async with clients(config) as some, interactive.connect(url) as server:
         for count in range(10):  # noqa: B007
             try:
                 stream = await some.ask("one", linger=60)
             except TooManyRequests:
                 break
-            await admission.count_finished(server, stream, config.interactive_unread_bytes, MB // 2)
+            await admission.count_finished(server, stream, MB, MB // 2)
 
     assert count == 6, "3 MB, and a fourth for the one that is to come"
 
 
+@pytest.mark.usefixtures("_small_streams")
 async def test_a_finished_stream_with_a_large_request_is_no_unfinished_one(url: str) -> None:
-    config = settings(url, interactive_resumable=2, interactive_unread_bytes=MB)
+    config = settings(url, interactive_resumable=2)
     queued, kept = _stream(shown=bytes(MB // 2))
     async with clients(config) as some, interactive.connect(url) as server:
         pieces = some.client.submit(QUEUE, queued, _served, resumable=kept, patience=0.0)
         await anext(pieces)
         for _ in range(2):  # the second time, nothing is left to subtract
-            await admission.count_finished(server, queued, config.interactive_unread_bytes, MB * 3 // 4)
+            await admission.count_finished(server, queued, MB, MB * 3 // 4)
         counted = int(await server.hget(interactive.streams_key("one"), queued.id))
         more, _ = await some.ask_until_refused("one", linger=60)
         await pieces.aclose()
@@ -289,8 +304,9 @@ async def test_a_finished_stream_with_a_large_request_is_no_unfinished_one(url: 
     assert counted == MB * 3 // 4 + len(pack(kept))
 
 
+@pytest.mark.usefixtures("_small_streams")
 async def test_events_of_responses_in_the_background_are_counted_too(url: str) -> None:
-    most = admission.max_held(settings(url, interactive_resumable=2, interactive_unread_bytes=MB))
+    most = admission.max_held(settings(url, interactive_resumable=2))
     async with interactive.connect(url) as server:
         for name in ("resp_1", "resp_2", "resp_3"):
             await server.xadd(interactive.answer_key(name), {b"p": b""})
@@ -371,10 +387,11 @@ def test_a_server_that_hangs_is_given_up_soon_and_is_not_full(monkeypatch: pytes
     assert all(seconds is not None and seconds <= 0.2 for seconds in timeouts)
 
 
+@pytest.mark.usefixtures("_small_streams")
 @pytest.mark.parametrize("linger", [0, 60])
 async def test_what_a_client_has_read_is_dropped_by_bytes_too(url: str, linger: int) -> None:
     """Of a stream that can be resumed a part stays."""
-    config = settings(url, interactive_unread_bytes=MB)
+    config = settings(url)
     queued = QueuedRequest(new_id("req_"), "/", b"{}", "one", now() + 60, stream=True, linger=linger)
     name, chunk = interactive.answer_key(queued.id), pack(AnswerEntry("chunk", bytes(1000)))
     async with interactive.connect(url) as server:

@@ -11,6 +11,7 @@ from jobs.ledger import events
 from jobs.ledger.tables import Audit
 from jobs.webhooks import deliveries, outcomes, webhook_endpoints
 from jobs.webhooks.deliveries import PARKED_UNTIL
+from jobs.webhooks.outcomes import MAX_FAILING_SECONDS
 from jobs.webhooks.tables import Delivery, WebhookEndpoint
 from tests.support.deliveries import BROKEN, CONFIG, GONE, claim, endpoint, fail_now, happen, job, middle, only, record
 
@@ -46,11 +47,11 @@ def test_one_off_webhook_that_is_gone_fails_at_once(db: Database) -> None:
 
 
 def test_endpoint_that_only_failed_for_long_is_disabled(db: Database) -> None:
-    endpoint(db, "we_old", failing_since=now() - 1001)
+    endpoint(db, "we_old", failing_since=now() - MAX_FAILING_SECONDS - 1)
     happen(db, "batch_1")
     fail_now(db)
 
-    endpoint(db, "we_new", failing_since=now() - 999)
+    endpoint(db, "we_new", failing_since=now() - MAX_FAILING_SECONDS + 60)
     happen(db, "batch_2")
     (held,) = claim(db)
     record(db, held, BROKEN)

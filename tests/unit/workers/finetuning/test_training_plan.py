@@ -76,10 +76,6 @@ class Planning:
         with db.write() as session:
             self.project = keys.ensure_project(session, "p").id
 
-    def limit_steps(self, steps: int) -> None:
-        config = self.context.config.model_copy(update={"finetune_max_steps": steps})
-        self.context = replace(self.context, config=config)
-
     def file(self, name: str, content: bytes) -> File:
         self.storage.put(f"files/{name}", content)
         file = File(
@@ -298,8 +294,8 @@ def test_lines_of_tools_need_a_template_that_shows_them(planner: Planning, templ
         assert "knows no tools" in (job.errors or [])[0]["message"]
 
 
-def test_a_training_of_too_many_steps_is_refused(planner: Planning) -> None:
-    planner.limit_steps(29)
+def test_a_training_of_too_many_steps_is_refused(planner: Planning, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examination, "MAX_STEPS", 29)
 
     job = planner.plan(jsonl([row(n) for n in range(10)]), hyperparameters={"n_epochs": 3, "batch_size": 1})
 

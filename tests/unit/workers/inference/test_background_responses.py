@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import redis
 
+from jobs.inference import admission
 from jobs.inference.admission import BLOCK
 from jobs.inference.interactive import ENDED_SECONDS, answer_key, streams_key
 from jobs.setting_groups import MB
@@ -109,8 +110,10 @@ async def test_without_a_server_the_answer_is_asked_for_whole() -> None:
 
 @pytest.mark.parametrize("kind", ["long", "of a project that holds much", "beside a full server"])
 async def test_events_are_told_only_where_there_is_room_and_the_answer_comes_all_the_same(
-    tmp_path: Path, kind: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
+    monkeypatch.setattr(admission, "MAX_UNREAD_BYTES", MB)
+
     class Long:
         async def stream(self, _request: Request, emit: Emit) -> Answer:
             for n in range(400):
@@ -120,7 +123,7 @@ async def test_events_are_told_only_where_there_is_room_and_the_answer_comes_all
 
     host: Any = SimpleNamespace(engine=Long())
     with running_broker(tmp_path) as url, redis.Redis.from_url(url) as server:
-        config = Settings(streams_url=url, interactive_unread_bytes=MB, interactive_resumable=1)
+        config = Settings(streams_url=url, interactive_resumable=1)
         if kind == "of a project that holds much":
             server.xadd(answer_key("resp_0"), {"p": ""})
             server.hset(streams_key("p"), "resp_0", 2 * MB - BLOCK)

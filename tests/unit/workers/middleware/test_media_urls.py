@@ -72,9 +72,9 @@ async def _allowed(project_id: str) -> bool:
     return project_id == "free"
 
 
-def around(engine: FakeEngine, **settings: Any) -> MediaUrlMiddleware:
-    config = Settings(**{"media_allow_private": True, "media_seconds": 5.0, "media_max_bytes": 4096, **settings})
-    return MediaUrlMiddleware(Router([engine], Registry({}, {}, Path("models.yaml"))), _allowed, config)
+def around(engine: FakeEngine, seconds: float = 5.0, **settings: Any) -> MediaUrlMiddleware:
+    config = Settings(**{"media_allow_private": True, "media_max_bytes": 4096, **settings})
+    return MediaUrlMiddleware(Router([engine], Registry({}, {}, Path("models.yaml"))), _allowed, config, seconds)
 
 
 async def ask(middleware: MediaUrlMiddleware, url: str, body: dict[str, Any], tenant: str = "free") -> Any:
@@ -140,7 +140,7 @@ async def test_a_project_that_may_not_is_told_so_in_the_same_words_for_pictures_
         (["a.png", "gone.png"], {}, "media_url_failed", "the server answered 404"),
         (["page"], {}, "media_url_failed", "it is no picture, but text/html"),
         (["round.png"], {}, "media_url_failed", "it leads on too often"),
-        (["hang.png"], {"media_seconds": 0.3}, "media_url_failed", "time"),
+        (["hang.png"], {"seconds": 0.3}, "media_url_failed", "time"),
         (["large.png"], {}, "media_too_large", "4096 bytes in all"),
         (["a.png", "a.png"], {"media_max_bytes": 1024}, None, ""),
         (["a.png"] * (MAX_URLS + 1), {}, "too_many_media_urls", f"at most {MAX_URLS}"),

@@ -173,10 +173,8 @@ def test_child_that_hangs_is_killed_in_time(cutting: Cutting) -> None:
         assert pid(parser, cutting)
 
 
-def test_time_and_memory_are_settings() -> None:
-    config = Settings(parse_seconds=600.5, parse_memory_bytes=64 << 20)
-
-    assert limits_of(config) == Limits(600.5, cpu_seconds=601, memory_bytes=64 << 20)
+def test_time_is_a_setting() -> None:
+    assert limits_of(Settings(parse_seconds=600.5)) == Limits(600.5, cpu_seconds=601)
     assert limits_of(Settings()) == Limits(120, cpu_seconds=120)
 
 

@@ -45,14 +45,13 @@ def each(db: Database, tmp_path: Path, parser: ReadOnce, library: Path) -> Itera
 
 
 #: A file looks old enough to be told by its looks as soon as it is written.
-TIMINGS = Timings(source_settled=-1.0)
+TIMINGS = Timings(source_settled=-1.0, source_fetch=2.0)
 
 
 @contextmanager
 def running(db: Database, folder: Path, parser: ReadOnce, library: Path, **more: Any) -> Iterator[Works]:
     settings: dict[str, Any] = {"source_folders": (str(library),), "source_s3": (f"s3://{S3.bucket}/library",)}
     settings |= {"source_allow_private": True, "source_max_items": 10}
-    settings |= {"source_fetch_seconds": 2}
     with works(folder / "data", db.url, open_vectors("memory:", folder), parser, TIMINGS, **settings, **more) as mill:
         yield mill
 
