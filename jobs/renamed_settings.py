@@ -26,6 +26,7 @@ FIXED: Final = {
     "PARSE_MEMORY_BYTES": "1 GiB",
     "PARSE_TEXT_BYTES": "64 MiB",
     "PART_MAX_BYTES": "64 MiB",
+    "REWRITE_SECONDS": "5 seconds",
     "SHARDS_IN_FLIGHT": "2 shards",
     "SHARD_BYTES": "4 MiB",
     "SOURCE_FETCH_SECONDS": "60 seconds",

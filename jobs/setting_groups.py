@@ -233,9 +233,6 @@ class StoreSettings(BaseModel):
     rewrite_model: str = Field(
         "", description="The chat model that rewrites queries with `rewrite_query`. Empty: queries stay as they are."
     )
-    rewrite_seconds: float = Field(
-        5, gt=0, description="The maximum time for rewriting a query. After it the original query is searched."
-    )
     parse_seconds: float = Field(
         120, gt=0, description="The maximum time for parsing one document, on the clock and of CPU."
     )

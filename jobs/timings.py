@@ -123,6 +123,9 @@ class Timings:
     response_look: float = 0.5  # between looks at a response in the background
     response_keep_alive: float = 2.0  # without an event of it
 
+    # api.retrieval
+    query_rewrite: float = 5.0  # for rewriting a query; then it is searched as it is
+
     # api.server and api.inference.response_connections: WebSockets
     connection_ping: float = 20.0  # between pings: proxies close a connection that is silent for longer
     connection_pong: float = 60.0  # until a client that has not answered a ping counts as gone

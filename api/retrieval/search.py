@@ -209,7 +209,8 @@ async def _rewritten(call: CallContext, request: Request, model: str, query: str
     ]
     body = {"model": model, "messages": messages, "max_tokens": TOKENS, "temperature": 0}
     try:
-        end, entries = await submit(call, request, CHAT, body, stream=False, seconds=call.config.rewrite_seconds)
+        seconds = call.services.timings.query_rewrite
+        end, entries = await submit(call, request, CHAT, body, stream=False, seconds=seconds)
         await entries.aclose()
     except NightmillError as error:
         log.info("query_not_rewritten", extra={"reason": error.code or type(error).__name__})
