@@ -56,7 +56,7 @@ def _found(look: Callable[[], T]) -> T | None:
         return None
 
 
-_MOST: Final = 10_000
+_MAX_KEYS: Final = 10_000
 
 
 class Trusted(Generic[T]):
@@ -86,7 +86,7 @@ class Trusted(Generic[T]):
             raise
         self._known[key] = (began, value)
         self._known.move_to_end(key)
-        if len(self._known) > _MOST:
+        if len(self._known) > _MAX_KEYS:
             self._known.popitem(last=False)
         return value
 

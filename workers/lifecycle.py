@@ -19,7 +19,7 @@ from jobs.errors import ClaimLost, DatabaseBusy, NotFound, StorageFull, StorageU
 from jobs.ledger import ledger, outbox, slot_weights
 from jobs.ledger.kinds import UnknownKind
 from jobs.ledger.ledger import JobClaim
-from jobs.ledger.outbox import LONGEST_DELAY
+from jobs.ledger.outbox import MAX_DELAY
 from jobs.ledger.shards import ShardClaim
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
@@ -231,7 +231,7 @@ def _recording(context: Context, attempt: _JobAttempt | _ShardAttempt) -> Iterat
         attempt.release(reason.delay, reason.waiting_for)
     except GaveUp as reason:
         times = attempt.epoch // 2 if reason.grows else 0  # claims so far
-        attempt.release(min(reason.delay * 2 ** min(times, 5), max(reason.delay, LONGEST_DELAY)), "model")
+        attempt.release(min(reason.delay * 2 ** min(times, 5), max(reason.delay, MAX_DELAY)), "model")
     except attempt.storage as error:
         _storage_failed.warn(**attempt.log_fields, error=str(error.__cause__ or error))
         attempt.release(context.timings.storage_retry, "disk")

@@ -86,8 +86,8 @@ def filename(name: str | None, param: str) -> str:
 
 
 def _few_jobs(ids: list[str]) -> list[str]:
-    if len(set(ids)) > dependencies.MOST:
-        raise ValueError(f"A job waits for at most {dependencies.MOST} others.")
+    if len(set(ids)) > dependencies.MAX_DEPENDENCIES:
+        raise ValueError(f"A job waits for at most {dependencies.MAX_DEPENDENCIES} others.")
     return ids
 
 
@@ -95,7 +95,9 @@ def _few_jobs(ids: list[str]) -> list[str]:
 AfterJobs = Annotated[
     Many[Annotated[str, Field(min_length=1, max_length=64)]],
     AfterValidator(_few_jobs),
-    Field(description=f"Ids of at most {dependencies.MOST} jobs that have to complete before this one begins."),
+    Field(
+        description=f"Ids of at most {dependencies.MAX_DEPENDENCIES} jobs that have to complete before this one begins."
+    ),
 ]
 
 

@@ -20,10 +20,10 @@ from api.inference.stored_conversations import add, begin, find, forget, get_con
 
 router: APIRouter = resource("Conversations")
 
-_MOST_AT_ONCE = 20  # OpenAI's limit
+_MAX_AT_ONCE = 20  # OpenAI's limit
 
 
-NewItems = Annotated[list[NewItem], Field(max_length=_MOST_AT_ONCE)]
+NewItems = Annotated[list[NewItem], Field(max_length=_MAX_AT_ONCE)]
 _Include = Annotated[list[str] | None, Query(alias="include[]", description="Nothing there is to be added.")]
 
 
@@ -37,7 +37,7 @@ class UpdateConversation(Body):
 
 
 class CreateItems(Body):
-    items: Annotated[list[NewItem], Field(min_length=1, max_length=_MOST_AT_ONCE)]
+    items: Annotated[list[NewItem], Field(min_length=1, max_length=_MAX_AT_ONCE)]
 
 
 class Added(BaseModel):

@@ -21,7 +21,7 @@ from jobs.inference import responses
 from jobs.inference.item_ids import owner_of
 
 #: Limit of the responses and conversations that are read for one input.
-_MOST_READ: Final = 100
+_MAX_READ: Final = 100
 
 Items = dict[str, dict[str, Any]]  # by id
 
@@ -44,8 +44,8 @@ def _find(call: CallContext, ids: Sequence[str], param: str) -> Items:
     reads = 0
     while left:
         reads += 1
-        if reads > _MOST_READ:
-            message = f"The items referred to are stored in more than {_MOST_READ} responses and conversations."
+        if reads > _MAX_READ:
+            message = f"The items referred to are stored in more than {_MAX_READ} responses and conversations."
             raise InvalidRequest(message, param=param, code="too_many_values")
         next_id = next(reversed(left))
         items = _stored_with(call, next_id, left)

@@ -54,7 +54,7 @@ class Reference(BaseModel):
     id: str
 
 
-_LONGEST_NAME = 255
+_MAX_NAME = 255
 _TRIES = 3  # of a page; each found an object deleted at that moment
 Answered = dict[str, Any]
 #: Runs a function that makes a row, in one transaction.
@@ -238,7 +238,7 @@ def _selected_by(stored_answer: StoredAnswer) -> dict[str, Any]:
 
 def _name(model: str) -> str:
     """Return a model's name without characters that a column cannot hold: an engine may call a model anything."""
-    return model.replace("\0", "")[:_LONGEST_NAME]
+    return model.replace("\0", "")[:_MAX_NAME]
 
 
 STORED_RESPONSES = StoredAnswers(StoredResponse, RESPONSES, responses.path, "response", "Response", "response_id")

@@ -34,7 +34,7 @@ T = TypeVar("T")
 Items = list[dict[str, Any]]
 Apply = Callable[[Session], None]
 _TRIES = 4  # of a change; each lost against another process
-_MOST_BYTES = 16 << 20
+_MAX_BYTES = 16 << 20
 _FEW = 8  # ids; for more, decoding the object costs less than searching for each
 
 
@@ -312,8 +312,8 @@ def _write(
     """
     data = conversations.encode(before, items)
     size = len(data) + sum(segment.size for segment in before)
-    if size > _MOST_BYTES:
-        message = f"A conversation holds at most {_MOST_BYTES} bytes."
+    if size > _MAX_BYTES:
+        message = f"A conversation holds at most {_MAX_BYTES} bytes."
         raise InvalidRequest(message, param="items", code="conversation_too_long")
     check_project(call, size - was)
     path = conversations.new_path(conversation_id)

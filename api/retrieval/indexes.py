@@ -291,10 +291,10 @@ def _build(session: Session, call: CallContext, store: VectorStore, body: Create
     )
 
 
-_MOST_QUERIES = 100
+_MAX_QUERIES = 100
 _CHUNKS = 5  # chunks per wanted file, because several may belong to one file
 
-_Query = Annotated[str, Field(min_length=1, max_length=searches.LONGEST_QUERY, pattern=r"\S")]
+_Query = Annotated[str, Field(min_length=1, max_length=searches.MAX_QUERY, pattern=r"\S")]
 _FileId = Annotated[str, Field(min_length=1, max_length=64)]
 
 
@@ -306,7 +306,7 @@ class JudgedQuery(Body):
 
 
 class CompareIndexes(Body):
-    queries: Annotated[list[_Query | JudgedQuery], Field(min_length=1, max_length=_MOST_QUERIES)]
+    queries: Annotated[list[_Query | JudgedQuery], Field(min_length=1, max_length=_MAX_QUERIES)]
     max_num_results: int = Field(default=10, ge=1, le=searches.MAX_RESULTS)
 
     @property

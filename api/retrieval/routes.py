@@ -29,7 +29,7 @@ from jobs.retrieval.tables import VectorStore
 
 router: APIRouter = resource("Vector stores")
 
-_MOST_FILES = 500  # OpenAI's limit for a create
+_MAX_FILES = 500  # OpenAI's limit for a create
 
 
 class ExpiresAfter(Body):
@@ -44,7 +44,7 @@ class CreateVectorStore(Body):
 
     name: str | None = Field(default=None, max_length=256)
     description: str | None = Field(default=None, max_length=4096)
-    file_ids: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=_MOST_FILES)] | None = None
+    file_ids: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=_MAX_FILES)] | None = None
     expires_after: ExpiresAfter | None = None
     chunking_strategy: ChunkingStrategy | None = None
     metadata: Metadata | None = None

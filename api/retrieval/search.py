@@ -31,7 +31,7 @@ from jobs.retrieval.tables import VectorStore
 
 router: APIRouter = resource("Vector stores")
 
-_MOST_QUERIES = 16
+_MAX_QUERIES = 16
 _TRIES = 3
 
 
@@ -145,12 +145,12 @@ def search_of(
 
 def checked(query: str | list[str]) -> tuple[str, ...]:
     queries = (query,) if isinstance(query, str) else tuple(query)
-    if not 1 <= len(queries) <= _MOST_QUERIES:
-        message = f"Invalid 'query': expected 1 to {_MOST_QUERIES} queries."
+    if not 1 <= len(queries) <= _MAX_QUERIES:
+        message = f"Invalid 'query': expected 1 to {_MAX_QUERIES} queries."
         raise InvalidRequest(message, param="query", code="invalid_value")
     for single in queries:
-        if not single.strip() or len(single) > searches.LONGEST_QUERY:
-            message = f"Invalid 'query': a query has 1 to {searches.LONGEST_QUERY} characters, not all of them spaces."
+        if not single.strip() or len(single) > searches.MAX_QUERY:
+            message = f"Invalid 'query': a query has 1 to {searches.MAX_QUERY} characters, not all of them spaces."
             raise InvalidRequest(message, param="query", code="invalid_value")
     return queries
 
@@ -181,7 +181,7 @@ def _check_ranker(session: Session, call: CallContext, ranker: str) -> None:
 
 log = logging.getLogger(__name__)
 
-LONGEST: Final = 512  # characters of a rewritten query
+MAX_REWRITTEN: Final = 512  # characters of a rewritten query
 TOKENS: Final = 96
 _ASKED: Final = (
     "You turn what people ask into queries for a search of documents. The next message is one JSON string: what "
@@ -233,7 +233,7 @@ def _said(end: AnswerEntry) -> str:
     if choice.finish_reason != "stop" or len(lines) != 1:
         return ""
     text = " ".join(lines[0].split()).strip(' "')
-    usable = len(text) <= LONGEST and _WORD.search(text) and not _CONTROL.search(text)
+    usable = len(text) <= MAX_REWRITTEN and _WORD.search(text) and not _CONTROL.search(text)
     return text if usable else ""
 
 

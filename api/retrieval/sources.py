@@ -124,8 +124,8 @@ def show_item(item: SourceItem) -> SourceItemObject:
 
 router: APIRouter = resource("Vector store sources")
 
-_MOST_URLS = 1000
-_MOST_SOURCES = 100  # of one store
+_MAX_URLS = 1000
+_MAX_SOURCES = 100  # of one store
 _CLEARED = 20  # transactions in the request that deletes a source; the dispatcher deletes the rest
 Url = Annotated[str, Field(min_length=1, max_length=2048)]
 Digest = Annotated[str, Field(max_length=64)]
@@ -136,7 +136,7 @@ class CreateSource(Body):
 
     type: Literal["url", "folder", "s3"]
     url: Url | None = None
-    urls: Annotated[list[Url], Field(min_length=1, max_length=_MOST_URLS)] | None = None
+    urls: Annotated[list[Url], Field(min_length=1, max_length=_MAX_URLS)] | None = None
     path: str | None = Field(default=None, min_length=1, max_length=4096, description="Absolute.")
     glob: str | None = Field(default=None, min_length=1, max_length=256, description="As `**/*.md`; hidden: never.")
     prefix: str | None = Field(default=None, min_length=1, max_length=1024, description="As `s3://bucket/folder`.")
@@ -322,9 +322,9 @@ def _get(session: Session, call: CallContext, store_id: str, source_id: str, *, 
 
 
 def _check_count(session: Session, store: VectorStore) -> None:
-    full = select(Source.id).where(*_of(store)).offset(_MOST_SOURCES - 1).limit(1)
+    full = select(Source.id).where(*_of(store)).offset(_MAX_SOURCES - 1).limit(1)
     if session.scalar(full) is not None:
-        raise InvalidRequest(f"A vector store has at most {_MOST_SOURCES} sources.", code="too_many_sources")
+        raise InvalidRequest(f"A vector store has at most {_MAX_SOURCES} sources.", code="too_many_sources")
 
 
 def _allowed(call: CallContext, path: str) -> Path:

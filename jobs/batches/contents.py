@@ -19,7 +19,7 @@ import msgspec
 
 from jobs.batches.lines import Bad
 from jobs.errors import InvalidRequest
-from jobs.requests.answer_schemas import MOST_SCHEMA_BYTES, invalid, schema_of
+from jobs.requests.answer_schemas import MAX_SCHEMA_BYTES, invalid, schema_of
 from jobs.requests.endpoints import CHAT, COMPLETIONS, RESPONSES
 
 CPU_SECONDS: Final = 15.0
@@ -84,8 +84,8 @@ class Contents:
         for param, name, parameters in _functions(fields):
             if not isinstance(parameters, dict):
                 why = "it is not an object."
-            elif len(raw := msgspec.json.encode(parameters)) > MOST_SCHEMA_BYTES:
-                why = f"it has more than {MOST_SCHEMA_BYTES} bytes."
+            elif len(raw := msgspec.json.encode(parameters)) > MAX_SCHEMA_BYTES:
+                why = f"it has more than {MAX_SCHEMA_BYTES} bytes."
             else:
                 why = self._fault(raw)
             if why:

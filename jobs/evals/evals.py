@@ -20,7 +20,7 @@ PREFIX: Final = "eval_"
 MAX_SCHEMA_BYTES: Final = 65_536
 #: Runs removed in one transaction.
 REMOVED_AT_ONCE: Final = 20
-_LONGEST: Final = 300  # characters of an error
+_MAX_ERROR: Final = 300  # characters of an error
 
 #: Keywords that may allow an item more properties than `properties` names.
 _COMBINING: Final = frozenset({
@@ -56,7 +56,7 @@ def check_item_schema(schema: Mapping[str, Any]) -> None:
     try:
         Draft202012Validator.check_schema(dict(schema))
     except SchemaError as error:
-        message = f"Invalid '{param}': {error.message}"[:_LONGEST]
+        message = f"Invalid '{param}': {error.message}"[:_MAX_ERROR]
         raise InvalidRequest(message, param=param, code="invalid_schema") from error
     except RecursionError as error:
         raise InvalidRequest(f"Invalid '{param}': it never ends.", param=param, code="invalid_schema") from error

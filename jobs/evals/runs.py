@@ -145,8 +145,8 @@ def submit(
     common = {"project_id": run.project_id, "input_file_id": file.id if file else None, **kinds.of(NAME).times(now())}
     common |= {"request_id": request_id}
     steps = steps_to_make(run.id, payload)
-    if len(steps) > dependencies.MOST:
-        message = f"A run asks at most {dependencies.MOST} models: the graders name {len(steps)}."
+    if len(steps) > dependencies.MAX_DEPENDENCIES:
+        message = f"A run asks at most {dependencies.MAX_DEPENDENCIES} models: the graders name {len(steps)}."
         raise InvalidRequest(message, param="testing_criteria", code="too_many_models")
     made: list[Job] = []
     for endpoint, step in steps:

@@ -23,10 +23,10 @@ from jobs.settings import Settings
 MLFLOW: Final = "mlflow"
 WANDB: Final = "wandb"
 TITLES: Final = {MLFLOW: "MLflow", WANDB: "Weights & Biases"}
-#: A tracker that failed so often in a row, at last once in `_LONGEST_DELAY`, is asked no more.
+#: A tracker that failed so often in a row, at last once in `_MAX_DELAY`, is asked no more.
 MAX_FAILURES: Final = 100
 _DELAY: Final = 5.0
-_LONGEST_DELAY: Final = 600.0
+_MAX_DELAY: Final = 600.0
 
 
 def trackers_of(config: Settings, asked: FineTuning) -> list[str]:
@@ -65,7 +65,7 @@ def note_failed(session: Session, row: FinetuneTracking, claimed: float, reason:
     """Note that a tracker took nothing, unless the claim is over: it is asked later. The first time is an event."""
     failures, title = row.failures + 1, TITLES[row.tracker]
     given_up = failures >= MAX_FAILURES
-    due_at = None if given_up else now() + min(_DELAY * 2 ** min(row.failures, 10), _LONGEST_DELAY)
+    due_at = None if given_up else now() + min(_DELAY * 2 ** min(row.failures, 10), _MAX_DELAY)
     if not _change(session, row, claimed, failures=failures, due_at=due_at):
         return
     if failures == 1:

@@ -35,7 +35,7 @@ from jobs.settings import Settings
 
 #: Lines that are told as suspects, of all that were in flight.
 SUSPECTS: Final = 10
-_LONGEST: Final = 86_400.0
+_MAX_REST: Final = 86_400.0
 _FORGOTTEN: Final = 7 * 86_400.0  # no worker has used these devices since
 _ACTOR: Final = "engine"
 
@@ -53,7 +53,7 @@ class Bounds:
         return cls(config.engine_deaths, config.engine_deaths_seconds, config.engine_rest_seconds)
 
     def pause(self, tries: int) -> float:
-        return min(self.rest * 2.0 ** min(tries, 20), max(_LONGEST, self.rest))
+        return min(self.rest * 2.0 ** min(tries, 20), max(_MAX_REST, self.rest))
 
 
 def entry_of(model: Model) -> str:

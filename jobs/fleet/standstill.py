@@ -120,7 +120,7 @@ def _share_taken(session: Session, message: Outbox, alive: Sequence[Worker]) -> 
 
 def _overdue(message: Outbox) -> tuple[list[Reason], bool]:
     waits = now() - message.due_at
-    if -outbox.LONGEST_DELAY <= waits < 0:
+    if -outbox.MAX_DELAY <= waits < 0:
         return [Reason("retry_later", f"it will be tried again in {duration(-waits)}")], False
     if waits < _LATE:
         return [], False

@@ -14,9 +14,9 @@ FIELD: Final = "context"
 #: The field that has the prompt, by URL.
 PROMPT: Final = {CHAT: "messages", RESPONSES: "input", COMPLETIONS: "prompt"}
 PRIORITY: Final = "priority"  # a field of messages that engines are not sent
-_MOST_PRIORITY: Final = 1_000_000
+_MAX_PRIORITY: Final = 1_000_000
 #: Tokens of the context that are set apart for the answer where the request does not limit it: a quarter, at most this.
-MOST_RESERVED: Final = 1024
+MAX_RESERVED: Final = 1024
 
 Strategy = Literal[
     "truncate_middle", "sliding_window", "priority", "key_facts", "rotate", "memory", "summarize"
@@ -104,7 +104,7 @@ def reserved(body: Mapping[str, Any], limit: int) -> int:
         requested = body.get(name)
         if isinstance(requested, int) and requested > 0:
             return requested
-    return min(MOST_RESERVED, limit // 4)
+    return min(MAX_RESERVED, limit // 4)
 
 
 def _check(terms: ContextOptions) -> None:
@@ -121,8 +121,8 @@ def _check_priorities(url: str, body: Mapping[str, Any]) -> None:
     given = body.get(PROMPT[url])
     for item in given if isinstance(given, list) else ():
         value = item.get(PRIORITY, 0) if isinstance(item, dict) else 0
-        if type(value) not in (int, float) or not abs(value) <= _MOST_PRIORITY:
-            message = f"A '{PRIORITY}' is a number between -{_MOST_PRIORITY:,} and {_MOST_PRIORITY:,}."
+        if type(value) not in (int, float) or not abs(value) <= _MAX_PRIORITY:
+            message = f"A '{PRIORITY}' is a number between -{_MAX_PRIORITY:,} and {_MAX_PRIORITY:,}."
             raise InvalidRequest(message, param=PROMPT[url], code="invalid_type")
 
 

@@ -30,7 +30,7 @@ from jobs.ledger.tables import Job, JobDependency
 #: `Job.waiting_for` of a job that waits for others.
 WAITING: Final = "job"
 #: A job names so many predecessors at most.
-MOST: Final = 100
+MAX_DEPENDENCIES: Final = 100
 #: So many dependents are released in the transaction that completes a job; the sweep releases the others.
 RELEASED_AT_ONCE: Final = 50
 

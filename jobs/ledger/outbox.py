@@ -46,7 +46,7 @@ PLANS = 8
 #: The deadline in a message of a job that has none.
 NEVER: Final = 2.0**53
 #: Seconds. A message that is due much later was enqueued before the clock was set back: it is due now.
-LONGEST_DELAY = 60.0
+MAX_DELAY = 60.0
 _SLACK = 60.0  # seconds by which the clocks of two hosts may differ
 #: After so many claims on a job itself, the next ones wait: each claim may have killed its worker.
 _BACKOFF_EPOCHS = 16
@@ -72,7 +72,7 @@ _SEEN = bindparam("seen", type_=_outbox.c.due_at.type)
 def _due_by(at: ColumnElement[float]) -> ColumnElement[bool]:
     """Return the condition that a message is due. One without a delay is, whatever the clock of its process said."""
     undelayed = _outbox.c.due_at <= _outbox.c.created_at
-    return or_(_outbox.c.due_at <= at, undelayed, _outbox.c.due_at > at + LONGEST_DELAY + _SLACK)
+    return or_(_outbox.c.due_at <= at, undelayed, _outbox.c.due_at > at + MAX_DELAY + _SLACK)
 
 
 _FREE = (
@@ -122,7 +122,7 @@ ALL = Served(frozenset(), but=True)
 
 def claim_backoff(epoch: int) -> float:
     """Return the seconds until a job whose claim of `epoch` was lost may be claimed again: 0 at first, at most 60."""
-    return min(2.0 ** min((epoch - _BACKOFF_EPOCHS) // 2, 6), LONGEST_DELAY) if epoch >= _BACKOFF_EPOCHS else 0.0
+    return min(2.0 ** min((epoch - _BACKOFF_EPOCHS) // 2, 6), MAX_DELAY) if epoch >= _BACKOFF_EPOCHS else 0.0
 
 
 def urgency(job: Job) -> float:
@@ -148,7 +148,7 @@ def enqueue(
             "priority": job.priority,
             "deadline": urgency(job),
             "created_at": created,
-            "due_at": created + min(delay, LONGEST_DELAY),
+            "due_at": created + min(delay, MAX_DELAY),
             "publish_count": 0,
         }
         for n in shards

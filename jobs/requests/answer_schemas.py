@@ -8,7 +8,7 @@ import msgspec
 from jobs.errors import InvalidRequest
 from jobs.requests.endpoints import CHAT, RESPONSES
 
-MOST_SCHEMA_BYTES: Final = 128 * 1024  # of all schemas of a request; OpenAI allows 120,000 characters of names
+MAX_SCHEMA_BYTES: Final = 128 * 1024  # of all schemas of a request; OpenAI allows 120,000 characters of names
 
 
 def param_of(url: str) -> str:
@@ -31,8 +31,8 @@ def schema_of(url: str, body: Mapping[str, Any]) -> bytes | None:
     if not isinstance(schema, dict | bool):
         raise invalid(url, "it is not an object.")
     raw = msgspec.json.encode(schema)
-    if len(raw) > MOST_SCHEMA_BYTES:
-        raise invalid(url, f"it has more than {MOST_SCHEMA_BYTES} bytes.")
+    if len(raw) > MAX_SCHEMA_BYTES:
+        raise invalid(url, f"it has more than {MAX_SCHEMA_BYTES} bytes.")
     return raw
 
 

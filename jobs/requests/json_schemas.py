@@ -17,7 +17,7 @@ from referencing import Registry, Resource
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
-LONGEST: Final = 300  # characters of an error
+MAX_ERROR: Final = 300  # characters of an error
 _SCHEMAS: Final = 256  # compiled ones: the lines of a batch mostly have the same
 
 
@@ -31,9 +31,9 @@ def as_invalid_schema() -> Iterator[None]:
     try:
         yield
     except SchemaError as error:
-        raise InvalidJsonSchema(f"{path_of(error)}{error.message}"[:LONGEST]) from error
+        raise InvalidJsonSchema(f"{path_of(error)}{error.message}"[:MAX_ERROR]) from error
     except Unresolvable as error:
-        raise InvalidJsonSchema(f"a $ref leads nowhere: {error.ref}"[:LONGEST]) from error
+        raise InvalidJsonSchema(f"a $ref leads nowhere: {error.ref}"[:MAX_ERROR]) from error
     except RecursionError as error:
         raise InvalidJsonSchema("it never ends.") from error
     except MemoryError:

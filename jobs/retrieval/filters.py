@@ -14,7 +14,7 @@ from jobs.errors import InvalidRequest
 # ── checking ──
 
 _DEEPEST: Final = 20
-_MOST: Final = 500  # conditions and their values, all of them
+_MAX_CONDITIONS: Final = 500  # conditions and their values, all of them
 _COMPARE: Final = ("eq", "ne", "gt", "gte", "lt", "lte", "in", "nin")
 _COMBINE: Final = ("and", "or")
 _ORDERED: Final = ("gt", "gte", "lt", "lte")
@@ -30,8 +30,8 @@ def check_filter(value: Any, param: str) -> None:
 
 def _check(value: Any, param: str, depth: int, seen: list[int]) -> None:
     seen[0] += 1
-    if depth > _DEEPEST or seen[0] > _MOST:
-        message = f"Invalid '{param}': at most {_MOST} filters, at most {_DEEPEST} deep."
+    if depth > _DEEPEST or seen[0] > _MAX_CONDITIONS:
+        message = f"Invalid '{param}': at most {_MAX_CONDITIONS} filters, at most {_DEEPEST} deep."
         raise InvalidRequest(message, param=param, code="invalid_value")
     if not isinstance(value, dict):
         raise _wrong_type(param, "an object")
@@ -66,8 +66,8 @@ def _compare(kind: str, condition: dict[str, Any], param: str) -> None:
     if not isinstance(key, str) or not 1 <= len(key) <= 64:
         raise _wrong_type(f"{param}.key", "a string of 1 to 64 characters")
     if kind in ("in", "nin"):
-        if not isinstance(value, list) or len(value) > _MOST or not all(_scalar(member) for member in value):
-            raise _wrong_type(f"{param}.value", f"an array of at most {_MOST} strings, numbers or booleans")
+        if not isinstance(value, list) or len(value) > _MAX_CONDITIONS or not all(_scalar(member) for member in value):
+            raise _wrong_type(f"{param}.value", f"an array of at most {_MAX_CONDITIONS} strings, numbers or booleans")
     elif kind in _ORDERED and (not _scalar(value) or isinstance(value, bool)):
         raise _wrong_type(f"{param}.value", "a string or a number")
     elif not _scalar(value):

@@ -21,7 +21,7 @@ from jobs.retrieval.attachments import CANCELLED, FAILED, IN_PROGRESS, is_over
 from jobs.retrieval.indexes import index_of
 from jobs.retrieval.tables import Source, VectorStore, VectorStoreFile
 
-MOST: Final = 4  # of a store, because each file is added to all of them
+MAX_INDEXES: Final = 4  # of a store, because each file is added to all of them
 _NAMED: Final = 5
 
 
@@ -39,8 +39,8 @@ def build(
 
     Raises: Conflict, Expired.
     """
-    if len(indexes.all_of(session, store)) >= MOST:
-        raise Conflict(f"A vector store has at most {MOST} indexes: delete one first.", code="too_many_indexes")
+    if len(indexes.all_of(session, store)) >= MAX_INDEXES:
+        raise Conflict(f"A vector store has at most {MAX_INDEXES} indexes: delete one first.", code="too_many_indexes")
     index = VectorStore(
         id=new_id("vsi_"),
         project_id=store.project_id,

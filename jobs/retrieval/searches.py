@@ -11,7 +11,7 @@ URL: Final = SEARCH
 RERANK_URL: Final = "/v1/vector_stores/rerank"
 #: OpenAI's rankers, which are all the same here: the fused ranking. Any other name is a re-ranking model.
 RANKERS: Final = ("none", "auto", "default-2024-11-15", "default_2024_08_21")
-LONGEST_QUERY: Final = 4096  # characters
+MAX_QUERY: Final = 4096  # characters
 DEFAULT_LIMIT: Final = 10  # results
 DEPTH: Final = 50  # candidates that are re-ranked
 MAX_DEPTH: Final = 200

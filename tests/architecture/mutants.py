@@ -248,7 +248,7 @@ MUTANTS = [
         instead("Job.state.in_(states)", "Job.id == Job.id", inside="ready"),
         OUTBOX,
     ),
-    Mutant("a clock set back", "jobs.ledger.outbox", instead(" + LONGEST_DELAY", " * 2", inside="_due_by"), OUTBOX),
+    Mutant("a clock set back", "jobs.ledger.outbox", instead(" + MAX_DELAY", " * 2", inside="_due_by"), OUTBOX),
     Mutant(
         "nothing is published again",
         "workers.dispatcher.loop",

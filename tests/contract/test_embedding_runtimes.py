@@ -117,7 +117,7 @@ def test_length_that_a_tokenizer_states_counts_up_to_the_positions(
 def test_model_beyond_one_file_is_not_exported(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(embed_model, "MOST_ONNX_BYTES", 1000)
+    monkeypatch.setattr(embed_model, "MAX_ONNX_BYTES", 1000)
     model = SentenceModel(str(folders["plain"]), None, {}, Computing("float32"))
 
     with pytest.raises(embed_model.NotExportable, match="MiB of weights"):

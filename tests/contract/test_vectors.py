@@ -218,7 +218,7 @@ def test_a_text_that_is_there_many_times_hides_no_other(
     vectors: Vectors, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Write one text so often that it alone fills the longest answer that a server gives."""
-    monkeypatch.setattr(weaviate_module, "MOST_RESULTS", 10)
+    monkeypatch.setattr(weaviate_module, "MAX_RESULTS", 10)
     vectors.write(store, [an_entry("vsd_a.1", n, "every page says so", towards(1)) for n in range(40)])
     vectors.write(store, [an_entry("vsd_b.1", n, f"text {n}", towards(1, n)) for n in range(20)])
     texts = {digest_of(f"text {n}") for n in range(20)} | {digest_of("every page says so")}

@@ -30,7 +30,7 @@ from tests.support.receiver import Receiver
 from tests.support.services import need
 from tests.support.stub_engine import prompts
 from tests.support.system import LOG_LINE, MODEL, SCALED, StubEngine, System, eventually, pause
-from workers.engines.caps import MOST_CHOICES
+from workers.engines.caps import MAX_CHOICES
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]  # the first test of each deployment waits for its start
 MB = 1 << 20
@@ -51,7 +51,7 @@ class Wide(Job):
     """A batch whose answers are large: as many choices as may be asked for, seventeen kilobytes a line."""
 
     def body(self, custom_id: str) -> oracle.Line:
-        return {**super().body(custom_id), "n": MOST_CHOICES}
+        return {**super().body(custom_id), "n": MAX_CHOICES}
 
 
 class Disk:

@@ -238,7 +238,7 @@ def test_a_reference_without_an_id_is_refused(shop: Shop) -> None:
 def test_references_into_too_many_responses_are_refused_before_all_are_read(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.inference.item_references._MOST_READ", 2)
+    monkeypatch.setattr("api.inference.item_references._MAX_READ", 2)
     answers = [_ask(shop, _user(f"{n}")) for n in range(3)]
 
     _ask(shop, *(_reference(made.output[0]) for made in answers[:2]))

@@ -32,7 +32,7 @@ T = TypeVar("T")
 _Column = SQLColumnExpression[str]
 _PAGE = 200
 _SUSPECTS = 100_000  # remembered of one look; the others are for a later one
-_AWAY_AT_MOST = 3  # failed removals in a row
+_MAX_FAILURES = 3  # failed removals in a row
 _UNTOUCHED_SECONDS = 3600.0  # a writer writes more often
 #: Folders that belong to no kind of job, and the columns of the known names and paths. Some paths have no index: they
 #: are looked up only for objects without a known name.
@@ -116,7 +116,7 @@ class Orphans:
         except (StorageUnavailable, StorageFull, NotFound) as error:
             log.warning("purge_failed", extra={"path": path})
             self._away = self._away + 1 if isinstance(error, StorageUnavailable) else 0
-            if self._away == _AWAY_AT_MOST:
+            if self._away == _MAX_FAILURES:
                 raise
             return False
         self._away = 0

@@ -133,7 +133,7 @@ def choose(
     return chosen
 
 
-_LONGEST_REDELIVERY = 60.0
+_MAX_REDELIVERY = 60.0
 
 
 class BrokerUnavailable(Exception):
@@ -184,4 +184,4 @@ class Redelivery:
         self._again[row_id] = self.clock() + self._delay(times)
 
     def _delay(self, times: int) -> float:
-        return min(self.first * (1 << min(max(times - 1, 0), 10)), max(_LONGEST_REDELIVERY, self.first))
+        return min(self.first * (1 << min(max(times - 1, 0), 10)), max(_MAX_REDELIVERY, self.first))

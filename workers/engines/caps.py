@@ -21,28 +21,28 @@ from typing import Any, Final
 import msgspec
 
 from jobs.requests import values
-from jobs.requests.answer_schemas import MOST_SCHEMA_BYTES
+from jobs.requests.answer_schemas import MAX_SCHEMA_BYTES
 from jobs.requests.endpoints import CHAT, COMPLETIONS, RESPONSES
 from jobs.requests.roles import CHAT_ROLES, INPUT_ROLES, wrong_role
 from workers.engines import echo, media
 from workers.engines.port import Answer, refusal
 
-MOST_CHOICES: Final = 128  # OpenAI's limit for `n`
-MOST_ANSWERS: Final = 2048  # choices of all prompts of a completion; of an embedding it is OpenAI's limit for inputs
-MOST_LOGPROBS: Final = 20  # OpenAI's limit for `top_logprobs`
-MOST_SCHEMA_DEPTH: Final = 32  # OpenAI allows 10 levels of objects; each takes two of JSON, and lists take more
-MOST_PATTERN_CHARACTERS: Final = 1024
-MOST_REPETITIONS: Final = 1024  # `{n,m}` in a pattern, all of a pattern multiplied
-MOST_ITEMS: Final = 65_536  # minLength, maxItems and their like
+MAX_CHOICES: Final = 128  # OpenAI's limit for `n`
+MAX_ANSWERS: Final = 2048  # choices of all prompts of a completion; of an embedding it is OpenAI's limit for inputs
+MAX_LOGPROBS: Final = 20  # OpenAI's limit for `top_logprobs`
+MAX_SCHEMA_DEPTH: Final = 32  # OpenAI allows 10 levels of objects; each takes two of JSON, and lists take more
+MAX_PATTERN_CHARACTERS: Final = 1024
+MAX_REPETITIONS: Final = 1024  # `{n,m}` in a pattern, all of a pattern multiplied
+MAX_ITEMS: Final = 65_536  # minLength, maxItems and their like
 
 #: The field of a request that has messages, and the roles that they may have.
 _MESSAGES: Final = {CHAT: ("messages", CHAT_ROLES), RESPONSES: ("input", INPUT_ROLES)}
 _NESTED: Final = (dict, list)
-_MOST: Final = (
-    ("n", MOST_CHOICES),
-    ("best_of", MOST_CHOICES),
-    ("top_logprobs", MOST_LOGPROBS),
-    ("logprobs", MOST_LOGPROBS),
+_MAXIMA: Final = (
+    ("n", MAX_CHOICES),
+    ("best_of", MAX_CHOICES),
+    ("top_logprobs", MAX_LOGPROBS),
+    ("logprobs", MAX_LOGPROBS),
 )
 _COUNTS: Final = frozenset({"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"})
 _REPEATED: Final = re.compile(r"\{(\d*)(?:,(\d*))?\}")
@@ -80,7 +80,7 @@ def objection(url: str, body: Mapping[str, Any]) -> Answer | None:
 def _counts(body: Mapping[str, Any]) -> Answer | None:
     if body.get("prompt_logprobs") is not None:
         return refusal(400, "prompt_logprobs is not supported.", param="prompt_logprobs")
-    for name, maximum in _MOST:
+    for name, maximum in _MAXIMA:
         value = body.get(name)
         if value is not None and not isinstance(value, int):  # "10000" and 10000.0 are numbers to an engine
             return refusal(400, f"{name} must be an integer.", param=name)
@@ -96,10 +96,10 @@ def _of_prompts(url: str, body: Mapping[str, Any]) -> Answer | None:
     if echo.scores_prompt(url, body) and (wrong := echo.fault(body)):
         return refusal(400, wrong[1], param=wrong[0], code="invalid_value")
     prompts = len(echo.prompts_of(body.get("prompt"))) if url == COMPLETIONS else 1
-    if prompts > MOST_ANSWERS:
-        return refusal(400, f"prompt must have at most {MOST_ANSWERS} items; it has {prompts}.", param="prompt")
-    if prompts * max(body.get("n") or 1, body.get("best_of") or 1) > MOST_ANSWERS:
-        return refusal(400, f"n for each of {prompts} prompts must be at most {MOST_ANSWERS} in all.", param="n")
+    if prompts > MAX_ANSWERS:
+        return refusal(400, f"prompt must have at most {MAX_ANSWERS} items; it has {prompts}.", param="prompt")
+    if prompts * max(body.get("n") or 1, body.get("best_of") or 1) > MAX_ANSWERS:
+        return refusal(400, f"n for each of {prompts} prompts must be at most {MAX_ANSWERS} in all.", param="n")
     return None
 
 
@@ -137,8 +137,8 @@ def _schemas(url: str, body: Mapping[str, Any]) -> Answer | None:
         if not isinstance(value, (*_NESTED, str)):
             continue
         size += len(msgspec.json.encode(value))
-        if size > MOST_SCHEMA_BYTES:
-            return refusal(400, f"The schemas of a request must not exceed {MOST_SCHEMA_BYTES} bytes.", param=name)
+        if size > MAX_SCHEMA_BYTES:
+            return refusal(400, f"The schemas of a request must not exceed {MAX_SCHEMA_BYTES} bytes.", param=name)
         if fault := next(filter(None, map(_fault, _walk({name: value}, -1))), None):
             return refusal(400, f"{name}: {fault}", param=name)
     return None
@@ -163,10 +163,10 @@ def _read(text: str) -> Any:
 
 def _fault(entry: tuple[int, str, Any]) -> str | None:
     depth, key, value = entry
-    if depth >= MOST_SCHEMA_DEPTH:
-        return f"a schema must not be deeper than {MOST_SCHEMA_DEPTH} levels."
-    if key in _COUNTS and _number(value) > MOST_ITEMS:
-        return f"{key} must be at most {MOST_ITEMS}."
+    if depth >= MAX_SCHEMA_DEPTH:
+        return f"a schema must not be deeper than {MAX_SCHEMA_DEPTH} levels."
+    if key in _COUNTS and _number(value) > MAX_ITEMS:
+        return f"{key} must be at most {MAX_ITEMS}."
     if key == "patternProperties" and isinstance(value, dict):
         return next(filter(None, map(_pattern_fault, value)), None)
     if key in _PATTERNS and isinstance(value, str):
@@ -187,8 +187,8 @@ def _number(value: Any) -> float:
 
 
 def _pattern_fault(pattern: str) -> str | None:
-    if len(pattern) > MOST_PATTERN_CHARACTERS:
-        return f"a pattern must not be longer than {MOST_PATTERN_CHARACTERS} characters."
+    if len(pattern) > MAX_PATTERN_CHARACTERS:
+        return f"a pattern must not be longer than {MAX_PATTERN_CHARACTERS} characters."
     return _repetition_fault(pattern)
 
 
@@ -196,11 +196,11 @@ def _repetition_fault(pattern: str) -> str | None:
     times = 1
     for lowest, highest in _REPEATED.findall(pattern):
         times *= max(_bound(lowest), _bound(highest), 1)
-        if times > MOST_REPETITIONS:
-            return f"a pattern must not repeat more than {MOST_REPETITIONS} times in all."
+        if times > MAX_REPETITIONS:
+            return f"a pattern must not repeat more than {MAX_REPETITIONS} times in all."
     return None
 
 
 def _bound(digits: str) -> int:
     """Return the number that `digits` stand for; too many for Python to convert are more than any bound."""
-    return int(digits or 1) if len(digits) < 10 else MOST_REPETITIONS + 1
+    return int(digits or 1) if len(digits) < 10 else MAX_REPETITIONS + 1

@@ -42,9 +42,9 @@ STEERING: Final[frozenset[str]] = frozenset({
 })  # fmt: skip
 _TEMPLATE: Final = "chat_template_kwargs"
 _STRUCTURED: Final = "structured_outputs"
-_MOST_TOKENS: Final = "truncate_prompt_tokens"
+_TRUNCATE: Final = "truncate_prompt_tokens"
 _INTEGERS: Final = ("top_k", "thinking_token_budget")  # vLLM checks the others itself
-_MOST_INTEGER: Final = (1 << 31) - 1  # that can be sent to the engine's process
+_MAX_INTEGER: Final = (1 << 31) - 1  # that can be sent to the engine's process
 _NOT_THE_TEMPLATES: Final = frozenset({"chat_template", "tokenize"})  # the rendering function's arguments
 
 
@@ -94,16 +94,16 @@ def documented(url: str, body: Mapping[str, Any]) -> dict[str, Any]:
 def _truncated(left: dict[str, Any], truncate: Any) -> dict[str, Any]:
     """Translate `truncate` into vLLM's field."""
     if truncate:
-        return {_MOST_TOKENS: -1} | left
-    return left if truncate is None else {name: value for name, value in left.items() if name != _MOST_TOKENS}
+        return {_TRUNCATE: -1} | left
+    return left if truncate is None else {name: value for name, value in left.items() if name != _TRUNCATE}
 
 
 def malformed(url: str, body: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return the first field whose value vLLM must not see, and what is wrong with it."""
     for name in _INTEGERS:
         value = body.get(name)
-        if value is not None and not (isinstance(value, int) and abs(value) <= _MOST_INTEGER):
-            return name, f"{name} must be an integer of at most {_MOST_INTEGER}."
+        if value is not None and not (isinstance(value, int) and abs(value) <= _MAX_INTEGER):
+            return name, f"{name} must be an integer of at most {_MAX_INTEGER}."
     if url == EMBEDDINGS and not isinstance(body.get("truncate"), bool | None):
         return "truncate", "truncate must be true or false."
     return _malformed_constraint(body)

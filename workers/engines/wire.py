@@ -22,7 +22,7 @@ from jobs.inference.stored import is_completion
 from jobs.requests.endpoints import CHAT, COMPLETIONS, RESPONSES
 from workers.engines.port import Answer, EngineFault, Usage
 
-LONGEST_RETRY_SECONDS: Final = 3600.0
+MAX_RETRY_SECONDS: Final = 3600.0
 ERROR_TEXT_CHARACTERS: Final = 2000
 
 
@@ -331,7 +331,7 @@ def retry_after(value: str | None) -> float | None:
             seconds = parsedate_to_datetime(value).timestamp() - now()
         except (ValueError, OverflowError):  # a year or an offset of twenty digits
             return None
-    return min(max(0.0, seconds), LONGEST_RETRY_SECONDS) if seconds == seconds else None
+    return min(max(0.0, seconds), MAX_RETRY_SECONDS) if seconds == seconds else None
 
 
 class _Card(msgspec.Struct):

@@ -23,9 +23,9 @@ from workers.sandbox.confinement import InputLimits
 LIMITS: Final = InputLimits(memory_bytes=2 << 30, disk_bytes=256 << 20, cpu_seconds=120, threads=64)
 #: Modules that most graders import, loaded once: a forked process has them at once.
 _PRELOADED: Final = ("collections", "datetime", "itertools", "numpy", "random", "re", "statistics", "string")
-LARGEST_ANSWER: Final = 1 << 16
+MAX_ANSWER: Final = 1 << 16
 #: Characters of an error.
-LONGEST_ERROR: Final = 500
+MAX_ERROR: Final = 500
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -75,9 +75,7 @@ def main(channel: Channel) -> None:
 def _run(descriptor: int, seconds: float) -> Outcome:
     work = partial(_grade, descriptor)
     try:
-        return Outcome(
-            forking.run_input(work, LIMITS, descriptors=[descriptor], seconds=seconds, largest=LARGEST_ANSWER)
-        )
+        return Outcome(forking.run_input(work, LIMITS, descriptors=[descriptor], seconds=seconds, largest=MAX_ANSWER))
     except forking.Unconfined:
         return Outcome(fault="The process of the code could not be confined.")
     except forking.OutOfTime:
@@ -116,4 +114,4 @@ def _number(value: Any) -> float:
 def _described(error: BaseException) -> str:
     if isinstance(error, KeyError) and error.args == ("grade",):
         return "NameError: the source defines no function 'grade'"
-    return f"{type(error).__name__}: {error}"[:LONGEST_ERROR].encode(errors="replace").decode()
+    return f"{type(error).__name__}: {error}"[:MAX_ERROR].encode(errors="replace").decode()

@@ -25,8 +25,8 @@ from jobs.evals.graders.base import MAX_SCORE, PYTHON_RUNTIME, PYTHON_SERVER, Gr
 from jobs.programs import probe_sandbox
 from jobs.timings import Timings
 from workers.evals.grader_child import (
-    LARGEST_ANSWER,
-    LONGEST_ERROR,
+    MAX_ANSWER,
+    MAX_ERROR,
     Answer,
     Outcome,
     Run,
@@ -39,7 +39,7 @@ from workers.sandbox.child import START_SECONDS, Child, Died, TimeUp
 from workers.sandbox.confinement import Policy
 
 log = logging.getLogger(__name__)
-_LARGEST_OUTCOME: Final = LARGEST_ANSWER + 4096
+_MAX_OUTCOME: Final = MAX_ANSWER + 4096
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
 #: Seconds beyond those of the code in which the template answers.
 _MARGIN: Final = 30.0
@@ -92,7 +92,7 @@ class PythonSandbox:
             child = self._started(project)
             child.send(encode(Run(seconds)), [descriptor])
             self._await(child, seconds + _MARGIN)
-            return decode_outcome(child.receive(_MARGIN, _LARGEST_OUTCOME))
+            return decode_outcome(child.receive(_MARGIN, _MAX_OUTCOME))
         except (Died, TimeUp, msgspec.MsgspecError) as error:
             log.warning("grader_sandbox_replaced", extra={"reason": type(error).__name__})
             self.close()
@@ -139,7 +139,7 @@ def _score(answer: bytes) -> float:
 
 def _plain(text: str) -> str:
     """Return a text with spaces for its control characters, cut off at the length of an error."""
-    head = text[:LONGEST_ERROR]
+    head = text[:MAX_ERROR]
     return "".join(character if character.isprintable() or character == "\n" else " " for character in head)
 
 

@@ -15,7 +15,7 @@ from jobs.errors import DatabaseBusy
 from jobs.evals.runs import Retrieval
 from jobs.inference.interactive import QueuedRequest
 from jobs.retrieval import attachments, indexes, searches
-from jobs.retrieval.searches import LONGEST_QUERY, Search
+from jobs.retrieval.searches import MAX_QUERY, Search
 from jobs.retrieval.tables import VectorStore
 from workers.engines.port import Answer, EngineBusy, Request, refusal
 from workers.retrieval.reranking import Reranking
@@ -41,8 +41,8 @@ class StoreSearch:
     async def answer(self, request: Request) -> Answer:
         """Answer the request of a line, whose `input` is the query. Raises what engines raise."""
         query = str(request.body["input"])
-        if not query.strip() or len(query) > LONGEST_QUERY:
-            return refusal(400, f"A query has 1 to {LONGEST_QUERY} characters, not all of them spaces.", param="query")
+        if not query.strip() or len(query) > MAX_QUERY:
+            return refusal(400, f"A query has 1 to {MAX_QUERY} characters, not all of them spaces.", param="query")
         try:
             search = await asyncio.to_thread(self._search_of, request.tenant, query)
         except DatabaseBusy as error:

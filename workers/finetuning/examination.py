@@ -33,7 +33,7 @@ from jobs.settings import Settings
 from workers.engines.model_folders import ModelUnavailable, source_of
 from workers.finetuning import examination_child as child
 from workers.finetuning.examination_child import BadRow, Load, Loaded, NotLoaded, Read, Row
-from workers.sandbox.channel import LARGEST
+from workers.sandbox.channel import MAX_BYTES
 from workers.sandbox.child import Child, Died, TimeUp
 from workers.sandbox.confinement import Policy
 
@@ -105,7 +105,7 @@ class ConfinedRows:
     def _receive(self) -> bytes:
         assert self._child is not None
         with self._failures():
-            return self._child.receive(self._limits.seconds, LARGEST)
+            return self._child.receive(self._limits.seconds, MAX_BYTES)
 
     @contextmanager
     def _failures(self) -> Iterator[None]:

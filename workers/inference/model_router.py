@@ -18,7 +18,7 @@ from workers.vectors.base import Vector
 _TEXTS: Final = 256  # in one request for vectors
 _PARAM: Final = "context.embedding_model"
 _SPECIAL: Final = 16  # bytes set apart for the tokens that a tokenizer puts around a text
-_LONGEST_PIECE: Final = 2000  # bytes: a longer text has more than one subject
+_MAX_PIECE: Final = 2000  # bytes: a longer text has more than one subject
 
 
 class ModelRouter:
@@ -46,7 +46,7 @@ class ModelRouter:
         registry = await self._registry()
         known = registry.resolve(self._model(registry, model) or "")
         room = await asyncio.to_thread(checkpoint.room_of, known) if known else checkpoint.UNKNOWN_CONTEXT
-        return max(_SPECIAL, min(_LONGEST_PIECE, room - _SPECIAL))
+        return max(_SPECIAL, min(_MAX_PIECE, room - _SPECIAL))
 
     async def embed(self, request: Request, model: str | None, texts: Sequence[str]) -> Vectors | Answer:
         """Return the vectors of `texts`, or a refusal. Raises EngineBusy, EngineFault."""

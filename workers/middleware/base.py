@@ -15,7 +15,7 @@ from workers.engines.port import Answer, Emit, Engine, EngineBusy, EngineFault, 
 
 _TIMES: Final = 5
 _PAUSE: Final = 1.0
-_LONGEST: Final = 5.0
+_MAX_PAUSE: Final = 5.0
 _BUSY: Final = refusal(503, "The engine stayed busy with a part of this request. Ask again.", code="engine_busy")
 _TOTALS: Final = {"prompt_tokens": "input_tokens", "completion_tokens": "output_tokens", "total_tokens": "total_tokens"}
 _DETAILS: Final = {
@@ -94,7 +94,7 @@ async def retry_while_busy(ask: Callable[[], Awaitable[Answer]], paid: Callable[
                 raise
             if not attempts_left:
                 raise EngineFault("The engine stayed busy.", replace(_BUSY, usage=spent)) from busy
-            pause = min(busy.retry_after or _PAUSE, _LONGEST)
+            pause = min(busy.retry_after or _PAUSE, _MAX_PAUSE)
         await asyncio.sleep(pause)
 
 

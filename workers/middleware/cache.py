@@ -41,7 +41,7 @@ from jobs.ids import new_id
 from jobs.inference.cache import Entry, NewEntry
 from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
 from jobs.settings import Settings
-from workers.engines.encoders.embed import DIGITS, MOST_INPUTS, inputs_of
+from workers.engines.encoders.embed import DIGITS, MAX_INPUTS, inputs_of
 from workers.engines.port import Answer, Emit, Engine, Request, Usage, refusal
 from workers.engines.wire import usage_of
 from workers.middleware.base import Middleware
@@ -406,7 +406,7 @@ def _inputs(value: Any) -> list[Any] | None:
         return None
     kind = type(many[0])
     alike = kind in (str, list) and all(type(item) is kind and item for item in many)
-    return many if alike and len(many) <= MOST_INPUTS else None
+    return many if alike and len(many) <= MAX_INPUTS else None
 
 
 def _read(answer: Answer, count: int) -> list[msgspec.Raw]:

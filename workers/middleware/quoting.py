@@ -21,7 +21,7 @@ from jobs.retrieval.searches import FoundChunk
 
 _EXCERPTS: Final = "Excerpts of files:\n"
 _QUESTION: Final = "\n\nQuestion:\n"
-_LONGEST_TITLE: Final = 240  # characters
+_MAX_TITLE: Final = 240  # characters
 #: Separators of turns: those of Llama 3, Qwen and others (`<|im_start|>`), DeepSeek (wide), Gemma, and Mistral.
 _TURNS: Final = re.compile(
     r"<(?=[|\uff5c]|/?s>|[be]os>|(?:start|end)_of_turn>|<?/?SYS>)"
@@ -83,4 +83,4 @@ def _title(chunk: FoundChunk) -> str:
     section = " > ".join(chunk.meta.get("section") or ())
     page = f"page {chunk.meta['page']}" if chunk.meta.get("page") else ""
     title = ", ".join(filter(None, [chunk.filename, page, section]))
-    return " ".join(title.split())[:_LONGEST_TITLE]
+    return " ".join(title.split())[:_MAX_TITLE]

@@ -19,8 +19,8 @@ from jobs.platform.limiters import FairQueue
 from jobs.timings import Timings
 from workers.engines.port import EngineBusy
 from workers.middleware.schema_checker_protocol import (
-    LARGEST_ANSWER,
-    MOST_TEXT,
+    MAX_ANSWER,
+    MAX_TEXT,
     CheckRequest,
     CheckResult,
     InvalidSchema,
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 _MINUTE: Final = 60.0
 _SLOW_SECONDS: Final = 60.0
 _GOOD: Final = 1024  # how many valid schemas are remembered
-_MOST_REFERENCES: Final = 1000
+_MAX_REFERENCES: Final = 1000
 TOO_LONG: Final = f"it could not be checked within {Timings().schema_check:g} seconds and its memory."
 
 SPENT: Final = "it is not checked now: others of this project took too long to be. Try again in a minute."
@@ -70,8 +70,8 @@ class SchemaChecker:
             raise BadSchema(SPENT)
         if self._is_slow(schema):
             raise BadSchema(TOO_LONG)
-        if schema.count(b'"$ref"') > _MOST_REFERENCES:
-            raise BadSchema(f"it has more than {_MOST_REFERENCES} references.")
+        if schema.count(b'"$ref"') > _MAX_REFERENCES:
+            raise BadSchema(f"it has more than {_MAX_REFERENCES} references.")
         name = sha256(schema).digest()
         if name not in self._good:
             await self.faults(schema, [], tenant)
@@ -84,7 +84,7 @@ class SchemaChecker:
 
         Raises: BadSchema, EngineBusy.
         """
-        if sum(len(text.encode(errors="replace")) for text in texts) > MOST_TEXT:
+        if sum(len(text.encode(errors="replace")) for text in texts) > MAX_TEXT:
             return ["it is too large to be checked."] * len(texts)
         ask = encode(CheckRequest(schema, [text.encode(errors="replace").decode() for text in texts]))
         future: Future[_Answer] = Future()
@@ -141,7 +141,7 @@ class SchemaChecker:
         began = time.monotonic()
         try:
             child.send(ask)
-            return decode_answer(child.receive(self._seconds, LARGEST_ANSWER))
+            return decode_answer(child.receive(self._seconds, MAX_ANSWER))
         finally:
             self._budget.took(tenant, time.monotonic() - began)
 

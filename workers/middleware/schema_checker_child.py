@@ -7,7 +7,7 @@ import json
 import resource
 from typing import Any, Final
 
-from jobs.requests.json_schemas import LONGEST, InvalidJsonSchema, as_invalid_schema, path_of, validator_of
+from jobs.requests.json_schemas import MAX_ERROR, InvalidJsonSchema, as_invalid_schema, path_of, validator_of
 from workers.middleware.schema_checker_protocol import (
     CheckRequest,
     CheckResult,
@@ -43,9 +43,9 @@ def _fault(validator: Any, text: str) -> str | None:
     try:
         value = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
-        return f"it is not JSON: {error}"[:LONGEST]
+        return f"it is not JSON: {error}"[:MAX_ERROR]
     wrong = next(validator.iter_errors(value), None)
-    return None if wrong is None else f"{path_of(wrong)}{wrong.message}"[:LONGEST]
+    return None if wrong is None else f"{path_of(wrong)}{wrong.message}"[:MAX_ERROR]
 
 
 def _refuse(constant: str) -> None:

@@ -7,11 +7,11 @@ from typing import Final
 
 import msgspec
 
-from workers.sandbox.channel import LARGEST
+from workers.sandbox.channel import MAX_BYTES
 
 #: Bytes of the texts of a request; the rest of the message is for the schema.
-MOST_TEXT: Final = LARGEST - (256 << 10)
-LARGEST_ANSWER: Final = LARGEST
+MAX_TEXT: Final = MAX_BYTES - (256 << 10)
+MAX_ANSWER: Final = MAX_BYTES
 
 
 class CheckRequest(msgspec.Struct, frozen=True):

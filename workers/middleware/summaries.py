@@ -29,7 +29,7 @@ Count = Callable[[Request], Awaitable[int]]
 SUMMARY_TOKENS: Final = 256
 AT_ONCE: Final = 16  # parts of one interactive request; the others of the level follow as these end
 _SLACK: Final = 8  # tokens by which a text may be longer inside another than alone
-_LEAST_ROOM: Final = 16  # tokens: a summary below this is useless
+_MIN_ROOM: Final = 16  # tokens: a summary below this is useless
 _LEVELS: Final = 12
 _ASKED: Final = (
     "Summarize this part of a conversation. Keep names, numbers, decisions and open questions. "
@@ -77,7 +77,7 @@ class Summaries:
             return None
         left = self._budget - await self._count(replace(self._request, body=history.noted(dropped, _NOTE, [""])))
         max_tokens = min(self._most, left - _SLACK, self._limit // 4)
-        if max_tokens < _LEAST_ROOM:
+        if max_tokens < _MIN_ROOM:
             return None
         texts = [f"{history.speaker(n)}: {history.text(n)}" for n in dropped]
         while True:

@@ -26,7 +26,7 @@ from jobs.retrieval.words import words_of
 # ── stop words ──
 
 _ENGLISH: Final = "en"
-_LEAST_STOP_WORDS: Final = 2  # of a language other than English: one may be a name or an English word ("MIT", "die")
+_MIN_STOP_WORDS: Final = 2  # of a language other than English: one may be a name or an English word ("MIT", "die")
 _MARKS: Final = string.punctuation + "¿¡«»„“”‘’‹›…–—؟،؛।॥"  # noqa: RUF001 (other languages' own)
 
 
@@ -44,7 +44,7 @@ def _languages_of(words: Iterable[str]) -> frozenset[str]:
     highest = max(counts.values(), default=0)
     if highest and counts[_ENGLISH] == highest:
         return frozenset({_ENGLISH})
-    return frozenset(language for language, count in counts.items() if count == highest >= _LEAST_STOP_WORDS)
+    return frozenset(language for language, count in counts.items() if count == highest >= _MIN_STOP_WORDS)
 
 
 @cache

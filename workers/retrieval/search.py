@@ -101,8 +101,8 @@ def score_of(query: str, text: str, cosine: float | None, weights: tuple[float, 
 _THREADS: Final = 4
 #: Each ranking considers this many times the requested hits, because fusion may raise lower ones.
 _DEPTH: Final = 4
-_LEAST: Final = 50
-_MOST: Final = 10_000
+_MIN_HITS: Final = 50
+_MAX_HITS: Final = 10_000
 _TRIES: Final = 3
 
 #: Hits with their query and the parts of their score, by document and number of the chunk.
@@ -275,7 +275,7 @@ class Searching:
 
     def _visible(self, find: Callable[[int], list[Hit]], search: Search, seen: Seen) -> list[Hit]:
         """Return the best visible hits; consider more hits if many are hidden."""
-        needed = max(_LEAST, search.limit * _DEPTH, search.candidates)
+        needed = max(_MIN_HITS, search.limit * _DEPTH, search.candidates)
         count = needed
         while True:
             hits = find(count)
@@ -283,7 +283,7 @@ class Searching:
             self._look_up(search.store_id, documents - seen.rows.keys(), seen)
             seen.hidden |= documents
             visible = [hit for hit in hits if hit.document in seen.rows]
-            if len(visible) >= needed or len(hits) < count or count >= _MOST:
+            if len(visible) >= needed or len(hits) < count or count >= _MAX_HITS:
                 return visible[:needed]
             count *= 4
 

@@ -29,8 +29,8 @@ NEEDED_WHOLE: Final = ("config.json",)  # of a model with weights of its own, of
 OPTIONAL: Final = (probes.FILE,)
 _PARTIAL: Final = ".partial-"
 _MANIFEST_BYTES: Final = 1 << 20
-_MOST_FOLDERS: Final = 64  # of adapters, on this machine
-_MOST_WHOLE: Final = 3  # of models with weights of their own
+_MAX_FOLDERS: Final = 64  # of adapters, on this machine
+_MAX_WHOLE: Final = 3  # of models with weights of their own
 _YOUNG_SECONDS: Final = 3600.0  # an adapter that was fetched since is not removed
 
 
@@ -120,7 +120,7 @@ class AdapterFiles:
     def _make_room(self) -> None:
         """Remove what a killed process left, and the folders that were fetched first, so that the disk stays free."""
         folders = sorted((path.stat().st_mtime, path) for path in self._folder.iterdir() if path.is_dir())
-        too_many = max(0, len(folders) + 1 - (_MOST_WHOLE if self.whole else _MOST_FOLDERS))
+        too_many = max(0, len(folders) + 1 - (_MAX_WHOLE if self.whole else _MAX_FOLDERS))
         for number, (fetched, folder) in enumerate(folders):
             partial = folder.name.startswith(_PARTIAL)
             # whole models are large: an engine that misses its model's files has them fetched again

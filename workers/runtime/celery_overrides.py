@@ -7,7 +7,7 @@ from celery.concurrency import thread
 from celery.worker import consumer
 from kombu.asynchronous import get_event_loop
 
-_LONGEST_SECONDS = 4
+_MAX_SECONDS = 4
 
 
 class TaskPool(thread.TaskPool):  # type: ignore[misc]  # Celery has no types
@@ -30,7 +30,7 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
     """
 
     def ensure_connected(self, conn: Any) -> Any:
-        conn.ensure_connection = partial(conn.ensure_connection, interval_max=_LONGEST_SECONDS)
+        conn.ensure_connection = partial(conn.ensure_connection, interval_max=_MAX_SECONDS)
         return super().ensure_connected(conn)
 
 

@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import Final
 
 LINES: Final = 8
-_LONGEST: Final = 600  # characters of a line: its beginning, and more of its end, where an exception says what it is
+_MAX_LINE: Final = 600  # characters of a line: its beginning, and more of its end, where an exception says what it is
 _BEGINNING: Final = 150
 HEAD: Final = 8  # bytes at the ring's beginning: the number of bytes written in all
 KEPT: Final = 16_384
@@ -105,9 +105,9 @@ def _file(number: int) -> bytes:
 
 
 def _short(line: str) -> str:
-    if len(line) <= _LONGEST:
+    if len(line) <= _MAX_LINE:
         return line
-    return f"{line[:_BEGINNING]} … {line[_BEGINNING - _LONGEST :]}"
+    return f"{line[:_BEGINNING]} … {line[_BEGINNING - _MAX_LINE :]}"
 
 
 def main(ring: int, pairs: dict[int, int]) -> None:

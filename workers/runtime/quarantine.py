@@ -31,8 +31,8 @@ from workers.runtime.engine_host import EngineHost
 from workers.runtime.log_tail import LogTail
 
 log = logging.getLogger(__name__)
-_MOST_SUSPECTS = 64  # that are stored for one death
-_LONGEST_NAME = 300
+_MAX_SUSPECTS = 64  # that are stored for one death
+_MAX_NAME = 300
 
 
 class EngineHealth:
@@ -130,7 +130,7 @@ class EngineHealth:
             "worker_id": self._context.worker_id,
             "starting": starting,
             "error": str(error) or type(error).__name__,
-            "suspects": [suspect.name[:_LONGEST_NAME] for suspect in suspects[:_MOST_SUSPECTS]],
+            "suspects": [suspect.name[:_MAX_NAME] for suspect in suspects[:_MAX_SUSPECTS]],
             "lines": await asyncio.to_thread(self._last_log_lines),
             "created_at": now(),
         }

@@ -12,7 +12,7 @@ from workers.engines.port import EngineBusy
 
 K = TypeVar("K")
 V = TypeVar("V")
-_MOST: Final = 10_000
+_MAX_KEYS: Final = 10_000
 _AGAIN: Final = 1.0
 
 
@@ -46,6 +46,6 @@ class RecentReads(Generic[K, V]):
                 raise EngineBusy(error.message, retry_after=_AGAIN) from error
             self._known[key] = value, until
             self._known.move_to_end(key)
-            if len(self._known) > _MOST:
+            if len(self._known) > _MAX_KEYS:
                 self._known.popitem(last=False)
             return value

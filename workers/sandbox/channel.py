@@ -9,8 +9,8 @@ import msgspec
 
 HEADER: Final = struct.Struct(">I")
 #: The largest message to a child.
-LARGEST: Final = 1 << 20
-_MOST_DESCRIPTORS: Final = 4
+MAX_BYTES: Final = 1 << 20
+_MAX_DESCRIPTORS: Final = 4
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -45,12 +45,12 @@ class Channel:
 
     def receive(self) -> tuple[bytes, list[int]] | None:
         """Return the next message and the descriptors that came with it; None when the parent is gone."""
-        header, descriptors, _, _ = socket.recv_fds(self._messages, HEADER.size, _MOST_DESCRIPTORS)
+        header, descriptors, _, _ = socket.recv_fds(self._messages, HEADER.size, _MAX_DESCRIPTORS)
         header += self._read(HEADER.size - len(header)) if header else b""
         if len(header) < HEADER.size:
             return None
         (length,) = HEADER.unpack(header)
-        message = self._read(min(length, LARGEST))
+        message = self._read(min(length, MAX_BYTES))
         return (message, descriptors) if len(message) == length else None
 
     def _read(self, size: int) -> bytes:

@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from jobs.logs import Seldom
-from workers.sandbox.channel import HEADER, LARGEST, decode_ready
+from workers.sandbox.channel import HEADER, MAX_BYTES, decode_ready
 from workers.sandbox.confinement import Policy
 
 START_SECONDS: Final = 60.0  # for Python and the libraries, on a machine that has much else to do
@@ -76,7 +76,7 @@ class Child:
 
     def begin(self) -> tuple[str, ...]:
         """Wait until the child has started; log and return the parts its confinement lacks. Raises: Died, TimeUp."""
-        message = self.receive(START_SECONDS, LARGEST)
+        message = self.receive(START_SECONDS, MAX_BYTES)
         try:
             missing = decode_ready(message).missing
         except msgspec.MsgspecError as error:

@@ -54,7 +54,7 @@ _NEW_PID: Final = 0x20000000
 _APART: Final = _NEW_USER | _NEW_NETWORK_AND_IPC | _NEW_PID
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 8, 24, 38
 _CAPABILITIES_VERSION: Final = 0x20080522
-_MOST_CAPABILITIES: Final = 64
+_MAX_CAPABILITIES: Final = 64
 _DAC_OVERRIDE, _DAC_READ_SEARCH = 1 << 1, 1 << 2  # capabilities, as bits
 _NOBODY: Final = 65534
 _OPEN_FILES: Final = 64
@@ -293,7 +293,7 @@ def _limit(policy: Policy, *, alone: bool) -> None:
 
 def _keep_capabilities(kept_bits: int) -> bool:
     """Drop all capabilities but those in `kept_bits`; return whether the kernel did."""
-    for capability in range(_MOST_CAPABILITIES):
+    for capability in range(_MAX_CAPABILITIES):
         libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # forbidden to those who have none anyway
     return _set_capabilities(kept_bits, kept_bits)
 

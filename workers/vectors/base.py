@@ -109,7 +109,7 @@ class Vectors(Protocol):
     def close(self) -> None: ...
 
 
-LONGEST_QUERY = 10_000  # characters of a query that are searched for
+MAX_QUERY = 10_000  # characters of a query that are searched for
 
 
 def chunks(values: Collection[T], size: int) -> Iterator[list[T]]:
@@ -131,5 +131,5 @@ def checked(store: Store, vector: Vector) -> Vector:
 
 def words(query: str) -> str:
     """Return the searchable part of a query; empty if it has no word."""
-    text = query[:LONGEST_QUERY].encode("utf-8", "replace").decode()  # replaces lone surrogates
+    text = query[:MAX_QUERY].encode("utf-8", "replace").decode()  # replaces lone surrogates
     return text if any(character.isalnum() for character in text) else ""

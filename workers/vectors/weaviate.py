@@ -41,7 +41,7 @@ from weaviate.exceptions import (
 from jobs.timings import Timings
 from workers.vectors.base import Entry, Hit, Store, Vector, VectorsUnavailable, checked, chunks, words
 
-MOST_RESULTS: Final = 10_000  # of one query: the server's default QUERY_MAXIMUM_RESULTS
+MAX_RESULTS: Final = 10_000  # of one query: the server's default QUERY_MAXIMUM_RESULTS
 AT_ONCE: Final = 200  # objects in one request
 PAGE: Final = 2_000  # objects in one page when a whole store is read
 _IN_LIST: Final = 100  # values in one condition of a deletion or a query
@@ -172,7 +172,7 @@ class WeaviateVectors:
         if limit < 1 or (documents is not None and not documents):
             return []
         among = None if documents is None else _among("document", documents)
-        options = {"limit": min(limit, MOST_RESULTS), "filters": among, "return_properties": _SHOWN}
+        options = {"limit": min(limit, MAX_RESULTS), "filters": among, "return_properties": _SHOWN}
         return self._ask(store, lambda tenant: list(search(tenant, **options).objects), [])
 
     def _ask(self, store: Store, work: Callable[[Any], T], nothing: T) -> T:
@@ -249,7 +249,7 @@ def _vectors(tenant: Any, digests: Collection[str]) -> dict[str, Vector]:
 
     A text with thousands of copies may fill an answer; hidden ones are queried singly.
     """
-    vectors, full = _some_vectors(tenant, digests, MOST_RESULTS)
+    vectors, full = _some_vectors(tenant, digests, MAX_RESULTS)
     for digest in digests:
         if full and digest not in vectors:
             vectors |= _some_vectors(tenant, [digest], 1)[0]
@@ -265,7 +265,7 @@ def _some_vectors(tenant: Any, digests: Collection[str], limit: int) -> tuple[di
 
 
 def _delete(tenant: Any, documents: Collection[str]) -> int:
-    """Delete documents; the server deletes MOST_RESULTS objects at a time."""
+    """Delete documents; the server deletes MAX_RESULTS objects at a time."""
     removed = 0
     while True:
         answer = tenant.data.delete_many(_among("document", documents))
@@ -288,7 +288,7 @@ def _remove(tenant: Any, ids: Sequence[Any]) -> None:
 def _numbers(tenant: Any, document: str) -> list[int]:
     """Return the numbers of a document's entries, sorted.
 
-    Query windows of `n`, because a filtered query has at most MOST_RESULTS and no paging.
+    Query windows of `n`, because a filtered query has at most MAX_RESULTS and no paging.
     """
     own = Filter.by_property("document").equal(document)
     answer = tenant.aggregate.over_all(filters=own, return_metrics=[Metrics("n").integer(maximum=True)])
@@ -296,7 +296,7 @@ def _numbers(tenant: Any, document: str) -> list[int]:
     for start in range(0, (answer.properties["n"].maximum or 0) + 1 if answer.total_count else 0, PAGE):
         n = Filter.by_property("n")
         window = own & n.greater_or_equal(start) & n.less_than(start + PAGE)
-        page = tenant.query.fetch_objects(filters=window, limit=MOST_RESULTS, return_properties=["n"])
+        page = tenant.query.fetch_objects(filters=window, limit=MAX_RESULTS, return_properties=["n"])
         numbers += [int(item.properties["n"]) for item in page.objects]
     return sorted(numbers)
 

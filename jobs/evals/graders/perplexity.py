@@ -7,7 +7,7 @@ from pydantic import Field
 
 from jobs.evals.graders.base import SAMPLE_PARSE, Case, Finite, Grader, GradingError, Values
 
-_LARGEST_LOSS: Final = 700.0  # nats a token: the perplexity of more is infinite
+_MAX_LOSS: Final = 700.0  # nats a token: the perplexity of more is infinite
 _MAX_TOKENS: Final = 1 << 40  # of a text
 
 
@@ -32,7 +32,7 @@ class Perplexity(Grader):
         """Return the mean log-likelihood, with the perplexity and the tokens. The sample may be a client's own."""
         match case.sample.get("output_json"):
             case {"mean_log_likelihood": float() | int() as score, "tokens": int() as tokens} if (
-                -_LARGEST_LOSS <= score <= 0 < tokens <= _MAX_TOKENS
+                -_MAX_LOSS <= score <= 0 < tokens <= _MAX_TOKENS
             ):
                 return float(score), {"perplexity": math.exp(-score), "tokens": tokens}
         raise GradingError(SAMPLE_PARSE, "The sample is not the likelihood of a text.")

@@ -8,7 +8,7 @@ from pydantic import Field
 from jobs.evals.graders.base import OTHER, Case, GradingError, Template, Thresholded, Values
 from jobs.retrieval import metrics
 
-_LARGEST_GRADE: Final = 1000  # of the relevance of a name
+_MAX_GRADE: Final = 1000  # of the relevance of a name
 _MAX_RANK: Final = 1000
 
 
@@ -42,4 +42,4 @@ def _are_names(value: Any) -> bool:
 
 
 def _is_grade(value: Any) -> bool:
-    return type(value) is int and abs(value) <= _LARGEST_GRADE
+    return type(value) is int and abs(value) <= _MAX_GRADE

@@ -76,7 +76,7 @@ async def test_what_is_taken_back_is_refused_and_what_is_refused_is_asked_for_ea
 
 
 async def test_of_many_keys_the_oldest_are_forgotten(sql: Sql, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.ttl_cache._MOST", 2)
+    monkeypatch.setattr("api.ttl_cache._MAX_KEYS", 2)
     trusted = Trusted[int](SECONDS)
 
     assert [await trusted.get(key, sql.look) for key in (b"a", b"b", b"c", b"c", b"a")] == [1, 2, 3, 3, 4]

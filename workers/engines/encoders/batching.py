@@ -40,7 +40,7 @@ TOKENISED_CHARACTERS: Final = 1 << 18
 #: Limit of the tokens of one flow that wait, in forward passes, beside those of the request that reached it.
 POOLED_PASSES: Final = 16
 #: Limit of a text's characters for each token that the model takes. The rest is cut off, or the text refused, unread.
-LONGEST_TOKEN: Final = 32
+MAX_TOKEN_LENGTH: Final = 32
 
 #: Memory freed by forward passes is returned to the machine: MiniLM needs 100 MB in one, and held 430 MB after a few.
 #: This is done after so many tokens, which single requests seldom have, and takes at most this share of the time.

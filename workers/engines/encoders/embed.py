@@ -19,15 +19,15 @@ from jobs.fleet.models_file import EngineKind
 from jobs.requests.endpoints import BERTSCORE, EMBEDDINGS
 from jobs.requests.prompts import Prompts
 from workers.engines.encoders import bertscore
-from workers.engines.encoders.batching import LONGEST_TOKEN, BatchingEngine, Unacceptable
+from workers.engines.encoders.batching import MAX_TOKEN_LENGTH, BatchingEngine, Unacceptable
 from workers.engines.encoders.embed_model import SentenceModel
 from workers.engines.encoders.embed_runtime import Choices, Chooser
 from workers.engines.encoders.encoder_pool import TOKEN_CHARACTERS, Job, JobSlice
 from workers.engines.foreign_errors import translate_errors
 from workers.engines.port import Answer, EngineFault, Request, Usage
 
-MOST_INPUTS: Final = 2048  # OpenAI's limits
-MOST_TOKENS: Final = 300_000
+MAX_INPUTS: Final = 2048  # OpenAI's limits
+MAX_TOKENS: Final = 300_000
 DIGITS: Final = 9  # more than a float32 near 1 has
 
 Texts = list[str]
@@ -93,7 +93,7 @@ def _bounded(inputs: Any, longest: int, max_tokens: int) -> tuple[Any, frozenset
 
     Raises Unacceptable where the request does not allow a cut.
     """
-    room = longest * LONGEST_TOKEN
+    room = longest * MAX_TOKEN_LENGTH
     over = frozenset(n for n, text in enumerate(inputs) if isinstance(text, str) and len(text) > room)
     if not over:
         return inputs, over
@@ -143,8 +143,8 @@ def _inputs(value: Any, vocabulary: int) -> Texts | Tokens:
     many = inputs_of(value)
     if many is None:
         raise Unacceptable("input must be a non-empty string or array.")
-    if len(many) > MOST_INPUTS:
-        raise Unacceptable(f"input must have at most {MOST_INPUTS} items; it has {len(many)}.")
+    if len(many) > MAX_INPUTS:
+        raise Unacceptable(f"input must have at most {MAX_INPUTS} items; it has {len(many)}.")
     if all(isinstance(item, str) for item in many):
         return _texts(many)
     if all(isinstance(item, list) for item in many):
@@ -178,8 +178,8 @@ def check_lengths(lengths: list[int], longest: int) -> None:
             f"(input {lengths.index(maximum)}). Please reduce your input."
         )
         raise Unacceptable(message, code="context_length_exceeded")
-    if sum(lengths) > MOST_TOKENS:
-        raise Unacceptable(f"input must have at most {MOST_TOKENS} tokens in all; it has at least {sum(lengths)}.")
+    if sum(lengths) > MAX_TOKENS:
+        raise Unacceptable(f"input must have at most {MAX_TOKENS} tokens in all; it has at least {sum(lengths)}.")
 
 
 def write(

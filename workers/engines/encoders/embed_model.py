@@ -214,7 +214,7 @@ def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
 # ONNX Runtime: the file, and the forward pass through it.
 
 #: An ONNX file is one protobuf message of less than 2 GiB.
-MOST_ONNX_BYTES: Final = 1900 << 20
+MAX_ONNX_BYTES: Final = 1900 << 20
 OPSET: Final = 17
 INPUTS: Final = ("input_ids", "attention_mask")
 OUTPUT: Final = "token_embeddings"
@@ -229,8 +229,8 @@ def export_onnx(transformer: Any, path: Path) -> None:
     import torch
 
     size = sum(tensor.numel() * 4 for tensor in transformer.parameters())
-    if size > MOST_ONNX_BYTES:
-        raise NotExportable(f"{size >> 20} MiB of weights; one ONNX file holds {MOST_ONNX_BYTES >> 20}")
+    if size > MAX_ONNX_BYTES:
+        raise NotExportable(f"{size >> 20} MiB of weights; one ONNX file holds {MAX_ONNX_BYTES >> 20}")
     ids = torch.ones((2, 8), dtype=torch.long)
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0  # a batch with padding: without it, the tracer may leave the mask out

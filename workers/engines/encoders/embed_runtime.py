@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 LIBRARIES: Final = ("torch", "transformers", "sentence-transformers", "onnxruntime")
 QUIET_AFTER_SECONDS: Final = 60.0  # other workers usually start at the same time
-MOST_SECONDS: Final = 5400  # after which a measuring child counts as stuck
+MAX_SECONDS: Final = 5400  # after which a measuring child counts as stuck
 _SAMPLE: Final = 1 << 20
 
 
@@ -132,7 +132,7 @@ class Chooser:
             self._child = subprocess.Popen(  # noqa: S603 (our own interpreter and module)
                 command, stdin=subprocess.PIPE, stdout=errors, stderr=errors, env=os.environ | QUIET
             )
-            stuck = threading.Timer(MOST_SECONDS, self._child.kill)  # Popen's own timeout looks 20 times a second
+            stuck = threading.Timer(MAX_SECONDS, self._child.kill)  # Popen's own timeout looks 20 times a second
             stuck.daemon = True
             stuck.start()
             try:

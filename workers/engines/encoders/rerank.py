@@ -23,12 +23,12 @@ from jobs.fleet.checkpoint import behind_padding
 from jobs.fleet.models_file import EngineKind
 from jobs.ids import new_id
 from jobs.requests.endpoints import RERANK
-from workers.engines.encoders.batching import KERNELS, LONGEST_TOKEN, BatchingEngine, Unacceptable, padded_to
+from workers.engines.encoders.batching import KERNELS, MAX_TOKEN_LENGTH, BatchingEngine, Unacceptable, padded_to
 from workers.engines.encoders.embed_model import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, threads_of
 from workers.engines.encoders.encoder_pool import Job, JobSlice
 from workers.engines.port import Answer, Usage
 
-MOST_DOCUMENTS: Final = 1000  # Cohere's limit
+MAX_DOCUMENTS: Final = 1000  # Cohere's limit
 DIGITS: Final = 6
 
 
@@ -54,8 +54,8 @@ def read(body: Mapping[str, Any]) -> RerankRequest:
 
 
 def _texts(documents: Any) -> list[str]:
-    if not isinstance(documents, list) or not 1 <= len(documents) <= MOST_DOCUMENTS:
-        raise Unacceptable(f"documents must be an array of 1 to {MOST_DOCUMENTS} texts.", param="documents")
+    if not isinstance(documents, list) or not 1 <= len(documents) <= MAX_DOCUMENTS:
+        raise Unacceptable(f"documents must be an array of 1 to {MAX_DOCUMENTS} texts.", param="documents")
     return [_text(document, n) for n, document in enumerate(documents)]
 
 
@@ -140,7 +140,7 @@ class CrossModel:
         self._model.to(getattr(torch, args.get("dtype", "float32"))).eval()
         self._tokenizer = self._model.tokenizer
         self.longest = _longest(self._model, args)
-        self.characters = self.longest * LONGEST_TOKEN  # of a query, and of a text, that are read
+        self.characters = self.longest * MAX_TOKEN_LENGTH  # of a query, and of a text, that are read
         self.batch_tokens = int(args.get("batch_tokens") or (GPU_BATCH_TOKENS if gpu else CPU_BATCH_TOKENS))
 
     def pairs_of(self, many: Sequence[tuple[str, str]]) -> list[Pair]:

@@ -32,7 +32,7 @@ from workers.engines.foreign_errors import ForeignCall
 T = TypeVar("T")
 
 TEXTS: Final = 64
-LONGEST_WORDS: Final = 120
+MAX_WORDS: Final = 120
 TEXTS_PER_BATCH: Final = 8  # texts of one micro-batch
 ROUNDS: Final = 4
 BUDGET_SECONDS: Final = 8.0  # no round begins later: a large model on a small machine takes minutes for one
@@ -188,8 +188,8 @@ def texts() -> list[str]:
     """Return English texts from Python's own documentation, from 3 words to a long paragraph."""
     modules = (decimal, difflib, doctest, heapq, inspect, logging, statistics)
     words = " ".join(inspect.getdoc(module) or "" for module in modules).split()
-    lengths = [round(3 * (LONGEST_WORDS / 3) ** (n / (TEXTS - 1))) for n in range(TEXTS)]
-    starts = [n * (len(words) - LONGEST_WORDS) // TEXTS for n in range(TEXTS)]
+    lengths = [round(3 * (MAX_WORDS / 3) ** (n / (TEXTS - 1))) for n in range(TEXTS)]
+    starts = [n * (len(words) - MAX_WORDS) // TEXTS for n in range(TEXTS)]
     return [" ".join(words[start : start + length]) for start, length in zip(starts, lengths, strict=True)]
 
 

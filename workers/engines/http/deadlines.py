@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Final, Self
 
 #: How many times the limit a request may take that makes progress.
-LONGEST: Final = 5
+MAX_EXTENSION: Final = 5
 
 
 class Deadlines:
@@ -65,7 +65,7 @@ class Deadline:
         self._task, self._cancelling = task, task.cancelling()
         self.loop = task.get_loop()
         self.end = self.loop.time() + self._all.seconds
-        self._last = self.loop.time() + self._all.seconds * LONGEST
+        self._last = self.loop.time() + self._all.seconds * MAX_EXTENSION
         self._all.add(self)
         return self
 
@@ -77,7 +77,7 @@ class Deadline:
             raise TimeoutError from error
 
     def renew(self) -> None:
-        """Begin the time of a request again, which makes progress; it has `LONGEST` times as long in all."""
+        """Begin the time of a request again, which makes progress; it has `MAX_EXTENSION` times as long in all."""
         end = self.loop.time() + self._all.seconds
         if not self._expired and end <= self._last:
             self._all.remove(self)

@@ -27,7 +27,7 @@ FAULTS: Final = 8  # in a row
 FIRST_DELAY_SECONDS: Final = 1.0
 LAST_DELAY_SECONDS: Final = 30.0
 FIRST_WINDOW: Final = 64
-LONGEST_PAUSE_SECONDS: Final = 5.0  # after a longer Retry-After the request goes back to its worker
+MAX_PAUSE_SECONDS: Final = 5.0  # after a longer Retry-After the request goes back to its worker
 
 Clock = Callable[[], float]
 log = logging.getLogger(__name__)
@@ -229,7 +229,7 @@ class Endpoint:
         self.paused_until = max(self.paused_until, self.clock() + retry_after)
         # A little later than the pause: a timer may fire a clock tick early.
         asyncio.get_running_loop().call_later(retry_after + 0.01, self.admit)
-        if retry_after > LONGEST_PAUSE_SECONDS:
+        if retry_after > MAX_PAUSE_SECONDS:
             self.refuse_waiting()
 
     # -- the list of models, which is the probe of an open circuit too

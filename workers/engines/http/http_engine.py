@@ -30,7 +30,7 @@ from workers.engines import media, wire
 from workers.engines.documented import forwarded
 from workers.engines.encoders.batching import Unacceptable
 from workers.engines.http import dialects
-from workers.engines.http.endpoints import LONGEST_PAUSE_SECONDS, Endpoint
+from workers.engines.http.endpoints import MAX_PAUSE_SECONDS, Endpoint
 from workers.engines.http.http_client import HttpClient, Read, Refused, Reply
 from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, Unserved, refusal, unknown_model
 
@@ -246,7 +246,7 @@ class HttpEngine:
 
         A pause that the server asked for is waited for in the queue: another request may end it.
         """
-        if times >= TRIES_WHEN_LIMITED or (limited.retry_after or 0) > LONGEST_PAUSE_SECONDS:
+        if times >= TRIES_WHEN_LIMITED or (limited.retry_after or 0) > MAX_PAUSE_SECONDS:
             raise EngineBusy(str(limited), limited.retry_after) from limited
         if limited.retry_after is None:
             await asyncio.sleep(self._timings.http_first_backoff * 2**times)
@@ -268,7 +268,7 @@ class HttpEngine:
     def _expect(self, able: list[Endpoint]) -> None:
         """Raise EngineBusy where waiting is useless: no server is only full, or pauses only for a moment."""
         for endpoint in able:
-            if endpoint.circuit.closed and endpoint.pause <= LONGEST_PAUSE_SECONDS:
+            if endpoint.circuit.closed and endpoint.pause <= MAX_PAUSE_SECONDS:
                 return
         wait = max(min(endpoint.wait() for endpoint in able), self._timings.http_watch)
         raise EngineBusy("No endpoint of this model takes requests now.", retry_after=wait)

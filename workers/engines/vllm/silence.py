@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 PARTS: Final = 10
 #: How many times the patience an engine may compute without an answer.
 BUSY: Final = 5
-_LEAST_SHARE: Final = 0.01  # of a core, over a part, that a process takes which computes; one that waits takes less
+_MIN_SHARE: Final = 0.01  # of a core, over a part, that a process takes which computes; one that waits takes less
 
 
 class Progress(NamedTuple):
@@ -73,7 +73,7 @@ async def _answered(
         now = progress()
         if now.events > before.events:
             silent = busy = 0
-        elif now.cpu - before.cpu > _LEAST_SHARE * patience / PARTS:
+        elif now.cpu - before.cpu > _MIN_SHARE * patience / PARTS:
             silent, busy = 0, busy + 1
         else:
             silent, busy = silent + 1, busy + 1

@@ -66,7 +66,7 @@ from workers.engines.wire import as_events, usage_of, wants_usage
 log = logging.getLogger(__name__)
 
 # OpenAI allows several choices at temperature 0 and vLLM does not. vLLM raises lower temperatures to this value.
-LEAST_TEMPERATURE = 0.01
+MIN_TEMPERATURE = 0.01
 # The field that OpenAI names in an error about the prompt, by URL. vLLM names what it counts.
 PROMPT_FIELD = {
     "/v1/chat/completions": "messages",
@@ -295,7 +295,7 @@ class VllmEngine:
     def _body(self, request: Request) -> dict[str, Any]:
         body = documented(request.url, request.body)
         if body.get("temperature") == 0 and (body.get("n") or 1) != 1:
-            body["temperature"] = LEAST_TEMPERATURE
+            body["temperature"] = MIN_TEMPERATURE
         if request.tenant:
             body["cache_salt"] = request.tenant
         if request.adapter:

@@ -34,7 +34,7 @@ from workers.middleware.quoting import excerpt
 _ANSWER: Final = 1024  # tokens of an answer without a limit; at most a quarter of the context
 _FRAME: Final = 160  # tokens of the chat template and of the instructions about excerpts
 _BETWEEN: Final = 2  # tokens between two excerpts
-_LEAST: Final = 88  # tokens of the best excerpt at least
+_MIN_TOKENS: Final = 88  # tokens of the best excerpt at least
 _BYTES: Final = 4  # per token, without a tokenizer
 _MEDIA: Final = re.compile(r"data:[\w.+/-]+;base64,[\w+/=-]+")  # only the model knows how many tokens a picture has
 
@@ -95,7 +95,7 @@ def select_excerpts(chunks: Sequence[FoundChunk], budget: ContextBudget, tokens:
             selected.append(chunk)
             tokens -= needed
         elif not selected:
-            return [_beginning(chunk, budget, max(tokens - _BETWEEN, _LEAST))]
+            return [_beginning(chunk, budget, max(tokens - _BETWEEN, _MIN_TOKENS))]
     return selected
 
 

@@ -141,12 +141,12 @@ def _check_ranking(options: RankingOptions) -> None:
 def query_of(given: Any) -> str:
     """Return the user's last message."""
     if isinstance(given, str):
-        return given.strip()[: searches.LONGEST_QUERY]
+        return given.strip()[: searches.MAX_QUERY]
     messages = [item for item in given if isinstance(item, dict) and item.get("role") == "user"] if given else []
     content = messages[-1].get("content") if messages else ""
     parts = content if isinstance(content, list) else [{"text": content}]
     texts = [str(part.get("text") or "") for part in parts if isinstance(part, dict)]
-    return "\n".join(texts).strip()[: searches.LONGEST_QUERY]
+    return "\n".join(texts).strip()[: searches.MAX_QUERY]
 
 
 def for_engine(request: Request) -> Request:

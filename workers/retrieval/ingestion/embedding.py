@@ -43,7 +43,7 @@ REFUSED: Final = "The embedding model gave no vectors of this file"
 DIFFERENT: Final = ("server_error", "The embedding model now gives vectors of another length than this store's.")
 _CLOSED: Final = frozenset({401, 402})
 _OF_A_TEXT: Final = frozenset({400, 403, 413, 422})
-_LONGEST: Final = 500  # characters of an engine's error
+_MAX_ERROR: Final = 500  # characters of an engine's error
 
 
 class Embedder:
@@ -205,7 +205,7 @@ class Unusable(Exception):
         super().__init__(answer.status)
         self.status = answer.status
         error = _error_of(answer.body) if answer.status >= 400 else {}
-        self.reason = str(error.get("message") or "").replace("\0", " ")[:_LONGEST].strip()  # no NUL in PostgreSQL
+        self.reason = str(error.get("message") or "").replace("\0", " ")[:_MAX_ERROR].strip()  # no NUL in PostgreSQL
         self._code = str(error.get("code"))
 
     @property

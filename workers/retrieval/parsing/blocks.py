@@ -135,7 +135,7 @@ def _one_line(text: str, limit: int) -> str:
 
 # ── dates ──
 
-_LONGEST: Final = 64  # characters
+_MAX_CHARACTERS: Final = 64  # characters
 #: `D:20240131120000+01'00'`: everything behind the year may be missing.
 _PDF: Final = re.compile(
     r"(?:D:)?(\d{4})(?:(\d\d)(?:(\d\d)(?:(\d\d)(\d\d)(\d\d)?(?:(Z)(?:00'?00'?)?|([+-]\d\d)'?(\d\d)?'?)?)?)?)?", re.ASCII
@@ -145,7 +145,7 @@ _SHORT: Final = re.compile(r"\d{4}(?:-(?:0[1-9]|1[0-2]))?", re.ASCII)  # EPUB: a
 
 def first_date(*texts: str | None) -> str | None:
     """Return the first text that is a date in the form of ISO 8601, mail or PDF, as ISO 8601."""
-    dates = (_found(text.strip()) for text in texts if text and len(text.strip()) <= _LONGEST)
+    dates = (_found(text.strip()) for text in texts if text and len(text.strip()) <= _MAX_CHARACTERS)
     return next((day for day in dates if day), None)
 
 

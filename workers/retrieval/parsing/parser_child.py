@@ -220,7 +220,7 @@ def _is_html(text: str, suffix: str) -> bool:
 
 SURE: Final = 0.9
 SAMPLE: Final = 20_000  # characters of a document whose pieces are all short
-_LEAST_CHARACTERS: Final = 100  # characters: a shorter piece gets the document's language
+_MIN_CHARACTERS: Final = 100  # characters: a shorter piece gets the document's language
 _CODE: Final = 2  # letters, of ISO 639-1; others of the names are of three
 
 
@@ -242,7 +242,7 @@ def mark_languages(pieces: Sequence[Chunk], text: str, declared: str | None) -> 
     Letters go before what is declared: templates declare English whatever is written into them.
     """
     own = [
-        language_of(text[piece.start : piece.end]) if piece.end - piece.start >= _LEAST_CHARACTERS else None
+        language_of(text[piece.start : piece.end]) if piece.end - piece.start >= _MIN_CHARACTERS else None
         for piece in pieces
     ]
     sizes = Counter[str]()

@@ -73,7 +73,7 @@ def test_a_file_batch_waits_as_a_batch_does(client: TestClient) -> None:
         ([1], "after[0]", "invalid_type"),
         ([""], "after[0]", "string_below_min_length"),
         (["x" * 65], "after[0]", "string_above_max_length"),
-        ([f"batch_{n}" for n in range(dependencies.MOST + 1)], "after", "invalid_value"),
+        ([f"batch_{n}" for n in range(dependencies.MAX_DEPENDENCIES + 1)], "after", "invalid_value"),
     ],
 )
 def test_what_a_job_cannot_wait_for_is_refused(client: TestClient, after: Any, param: str, code: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from api.retrieval.search import LONGEST, TOKENS
+from api.retrieval.search import MAX_REWRITTEN, TOKENS
 from jobs.clock import now
 from jobs.errors import NightmillError, NoWorker, Overloaded, RequestTimeout, StreamsUnavailable, WorkerLost
 from jobs.fleet import workers as fleet
@@ -157,7 +157,7 @@ def test_nobody_is_asked_without_a_model_or_without_the_wish(
         reply("<think>\nWhat is leave?\n</think>\nleave"),
         reply("cut off in the", "length"),
         reply("no", "content_filter"),
-        reply("x" * (LONGEST + 1)),
+        reply("x" * (MAX_REWRITTEN + 1)),
         reply("nul\0"),
         reply("bell\a"),
         reply(7),

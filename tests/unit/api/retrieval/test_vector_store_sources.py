@@ -252,7 +252,7 @@ def test_a_source_belongs_to_its_store_and_project(client: TestClient, stranger:
 def test_a_store_has_so_many_sources_and_no_more(
     client: TestClient, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.retrieval.sources._MOST_SOURCES", 2)
+    monkeypatch.setattr("api.retrieval.sources._MAX_SOURCES", 2)
 
     answers = [client.post(path, json=PAGE) for _ in range(3)]
 
@@ -264,7 +264,7 @@ def test_a_store_has_so_many_sources_and_no_more(
 def test_of_two_that_make_the_last_source_at_once_one_does(
     postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.retrieval.sources._MOST_SOURCES", 1)
+    monkeypatch.setattr("api.retrieval.sources._MAX_SOURCES", 1)
     with running_app(tmp_path, postgres_url) as app, ThreadPoolExecutor(2) as pool:
         client, db = client_of(app, make_key(app)), app.state.services.db
         store_id = client.post("/v1/vector_stores", json={}).json()["id"]

@@ -204,7 +204,7 @@ def test_a_delayed_message_of_a_clock_that_was_set_back_since_is_due(
     with db.write() as session, monkeypatch.context() as ahead:
         outbox.forget(session, job.id)
         ahead.setattr("jobs.ledger.outbox.now", lambda: time.time() + 86_400)
-        outbox.enqueue(session, job, Task.PLAN, Queue.PLAN, delay=outbox.LONGEST_DELAY)
+        outbox.enqueue(session, job, Task.PLAN, Queue.PLAN, delay=outbox.MAX_DELAY)
 
     with db.read() as session:
         assert outbox.waiting_projects(session, Queue.PLAN, time.time()) == ["proj_1"]
@@ -215,7 +215,7 @@ def test_the_longest_wait_is_one_although_two_clocks_differ(db: Database, monkey
     with db.write() as session, monkeypatch.context() as ahead:
         outbox.forget(session, job.id)
         ahead.setattr("jobs.ledger.outbox.now", lambda: time.time() + 5)
-        outbox.enqueue(session, job, Task.PLAN, Queue.PLAN, delay=outbox.LONGEST_DELAY)
+        outbox.enqueue(session, job, Task.PLAN, Queue.PLAN, delay=outbox.MAX_DELAY)
 
     with db.read() as session:
         assert outbox.waiting_projects(session, Queue.PLAN, time.time()) == []

@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from jobs.requests.answer_schemas import MOST_SCHEMA_BYTES
-from workers.engines.caps import MOST_ANSWERS, MOST_ITEMS, MOST_PATTERN_CHARACTERS, objection
+from jobs.requests.answer_schemas import MAX_SCHEMA_BYTES
+from workers.engines.caps import MAX_ANSWERS, MAX_ITEMS, MAX_PATTERN_CHARACTERS, objection
 
 CHAT, RESPONSES, COMPLETIONS = "/v1/chat/completions", "/v1/responses", "/v1/completions"
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
@@ -48,13 +48,13 @@ def refused(url: str, body: dict[str, Any]) -> tuple[int, str | None]:
         *[({"n": many}, "n") for many in ("10000", 10000.0, 1.0, "many", [2], -1, 10**5000)],
         *[({name: "5000"}, name) for name in ("top_logprobs", "logprobs", "best_of")],
         ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
-        (schema({"enum": ["x" * MOST_SCHEMA_BYTES]}), "response_format"),
-        (schema({"type": "string", "maxLength": MOST_ITEMS + 1}), "response_format"),
+        (schema({"enum": ["x" * MAX_SCHEMA_BYTES]}), "response_format"),
+        (schema({"type": "string", "maxLength": MAX_ITEMS + 1}), "response_format"),
         (schema({"type": "array", "minItems": 1e9}), "response_format"),
         (schema({"type": "array", "minItems": "1000000000"}), "response_format"),
         (schema({"type": "array", "minItems": 10**400}), "response_format"),
         (schema(nested(16)), "response_format"),
-        (schema({"type": "string", "pattern": "a" * (MOST_PATTERN_CHARACTERS + 1)}), "response_format"),
+        (schema({"type": "string", "pattern": "a" * (MAX_PATTERN_CHARACTERS + 1)}), "response_format"),
         (schema({"type": "string", "pattern": "(a{64}){64}"}), "response_format"),
         (schema({"type": "object", "patternProperties": {"(a{64}){64}": {}}}), "response_format"),
         (schema({"type": "string", "pattern": "a{" + "9" * 5000 + "}"}), "response_format"),
@@ -65,9 +65,9 @@ def refused(url: str, body: dict[str, Any]) -> tuple[int, str | None]:
         ({"structured_outputs": {"grammar": 'root ::= "a"{64}\nb ::= ("b"{64}){64}'}}, "structured_outputs"),
         ({"guided_json": nested(16)}, "guided_json"),
         ({"guided_regex": "a{9999}"}, "guided_regex"),
-        ({"guided_choice": ["x" * MOST_SCHEMA_BYTES]}, "guided_choice"),
+        ({"guided_choice": ["x" * MAX_SCHEMA_BYTES]}, "guided_choice"),
         ({"json_schema": '{"minLength": 100000}'}, "json_schema"),
-        ({"grammar": "x" * MOST_SCHEMA_BYTES}, "grammar"),
+        ({"grammar": "x" * MAX_SCHEMA_BYTES}, "grammar"),
         (says("image_url", {"url": "http://169.254.169.254/latest"}), "messages"),
         (says("image_url", "https://example.com/a.png"), "messages"),
         (says("video_url", {"url": "file:///etc/passwd"}), "messages"),
@@ -197,12 +197,12 @@ def test_an_echo_without_log_probs_may_be(echo: Any) -> None:
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({"prompt": ["x"] * (MOST_ANSWERS + 1)}, "prompt"),
-        ({"prompt": [[1, 2]] * (MOST_ANSWERS + 1)}, "prompt"),
-        ({"prompt": [1, *["x"] * MOST_ANSWERS]}, "prompt"),
+        ({"prompt": ["x"] * (MAX_ANSWERS + 1)}, "prompt"),
+        ({"prompt": [[1, 2]] * (MAX_ANSWERS + 1)}, "prompt"),
+        ({"prompt": [1, *["x"] * MAX_ANSWERS]}, "prompt"),
         ({"prompt": ["x"] * 17, "n": 128}, "n"),
         ({"prompt": ["x"] * 17, "best_of": 128}, "n"),
-        ({"prompt": ["x"] * MOST_ANSWERS, "n": 2, "best_of": None}, "n"),
+        ({"prompt": ["x"] * MAX_ANSWERS, "n": 2, "best_of": None}, "n"),
     ],
 )
 def test_a_completion_has_only_so_many_answers(body: dict[str, Any], param: str) -> None:
@@ -214,8 +214,8 @@ def test_a_completion_has_only_so_many_answers(body: dict[str, Any], param: str)
     [
         {"prompt": "x", "n": 128},
         {"prompt": ["x"] * 16, "n": 128},
-        {"prompt": ["x"] * MOST_ANSWERS, "n": None},
-        {"prompt": [7] * (MOST_ANSWERS * 8), "n": 128},
+        {"prompt": ["x"] * MAX_ANSWERS, "n": None},
+        {"prompt": [7] * (MAX_ANSWERS * 8), "n": 128},
         {"prompt": []},
         {"prompt": {"odd": 1}, "n": 2},
     ],

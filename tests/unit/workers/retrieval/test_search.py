@@ -238,7 +238,7 @@ def test_hidden_versions_are_never_found_even_if_they_are_many_and_score_best(
 def test_beyond_so_many_hidden_ones_it_looks_no_further(
     searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(searching, "_MOST", 100)
+    monkeypatch.setattr(searching, "_MAX_HITS", 100)
     searchable.write(**{"hidden.1": [f"kiwi flightless bird {n}" for n in range(300)]})
 
     assert searchable.names("kiwi flightless bird", text_weight=0.0) == []

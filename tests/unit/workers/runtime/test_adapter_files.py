@@ -53,7 +53,7 @@ def test_what_a_killed_process_left_is_no_adapter_and_goes_later(
 def test_the_adapters_that_were_fetched_first_go_when_there_are_many(
     sqlite: Database, storage: DiskStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapter_files, "_MOST_FOLDERS", 2)
+    monkeypatch.setattr(adapter_files, "_MAX_FOLDERS", 2)
     files = AdapterFiles(storage, tmp_path / "adapters")
     made = [trained(sqlite, storage, number) for number in range(3)]
     for number, (location, sha256) in enumerate(made):

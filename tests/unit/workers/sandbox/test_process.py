@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.sandbox.channel import HEADER, LARGEST, Channel
+from workers.sandbox.channel import HEADER, MAX_BYTES, Channel
 from workers.sandbox.child import Child, Died, TooLarge
 from workers.sandbox.confinement import Policy
 
@@ -25,10 +25,10 @@ def child() -> Iterator[Child]:
 
 def answer(child: Child, message: bytes, *descriptors: int) -> bytes:
     child.send(message, descriptors)
-    return child.receive(60.0, LARGEST + 100)
+    return child.receive(60.0, MAX_BYTES + 100)
 
 
-@pytest.mark.parametrize("size", [0, 1, LARGEST])
+@pytest.mark.parametrize("size", [0, 1, MAX_BYTES])
 def test_messages_of_any_size_are_heard_whole(child: Child, size: int) -> None:
     assert answer(child, b"x" * size) == b"x" * size
 
@@ -69,7 +69,7 @@ def test_an_answer_that_is_too_large_is_not_read(child: Child) -> None:
 def test_a_child_that_is_gone_has_died(child: Child) -> None:
     child.kill()
     with pytest.raises(Died):
-        child.receive(60.0, LARGEST)
+        child.receive(60.0, MAX_BYTES)
     with pytest.raises(Died):
         flood(child)
 
@@ -87,14 +87,14 @@ def flood(child: Child) -> None:
         (HEADER.pack(0) + HEADER.pack(4) + b"next", [b"", b"next", None]),
         (HEADER.pack(5)[:2], [None]),
         (HEADER.pack(5) + b"cut", [None]),
-        (HEADER.pack(LARGEST + 1) + bytes(LARGEST + 1), [None]),
+        (HEADER.pack(MAX_BYTES + 1) + bytes(MAX_BYTES + 1), [None]),
     ],
 )
 def test_what_the_parent_says_is_heard_whole_or_not_at_all(written: bytes, received: list[bytes | None]) -> None:
     ours, theirs = socket.socketpair()
     heard = Channel.__new__(Channel)
     heard._messages = theirs
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * LARGEST)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MAX_BYTES)
     ours.sendall(written)
     ours.close()
 

@@ -20,7 +20,7 @@ import pytest
 from jobs.platform import memory
 from workers.engines.encoders import batching, embed_model
 from workers.engines.encoders.batching import Unacceptable, padded_to
-from workers.engines.encoders.embed import MOST_INPUTS, EmbeddingRequest, EmbedEngine, check_lengths
+from workers.engines.encoders.embed import MAX_INPUTS, EmbeddingRequest, EmbedEngine, check_lengths
 from workers.engines.encoders.encoder_pool import Job, Pool, flow_of
 from workers.engines.model_folders import MINILM, materialise
 from workers.engines.port import Answer, EngineBusy, EngineDead, EngineFault, Request
@@ -194,7 +194,7 @@ WRONG = {
     "unknown token": ({"value": [30522]}, "token ids of this model are integers from 0 to 30521", None),
     "negative token": ({"value": [5, -1]}, "token ids of this model", None),
     "true as a token": ({"value": [5, True]}, "token ids of this model", None),
-    "too many": ({"value": ["a"] * (MOST_INPUTS + 1)}, "at most 2048 items; it has 2049", None),
+    "too many": ({"value": ["a"] * (MAX_INPUTS + 1)}, "at most 2048 items; it has 2049", None),
     "too long": ({"value": ["a", LONG]}, "maximum context length is 256 tokens", "context_length_exceeded"),
     "too long as tokens": ({"value": [5] * 255}, "you requested 257 tokens", "context_length_exceeded"),
     "odd encoding": ({"value": "a", "encoding_format": "hex"}, "encoding_format must be", None),
@@ -215,9 +215,9 @@ async def test_wrong_requests_are_answered_with_400_and_the_reason(engine: Embed
 
 
 async def test_most_inputs_that_are_allowed_are_answered(engine: EmbedEngine) -> None:
-    answer = await engine.answer(request(["a"] * MOST_INPUTS, encoding_format="base64"))
+    answer = await engine.answer(request(["a"] * MAX_INPUTS, encoding_format="base64"))
 
-    assert [item["index"] for item in body_of(answer)["data"]] == list(range(MOST_INPUTS))
+    assert [item["index"] for item in body_of(answer)["data"]] == list(range(MAX_INPUTS))
 
 
 async def test_other_models_and_other_paths_are_refused(engine: EmbedEngine) -> None:

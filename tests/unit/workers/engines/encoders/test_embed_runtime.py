@@ -16,7 +16,7 @@ from tests.support import tiny_bert
 from workers.engines.encoders import embed_model, embed_runtime
 from workers.engines.encoders.embed_model import OnnxTransformer, SentenceModel
 from workers.engines.encoders.embed_runtime import Choices, Chooser, Order, key_of, measure_here, measures
-from workers.engines.encoders.runtime_trials import LONGEST_WORDS, TEXTS, choose, texts, too_far
+from workers.engines.encoders.runtime_trials import MAX_WORDS, TEXTS, choose, texts, too_far
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(240)]
 
@@ -103,7 +103,7 @@ def test_texts_are_of_many_lengths_and_the_same_each_time() -> None:
 
     assert texts() == texts()
     assert len(set(texts())) == TEXTS
-    assert (lengths[0], lengths[-1], len(set(lengths)) > TEXTS / 2) == (3, LONGEST_WORDS, True)
+    assert (lengths[0], lengths[-1], len(set(lengths)) > TEXTS / 2) == (3, MAX_WORDS, True)
 
 
 def test_key_stands_for_weights_floor_and_arguments(weights: str, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_what_is_recorded_is_not_measured_again(weights: str, tmp_path: Path, mo
 def test_model_that_can_not_be_exported_stays_on_torch_and_the_record_says_why(
     weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embed_model, "MOST_ONNX_BYTES", 1000)
+    monkeypatch.setattr(embed_model, "MAX_ONNX_BYTES", 1000)
 
     record = measure_here(order(weights, tmp_path, runtime="onnx"))
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from tests.support import tiny_cross, tiny_roberta
-from workers.engines.encoders.rerank import MOST_DOCUMENTS, BadRerankArgs, CrossModel, RerankEngine
+from workers.engines.encoders.rerank import MAX_DOCUMENTS, BadRerankArgs, CrossModel, RerankEngine
 from workers.engines.port import Answer, EngineBusy, EngineFault, Request
 
 pytestmark = pytest.mark.timeout(180)  # importing torch takes 15 s on a quiet machine
@@ -116,7 +116,7 @@ async def test_a_score_does_not_depend_on_the_company(engine: RerankEngine) -> N
         ({"documents": None}, "documents"),
         ({"documents": []}, "documents"),
         ({"documents": "a"}, "documents"),
-        ({"documents": ["a"] * (MOST_DOCUMENTS + 1)}, "documents"),
+        ({"documents": ["a"] * (MAX_DOCUMENTS + 1)}, "documents"),
         ({"documents": ["a", 1]}, "documents[1]"),
         ({"documents": [{"title": "a"}]}, "documents[0]"),
         ({"top_n": 0}, "top_n"),

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from workers.engines.http.deadlines import LONGEST, Deadlines
+from workers.engines.http.deadlines import MAX_EXTENSION, Deadlines
 
 
 async def _spend(deadlines: Deadlines, until: asyncio.Event) -> str:
@@ -94,6 +94,6 @@ async def test_what_makes_progress_has_its_time_again_and_five_times_as_long_at_
     with pytest.raises(TimeoutError):
         await spend()
 
-    assert loop.time() - began >= 0.2 * (LONGEST - 1)
-    assert renewed > LONGEST
+    assert loop.time() - began >= 0.2 * (MAX_EXTENSION - 1)
+    assert renewed > MAX_EXTENSION
     assert all(isinstance(error, TimeoutError) for error in await asyncio.gather(*others, return_exceptions=True))

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from jobs.errors import InvalidRequest
-from jobs.requests.answer_schemas import MOST_SCHEMA_BYTES, schema_of
+from jobs.requests.answer_schemas import MAX_SCHEMA_BYTES, schema_of
 from jobs.requests.endpoints import CHAT, RESPONSES
 from workers.middleware.json_schema import texts
 
@@ -30,9 +30,9 @@ def test_a_schema_may_have_so_many_bytes_and_no_more() -> None:
         schema = {"title": "x" * (size - len('{"title":""}'))}
         return {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
 
-    assert len(schema_of(CHAT, asked(MOST_SCHEMA_BYTES)) or b"") == MOST_SCHEMA_BYTES
-    with pytest.raises(InvalidRequest, match=f"more than {MOST_SCHEMA_BYTES} bytes"):
-        schema_of(CHAT, asked(MOST_SCHEMA_BYTES + 1))
+    assert len(schema_of(CHAT, asked(MAX_SCHEMA_BYTES)) or b"") == MAX_SCHEMA_BYTES
+    with pytest.raises(InvalidRequest, match=f"more than {MAX_SCHEMA_BYTES} bytes"):
+        schema_of(CHAT, asked(MAX_SCHEMA_BYTES + 1))
 
 
 @pytest.mark.parametrize("url", [CHAT, RESPONSES])
