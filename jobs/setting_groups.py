@@ -208,9 +208,6 @@ class BatchSettings(BaseModel):
 
     batch_max_lines: int = Field(50_000, ge=1, description="The maximum number of lines of a batch.")
     batch_max_bytes: int = Field(200 * MB, ge=1, description="The maximum size of a batch's input file.")
-    batch_max_embedding_inputs: int = Field(
-        50_000, ge=1, description="The maximum number of embedding inputs of all lines of a batch together."
-    )
     window_max_seconds: int = Field(
         30 * DAY, ge=1, description="The longest completion window of a batch, and how far ahead it may begin."
     )

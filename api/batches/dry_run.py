@@ -99,7 +99,6 @@ def _asked(call: CallContext, path: str, endpoint: str, engines: dict[str, str])
         "engines": engines,
         "max_lines": call.config.batch_max_lines,
         "max_bytes": call.config.batch_max_bytes,
-        "max_inputs": call.config.batch_max_embedding_inputs,
     }
 
 

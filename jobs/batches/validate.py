@@ -38,7 +38,6 @@ class DryRun:
     endpoint: str
     max_lines: int
     max_bytes: int
-    max_inputs: int
     engines: dict[str, str]
     contexts: Mapping[str, tuple[int, str]] = field(default_factory=dict)
 
@@ -168,8 +167,8 @@ def _unknown(engine: str, endpoint: str, number: int, body: Mapping[str, msgspec
 def _judge_totals(dry_run: DryRun, findings: Findings) -> None:
     if findings.total > dry_run.max_lines:
         findings.complain(lines.Bad("too_many_requests", f"The input file has more than {dry_run.max_lines} requests."))
-    if dry_run.endpoint == EMBEDDINGS and findings.inputs > dry_run.max_inputs:
-        message = f"The batch has more than {dry_run.max_inputs} embedding inputs."
+    if dry_run.endpoint == EMBEDDINGS and findings.inputs > dry_run.max_lines:
+        message = f"The batch has more than {dry_run.max_lines} embedding inputs."
         findings.complain(lines.Bad("too_many_inputs", message))
     if not findings.total:
         findings.complain(lines.Bad("empty_file", "The input file contains no requests."))

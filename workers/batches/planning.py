@@ -87,11 +87,10 @@ class Planner:
             self.writer.add(self._check(text) if isinstance(text, Text) else text)
             if self.writer.is_full:
                 break
-        if self.writer.total > self.config.batch_max_lines:
-            limit = self.config.batch_max_lines
+        limit = self.config.batch_max_lines
+        if self.writer.total > limit:
             self._complain("too_many_requests", f"The input file has more than {limit} requests.")
-        if self.job.endpoint == EMBEDDINGS and self.inputs > self.config.batch_max_embedding_inputs:
-            limit = self.config.batch_max_embedding_inputs
+        if self.job.endpoint == EMBEDDINGS and self.inputs > limit:
             self._complain("too_many_inputs", f"The batch has more than {limit} embedding inputs.")
 
     def conclude(self, session: Session, claim: JobClaim) -> None:

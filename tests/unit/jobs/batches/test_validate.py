@@ -24,7 +24,6 @@ def asked(folder: Path, data: bytes, **changes: Any) -> DryRun:
         "endpoint": "/v1/embeddings",
         "max_lines": 100,
         "max_bytes": 1_000_000,
-        "max_inputs": 1000,
         "engines": {},
     }
     return DryRun(**given | changes)
@@ -45,8 +44,8 @@ def test_a_good_file_is_counted(tmp_path: Path) -> None:
     ("data", "changes", "codes"),
     [
         (lines(3), {"max_bytes": 10}, ["file_too_large"]),
-        (lines(3), {"max_lines": 2}, ["too_many_requests"]),
-        (lines(3), {"max_inputs": 5}, ["too_many_inputs"]),
+        (lines(3), {"max_lines": 2}, ["too_many_requests", "too_many_inputs"]),
+        (lines(3), {"max_lines": 5}, ["too_many_inputs"]),
         (lines(1) * 2, {}, ["duplicate_custom_id"]),
         (b"", {}, ["empty_file"]),
     ],

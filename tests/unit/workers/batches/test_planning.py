@@ -131,7 +131,7 @@ def test_shards_of_several_transactions_run_or_are_removed(
         ({"batch_max_bytes": 50}, {}, jsonl([chat_line("r", "x")]), "file_too_large"),
         ({"project_max_queued_tokens": 10}, {}, jsonl([chat_line("r", "x")]), "token_limit_exceeded"),
         (
-            {"batch_max_embedding_inputs": 3},
+            {"batch_max_lines": 3},
             {"endpoint": EMBED, "kind": "embedding"},
             jsonl(
                 [{"custom_id": "r", "method": "POST", "url": EMBED, "body": {"model": MODEL, "input": list("abcd")}}]
