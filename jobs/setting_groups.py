@@ -18,71 +18,88 @@ class ServiceSettings(BaseModel):
 
     data_dir: Path = Field(
         Path(".nightmill"),
-        description="The folder of everything embedded: the database, files, vectors, logs and keys.",
+        description="Everything embedded lies in this folder: the database, files, vectors, logs and keys.",
     )
     database_url: str = Field(
-        "", repr=False, description="The SQLAlchemy URL of the database. Empty: SQLite in the data folder."
+        "",
+        repr=False,
+        description="All processes use the database with this SQLAlchemy URL. Empty: SQLite in the data folder.",
     )
     broker_url: str = Field(
-        "", repr=False, description="The URL of Celery's broker. Empty: the Unix socket of the embedded Valkey."
+        "",
+        repr=False,
+        description="Celery's messages go through the broker with this URL. Empty: the Unix socket of the embedded "
+        "Valkey.",
     )
     streams_url: str = Field(
-        "", repr=False, description="The URL of the Redis for interactive requests. Empty: the broker, if it is one."
+        "",
+        repr=False,
+        description="Interactive requests go through the Redis or Valkey server with this URL. Empty: the broker, if "
+        "it is one.",
     )
     storage_url: str = Field(
-        "", description="The fsspec URL of the file storage, such as `s3://bucket/prefix`. Empty: the data folder."
+        "", description="Files are stored under this fsspec URL, such as `s3://bucket/prefix`. Empty: the data folder."
     )
     models_file: str = Field(
-        "", description="The path of the models file. Empty: `models.yaml` of the data folder, else the packaged."
+        "",
+        description="Models are read from the file with this path. Empty: `models.yaml` of the data folder, else the "
+        "packaged one.",
     )
     min_free_bytes: int = Field(
         1024 * MB,
         ge=0,
-        description="The free bytes of the disk below which uploads answer 507 and jobs wait.",
+        description="Uploads answer 507 and jobs wait while the disk has fewer free bytes than this.",
     )
 
 
 class ApiSettings(BaseModel):
     """The API and its logs"""
 
-    host: str = Field("127.0.0.1", description="The address that the API listens on.")
-    port: int = Field(8000, ge=0, le=65_535, description="The port that the API listens on.")
-    flower_host: str = Field("127.0.0.1", description="The address that Flower listens on.")
+    host: str = Field("127.0.0.1", description="The API listens on this address.")
+    port: int = Field(
+        8000, ge=0, le=65_535, description="The API listens on this port. 0: `nightmill up` takes a free one."
+    )
+    flower_host: str = Field("127.0.0.1", description="Flower listens on this address.")
     flower_port: int = Field(
-        0, ge=0, le=65_535, description="The port that Flower listens on. 0: the port after the API's."
+        0, ge=0, le=65_535, description="Flower listens on this port. 0: the port after the API's."
     )
     public_url: str = Field(
-        "", description="The URL under which clients reach the API, for links. Empty: `http://host:port`."
+        "", description="Links that clients get begin with this URL of the API. Empty: `http://host:port`."
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="The origins whose pages may call the API from a browser, separated by commas. `*` allows any.",
+        description="Pages of these origins, separated by commas, may call the API from a browser. `*`: those of any "
+        "origin.",
     )
     metrics_key: str = Field(
-        "", repr=False, description="The bearer key for `/metrics` of the API. Empty: only this host may read it."
+        "", repr=False, description="The API answers `/metrics` to this bearer key. Empty: it answers this host alone."
     )
     wrong_keys_per_minute: int = Field(
-        600, ge=1, description="The requests with a wrong key that an address may send in a minute before it gets 429."
+        600, ge=1, description="An address that sends more requests with a wrong key in a minute than this gets 429."
     )
-    body_max_bytes: int = Field(4 * MB, ge=1024, description="The maximum size of a JSON request body.")
+    body_max_bytes: int = Field(
+        4 * MB, ge=1024, description="A JSON request body of more bytes than this is refused with 413."
+    )
     idempotency_seconds: int = Field(
-        7 * DAY, ge=1, description="The time for which the answer under an `Idempotency-Key` is kept."
+        7 * DAY,
+        ge=1,
+        description="The answer under an `Idempotency-Key` is repeated for this many seconds, and then removed.",
     )
     shutdown_seconds: float = Field(
         20,
         ge=0,
         le=DAY,
-        description="The time for which a process that is told to stop finishes answers before it ends them.",
+        description="A process that is told to stop has this many seconds to finish its answers; then it ends them.",
     )
     shutdown_notice_seconds: float = Field(
         0,
         ge=0,
         le=3600,
-        description="The part of `NIGHTMILL_SHUTDOWN_SECONDS` in which the API accepts requests while `/readyz` fails, "
-        "so that a load balancer can notice.",
+        description="During the first seconds of `NIGHTMILL_SHUTDOWN_SECONDS`, as many as this, the API accepts "
+        "requests while `/readyz` fails, so that a load balancer can notice.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="The lowest level of the lines that are logged: `DEBUG`, `INFO`, `WARNING` or `ERROR`."
+        "INFO", description="Lines of at least this level are logged: `DEBUG`, `INFO`, `WARNING` or `ERROR`."
     )
     access_log: bool = Field(True, description="Whether the API logs a line of level INFO for each request.")
 
@@ -96,67 +113,79 @@ class EngineSettings(BaseModel):
         description="Whether OpenAI's model names are aliases of the first model that serves their endpoint.",
     )
     engine_urls: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="The base URLs of OpenAI-compatible servers, separated by commas."
+        (),
+        description="Workers send requests to the OpenAI-compatible servers with these base URLs, separated by commas.",
     )
     engine_api_key: str = Field(
-        "", repr=False, description="The bearer key for the servers of `NIGHTMILL_ENGINE_URLS`."
+        "", repr=False, description="Workers send this bearer key to the servers of `NIGHTMILL_ENGINE_URLS`."
     )
     engine_timeout_seconds: float = Field(
-        600, gt=0, description="The maximum time of one request to a server, or of one event of a stream."
+        600,
+        gt=0,
+        description="A request to a server fails when an answer, or the next event of a stream, takes more seconds "
+        "than this.",
     )
     engine_concurrency: int = Field(
-        256, ge=1, description="The maximum number of requests that a worker has in flight at one server."
+        256, ge=1, description="A worker has at most this many requests in flight at one server; others wait."
     )
     refuse_text_images: bool = Field(
         False,
         description="Whether prompts for servers are refused if their text has a Markdown image with an http(s) URL.",
     )
     engine_silence_seconds: float = Field(
-        300, gt=0, description="The time without an answer or progress after which a vLLM engine is built again."
+        300,
+        gt=0,
+        description="A vLLM engine that gives neither an answer nor progress for this many seconds is killed and built"
+        " again.",
     )
     engine_deaths: int = Field(
-        10, ge=2, description="The deaths of an engine on its devices after which it is quarantined."
+        10, ge=2, description="An engine that dies this many times on its devices is quarantined."
     )
     engine_deaths_seconds: float = Field(
         900,
         gt=0,
-        description="The time within which deaths of an engine count. Those since it last came up always count.",
+        description="Deaths of an engine count for this many seconds. Those since it last came up always count.",
     )
     engine_rest_seconds: float = Field(
         900,
         gt=0,
-        description="The time until a quarantined engine is tried again. It doubles with each failure, up to a day.",
+        description="A quarantined engine is tried again after this many seconds, which double with each failure, up "
+        "to a day.",
     )
     embedding_floor: float = Field(
         0.999,
         ge=0.9,
         le=1,
-        description="The mean cosine to vectors of torch in float32 that a faster embedding runtime must reach. 1: "
-        "only torch is used.",
+        description="A faster embedding runtime is taken only if the mean cosine of its vectors to those of torch in "
+        "float32 is at least this. 1: only torch is used.",
     )
 
 
 class InteractiveSettings(BaseModel):
     """Interactive requests"""
 
-    interactive_seconds: float = Field(600, gt=0, description="The maximum time of an interactive request.")
+    interactive_seconds: float = Field(
+        600, gt=0, description="An interactive request that is not answered within this many seconds fails with 408."
+    )
     interactive_waiting: int = Field(
         256,
         ge=1,
-        description="The maximum number of requests in one queue, and of a project in one worker. Others get 503. A "
-        "project may have a third of a queue.",
+        description="So many requests may wait in one queue, and of a project in one worker; others get 503. A project"
+        " may have a third of a queue.",
     )
     interactive_resumable: int = Field(
-        8, ge=1, description="The maximum number of unfinished streams with `X-Nightmill-Resume` of a project."
+        8,
+        ge=1,
+        description="A project may have this many unfinished streams with `X-Nightmill-Resume`; another gets 429.",
     )
     batch_requests_while_interactive: int = Field(
         0,
         ge=0,
-        description="The maximum number of batch lines that vLLM runs while an interactive client waits. 0: 4 on a "
-        "CPU, all on a GPU.",
+        description="A vLLM engine runs at most this many lines of batches while an interactive client waits. 0: 4 on "
+        "a CPU, all on a GPU.",
     )
     response_seconds: int = Field(
-        30 * DAY, ge=60, description="The time for which a response or chat completion with `store` is kept."
+        30 * DAY, ge=60, description="A response or chat completion with `store` is removed after this many seconds."
     )
 
 
@@ -166,8 +195,8 @@ class MediaSettings(BaseModel):
     media_max_bytes: int = Field(
         16 * MB,
         ge=1024,
-        description="The maximum size of all pictures and files that one request names by URL. A project needs "
-        "`--allow-media-urls`.",
+        description="A request is refused with 400 if the pictures and files that it names by URL have more bytes "
+        "together than this. A project needs `--allow-media-urls`.",
     )
     media_allow_private: bool = Field(
         False, description="Whether URLs of pictures and files may have private addresses, plain http and any port."
@@ -178,42 +207,82 @@ class CacheSettings(BaseModel):
     """The cache"""
 
     embedding_cache_seconds: int = Field(
-        7 * DAY, ge=0, description="The time for which an unused embedding stays in the cache. 0: none is cached."
+        7 * DAY,
+        ge=0,
+        description="An embedding is removed from the cache when it was not used for this many seconds. 0: none is "
+        "cached.",
     )
     response_cache_seconds: int = Field(
-        DAY, ge=0, description="The maximum `ttl` of a cached answer. 0: none is cached."
+        DAY,
+        ge=0,
+        description="A cached answer is used for this many seconds at most, even if its `ttl` is larger. 0: none is "
+        "cached.",
     )
     cache_max_bytes: int = Field(
         256 * MB,
         ge=MB,
-        description="The maximum size of all cached embeddings and answers. What expires first is removed first.",
+        description="When all cached embeddings and answers have more bytes than this, those that expire first are "
+        "removed.",
     )
 
 
 class JobSettings(BaseModel):
     """Jobs and workers"""
 
-    shard_lines: int = Field(256, ge=1, le=4096, description="The maximum number of lines of a shard.")
-    segment_seconds: float = Field(1.0, gt=0, description="The time after which a finished line is durable.")
-    lease_seconds: float = Field(30, gt=0, description="The time without a heartbeat after which a claim is revoked.")
+    shard_lines: int = Field(
+        256, ge=1, le=4096, description="A batch is cut into shards of at most this many lines, each run by one worker."
+    )
+    segment_seconds: float = Field(
+        1.0,
+        gt=0,
+        description="A worker stores its finished lines at intervals of this many seconds. Lines that it has not "
+        "stored when it dies are run again.",
+    )
+    lease_seconds: float = Field(
+        30,
+        gt=0,
+        description="The claim of a worker without a heartbeat for this many seconds is revoked, and other workers "
+        "take its work. Six heartbeats are sent in this time.",
+    )
     redelivery_seconds: float = Field(
         10,
         gt=0,
-        description="The time after which an unclaimed message is published again. It doubles with each repetition.",
+        description="A message that no worker has claimed is published again after this many seconds, which double "
+        "with each repetition.",
     )
 
 
 class BatchSettings(BaseModel):
     """Batches and files"""
 
-    batch_max_lines: int = Field(50_000, ge=1, description="The maximum number of lines of a batch.")
-    batch_max_bytes: int = Field(200 * MB, ge=1, description="The maximum size of a batch's input file.")
-    window_max_seconds: int = Field(
-        30 * DAY, ge=1, description="The longest completion window of a batch, and how far ahead it may begin."
+    batch_max_lines: int = Field(
+        50_000,
+        ge=1,
+        description="A batch with more lines or embedding inputs than this fails, and an eval run with more samples.",
     )
-    file_max_bytes: int = Field(512 * MB, ge=1, description="The maximum size of a file that is uploaded at once.")
+    batch_max_bytes: int = Field(
+        200 * MB,
+        ge=1,
+        description="A batch whose input file has more bytes than this fails, and an eval run over such a file is "
+        "refused.",
+    )
+    window_max_seconds: int = Field(
+        30 * DAY,
+        ge=1,
+        description="A batch is refused if its completion window has more seconds than this, or if it is to begin "
+        "later than that.",
+    )
+    file_max_bytes: int = Field(
+        512 * MB,
+        ge=1,
+        description="A file of more bytes than this is refused if it is uploaded in one request, and fails if it comes"
+        " from a source.",
+    )
     file_expiry_batch_seconds: int = Field(
-        30 * DAY, ge=1, description="The time for which the input and output files of batches are kept."
+        30 * DAY,
+        ge=1,
+        description="The input and output files of batches are removed after this many seconds, unless a request says "
+        "otherwise.",
     )
 
 
@@ -221,17 +290,22 @@ class StoreSettings(BaseModel):
     """Vector stores"""
 
     vectors_url: str = Field(
-        "", description="The URL of the vector database, `weaviate://host:port`. Empty: LanceDB in the data folder."
+        "",
+        description="Vectors are stored in the database with this URL, `weaviate://host:port`. Empty: LanceDB in the "
+        "data folder.",
     )
-    vectors_api_key: str = Field("", repr=False, description="The key of the server in `NIGHTMILL_VECTORS_URL`.")
+    vectors_api_key: str = Field(
+        "", repr=False, description="Workers and the API send this key to the server of `NIGHTMILL_VECTORS_URL`."
+    )
     embedding_model: str = Field(
-        "", description="The embedding model of vector stores that name none. Empty: the first in the models file."
+        "",
+        description="A vector store that names no embedding model has this one. Empty: the first in the models file.",
     )
     rewrite_model: str = Field(
-        "", description="The chat model that rewrites queries with `rewrite_query`. Empty: queries stay as they are."
+        "", description="This chat model rewrites queries with `rewrite_query`. Empty: queries stay as they are."
     )
     parse_seconds: float = Field(
-        120, gt=0, description="The maximum time for parsing one document, on the clock and of CPU."
+        120, gt=0, description="A document whose parsing takes more seconds than this, of time or of CPU, fails."
     )
 
 
@@ -240,19 +314,22 @@ class SourceSettings(BaseModel):
 
     source_folders: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="The folders whose files any project may use as a source, separated by commas.",
+        description="Any project may use the files of these folders, separated by commas, as a source.",
     )
     source_s3: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="The prefixes `s3://bucket/prefix` whose objects any project may use as a source, separated by "
-        "commas. The credentials are those that boto finds.",
+        description="Any project may use the objects under these prefixes `s3://bucket/prefix`, separated by commas, "
+        "as a source. The credentials are those that boto finds.",
     )
     source_allow_private: bool = Field(
         False, description="Whether URLs of sources may have private addresses, plain http and any port."
     )
-    source_max_items: int = Field(10_000, ge=1, description="The maximum number of files of one source.")
+    source_max_items: int = Field(10_000, ge=1, description="A sync of a source with more files than this fails.")
     source_seconds: float = Field(
-        3600, gt=0, description="The maximum time in which one sync of a source reads its files."
+        3600,
+        gt=0,
+        description="A sync that reads the files of its source for more seconds than this stops reading, and removes "
+        "nothing.",
     )
 
 
@@ -266,23 +343,26 @@ class TrainingSettings(BaseModel):
     finetune_max_seconds: int = Field(
         DAY,
         ge=0,
-        description="The time of training, without pauses, after which a fine-tuning job fails with `time_limit`. 0: "
-        "no limit.",
+        description="A fine-tuning job that has trained for this many seconds, pauses left out, fails with "
+        "`time_limit`. 0: no limit.",
     )
     mlflow_url: str = Field(
         "",
-        description="The URL of MLflow's tracking server, to which the steps of every training are sent. Empty: none.",
+        description="The steps of every training are sent to MLflow's tracking server with this URL. Empty: none.",
     )
-    mlflow_token: str = Field("", repr=False, description="The bearer token of MLflow's server, or `user:password`.")
+    mlflow_token: str = Field("", repr=False, description="MLflow's server gets this bearer token, or `user:password`.")
     wandb_mode: Literal["off", "offline", "online"] = Field(
         "off",
-        description="What happens to `integrations` with Weights & Biases: `off` refuses them, `offline` keeps runs as "
-        "files in the storage, `online` sends them.",
+        description="What happens to `integrations` with Weights & Biases: `off` refuses them, `offline` keeps runs as"
+        " files in the storage, `online` sends them.",
     )
-    wandb_api_key: str = Field("", repr=False, description="The key of Weights & Biases for `online`.")
-    wandb_url: str = Field("", description="The URL of your own server of Weights & Biases. Empty: the public one.")
+    wandb_api_key: str = Field("", repr=False, description="Weights & Biases gets this key with `online`.")
+    wandb_url: str = Field(
+        "", description="Runs are sent to your own server of Weights & Biases with this URL. Empty: the public one."
+    )
     wordnet: str = Field(
-        "", description="The folder of WordNet for the metric `meteor`. Empty: that of Debian's package wordnet-base."
+        "",
+        description="The metric `meteor` reads WordNet from this folder. Empty: that of Debian's package wordnet-base.",
     )
 
 
@@ -292,29 +372,39 @@ class ProjectSettings(BaseModel):
     project_max_bytes: int = Field(
         0,
         ge=0,
-        description="The maximum size of what a project stores: files, vectors, responses, chats and checkpoints. 0: "
-        "no limit.",
+        description="A project that stores more bytes than this (files, vectors, responses, chats and checkpoints) "
+        "gets 507. 0: no limit.",
     )
     project_max_queued_tokens: int = Field(
-        0, ge=0, description="The maximum number of estimated tokens of a project's lines that wait. 0: no limit."
+        0,
+        ge=0,
+        description="A batch fails if the waiting lines of its project have more estimated tokens than this. 0: no "
+        "limit.",
     )
     project_finetune_jobs: int = Field(
-        20, ge=1, description="The maximum number of a project's fine-tuning jobs in progress."
+        20, ge=1, description="A project may have this many fine-tuning jobs in progress; another is refused."
     )
-    project_eval_runs: int = Field(100, ge=1, description="The maximum number of a project's eval runs in progress.")
+    project_eval_runs: int = Field(
+        100, ge=1, description="A project may have this many eval runs in progress; another is refused."
+    )
     project_threads: int = Field(
-        10, ge=1, le=40, description="The maximum number of an API process's 40 threads that a project uses at once."
+        10,
+        ge=1,
+        le=40,
+        description="A project uses at most this many of an API process's 40 threads at once; a request that waits too"
+        " long gets 429.",
     )
     project_body_bytes: int = Field(
         64 * MB,
         ge=1024,
-        description="The maximum size of the JSON bodies of a project's requests in progress, with what they continue; "
-        "and again of the responses that its WebSockets cache.",
+        description="The JSON bodies of a project's requests in progress, with what they continue, may have this many "
+        "bytes; another request gets 429. The responses that its WebSockets cache may have as many again.",
     )
     project_streams: int = Field(
         64,
         ge=1,
-        description="The maximum number of streams, downloads and WebSockets that a project has at one API process.",
+        description="A project may have this many streams, downloads and WebSockets at one API process; another gets "
+        "429.",
     )
 
 
@@ -324,31 +414,32 @@ class RetentionSettings(BaseModel):
     retention_seconds: int = Field(
         30 * DAY,
         ge=1,
-        description="The time for which segments (retries need them), events, deliveries and their attempts are kept.",
+        description="Segments (retries need them), events, deliveries and their attempts are removed after this many "
+        "seconds.",
     )
     job_retention_seconds: int = Field(
         0,
         ge=0,
-        description="The time for which ended jobs are kept, at least `NIGHTMILL_RETENTION_SECONDS`. 0: forever.",
+        description="Ended jobs are removed after this many seconds, at least `NIGHTMILL_RETENTION_SECONDS`. 0: never.",
     )
     audit_retention_seconds: int = Field(
         0,
         ge=0,
-        description="The time for which audit rows are kept, at least `NIGHTMILL_RETENTION_SECONDS`. 0: forever.",
+        description="Audit rows are removed after this many seconds, at least `NIGHTMILL_RETENTION_SECONDS`. 0: never.",
     )
     audit_key: str = Field(
         "",
         repr=False,
-        description="The key that signs the audit log, the same on every host, of at least 32 characters. Empty: "
+        description="This key of at least 32 characters, the same on every host, signs the audit log. Empty: "
         "`audit.key` of the data folder.",
     )
     audit_anchor: str = Field(
         "",
-        description="The place to which the head of the audit log is sent once a day: a file, or the `https://` URL of "
-        "a signed webhook. Empty: none.",
+        description="The head of the audit log is sent to this place once a day: a file, or the `https://` URL of a "
+        "signed webhook. Empty: none.",
     )
     audit_anchor_secret: str = Field(
-        "", repr=False, description="The secret that signs the head of the audit log for a URL: `whsec_` and base64."
+        "", repr=False, description="This secret, `whsec_` and base64, signs the head of the audit log for a URL."
     )
 
 
@@ -360,6 +451,9 @@ class WebhookSettings(BaseModel):
     )
     webhook_retry_seconds: Annotated[tuple[float, ...], NoDecode] = Field(
         (0, 5, 30, 120, 600, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400),
-        description="The delays before each attempt at a delivery, separated by commas. After the last it has failed.",
+        description="Each attempt at a delivery is made after the next of these delays in seconds, separated by "
+        "commas. After the last attempt the delivery has failed.",
     )
-    webhook_timeout_seconds: float = Field(15, gt=0, description="The maximum time of one attempt at a delivery.")
+    webhook_timeout_seconds: float = Field(
+        15, gt=0, description="An attempt at a delivery fails when it takes more seconds than this."
+    )

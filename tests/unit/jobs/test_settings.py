@@ -162,6 +162,14 @@ def test_names_that_commands_and_tests_read_are_known() -> None:
     assert wrong_names(dict.fromkeys(names, "")) == []
 
 
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_description_of_a_setting_is_a_sentence_with_its_unit(name: str) -> None:
+    description = Settings.model_fields[name].description or ""
+
+    assert re.fullmatch(r"[A-Z`].*\.", description)
+    assert all(unit in description.lower() for unit in ("seconds", "bytes") if name.endswith(unit))
+
+
 def test_a_level_of_logs_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTMILL_LOG_LEVEL", "VERBOSE")
 
