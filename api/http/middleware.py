@@ -75,7 +75,7 @@ class Trace:
             if message["type"] in _ANSWERS:
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
-                if maker := scope["state"].get("answer_maker"):  # of a tuned model, see `api.inference.asking`
+                if maker := scope["state"].get("answer_maker"):  # of a tuned model, see `api.inference.interactive`
                     headers["x-nightmill-model"] = maker
                 status = message.get("status", HTTPStatus.SWITCHING_PROTOCOLS.value)
                 observe_request(scope, status, time.perf_counter() - began)

@@ -108,7 +108,7 @@ def remaining(session: Session, registry: Callable[[], Registry], kind: Kind, na
     """Return the claims and the other work that still run there, and the heartbeats of the workers concerned.
 
     Nothing runs any more when both counts are 0 and each of these workers, if it is still there, has sent
-    `workers.HEARTBEATS_TO_ACKNOWLEDGE` heartbeats since the pause. Raises NotFound.
+    `jobs.fleet.workers.HEARTBEATS_TO_ACKNOWLEDGE` heartbeats since the pause. Raises NotFound.
     """
     scope = Scope(kind)
     names = names_of(session, registry, scope, name)

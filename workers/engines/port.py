@@ -43,8 +43,8 @@ class Request:
 
     `url` is the OpenAI path (`/v1/chat/completions`), `body` its JSON with the model already resolved to the engine's
     own name. A lower `priority` is served first. A shared engine does not share cached prefixes between tenants.
-    `job_id` is the job of a batch's line. The answer to a request that is not `kept` is not cached (see
-    `workers.middleware.caching`). With an `adapter` the model of the body is its base.
+    `job_id` is the job of a batch's line. The answer to a request that is not `cacheable` is not cached (see
+    `workers.middleware.cache`). With an `adapter` the model of the body is its base.
     """
 
     url: str
