@@ -112,18 +112,6 @@ def test_queues_are_those_of_the_pools(queue: Queue) -> None:
     assert f"`{queue}`" in DOCUMENTS
 
 
-def test_paths_of_the_tree_exist() -> None:
-    [tree] = [block for block in _blocks("text") if "jobs/ " in block and "the ledger:" in block]
-    folder = ROOT
-    for line in tree.splitlines():
-        name = line.split()[0]
-        if not line.startswith(" "):
-            folder = ROOT / name
-            assert folder.exists(), name
-        else:
-            assert (folder / name).exists(), line
-
-
 def test_tree_has_every_package() -> None:
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
 
