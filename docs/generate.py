@@ -58,13 +58,12 @@ and other commands take the first deployment that runs: that folder's, or else t
 """
 #: Why the methods of a resource are not served; each resource of which a method is not served needs a reason.
 _NOT_SERVED = {
-    "admin": "The `nightmill` command manages projects and keys; a project has `/v1/api_keys` and `/v1/audit_logs`.",
+    "admin": "Keys and audit logs of a project are at `/v1/api_keys` and `/v1/audit_logs`; commands manage projects.",
     "audio": "No engine here takes or makes sound.",
     "beta": "Assistants, threads and agents are OpenAI's own products; use responses and conversations.",
     "containers": "Code of a model is not run here.",
     "content_provenance_checks": "A service of OpenAI about its own models.",
     "decisions": "A service of OpenAI about its own models.",
-    "fine_tuning": "There is no reinforcement fine-tuning.",
     "images": "No engine here makes pictures.",
     "live": "There is no voice; use a stream of a response.",
     "moderations": "There is no moderation model; ask a model of your choice in a batch.",
@@ -85,7 +84,7 @@ _DIFFERS = {
     "embeddings.create": "Token ids are read by the model's tokenizer, unless the model's name is one of OpenAI's.",
     "files.create": "A batch's input is checked by the batch, which fails with the numbers of the lines.",
     "files.delete": "A file that fine-tuning needs is 409 `file_in_use`, unless `erase` is true.",
-    "fine_tuning.jobs.create": "The methods are `supervised` and `dpo`; `peft`, `training` and more are taken.",
+    "fine_tuning.jobs.create": "`method` is `supervised` or `dpo`, not `reinforcement`; `peft` and more are taken.",
     "models.delete": "Deletes a model that the project has made; those of `models.yaml` stay.",
     "responses.create": f"The tools are `function` and `file_search`. {_MEDIA} `prompt` is refused.",
     "responses.connect": "`response.steer` is refused: a response ends before the next one goes on from it.",
