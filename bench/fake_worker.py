@@ -10,9 +10,9 @@ from typing import Final
 from jobs.fleet.models_file import Registry
 from jobs.settings import Settings
 from jobs.timings import Timings
+from tests.support.fake_engine import FakeEngine
 from workers import __main__ as worker
 from workers import engine_process
-from workers.engines.fake import FakeEngine
 from workers.engines.http.http_engine import Permission
 from workers.engines.port import Answer, Request, refusal
 from workers.engines.router import Router

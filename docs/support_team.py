@@ -30,8 +30,8 @@ from jobs.security.keys import create_key, ensure_project
 from jobs.webhooks.tables import Attempt, Delivery, Event, WebhookEndpoint
 from tests.support import runs
 from tests.support.console import Deployment
+from tests.support.fake_engine import FakeEngine
 from tests.support.mill import jsonl
-from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Request, Usage
 
 CHAT_MODEL: Final = "qwen2.5-7b-instruct"

@@ -12,9 +12,9 @@ from fastapi import FastAPI
 
 from jobs.db.engine import Database
 from jobs.security.keys import create_operator_key
+from tests.support.fake_engine import FakeEngine
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
 from tests.support.web import make_key, running_app, serve
-from workers.engines.fake import FakeEngine
 
 EMBEDDER = "all-minilm-l6-v2"
 

@@ -13,9 +13,9 @@ from fastapi import FastAPI
 from openai.types import Batch
 
 from jobs.db.engine import Database
+from tests.support.fake_engine import FakeEngine
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
 from tests.support.web import make_key, running_app, serve
-from workers.engines.fake import FakeEngine
 
 
 @pytest.fixture

@@ -20,11 +20,11 @@ from openai.types import VectorStoreSearchResponse as Found
 
 from tests.chaos.journal import Journal
 from tests.support import mirrored
+from tests.support.fake_engine import DIMENSIONS
 from tests.support.mirrored import Mirror, Version
 from tests.support.store_oracle import KINDS, LARGE, SMALL, new_stem, written
 from tests.support.stub_engine import text_mark
 from tests.support.system import pause, wait_for
-from workers.engines.fake import DIMENSIONS
 
 if TYPE_CHECKING:
     from tests.chaos.load import Client

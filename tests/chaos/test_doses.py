@@ -22,8 +22,8 @@ from tests.chaos.doses.network import asked_twice, chats
 from tests.chaos.doses.vectors import Shown, searched
 from tests.chaos.doses.versions import NoOldVersion, idle, older_commit, unserved
 from tests.support import oracle
+from tests.support.fake_engine import reply
 from tests.support.receiver import Received
-from workers.engines.fake import reply
 
 pytestmark = pytest.mark.verify
 

@@ -9,8 +9,8 @@ from openai.types import Batch
 from openai.types.responses import Response
 
 from tests.support import oracle
+from tests.support.fake_engine import reply
 from tests.support.oracle import Asked, Job, Line, Result, Told
-from workers.engines.fake import reply
 
 pytestmark = pytest.mark.verify
 

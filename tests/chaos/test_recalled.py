@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from tests.support import recalled
+from tests.support.fake_engine import reply
 from tests.support.recalled import CHAT, EMBEDDINGS, RESPONSE, TEXT, Anew, Clearing, Embedded, Recalled, floats
 from tests.support.stub_engine import STAMP, stamped, text_mark
-from workers.engines.fake import reply
 
 pytestmark = pytest.mark.verify
 

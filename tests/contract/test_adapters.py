@@ -13,9 +13,9 @@ import pytest
 
 from tests.contract.test_vllm_engine import MODELS
 from tests.support import adapter_maker
+from tests.support.fake_engine import FakeEngine
 from tests.support.vllm_host import Host
 from workers.engines import probes
-from workers.engines.fake import FakeEngine
 from workers.engines.model_folders import SMOLLM2, materialise
 from workers.engines.ownloop import OwnLoop
 from workers.engines.port import Adapter, AdapterEngine, AdapterRefused, Engine, Request

@@ -19,7 +19,7 @@ import pytest
 
 from jobs.inference.complete_answers import complete_response
 from tests.support import stub_engine
-from workers.engines.fake import FakeEngine
+from tests.support.fake_engine import FakeEngine
 from workers.engines.http.endpoints import Endpoint
 from workers.engines.http.http_engine import HttpEngine
 from workers.engines.ownloop import OwnLoop

@@ -22,11 +22,11 @@ from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.platform.storage import DiskStorage
 from jobs.webhooks.tables import Event
+from tests.support.fake_engine import FakeEngine, reply
 from tests.support.lost import look_twice
 from tests.support.mill import MODEL, Mill, running
 from tests.support.web import make_key, running_app, serve
 from workers.dispatcher.retention import Retention
-from workers.engines.fake import FakeEngine, reply
 from workers.engines.port import Answer, Request, refusal
 from workers.inference import background_responses
 from workers.kinds import HANDLERS

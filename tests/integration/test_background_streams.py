@@ -28,10 +28,10 @@ from jobs.ledger import shards
 from jobs.security.keys import revoke_key
 from jobs.settings import Settings
 from tests.support.citing import RESULTS, TEXT, TOOL, citing, found, searching
+from tests.support.fake_engine import FakeEngine
 from tests.support.mill import MODEL, Mill, running
 from tests.support.system import eventually
 from tests.support.web import hurry, make_key, running_app, serve
-from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Emit, EngineFault, Request, refusal
 from workers.inference.background_responses import EventPublisher
 from workers.runtime.engine_host import EngineHost

@@ -21,10 +21,10 @@ from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue, Task
 from jobs.requests.endpoints import RESPONSES
 from jobs.timings import Timings
+from tests.support.fake_engine import FakeEngine
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
 from workers import lifecycle
 from workers.batches import finishing
-from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, EngineBusy, Request, refusal
 
 

@@ -15,10 +15,10 @@ from jobs.files.tables import File
 from jobs.inference.tables import CacheEntry
 from jobs.ledger.tables import Audit, Job
 from jobs.platform.storage import DiskStorage
+from tests.support.fake_engine import FakeEngine
 from tests.support.mill import Mill, chat_line, jsonl, running
 from tests.support.shop import MODEL, Shop
 from workers.dispatcher.retention import Retention
-from workers.engines.fake import FakeEngine
 
 pytestmark = pytest.mark.verify
 

@@ -8,9 +8,9 @@ import openai
 import pytest
 
 from jobs.inference import compaction
+from tests.support.fake_engine import prompt_of
 from tests.support.shop import MODEL, Shop
 from tests.unit.workers.middleware.context_window.engines import Nobody
-from workers.engines.fake import prompt_of
 from workers.engines.port import Answer, Length, Request
 from workers.middleware.compaction import CompactionMiddleware
 from workers.middleware.context_window import ContextWindow

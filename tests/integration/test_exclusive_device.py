@@ -20,8 +20,8 @@ from jobs.platform import processes
 from jobs.queues import Queue
 from tests.integration import test_finetuning
 from tests.integration.test_finetuning import FAKE, Site, assert_whole, freed, trainer_of, worker_process
+from tests.support.fake_engine import FakeEngine
 from tests.support.mill import chat_line, jsonl
-from workers.engines.fake import FakeEngine
 from workers.runtime.exclusive_device import ExclusiveDevice
 
 module, site = test_finetuning.module, test_finetuning.site  # fixtures

@@ -9,8 +9,8 @@ import pytest
 
 from jobs.inference import responses
 from jobs.retrieval.searches import FoundChunk, Search
+from tests.support.fake_engine import prompt_of
 from tests.support.shop import MODEL, Shop
-from workers.engines.fake import prompt_of
 from workers.engines.port import Answer, Length, Request
 from workers.engines.router import Router
 from workers.inference.token_counting import TokenCounter

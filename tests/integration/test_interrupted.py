@@ -24,10 +24,10 @@ from jobs.platform.storage import DiskStorage
 from jobs.queues import Task
 from jobs.timings import Timings
 from tests.support import ledgers
+from tests.support.fake_engine import FakeEngine
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
 from workers import lifecycle
 from workers.batches import running as running_module
-from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, EngineBusy, Request
 from workers.lifecycle import finish, run
 from workers.runtime.engine_host import EngineHost

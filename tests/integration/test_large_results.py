@@ -13,10 +13,10 @@ from jobs.ledger import ledger
 from jobs.ledger.states import TERMINAL, JobState
 from jobs.ledger.tables import Segment
 from jobs.queues import Task
+from tests.support.fake_engine import FakeEngine
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
 from workers import lifecycle
 from workers.batches import finishing
-from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Request
 
 pytestmark = pytest.mark.verify

@@ -21,10 +21,10 @@ from jobs.fleet.tables import Worker
 from jobs.inference.interactive import PRIORITY
 from jobs.retrieval import searches
 from jobs.settings import Settings
+from tests.support.fake_engine import FakeEngine, prompt_of, reply
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
 from tests.support.shop import Shop
 from tests.support.web import make_key, running_app, serve
-from workers.engines.fake import FakeEngine, prompt_of, reply
 from workers.engines.port import Answer, Engine, Length, Request, refusal
 from workers.inference.consumer import InteractiveConsumer
 from workers.inference.model_router import ModelRouter

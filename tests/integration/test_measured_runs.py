@@ -14,8 +14,8 @@ from jobs.db.engine import Database
 from jobs.evals import runs
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from tests.support.evaluating import World, evaluating
+from tests.support.fake_engine import DIMENSIONS, vector_of
 from tests.support.mill import MODEL
-from workers.engines.fake import DIMENSIONS, vector_of
 from workers.vectors.base import Entry, Store
 
 TEXTS = {

@@ -19,8 +19,8 @@ from openai.types.responses import Response, ResponsesServerEvent
 from pydantic import TypeAdapter
 from websockets.sync.client import ClientConnection, connect
 
+from tests.support.fake_engine import TOOL
 from tests.support.shop import MODEL, Shop
-from workers.engines.fake import TOOL
 from workers.engines.port import Answer, Request
 
 #: The required fields of `ResponseResource`.

@@ -24,10 +24,10 @@ from jobs.queues import Queue
 from jobs.security.keys import revoke_key
 from jobs.settings import Settings
 from jobs.timings import Timings
+from tests.support.fake_engine import CREATED
 from tests.support.shop import MODEL, Shop
 from tests.support.system import eventually
 from tests.support.web import hurry, running_app, serve
-from workers.engines.fake import CREATED
 from workers.engines.port import Answer, Emit, Request
 
 pytestmark = pytest.mark.verify

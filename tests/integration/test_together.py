@@ -12,10 +12,10 @@ from jobs.db.engine import Database
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Outbox
 from jobs.queues import Task
+from tests.support.fake_engine import FakeEngine
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
 from tests.support.system import eventually
 from workers.batches.slot_scheduler import SlotScheduler
-from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Request
 from workers.lifecycle import run_in_turn
 from workers.runtime.engine_host import EngineHost

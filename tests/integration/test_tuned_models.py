@@ -12,8 +12,8 @@ from jobs.ledger.states import JobState
 from jobs.queues import Queue
 from jobs.timings import Timings
 from tests.support import adapters
+from tests.support.fake_engine import FakeEngine
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
-from workers.engines.fake import FakeEngine
 from workers.engines.swapped_engine import SwappedEngine
 
 ACME, RIVAL = "ft:fake-model:acme:support:abc", "ft:fake-model:rival:support:def"

@@ -24,6 +24,7 @@ from tests.sdk.front import Front, standing_before
 from tests.sdk.tuned import BASE, tuned
 from tests.support import runs, training_worker
 from tests.support.beside import beside
+from tests.support.fake_engine import FakeEngine, Fault, prompt_of
 from tests.support.mill import MODEL, Mill, running
 from tests.support.receiver import Receiver
 from tests.support.servers import Valkey
@@ -31,7 +32,6 @@ from tests.support.stand_ins import TRAINER
 from tests.support.training import training
 from tests.support.web import make_key, running_app, serve
 from workers.dispatcher.loop import Dispatcher
-from workers.engines.fake import FakeEngine, Fault, prompt_of
 from workers.engines.port import Answer, Length, Request
 from workers.evals.python_grader import look_for_sandbox
 from workers.inference.consumer import InteractiveConsumer

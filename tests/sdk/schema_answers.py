@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from jobs.requests.endpoints import CHAT
-from workers.engines.fake import TOOL, prompt_of, reply
+from tests.support.fake_engine import TOOL, prompt_of, reply
 from workers.engines.port import Answer, Request
 
 DISLIKED: Final = "at great length"

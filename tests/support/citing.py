@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from jobs.retrieval.searches import FoundChunk, Search
-from workers.engines.fake import FakeEngine, prompt_of, reply
+from tests.support.fake_engine import FakeEngine, prompt_of, reply
 from workers.engines.port import Answer, Engine, Request
 from workers.middleware.file_search.excerpts import ContextBudget
 from workers.middleware.file_search.middleware import FileSearchMiddleware

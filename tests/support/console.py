@@ -25,11 +25,11 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request,
 from jobs.db.engine import Database
 from jobs.platform.locks import FileLock
 from jobs.security.keys import create_operator_key
+from tests.support.fake_engine import FakeEngine
 from tests.support.mill import MODEL, Mill, running
 from tests.support.services import need
 from tests.support.system import ROOT, eventually
 from tests.support.web import make_key, running_app, serve
-from workers.engines.fake import FakeEngine
 from workers.engines.port import Engine
 
 #: What hostile text may look like. It is shown as it is, and `Console` fails where it is taken for more.

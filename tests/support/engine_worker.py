@@ -12,8 +12,8 @@ from pathlib import Path
 from jobs.queues import Queue
 from jobs.settings import Settings
 from jobs.timings import Timings
+from tests.support.fake_engine import FakeEngine
 from tests.support.training_worker import SCALED
-from workers.engines.fake import FakeEngine
 from workers.runtime.context import Pool, build
 from workers.runtime.engine_host import EngineHost
 from workers.runtime.exclusive_device import ExclusiveDevice

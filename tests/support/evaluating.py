@@ -17,9 +17,9 @@ from jobs.db.engine import Database
 from jobs.evals import runs
 from jobs.ledger.tables import Job
 from jobs.webhooks.tables import Event
+from tests.support.fake_engine import FakeEngine
 from tests.support.mill import MODEL, Mill, running
 from tests.support.web import make_key, running_app, serve
-from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Request, Usage
 
 JUDGE = "judge"

@@ -40,8 +40,8 @@ from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
 from jobs.settings import Settings
 from jobs.timings import Timings
 from jobs.webhooks.tables import Event
+from tests.support.fake_engine import FakeEngine
 from tests.support.web import make_key, running_app
-from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Request, Usage, refusal
 from workers.lifecycle import finish, plan, run, run_shard
 from workers.retrieval.ingestion.purge import purge

@@ -27,9 +27,9 @@ from jobs.queues import Queue, Task
 from jobs.security import keys
 from jobs.settings import Settings
 from jobs.timings import Timings
+from tests.support.fake_engine import FakeEngine
 from workers.batches.slot_scheduler import SlotScheduler
 from workers.dispatcher.loop import Dispatcher
-from workers.engines.fake import FakeEngine
 from workers.engines.port import Engine
 from workers.lifecycle import finish, plan_all, run_in_turn, run_shard
 from workers.middleware.cache import CacheMiddleware

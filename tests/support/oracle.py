@@ -25,9 +25,9 @@ from openai import OpenAI
 from openai.types import Batch
 from openai.types.responses import Response
 
+from tests.support.fake_engine import reply
 from tests.support.receiver import Received
 from tests.support.stub_engine import MARK
-from workers.engines.fake import reply
 
 Line = dict[str, Any]
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.support.fake_engine import reply
 from tests.support.stub_engine import text_mark
-from workers.engines.fake import reply
 
 CHAT, TEXT, RESPONSE, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"
 Key = tuple[str, str, str]

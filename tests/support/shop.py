@@ -21,9 +21,9 @@ from jobs.platform.storage import open_storage
 from jobs.queues import Queue
 from jobs.settings import Settings
 from jobs.timings import Timings
+from tests.support.fake_engine import FakeEngine
 from tests.support.system import eventually
 from tests.support.web import make_key, running_app, serve
-from workers.engines.fake import FakeEngine
 from workers.engines.port import Engine
 from workers.inference.consumer import InteractiveConsumer, Limits
 from workers.middleware.cache import CacheMiddleware

@@ -12,9 +12,9 @@ from jobs.queues import Queue
 from jobs.settings import Settings
 from jobs.timings import Timings
 from tests.support import training_worker
+from tests.support.fake_engine import FakeEngine
 from workers import __main__ as worker
 from workers import engine_process
-from workers.engines.fake import FakeEngine
 from workers.engines.http.http_engine import Permission
 from workers.engines.port import Adapter, Answer, Request
 from workers.engines.router import Router

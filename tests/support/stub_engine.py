@@ -6,10 +6,10 @@ With `--models '*'` it takes any name and has no list of models.
 
 Every prompt is one JSON string on a line of the log, written before the answer leaves, so the log holds all
 that was ever asked. Of texts that are embedded together (an ingestion's, a search's) it has a mark each.
-Answers are those of `workers.engines.fake`; a prompt with a magic word breaks the server in that way. The answer to one
-with STAMP begins with the moment at which it was asked, by the clock that all processes of a machine share. A stream
-whose prompt has FLOOD sends large events without end; one with TRICKLE and a number sends so many, five a second. The
-first line of standard output is the server's URL.
+Answers are those of `tests.support.fake_engine`; a prompt with a magic word breaks the server in that way. The answer
+to one with STAMP begins with the moment at which it was asked, by the clock that all processes of a machine share. A
+stream whose prompt has FLOOD sends large events without end; one with TRICKLE and a number sends so many, five a
+second. The first line of standard output is the server's URL.
 """
 
 import argparse
@@ -30,7 +30,7 @@ import msgspec
 import uvloop
 from aiohttp import web
 
-from workers.engines.fake import CUT, SLOW_SECONDS, events, magic_of, prompt_of, reply
+from tests.support.fake_engine import CUT, SLOW_SECONDS, events, magic_of, prompt_of, reply
 from workers.engines.port import Answer, refusal, unknown_model
 from workers.engines.wire import wants_usage
 

@@ -15,8 +15,8 @@ from jobs.fleet import workers
 from jobs.queues import Queue
 from tests.support.console import HOSTILE, PATIENCE, Console, Deployment, deployed
 from tests.support.evaluating import SAME, SCHEMA
+from tests.support.fake_engine import FakeEngine
 from tests.support.mill import MODEL
-from workers.engines.fake import FakeEngine
 
 pytestmark = pytest.mark.verify
 

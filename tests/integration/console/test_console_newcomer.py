@@ -19,8 +19,8 @@ from jobs.fleet import workers
 from jobs.queues import Queue
 from tests.sdk import deployment as sdk
 from tests.support.console import PATIENCE, Console, Deployment, build_console, console_of, deployed
+from tests.support.fake_engine import FakeEngine
 from tests.support.mill import MODEL
-from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Request, refusal
 
 pytestmark = pytest.mark.verify

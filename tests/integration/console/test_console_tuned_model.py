@@ -22,11 +22,11 @@ from jobs.db.engine import Database
 from jobs.queues import Queue
 from tests.support.beside import beside
 from tests.support.console import PATIENCE, Console, console_of, deployed
+from tests.support.fake_engine import FakeEngine
 from tests.support.mill import Mill
 from tests.support.servers import Valkey
 from tests.support.system import ROOT
 from tests.support.training import training
-from workers.engines.fake import FakeEngine
 from workers.engines.port import Adapter, Answer, Request
 from workers.inference.consumer import InteractiveConsumer
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from jobs.platform import memory
+from tests.support.fake_engine import FakeEngine
 from workers import engine_process as worker
-from workers.engines.fake import FakeEngine
 from workers.runtime.context import Standing
 from workers.runtime.engine_host import EngineHost
 from workers.tasks import Process, signals

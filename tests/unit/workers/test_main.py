@@ -26,7 +26,7 @@ ENGINE_WITHOUT_A_DEVICE = """
 import sys, threading
 from types import SimpleNamespace
 from workers import engine_process as worker
-from workers.engines.fake import FakeEngine
+from tests.support.fake_engine import FakeEngine
 from workers.runtime.engine_host import EngineHost
 
 class Broken(FakeEngine):

@@ -16,8 +16,8 @@ from jobs.platform.limiters import SharedExclusiveLock
 from jobs.settings import Settings
 from jobs.timings import Timings
 from tests.support import stub_engine
+from tests.support.fake_engine import FakeEngine
 from workers.engine_process import Reloading
-from workers.engines.fake import FakeEngine
 from workers.engines.http.http_engine import HttpEngine
 from workers.engines.port import Request
 from workers.engines.router import Router

@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from tests.support import stub_engine
+from tests.support.fake_engine import FakeEngine
 from tests.support.scripted_server import engine_of
 from workers.engines.echo import joined
-from workers.engines.fake import FakeEngine
 from workers.engines.http.endpoints import Endpoint
 from workers.engines.port import Answer, Engine, Request, Usage
 

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from jobs.requests.endpoints import BERTSCORE, LIKELIHOOD
+from tests.support.fake_engine import FakeEngine
 from tests.support.scripted_server import engine_of
 from workers.engines.adapter_slots import AdapterSlots
-from workers.engines.fake import FakeEngine
 from workers.engines.http.endpoints import Endpoint
 from workers.engines.port import Adapter, AdapterRefused, EngineFault, Request, Score, likelihood_answer
 from workers.engines.vllm.vllm_adapters import TEXTS_AT_ONCE, TURN_CHARACTERS, Likelihoods

@@ -9,12 +9,12 @@ import pytest
 from jobs.db.engine import Database
 from jobs.fleet.models_file import Registry
 from jobs.settings import Settings
+from tests.support.fake_engine import FakeEngine
 from tests.support.mill import chat_line, jsonl, running
 from tests.support.scripted_server import Server, engine_of, error_of, request, serving
 from workers.engines.build_engines import build
 from workers.engines.caps import objection
 from workers.engines.documented import forwarded
-from workers.engines.fake import FakeEngine
 from workers.engines.http.endpoints import Endpoint
 from workers.engines.media import in_text
 from workers.engines.router import Router

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from jobs.fleet.models_file import Model
+from tests.support.fake_engine import FakeEngine
 from tests.unit.workers.engines.test_router import NOWHERE, registry
 from workers.engines import model_folders
-from workers.engines.fake import FakeEngine
 from workers.engines.http.endpoints import Endpoint
 from workers.engines.http.http_engine import HttpEngine
 from workers.engines.model_folders import MINILM, SMOLLM2, ModelUnavailable, identity_of, materialise

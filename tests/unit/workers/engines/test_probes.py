@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.fake_engine import FakeEngine
 from workers.engines import probes
-from workers.engines.fake import FakeEngine
 from workers.engines.port import Adapter, AdapterRefused, Passage, Request, Score
 from workers.engines.probes import Probe
 

@@ -13,11 +13,11 @@ import pytest
 from jobs.fleet.models_file import ModelsFileError, Registry
 from jobs.settings import Settings
 from tests.support import stub_engine, tiny_cross
+from tests.support.fake_engine import FakeEngine
 from workers.engines import build_engines, model_folders
 from workers.engines.build_engines import build
 from workers.engines.encoders.embed import EmbedEngine
 from workers.engines.encoders.rerank import RerankEngine
-from workers.engines.fake import FakeEngine
 from workers.engines.http.endpoints import Endpoint
 from workers.engines.http.http_engine import HttpEngine
 from workers.engines.ownloop import OwnLoop

@@ -15,8 +15,8 @@ import pytest
 from jobs.fleet.models_file import Models
 from jobs.settings import Settings
 from jobs.timings import Timings
+from tests.support.fake_engine import FakeEngine
 from workers.engines import build_engines, probes
-from workers.engines.fake import FakeEngine
 from workers.engines.ownloop import OwnLoop
 from workers.engines.port import Adapter, AdapterRefused, Answer, EngineBusy, EngineDead, Request
 from workers.engines.probes import Probe

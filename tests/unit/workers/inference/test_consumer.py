@@ -24,8 +24,8 @@ from jobs.inference.interactive import (
     unpack_entry,
 )
 from jobs.timings import Timings
+from tests.support.fake_engine import FakeEngine
 from tests.support.system import eventually
-from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Emit, Request
 from workers.inference import consumer
 from workers.inference.consumer import InteractiveConsumer, Limits

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from jobs.fleet.models_file import Models
-from workers.engines.fake import reply
+from tests.support.fake_engine import reply
 from workers.engines.port import Answer, EngineBusy, Request, refusal
 from workers.inference.model_router import ModelRouter
 

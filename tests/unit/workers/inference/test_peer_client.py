@@ -17,7 +17,7 @@ from jobs.ledger import pauses
 from jobs.retrieval.searches import Search
 from jobs.settings import Settings
 from jobs.timings import Timings
-from workers.engines.fake import FakeEngine, reply
+from tests.support.fake_engine import FakeEngine, reply
 from workers.engines.port import Answer, EngineBusy, EngineFault, Request, refusal
 from workers.inference import peer_client
 from workers.inference.peer_client import PeerClient

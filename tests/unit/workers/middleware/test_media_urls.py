@@ -15,10 +15,10 @@ from jobs.requests.endpoints import CHAT, RESPONSES
 from jobs.security import keys
 from jobs.security.tables import Project
 from jobs.settings import Settings
+from tests.support.fake_engine import FakeEngine
 from tests.support.mill import chat_line, jsonl, running
 from tests.support.scripted_server import Server, serving
 from workers.engine_process import ProjectPermission
-from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Request
 from workers.engines.router import Router
 from workers.middleware import media_urls

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from jobs.fleet.models_file import Registry
-from workers.engines.fake import FakeEngine
+from tests.support.fake_engine import FakeEngine
 from workers.engines.port import Request
 from workers.engines.router import Router
 from workers.middleware.token_ids import TokenIdMiddleware

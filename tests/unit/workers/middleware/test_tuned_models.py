@@ -21,8 +21,8 @@ from jobs.security import keys
 from jobs.settings import Settings
 from jobs.timings import Timings
 from tests.support import adapters
+from tests.support.fake_engine import FakeEngine
 from workers.engines import probes
-from workers.engines.fake import FakeEngine
 from workers.engines.port import Adapter, Answer, EngineBusy, Passage, Request
 from workers.engines.probes import Probe
 from workers.engines.swapped_engine import SwappedEngine

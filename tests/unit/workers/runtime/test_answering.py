@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from jobs.timings import Timings
-from workers.engines.fake import FakeEngine, reply
+from tests.support.fake_engine import FakeEngine, reply
 from workers.engines.port import Answer, EngineBusy, EngineDead, EngineFault, Request, Unserved
 from workers.runtime.answering import Answering
 from workers.runtime.engine_host import EngineHost, GaveUp

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.platform.limiters import SharedExclusiveLock
 from jobs.timings import Timings
-from workers.engines.fake import FakeEngine
+from tests.support.fake_engine import FakeEngine
 from workers.engines.port import EngineDead
 from workers.runtime.engine_host import EngineHost
 

@@ -17,8 +17,8 @@ from jobs.fleet.models_file import Registry
 from jobs.fleet.tables import EngineDeath, Quarantine, Worker
 from jobs.platform import processes
 from jobs.settings import Settings
+from tests.support.fake_engine import FakeEngine
 from tests.support.system import eventually
-from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, EngineDead, Request
 from workers.engines.router import Router
 from workers.runtime.answering import Answering

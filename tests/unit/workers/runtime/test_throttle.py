@@ -3,7 +3,7 @@
 import asyncio
 
 from jobs.inference.interactive import LINE_PRIORITY, QueuedRequest, routed_queue
-from workers.engines.fake import FakeEngine
+from tests.support.fake_engine import FakeEngine
 from workers.engines.port import Answer
 from workers.inference.consumer import MAX_REQUESTS, ROUTED_LINES, InteractiveConsumer
 from workers.runtime.engine_host import EngineHost

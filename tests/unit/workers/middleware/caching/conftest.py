@@ -12,7 +12,7 @@ import pytest
 from jobs.db.engine import Database
 from jobs.settings import Settings
 from jobs.timings import Timings
-from workers.engines.fake import FakeEngine, prompt_of
+from tests.support.fake_engine import FakeEngine, prompt_of
 from workers.engines.port import Answer, Request
 from workers.middleware.cache import CacheMiddleware
 from workers.middleware.response_cache import ResponseCache

@@ -389,7 +389,7 @@ class FakeEngine:
         async with self._slots.running(request.adapter):
             return await self._answer(request)
 
-    async def score(self, model: str, passages: Sequence[Passage], adapter: Adapter | None) -> list[Score]:  # noqa: ARG002
+    async def score(self, model: str, passages: Sequence[Passage], adapter: Adapter | None) -> list[Score]:
         """Return the bytes of a chat as its tokens, and numbers that depend on the adapter."""
         async with self._slots.running(adapter):
             return await self._score(passages, adapter)

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from workers.engines.fake import FakeEngine
+from tests.support.fake_engine import FakeEngine
 from workers.engines.port import Answer, Request
 
 
