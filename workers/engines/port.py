@@ -7,8 +7,8 @@
 
 Engines of this deployment also answer what evaluations ask: `vllm` how likely a text is, `embed` a BERTScore.
 
-Adapters: `vllm` (in process), `http` (any OpenAI-compatible server), `embed` and `rerank` (sentence-transformers),
-`fake` (tests and fault injection). `router` picks one by model.
+Adapters: `vllm` (in process), `http` (any OpenAI-compatible server), `embed` and `rerank` (sentence-transformers).
+`router` picks one by model. The tests have a fake.
 """
 
 import math
