@@ -8,6 +8,7 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from alembic.script.revision import ResolutionError
 from alembic.util import CommandError
 from sqlalchemy.exc import DatabaseError
@@ -31,6 +32,15 @@ class NewerSchema(NightmillError):
     """The database has a schema that this version does not know."""
 
     text = "A newer version has migrated this database: start that one, or restore a backup from before."
+
+
+class OlderSchema(NightmillError):
+    """The database has a schema from before the first migration of this version."""
+
+    text = (
+        "The schema of this database is too old for this version: upgrade it with commit 1e3ca3bd first, see "
+        "docs/operate/upgrade.md, Old databases. Nothing has been changed."
+    )
 
 
 class DatabaseDamaged(NightmillError):
@@ -59,7 +69,7 @@ def main() -> None:
 def release(config: Settings) -> None:
     """Bring the database to the newest schema, and make the keys that are missing.
 
-    Raises: DatabaseDamaged, DatabaseBusy, NewerSchema, WrongHost.
+    Raises: DatabaseDamaged, DatabaseBusy, NewerSchema, OlderSchema, WrongHost.
     """
     config.data_dir.mkdir(parents=True, exist_ok=True)
     try:
@@ -75,16 +85,21 @@ def release(config: Settings) -> None:
         raise
 
 
-def migrate(url: str, target: str = "head") -> None:
-    """Apply every migration up to `target` that is missing. Raises NewerSchema."""
+def is_too_old(revision: str) -> bool:
+    """Return whether a revision lies before the first one of this version."""
+    return revision < str(ScriptDirectory(str(MIGRATIONS)).get_base())
+
+
+def migrate(url: str) -> None:
+    """Apply every migration that is missing. Raises NewerSchema, OlderSchema."""
     alembic = Config()
     alembic.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))  # it interpolates
     alembic.attributes["url"] = url
     try:
-        command.upgrade(alembic, target)
+        command.upgrade(alembic, "head")
     except CommandError as error:
-        if isinstance(error.__cause__, ResolutionError):  # the database names a revision that is not here
-            raise NewerSchema from error
+        if isinstance(cause := error.__cause__, ResolutionError):  # the database names a revision that is not here
+            raise (OlderSchema if is_too_old(str(cause.argument)) else NewerSchema) from error
         raise
 
 

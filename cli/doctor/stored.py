@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
@@ -18,6 +17,7 @@ from sqlalchemy.orm import Session
 from cli.doctor.findings import Finding, Patient, broken, fine, warning
 from cli.up.effective import without_secrets
 from cli.up.procfile import CODE
+from jobs.bootstrap import OlderSchema, is_too_old
 from jobs.db.engine import Database
 from jobs.errors import NightmillError
 from jobs.fleet import quarantine, workers
@@ -102,12 +102,11 @@ def _pooler(connection: Connection) -> Iterator[Finding]:
 
 
 def _schema(shown: str, heads: set[str]) -> Finding:
-    config = Config()
-    config.set_main_option("script_location", str(CODE / "migrations"))
-    newest = set(ScriptDirectory.from_config(config).get_heads())
+    newest = set(ScriptDirectory(str(CODE / "migrations")).get_heads())
     if heads == newest:
         return fine("database", f"{shown}, schema {', '.join(sorted(heads))}")
-    return broken("database", f"{shown} has schema {sorted(heads)}, this version needs {sorted(newest)}", _RELEASE)
+    fix = OlderSchema.text if any(map(is_too_old, heads)) else _RELEASE
+    return broken("database", f"{shown} has schema {sorted(heads)}, this version needs {sorted(newest)}", fix)
 
 
 def quarantined(patient: Patient) -> Iterator[Finding]:

@@ -187,14 +187,23 @@ def test_a_damaged_database_is_told_in_a_sentence_with_the_way_out(tmp_path: Pat
     assert "Traceback" not in ended.stderr
 
 
-def test_a_database_of_a_newer_version_ends_the_release_step_with_a_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("revision", "sentence"),
+    [
+        ("9999", "nightmill: A newer version has migrated this database"),
+        ("0046", "nightmill: The schema of this database is too old for this version"),
+    ],
+)
+def test_a_database_of_another_version_ends_the_release_step_with_a_sentence(
+    tmp_path: Path, revision: str, sentence: str
+) -> None:
     release(tmp_path)
     db = Database(Settings(data_dir=tmp_path).database)
     with db.write() as session:
-        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        session.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
     db.close()
 
     ended = release(tmp_path)
 
     assert (ended.returncode, "Traceback" in ended.stderr) == (1, False)
-    assert "nightmill: A newer version has migrated this database" in ended.stderr
+    assert sentence in ended.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from sqlalchemy import text
 from typer.testing import CliRunner
 
 from cli.doctor import installed, stored
@@ -245,6 +246,20 @@ def test_a_database_of_an_older_version_is_to_be_migrated(
 
     assert current.health is Health.FINE
     assert (older.health, older.fix) == (Health.BROKEN, "python -m jobs.bootstrap")
+
+
+def test_a_database_from_before_the_baseline_is_to_be_migrated_by_another_version(
+    diagnosis: Examine, sqlite_url: str
+) -> None:
+    db = Database(sqlite_url)
+    with db.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '0046'"))
+    db.close()
+
+    finding = diagnosis(database_url=sqlite_url)["database"]
+
+    assert (finding.health, "['0046']" in finding.message) == (Health.BROKEN, True)
+    assert "commit 1e3ca3bd" in finding.fix
 
 
 def test_whole_tuned_models_that_no_process_serves_are_reported(
