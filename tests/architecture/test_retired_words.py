@@ -59,7 +59,7 @@ NAMES = {
 EMPTY_NAMES = {"found", "mine", "most", "one", "place", "said", "told", "wanted"}
 PRODUCT = ("api", "jobs", "workers", "cli")
 _OTHERS = re.compile(
-    r"migrations/versions/|tests/unit/migrations/|.*/text_metrics\.json|CHANGELOG\.md|LICENSE|constraints|(.*/)?data/"
+    r".*/text_metrics\.json|CHANGELOG\.md|LICENSE|constraints|(.*/)?data/"
     r"|jobs/renamed_settings\.py|docs/operate/upgrade\.md"
 )
 _PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
