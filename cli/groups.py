@@ -1,8 +1,9 @@
-"""Groups of commands with uniform help: `-h` everywhere, and flags without a type."""
+"""Groups of commands with uniform help, `-h` everywhere and flags without a type, and with options that they share."""
 
+import inspect
 import re
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any, TypeVar
 
 import typer
@@ -46,4 +47,32 @@ class Group(typer.Typer):
     def command(
         self, name: str | None = None, *, cls: type[TyperCommand] | None = Verb, **options: Any
     ) -> Callable[[F], F]:
-        return super().command(name, cls=cls, **options)
+        """Return a decorator that adds a function as a command, and leaves the function as it is."""
+        add = super().command(name, cls=cls, **options)
+
+        def decorate(function: F) -> F:
+            add(_flatten(function))
+            return function
+
+        return decorate
+
+
+def _flatten(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` with the fields of the class of its parameter `options` as parameters of its own.
+
+    Typer reads the signature, and so makes an option of each field.
+    """
+    signature = inspect.signature(function)
+    own = dict(signature.parameters)
+    if "options" not in own:
+        return function
+    make_options = own.pop("options").annotation
+    shared = inspect.signature(make_options).parameters
+
+    @wraps(function)
+    def command(**values: Any) -> Any:
+        return function(make_options(**{name: values.pop(name) for name in shared}), **values)
+
+    parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*own.values(), *shared.values())]
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return command

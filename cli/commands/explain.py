@@ -3,20 +3,17 @@
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from cli.client.progress import Snapshot
 from cli.client.server import connect
 from cli.errors import CliError
-from cli.options import ApiKey, AsJson, DataDir, Url
+from cli.options import ApiKey, AsJson, DataDir, JobId, Url
 from cli.terminal import show
 from cli.wording import name_kind
 
 
 def explain(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `nightmill jobs` shows it.")],
+    job: JobId,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,

@@ -1,27 +1,16 @@
 """`nightmill graph JOB`: the jobs that a job waits for and those that wait for it, each as an indented tree."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from cli.client.server import connect
-from cli.options import ApiKey, AsJson, DataDir, Url
-from cli.terminal import show
+from cli.options import JobId, ServerOptions
 from cli.wording import name_kind
 
 
-def graph(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `nightmill jobs` shows it.")],
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
-) -> None:
+def graph(options: ServerOptions, job: JobId) -> None:
     """Draw the jobs that a job waits for and the jobs that wait for it, with the state of each."""
-    with connect(url, api_key, data_dir) as server:
-        shown = server.get(f"/jobs/{job}/graph")
-    show(shown, *drawn(shown), as_json=as_json)
+    shown = options.server.get(f"/jobs/{job}/graph")
+    options.show(shown, *drawn(shown))
 
 
 def drawn(shown: Mapping[str, Any]) -> Iterator[str]:

@@ -12,13 +12,11 @@ import typer
 from cli.client.progress import Snapshot, doubts, fault
 from cli.client.server import Server, connect
 from cli.errors import CliError
-from cli.options import ApiKey, AsJson, DataDir, Limit, Url
+from cli.options import ApiKey, AsJson, DataDir, JobId, Limit, ServerOptions, Url
 from cli.output_files import replaced
 from cli.terminal import moment, say, show, show_entries, show_json
 from cli.wording import kind_of, name_kind
 from jobs.clock import duration
-
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `nightmill jobs` shows it.")]
 
 
 def jobs(
@@ -55,13 +53,10 @@ def _row(shown: dict[str, Any]) -> tuple[object, ...]:
     return job.id, *cells, moment(job.created_at), took
 
 
-def cancel(
-    job: JobId, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
-) -> None:
+def cancel(options: ServerOptions, job: JobId) -> None:
     """Stop a job. Its finished results stay and can be downloaded."""
-    with connect(url, api_key, data_dir) as server:
-        answer = server.post(f"/jobs/{job}/cancel")
-    show(answer, f"{answer['id']} {answer['state']}", as_json=as_json)
+    answer = options.server.post(f"/jobs/{job}/cancel")
+    options.show(answer, f"{answer['id']} {answer['state']}")
 
 
 def retry(

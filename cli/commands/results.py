@@ -14,7 +14,7 @@ import typer
 from cli.client.progress import Snapshot, fault
 from cli.client.server import Server, connect
 from cli.errors import CliError
-from cli.options import ApiKey, DataDir, Url
+from cli.options import ApiKey, DataDir, JobId, Url
 from cli.output_files import require_writable, whole
 from cli.terminal import Screen, byte_output, say, text_output
 from jobs.batches import exports
@@ -23,7 +23,7 @@ from jobs.batches.tabulation import Kind, tabulate
 
 
 def results(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `nightmill jobs` shows it.")],
+    job: JobId,
     join: Annotated[
         bool, typer.Option("--join", help="Put each answer beside its request, in the order of the input.")
     ] = False,
