@@ -8,24 +8,21 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from cli.client.server import ModelLoading, Server, connect
+from cli.client.server import ModelLoading, Server
 from cli.errors import CliError
-from cli.options import ApiKey, AsJson, DataDir, Url
+from cli.options import ServerOptions
 from cli.terminal import say, show_json, text_output
 
 T = TypeVar("T")
 
 
 def chat(
+    options: ServerOptions,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The question; - reads it from standard input.")],
     model: Annotated[str, typer.Option("--model", "-m", help="The model to ask.")],
     system: Annotated[str, typer.Option(help="Instructions that come before the question.")] = "",
     max_tokens: Annotated[int | None, typer.Option(min=1, help="End the answer after this many tokens.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 gives the likeliest answer.")] = None,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Ask a model one question and print the answer while it is written. With --json: the whole completion."""
     question = sys.stdin.read() if prompt == "-" else prompt
@@ -35,16 +32,16 @@ def chat(
     given = {"max_completion_tokens": max_tokens, "temperature": temperature}
     body: dict[str, Any] = {"model": model, "messages": [*messages, {"role": "user", "content": question}]}
     body |= {name: value for name, value in given.items() if value is not None}
-    with connect(url, api_key, data_dir) as server:
-        if as_json:
-            show_json(_when_loaded(server, lambda: server.complete(body)))
-            return
-        out, reason = text_output(), None
-        for text, ended in _when_loaded(server, lambda: _begun(server.chat(body))):
-            out.write(text)
-            sys.stdout.flush()
-            reason = ended or reason
-        out.write("\n")
+    server = options.server
+    if options.as_json:
+        show_json(_when_loaded(server, lambda: server.complete(body)))
+        return
+    out, reason = text_output(), None
+    for text, ended in _when_loaded(server, lambda: _begun(server.chat(body))):
+        out.write(text)
+        sys.stdout.flush()
+        reason = ended or reason
+    out.write("\n")
     if reason == "length":
         raise CliError("the answer was cut off at the token limit; allow more with --max-tokens")
 

@@ -5,32 +5,23 @@ from contextlib import suppress
 from pathlib import Path
 
 from cli.client.progress import Snapshot
-from cli.client.server import connect
 from cli.errors import CliError
-from cli.options import ApiKey, AsJson, DataDir, JobId, Url
-from cli.terminal import show
+from cli.options import JobId, ServerOptions
 from cli.wording import name_kind
 
 
-def explain(
-    job: JobId,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
-) -> None:
+def explain(options: ServerOptions, job: JobId) -> None:
     """Explain why a job waits or failed, and count its requests by outcome, with examples.
 
     The log of a model that is quarantined is shown where the database of the deployment can be reached.
     """
-    with connect(url, api_key, data_dir) as server:
-        shown = server.get(f"/jobs/{job}")
-        explained = server.get(f"/jobs/{job}/explain")
+    shown = options.server.get(f"/jobs/{job}")
+    explained = options.server.get(f"/jobs/{job}/explain")
     snapshot = Snapshot.of(shown)
     lines = [*_standing(snapshot), *(f"  {line}" for line in explained["text"].split("\n") if line)]
-    lines += _left_alone(snapshot, data_dir)
+    lines += _left_alone(snapshot, options.data_dir)
     result = {"job": shown, "explanation": [line.strip() for line in lines], "reasons": explained["reasons"]}
-    show(result, *lines, as_json=as_json)
+    options.show(result, *lines)
 
 
 def _standing(job: Snapshot) -> Iterator[str]:

@@ -10,16 +10,17 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cli.client.progress import Snapshot, doubts, fault
-from cli.client.server import Server, connect
+from cli.client.server import Server
 from cli.errors import CliError
-from cli.options import ApiKey, AsJson, DataDir, JobId, Limit, ServerOptions, Url
+from cli.options import JobId, Limit, ServerOptions
 from cli.output_files import replaced
-from cli.terminal import moment, say, show, show_entries, show_json
+from cli.terminal import moment, say, show_json
 from cli.wording import kind_of, name_kind
 from jobs.clock import duration
 
 
 def jobs(
+    options: ServerOptions,
     kind: Annotated[str, typer.Option(help="Only jobs of this kind, such as batch or fine-tuning.")] = "",
     state: Annotated[
         str, typer.Option(help="Only jobs in this state: such as running, or OpenAI's word for it, in_progress.")
@@ -28,20 +29,15 @@ def jobs(
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Only jobs with this metadata; may be repeated.")
     ] = None,
     limit: Limit = 20,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
 ) -> None:
     """List the jobs of your project, the newest first."""
     from cli.client.submission import parse_pairs
 
     query = {name: value for name, value in (("kind", kind_of(kind)), ("state", state)) if value}
     query |= {f"metadata[{name}]": value for name, value in parse_pairs(metadata or []).items()}
-    with connect(url, api_key, data_dir) as server:
-        entries = server.pages("/jobs", query, limit)
+    entries = options.server.pages("/jobs", query, limit)
     head = ("job", "kind", "model", "state", "done", "failed", "tokens", "created", "duration")
-    show_entries(entries, head, _row, as_json=as_json, has_more=entries.has_more)
+    options.show_entries(entries, head, _row)
 
 
 def _row(shown: dict[str, Any]) -> tuple[object, ...]:
@@ -60,6 +56,7 @@ def cancel(options: ServerOptions, job: JobId) -> None:
 
 
 def retry(
+    options: ServerOptions,
     job: JobId,
     which: Annotated[
         Literal["failed", "length", "all"],
@@ -69,10 +66,6 @@ def retry(
         str,
         typer.Option(metavar="JSON", help="Fields that replace those of each request, such as '{\"max_tokens\": 64}'."),
     ] = "",
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Run requests of an ended job again as a new job, and print the new job's id."""
     try:
@@ -81,23 +74,19 @@ def retry(
         raise CliError(f"--override is no JSON: {error}") from error
     if not isinstance(overrides, dict):
         raise CliError("--override is no JSON object")
-    with connect(url, api_key, data_dir) as server:
-        made = server.post(f"/jobs/{job}/retry", {"which": which, "overrides": overrides})
-    show(made, made["id"], as_json=as_json)
+    made = options.server.post(f"/jobs/{job}/retry", {"which": which, "overrides": overrides})
+    options.show(made, made["id"])
 
 
 _INTERRUPTED = 130
 
 
 def watch(
+    options: ServerOptions,
     job: JobId,
     output: Annotated[
         Path | None, typer.Option(help="Write the answers to this file when the job ends, and errors beside it.")
     ] = None,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Watch a job until it ends. Ctrl-C stops watching, not the job. Exit code 1 if it did not succeed."""
     from cli.client.submission import output_paths
@@ -105,10 +94,9 @@ def watch(
 
     if output:
         require_writable(output)
-    with connect(url, api_key, data_dir) as server:
-        answers, errors = output_paths(Path(job), output)
-        save = partial(fetch, answers=answers, errors=errors) if output else None
-        watched(server, job, save, as_json=as_json)
+    answers, errors = output_paths(Path(job), output)
+    save = partial(fetch, answers=answers, errors=errors) if output else None
+    watched(options.server, job, save, as_json=options.as_json)
 
 
 Save = Callable[[Server, Snapshot], None]

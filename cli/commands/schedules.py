@@ -4,59 +4,43 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.client.server import connect
 from cli.groups import Group
-from cli.options import ApiKey, AsJson, DataDir, Limit, Url
-from cli.terminal import moment, show, show_entries
+from cli.options import Limit, ServerOptions
+from cli.terminal import moment
 
 app = Group("Show, pause, resume and remove recurring batches (`submit --every`).")
 Id = Annotated[str, typer.Argument(metavar="ID", help="The schedule's id, as `nightmill schedules list` shows it.")]
 
 
 @app.command("list")
-def list_(
-    limit: Limit = 100,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
-) -> None:
+def list_(options: ServerOptions, limit: Limit = 100) -> None:
     """List the schedules of your project, the newest first, with the time at which each runs next."""
-    with connect(url, api_key, data_dir) as server:
-        entries = server.pages("/schedules", {}, limit)
+    entries = options.server.pages("/schedules", {}, limit)
     head = ("schedule", "when", "status", "next", "last batch", "input")
-    show_entries(entries, head, _row, as_json=as_json, has_more=entries.has_more)
+    options.show_entries(entries, head, _row)
 
 
 @app.command()
-def pause(
-    schedule: Id, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
-) -> None:
+def pause(options: ServerOptions, schedule: Id) -> None:
     """Submit no more batches for a schedule until it is resumed."""
-    _post(f"/schedules/{schedule}/pause", url, api_key, data_dir, as_json=as_json)
+    _post(options, f"/schedules/{schedule}/pause")
 
 
 @app.command()
-def resume(
-    schedule: Id, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
-) -> None:
+def resume(options: ServerOptions, schedule: Id) -> None:
     """Submit batches for a paused schedule again, from its next time on."""
-    _post(f"/schedules/{schedule}/resume", url, api_key, data_dir, as_json=as_json)
+    _post(options, f"/schedules/{schedule}/resume")
 
 
 @app.command()
-def remove(
-    schedule: Id, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
-) -> None:
+def remove(options: ServerOptions, schedule: Id) -> None:
     """Remove a schedule. Batches that were submitted for it go on."""
-    with connect(url, api_key, data_dir) as server:
-        show(server.delete(f"/schedules/{schedule}"), f"{schedule} removed", as_json=as_json)
+    options.show(options.server.delete(f"/schedules/{schedule}"), f"{schedule} removed")
 
 
-def _post(path: str, *where: Any, as_json: bool) -> None:
-    with connect(*where) as server:
-        schedule = server.post(path)
-    show(schedule, f"{schedule['id']} {schedule['status']}, next {moment(schedule['next_run_at'])}", as_json=as_json)
+def _post(options: ServerOptions, path: str) -> None:
+    schedule = options.server.post(path)
+    options.show(schedule, f"{schedule['id']} {schedule['status']}, next {moment(schedule['next_run_at'])}")
 
 
 def _row(schedule: dict[str, Any]) -> tuple[object, ...]:

@@ -4,10 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.client.server import connect
 from cli.groups import Group
-from cli.options import ApiKey, AsJson, DataDir, Limit, Store, Url
-from cli.terminal import moment, show, show_entries
+from cli.options import Limit, ServerOptions, Store
+from cli.terminal import moment
 
 app = Group("Keep a vector store in step with URLs, a folder of the server or S3.")
 Id = Annotated[str, typer.Argument(metavar="ID", help="The source's id, as `nightmill sources list` shows it.")]
@@ -15,23 +14,16 @@ Zone = Annotated[str | None, typer.Option(help="The time zone of --every, such a
 
 
 @app.command("list")
-def list_(
-    store: Store,
-    limit: Limit = 100,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
-) -> None:
+def list_(options: ServerOptions, store: Store, limit: Limit = 100) -> None:
     """List the sources of a vector store, the newest first, with the result of their last sync."""
-    with connect(url, api_key, data_dir) as server:
-        entries = server.pages(_path(store), {}, limit)
+    entries = options.server.pages(_path(store), {}, limit)
     head = ("source", "from", "status", "documents", "next", "last error")
-    show_entries(entries, head, _row, as_json=as_json, has_more=entries.has_more)
+    options.show_entries(entries, head, _row)
 
 
 @app.command()
 def add(
+    options: ServerOptions,
     store: Store,
     locations: Annotated[
         list[str], typer.Argument(metavar="LOCATION...", help="URLs, or one folder of the server, or one s3:// prefix.")
@@ -39,47 +31,26 @@ def add(
     glob: Annotated[str | None, typer.Option(help="Only files of the folder that match, such as **/*.md.")] = None,
     every: Annotated[str | None, typer.Option(help="Sync again at these times, as a cron expression.")] = None,
     timezone: Zone = None,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Add the documents of a folder, a bucket or URLs to a vector store, now and at the times of --every."""
     given = {"glob": glob, "cron": every, "timezone": timezone}
     body = _location(locations) | {name: value for name, value in given.items() if value is not None}
-    with connect(url, api_key, data_dir) as server:
-        made = server.post(_path(store), body)
-    show(made, made["id"], as_json=as_json)
+    made = options.server.post(_path(store), body)
+    options.show(made, made["id"])
 
 
 @app.command()
-def sync(
-    store: Store,
-    source: Id,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
-) -> None:
+def sync(options: ServerOptions, store: Store, source: Id) -> None:
     """Sync a source now, unless it is being synced."""
-    with connect(url, api_key, data_dir) as server:
-        synced = server.post(f"{_path(store)}/{source}/sync")
+    synced = options.server.post(f"{_path(store)}/{source}/sync")
     text = f"{synced['id']} {synced['status']}; nightmill watch {synced['file_batch_id']} follows it"
-    show(synced, text, as_json=as_json)
+    options.show(synced, text)
 
 
 @app.command()
-def remove(
-    store: Store,
-    source: Id,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
-) -> None:
+def remove(options: ServerOptions, store: Store, source: Id) -> None:
     """Remove a source and delete the files that came from it."""
-    with connect(url, api_key, data_dir) as server:
-        show(server.delete(f"{_path(store)}/{source}"), f"{source} removed", as_json=as_json)
+    options.show(options.server.delete(f"{_path(store)}/{source}"), f"{source} removed")
 
 
 def _path(store: str) -> str:

@@ -5,12 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.client.server import Server, connect
+from cli.client.server import Server
 from cli.commands.jobs import watched
 from cli.errors import CliError
 from cli.groups import Group
-from cli.options import ApiKey, AsJson, DataDir, Limit, Store, Url
-from cli.terminal import moment, show, show_entries
+from cli.options import Limit, ServerOptions, Store
+from cli.terminal import moment
 
 app = Group("Create vector stores, add files to them and search them.")
 _WIDTH = 300  # characters of a passage that are shown
@@ -18,112 +18,81 @@ _WIDTH = 300  # characters of a passage that are shown
 
 @app.command()
 def create(
+    options: ServerOptions,
     name: Annotated[str, typer.Argument(metavar="NAME", help="A name for people; it need not be unique.")] = "",
     model: Annotated[str, typer.Option(help="The embedding model. Else the deployment's default.")] = "",
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Create an empty vector store and print its id."""
     given = {"name": name, "embedding_model": model}
-    with connect(url, api_key, data_dir) as server:
-        made = server.post("/vector_stores", {key: value for key, value in given.items() if value})
-    show(made, made["id"], as_json=as_json)
+    made = options.server.post("/vector_stores", {key: value for key, value in given.items() if value})
+    options.show(made, made["id"])
 
 
 @app.command("list")
-def list_(
-    limit: Limit = 20, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
-) -> None:
+def list_(options: ServerOptions, limit: Limit = 20) -> None:
     """List the vector stores of your project, the newest first."""
-    with connect(url, api_key, data_dir) as server:
-        entries = server.pages("/vector_stores", {}, limit)
+    entries = options.server.pages("/vector_stores", {}, limit)
     head = ("store", "name", "status", "files", "failed", "bytes", "model", "created")
-    show_entries(entries, head, _store_row, as_json=as_json, has_more=entries.has_more)
+    options.show_entries(entries, head, _store_row)
 
 
 @app.command()
 def add(
+    options: ServerOptions,
     store: Store,
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Paths to upload, or ids of uploaded files.")],
     wait: Annotated[bool, typer.Option(help="Wait until the files can be searched.")] = True,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Add files to a vector store. Exit code 1 if a file could not be read."""
     for file in files:
         if not (_is_id(file) or Path(file).is_file()):
             raise CliError(f"{file} is neither a file here nor the id of an uploaded file; nothing was added")
-    with connect(url, api_key, data_dir) as server:
-        ids = [_file_id(server, file) for file in files]
-        made = server.post(f"/vector_stores/{store}/file_batches", {"file_ids": ids})
-        if not (wait and as_json):
-            show(made, made["id"], as_json=as_json)
-        if wait:
-            ended = watched(server, made["id"], None, as_json=as_json)
-            if ended.failed:
-                raise CliError(f"{ended.failed} files failed; `nightmill explain {made['id']}` says why")
+    server = options.server
+    ids = [_file_id(server, file) for file in files]
+    made = server.post(f"/vector_stores/{store}/file_batches", {"file_ids": ids})
+    if not (wait and options.as_json):
+        options.show(made, made["id"])
+    if wait:
+        ended = watched(server, made["id"], None, as_json=options.as_json)
+        if ended.failed:
+            raise CliError(f"{ended.failed} files failed; `nightmill explain {made['id']}` says why")
 
 
 @app.command()
-def files(
-    store: Store,
-    limit: Limit = 20,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
-) -> None:
+def files(options: ServerOptions, store: Store, limit: Limit = 20) -> None:
     """List the files of a vector store, the newest first."""
-    with connect(url, api_key, data_dir) as server:
-        entries = server.pages(f"/vector_stores/{store}/files", {}, limit)
-    show_entries(
-        entries, ("file", "status", "bytes", "added", "error"), _file_row, as_json=as_json, has_more=entries.has_more
-    )
+    entries = options.server.pages(f"/vector_stores/{store}/files", {}, limit)
+    options.show_entries(entries, ("file", "status", "bytes", "added", "error"), _file_row)
 
 
 @app.command()
 def search(
+    options: ServerOptions,
     store: Store,
     query: Annotated[str, typer.Argument(metavar="QUERY", help="What to look for.")],
     limit: Annotated[int, typer.Option(min=1, max=50, help="How many passages, the best first.")] = 5,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Print the passages of a vector store that answer a query best."""
-    with connect(url, api_key, data_dir) as server:
-        body = {"query": query, "max_num_results": limit}
-        passages = server.post(f"/vector_stores/{store}/search", body)["data"]
-    show_entries(passages, ("score", "file", "name", "passage"), _passage_row, as_json=as_json)
+    body = {"query": query, "max_num_results": limit}
+    passages = options.server.post(f"/vector_stores/{store}/search", body)["data"]
+    options.show_entries(passages, ("score", "file", "name", "passage"), _passage_row)
 
 
 @app.command()
 def remove(
+    options: ServerOptions,
     store: Store,
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="The ids of the files.")],
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Remove files from a vector store. The files themselves stay."""
-    with connect(url, api_key, data_dir) as server:
-        for file in files:
-            show(server.delete(f"/vector_stores/{store}/files/{file}"), f"{file} removed", as_json=as_json)
+    for file in files:
+        options.show(options.server.delete(f"/vector_stores/{store}/files/{file}"), f"{file} removed")
 
 
 @app.command()
-def delete(
-    store: Store, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
-) -> None:
+def delete(options: ServerOptions, store: Store) -> None:
     """Delete a vector store. Its files stay."""
-    with connect(url, api_key, data_dir) as server:
-        show(server.delete(f"/vector_stores/{store}"), f"{store} deleted", as_json=as_json)
+    options.show(options.server.delete(f"/vector_stores/{store}"), f"{store} deleted")
 
 
 def _file_id(server: Server, file: str) -> str:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from cli.client.progress import fault, reasoning_of
-from cli.client.server import Server, connect
+from cli.client.server import Server
 from cli.commands.jobs import fetch, watched
 from cli.commands.results import save_table
 from cli.errors import CliError
-from cli.options import After, ApiKey, AsJson, DataDir, Url
-from cli.terminal import say, show
+from cli.options import After, ServerOptions
+from cli.terminal import say
 from jobs.clock import duration
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ _MEANINGLESS: Final = {
 
 
 def submit(
+    options: ServerOptions,
     file: Annotated[
         Path,
         typer.Argument(
@@ -77,10 +78,6 @@ def submit(
     sample: Annotated[
         int, typer.Option(min=0, help="Run only this many requests, spread over the file, and estimate the rest.")
     ] = 0,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Run a file of requests as one batch: check, upload, create, watch, download.
 
@@ -90,8 +87,8 @@ def submit(
     from cli.client.tables import Template, parse_schema
     from cli.output_files import require_writable
 
-    options = {"--at": at, "--after": after, "--every": every, "--timezone": timezone, "--sample": sample}
-    _check_together(options | {"--output": output, "--no-wait": not wait, "--no-check": not check})
+    chosen = {"--at": at, "--after": after, "--every": every, "--timezone": timezone, "--sample": sample}
+    _check_together(chosen | {"--output": output, "--no-wait": not wait, "--no-check": not check})
     columns = parse_schema(schema) if schema else None
     template = Template(model, prompt, system, columns, temperature, max_tokens, id_column)
     _check_table(file, endpoint, template)
@@ -101,7 +98,8 @@ def submit(
         require_writable(answers)
     begin: dict[str, Any] = {"not_before": parse_time(at)} if at else {}
     begin |= {"after": after} if after else {}
-    with spooled(file) as given, _requests_of(given, template) as source, connect(url, api_key, data_dir) as server:
+    with spooled(file) as given, _requests_of(given, template) as source:
+        server = options.server
         request: dict[str, Any] = {
             "endpoint": endpoint or guess_endpoint(source),
             "completion_window": window,
@@ -109,7 +107,7 @@ def submit(
             "metadata": parse_pairs(metadata or []) or None,
         }
         if sample:
-            _sample(server, source, sample, request, as_json=as_json)
+            _sample(options, source, sample, request)
             return
         file_id = server.upload(source)
         if check:
@@ -120,11 +118,11 @@ def submit(
         else:
             made = server.post("/batches", {"input_file_id": file_id, **request, **begin})
         watches = wait and not every
-        if not (as_json and watches):
-            show(made, made["id"], as_json=as_json)
+        if not (options.as_json and watches):
+            options.show(made, made["id"])
         if watches:
             save = partial(save_table, path=answers) if prompt else partial(fetch, answers=answers, errors=errors)
-            watched(server, made["id"], save, as_json=as_json)
+            watched(server, made["id"], save, as_json=options.as_json)
 
 
 def _requests_of(file: Path, template: "Template") -> AbstractContextManager[Path]:
@@ -160,19 +158,20 @@ def _check_together(given: Mapping[str, object]) -> None:
         raise CliError("--timezone means nothing without --every: leave it out")
 
 
-def _sample(server: Server, file: Path, count: int, request: dict[str, Any], *, as_json: bool) -> None:
+def _sample(options: ServerOptions, file: Path, count: int, request: dict[str, Any]) -> None:
     """Run a batch of some of the lines, and estimate the cost of all. The answers stay on the server."""
+    server = options.server
     with tempfile.TemporaryDirectory() as folder:
         some = Path(folder) / f"sample-of-{file.name}"
         total = write_sample(file, count, some)
         file_id = server.upload(some)
     check_file(server, file_id, request["endpoint"])
     batch = server.post("/batches", {"input_file_id": file_id, **request})
-    say(batch["id"], err=as_json)
+    say(batch["id"], err=options.as_json)
     watched(server, batch["id"], None)
     job = server.get(f"/jobs/{batch['id']}")
     estimate = extrapolate(job, total)
-    show({**job, "estimate": estimate}, estimate, as_json=as_json)
+    options.show({**job, "estimate": estimate}, estimate)
 
 
 def check_file(server: Server, file_id: str, endpoint: str) -> None:

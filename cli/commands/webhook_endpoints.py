@@ -5,10 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.client.server import connect
 from cli.errors import CliError
-from cli.options import ApiKey, AsJson, DataDir, Limit, Url
-from cli.terminal import moment, show, show_entries
+from cli.options import Limit, ServerOptions
+from cli.terminal import moment
 
 Id = Annotated[
     str, typer.Argument(metavar="ENDPOINT", help="The endpoint's id, as `nightmill webhooks list` shows it.")
@@ -17,72 +16,46 @@ Event = Annotated[str, typer.Option("--event-type", help="The type of the event.
 
 
 def create(
+    options: ServerOptions,
     address: Annotated[str, typer.Argument(metavar="URL", help="Where events are sent, by POST.")],
     name: Annotated[str, typer.Option(help="A name for people. Else the URL.")] = "",
     event_type: Annotated[
         list[str] | None, typer.Option(help="Only events of this type; may be given several times. Else all.")
     ] = None,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Create an endpoint, and print its id and its signing secret. The secret is shown only once."""
     from jobs.known_kinds import EVENT_TYPES
 
     body = {"name": name or address[:255], "url": address, "event_types": event_type or list(EVENT_TYPES)}
-    with connect(url, api_key, data_dir) as server:
-        made = server.post("/webhook_endpoints", body)
-    show(made, made["id"], f"signing secret: {made['signing_secret']}", as_json=as_json)
+    made = options.server.post("/webhook_endpoints", body)
+    options.show(made, made["id"], f"signing secret: {made['signing_secret']}")
 
 
-def list_(
-    limit: Limit = 20, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
-) -> None:
+def list_(options: ServerOptions, limit: Limit = 20) -> None:
     """List the webhook endpoints of your project, the newest first."""
-    with connect(url, api_key, data_dir) as server:
-        entries = server.pages("/webhook_endpoints", {}, limit)
+    entries = options.server.pages("/webhook_endpoints", {}, limit)
     head = ("endpoint", "name", "url", "events", "created", "disabled")
-    show_entries(entries, head, _row, as_json=as_json, has_more=entries.has_more)
+    options.show_entries(entries, head, _row)
 
 
-def send_test(
-    endpoint: Id,
-    event_type: Event = "batch.completed",
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
-) -> None:
+def send_test(options: ServerOptions, endpoint: Id, event_type: Event = "batch.completed") -> None:
     """Send a test event to an endpoint and print the answer. Exit code 1 if the event was not accepted."""
-    with connect(url, api_key, data_dir) as server:
-        answer = server.post(f"/webhook_endpoints/{endpoint}/test", {"event_type": event_type})
-    show(answer, f"status {answer['status_code']}", as_json=as_json)
+    answer = options.server.post(f"/webhook_endpoints/{endpoint}/test", {"event_type": event_type})
+    options.show(answer, f"status {answer['status_code']}")
     if answer["status_code"] >= HTTPStatus.BAD_REQUEST:
         raise CliError(f"{endpoint} did not accept the event: status {answer['status_code']}")
 
 
-def deliveries(
-    endpoint: Id,
-    limit: Limit = 20,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
-) -> None:
+def deliveries(options: ServerOptions, endpoint: Id, limit: Limit = 20) -> None:
     """List what was sent to an endpoint, the newest first, with the result."""
-    with connect(url, api_key, data_dir) as server:
-        entries = server.pages(f"/webhook_endpoints/{endpoint}/deliveries", {}, limit)
+    entries = options.server.pages(f"/webhook_endpoints/{endpoint}/deliveries", {}, limit)
     head = ("delivery", "event", "state", "attempts", "created", "result")
-    show_entries(entries, head, _delivery_row, as_json=as_json, has_more=entries.has_more)
+    options.show_entries(entries, head, _delivery_row)
 
 
-def delete(
-    endpoint: Id, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
-) -> None:
+def delete(options: ServerOptions, endpoint: Id) -> None:
     """Delete an endpoint. No more events are sent to it."""
-    with connect(url, api_key, data_dir) as server:
-        show(server.delete(f"/webhook_endpoints/{endpoint}"), f"{endpoint} deleted", as_json=as_json)
+    options.show(options.server.delete(f"/webhook_endpoints/{endpoint}"), f"{endpoint} deleted")
 
 
 def _row(endpoint: dict[str, Any]) -> tuple[object, ...]:

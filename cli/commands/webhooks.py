@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.groups import Group
-from cli.options import ApiKey, AsJson, DataDir, Url
+from cli.options import ServerOptions
 from cli.terminal import say
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def group() -> None:
 
 @app.command()
 def listen(
+    options: ServerOptions,
     forward_to: Annotated[
         str | None, typer.Option(help="Post each event to this URL, such as http://localhost:3000/webhooks.")
     ] = None,
@@ -40,17 +41,12 @@ def listen(
         int | None, typer.Option(min=0, help="Begin behind this position of the feed. Else with what happens next.")
     ] = None,
     count: Annotated[int, typer.Option(min=0, help="Stop after this many events; 0 goes on.")] = 0,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Print the events that webhooks tell as they happen, and post them to a URL of this machine.
 
     Each is signed as a webhook is, posted once, and not repeated when the receiver fails.
     """
     from cli.client.listening import Forwarder, follow_events
-    from cli.client.server import connect
     from cli.errors import CliError
     from jobs.known_kinds import EVENT_TYPES
     from jobs.webhooks.sending import new_secret
@@ -58,22 +54,22 @@ def listen(
     types = frozenset(event_type or EVENT_TYPES)
     if unknown := types.difference(EVENT_TYPES):
         raise CliError(f"no type of event: {', '.join(sorted(unknown))}; there are {', '.join(EVENT_TYPES)}")
-    with connect(url, api_key, data_dir) as server:
-        start = server.get("/events", {"after": "latest"})["last_position"] if after is None else after
-        say(f"listening to the events of {server.url} after position {start}", err=True)
-        forwarder = None
-        if forward_to:
-            forwarder = Forwarder(forward_to, known := secret or new_secret())
-            if not secret:
-                say(f"signing secret: {known}", err=True)
-        try:
-            events = (event for event in follow_events(server, start) if event["type"] in types)
-            for n, event in enumerate(events, 1):
-                _show(event, forwarder.post(event) if forwarder else None, as_json=as_json)
-                if n == count:
-                    break
-        except KeyboardInterrupt:
-            say("stopped", err=True)
+    server = options.server
+    start = server.get("/events", {"after": "latest"})["last_position"] if after is None else after
+    say(f"listening to the events of {server.url} after position {start}", err=True)
+    forwarder = None
+    if forward_to:
+        forwarder = Forwarder(forward_to, known := secret or new_secret())
+        if not secret:
+            say(f"signing secret: {known}", err=True)
+    try:
+        events = (event for event in follow_events(server, start) if event["type"] in types)
+        for n, event in enumerate(events, 1):
+            _show(event, forwarder.post(event) if forwarder else None, as_json=options.as_json)
+            if n == count:
+                break
+    except KeyboardInterrupt:
+        say("stopped", err=True)
 
 
 def _show(event: Mapping[str, Any], outcome: "Outcome | None", *, as_json: bool) -> None:

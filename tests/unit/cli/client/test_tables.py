@@ -157,7 +157,7 @@ def test_table_is_submitted_and_its_results_come_as_one(
 ) -> None:
     (tmp_path / "table.csv").write_text("country\nPeru\n")
     server = Server()
-    monkeypatch.setattr("cli.commands.submit.connect", lambda *_: nullcontext(server))
+    monkeypatch.setattr("cli.options.connect", lambda *_: nullcontext(server))
     options = ["--prompt", "{{country}}?", "--model", "m", "--schema", "capital"]
     options += ["--output", str(tmp_path / output)] if output else []
 
