@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from cli.client.server import Server, ServerUnavailable, connect
+from cli.client.server import Server, ServerUnavailable
 from cli.errors import CliError
 from cli.groups import Group
-from cli.options import ApiKey, AsJson, DataDir, Limit, Url
-from cli.terminal import moment, say, show, show_entries, show_json, show_table
+from cli.options import Limit, ServerOptions
+from cli.terminal import moment, say, show_json, show_table
 
 if TYPE_CHECKING:
     from cli.client.eval_import import Origin
@@ -37,35 +37,28 @@ _SAMPLE: Final = "{{ sample.output_text }}"
 
 @app.command()
 def create(
+    options: ServerOptions,
     file: Annotated[
         Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="JSON: the body of `POST /v1/evals`.")
     ],
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Create an eval from a file, and print its id."""
     body = _json_of(file)
-    with connect(url, api_key, data_dir) as server:
-        made = server.post("/evals", body)
-    show(made, made["id"], as_json=as_json)
+    made = options.server.post("/evals", body)
+    options.show(made, made["id"])
 
 
 @app.command("list")
-def list_(
-    limit: Limit = 20, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
-) -> None:
+def list_(options: ServerOptions, limit: Limit = 20) -> None:
     """List the runs of your project's evals, the newest evals first."""
-    with connect(url, api_key, data_dir) as server:
-        runs = [
-            run for row in server.pages("/evals", {"order": "desc"}, limit) for run in _runs(server, row["id"], limit)
-        ]
-    show_entries(runs[:limit], ("run", "eval", "name", "model", "status", "created"), _run_row, as_json=as_json)
+    server = options.server
+    runs = [run for row in server.pages("/evals", {"order": "desc"}, limit) for run in _runs(server, row["id"], limit)]
+    options.show_entries(runs[:limit], ("run", "eval", "name", "model", "status", "created"), _run_row)
 
 
 @app.command()
 def run(
+    options: ServerOptions,
     data: Annotated[
         Path, typer.Option(exists=True, dir_okay=False, help="Items: a .jsonl file of objects, or a .csv file.")
     ],
@@ -88,41 +81,37 @@ def run(
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 lets answers be repeated from the cache.")] = 0.0,
     samples: Annotated[int, typer.Option(min=1, max=16, help="Samples of each item.")] = 1,
     name: Annotated[str, typer.Option(help="The name of the run.")] = "",
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Evaluate a model on a file and wait for the result. Exit code 1 if the run fails or too little passes."""
     if bool(grader) == bool(eval_):
         raise CliError("name the graders with --grader, or an eval that exists with --eval")
     criteria = [definition for text in grader or () for definition in graders_of(text)]
     bounds = dict(_bound(text) for text in fail_under or ())
-    with connect(url, api_key, data_dir) as server:
-        if eval_:
-            criteria = server.get(f"/evals/{eval_}")["testing_criteria"]
-        _check_bounds(bounds, criteria)
-        source = {"source": {"type": "file_id", "id": _upload(server, data)}}
-        eval_id = eval_ or _new_eval(server, name or data.stem, criteria)
-        body = {"name": name or data.stem, "data_source": source | _sampling(model, prompt, temperature, samples)}
-        made = server.post(f"/evals/{eval_id}/runs", body)
-        if not as_json:
-            say(made["id"])
-        done = _watched(server, eval_id, made["id"])
-    _show_end(done, as_json=as_json)
+    server = options.server
+    if eval_:
+        criteria = server.get(f"/evals/{eval_}")["testing_criteria"]
+    _check_bounds(bounds, criteria)
+    source = {"source": {"type": "file_id", "id": _upload(server, data)}}
+    eval_id = eval_ or _new_eval(server, name or data.stem, criteria)
+    body = {"name": name or data.stem, "data_source": source | _sampling(model, prompt, temperature, samples)}
+    made = server.post(f"/evals/{eval_id}/runs", body)
+    if not options.as_json:
+        say(made["id"])
+    done = _watched(server, eval_id, made["id"])
+    _show_end(done, as_json=options.as_json)
     _judge(done, bounds)
 
 
 @app.command()
-def watch(run: Run, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None) -> None:
+def watch(options: ServerOptions, run: Run) -> None:
     """Wait until a run ends, and show its result. Exit code 1 if it failed or was cancelled."""
-    with connect(url, api_key, data_dir) as server:
-        done = _watched(server, _eval_of(server, run), run)
-    _show_end(done, as_json=as_json)
+    done = _watched(options.server, _eval_of(options.server, run), run)
+    _show_end(done, as_json=options.as_json)
 
 
 @app.command()
 def compare(
+    options: ServerOptions,
     first: Annotated[str, typer.Argument(metavar="RUN", help="The run to compare with.")],
     second: Annotated[str, typer.Argument(metavar="RUN", help="The run that may be better.")],
     report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also write a report for a browser.")] = None,
@@ -133,31 +122,25 @@ def compare(
         Literal["worse", "inconclusive"] | None,
         typer.Option(help="End with exit code 1 if a criterion is worse, or, with inconclusive, if one is not better."),
     ] = None,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Compare two runs item by item: differences, their intervals, and whether one is better, worse or inconclusive."""
     from jobs.evals import comparison
 
-    with connect(url, api_key, data_dir) as server:
-        paths = [_items_path(server, run_id) for run_id in (first, second)]
-        try:
-            pairing = comparison.pair_items(_items(server, paths[0]), _items(server, paths[1]), slice_by)
-        except comparison.TooManySlices as error:
-            raise CliError(str(error)) from None
-        worst = comparison.regressions(pairing.pairs, _WORST if report is not None else 0)
-        shown = [
-            (server.get(f"{paths[0]}/{pair.first.id}"), server.get(f"{paths[1]}/{pair.second.id}")) for pair in worst
-        ]
+    server = options.server
+    paths = [_items_path(server, run_id) for run_id in (first, second)]
+    try:
+        pairing = comparison.pair_items(_items(server, paths[0]), _items(server, paths[1]), slice_by)
+    except comparison.TooManySlices as error:
+        raise CliError(str(error)) from None
+    worst = comparison.regressions(pairing.pairs, _WORST if report is not None else 0)
+    shown = [(server.get(f"{paths[0]}/{pair.first.id}"), server.get(f"{paths[1]}/{pair.second.id}")) for pair in worst]
     if not pairing.pairs:
         raise CliError("the runs have no item in common")
     overall = comparison.compare(pairing.criteria, pairing.pairs)
     slices = comparison.compare_slices(pairing.criteria, pairing.slices)
     compared = [("", row) for row in overall] + slices
     gaps = comparison.gaps(pairing.criteria, pairing.slices)
-    if as_json:
+    if options.as_json:
         show_json([_comparison_object(group, row) for group, row in compared])
         show_json([asdict(gap) for gap in gaps])
     else:
@@ -174,12 +157,13 @@ def compare(
         from cli.client.comparison_report import report_page
 
         report.write_text(report_page(first, second, pairing, compared, gaps, shown))
-        say(str(report.absolute()), err=as_json)
+        say(str(report.absolute()), err=options.as_json)
     _check_verdicts(overall, fail_on)
 
 
 @app.command("import")
 def import_(
+    options: ServerOptions,
     files: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -192,20 +176,17 @@ def import_(
     eval_: Annotated[
         list[str] | None, typer.Option("--eval", metavar="EVAL", help="Only this eval of the server; may be repeated.")
     ] = None,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Import evals and runs that were made elsewhere, to compare them. What was imported before is not added again."""
     from cli.client import eval_import
 
     if bool(files) == bool(from_):
         raise CliError("name files, or a server with --from")
-    with connect(url, api_key, data_dir) as server, _origin(files or (), from_, tuple(eval_ or ())) as origin:
+    server = options.server
+    with _origin(files or (), from_, tuple(eval_ or ())) as origin:
         for outcome in eval_import.import_all(server, origin):
             row = {"imported_from": outcome.origin, "run": (outcome.run or {}).get("id"), "outcome": outcome.word}
-            show(row, f"{outcome.origin}  {row['run'] or '-'}  {outcome.word}", as_json=as_json)
+            options.show(row, f"{outcome.origin}  {row['run'] or '-'}  {outcome.word}")
 
 
 # ── what is asked for ──

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from cli.client.server import Server, ServerUnavailable, connect
+from cli.client.server import Server, ServerUnavailable
 from cli.errors import CliError
 from cli.groups import Group
-from cli.options import After, ApiKey, AsJson, DataDir, Limit, Url
-from cli.terminal import moment, say, show, show_entries, show_json
+from cli.options import After, Limit, ServerOptions
+from cli.terminal import moment, say, show_json
 
 app = Group("Train models on your data, and steer the jobs that do it.")
 Job = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `nightmill finetune list` shows it.")]
@@ -25,6 +25,7 @@ _WIDTH: Final = 60  # of a curve
 
 @app.command()
 def submit(
+    options: ServerOptions,
     file: Annotated[
         str, typer.Argument(metavar="FILE", help="A path to upload, or the id of an uploaded file: rows of messages.")
     ],
@@ -58,10 +59,6 @@ def submit(
     wait: Annotated[
         bool, typer.Option(help="Watch the job to its end. With --dry-run: measure what cannot be estimated.")
     ] = True,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Train a model on a file of examples. Exit code 1 if the files are not valid or the job fails."""
     from cli.client.submission import parse_pairs
@@ -76,45 +73,40 @@ def submit(
     body |= {"validation": {"type": "holdout", "fraction": holdout}} if holdout else {}
     body |= {"seed": seed} if seed >= 0 else {}
     body |= {"early_stopping": {"max_seconds": max_seconds}} if max_seconds else {}
-    with connect(url, api_key, data_dir) as server:
-        body["training_file"] = _file_id(server, file)
-        more_files = {"validation_file": validation, "general_file": general}
-        body |= {field: _file_id(server, name) for field, name in more_files.items() if name}
-        if dry_run:
-            _examine(server, body, wait=wait, as_json=as_json)
-            return
-        more = {"suffix": suffix, "metadata": parse_pairs(metadata or []), "after": after}
-        made = server.post("/fine_tuning/jobs", body | {name: value for name, value in more.items() if value})
-        if not (wait and as_json):
-            show(made, made["id"], as_json=as_json)
-        if wait:
-            _watched(server, made["id"], as_json=as_json)
+    server = options.server
+    body["training_file"] = _file_id(server, file)
+    more_files = {"validation_file": validation, "general_file": general}
+    body |= {field: _file_id(server, name) for field, name in more_files.items() if name}
+    if dry_run:
+        _examine(options, body, wait=wait)
+        return
+    more = {"suffix": suffix, "metadata": parse_pairs(metadata or []), "after": after}
+    made = server.post("/fine_tuning/jobs", body | {name: value for name, value in more.items() if value})
+    if not (wait and options.as_json):
+        options.show(made, made["id"])
+    if wait:
+        _watched(options, made["id"])
 
 
 @app.command("list")
-def list_(
-    limit: Limit = 20, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
-) -> None:
+def list_(options: ServerOptions, limit: Limit = 20) -> None:
     """List the fine-tuning jobs of your project, the newest first."""
-    with connect(url, api_key, data_dir) as server:
-        entries = server.pages("/fine_tuning/jobs", {}, limit)
+    entries = options.server.pages("/fine_tuning/jobs", {}, limit)
     head = ("job", "status", "base", "model", "created")
-    show_entries(entries, head, _job_row, as_json=as_json, has_more=entries.has_more)
+    options.show_entries(entries, head, _job_row)
 
 
 @app.command()
-def watch(job: Job, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None) -> None:
+def watch(options: ServerOptions, job: Job) -> None:
     """Print the events of a job until it ends, then its loss. Exit code 1 if it failed or was cancelled."""
-    with connect(url, api_key, data_dir) as server:
-        _watched(server, job, as_json=as_json)
+    _watched(options, job)
 
 
 @app.command()
-def curve(job: Job, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None) -> None:
+def curve(options: ServerOptions, job: Job) -> None:
     """Draw the loss of a job, as far as it has trained. With --json, print each step."""
-    with connect(url, api_key, data_dir) as server:
-        steps = _steps(server, job)
-    if as_json:
+    steps = _steps(options.server, job)
+    if options.as_json:
         show_json(steps)
     elif not steps:
         say("no step has been trained yet")
@@ -124,45 +116,34 @@ def curve(job: Job, as_json: AsJson = False, url: Url = None, api_key: ApiKey = 
 
 
 @app.command()
-def cancel(
-    job: Job, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
-) -> None:
+def cancel(options: ServerOptions, job: Job) -> None:
     """Stop a job. Its checkpoints stay."""
-    _post(job, "cancel", url, api_key, data_dir, as_json=as_json)
+    _post(options, job, "cancel")
 
 
 @app.command()
-def pause(job: Job, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None) -> None:
+def pause(options: ServerOptions, job: Job) -> None:
     """Hold a job back. Training that runs stops after a checkpoint."""
-    _post(job, "pause", url, api_key, data_dir, as_json=as_json)
+    _post(options, job, "pause")
 
 
 @app.command()
-def resume(
-    job: Job, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
-) -> None:
+def resume(options: ServerOptions, job: Job) -> None:
     """Let a paused job go on from its last checkpoint."""
-    _post(job, "resume", url, api_key, data_dir, as_json=as_json)
+    _post(options, job, "resume")
 
 
 @app.command()
-def checkpoints(
-    job: Job,
-    limit: Limit = 20,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
-) -> None:
+def checkpoints(options: ServerOptions, job: Job, limit: Limit = 20) -> None:
     """List the checkpoints of a job, the newest first."""
-    with connect(url, api_key, data_dir) as server:
-        entries = server.pages(f"/fine_tuning/jobs/{job}/checkpoints", {}, limit)
+    entries = options.server.pages(f"/fine_tuning/jobs/{job}/checkpoints", {}, limit)
     head = ("checkpoint", "step", "train loss", "validation loss", "created")
-    show_entries(entries, head, _checkpoint_row, as_json=as_json, has_more=entries.has_more)
+    options.show_entries(entries, head, _checkpoint_row)
 
 
 @app.command()
 def export(
+    options: ServerOptions,
     model: Annotated[
         str, typer.Argument(metavar="JOB|MODEL", help="The id of a job, or the name of a tuned model or a checkpoint.")
     ],
@@ -174,10 +155,6 @@ def export(
     base: Annotated[
         Path | None, typer.Option(metavar="DIR", help="For --merge: the folder of the base. Else the models file's.")
     ] = None,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Write a tuned model as files that Hugging Face tools and `vllm serve` read.
 
@@ -188,15 +165,15 @@ def export(
     model_export.require_new(output)
     if base is not None and not merge:
         raise CliError("--base means nothing without --merge")
-    with connect(url, api_key, data_dir) as server:
-        name = model_export.model_of(server, model, checkpoint or None)
-        if merge:
-            listed = model_export.export_merged(server, name, output, data_dir, base)
-        else:
-            listed = model_export.export(server, name, output)
+    server = options.server
+    name = model_export.model_of(server, model, checkpoint or None)
+    if merge:
+        listed = model_export.export_merged(server, name, output, options.data_dir, base)
+    else:
+        listed = model_export.export(server, name, output)
     kind = "model" if merge or listed["method"] == "full" else "adapter"
     made = {"model": name, "base": listed["base"], "kind": kind, "path": str(output)}
-    show(made, f"{output}: {kind} of {name}", as_json=as_json)
+    options.show(made, f"{output}: {kind} of {name}")
 
 
 def _check_files(*names: str) -> None:
@@ -213,9 +190,10 @@ def _file_id(server: Server, name: str) -> str:
     return name if _is_id(name) else server.upload(Path(name), "fine-tune")
 
 
-def _examine(server: Server, body: dict[str, Any], *, wait: bool, as_json: bool) -> None:
+def _examine(options: ServerOptions, body: dict[str, Any], *, wait: bool) -> None:
     from cli.client.progress import fault
 
+    server = options.server
     report = server.post("/fine_tuning/jobs/validate", body | {"measure": wait}, timeout=180.0)
     if report["measuring_job"] is not None:
         say("no job has trained this model so: three steps are trained to measure them", err=True)
@@ -228,9 +206,9 @@ def _examine(server: Server, body: dict[str, Any], *, wait: bool, as_json: bool)
         text = f"{report['examples']} examples, {report['tokens']} tokens, {report['steps']} steps"
         if estimate := report["estimate"]:
             text += f", about {estimate['seconds']} s and {estimate['memory_bytes'] / 1e9:.2f} GB"
-        show(report, text, as_json=as_json)
+        options.show(report, text)
         return
-    if as_json:
+    if options.as_json:
         show_json(report)
     for error in errors[:_SHOWN]:
         say(fault(error), err=True)
@@ -238,14 +216,13 @@ def _examine(server: Server, body: dict[str, Any], *, wait: bool, as_json: bool)
     raise CliError(f"the files are not valid; errors: {many}")
 
 
-def _watched(server: Server, job_id: str, *, as_json: bool) -> None:
+def _watched(options: ServerOptions, job_id: str) -> None:
     """Print the events of a job until it ends. Raises CliError when it does not succeed."""
 
     def print_event(event: dict[str, Any]) -> None:
-        show(event, f"{moment(event['created_at'])}  {event['message']}", as_json=as_json)
+        options.show(event, f"{moment(event['created_at'])}  {event['message']}")
 
-    job = _await_end(server, job_id, print_event)
-    _show_end(server, job_id, job, as_json=as_json)
+    _show_end(options, _await_end(options.server, job_id, print_event))
 
 
 def _await_end(server: Server, job_id: str, print_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -269,12 +246,12 @@ def _await_end(server: Server, job_id: str, print_event: Callable[[dict[str, Any
         threading.Event().wait(_LOOK)
 
 
-def _show_end(server: Server, job_id: str, job: dict[str, Any], *, as_json: bool) -> None:
-    steps = [] if as_json else _steps(server, job_id)
+def _show_end(options: ServerOptions, job: dict[str, Any]) -> None:
+    steps = [] if options.as_json else _steps(options.server, job["id"])
     for line in drawn(steps) if steps else ():
         say(line)
     _check_succeeded(job)
-    show(job, str(job["fine_tuned_model"]), as_json=as_json)
+    options.show(job, str(job["fine_tuned_model"]))
 
 
 def _check_succeeded(job: dict[str, Any]) -> None:
@@ -324,10 +301,9 @@ def _bars(values: Sequence[float]) -> str:
     return "".join(_BARS[round((mean - low) * scale)] for mean in means)
 
 
-def _post(job: str, verb: str, *where: Any, as_json: bool) -> None:
-    with connect(*where) as server:
-        changed = server.post(f"/fine_tuning/jobs/{job}/{verb}")
-    show(changed, f"{changed['id']} {changed['status']}", as_json=as_json)
+def _post(options: ServerOptions, job: str, verb: str) -> None:
+    changed = options.server.post(f"/fine_tuning/jobs/{job}/{verb}")
+    options.show(changed, f"{changed['id']} {changed['status']}")
 
 
 def _job_row(job: dict[str, Any]) -> tuple[object, ...]:

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.client.server import Server, connect
+from cli.client.server import Server
 from cli.errors import CliError
 from cli.groups import Group
-from cli.options import ApiKey, AsJson, DataDir, Store, Url
-from cli.terminal import say, show, show_entries, show_json, show_table
+from cli.options import ServerOptions, Store
+from cli.terminal import say, show_json, show_table
 
 _MOST = 100
 _LOOK_SECONDS = 1.0
@@ -29,17 +29,15 @@ AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Switch even
 
 
 @app.command("list")
-def list_(
-    store: Store, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
-) -> None:
+def list_(options: ServerOptions, store: Store) -> None:
     """List the indexes of a vector store, with the index in use."""
-    with connect(url, api_key, data_dir) as server:
-        entries = server.pages(_path(store), {}, _MOST)
-    show_entries(entries, (*_COLUMNS, "files", "missing"), _row, as_json=as_json, has_more=entries.has_more)
+    entries = options.server.pages(_path(store), {}, _MOST)
+    options.show_entries(entries, (*_COLUMNS, "files", "missing"), _row)
 
 
 @app.command()
 def create(
+    options: ServerOptions,
     store: Store,
     model: Annotated[str | None, typer.Option(help="The embedding model. Else the model in use.")] = None,
     dimensions: Annotated[int | None, typer.Option(help="The length of the vectors.")] = None,
@@ -47,10 +45,6 @@ def create(
         str | None, typer.Option(help="How files are cut: auto, or a chunking_strategy as JSON. Else as before.")
     ] = None,
     wait: Wait = False,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Build another index of all files of a store. Searches go on to use the index in use."""
     given = {
@@ -59,15 +53,15 @@ def create(
         "chunking_strategy": None if chunking is None else _chunking(chunking),
     }
     body = {name: value for name, value in given.items() if value is not None}
-    with connect(url, api_key, data_dir) as server:
-        made = server.post(_path(store), body)
-        show(made, made["id"], as_json=as_json)
-        if wait:
-            _follow(server, made)
+    made = options.server.post(_path(store), body)
+    options.show(made, made["id"])
+    if wait:
+        _follow(options.server, made)
 
 
 @app.command()
 def compare(
+    options: ServerOptions,
     store: Store,
     index: Id,
     queries: Annotated[
@@ -82,82 +76,48 @@ def compare(
     results: Annotated[
         int, typer.Option("--results", min=1, max=50, help="How many files to compare for each query.")
     ] = 10,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Search the index in use and another one with the same queries, and compare answers and times."""
     all_queries = [*(queries or ()), *(_read(file) if file else ())]
     if not all_queries:
         raise CliError("there is no query: name some, or a file of them with --file")
     body = {"queries": all_queries, "max_num_results": results}
-    with connect(url, api_key, data_dir) as server:
-        report = server.post(f"{_path(store)}/{index}/compare", body, timeout=_COMPARE_TIMEOUT)
-        known = {entry["id"]: entry for entry in server.pages(_path(store), {}, _MOST)}
-    if as_json:
+    report = options.server.post(f"{_path(store)}/{index}/compare", body, timeout=_COMPARE_TIMEOUT)
+    known = {entry["id"]: entry for entry in options.server.pages(_path(store), {}, _MOST)}
+    if options.as_json:
         show_json(report)
     else:
         _report(report, known, store)
 
 
 @app.command()
-def switch(
-    store: Store,
-    index: Id,
-    allow_missing: AllowMissing = False,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
-) -> None:
+def switch(options: ServerOptions, store: Store, index: Id, allow_missing: AllowMissing = False) -> None:
     """Let searches use this index from now on."""
-    with connect(url, api_key, data_dir) as server:
-        _switch(server, store, index, allow_missing=allow_missing, as_json=as_json)
+    _switch(options, store, index, allow_missing=allow_missing)
 
 
 @app.command()
-def back(
-    store: Store,
-    allow_missing: AllowMissing = False,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
-) -> None:
+def back(options: ServerOptions, store: Store, allow_missing: AllowMissing = False) -> None:
     """Let searches use the index again that was in use before."""
-    with connect(url, api_key, data_dir) as server:
-        before = _before(server.pages(_path(store), {}, _MOST))
-        _switch(server, store, before, allow_missing=allow_missing, as_json=as_json)
+    before = _before(options.server.pages(_path(store), {}, _MOST))
+    _switch(options, store, before, allow_missing=allow_missing)
 
 
 @app.command()
-def sync(
-    store: Store,
-    index: Id,
-    wait: Wait = False,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
-) -> None:
+def sync(options: ServerOptions, store: Store, index: Id, wait: Wait = False) -> None:
     """Add the files to an index that failed in it or were cancelled."""
-    with connect(url, api_key, data_dir) as server:
-        synced = server.post(f"{_path(store)}/{index}/sync")
-        busy = synced["file_counts"]["in_progress"]
-        follows = f"; nightmill watch {synced['job_id']} follows it" if busy and synced["job_id"] else ""
-        show(synced, f"{synced['id']} {synced['status']}, {_lacks(synced)}{follows}", as_json=as_json)
-        if wait:
-            _follow(server, synced)
+    synced = options.server.post(f"{_path(store)}/{index}/sync")
+    busy = synced["file_counts"]["in_progress"]
+    follows = f"; nightmill watch {synced['job_id']} follows it" if busy and synced["job_id"] else ""
+    options.show(synced, f"{synced['id']} {synced['status']}, {_lacks(synced)}{follows}")
+    if wait:
+        _follow(options.server, synced)
 
 
 @app.command()
-def remove(
-    store: Store, index: Id, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
-) -> None:
+def remove(options: ServerOptions, store: Store, index: Id) -> None:
     """Remove an index that is not in use, with its vectors."""
-    with connect(url, api_key, data_dir) as server:
-        show(server.delete(f"{_path(store)}/{index}"), f"{index} removed", as_json=as_json)
+    options.show(options.server.delete(f"{_path(store)}/{index}"), f"{index} removed")
 
 
 def _path(store: str) -> str:
@@ -208,14 +168,10 @@ def _follow(server: Server, index: dict[str, Any]) -> None:
     say(f"{index['id']} {index['status']}", err=True)
 
 
-def _switch(server: Server, store: str, index: str, *, allow_missing: bool, as_json: bool) -> None:
-    switched = server.post(f"{_path(store)}/{index}/switch", {"allow_missing": allow_missing})
+def _switch(options: ServerOptions, store: str, index: str, *, allow_missing: bool) -> None:
+    switched = options.server.post(f"{_path(store)}/{index}/switch", {"allow_missing": allow_missing})
     lacks = f", {_lacks(switched)}" if switched["missing"] else ""
-    show(
-        switched,
-        f"{switched['id']} {switched['status']}{lacks}; nightmill indexes back {store} undoes it",
-        as_json=as_json,
-    )
+    options.show(switched, f"{switched['id']} {switched['status']}{lacks}; nightmill indexes back {store} undoes it")
 
 
 def _before(indexes: list[dict[str, Any]]) -> str:
