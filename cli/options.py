@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.client.server import Entries, Server, connect
+from cli.client.steering import Deployment, steered
 from cli.terminal import say, show_json, show_table
 
 DataDir = Annotated[
@@ -88,6 +89,13 @@ class OutputOptions:
 
 
 @dataclass(frozen=True)
+class HostOptions(OutputOptions):
+    """The options of a command that works on a deployment of this host."""
+
+    data_dir: DataDir = None
+
+
+@dataclass(frozen=True)
 class ServerOptions(OutputOptions):
     """The options of a command that asks a server."""
 
@@ -99,3 +107,17 @@ class ServerOptions(OutputOptions):
     def server(self) -> Server:
         """Return a client of the server, which is closed when the command ends. Raises CliError as `connect` does."""
         return self.context.with_resource(connect(self.url, self.api_key, self.data_dir))
+
+
+@dataclass(frozen=True)
+class OperatorOptions(OutputOptions):
+    """The options of a command that steers a deployment."""
+
+    url: Url = None
+    operator_key: OperatorKey = None
+    data_dir: DataDir = None
+
+    @cached_property
+    def deployment(self) -> Deployment:
+        """Return the deployment to steer, which is closed when the command ends. Raises CliError."""
+        return self.context.with_resource(steered(self.url, self.operator_key, self.data_dir))

@@ -10,8 +10,8 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, BinaryIO, TextIO
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -60,31 +60,6 @@ def show_json(value: object) -> None:
     """Print `value` as JSON Lines in ASCII: each entry of a list on a line of its own, anything else on one line."""
     for entry in value if isinstance(value, list) else [value]:
         print(json.dumps(entry), flush=True)
-
-
-def show(result: object, *lines: str, as_json: bool) -> None:
-    """Print what a command has found or done: `lines`, or with `as_json` the object `result`."""
-    if as_json:
-        show_json(result)
-    for line in () if as_json else lines:
-        say(line)
-
-
-def show_entries(
-    entries: list[dict[str, Any]],
-    head: Sequence[str],
-    row: Callable[[dict[str, Any]], Sequence[object]],
-    *,
-    as_json: bool,
-    has_more: bool = False,
-) -> None:
-    """Print a list: a table with a row for each entry, or with `as_json` the entries."""
-    if as_json:
-        show_json(entries)
-    else:
-        show_table(head, map(row, entries))
-    if has_more:
-        say(f"there are more than these {len(entries)}; --limit shows more", err=True)
 
 
 def moment(seconds: float | None) -> str:

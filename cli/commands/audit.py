@@ -5,11 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.client.server import connect
 from cli.errors import CliError
 from cli.groups import Group
-from cli.options import ApiKey, AsJson, DataDir, Limit, Url
-from cli.terminal import moment, say, show, show_entries, show_json
+from cli.options import HostOptions, Limit, ServerOptions
+from cli.terminal import moment, say, show_json
 
 app = Group("List, sign and check the audit log.")
 _SHOWN = 20
@@ -17,18 +16,14 @@ _SHOWN = 20
 
 @app.command("list")
 def list_(
+    options: ServerOptions,
     target: Annotated[str, typer.Option(help="Only rows about this object, such as a job or a key.")] = "",
     limit: Limit = 20,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
 ) -> None:
     """List the audit log of your project, the newest rows first."""
-    with connect(url, api_key, data_dir) as server:
-        entries = server.pages("/audit_logs", {"target": target} if target else {}, limit)
+    entries = options.server.pages("/audit_logs", {"target": target} if target else {}, limit)
     head = ("target", "type", "time", "actor", "from", "to")
-    show_entries(entries, head, _row, as_json=as_json, has_more=entries.has_more)
+    options.show_entries(entries, head, _row)
 
 
 def _row(row: dict[str, Any]) -> tuple[object, ...]:
@@ -38,7 +33,7 @@ def _row(row: dict[str, Any]) -> tuple[object, ...]:
 
 @app.command()
 def verify(
-    data_dir: DataDir = None,
+    options: HostOptions,
     anchor: Annotated[
         str,
         typer.Option(metavar="SEAL:HASH", help="A head noted earlier, to prove that no row before it was rewritten."),
@@ -47,7 +42,6 @@ def verify(
         Path | None,
         typer.Option(metavar="FILE", help="A file of the heads that NIGHTMILL_AUDIT_ANCHOR has sent, as JSON Lines."),
     ] = None,
-    as_json: AsJson = False,
 ) -> None:
     """Check the whole hash chain and its signature.
 
@@ -58,18 +52,18 @@ def verify(
     from jobs.security.audit_key import audit_key
 
     known = [*_parsed(anchor), *_read(anchors)]
-    key = audit_key(effective(data_dir=data_dir))
-    with opened(data_dir) as db, db.snapshot() as session:
+    key = audit_key(effective(data_dir=options.data_dir))
+    with opened(options.data_dir) as db, db.snapshot() as session:
         verdict = verify_chain(session, key=key, anchors=known)
-    if as_json:
+    if options.as_json:
         faults = list(verdict.faults[:_SHOWN])
         outcome = {"intact": not faults, "rows": verdict.rows, "removed": verdict.removed, "signed": verdict.signed}
         show_json({**outcome, "head": verdict.head, "faults": faults})
-    for fault in () if as_json else verdict.faults[:_SHOWN]:
+    for fault in () if options.as_json else verdict.faults[:_SHOWN]:
         say(fault)
     if verdict.faults:
         raise CliError(f"the audit log is not intact: {len(verdict.faults)} faults in {verdict.rows} rows")
-    if as_json:
+    if options.as_json:
         return
     before = f"; retention has removed the {verdict.removed} rows before them" if verdict.removed else ""
     say(f"the audit log is intact: {verdict.rows} rows{before}")
@@ -86,7 +80,7 @@ def verify(
 
 
 @app.command()
-def sign(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def sign(options: HostOptions) -> None:
     """Sign the audit log as it is now, with the audit key of this host, which is made if there is none.
 
     For a key that several hosts share, and after a restore without the key. Verify the log before.
@@ -94,9 +88,9 @@ def sign(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     from cli.up.effective import effective, opened
     from jobs.security import audit_key
 
-    with opened(data_dir) as db:
-        seal = audit_key.sign(db, effective(data_dir=data_dir))
-    show({"signed": seal}, f"the audit log is signed as it is: {seal} rows", as_json=as_json)
+    with opened(options.data_dir) as db:
+        seal = audit_key.sign(db, effective(data_dir=options.data_dir))
+    options.show({"signed": seal}, f"the audit log is signed as it is: {seal} rows")
 
 
 def _read(anchors: Path | None) -> list[tuple[int, str]]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.errors import CliError
-from cli.options import AsJson, DataDir
-from cli.terminal import say, show, show_json, show_table
+from cli.options import DataDir, HostOptions
+from cli.terminal import say, show_json, show_table
 from cli.wording import model_progress
 from jobs.security.sign_in import links_folder
 from jobs.timings import Timings
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from cli.up.folder import DataFolder
 
 
-def status(as_json: AsJson = False, data_dir: DataDir = None) -> None:
+def status(options: HostOptions) -> None:
     """Show what `nightmill up` runs, where it answers, and how its processes are. Exit code 1 if nothing runs."""
     from cli.up import deployments, readiness
 
-    folder = _folder(data_dir)
+    folder = _folder(options.data_dir)
     run = folder.live_run()
     report: dict[str, Any] = {
         "data_dir": str(folder.path),
@@ -35,7 +35,7 @@ def status(as_json: AsJson = False, data_dir: DataDir = None) -> None:
             str(other.path) for other in deployments.remembered() if other.is_running and other.path != folder.path
         ],
     }
-    if as_json:
+    if options.as_json:
         show_json(report)
     else:
         _show(report, folder)
@@ -84,14 +84,13 @@ def _show(report: Mapping[str, Any], folder: "DataFolder") -> None:
 
 
 def console(
+    options: HostOptions,
     browser: Annotated[bool, typer.Option("--open", help="Open it in the browser of this machine too.")] = False,
-    as_json: AsJson = False,
-    data_dir: DataDir = None,
 ) -> None:
     """Print a link to the console that signs in with the operator's key. It works once, for 15 minutes."""
     from cli.up import readiness
 
-    folder = _folder(data_dir)
+    folder = _folder(options.data_dir)
     run = folder.live_run()
     if not run:
         raise CliError(f"nothing runs in {folder.path}; start it with `nightmill up`, or name another with --data-dir")
@@ -99,7 +98,7 @@ def console(
     if not path:
         raise CliError(f"{run['url']} serves no console: it does not answer, or the console is not built there")
     link = folder.console_link(run["url"] + path)
-    show({"url": link}, link, as_json=as_json)
+    options.show({"url": link}, link)
     if browser and not _opened(folder, link):
         raise CliError("no browser could be opened here; the link works in any")
 
@@ -151,14 +150,14 @@ def _print(name: str, lines: list[str], *, alone: bool) -> None:
         say(line if alone else f"{name:>10} | {line}")
 
 
-def down(as_json: AsJson = False, data_dir: DataDir = None) -> None:
+def down(options: HostOptions) -> None:
     """Stop what `nightmill up` runs, and wait for its end. Workers return their unfinished work, as after Ctrl-C."""
     from cli.up.background import stop
 
-    folder = _folder(data_dir)
+    folder = _folder(options.data_dir)
     if not stop(folder):
         raise CliError(f"nothing runs in {folder.path}; name another folder with --data-dir")
-    show({"data_dir": str(folder.path), "stopped": True}, f"stopped what ran in {folder.path}", as_json=as_json)
+    options.show({"data_dir": str(folder.path), "stopped": True}, f"stopped what ran in {folder.path}")
 
 
 def _folder(data_dir: Any) -> "DataFolder":

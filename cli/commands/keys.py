@@ -10,11 +10,10 @@ from urllib.parse import quote
 
 import typer
 
-from cli.client.server import connect
 from cli.errors import CliError
 from cli.groups import Group
-from cli.options import ApiKey, AsJson, DataDir, Limit, Url
-from cli.terminal import moment, show, show_entries
+from cli.options import Limit, ServerOptions
+from cli.terminal import moment
 
 app = Group("Create, list and revoke API keys. Every key belongs to a project, or is the operator's.")
 OwnProject = Annotated[bool, typer.Option("--mine", help="Of the project of your own key, by its server.")]
@@ -22,6 +21,7 @@ OwnProject = Annotated[bool, typer.Option("--mine", help="Of the project of your
 
 @app.command()
 def create(
+    options: ServerOptions,
     project: Annotated[
         str, typer.Option(show_default=False, help="The project of the key. A new project is created.")
     ] = "",
@@ -45,10 +45,6 @@ def create(
         ),
     ] = None,
     own: OwnProject = False,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Create a key of a project or of the operator, and print it. The key is shown only once."""
     project = project.strip()
@@ -60,11 +56,10 @@ def create(
     if manage and not project:
         raise CliError("--manage needs a --project: only the operator makes keys that manage keys")
     if own:
-        with connect(url, api_key, data_dir) as server:
-            key = server.post("/api_keys")["value"]
+        key = options.server.post("/api_keys")["value"]
     else:
-        key = _create_here(project, external, media_urls, operator, manage, data_dir)
-    show({"key": key, "project": project or None, "operator": operator, "manages_keys": manage}, key, as_json=as_json)
+        key = _create_here(project, external, media_urls, operator, manage, options.data_dir)
+    options.show({"key": key, "project": project or None, "operator": operator, "manages_keys": manage}, key)
 
 
 def _create_here(
@@ -83,25 +78,17 @@ def _create_here(
 
 
 @app.command("list")
-def list_(
-    own: OwnProject = False,
-    limit: Limit = 100,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
-) -> None:
+def list_(options: ServerOptions, own: OwnProject = False, limit: Limit = 100) -> None:
     """List the id, project and dates of every key. The keys themselves are not stored."""
     if own:
-        with connect(url, api_key, data_dir) as server:
-            entries = server.pages("/api_keys", {}, limit)
+        entries = options.server.pages("/api_keys", {}, limit)
         head = ("id", "key", "manages keys", "created by", "created", "revoked")
-        show_entries(entries, head, _own_row, as_json=as_json, has_more=entries.has_more)
+        options.show_entries(entries, head, _own_row)
         return
     from cli.up.effective import opened
     from jobs.security.keys import list_keys
 
-    with opened(data_dir) as db, db.read() as session:
+    with opened(options.data_dir) as db, db.read() as session:
         rows = [
             {
                 "id": key.id,
@@ -114,36 +101,32 @@ def list_(
             for key, project in list_keys(session)
         ]
     head = ("id", "project", "manages keys", "created by", "created", "revoked")
-    show_entries(rows, head, _row, as_json=as_json)
+    options.show_entries(rows, head, _row)
 
 
 @app.command()
 def revoke(
+    options: ServerOptions,
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as `nightmill keys list` shows it.")],
     cascade: Annotated[
         bool, typer.Option("--cascade", help="Revoke the keys too that it created, itself or through others.")
     ] = False,
     own: OwnProject = False,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Revoke a key. After five seconds no request with the key is accepted.
 
     Without --cascade the live keys that it created are named. With it the key may have been revoked before.
     """
     if own:
-        with connect(url, api_key, data_dir) as server:
-            path = f"/api_keys/{quote(key_id, safe='')}?cascade={str(cascade).lower()}"
-            created = server.delete(path)["created_keys"]
+        path = f"/api_keys/{quote(key_id, safe='')}?cascade={str(cascade).lower()}"
+        created = options.server.delete(path)["created_keys"]
     else:
-        created = _revoke_here(key_id, cascade, data_dir)
+        created = _revoke_here(key_id, cascade, options.data_dir)
     lines, names = [f"revoked {key_id}"], ", ".join(created)
     if created:
         outcome = "revoked the keys that it created" if cascade else "keys that it created stay live without --cascade"
         lines.append(f"{outcome}: {names}")
-    show({"id": key_id, "revoked": True, "created_keys": created}, *lines, as_json=as_json)
+    options.show({"id": key_id, "revoked": True, "created_keys": created}, *lines)
 
 
 def _revoke_here(key_id: str, cascade: bool, data_dir: Path | None) -> list[str]:

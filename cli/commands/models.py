@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.client.server import connect
-from cli.client.steering import steered
 from cli.errors import CliError
 from cli.groups import Group
-from cli.options import ApiKey, AsJson, DataDir, OperatorKey, Url
-from cli.terminal import say, show, show_entries, show_json, show_table
+from cli.options import HostOptions, OperatorOptions, ServerOptions
+from cli.terminal import say, show_json, show_table
 from jobs.queues import command_for
 from jobs.requests.endpoints import EMBEDDINGS
 
@@ -33,19 +31,15 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The name that clients
 
 @app.command("list")
 def list_(
+    options: ServerOptions,
     own: Annotated[
         bool, typer.Option("--mine", help="That your key may ask for, tuned ones and aliases too, by its server.")
     ] = False,
-    as_json: AsJson = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Show the models, where they come from, their states, and how many workers serve each now."""
     if own:
-        with connect(url, api_key, data_dir) as server:
-            entries = server.get("/models", {"include": "serving"})["data"]
-        show_entries(entries, ("model", "answered by", "queue", "state", "workers"), _own_row, as_json=as_json)
+        entries = options.server.get("/models", {"include": "serving"})["data"]
+        options.show_entries(entries, ("model", "answered by", "queue", "state", "workers"), _own_row)
         return
     from sqlalchemy import select
 
@@ -53,15 +47,15 @@ def list_(
     from jobs.fleet.models_file import Registry
     from jobs.fleet.tables import Model as Shown
 
-    config = running(data_dir)
+    config = running(options.data_dir)
     registry = Registry.load(config)
     rows = [_row(model) | {"workers": 0, "state": "no worker"} for model in registry.models.values()]
     if (config.data_dir / "nightmill.db").exists() or config.database_url:
-        with opened(data_dir) as db, db.read() as session:
+        with opened(options.data_dir) as db, db.read() as session:
             shown = session.scalars(select(Shown).order_by(Shown.id)).all()
             rows += [_of_endpoint(model) for model in shown if registry.resolve(model.id) is None]
             _states(session, rows)
-    if as_json:
+    if options.as_json:
         show_json(rows)
         return
     prompts = any(_shown(row) for row in rows)
@@ -76,6 +70,7 @@ def list_(
 
 @app.command()
 def add(
+    options: HostOptions,
     name: Name,
     path: Annotated[Path | None, typer.Option(help="A local folder with the model.")] = None,
     repo: Annotated[str, typer.Option(metavar="ORG/NAME", help="A repository of the Hugging Face hub.")] = "",
@@ -93,8 +88,6 @@ def add(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An engine argument, as models.yaml has it.")
     ] = None,
-    as_json: AsJson = False,
-    data_dir: DataDir = None,
 ) -> None:
     """Add a model to the models file.
 
@@ -108,7 +101,7 @@ def add(
     from cli.up.effective import running
     from jobs.fleet.models_file import Registry
 
-    config = running(data_dir)
+    config = running(options.data_dir)
     if revision and not repo:
         raise CliError("--revision names a commit of a --repo")
     if path is None and not repo and not url:
@@ -128,53 +121,49 @@ def add(
     added = Registry.read(file.path).models[name]
     faults = _faults(url or (), api_key_env, upstream or name)
     result = {"name": name, "file": str(file.path), "queue": added.queue, "faults": faults}
-    show(result, f"{name} added to {file.path}", *_process(config, added), as_json=as_json)
-    for fault in () if as_json else faults:
+    options.show(result, f"{name} added to {file.path}", *_process(config, added))
+    for fault in () if options.as_json else faults:
         say(f"warning: {fault}", err=True)
 
 
 @app.command()
-def pull(name: Name, as_json: AsJson = False, data_dir: DataDir = None) -> None:
+def pull(options: HostOptions, name: Name) -> None:
     """Download the files of a model from the hub. A gated model needs HF_TOKEN in the environment."""
     from cli.client.hub import download
     from cli.up.effective import running
     from jobs.fleet.models_file import Registry
 
-    model = Registry.load(running(data_dir)).resolve(name)
+    model = Registry.load(running(options.data_dir)).resolve(name)
     if model is None:
         raise CliError(f"there is no model '{name}'; `nightmill models list` shows them")
     if not model.source.repo:
         raise CliError(f"{model.name} does not come from the hub but from {_source(model.source.model_dump())}")
     path = download(model.source.repo, str(model.source.revision))
-    show({"name": model.name, "path": path}, path, as_json=as_json)
+    options.show({"name": model.name, "path": path}, path)
 
 
 @app.command()
-def remove(name: Name, as_json: AsJson = False, data_dir: DataDir = None) -> None:
+def remove(options: HostOptions, name: Name) -> None:
     """Remove a model from the models file. The files of the model stay where they are."""
     from cli.commands.models_editor import cut_model, editable
     from cli.up.effective import running
 
-    config = running(data_dir)
+    config = running(options.data_dir)
     file = editable(config.models_file, config.data_dir)
     cut_model(file, name)
-    show({"name": name, "file": str(file.path)}, f"{name} removed from {file.path}", as_json=as_json)
+    options.show({"name": name, "file": str(file.path)}, f"{name} removed from {file.path}")
 
 
 @app.command()
 def probe(
+    options: OperatorOptions,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The name of a tuned model, ft:….")],
     accept: Annotated[bool, typer.Option("--accept", help="Serve it whatever its probe says.")] = False,
-    as_json: AsJson = False,
-    url: Url = None,
-    operator_key: OperatorKey = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Have a tuned model that failed its probe compared with its trainer again, or accept it as it is."""
-    with steered(url, operator_key, data_dir) as deployment:
-        decided = deployment.decide_probe(name, accept=accept)
+    decided = options.deployment.decide_probe(name, accept=accept)
     what = "is served whatever its probe says" if accept else "is probed when it is loaded next"
-    show(decided, f"{name} {what}", as_json=as_json)
+    options.show(decided, f"{name} {what}")
 
 
 def _own_row(model: dict[str, Any]) -> Sequence[object]:

@@ -6,10 +6,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cli.client.steering import Deployment, steered
 from cli.errors import CliError
-from cli.options import AsJson, DataDir, OperatorKey, Url
-from cli.terminal import say, show, show_json, show_table
+from cli.options import OperatorOptions
+from cli.terminal import say, show_json, show_table
 
 _LOOK = 0.5  # seconds
 Kind = Annotated[
@@ -23,40 +22,21 @@ Name = Annotated[
 ]
 
 
-def pause(
-    kind: Kind,
-    name: Name,
-    as_json: AsJson = False,
-    url: Url = None,
-    operator_key: OperatorKey = None,
-    data_dir: DataDir = None,
-) -> None:
+def pause(options: OperatorOptions, kind: Kind, name: Name) -> None:
     """Start no new work of a queue, model, project or worker. Running work goes on, and jobs are still accepted."""
-    with steered(url, operator_key, data_dir) as deployment:
-        _set(deployment, kind, name, on=True, as_json=as_json)
+    _set(options, kind, name, on=True)
 
 
-def resume(
-    kind: Kind,
-    name: Name,
-    as_json: AsJson = False,
-    url: Url = None,
-    operator_key: OperatorKey = None,
-    data_dir: DataDir = None,
-) -> None:
+def resume(options: OperatorOptions, kind: Kind, name: Name) -> None:
     """Start work again that was paused or drained. This also starts a model again whose engine died too often."""
-    with steered(url, operator_key, data_dir) as deployment:
-        _set(deployment, kind, name, on=False, as_json=as_json)
+    _set(options, kind, name, on=False)
 
 
 def drain(
+    options: OperatorOptions,
     kind: Kind,
     name: Name,
     timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for running work.")] = 3600.0,
-    as_json: AsJson = False,
-    url: Url = None,
-    operator_key: OperatorKey = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Pause a queue, model, project or worker, and wait until its running work has ended.
 
@@ -65,18 +45,17 @@ def drain(
     from jobs.fleet.workers import Acknowledgement
 
     acknowledgement = Acknowledgement()
-    with steered(url, operator_key, data_dir) as deployment:
-        _set(deployment, kind, name, on=True, as_json=as_json)
-        ends = time.monotonic() + timeout
-        while True:
-            remaining = deployment.remaining(kind, name)
-            unacknowledged = acknowledgement.unacknowledged(remaining["heartbeats"])
-            if not (unacknowledged or remaining["running"] or remaining["other_work"]):
-                break
-            if time.monotonic() > ends:
-                raise CliError(f"{kind} {name}: {_left(remaining, unacknowledged)}; it stays paused")
-            threading.Event().wait(_LOOK)
-    show({"kind": kind, "name": name, "running": 0}, f"{kind} {name}: nothing runs any more", as_json=as_json)
+    _set(options, kind, name, on=True)
+    ends = time.monotonic() + timeout
+    while True:
+        remaining = options.deployment.remaining(kind, name)
+        unacknowledged = acknowledgement.unacknowledged(remaining["heartbeats"])
+        if not (unacknowledged or remaining["running"] or remaining["other_work"]):
+            break
+        if time.monotonic() > ends:
+            raise CliError(f"{kind} {name}: {_left(remaining, unacknowledged)}; it stays paused")
+        threading.Event().wait(_LOOK)
+    options.show({"kind": kind, "name": name, "running": 0}, f"{kind} {name}: nothing runs any more")
 
 
 def _left(remaining: dict[str, Any], unacknowledged: list[str]) -> str:
@@ -85,13 +64,11 @@ def _left(remaining: dict[str, Any], unacknowledged: list[str]) -> str:
     return f"{text}; not heard from since: {', '.join(unacknowledged)}" if unacknowledged else text
 
 
-def workers(
-    as_json: AsJson = False, url: Url = None, operator_key: OperatorKey = None, data_dir: DataDir = None
-) -> None:
+def workers(options: OperatorOptions) -> None:
     """Show the live workers, everything that is paused, and the models whose engines died too often."""
-    with steered(url, operator_key, data_dir) as deployment:
-        rows, held, quarantined = deployment.workers(), deployment.paused(), deployment.quarantined()
-    if as_json:
+    deployment = options.deployment
+    rows, held, quarantined = deployment.workers(), deployment.paused(), deployment.quarantined()
+    if options.as_json:
         show_json({"workers": rows, "paused": held, "quarantined": quarantined})
         return
     _table(rows)
@@ -119,8 +96,9 @@ def _table(rows: list[dict[str, Any]]) -> None:
     show_table(("worker", "queues", "models", "state", "running", "other work", "host", "pid"), cells)
 
 
-def _set(deployment: Deployment, kind: Kind, name: str, *, on: bool, as_json: bool) -> None:
+def _set(options: OperatorOptions, kind: Kind, name: str, *, on: bool) -> None:
     """Pause or resume, and print the result."""
+    deployment = options.deployment
     change = deployment.pause(kind, name) if on else deployment.resume(kind, name)
     model = change["names"][0]
     what = f"model {model} ({name})" if kind == "model" and model != name else f"{kind} {name}"
@@ -130,4 +108,4 @@ def _set(deployment: Deployment, kind: Kind, name: str, *, on: bool, as_json: bo
         text = f"{what} was {'paused already' if on else 'not paused'}"
     else:
         text = f"{what} {'is paused' if on else 'goes on'}"
-    show({"kind": kind, "name": name, "paused": on, "changed": change["changed"]}, text, as_json=as_json)
+    options.show({"kind": kind, "name": name, "paused": on, "changed": change["changed"]}, text)

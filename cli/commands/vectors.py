@@ -6,8 +6,8 @@ import typer
 
 from cli.errors import CliError
 from cli.groups import Group
-from cli.options import AsJson, DataDir
-from cli.terminal import say, show
+from cli.options import HostOptions
+from cli.terminal import say
 
 app = Group("Check the vector database.")
 
@@ -19,21 +19,20 @@ def group() -> None:
 
 @app.command()
 def verify(
-    data_dir: DataDir = None,
+    options: HostOptions,
     repair: Annotated[
         bool, typer.Option("--repair", help="Add again what is missing, and remove what belongs to no file.")
     ] = False,
-    as_json: AsJson = False,
 ) -> None:
     """Compare the vectors and texts of every store with its files. Exit code 1 if they differ and are not repaired."""
     from cli.up.effective import effective, opened
     from jobs.programs import DIFFERS, verify_vectors
 
-    with opened(data_dir):
-        config = effective(data_dir=data_dir)
+    with opened(options.data_dir):
+        config = effective(data_dir=options.data_dir)
     done = verify_vectors(config.data_dir.absolute(), repair=repair)
     report = {"differs": done.returncode == DIFFERS, "findings": done.stdout.splitlines()}
-    show(report, *done.stdout.splitlines(), as_json=as_json)
+    options.show(report, *done.stdout.splitlines())
     for line in done.stderr.splitlines():
         say(line, err=True)
     if done.returncode == DIFFERS:

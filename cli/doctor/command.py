@@ -7,22 +7,21 @@ from typing import Annotated
 import typer
 
 from cli.doctor.findings import Finding, Health
-from cli.options import AsJson, DataDir
+from cli.options import HostOptions
 from cli.terminal import escaped, show_json
 
 _MARKS = {Health.FINE: "[green]ok[/]    ", Health.WARNING: "[yellow]note[/]  ", Health.BROKEN: "[red]broken[/]"}
 
 
 def doctor(
-    data_dir: DataDir = None,
-    as_json: AsJson = False,
+    options: HostOptions,
     deep: Annotated[
         bool, typer.Option("--deep", help="Also read the whole database, and look for the objects that its rows name.")
     ] = False,
 ) -> None:
     """Check this installation and say what is wrong and how to repair it. Exit code 1 if something is broken."""
-    findings = list(examine(data_dir, deep=deep))
-    if as_json:
+    findings = list(examine(options.data_dir, deep=deep))
+    if options.as_json:
         show_json([finding.described() for finding in findings])
     else:
         _show(findings)
