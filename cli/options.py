@@ -9,13 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.client.server import Entries, Server, connect
-from cli.client.steering import Deployment, steered
 from cli.terminal import say, show_json, show_table
+
+if TYPE_CHECKING:
+    from cli.client.steering import SteeredDeployment
 
 DataDir = Annotated[
     Path | None,
@@ -118,6 +120,8 @@ class OperatorOptions(OutputOptions):
     data_dir: DataDir = None
 
     @cached_property
-    def deployment(self) -> Deployment:
+    def deployment(self) -> "SteeredDeployment":
         """Return the deployment to steer, which is closed when the command ends. Raises CliError."""
-        return self.context.with_resource(steered(self.url, self.operator_key, self.data_dir))
+        from cli.client.steering import open_deployment
+
+        return self.context.with_resource(open_deployment(self.url, self.operator_key, self.data_dir))

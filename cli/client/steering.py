@@ -3,145 +3,98 @@
 The database of this host is used where no operator's key is given, so that an operator there needs neither key nor API.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
-from cli.client.server import Server, connect
+from sqlalchemy.orm import Session
 
-if TYPE_CHECKING:
-    from jobs.db.engine import Database
-    from jobs.fleet.models_file import Registry
-    from jobs.fleet.steering import Kind
+from cli.client.server import Server, connect
+from cli.up.effective import opened, running
+from jobs.db.engine import Database
+from jobs.fleet import steering
+from jobs.fleet.models_file import ModelsFileError, Registry
+from jobs.fleet.steering import Kind
+from jobs.registry import models
 
 _ACTOR: Final = "operator"
 _JSON = dict[str, Any]
+T = TypeVar("T")
 
 
-class Deployment(Protocol):
-    """The objects are those of the routes."""
+@dataclass(frozen=True, slots=True)
+class SteeredDeployment:
+    """A deployment, by a client of its server or by its database. Its methods return the objects of the routes."""
 
-    def workers(self) -> list[_JSON]: ...
-
-    def paused(self) -> list[_JSON]: ...
-
-    def quarantined(self) -> list[_JSON]: ...
-
-    def pause(self, kind: "Kind", name: str) -> _JSON: ...
-
-    def resume(self, kind: "Kind", name: str) -> _JSON: ...
-
-    def remaining(self, kind: "Kind", name: str) -> _JSON: ...
-
-    def decide_probe(self, model: str, *, accept: bool) -> _JSON: ...
-
-
-@contextmanager
-def steered(url: str | None, operator_key: str | None, data_dir: Path | None) -> Iterator[Deployment]:
-    """Yield the deployment."""
-    if operator_key:
-        with connect(url, operator_key, data_dir) as server:
-            yield _Elsewhere(server)
-        return
-    from cli.up.effective import opened
-
-    with opened(data_dir) as db:
-        yield _Here(db, data_dir)
-
-
-class _Elsewhere:
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    target: Server | Database
+    data_dir: Path | None
 
     def workers(self) -> list[_JSON]:
-        return self._list("/workers")
+        return self._entries("/workers", steering.live_workers)
 
     def paused(self) -> list[_JSON]:
-        return self._list("/pauses")
+        return self._entries("/pauses", lambda session: steering.paused(session, self._aliases()))
 
     def quarantined(self) -> list[_JSON]:
-        return self._list("/quarantines")
+        return self._entries("/quarantines", steering.quarantined)
 
-    def _list(self, path: str) -> list[_JSON]:
-        entries: list[_JSON] = self._server.get(path)["data"]
-        return entries
+    def pause(self, kind: Kind, name: str) -> _JSON:
+        return self._run(
+            lambda server: server.post("/pauses", {"kind": kind, "name": name}),
+            lambda session: asdict(steering.pause(session, self._registry, kind, name, actor=_ACTOR)),
+        )
 
-    def pause(self, kind: "Kind", name: str) -> _JSON:
-        return self._server.post("/pauses", {"kind": kind, "name": name})
+    def resume(self, kind: Kind, name: str) -> _JSON:
+        return self._run(
+            lambda server: server.delete(_path(kind, name)),
+            lambda session: asdict(steering.resume(session, self._registry, kind, name, actor=_ACTOR)),
+        )
 
-    def resume(self, kind: "Kind", name: str) -> _JSON:
-        return self._server.delete(_path(kind, name))
-
-    def remaining(self, kind: "Kind", name: str) -> _JSON:
-        return self._server.get(_path(kind, name))
+    def remaining(self, kind: Kind, name: str) -> _JSON:
+        return self._run(
+            lambda server: server.get(_path(kind, name)),
+            lambda session: steering.remaining(session, self._registry, kind, name),
+            writes=False,
+        )
 
     def decide_probe(self, model: str, *, accept: bool) -> _JSON:
-        return self._server.post(f"/models/{quote(model, safe='')}/probe", {"accept": accept})
+        def decide(session: Session) -> _JSON:
+            tuned = models.decide_probe(session, model, accept=accept, actor=_ACTOR)
+            return {"object": "model.probe", "model": tuned.name, "state": tuned.state, "accepted": accept}
+
+        return self._run(
+            lambda server: server.post(f"/models/{quote(model, safe='')}/probe", {"accept": accept}), decide
+        )
+
+    def _entries(self, path: str, read: Callable[[Session], list[_JSON]]) -> list[_JSON]:
+        return self._run(lambda server: list(server.get(path)["data"]), read, writes=False)
+
+    def _run(self, ask: Callable[[Server], T], execute: Callable[[Session], T], *, writes: bool = True) -> T:
+        """Ask the server, or execute the same in a transaction of the database."""
+        if isinstance(self.target, Server):
+            return ask(self.target)
+        with self.target.write() if writes else self.target.read() as session:
+            return execute(session)
+
+    def _registry(self) -> Registry:
+        return Registry.load(running(self.data_dir))
+
+    def _aliases(self) -> Mapping[str, str]:
+        try:
+            return self._registry().aliases
+        except ModelsFileError:  # aliases are shown as models
+            return {}
 
 
 def _path(kind: str, name: str) -> str:
     return f"/pauses/{kind}/{quote(name, safe='')}"
 
 
-class _Here:
-    def __init__(self, db: "Database", data_dir: Path | None) -> None:
-        self._db, self._data_dir = db, data_dir
-
-    def _registry(self) -> "Registry":
-        from cli.up.effective import running
-        from jobs.fleet.models_file import Registry
-
-        return Registry.load(running(self._data_dir))
-
-    def workers(self) -> list[_JSON]:
-        from jobs.fleet import steering
-
-        with self._db.read() as session:
-            return steering.live_workers(session)
-
-    def paused(self) -> list[_JSON]:
-        from jobs.fleet import steering
-        from jobs.fleet.models_file import ModelsFileError
-
-        aliases: Mapping[str, str] = {}
-        with suppress(ModelsFileError):  # an invalid file: aliases are shown as models
-            aliases = self._registry().aliases
-        with self._db.read() as session:
-            return steering.paused(session, aliases)
-
-    def quarantined(self) -> list[_JSON]:
-        from jobs.fleet import steering
-
-        with self._db.read() as session:
-            return steering.quarantined(session)
-
-    def pause(self, kind: "Kind", name: str) -> _JSON:
-        from dataclasses import asdict
-
-        from jobs.fleet import steering
-
-        with self._db.write() as session:
-            return asdict(steering.pause(session, self._registry, kind, name, actor=_ACTOR))
-
-    def resume(self, kind: "Kind", name: str) -> _JSON:
-        from dataclasses import asdict
-
-        from jobs.fleet import steering
-
-        with self._db.write() as session:
-            return asdict(steering.resume(session, self._registry, kind, name, actor=_ACTOR))
-
-    def remaining(self, kind: "Kind", name: str) -> _JSON:
-        from jobs.fleet import steering
-
-        with self._db.read() as session:
-            return steering.remaining(session, self._registry, kind, name)
-
-    def decide_probe(self, model: str, *, accept: bool) -> _JSON:
-        from jobs.registry import models
-
-        with self._db.write() as session:
-            tuned = models.decide_probe(session, model, accept=accept, actor=_ACTOR)
-            return {"object": "model.probe", "model": tuned.name, "state": tuned.state, "accepted": accept}
+@contextmanager
+def open_deployment(url: str | None, operator_key: str | None, data_dir: Path | None) -> Iterator[SteeredDeployment]:
+    """Yield the deployment to steer. Raises CliError as `connect` and `opened` do."""
+    with connect(url, operator_key, data_dir) if operator_key else opened(data_dir) as target:
+        yield SteeredDeployment(target, data_dir)
