@@ -18,7 +18,7 @@ CHECKS: tuple[Callable[[Patient], Iterable[Finding]], ...] = (
     stored.source_folders,
     stored.disk,
     stored.database,
-    stored.quarantined,
+    stored.quarantines,
     stored.tuned_models,
     stored.files,
     reachable.broker,

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from cli.doctor.findings import Finding, Health
+from cli.doctor.findings import Finding, Severity
 from cli.options import HostOptions
 from cli.terminal import escaped, show_json
 
-_MARKS = {Health.FINE: "[green]ok[/]    ", Health.WARNING: "[yellow]note[/]  ", Health.BROKEN: "[red]broken[/]"}
+_MARKS = {Severity.FINE: "[green]ok[/]    ", Severity.WARNING: "[yellow]note[/]  ", Severity.BROKEN: "[red]broken[/]"}
 
 
 def doctor(
@@ -22,10 +22,10 @@ def doctor(
     """Check this installation and say what is wrong and how to repair it. Exit code 1 if something is broken."""
     findings = list(examine(options.data_dir, deep=deep))
     if options.as_json:
-        show_json([finding.described() for finding in findings])
+        show_json([finding.to_json() for finding in findings])
     else:
         _show(findings)
-    raise typer.Exit(any(finding.health is Health.BROKEN for finding in findings))
+    raise typer.Exit(any(finding.health is Severity.BROKEN for finding in findings))
 
 
 def examine(data_dir: Path | None, *, deep: bool = False) -> Iterable[Finding]:
@@ -38,7 +38,7 @@ def examine(data_dir: Path | None, *, deep: bool = False) -> Iterable[Finding]:
     try:
         config = running(data_dir)
     except CliError as error:
-        yield Finding("settings", Health.BROKEN, str(error), "correct it in the environment")
+        yield Finding("settings", Severity.BROKEN, str(error), "correct it in the environment")
         return
     folder = DataFolder(config.data_dir)
     patient = Patient(config, folder, folder.read_run())
@@ -57,5 +57,5 @@ def _show(findings: list[Finding]) -> None:
             console.print(f"         {escaped(line)}")
         if finding.fix:
             console.print(f"         to fix it: {escaped(finding.fix)}")
-    broken = sum(finding.health is Health.BROKEN for finding in findings)
+    broken = sum(finding.health is Severity.BROKEN for finding in findings)
     console.print(f"\n{broken} broken, {len(findings)} looked at" if broken else "\nnothing is broken")

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from jobs.settings import Settings
 
 
-class Health(StrEnum):
+class Severity(StrEnum):
     """The state of one thing. `WARNING`: it works, but something that users may expect is absent."""
 
     FINE = "fine"
@@ -23,24 +23,24 @@ class Finding:
     """The result of one check. `fix` says how to repair what it found."""
 
     check: str
-    health: Health
+    health: Severity
     message: str
     fix: str = ""
 
-    def described(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, str]:
         return {"check": self.check, "health": str(self.health), "message": self.message, "fix": self.fix}
 
 
 def fine(check: str, message: str) -> Finding:
-    return Finding(check, Health.FINE, message)
+    return Finding(check, Severity.FINE, message)
 
 
 def warning(check: str, message: str, fix: str) -> Finding:
-    return Finding(check, Health.WARNING, message, fix)
+    return Finding(check, Severity.WARNING, message, fix)
 
 
 def broken(check: str, message: str, fix: str) -> Finding:
-    return Finding(check, Health.BROKEN, message, fix)
+    return Finding(check, Severity.BROKEN, message, fix)
 
 
 @dataclass(frozen=True, slots=True)

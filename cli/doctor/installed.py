@@ -241,10 +241,10 @@ def _chosen(model: Model, records: list[Record], floor: float) -> Iterator[Findi
 def _figures(record: Record) -> Iterator[str]:
     for candidate in record.candidates:
         reason = f", refused: {candidate.refused}" if candidate.refused else ""
-        yield f"{candidate.name} {_measured(candidate)}{reason}"
+        yield f"{candidate.name} {_describe_measurement(candidate)}{reason}"
 
 
-def _measured(candidate: Candidate) -> str:
+def _describe_measurement(candidate: Candidate) -> str:
     if not candidate.texts_per_second:
         return "not run"
     cosines = f"cosine {candidate.mean_cosine:.5f}, least {candidate.least_cosine:.5f}"

@@ -32,7 +32,7 @@ _TGI = "text-generation-router"
 def broker(patient: Patient) -> Iterator[Finding]:
     url = patient.config.broker_url
     if not url:
-        yield _embedded(patient)
+        yield _embedded_broker(patient)
     elif url.startswith(("redis", "valkey", "unix")):
         yield _redis("broker", url, "NIGHTMILL_BROKER_URL")
     else:
@@ -53,7 +53,7 @@ def streams(patient: Patient) -> Iterator[Finding]:
         yield warning("interactive clients", message, "set NIGHTMILL_STREAMS_URL to a Redis or Valkey server")
 
 
-def _embedded(patient: Patient) -> Finding:
+def _embedded_broker(patient: Patient) -> Finding:
     path = embedded.socket_path(patient.folder.path)
     if embedded.answers(patient.folder.path):
         with suppress(redis.RedisError):  # it is stopping
@@ -130,10 +130,10 @@ def processes(patient: Patient) -> Iterator[Finding]:
     for process in patient.run.get("processes", []):
         name, log = f"process {process['name']}", f"look at {patient.folder.logs}/{process['name']}.log"
         if not process["pid"] or not alive(process["pid"], process["started"]):
-            message = f"does not run ({process['state']}{_ended(process)}), restarted {process['restarts']} times"
+            message = f"does not run ({process['state']}{_last_exit(process)}), restarted {process['restarts']} times"
             yield broken(name, message, log)
         elif process["restarts"] >= _MANY_RESTARTS:
-            yield warning(name, f"runs, but was restarted {process['restarts']} times{_ended(process)}", log)
+            yield warning(name, f"runs, but was restarted {process['restarts']} times{_last_exit(process)}", log)
         else:
             yield fine(name, f"runs as {process['pid']}")
 
@@ -164,7 +164,7 @@ def _by_queue(patient: Patient) -> dict[str, list[Model]]:
     return models
 
 
-def _ended(process: Mapping[str, Any]) -> str:
+def _last_exit(process: Mapping[str, Any]) -> str:
     """Return the last exit of a process and the delay that followed. Earlier versions do not record them."""
     ending = process.get("ending")
     return f"; last: {ending}, started again after {process['delay']:g} s" if ending else ""

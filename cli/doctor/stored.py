@@ -109,7 +109,7 @@ def _schema(shown: str, heads: set[str]) -> Finding:
     return broken("database", f"{shown} has schema {sorted(heads)}, this version needs {sorted(newest)}", fix)
 
 
-def quarantined(patient: Patient) -> Iterator[Finding]:
+def quarantines(patient: Patient) -> Iterator[Finding]:
     """List the models whose engines died too often and are not started again."""
     rows = read_database(patient, quarantine.listed) or ()
     for row in rows:

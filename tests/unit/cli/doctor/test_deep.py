@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import make_url, text
 
 from cli.doctor.command import examine
-from cli.doctor.findings import Finding, Health
+from cli.doctor.findings import Finding, Severity
 from jobs.bootstrap import migrate
 from jobs.clock import now
 from jobs.db.engine import Database
@@ -58,7 +58,7 @@ def change(url: str, statement: str) -> None:
 def test_a_sound_deployment_is_sound_to_the_bottom(folder: Path) -> None:
     found = deeply(folder)
 
-    assert found["database content"].health is found["stored files"].health is Health.FINE
+    assert found["database content"].health is found["stored files"].health is Severity.FINE
     assert "2 are there" in found["stored files"].message
     assert "database content" not in {finding.check for finding in examine(folder)}
 
@@ -70,7 +70,7 @@ def test_objects_that_are_missing_or_cut_off_are_named_and_those_of_deleted_file
 
     found = deeply(folder)["stored files"]
 
-    assert found.health is Health.BROKEN
+    assert found.health is Severity.BROKEN
     assert found.message.startswith("2 of 2 are missing or have another size")
     assert {name for name in "abc" if f"files/{name}" in found.message} == {"a", "b"}
 
@@ -84,7 +84,7 @@ def test_damaged_pages_of_sqlite_are_found(folder: Path) -> None:
 
     found = deeply(folder)["database content"]
 
-    assert found.health is Health.BROKEN
+    assert found.health is Severity.BROKEN
     assert "backup" in found.fix
 
 
@@ -101,9 +101,9 @@ def test_postgresql_is_checked_for_damage_that_it_knows_of(
 
     damaged = deeply(tmp_path)["database content"]
 
-    assert sound.health is not Health.BROKEN, sound.message
+    assert sound.health is not Severity.BROKEN, sound.message
     assert (damaged.health, damaged.message) == (
-        Health.BROKEN,
+        Severity.BROKEN,
         "the index ix_file_project_created is not valid: REINDEX INDEX ix_file_project_created",
     )
 
@@ -129,5 +129,5 @@ def test_a_pooler_before_postgresql_is_named_and_a_missing_limit_of_statements_t
     assert found(postgres_url) is None
     assert unlimited is not None
     assert limited is not None
-    assert (unlimited.health, limited.health) == (Health.WARNING, Health.FINE)
+    assert (unlimited.health, limited.health) == (Severity.WARNING, Severity.FINE)
     assert "statement_timeout" in unlimited.fix

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from cli.doctor import installed, stored
 from cli.doctor.command import examine
-from cli.doctor.findings import Finding, Health
+from cli.doctor.findings import Finding, Severity
 from cli.main import app
 from jobs.db.engine import Database
 from jobs.fleet import runtimes, workers
@@ -82,7 +82,7 @@ def _dead_port() -> int:
 
 
 def test_a_new_installation_is_sound(diagnosis: Examine) -> None:
-    assert [one for one in diagnosis().values() if one.health is Health.BROKEN] == []
+    assert [one for one in diagnosis().values() if one.health is Severity.BROKEN] == []
 
 
 def test_a_source_folder_that_meets_the_data_folder_is_told(diagnosis: Examine, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_source_folder_that_meets_the_data_folder_is_told(diagnosis: Examine, 
     found = diagnosis(source_folders=",".join(paths))
 
     health = {path: found[f"source folder {path}"].health for path in paths}
-    assert health == {**dict.fromkeys(paths[:4], Health.WARNING), paths[4]: Health.FINE}
+    assert health == {**dict.fromkeys(paths[:4], Severity.WARNING), paths[4]: Severity.FINE}
     assert "NIGHTMILL_SOURCE_FOLDERS" in found[f"source folder {paths[0]}"].fix
 
 
@@ -108,22 +108,27 @@ def test_whatever_is_broken_comes_with_what_to_do(diagnosis: Examine, tmp_path: 
         min_free_bytes=str(1 << 60),
     )
 
-    sick = {name: one for name, one in found.items() if one.health is Health.BROKEN}
+    sick = {name: one for name, one in found.items() if one.health is Severity.BROKEN}
     assert set(sick) == {"database", "broker", f"engine http://127.0.0.1:{dead}/v1", "models file", "disk"}
     assert all(one.fix for one in sick.values())
-    assert "secret" not in json.dumps([one.described() for one in found.values()])
+    assert "secret" not in json.dumps([one.to_json() for one in found.values()])
 
 
 @pytest.mark.parametrize(
     ("printed", "returncode", "health", "named"),
     [
-        ("", 0, Health.FINE, ""),
-        ("landlock\nuser_namespace\nnetwork_namespace\n", 0, Health.WARNING, "landlock, user_namespace, network_name"),
-        ("", 1, Health.BROKEN, "does not start"),
+        ("", 0, Severity.FINE, ""),
+        (
+            "landlock\nuser_namespace\nnetwork_namespace\n",
+            0,
+            Severity.WARNING,
+            "landlock, user_namespace, network_name",
+        ),
+        ("", 1, Severity.BROKEN, "does not start"),
     ],
 )
 def test_what_the_sandbox_of_documents_lacks_is_named(
-    diagnosis: Examine, monkeypatch: pytest.MonkeyPatch, printed: str, returncode: int, health: Health, named: str
+    diagnosis: Examine, monkeypatch: pytest.MonkeyPatch, printed: str, returncode: int, health: Severity, named: str
 ) -> None:
     asked: list[list[str]] = []
 
@@ -135,7 +140,7 @@ def test_what_the_sandbox_of_documents_lacks_is_named(
 
     found = diagnosis()["parsers"]
 
-    assert (found.health, bool(found.fix)) == (health, health is not Health.FINE)
+    assert (found.health, bool(found.fix)) == (health, health is not Severity.FINE)
     assert asked == [["workers.sandbox"], ["forks"]]
     assert named in found.message
 
@@ -151,7 +156,7 @@ def test_what_refuses_python_graders_is_named_with_its_mend(
 
     found = diagnosis()["python graders"]
 
-    assert (found.health, bool(found.fix)) == (Health.WARNING, True)
+    assert (found.health, bool(found.fix)) == (Severity.WARNING, True)
     assert "refused" in found.message
 
 
@@ -160,7 +165,7 @@ def test_every_part_of_the_sandbox_has_a_mend() -> None:
 
 
 def test_the_sandbox_is_asked_of_a_process_of_its_own(diagnosis: Examine) -> None:
-    assert diagnosis()["parsers"].health in (Health.FINE, Health.WARNING)
+    assert diagnosis()["parsers"].health in (Severity.FINE, Severity.WARNING)
 
 
 def test_interactive_clients_need_redis_beside_rabbitmq(diagnosis: Examine) -> None:
@@ -170,8 +175,8 @@ def test_interactive_clients_need_redis_beside_rabbitmq(diagnosis: Examine) -> N
     without = diagnosis(broker_url=rabbit)["interactive clients"]
     unreachable = diagnosis(broker_url=rabbit, streams_url=f"redis://:secret@127.0.0.1:{_dead_port()}/0")
 
-    assert (without.health, "NIGHTMILL_STREAMS_URL" in without.fix) == (Health.WARNING, True)
-    assert unreachable["interactive clients"].health is Health.BROKEN
+    assert (without.health, "NIGHTMILL_STREAMS_URL" in without.fix) == (Severity.WARNING, True)
+    assert unreachable["interactive clients"].health is Severity.BROKEN
     assert "secret" not in unreachable["interactive clients"].message
     assert "interactive clients" not in embedded
 
@@ -179,7 +184,7 @@ def test_interactive_clients_need_redis_beside_rabbitmq(diagnosis: Examine) -> N
 def test_a_setting_that_can_not_be_read_is_named(diagnosis: Examine) -> None:
     found = diagnosis(port="many")
 
-    assert found["settings"].health is Health.BROKEN
+    assert found["settings"].health is Severity.BROKEN
     assert "NIGHTMILL_PORT" in found["settings"].message
 
 
@@ -192,10 +197,10 @@ def test_prompts_of_a_model_that_embeds_are_told(diagnosis: Examine, tmp_path: P
 
 def test_a_model_that_can_not_rewrite_queries_is_named(diagnosis: Examine) -> None:
     assert "rewrite_query" not in diagnosis()
-    assert diagnosis(rewrite_model="smollm2-135m-instruct")["rewrite_query"].health is Health.FINE
+    assert diagnosis(rewrite_model="smollm2-135m-instruct")["rewrite_query"].health is Severity.FINE
     for name in ("all-minilm-l6-v2", "nobody"):
         found = diagnosis(rewrite_model=name)["rewrite_query"]
-        assert (found.health, name in found.message) == (Health.WARNING, True)
+        assert (found.health, name in found.message) == (Severity.WARNING, True)
     assert "rewrite_query" not in diagnosis(engine_urls="http://127.0.0.1:9/v1")
 
 
@@ -205,13 +210,13 @@ def test_an_attached_engine_is_asked_for_its_models(diagnosis: Examine, engine: 
 
     found = diagnosis(engine_urls=url, engine_api_key="right")[f"engine {url}"]
 
-    assert (found.health, found.message) == (Health.FINE, "serves some-model")
+    assert (found.health, found.message) == (Severity.FINE, "serves some-model")
 
 
 def test_an_attached_engine_that_refuses_the_key_is_broken(diagnosis: Examine, engine: str) -> None:
     found = diagnosis(engine_urls=engine, engine_api_key="wrong")[f"engine {engine}"]
 
-    assert found.health is Health.BROKEN
+    assert found.health is Severity.BROKEN
     assert "401" in found.message
 
 
@@ -231,8 +236,8 @@ def test_a_server_that_fetches_images_from_texts_is_named(diagnosis: Examine, tm
         refusing = diagnosis(engine_urls=url, refuse_text_images="true")
 
     what = f"images in text at {url.removesuffix('/v1')}"
-    assert (found[what].health, found[what].fix) == (Health.WARNING, "set NIGHTMILL_REFUSE_TEXT_IMAGES=true")
-    assert (found[f"engine {url}"].health, "404" in found[f"engine {url}"].message) == (Health.WARNING, True)
+    assert (found[what].health, found[what].fix) == (Severity.WARNING, "set NIGHTMILL_REFUSE_TEXT_IMAGES=true")
+    assert (found[f"engine {url}"].health, "404" in found[f"engine {url}"].message) == (Severity.WARNING, True)
     assert what not in refusing
 
 
@@ -244,8 +249,8 @@ def test_a_database_of_an_older_version_is_to_be_migrated(
 
     older = diagnosis(database_url=sqlite_url)["database"]
 
-    assert current.health is Health.FINE
-    assert (older.health, older.fix) == (Health.BROKEN, "python -m jobs.bootstrap")
+    assert current.health is Severity.FINE
+    assert (older.health, older.fix) == (Severity.BROKEN, "python -m jobs.bootstrap")
 
 
 def test_a_database_from_before_the_baseline_is_to_be_migrated_by_another_version(
@@ -277,7 +282,7 @@ def test_whole_tuned_models_that_no_process_serves_are_reported(
         workers.register(session, row)
     db.close()
 
-    assert (unserved.health, "--with tuned" in unserved.fix) == (Health.WARNING, True)
+    assert (unserved.health, "--with tuned" in unserved.fix) == (Severity.WARNING, True)
     assert "tuned models" not in before
     assert "tuned models" not in diagnosis()
 
@@ -289,7 +294,7 @@ def test_a_port_that_is_taken_is_broken_while_nothing_runs(diagnosis: Examine) -
         taken.listen()
         found = diagnosis(port=str(taken.getsockname()[1]))
 
-    assert found["port of api"].health is Health.BROKEN
+    assert found["port of api"].health is Severity.BROKEN
 
 
 def test_a_process_that_is_gone_is_found_by_its_start_time(diagnosis: Examine, tmp_path: Path) -> None:
@@ -298,9 +303,9 @@ def test_a_process_that_is_gone_is_found_by_its_start_time(diagnosis: Examine, t
 
     found = diagnosis()
 
-    assert found["process gpu"].health is Health.BROKEN
-    assert found["api"].health is Health.BROKEN
-    assert found["broker"].health is Health.BROKEN
+    assert found["process gpu"].health is Severity.BROKEN
+    assert found["api"].health is Severity.BROKEN
+    assert found["broker"].health is Severity.BROKEN
 
 
 def test_a_process_that_ends_again_and_again_says_how_and_when_it_is_started_again(
@@ -320,7 +325,7 @@ def test_a_disk_without_free_inodes_is_broken(diagnosis: Examine, monkeypatch: p
 
     found = diagnosis()["disk"]
 
-    assert (found.health, "no free inodes" in found.message) == (Health.BROKEN, True)
+    assert (found.health, "no free inodes" in found.message) == (Severity.BROKEN, True)
 
 
 def test_the_exit_code_says_whether_something_is_broken(diagnosis: Examine, tmp_path: Path) -> None:
@@ -351,7 +356,7 @@ def test_measured_runtimes_are_shown_with_their_figures(diagnosis: Examine, tmp_
 
     after = diagnosis()[MINI]
 
-    assert (before.health, before.message.startswith("torch; what is fastest is measured")) == (Health.FINE, True)
+    assert (before.health, before.message.startswith("torch; what is fastest is measured")) == (Severity.FINE, True)
     assert after.message == (
         "torch bfloat16 on some CPU; torch float32 31 texts/s (cosine 1.00000, least 1.00000); "
         "torch bfloat16 80.5 texts/s (cosine 0.99995, least 0.99990); "
@@ -379,10 +384,14 @@ def test_runtime_that_is_not_to_be_measured_is_shown_as_such(
 
 @pytest.mark.parametrize(
     ("megabytes", "health", "told"),
-    [(0, Health.WARNING, "has no maxmemory"), (512, Health.FINE, "answers"), (16, Health.BROKEN, "broker_full: 1")],
+    [
+        (0, Severity.WARNING, "has no maxmemory"),
+        (512, Severity.FINE, "answers"),
+        (16, Severity.BROKEN, "broker_full: 1"),
+    ],
 )
 def test_memory_of_the_broker_is_bounded_and_not_used_up(
-    diagnosis: Examine, tmp_path_factory: pytest.TempPathFactory, megabytes: int, health: Health, told: str
+    diagnosis: Examine, tmp_path_factory: pytest.TempPathFactory, megabytes: int, health: Severity, told: str
 ) -> None:
     with running_broker(tmp_path_factory.mktemp("broker")) as url, redis.Redis.from_url(url) as server:
         for _ in range(10):
@@ -395,7 +404,7 @@ def test_memory_of_the_broker_is_bounded_and_not_used_up(
         ]
 
     for found in both:
-        assert (found.health, told in found.message, bool(found.fix)) == (health, True, health is not Health.FINE)
+        assert (found.health, told in found.message, bool(found.fix)) == (health, True, health is not Severity.FINE)
 
 
 def test_an_embedded_broker_that_is_full_is_said(diagnosis: Examine, tmp_path: Path) -> None:
@@ -404,7 +413,7 @@ def test_an_embedded_broker_that_is_full_is_said(diagnosis: Examine, tmp_path: P
         server.config_set("maxmemory", MB)
         after = diagnosis()["broker"]
 
-    assert (before.health, after.health) == (Health.FINE, Health.BROKEN)
+    assert (before.health, after.health) == (Severity.FINE, Severity.BROKEN)
     assert "broker_full" in after.message
 
 
@@ -414,7 +423,7 @@ def test_an_api_whose_broker_is_full_still_takes_jobs(diagnosis: Examine, monkey
 
     found = diagnosis()["api"]
 
-    assert (found.health, "broker_full" in found.message, bool(found.fix)) == (Health.WARNING, True, True)
+    assert (found.health, "broker_full" in found.message, bool(found.fix)) == (Severity.WARNING, True, True)
 
 
 def test_two_models_of_vllm_need_two_queues(diagnosis: Examine, tmp_path: Path) -> None:
@@ -423,7 +432,7 @@ def test_two_models_of_vllm_need_two_queues(diagnosis: Examine, tmp_path: Path) 
 
     finding = diagnosis(models_file=str(file))["queue gpu.generate"]
 
-    assert (finding.health, "a, b" in finding.message) == (Health.BROKEN, True)
+    assert (finding.health, "a, b" in finding.message) == (Severity.BROKEN, True)
     assert f"a queue of its own in {file}: `queue: gpu.NAME`" in finding.fix
 
 
@@ -453,7 +462,7 @@ def test_a_queue_that_no_worker_serves_is_told_with_what_serves_it(
     findings = diagnosis(models_file=str(file))
 
     assert "queue gpu.a" not in findings
-    assert findings["queue gpu.b"].health is Health.FINE
+    assert findings["queue gpu.b"].health is Severity.FINE
     lacking = findings["queue gpu.c"]
-    assert (lacking.health, lacking.message) == (Health.WARNING, "no worker serves it: c cannot be asked")
+    assert (lacking.health, lacking.message) == (Severity.WARNING, "no worker serves it: c cannot be asked")
     assert "`python -m workers gpu gpu.c`" in lacking.fix
