@@ -32,7 +32,9 @@ def status(options: HostOptions) -> None:
         "api": readiness.look(run["url"]) if run else None,
         "processes": run.get("processes", []),
         "others": [
-            str(other.path) for other in deployments.remembered() if other.is_running and other.path != folder.path
+            str(other.path)
+            for other in deployments.remembered_folders()
+            if other.is_running and other.path != folder.path
         ],
     }
     if options.as_json:
@@ -99,11 +101,11 @@ def console(
         raise CliError(f"{run['url']} serves no console: it does not answer, or the console is not built there")
     link = folder.console_link(run["url"] + path)
     options.show({"url": link}, link)
-    if browser and not _opened(folder, link):
+    if browser and not _open_browser(folder, link):
         raise CliError("no browser could be opened here; the link works in any")
 
 
-def _opened(folder: "DataFolder", link: str) -> bool:
+def _open_browser(folder: "DataFolder", link: str) -> bool:
     """Open a browser through a page in a private file: every user can read the command line of a browser."""
     page = links_folder(folder.path) / "open.html"
     page.unlink(missing_ok=True)

@@ -24,16 +24,14 @@ def remember(folder: DataFolder) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with closing(FileLock(path.with_name("deployments.lock"))) as lock:
             lock.acquire()
-            others = [
-                deployment for deployment in remembered() if deployment.path != folder.path and deployment.path.is_dir()
-            ]
+            others = [other for other in remembered_folders() if other.path != folder.path and other.path.is_dir()]
             paths = [str(deployment.path) for deployment in (folder, *others)][:_REMEMBERED]
             temporary = path.with_name(f"{path.name}.new")
             temporary.write_text(json.dumps(paths, indent=2) + "\n")
             temporary.replace(path)
 
 
-def remembered() -> list[DataFolder]:
+def remembered_folders() -> list[DataFolder]:
     """Return the data folders of the list, the last started first, whether they run or not."""
     try:
         paths = json.loads(_file().read_text())
@@ -48,14 +46,14 @@ def find(here: Path) -> Path:
     It is the first one that runs, else the first one that was ever started, of `here` and the remembered folders.
     """
     default = DataFolder(here)
-    known = [default, *remembered()]
-    chosen = next(_preferred(known), default)
+    known = [default, *remembered_folders()]
+    chosen = next(_by_preference(known), default)
     if default.was_started and chosen.path != default.path:
         _say_chosen(chosen.path, default.path)
     return chosen.path
 
 
-def _preferred(known: list[DataFolder]) -> Iterator[DataFolder]:
+def _by_preference(known: list[DataFolder]) -> Iterator[DataFolder]:
     yield from (deployment for deployment in known if deployment.is_running)
     yield from (deployment for deployment in known if deployment.was_started)
 

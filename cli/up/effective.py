@@ -25,13 +25,13 @@ def effective(**given: Any) -> Settings:
     Raises:
         CliError: a setting is invalid; the message names its variable.
     """
-    config = _stated(**given)
+    config = _read_settings(**given)
     if "data_dir" in config.model_fields_set:
         return config.model_copy(update={"data_dir": config.data_dir.absolute()})
     return config.model_copy(update={"data_dir": deployments.find(config.data_dir)})
 
 
-def _stated(**given: Any) -> Settings:
+def _read_settings(**given: Any) -> Settings:
     """Return the settings of command line and environment, with defaults. Raises CliError as `effective` does."""
     try:
         config = read(**{name: value for name, value in given.items() if value is not None})
@@ -73,7 +73,7 @@ def for_up(
     openai_aliases: bool = False,
 ) -> Settings:
     """Return the settings for `up`: with chosen ports and absolute paths."""
-    config = _stated(
+    config = _read_settings(
         data_dir=data_dir,
         host=host,
         port=port,
@@ -84,12 +84,12 @@ def for_up(
     )
     chosen = config.port or take_free(config.host)
     named = str(Path(config.models_file).expanduser().absolute()) if config.models_file else ""
-    flower = config.flower_port or _beside(chosen, config.flower_host)
+    flower = config.flower_port or _port_after(chosen, config.flower_host)
     paths = {"data_dir": config.data_dir.absolute(), "models_file": named}
     return config.model_copy(update={**paths, "port": chosen, "flower_port": flower})
 
 
-def _beside(port: int, host: str) -> int:
+def _port_after(port: int, host: str) -> int:
     """Return the next port, for Flower, or any free port."""
     following = port + 1
     return following if following < 1 << 16 and is_free(host, following) else take_free(host)

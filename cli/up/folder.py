@@ -88,16 +88,16 @@ class DataFolder:
         while not lock.try_acquire():
             self.refuse_if_running()
             if time.monotonic() > deadline:
-                raise self._taken(self.owner())
+                raise self._already_running(self.owner())
             threading.Event().wait(0.05)
 
     def refuse_if_running(self) -> None:
         """Raise CliError when a `nightmill up` is running on this folder on this host."""
         owner = self.owner()
         if owner and owner.lives:
-            raise self._taken(owner)
+            raise self._already_running(owner)
 
-    def _taken(self, owner: Owner | None) -> CliError:
+    def _already_running(self, owner: Owner | None) -> CliError:
         url = self.read_run().get("url")
         where = f"{url}/v1, " if url else ""
         running = f"a deployment is already running on {self.path} ({where}pid {owner.pid if owner else 'unknown'})"

@@ -181,7 +181,7 @@ class Installation:
                 "adds_models": self.adds_models,
                 "pid": self.guard_pid,
                 "stop_seconds": stop_seconds(self.config.shutdown_seconds),
-                "processes": [service.described() for service in services],
+                "processes": [service.to_json() for service in services],
             }
         )
 

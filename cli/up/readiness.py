@@ -13,7 +13,7 @@ from cli.wording import model_progress
 from jobs.settings import Settings
 
 _INTERVAL = 0.5  # seconds between looks at first
-_LONGEST = 5.0  # and at most, for pools that never come up
+_MAX_PAUSE = 5.0  # and at most, for pools that never come up
 _MOVING = 1.0  # and while an engine loads
 _PATIENCE = 3.0
 _STATUSES: Final = frozenset({"ready", "broker_full", "stuck", "unavailable"})
@@ -23,10 +23,10 @@ def look(url: str) -> dict[str, Any] | None:
     """Return the answer of `/statusz`, ready or not; None when nothing answers."""
     try:
         with urllib.request.urlopen(f"{url}/statusz", timeout=_PATIENCE) as answer:  # noqa: S310 (an http URL of ours)
-            return _parsed(answer.read())
+            return _parse(answer.read())
     except urllib.error.HTTPError as error:
         with error:
-            return _parsed(error.read())
+            return _parse(error.read())
     except (OSError, http.client.HTTPException, ValueError):  # another protocol, or an invalid URL
         return None
 
@@ -45,7 +45,7 @@ def console_path(url: str) -> str:
     request = urllib.request.Request(url, headers={"Accept": "application/json"})  # noqa: S310 (an http URL of ours)
     try:
         with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:  # noqa: S310 (the same)
-            return str(_parsed(answer.read()).get("console", ""))
+            return str(_parse(answer.read()).get("console", ""))
     except (OSError, http.client.HTTPException, ValueError):
         return ""
 
@@ -85,7 +85,7 @@ def tell_when_up(
             text = "; ".join(f"{name} is {model_progress(entry)}" for name, entry in loading.items())
             if loading:
                 (update if loading == phases else say)(text)
-            pause, phases = (_MOVING if loading else min(pause * 1.05, _LONGEST)), loading
+            pause, phases = (_MOVING if loading else min(pause * 1.05, _MAX_PAUSE)), loading
 
     thread = threading.Thread(target=watch, name="readiness", daemon=True)
     thread.start()
@@ -102,7 +102,7 @@ def _loading(answer: Mapping[str, Any], pools: Mapping[str, str]) -> dict[str, A
     return loading
 
 
-def _parsed(body: bytes) -> dict[str, Any]:
+def _parse(body: bytes) -> dict[str, Any]:
     try:
         content = json.loads(body)
     except ValueError:

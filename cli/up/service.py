@@ -19,7 +19,7 @@ from typing import Any
 from jobs.platform import processes
 
 FIRST_DELAY = 0.2  # seconds before a process that ended is started again
-LONGEST_DELAY = 15.0
+MAX_DELAY = 15.0
 SETTLED = 30.0  # seconds of life after which the delay starts from the beginning
 _NOT_STARTED = 127
 _SHIM = Path(__file__).with_name("child.py")
@@ -49,7 +49,7 @@ def next_delay(previous: float, lived: float) -> float:
     """Return the seconds until the next start, from the last delay (0: none yet) and the process's lifetime."""
     if previous == 0 or lived >= SETTLED:
         return FIRST_DELAY
-    return min(previous * 2, LONGEST_DELAY)
+    return min(previous * 2, MAX_DELAY)
 
 
 class Service:
@@ -81,14 +81,14 @@ class Service:
             self.pid = _spawn(self.program)
         except OSError as error:
             self.refused = error.strerror or str(error)
-            self.ended(_NOT_STARTED)
+            self.record_end(_NOT_STARTED)
             return
         process = processes.read(self.pid)
         self.started = process.started if process else 0
         self.restarts += self.code is not None
         self.state = State.RUNNING
 
-    def ended(self, code: int) -> None:
+    def record_end(self, code: int) -> None:
         """Record the exit and, unless the stop was requested, the time of the next start."""
         now = time.monotonic()
         self.pid = self.started = 0
@@ -114,7 +114,7 @@ class Service:
             return f"killed by {signal.Signals(-self.code).name}"
         return f"exit code {self.code}"
 
-    def described(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the service as `run.json` shows it."""
         return {
             "name": self.name,

@@ -47,7 +47,7 @@ class Wakeups:
         self._writing.setblocking(False)
         signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
         for number in (*PASSED_ON, signal.SIGCHLD):
-            signal.signal(number, _noted)
+            signal.signal(number, _ignore_signal)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         return self
 
@@ -75,7 +75,7 @@ class Wakeups:
             self._stopped = now
 
 
-def _noted(_number: int, _frame: FrameType | None) -> None:
+def _ignore_signal(_number: int, _frame: FrameType | None) -> None:
     """Do nothing: Python writes the number of the signal to the socket."""
 
 
@@ -233,17 +233,17 @@ class Supervisor:
                 continue
             self._end_session(pid)
             _, status = os.waitpid(pid, 0)
-            service.ended(os.waitstatus_to_exitcode(status))
+            service.record_end(os.waitstatus_to_exitcode(status))
             self._publish()
             if service.state is State.WAITING and service is not self._plan.release:
                 self._report_end(service)
 
     def _end_session(self, pid: int) -> None:
         """Kill the session of a zombie. Its number cannot be reused while the zombie exists."""
-        if not proc.kill_strays(self._known() - {pid}, ended=pid):
+        if not proc.kill_strays(self._service_pids() - {pid}, ended=pid):
             self._hooks.say(f"some processes of session {pid} cannot be killed; the supervisor ignores them")
 
-    def _known(self) -> set[int]:
+    def _service_pids(self) -> set[int]:
         return {service.pid for service in self._running if service.pid}
 
     def _check_logs_and_strays(self) -> None:
@@ -257,7 +257,7 @@ class Supervisor:
         if self._unpublished:
             self._publish()
         if time.monotonic() - self._swept > _SWEEP:
-            processes.kill(proc.strays(self._known()))
+            processes.kill(proc.strays(self._service_pids()))
             self._swept = time.monotonic()
 
     def _stop(self) -> None:
@@ -292,7 +292,7 @@ class Supervisor:
         for service in self._running:
             service.stop(signal.SIGKILL)
         deadline = time.monotonic() + 5.0
-        while self._known() and time.monotonic() < deadline:
+        while self._service_pids() and time.monotonic() < deadline:
             self._wakeups.wait(0.05)
             self._reap()
         proc.kill_strays(known=())

@@ -125,7 +125,7 @@ def test_folders_that_are_gone_are_forgotten_and_the_list_is_bounded(make: Make,
     (tmp_path / "of-28").rename(tmp_path / "moved")
     deployments.remember(make("of-27"))
 
-    found = [one.path.name for one in deployments.remembered()]
+    found = [one.path.name for one in deployments.remembered_folders()]
     assert found[:3] == ["of-27", "of-29", "of-26"]
     assert len(found) < 30
     assert stat.S_IMODE((tmp_path / "state" / "nightmill").stat().st_mode) == 0o700
@@ -136,7 +136,7 @@ def test_a_list_that_cannot_be_read_remembers_nothing(make: Make, tmp_path: Path
     deployments.remember(make("last"))
     (tmp_path / "state" / "nightmill" / "deployments.json").write_text(text)
 
-    assert deployments.remembered() == []
+    assert deployments.remembered_folders() == []
     assert effective().data_dir == tmp_path / "here" / ".nightmill"
 
 
@@ -145,7 +145,7 @@ def test_a_home_that_cannot_be_written_hinders_nobody(make: Make, monkeypatch: p
 
     deployments.remember(make("last"))
 
-    assert deployments.remembered() == []
+    assert deployments.remembered_folders() == []
 
 
 def test_the_list_is_in_the_home_where_the_variable_is_not_absolute(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.up.service import FIRST_DELAY, LONGEST_DELAY, SETTLED, Program, Service, State, next_delay
+from cli.up.service import FIRST_DELAY, MAX_DELAY, SETTLED, Program, Service, State, next_delay
 
 
 @pytest.fixture
@@ -17,16 +17,16 @@ def test_delays_double_from_a_fifth_of_a_second_up_to_fifteen() -> None:
     delays = list(itertools.accumulate(range(9), lambda delay, _: next_delay(delay, lived=1.0), initial=0.0))[1:]
 
     assert delays[:4] == [0.2, 0.4, 0.8, 1.6]
-    assert delays[-1] == LONGEST_DELAY
+    assert delays[-1] == MAX_DELAY
 
 
 def test_a_process_that_lived_half_a_minute_starts_over_with_the_shortest_delay() -> None:
-    assert next_delay(LONGEST_DELAY, lived=SETTLED) == FIRST_DELAY
-    assert next_delay(LONGEST_DELAY, lived=SETTLED - 1) == LONGEST_DELAY
+    assert next_delay(MAX_DELAY, lived=SETTLED) == FIRST_DELAY
+    assert next_delay(MAX_DELAY, lived=SETTLED - 1) == MAX_DELAY
 
 
 def test_an_end_that_was_not_asked_for_waits_for_the_next_start(service: Service) -> None:
-    service.ended(3)
+    service.record_end(3)
 
     assert service.state is State.WAITING
     assert service.ending == "exit code 3"
@@ -34,7 +34,7 @@ def test_an_end_that_was_not_asked_for_waits_for_the_next_start(service: Service
 
 
 def test_a_service_that_waits_is_stopped_at_once(service: Service) -> None:
-    service.ended(-9)
+    service.record_end(-9)
 
     service.stop()
 
