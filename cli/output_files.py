@@ -16,7 +16,7 @@ _OWN = re.compile(r"/dev/(stdout|stderr)|(?:/dev|/proc/self)/fd/(\d+)", re.ASCII
 _STREAMS = {"stdout": 1, "stderr": 2}
 
 
-def replaced(path: Path) -> bool:
+def is_replaced(path: Path) -> bool:
     """Return whether `whole` replaces `path` by a new file. Devices and pipes are written to directly."""
     location = path.absolute()
     if any(folder in location.parents for folder in _DOORS) and not location.is_relative_to("/dev/shm"):  # noqa: S108
@@ -31,7 +31,7 @@ def require_writable(path: Path) -> None:
         raise CliError(f"{path}: there is no such folder")
     if path.is_dir():
         raise CliError(f"{path} is a folder")
-    if replaced(path) and not os.access(folder, os.W_OK | os.X_OK):
+    if is_replaced(path) and not os.access(folder, os.W_OK | os.X_OK):
         raise CliError(f"{path}: nothing can be written to its folder")
 
 
@@ -41,7 +41,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
 
     Where `path` is a link, its target is replaced.
     """
-    if not replaced(path):
+    if not is_replaced(path):
         with _as_it_is(path) as out:
             yield out
         return

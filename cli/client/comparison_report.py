@@ -68,8 +68,8 @@ def report_page(
         f"<p>{key.format('first')} {escape(first)} · {key.format('second')} {escape(second)}</p>",
         f"<p>{pairing.items} items in both, {len(pairing.pairs)} samples</p>",
         f"<p>{_METHOD}</p>",
-        *_left_out("first", pairing.only_first),
-        *_left_out("second", pairing.only_second),
+        *_unpaired_items("first", pairing.only_first),
+        *_unpaired_items("second", pairing.only_second),
         _table(overall),
         _bars(overall),
         *_histograms(pairing),
@@ -145,7 +145,7 @@ def _histogram(columns: Sequence[Sequence[float]], low: float, high: float) -> s
     return f'<svg width="660" height="144">{"".join(bars)}{ends}</svg>'
 
 
-def _left_out(name: str, items: "LeftOut") -> Iterator[str]:
+def _unpaired_items(name: str, items: "LeftOut") -> Iterator[str]:
     """Yield the items of one run only."""
     if items.count:
         shown = ", ".join(map(escape, items.ids)) + (" …" if items.count > len(items.ids) else "")

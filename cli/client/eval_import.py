@@ -44,7 +44,7 @@ class Origin(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ImportResult:
     """The result of importing a run: its id elsewhere, the run here or None, and a word."""
 
     origin: str
@@ -52,39 +52,39 @@ class Outcome:
     word: str
 
 
-def import_all(server: Server, origin: Origin) -> Iterator[Outcome]:
+def import_all(server: Server, origin: Origin) -> Iterator[ImportResult]:
     """Import every completed run that the server does not have. Raises CliError for what it refuses."""
     for saved in origin.evals():
         eval_id = _text(server.post("/evals/imports", eval_body(saved)), "id")
         present = {run.get("imported_from"): run for run in pages(server, f"/evals/{eval_id}/runs")}
         for run in origin.runs(_text(saved, "id")):
-            yield _imported(server, origin, eval_id, run, present.get(_text(run, "id")))
+            yield _import_run(server, origin, eval_id, run, present.get(_text(run, "id")))
 
 
-def _imported(server: Server, origin: Origin, eval_id: str, run: Object, present: Object | None) -> Outcome:
+def _import_run(server: Server, origin: Origin, eval_id: str, run: Object, present: Object | None) -> ImportResult:
     run_id = _text(run, "id")
     if run.get("status") != "completed":
-        return Outcome(run_id, None, f"left out: its status is {run.get('status')}")
+        return ImportResult(run_id, None, f"left out: its status is {run.get('status')}")
     if present is not None and present["status"] in (*_LIVE, "completed"):
-        return Outcome(run_id, present, "is there already")
+        return ImportResult(run_id, present, "is there already")
     if present is not None:  # an import that failed, or was cancelled
         server.delete(f"/evals/{eval_id}/runs/{_text(present, 'id')}")
-    with _written(origin.items(run)) as path:
+    with _items_file(origin.items(run)) as path:
         if path is None:
-            return Outcome(run_id, None, "left out: it has no output items")
+            return ImportResult(run_id, None, "left out: it has no output items")
         file_id = server.upload(path, "evals")
     made = server.post(f"/evals/{eval_id}/imports", run_body(run, file_id))
-    done = _ended(server, eval_id, _text(made, "id"))
+    done = _await_end(server, eval_id, _text(made, "id"))
     server.delete(f"/files/{file_id}")  # the run has the items
     if done["status"] != "completed":
         server.delete(f"/evals/{eval_id}/runs/{done['id']}")
         why = (done.get("error") or {}).get("message") or done["status"]
         raise CliError(f"{run_id} was not imported: {why}")
-    return Outcome(run_id, done, "imported")
+    return ImportResult(run_id, done, "imported")
 
 
 @contextmanager
-def _written(items: Iterator[Object]) -> Iterator[Path | None]:
+def _items_file(items: Iterator[Object]) -> Iterator[Path | None]:
     """Yield a file with an item on each line; None for no items."""
     with tempfile.TemporaryDirectory(prefix="nightmill-") as folder:
         path, count = Path(folder) / "output_items.jsonl", 0
@@ -95,7 +95,7 @@ def _written(items: Iterator[Object]) -> Iterator[Path | None]:
         yield path if count else None
 
 
-def _ended(server: Server, eval_id: str, run_id: str) -> Object:
+def _await_end(server: Server, eval_id: str, run_id: str) -> Object:
     while (run := server.get(f"/evals/{eval_id}/runs/{run_id}"))["status"] in _LIVE:
         threading.Event().wait(server.timings.follow_look)
     return run
@@ -266,7 +266,7 @@ def _objects(path: Path) -> Iterator[Any]:
             raise CliError(
                 f"{path} has more than {MAX_WHOLE_BYTES} bytes: save an object on each line of a .jsonl file"
             )
-        value = _parsed(path, path.read_bytes(), 0)
+        value = _parse_json(path, path.read_bytes(), 0)
         yield from value if isinstance(value, list) else (value,)
         return
     with path.open("rb") as lines:
@@ -276,10 +276,10 @@ def _objects(path: Path) -> Iterator[Any]:
             if len(raw) > MAX_LINE_BYTES:
                 raise CliError(f"{path}: line {number} has more than {MAX_LINE_BYTES} bytes")
             if raw.strip():
-                yield _parsed(path, raw, number)
+                yield _parse_json(path, raw, number)
 
 
-def _parsed(path: Path, raw: bytes, number: int) -> Any:
+def _parse_json(path: Path, raw: bytes, number: int) -> Any:
     try:
         return json.loads(raw)
     except (ValueError, RecursionError) as error:

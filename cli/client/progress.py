@@ -86,7 +86,7 @@ class Snapshot:
         return self.completed + self.failed
 
     @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         return self.state in TERMINAL
 
     @property
@@ -108,7 +108,7 @@ class Snapshot:
             parts.append(f"{self.items_per_second:.1f} items/s")
         if self.tokens_per_second:
             parts.append(f"{self.tokens_per_second:.0f} tokens/s")
-        if self.eta_seconds is not None and not self.ended:
+        if self.eta_seconds is not None and not self.has_ended:
             parts.append(f"{duration(self.eta_seconds)} left")
         return ", ".join(parts)
 
@@ -161,7 +161,7 @@ def follow(server: Server, job_id: str, check: Callable[[], None] = lambda: None
     """
     pause = threading.Event()
     answered = time.monotonic()
-    with _shown() as show:
+    with _display() as show:
         while True:
             check()
             try:
@@ -172,19 +172,19 @@ def follow(server: Server, job_id: str, check: Callable[[], None] = lambda: None
             else:
                 answered = time.monotonic()
                 show(snapshot)
-                if snapshot.ended:
+                if snapshot.has_ended:
                     return snapshot
             pause.wait(server.timings.follow_look)
 
 
 @contextmanager
-def _shown() -> Iterator[Show]:
+def _display() -> Iterator[Show]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _lines()
+        yield _line_printer()
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -200,7 +200,7 @@ def _shown() -> Iterator[Show]:
         )
 
 
-def _lines(clock: Callable[[], float] = time.monotonic) -> Show:
+def _line_printer(clock: Callable[[], float] = time.monotonic) -> Show:
     """Return what prints a line for each change, counts at most every few seconds, and a sign of life each minute."""
     began = clock()
     printed: tuple[object, ...] = ()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from urllib.parse import quote, urlsplit
 
 from cli.errors import CliError
-from cli.output_files import replaced, whole
+from cli.output_files import is_replaced, whole
 from cli.terminal import say, visible
 from jobs.timings import Timings
 
@@ -57,9 +57,9 @@ def connect(url: str | None, api_key: str | None, data_dir: Path | None) -> "Ser
     url, api_key = named(url, api_key, data_dir)
     config = effective(data_dir=data_dir)
     folder = DataFolder(config.data_dir)
-    run = {} if url and api_key else folder.live_run() or ({} if url else _by_hand(config, folder))
+    run = {} if url and api_key else folder.live_run() or ({} if url else _find_unmanaged(config, folder))
     base = url or run.get("url")
-    key = api_key or (run.get("api_key") if not url or _same(url, str(run.get("url"))) else "")
+    key = api_key or (run.get("api_key") if not url or _is_same_server(url, str(run.get("url"))) else "")
     if not base:
         advice = "start it with `nightmill up`, or name its folder with --data-dir or a server with --url"
         raise CliError(f"nothing runs in {folder.path}; {advice}")
@@ -84,12 +84,12 @@ def named(url: str | None, api_key: str | None, data_dir: Path | None) -> tuple[
     theirs, key = os.environ.get("OPENAI_BASE_URL", ""), os.environ.get("OPENAI_API_KEY", "")
     if not url and not api_key and not data_dir:
         url = theirs
-    if url and not api_key and (_same(url, theirs) or key.startswith(_KEY_PREFIX)):
+    if url and not api_key and (_is_same_server(url, theirs) or key.startswith(_KEY_PREFIX)):
         api_key = key
     return url or None, api_key or None
 
 
-def _same(first: str, second: str) -> bool:
+def _is_same_server(first: str, second: str) -> bool:
     """Return whether two URLs name the same server, so that the key of one may be sent to the other."""
     return _location(first) == _location(second)
 
@@ -104,7 +104,7 @@ def _location(url: str) -> tuple[str, ...]:
         return ("", url)
 
 
-def _by_hand(config: "Settings", folder: "DataFolder") -> _JSON:
+def _find_unmanaged(config: "Settings", folder: "DataFolder") -> _JSON:
     """Return URL and key of a deployment that was not started by `up`, empty where the settings name none.
 
     The key is not sent to a server that only has the default port.
@@ -120,7 +120,7 @@ class ServerUnavailable(CliError):
     """No server answers, or the server cannot answer now."""
 
 
-class ModelLoading(ServerUnavailable):
+class ModelStillLoading(ServerUnavailable):
     """A worker is loading the model."""
 
 
@@ -128,9 +128,9 @@ class Refused(CliError):
     """The server or its model does not accept the request."""
 
 
-def _kind(status: int, code: str | None) -> type[CliError]:
+def _error_type(status: int, code: str | None) -> type[CliError]:
     if code == "model_loading":
-        return ModelLoading
+        return ModelStillLoading
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return ServerUnavailable
     return Refused if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY) else CliError
@@ -155,7 +155,7 @@ def _told(url: str) -> Iterator[None]:
     except openai.APIStatusError as error:
         where = f" ({error.param})" if error.param else ""
         message = error.body.get("message") if isinstance(error.body, dict) else None
-        error_type = _kind(error.status_code, error.code)
+        error_type = _error_type(error.status_code, error.code)
         raise error_type(visible(f"{message or error.message}{where}")) from error
 
 
@@ -241,7 +241,7 @@ class Server:
         return sent.id
 
     def complete(self, body: Mapping[str, Any]) -> _JSON:
-        """Return the whole answer to a chat. Raises ModelLoading without waiting."""
+        """Return the whole answer to a chat. Raises ModelStillLoading without waiting."""
         with _told(self.url):
             options: RequestOptions = {"timeout": ANSWER_TIMEOUT, "max_retries": 0}
             answer = self.sdk.post("/chat/completions", cast_to=object, body=dict(body), options=options)
@@ -251,7 +251,7 @@ class Server:
         """Yield pieces of the answer to a chat as they arrive, each with the finish reason once it is known.
 
         Raises:
-            ModelLoading: without waiting, before the first piece.
+            ModelStillLoading: without waiting, before the first piece.
         """
         from openai import Stream
         from openai.types.chat import ChatCompletionChunk
@@ -276,10 +276,10 @@ class Server:
             _told(self.url),
             self.sdk.files.with_streaming_response.content(file_id, timeout=_UPLOAD_TIMEOUT) as answer,
         ):
-            yield _lines_of(answer.iter_bytes())
+            yield _split_lines(answer.iter_bytes())
 
     @contextmanager
-    def finished(self, job_id: str) -> Iterator[Iterator[bytes]]:
+    def finished_lines(self, job_id: str) -> Iterator[Iterator[bytes]]:
         """Yield the lines that a job has finished so far. The SDK can stream only routes that it knows."""
         import urllib.request
 
@@ -290,9 +290,9 @@ class Server:
         except OSError as error:
             raise ServerUnavailable(f"the server at {self.url} gave no results: {error}") from error
         with answer:
-            yield _lines_of(self._parts(answer))
+            yield _split_lines(self._read_blocks(answer))
 
-    def _parts(self, answer: "HTTPResponse") -> Iterator[bytes]:
+    def _read_blocks(self, answer: "HTTPResponse") -> Iterator[bytes]:
         """Read blocks: `http.client` reports a truncated answer only to `read1`, not when it reads lines."""
         from http.client import HTTPException
 
@@ -319,7 +319,7 @@ class Server:
             try:
                 self._fetch(route, path)
             except ServerUnavailable as error:
-                if time.monotonic() - began > self.timings.download_patience or not replaced(path):
+                if time.monotonic() - began > self.timings.download_patience or not is_replaced(path):
                     raise
                 say(f"{error}; trying again", err=True)
             else:
@@ -334,7 +334,7 @@ class Server:
                 out.writelines(answer.iter_bytes())
 
 
-def _lines_of(parts: Iterator[bytes]) -> Iterator[bytes]:
+def _split_lines(parts: Iterator[bytes]) -> Iterator[bytes]:
     """Split at LF only. httpx would also split at U+2028, which answers may contain."""
     rest = b""
     for part in parts:

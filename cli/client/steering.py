@@ -35,10 +35,10 @@ class SteeredDeployment:
     def workers(self) -> list[_JSON]:
         return self._entries("/workers", steering.live_workers)
 
-    def paused(self) -> list[_JSON]:
+    def pauses(self) -> list[_JSON]:
         return self._entries("/pauses", lambda session: steering.paused(session, self._aliases()))
 
-    def quarantined(self) -> list[_JSON]:
+    def quarantines(self) -> list[_JSON]:
         return self._entries("/quarantines", steering.quarantined)
 
     def pause(self, kind: Kind, name: str) -> _JSON:

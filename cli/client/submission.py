@@ -15,7 +15,7 @@ from jobs.batches.lines import MAX_LINE_BYTES
 
 
 @contextmanager
-def spooled(file: Path) -> Iterator[Path]:
+def spool(file: Path) -> Iterator[Path]:
     """Yield the path of `file`, or for `-` the path of a temporary copy of standard input."""
     if str(file) != "-":
         yield file

@@ -10,8 +10,8 @@ from typing import Any, Final
 from jobs.requests.endpoints import base_of
 
 _PATIENCE: Final = 5.0  # seconds
-_MOST_BYTES: Final = 1 << 20
-_NAMED: Final = 5  # models that an error names
+_MAX_BYTES: Final = 1 << 20
+_MAX_NAMES: Final = 5  # models that an error names
 _REFUSED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.PAYMENT_REQUIRED, HTTPStatus.FORBIDDEN})
 
 
@@ -33,7 +33,7 @@ def fault(url: str, key: str, model: str) -> str:
     request = urllib.request.Request(f"{base_of(url)}/v1/models", headers=headers)  # noqa: S310 (the file checked it)
     try:
         with _opener.open(request, timeout=_PATIENCE) as answer:
-            return _missing(answer.read(_MOST_BYTES), model)
+            return _missing(answer.read(_MAX_BYTES), model)
     except urllib.error.HTTPError as error:
         with error:
             return "refuses the key" if error.code in _REFUSED else ""  # a server may have no list of models
@@ -46,4 +46,4 @@ def _missing(body: bytes, model: str) -> str:
         names = [str(entry["id"]) for entry in json.loads(body)["data"]]
     except (ValueError, LookupError, TypeError, RecursionError):
         return ""
-    return "" if model in names else f"does not list {model}; it lists {', '.join(names[:_NAMED]) or 'nothing'}"
+    return "" if model in names else f"does not list {model}; it lists {', '.join(names[:_MAX_NAMES]) or 'nothing'}"

@@ -51,7 +51,7 @@ def verify(
     from jobs.ledger.audit import verify as verify_chain
     from jobs.security.audit_key import audit_key
 
-    known = [*_parsed(anchor), *_read(anchors)]
+    known = [*_parse_anchor(anchor), *_read_anchors(anchors)]
     key = audit_key(effective(data_dir=options.data_dir))
     with opened(options.data_dir) as db, db.snapshot() as session:
         verdict = verify_chain(session, key=key, anchors=known)
@@ -93,7 +93,7 @@ def sign(options: HostOptions) -> None:
     options.show({"signed": seal}, f"the audit log is signed as it is: {seal} rows")
 
 
-def _read(anchors: Path | None) -> list[tuple[int, str]]:
+def _read_anchors(anchors: Path | None) -> list[tuple[int, str]]:
     from jobs.ledger.anchors import read
 
     if anchors is None:
@@ -104,7 +104,7 @@ def _read(anchors: Path | None) -> list[tuple[int, str]]:
         raise CliError(f"{anchors} is no file of anchors: {error}") from error
 
 
-def _parsed(anchor: str) -> list[tuple[int, str]]:
+def _parse_anchor(anchor: str) -> list[tuple[int, str]]:
     if not anchor:
         return []
     seal, _, digest = anchor.partition(":")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from cli.client.server import ModelLoading, Server
+from cli.client.server import ModelStillLoading, Server
 from cli.errors import CliError
 from cli.options import ServerOptions
 from cli.terminal import say, show_json, text_output
@@ -34,10 +34,10 @@ def chat(
     body |= {name: value for name, value in given.items() if value is not None}
     server = options.server
     if options.as_json:
-        show_json(_when_loaded(server, lambda: server.complete(body)))
+        show_json(_ask_until_loaded(server, lambda: server.complete(body)))
         return
     out, reason = text_output(), None
-    for text, ended in _when_loaded(server, lambda: _begun(server.chat(body))):
+    for text, ended in _ask_until_loaded(server, lambda: _await_first(server.chat(body))):
         out.write(text)
         sys.stdout.flush()
         reason = ended or reason
@@ -46,19 +46,19 @@ def chat(
         raise CliError("the answer was cut off at the token limit; allow more with --max-tokens")
 
 
-def _begun(pieces: Iterator[T]) -> Iterator[T]:
+def _await_first(pieces: Iterator[T]) -> Iterator[T]:
     """Return `pieces` when the first of them has arrived."""
     first = next(pieces, None)
     return pieces if first is None else chain([first], pieces)
 
 
-def _when_loaded(server: Server, ask: Callable[[], T]) -> T:
+def _ask_until_loaded(server: Server, ask: Callable[[], T]) -> T:
     """Return what `ask` returns. While the model loads, print each phase to standard error and ask again."""
     shown = ""
     while True:
         try:
             return ask()
-        except ModelLoading as loading:
+        except ModelStillLoading as loading:
             phase = str(loading).rpartition(",")[0]  # without the seconds
             if phase != shown:
                 shown = phase

@@ -43,7 +43,7 @@ def create(
     ],
 ) -> None:
     """Create an eval from a file, and print its id."""
-    body = _json_of(file)
+    body = _read_json(file)
     made = options.server.post("/evals", body)
     options.show(made, made["id"])
 
@@ -86,7 +86,7 @@ def run(
     if bool(grader) == bool(eval_):
         raise CliError("name the graders with --grader, or an eval that exists with --eval")
     criteria = [definition for text in grader or () for definition in graders_of(text)]
-    bounds = dict(_bound(text) for text in fail_under or ())
+    bounds = dict(_parse_bound(text) for text in fail_under or ())
     server = options.server
     if eval_:
         criteria = server.get(f"/evals/{eval_}")["testing_criteria"]
@@ -97,7 +97,7 @@ def run(
     made = server.post(f"/evals/{eval_id}/runs", body)
     if not options.as_json:
         say(made["id"])
-    done = _watched(server, eval_id, made["id"])
+    done = _await_end(server, eval_id, made["id"])
     _show_end(done, as_json=options.as_json)
     _judge(done, bounds)
 
@@ -105,7 +105,7 @@ def run(
 @app.command()
 def watch(options: ServerOptions, run: Run) -> None:
     """Wait until a run ends, and show its result. Exit code 1 if it failed or was cancelled."""
-    done = _watched(options.server, _eval_of(options.server, run), run)
+    done = _await_end(options.server, _eval_of(options.server, run), run)
     _show_end(done, as_json=options.as_json)
 
 
@@ -217,7 +217,7 @@ def graders_of(text: str) -> list[dict[str, Any]]:
     from jobs.evals.graders import kinds
 
     if text.endswith(".json") and Path(text).is_file():
-        value = _json_of(Path(text))
+        value = _read_json(Path(text))
         return value if isinstance(value, list) else [value]
     name, _, rest = text.partition("=")
     kind, separator, reference = rest.partition(":")
@@ -232,7 +232,7 @@ def graders_of(text: str) -> list[dict[str, Any]]:
     return [{**fields, "name": name, "input": _SAMPLE, "reference": reference}]
 
 
-def _bound(text: str) -> tuple[str, float]:
+def _parse_bound(text: str) -> tuple[str, float]:
     name, _, share = text.rpartition("=")
     return name, _number(share, text)
 
@@ -251,7 +251,7 @@ def _check_bounds(bounds: dict[str, float], criteria: Sequence[dict[str, Any]]) 
             raise CliError(f"--fail-under {name}: no grader has that name; there are {', '.join(names)}")
 
 
-def _json_of(file: Path) -> Any:
+def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text())
     except ValueError as error:
@@ -330,7 +330,7 @@ def _items(server: Server, path: str) -> Iterator[dict[str, Any]]:
         query["after"] = page["last_id"]
 
 
-def _watched(server: Server, eval_id: str, run_id: str) -> dict[str, Any]:
+def _await_end(server: Server, eval_id: str, run_id: str) -> dict[str, Any]:
     """Return a run when it has ended."""
     failures = 0
     while True:

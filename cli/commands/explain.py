@@ -19,7 +19,7 @@ def explain(options: ServerOptions, job: JobId) -> None:
     explained = options.server.get(f"/jobs/{job}/explain")
     snapshot = Snapshot.of(shown)
     lines = [*_standing(snapshot), *(f"  {line}" for line in explained["text"].split("\n") if line)]
-    lines += _left_alone(snapshot, options.data_dir)
+    lines += _describe_quarantine(snapshot, options.data_dir)
     result = {"job": shown, "explanation": [line.strip() for line in lines], "reasons": explained["reasons"]}
     options.show(result, *lines)
 
@@ -31,7 +31,7 @@ def _standing(job: Snapshot) -> Iterator[str]:
         yield f"  it makes {job.pace}"
 
 
-def _left_alone(job: Snapshot, data_dir: Path | None) -> Iterator[str]:
+def _describe_quarantine(job: Snapshot, data_dir: Path | None) -> Iterator[str]:
     """Describe the quarantine of the job's model with its log, which only the database of the deployment has."""
     if job.waiting_for != "waiting for model":
         return

@@ -85,7 +85,7 @@ def submit(
     if not (wait and options.as_json):
         options.show(made, made["id"])
     if wait:
-        _watched(options, made["id"])
+        _watch(options, made["id"])
 
 
 @app.command("list")
@@ -99,7 +99,7 @@ def list_(options: ServerOptions, limit: Limit = 20) -> None:
 @app.command()
 def watch(options: ServerOptions, job: Job) -> None:
     """Print the events of a job until it ends, then its loss. Exit code 1 if it failed or was cancelled."""
-    _watched(options, job)
+    _watch(options, job)
 
 
 @app.command()
@@ -216,7 +216,7 @@ def _examine(options: ServerOptions, body: dict[str, Any], *, wait: bool) -> Non
     raise CliError(f"the files are not valid; errors: {many}")
 
 
-def _watched(options: ServerOptions, job_id: str) -> None:
+def _watch(options: ServerOptions, job_id: str) -> None:
     """Print the events of a job until it ends. Raises CliError when it does not succeed."""
 
     def print_event(event: dict[str, Any]) -> None:

@@ -10,10 +10,10 @@ from cli.wording import name_kind
 def graph(options: ServerOptions, job: JobId) -> None:
     """Draw the jobs that a job waits for and the jobs that wait for it, with the state of each."""
     shown = options.server.get(f"/jobs/{job}/graph")
-    options.show(shown, *drawn(shown))
+    options.show(shown, *draw_graph(shown))
 
 
-def drawn(shown: Mapping[str, Any]) -> Iterator[str]:
+def draw_graph(shown: Mapping[str, Any]) -> Iterator[str]:
     """Return the lines of a drawing of what `GET /v1/jobs/{id}/graph` returns."""
     jobs = {job["id"]: job for job in shown["jobs"]}
     after: dict[str, list[str]] = {job_id: job["after"] for job_id, job in jobs.items()}
@@ -22,7 +22,7 @@ def drawn(shown: Mapping[str, Any]) -> Iterator[str]:
         for predecessor in predecessors:
             before[predecessor].append(job_id)
     root = shown["job_id"]
-    yield _described(jobs[root])
+    yield _describe(jobs[root])
     for title, edges in (("waits for", after), ("is waited for by", before)):
         yield f"  {title}" if edges[root] else f"  {title}: no job"
         yield from _tree(root, jobs, edges)
@@ -37,12 +37,12 @@ def _tree(root: str, jobs: Mapping[str, Any], edges: Mapping[str, Sequence[str]]
     while waiting:
         job_id, depth = waiting.pop()
         again = job_id in seen and bool(edges[job_id])
-        yield f"{'  ' * depth}{_described(jobs[job_id])}{' (see above)' if again else ''}"
+        yield f"{'  ' * depth}{_describe(jobs[job_id])}{' (see above)' if again else ''}"
         if not again:
             waiting += [(next_id, depth + 1) for next_id in reversed(edges[job_id])]
         seen.add(job_id)
 
 
-def _described(job: Mapping[str, Any]) -> str:
+def _describe(job: Mapping[str, Any]) -> str:
     waits = f", {job['waiting_for'].replace('_', ' ')}" if job["waiting_for"] else ""
     return f"{job['id']} ({name_kind(job['kind'])}): {job['state']}{waits}"

@@ -13,7 +13,7 @@ from cli.groups import Group
 from cli.options import ServerOptions, Store
 from cli.terminal import say, show_json, show_table
 
-_MOST = 100
+_MAX_INDEXES = 100
 _LOOK_SECONDS = 1.0
 _COLUMNS = ("index", "status", "model", "dimensions", "chunks")
 _MARKS = ("recall", "ndcg", "mrr")
@@ -31,7 +31,7 @@ AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Switch even
 @app.command("list")
 def list_(options: ServerOptions, store: Store) -> None:
     """List the indexes of a vector store, with the index in use."""
-    entries = options.server.pages(_path(store), {}, _MOST)
+    entries = options.server.pages(_path(store), {}, _MAX_INDEXES)
     options.show_entries(entries, (*_COLUMNS, "files", "missing"), _row)
 
 
@@ -50,7 +50,7 @@ def create(
     given = {
         "embedding_model": model,
         "embedding_dimensions": dimensions,
-        "chunking_strategy": None if chunking is None else _chunking(chunking),
+        "chunking_strategy": None if chunking is None else _parse_chunking(chunking),
     }
     body = {name: value for name, value in given.items() if value is not None}
     made = options.server.post(_path(store), body)
@@ -78,12 +78,12 @@ def compare(
     ] = 10,
 ) -> None:
     """Search the index in use and another one with the same queries, and compare answers and times."""
-    all_queries = [*(queries or ()), *(_read(file) if file else ())]
+    all_queries = [*(queries or ()), *(_read_queries(file) if file else ())]
     if not all_queries:
         raise CliError("there is no query: name some, or a file of them with --file")
     body = {"queries": all_queries, "max_num_results": results}
     report = options.server.post(f"{_path(store)}/{index}/compare", body, timeout=_COMPARE_TIMEOUT)
-    known = {entry["id"]: entry for entry in options.server.pages(_path(store), {}, _MOST)}
+    known = {entry["id"]: entry for entry in options.server.pages(_path(store), {}, _MAX_INDEXES)}
     if options.as_json:
         show_json(report)
     else:
@@ -99,7 +99,7 @@ def switch(options: ServerOptions, store: Store, index: Id, allow_missing: Allow
 @app.command()
 def back(options: ServerOptions, store: Store, allow_missing: AllowMissing = False) -> None:
     """Let searches use the index again that was in use before."""
-    before = _before(options.server.pages(_path(store), {}, _MOST))
+    before = _previous_index(options.server.pages(_path(store), {}, _MAX_INDEXES))
     _switch(options, store, before, allow_missing=allow_missing)
 
 
@@ -109,7 +109,7 @@ def sync(options: ServerOptions, store: Store, index: Id, wait: Wait = False) ->
     synced = options.server.post(f"{_path(store)}/{index}/sync")
     busy = synced["file_counts"]["in_progress"]
     follows = f"; nightmill watch {synced['job_id']} follows it" if busy and synced["job_id"] else ""
-    options.show(synced, f"{synced['id']} {synced['status']}, {_lacks(synced)}{follows}")
+    options.show(synced, f"{synced['id']} {synced['status']}, {_describe_missing(synced)}{follows}")
     if wait:
         _follow(options.server, synced)
 
@@ -124,7 +124,7 @@ def _path(store: str) -> str:
     return f"/vector_stores/{store}/indexes"
 
 
-def _chunking(text: str) -> dict[str, Any]:
+def _parse_chunking(text: str) -> dict[str, Any]:
     """Return the chunking strategy as the API takes it. The server validates it."""
     if not text.lstrip().startswith("{"):
         return {"type": text}
@@ -135,7 +135,7 @@ def _chunking(text: str) -> dict[str, Any]:
     return strategy
 
 
-def _read(path: Path) -> list[Any]:
+def _read_queries(path: Path) -> list[Any]:
     """Read queries, one a line: a JSON object, or plain text. Raises CliError for invalid input."""
     queries = []
     try:
@@ -164,17 +164,17 @@ def _follow(server: Server, index: dict[str, Any]) -> None:
             threading.Event().wait(_LOOK_SECONDS)
         index = server.get(f"{_path(index['vector_store_id'])}/{index['id']}")
     if index["missing"]:
-        raise CliError(f"{index['id']} {_lacks(index)}; `nightmill explain {index['job_id']}` says why")
+        raise CliError(f"{index['id']} {_describe_missing(index)}; `nightmill explain {index['job_id']}` says why")
     say(f"{index['id']} {index['status']}", err=True)
 
 
 def _switch(options: ServerOptions, store: str, index: str, *, allow_missing: bool) -> None:
     switched = options.server.post(f"{_path(store)}/{index}/switch", {"allow_missing": allow_missing})
-    lacks = f", {_lacks(switched)}" if switched["missing"] else ""
+    lacks = f", {_describe_missing(switched)}" if switched["missing"] else ""
     options.show(switched, f"{switched['id']} {switched['status']}{lacks}; nightmill indexes back {store} undoes it")
 
 
-def _before(indexes: list[dict[str, Any]]) -> str:
+def _previous_index(indexes: list[dict[str, Any]]) -> str:
     """Return the id of the index that was replaced last. Raises CliError when there is none or more than one."""
     replaced = sorted((index["replaced_at"], index["id"]) for index in indexes if index["status"] == "previous")
     if not replaced:
@@ -185,13 +185,13 @@ def _before(indexes: list[dict[str, Any]]) -> str:
     return str(last[0])
 
 
-def _lacks(index: dict[str, Any]) -> str:
+def _describe_missing(index: dict[str, Any]) -> str:
     count = index["missing"]
     return f"lacks {count or 'no'} file{'' if count == 1 else 's'}"
 
 
 def _row(index: dict[str, Any]) -> tuple[object, ...]:
-    return *_known(index), _files(index), index["missing"]
+    return *_describe_index(index), _files(index), index["missing"]
 
 
 def _files(index: dict[str, Any]) -> str:
@@ -201,7 +201,7 @@ def _files(index: dict[str, Any]) -> str:
     return ", ".join([str(counts["completed"]), *parts])
 
 
-def _known(index: dict[str, Any]) -> tuple[str, ...]:
+def _describe_index(index: dict[str, Any]) -> tuple[str, ...]:
     chunking = index["chunking_strategy"]
     sizes = chunking.get(chunking["type"], {})
     cut = [str(sizes[name]) for name in ("max_chunk_size_tokens", "chunk_overlap_tokens") if name in sizes]
@@ -217,7 +217,7 @@ def _report(report: dict[str, Any], known: dict[str, dict[str, Any]], store: str
     rows = []
     for side in (summary["active"], summary["candidate"]):
         index = known.get(side["index_id"])
-        cells = _known(index) if index else (side["index_id"], "removed", "-", "-", "-")
+        cells = _describe_index(index) if index else (side["index_id"], "removed", "-", "-", "-")
         rows.append((*cells, *(_figure(side[name]) for name in _MARKS), f"{side['latency_ms']:.1f}"))
     marks = (f"recall@{k}", f"nDCG@{k}", f"MRR@{k}")
     show_table((*_COLUMNS, *marks, "median ms"), rows)
@@ -225,7 +225,7 @@ def _report(report: dict[str, Any], known: dict[str, dict[str, Any]], store: str
     say(f"{alike}; {count} quer{'y' if count == 1 else 'ies'}, {judged} of them judged")
     if report["missing"]:
         candidate = summary["candidate"]["index_id"]
-        say(f"{candidate} {_lacks(report)}; nightmill indexes sync {store} {candidate} brings them in")
+        say(f"{candidate} {_describe_missing(report)}; nightmill indexes sync {store} {candidate} brings them in")
 
 
 def _figure(value: float | None) -> str:

@@ -13,7 +13,7 @@ from cli.client.progress import Snapshot, doubts, fault
 from cli.client.server import Server
 from cli.errors import CliError
 from cli.options import JobId, Limit, ServerOptions
-from cli.output_files import replaced
+from cli.output_files import is_replaced
 from cli.terminal import moment, say, show_json
 from cli.wording import kind_of, name_kind
 from jobs.clock import duration
@@ -146,7 +146,7 @@ def fetch(server: Server, job: Snapshot, answers: Path, errors: Path) -> None:
         if file_id:
             server.download(file_id, path)
             say(f"{what}: {path}", err=True)
-        elif path.is_file() and replaced(path):
+        elif path.is_file() and is_replaced(path):
             path.resolve().unlink()
             say(f"{what}: none; removed what was in {path}", err=True)
 

@@ -53,17 +53,17 @@ def list_(
     if (config.data_dir / "nightmill.db").exists() or config.database_url:
         with opened(options.data_dir) as db, db.read() as session:
             shown = session.scalars(select(Shown).order_by(Shown.id)).all()
-            rows += [_of_endpoint(model) for model in shown if registry.resolve(model.id) is None]
-            _states(session, rows)
+            rows += [_endpoint_row(model) for model in shown if registry.resolve(model.id) is None]
+            _add_states(session, rows)
     if options.as_json:
         show_json(rows)
         return
-    prompts = any(_shown(row) for row in rows)
+    prompts = any(_prompts_cell(row) for row in rows)
     names = ("model", "engine", "source", "queue", "state", "workers", "aliases")
     cells = []
     for row in rows:
         columns = [row[name] for name in ("name", "engine", "source", "queue", "state", "workers")]
-        cells.append((*columns, " ".join(row["aliases"]), *([_shown(row)] if prompts else [])))
+        cells.append((*columns, " ".join(row["aliases"]), *([_prompts_cell(row)] if prompts else [])))
     show_table((*names, *(["prompts: query / passage"] if prompts else [])), cells)
     say(f"file: {registry.file}")
 
@@ -106,7 +106,7 @@ def add(
         raise CliError("--revision names a commit of a --repo")
     if path is None and not repo and not url:
         raise CliError("say where the model comes from: a folder (--path), a repository (--repo) or a server (--url)")
-    source = _given(
+    source = _drop_empty(
         path=str(path.absolute()) if path else "",
         repo=repo,
         revision=revision or (repo and newest(repo)),
@@ -116,12 +116,12 @@ def add(
     )
     file, engine = editable(config.models_file, config.data_dir), engine or ("http" if url else "vllm")
     queue = own_queue(file, name, queue) if engine == "vllm" else queue
-    more = _given(queue=queue, engine_args=_arguments(set_ or []), aliases=alias)
+    more = _drop_empty(queue=queue, engine_args=_parse_arguments(set_ or []), aliases=alias)
     append_model(file, name, {"source": source, "engine": engine, **more})
     added = Registry.read(file.path).models[name]
     faults = _faults(url or (), api_key_env, upstream or name)
     result = {"name": name, "file": str(file.path), "queue": added.queue, "faults": faults}
-    options.show(result, f"{name} added to {file.path}", *_process(config, added))
+    options.show(result, f"{name} added to {file.path}", *_describe_process(config, added))
     for fault in () if options.as_json else faults:
         say(f"warning: {fault}", err=True)
 
@@ -137,7 +137,7 @@ def pull(options: HostOptions, name: Name) -> None:
     if model is None:
         raise CliError(f"there is no model '{name}'; `nightmill models list` shows them")
     if not model.source.repo:
-        raise CliError(f"{model.name} does not come from the hub but from {_source(model.source.model_dump())}")
+        raise CliError(f"{model.name} does not come from the hub but from {_source_text(model.source.model_dump())}")
     path = download(model.source.repo, str(model.source.revision))
     options.show({"name": model.name, "path": path}, path)
 
@@ -177,7 +177,7 @@ def _row(model: "Model") -> dict[str, Any]:
     return {
         "name": model.name,
         "engine": model.engine.value,
-        "source": _source(model.source.model_dump(exclude_none=True)),
+        "source": _source_text(model.source.model_dump(exclude_none=True)),
         "queue": model.queue,
         "external": model.external,
         "aliases": list(model.aliases),
@@ -185,7 +185,7 @@ def _row(model: "Model") -> dict[str, Any]:
     }
 
 
-def _of_endpoint(model: "Shown") -> dict[str, Any]:
+def _endpoint_row(model: "Shown") -> dict[str, Any]:
     """Return the row of a model that the servers of NIGHTMILL_ENGINE_URLS listed."""
     return {
         "name": model.id,
@@ -214,12 +214,12 @@ def _faults(urls: Iterable[str], key_name: str, model: str) -> list[str]:
     return [f"{url} {fault}" for url, fault in faults if fault]
 
 
-def _given(**fields: Any) -> dict[str, Any]:
+def _drop_empty(**fields: Any) -> dict[str, Any]:
     """Return the fields that have a value."""
     return {name: value for name, value in fields.items() if value}
 
 
-def _process(config: "Settings", model: "Model") -> list[str]:
+def _describe_process(config: "Settings", model: "Model") -> list[str]:
     """Say what starts the process of a model's queue, unless a process of the Procfile serves the queue."""
     from cli.up import procfile
     from cli.up.folder import DataFolder
@@ -236,7 +236,7 @@ def _process(config: "Settings", model: "Model") -> list[str]:
     return [f"`nightmill up` starts a process of its own for it, {queue}"]
 
 
-def _states(session: "Session", rows: Iterable[dict[str, Any]]) -> None:
+def _add_states(session: "Session", rows: Iterable[dict[str, Any]]) -> None:
     """Add to each row how many workers serve the model now, and its state."""
     from cli.wording import model_progress
     from jobs.fleet import serving
@@ -262,12 +262,12 @@ def _prompts(model: "Model") -> dict[str, str | None]:
     return {"query_prompt": prompts.query or None, "passage_prompt": prompts.passage or None}
 
 
-def _shown(row: Mapping[str, Any]) -> str:
+def _prompts_cell(row: Mapping[str, Any]) -> str:
     both = (row["query_prompt"], row["passage_prompt"])
     return " / ".join(repr(prompt or "") for prompt in both) if any(both) else ""
 
 
-def _arguments(pairs: list[str]) -> dict[str, Any]:
+def _parse_arguments(pairs: list[str]) -> dict[str, Any]:
     import yaml
 
     from jobs.fleet.models_file import NO_YAML
@@ -284,7 +284,7 @@ def _arguments(pairs: list[str]) -> dict[str, Any]:
     return arguments
 
 
-def _source(source: dict[str, Any]) -> str:
+def _source_text(source: dict[str, Any]) -> str:
     if source.get("repo"):
         return f"{source['repo']}@{source['revision'][:12]}"
     urls = source.get("urls") or ()

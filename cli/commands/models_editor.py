@@ -63,7 +63,7 @@ def append_model(file: Editable, name: str, fields: Mapping[str, Any]) -> None:
     indented = "".join(f"  {line}\n" for line in block.splitlines())
     if head and not models:
         lines = text.splitlines(keepends=True)
-        lines[head.line] = _emptied(lines[head.line], head.column, "")
+        lines[head.line] = _replace_value(lines[head.line], head.column, "")
         text = "".join(lines)
     _replace(file.path, f"{text.rstrip()}\n\n{indented}")
 
@@ -81,20 +81,20 @@ def cut_model(file: Editable, name: str) -> None:
     lines = text.splitlines(keepends=True)
     first, end = span
     depth = len(lines[first]) - len(lines[first].lstrip())
-    while end > first + 1 and _between(lines[end - 1], depth):
+    while end > first + 1 and _is_between_models(lines[end - 1], depth):
         end -= 1  # comments before the next model stay
     if len(models) == 1:
-        lines[head.line] = _emptied(lines[head.line], head.column, " {}")
+        lines[head.line] = _replace_value(lines[head.line], head.column, " {}")
     _replace(file.path, "".join(lines[:first] + lines[end:]))
 
 
-def _between(line: str, depth: int) -> bool:
+def _is_between_models(line: str, depth: int) -> bool:
     """Return whether a line belongs to no model: it is empty, or a comment that is not indented below the names."""
     rest = line.lstrip()
     return not rest or (rest.startswith("#") and len(line) - len(rest) <= depth)
 
 
-def _emptied(line: str, column: int, value: str) -> str:
+def _replace_value(line: str, column: int, value: str) -> str:
     """Return the line of the key `models`, which ends in `column`, with another value."""
     rest = line[column:].removeprefix(":").lstrip(" ").removeprefix("{}").rstrip()
     return f"{line[:column]}:{value}{f'  {rest.lstrip()}' if rest.strip() else ''}\n"

@@ -24,12 +24,12 @@ Name = Annotated[
 
 def pause(options: OperatorOptions, kind: Kind, name: Name) -> None:
     """Start no new work of a queue, model, project or worker. Running work goes on, and jobs are still accepted."""
-    _set(options, kind, name, on=True)
+    _set_pause(options, kind, name, on=True)
 
 
 def resume(options: OperatorOptions, kind: Kind, name: Name) -> None:
     """Start work again that was paused or drained. This also starts a model again whose engine died too often."""
-    _set(options, kind, name, on=False)
+    _set_pause(options, kind, name, on=False)
 
 
 def drain(
@@ -45,7 +45,7 @@ def drain(
     from jobs.fleet.workers import Acknowledgement
 
     acknowledgement = Acknowledgement()
-    _set(options, kind, name, on=True)
+    _set_pause(options, kind, name, on=True)
     ends = time.monotonic() + timeout
     while True:
         remaining = options.deployment.remaining(kind, name)
@@ -53,12 +53,12 @@ def drain(
         if not (unacknowledged or remaining["running"] or remaining["other_work"]):
             break
         if time.monotonic() > ends:
-            raise CliError(f"{kind} {name}: {_left(remaining, unacknowledged)}; it stays paused")
+            raise CliError(f"{kind} {name}: {_describe_remaining(remaining, unacknowledged)}; it stays paused")
         threading.Event().wait(_LOOK)
     options.show({"kind": kind, "name": name, "running": 0}, f"{kind} {name}: nothing runs any more")
 
 
-def _left(remaining: dict[str, Any], unacknowledged: list[str]) -> str:
+def _describe_remaining(remaining: dict[str, Any], unacknowledged: list[str]) -> str:
     claims, other_work = remaining["running"], remaining["other_work"]
     text = f"{claims} claims still run, and {other_work} clients, deliveries or removals"
     return f"{text}; not heard from since: {', '.join(unacknowledged)}" if unacknowledged else text
@@ -67,7 +67,7 @@ def _left(remaining: dict[str, Any], unacknowledged: list[str]) -> str:
 def workers(options: OperatorOptions) -> None:
     """Show the live workers, everything that is paused, and the models whose engines died too often."""
     deployment = options.deployment
-    rows, held, quarantined = deployment.workers(), deployment.paused(), deployment.quarantined()
+    rows, held, quarantined = deployment.workers(), deployment.pauses(), deployment.quarantines()
     if options.as_json:
         show_json({"workers": rows, "paused": held, "quarantined": quarantined})
         return
@@ -96,7 +96,7 @@ def _table(rows: list[dict[str, Any]]) -> None:
     show_table(("worker", "queues", "models", "state", "running", "other work", "host", "pid"), cells)
 
 
-def _set(options: OperatorOptions, kind: Kind, name: str, *, on: bool) -> None:
+def _set_pause(options: OperatorOptions, kind: Kind, name: str, *, on: bool) -> None:
     """Pause or resume, and print the result."""
     deployment = options.deployment
     change = deployment.pause(kind, name) if on else deployment.resume(kind, name)

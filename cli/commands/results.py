@@ -63,11 +63,11 @@ def results(
         chosen = {name: value for name, value in given.items() if value}
         chosen |= {f"column[{name}]": text for name, text in columns.items()}
         if not (join or table or chosen) and format_ == "jsonl":
-            _raw(server, snapshot, output)
+            _write_raw(server, snapshot, output)
             return
-        if not snapshot.ended:
+        if not snapshot.has_ended:
             raise CliError(f"{job} is {snapshot.state}; its results can be joined when it has ended")
-        with _joined(server, job, chosen) as rows:
+        with _joined_rows(server, job, chosen) as rows:
             kinds = exports.VECTOR_KINDS if shown["endpoint"] == EMBEDDINGS else exports.KINDS
             count = write(*(tabulate(rows) if table else (kinds, rows)), format_, output)
     say(f"{count} results{f': {output}' if output else ''}", err=True)
@@ -89,12 +89,12 @@ def _require_files(job: Snapshot) -> None:
         raise CliError("\n".join([f"{job.id} failed and has no results", *map(fault, job.errors)]))
 
 
-def _raw(server: Server, job: Snapshot, output: Path | None) -> None:
+def _write_raw(server: Server, job: Snapshot, output: Path | None) -> None:
     """Write OpenAI's output and error lines."""
     with ExitStack() as stack:
         out = stack.enter_context(whole(output)) if output else byte_output()
-        if not job.ended:
-            out.writelines(line + b"\n" for line in stack.enter_context(server.finished(job.id)))
+        if not job.has_ended:
+            out.writelines(line + b"\n" for line in stack.enter_context(server.finished_lines(job.id)))
             return
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for file_id in filter(None, (job.output_file_id, job.error_file_id)):
@@ -104,7 +104,7 @@ def _raw(server: Server, job: Snapshot, output: Path | None) -> None:
 
 
 @contextmanager
-def _joined(server: Server, job_id: str, chosen: Mapping[str, str]) -> Iterator[Iterator[Row]]:
+def _joined_rows(server: Server, job_id: str, chosen: Mapping[str, str]) -> Iterator[Iterator[Row]]:
     """Yield the joined rows of an ended job, which the server has selected, from a copy."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "joined.jsonl"
@@ -139,14 +139,14 @@ def write_parquet(rows: Iterable[Row], path: Path | None, kinds: Mapping[str, Ki
         raise CliError("name the Parquet file with --output")
     count = 0
 
-    def counted() -> Iterator[Row]:
+    def tally() -> Iterator[Row]:
         nonlocal count
         for row in rows:
             count += 1
             yield row
 
     with whole(path) as out:
-        out.writelines(exports.parquet_pieces(counted(), kinds))
+        out.writelines(exports.parquet_pieces(tally(), kinds))
     return count
 
 

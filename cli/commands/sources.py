@@ -68,16 +68,16 @@ def _location(locations: list[str]) -> dict[str, Any]:
 
 def _row(source: dict[str, Any]) -> tuple[object, ...]:
     error = source["last_error"]["message"] if source["last_error"] else "-"
-    return source["id"], _from(source), source["status"], _counted(source), _next(source), error
+    return source["id"], _origin(source), source["status"], _describe_counts(source), _next_sync(source), error
 
 
-def _from(source: dict[str, Any]) -> str:
+def _origin(source: dict[str, Any]) -> str:
     urls = source["urls"] or []
     more = f" and {len(urls) - 1} more" if len(urls) > 1 else ""
     return f"{urls[0]}{more}" if urls else str(source["path"] or source["prefix"])
 
 
-def _counted(source: dict[str, Any]) -> str:
+def _describe_counts(source: dict[str, Any]) -> str:
     counts = source["counts"]
     if counts is None:
         return "-"
@@ -85,7 +85,7 @@ def _counted(source: dict[str, Any]) -> str:
     return ", ".join([str(counts["seen"]), *parts])
 
 
-def _next(source: dict[str, Any]) -> str:
+def _next_sync(source: dict[str, Any]) -> str:
     if source["next_run_at"] is None or source["paused"]:
         return "paused" if source["paused"] else "-"
     return moment(source["next_run_at"])

@@ -83,7 +83,7 @@ def submit(
 
     With --prompt FILE is a table: each row becomes a request, and the answers become columns beside those of the row.
     """
-    from cli.client.submission import guess_endpoint, output_paths, parse_pairs, parse_time, spooled
+    from cli.client.submission import guess_endpoint, output_paths, parse_pairs, parse_time, spool
     from cli.client.tables import Template, parse_schema
     from cli.output_files import require_writable
 
@@ -98,7 +98,7 @@ def submit(
         require_writable(answers)
     begin: dict[str, Any] = {"not_before": parse_time(at)} if at else {}
     begin |= {"after": after} if after else {}
-    with spooled(file) as given, _requests_of(given, template) as source:
+    with spool(file) as given, _requests_of(given, template) as source:
         server = options.server
         request: dict[str, Any] = {
             "endpoint": endpoint or guess_endpoint(source),

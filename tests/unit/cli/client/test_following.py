@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from cli.client.progress import Snapshot, _lines, doubts, fault, follow
+from cli.client.progress import Snapshot, _line_printer, doubts, fault, follow
 from cli.client.server import Server, ServerUnavailable
 from jobs.clock import duration
 from jobs.timings import Timings
@@ -48,7 +48,7 @@ def test_each_state_is_told_once_until_the_job_ends(capsys: pytest.CaptureFixtur
 
     last = follow(_server(waiting, waiting, _job(), _job(), _job("succeeded")), "batch_1")
 
-    assert last.ended
+    assert last.has_ended
     assert capsys.readouterr().err.splitlines() == [
         "batch_1 queued, waiting for model: 4 of 10",
         "batch_1 running: 4 of 10",
@@ -97,7 +97,7 @@ def test_the_pace_is_told_as_far_as_it_is_known() -> None:
 
 def test_what_workers_have_is_told_while_a_line_is_written(capsys: pytest.CaptureFixture[str]) -> None:
     at = 100.0
-    show = _lines(lambda: at)
+    show = _line_printer(lambda: at)
     still = {"total": 3, "completed": 0, "failed": 0, "running": 3}
     usage = {"input_tokens": 5, "output_tokens": 0}
     one = {"total": 3, "completed": 1, "failed": 0, "running": 2}

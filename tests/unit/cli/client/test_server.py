@@ -10,7 +10,7 @@ import pytest
 
 from cli.client.progress import Snapshot
 from cli.client.server import Server, ServerUnavailable
-from cli.commands.results import _raw
+from cli.commands.results import _write_raw
 from cli.errors import CliError
 from cli.output_files import require_writable, whole
 from jobs.timings import Timings
@@ -72,9 +72,9 @@ def test_a_download_is_given_up_when_its_server_stays_away(tmp_path: Path) -> No
 
 def test_the_lines_of_a_live_job_end_with_its_answer_or_are_told_to_be_cut(tmp_path: Path) -> None:
     with answering(CHUNKS, CUT_CHUNKS) as server:
-        _raw(server, job("running"), tmp_path / "out")
+        _write_raw(server, job("running"), tmp_path / "out")
         with pytest.raises(ServerUnavailable, match="broke off"):
-            _raw(server, job("running"), tmp_path / "out")
+            _write_raw(server, job("running"), tmp_path / "out")
 
     assert (tmp_path / "out").read_bytes() == b'{"a": 1}\n{"b": 2}\n'
 
@@ -92,7 +92,7 @@ def test_results_that_are_gone_leave_what_stood_in_the_file(tmp_path: Path) -> N
     (tmp_path / "out").write_bytes(b"before")
 
     with answering(GONE) as server, pytest.raises(CliError, match="No file"):
-        _raw(server, job("succeeded"), tmp_path / "out")
+        _write_raw(server, job("succeeded"), tmp_path / "out")
 
     assert (tmp_path / "out").read_bytes() == b"before"
 

@@ -7,7 +7,7 @@ import pytest
 from fastapi import FastAPI
 from typer.testing import CliRunner
 
-from cli.commands.graph import drawn
+from cli.commands.graph import draw_graph
 from cli.main import app as command
 from tests.support import runs
 from tests.support.web import make_key, running_app, serve
@@ -26,7 +26,7 @@ def test_each_job_is_drawn_under_the_one_that_it_leads_to() -> None:
         job("e", "c", "d", waiting_for="waiting_for_job"),
     ]
 
-    lines = list(drawn({"job_id": "c", "jobs": jobs, "truncated": False}))
+    lines = list(draw_graph({"job_id": "c", "jobs": jobs, "truncated": False}))
 
     assert lines == [
         "c (batch): queued, waiting for job",
@@ -44,7 +44,7 @@ def test_each_job_is_drawn_under_the_one_that_it_leads_to() -> None:
 def test_what_is_drawn_once_is_not_drawn_again() -> None:
     jobs = [job("a"), job("b", "a"), job("c", "b"), job("d", "b", "c"), job("e", "c", "d")]
 
-    lines = list(drawn({"job_id": "e", "jobs": jobs, "truncated": True}))
+    lines = list(draw_graph({"job_id": "e", "jobs": jobs, "truncated": True}))
 
     assert lines == [
         "e (batch): queued",
@@ -63,7 +63,7 @@ def test_what_is_drawn_once_is_not_drawn_again() -> None:
 def test_a_long_chain_is_drawn() -> None:
     jobs = [job("0"), *(job(str(n), str(n - 1)) for n in range(1, 3000))]
 
-    assert len(list(drawn({"job_id": "2999", "jobs": jobs, "truncated": False}))) == 3002
+    assert len(list(draw_graph({"job_id": "2999", "jobs": jobs, "truncated": False}))) == 3002
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 from typer.testing import CliRunner
 
 from cli.client.progress import Snapshot
-from cli.commands.explain import _left_alone
+from cli.commands.explain import _describe_quarantine
 from cli.errors import CliError
 from cli.main import app
 from jobs.db.engine import Database
@@ -264,7 +264,7 @@ def test_explain_says_of_a_job_that_waits_for_its_model_why_that_is_quarantined(
         ledgers.quarantined(session, PACKAGED)
 
     said = {
-        (model, waits): [*_left_alone(Snapshot.of(_job(model, waits, ours)), None)]
+        (model, waits): [*_describe_quarantine(Snapshot.of(_job(model, waits, ours)), None)]
         for model in (PACKAGED, "gpt-4o-mini", "another")
         for waits in ("waiting_for_model", "waiting_for_pause")
     }
@@ -275,7 +275,7 @@ def test_explain_says_of_a_job_that_waits_for_its_model_why_that_is_quarantined(
     lines = said["gpt-4o-mini", "waiting_for_model"]
     assert "its engine died 2 times, last of: it did not come up" in lines[0]
     assert lines[-1].endswith(f"`nightmill resume model {PACKAGED}`")
-    assert not [*_left_alone(Snapshot.of(_job(PACKAGED, "waiting_for_model", "batch_of_elsewhere")), None)]
+    assert not [*_describe_quarantine(Snapshot.of(_job(PACKAGED, "waiting_for_model", "batch_of_elsewhere")), None)]
 
 
 def _job(model: str, waits: str, job_id: str) -> dict[str, Any]:
