@@ -21,9 +21,8 @@ def list_(
     limit: Limit = 20,
 ) -> None:
     """List the audit log of your project, the newest rows first."""
-    entries = options.server.pages("/audit_logs", {"target": target} if target else {}, limit)
     head = ("target", "type", "time", "actor", "from", "to")
-    options.show_entries(entries, head, _row)
+    options.show_entries(options.server.pages("/audit_logs", {"target": target} if target else {}, limit), head, _row)
 
 
 def _row(row: dict[str, Any]) -> tuple[object, ...]:

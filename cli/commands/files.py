@@ -34,9 +34,8 @@ def list_(
     limit: Limit = 20,
 ) -> None:
     """List the files of your project, the newest first."""
-    entries = options.server.pages("/files", {"purpose": purpose} if purpose else {}, limit)
     head = ("file", "name", "purpose", "bytes", "created", "expires")
-    options.show_entries(entries, head, _row)
+    options.show_entries(options.server.pages("/files", {"purpose": purpose} if purpose else {}, limit), head, _row)
 
 
 @app.command()

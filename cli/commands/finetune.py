@@ -91,9 +91,8 @@ def submit(
 @app.command("list")
 def list_(options: ServerOptions, limit: Limit = 20) -> None:
     """List the fine-tuning jobs of your project, the newest first."""
-    entries = options.server.pages("/fine_tuning/jobs", {}, limit)
     head = ("job", "status", "base", "model", "created")
-    options.show_entries(entries, head, _job_row)
+    options.show_entries(options.server.pages("/fine_tuning/jobs", {}, limit), head, _job_row)
 
 
 @app.command()
@@ -136,9 +135,8 @@ def resume(options: ServerOptions, job: Job) -> None:
 @app.command()
 def checkpoints(options: ServerOptions, job: Job, limit: Limit = 20) -> None:
     """List the checkpoints of a job, the newest first."""
-    entries = options.server.pages(f"/fine_tuning/jobs/{job}/checkpoints", {}, limit)
     head = ("checkpoint", "step", "train loss", "validation loss", "created")
-    options.show_entries(entries, head, _checkpoint_row)
+    options.show_entries(options.server.pages(f"/fine_tuning/jobs/{job}/checkpoints", {}, limit), head, _checkpoint_row)
 
 
 @app.command()

@@ -35,9 +35,8 @@ def jobs(
 
     query = {name: value for name, value in (("kind", kind_of(kind)), ("state", state)) if value}
     query |= {f"metadata[{name}]": value for name, value in parse_pairs(metadata or []).items()}
-    entries = options.server.pages("/jobs", query, limit)
     head = ("job", "kind", "model", "state", "done", "failed", "tokens", "created", "duration")
-    options.show_entries(entries, head, _row)
+    options.show_entries(options.server.pages("/jobs", query, limit), head, _row)
 
 
 def _row(shown: dict[str, Any]) -> tuple[object, ...]:

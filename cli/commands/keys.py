@@ -81,9 +81,8 @@ def _create_here(
 def list_(options: ServerOptions, own: OwnProject = False, limit: Limit = 100) -> None:
     """List the id, project and dates of every key. The keys themselves are not stored."""
     if own:
-        entries = options.server.pages("/api_keys", {}, limit)
         head = ("id", "key", "manages keys", "created by", "created", "revoked")
-        options.show_entries(entries, head, _own_row)
+        options.show_entries(options.server.pages("/api_keys", {}, limit), head, _own_row)
         return
     from cli.up.effective import opened
     from jobs.security.keys import list_keys

@@ -15,9 +15,8 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="The schedule's id, as `ni
 @app.command("list")
 def list_(options: ServerOptions, limit: Limit = 100) -> None:
     """List the schedules of your project, the newest first, with the time at which each runs next."""
-    entries = options.server.pages("/schedules", {}, limit)
     head = ("schedule", "when", "status", "next", "last batch", "input")
-    options.show_entries(entries, head, _row)
+    options.show_entries(options.server.pages("/schedules", {}, limit), head, _row)
 
 
 @app.command()

@@ -16,9 +16,8 @@ Zone = Annotated[str | None, typer.Option(help="The time zone of --every, such a
 @app.command("list")
 def list_(options: ServerOptions, store: Store, limit: Limit = 100) -> None:
     """List the sources of a vector store, the newest first, with the result of their last sync."""
-    entries = options.server.pages(_path(store), {}, limit)
     head = ("source", "from", "status", "documents", "next", "last error")
-    options.show_entries(entries, head, _row)
+    options.show_entries(options.server.pages(_path(store), {}, limit), head, _row)
 
 
 @app.command()

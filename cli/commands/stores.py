@@ -31,9 +31,8 @@ def create(
 @app.command("list")
 def list_(options: ServerOptions, limit: Limit = 20) -> None:
     """List the vector stores of your project, the newest first."""
-    entries = options.server.pages("/vector_stores", {}, limit)
     head = ("store", "name", "status", "files", "failed", "bytes", "model", "created")
-    options.show_entries(entries, head, _store_row)
+    options.show_entries(options.server.pages("/vector_stores", {}, limit), head, _store_row)
 
 
 @app.command()

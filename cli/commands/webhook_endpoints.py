@@ -33,9 +33,8 @@ def create(
 
 def list_(options: ServerOptions, limit: Limit = 20) -> None:
     """List the webhook endpoints of your project, the newest first."""
-    entries = options.server.pages("/webhook_endpoints", {}, limit)
     head = ("endpoint", "name", "url", "events", "created", "disabled")
-    options.show_entries(entries, head, _row)
+    options.show_entries(options.server.pages("/webhook_endpoints", {}, limit), head, _row)
 
 
 def send_test(options: ServerOptions, endpoint: Id, event_type: Event = "batch.completed") -> None:
