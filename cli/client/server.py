@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
 from http import HTTPStatus
@@ -240,6 +240,10 @@ class Server:
             sent = self.sdk.files.create(file=handle, purpose=purpose, extra_headers=key, timeout=_UPLOAD_TIMEOUT)
         return sent.id
 
+    def file_id(self, name: str, purpose: "FilePurpose") -> str:
+        """Return the id of an uploaded file. Upload the file when `name` is a path."""
+        return name if _is_file_id(name) else self.upload(Path(name), purpose)
+
     def complete(self, body: Mapping[str, Any]) -> _JSON:
         """Return the whole answer to a chat. Raises ModelStillLoading without waiting."""
         with _told(self.url):
@@ -332,6 +336,17 @@ class Server:
             answer = cast("APIResponse[object]", self.sdk.get(route, cast_to=object, options=options))
             with closing(answer):
                 out.writelines(answer.iter_bytes())
+
+
+def require_files(names: Iterable[str], outcome: str) -> None:
+    """Raise CliError, with the outcome, for a name that is neither a path here nor the id of an uploaded file."""
+    for name in names:
+        if not (_is_file_id(name) or Path(name).is_file()):
+            raise CliError(f"{name} is neither a file here nor the id of an uploaded file; {outcome}")
+
+
+def _is_file_id(name: str) -> bool:
+    return name.startswith("file-") and not Path(name).exists()
 
 
 def _split_lines(parts: Iterator[bytes]) -> Iterator[bytes]:

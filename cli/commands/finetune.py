@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from cli.client.server import Server, ServerUnavailable
+from cli.client.server import Server, ServerUnavailable, require_files
 from cli.errors import CliError
 from cli.groups import Group
 from cli.options import After, Limit, ServerOptions
@@ -65,7 +65,7 @@ def submit(
 
     if validation and holdout:
         raise CliError("--holdout means nothing with --validation: leave one of them out")
-    _check_files(file, validation, general)
+    require_files(filter(None, (file, validation, general)), "nothing was created")
     chosen = {"n_epochs": epochs, "batch_size": batch_size, "learning_rate_multiplier": multiplier}
     given = {name: value for name, value in chosen.items() if value}
     body: dict[str, Any] = {"model": model, "peft": peft}
@@ -74,9 +74,9 @@ def submit(
     body |= {"seed": seed} if seed >= 0 else {}
     body |= {"early_stopping": {"max_seconds": max_seconds}} if max_seconds else {}
     server = options.server
-    body["training_file"] = _file_id(server, file)
+    body["training_file"] = server.file_id(file, "fine-tune")
     more_files = {"validation_file": validation, "general_file": general}
-    body |= {field: _file_id(server, name) for field, name in more_files.items() if name}
+    body |= {field: server.file_id(name, "fine-tune") for field, name in more_files.items() if name}
     if dry_run:
         _examine(options, body, wait=wait)
         return
@@ -172,20 +172,6 @@ def export(
     kind = "model" if merge or listed["method"] == "full" else "adapter"
     made = {"model": name, "base": listed["base"], "kind": kind, "path": str(output)}
     options.show(made, f"{output}: {kind} of {name}")
-
-
-def _check_files(*names: str) -> None:
-    for name in names:
-        if name and not (_is_id(name) or Path(name).is_file()):
-            raise CliError(f"{name} is neither a file here nor the id of an uploaded file; nothing was created")
-
-
-def _is_id(name: str) -> bool:
-    return name.startswith("file-") and not Path(name).is_file()
-
-
-def _file_id(server: Server, name: str) -> str:
-    return name if _is_id(name) else server.upload(Path(name), "fine-tune")
 
 
 def _examine(options: ServerOptions, body: dict[str, Any], *, wait: bool) -> None:

@@ -1,11 +1,10 @@
 """`nightmill stores`: vector stores, their files, and searches."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cli.client.server import Server
+from cli.client.server import require_files
 from cli.commands.jobs import watched
 from cli.errors import CliError
 from cli.groups import Group
@@ -43,11 +42,9 @@ def add(
     wait: Annotated[bool, typer.Option(help="Wait until the files can be searched.")] = True,
 ) -> None:
     """Add files to a vector store. Exit code 1 if a file could not be read."""
-    for file in files:
-        if not (_is_id(file) or Path(file).is_file()):
-            raise CliError(f"{file} is neither a file here nor the id of an uploaded file; nothing was added")
+    require_files(files, "nothing was added")
     server = options.server
-    ids = [_file_id(server, file) for file in files]
+    ids = [server.file_id(file, "assistants") for file in files]
     made = server.post(f"/vector_stores/{store}/file_batches", {"file_ids": ids})
     if not (wait and options.as_json):
         options.show(made, made["id"])
@@ -92,15 +89,6 @@ def remove(
 def delete(options: ServerOptions, store: Store) -> None:
     """Delete a vector store. Its files stay."""
     options.show(options.server.delete(f"/vector_stores/{store}"), f"{store} deleted")
-
-
-def _file_id(server: Server, file: str) -> str:
-    """Return the id of an uploaded file. Upload the file when `file` is a path."""
-    return file if _is_id(file) else server.upload(Path(file), "assistants")
-
-
-def _is_id(file: str) -> bool:
-    return file.startswith("file-") and not Path(file).exists()
 
 
 def _store_row(store: dict[str, Any]) -> tuple[object, ...]:
