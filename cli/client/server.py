@@ -137,7 +137,7 @@ def _error_type(status: int, code: str | None) -> type[CliError]:
 
 
 @contextmanager
-def _told(url: str) -> Iterator[None]:
+def _translate_errors(url: str) -> Iterator[None]:
     """Translate the errors of the SDK into errors of one line."""
     import httpx2
     import openai
@@ -186,7 +186,7 @@ class Server:
         self.sdk.close()
 
     def get(self, path: str, query: Mapping[str, Any] | None = None) -> _JSON:
-        with _told(self.url):
+        with _translate_errors(self.url):
             answer = self.sdk.get(path, cast_to=object, options={"params": dict(query or {})})
         return self._object(answer)
 
@@ -203,7 +203,7 @@ class Server:
 
         options: RequestOptions = {"params": {"after": after}, "headers": {"Accept": "text/event-stream"}}
         with (
-            _told(self.url),
+            _translate_errors(self.url),
             self.sdk.get("/events", cast_to=object, options=options, stream=True, stream_cls=Stream[object]) as stream,
         ):
             yield map(self._object, stream)
@@ -223,20 +223,20 @@ class Server:
 
     def post(self, path: str, body: Mapping[str, Any] | None = None, timeout: float = _TIMEOUT) -> _JSON:
         """Post a JSON object. An idempotency key makes it safe for the SDK to repeat the request."""
-        with _told(self.url):
+        with _translate_errors(self.url):
             options: RequestOptions = {"headers": {"Idempotency-Key": str(uuid.uuid4())}, "timeout": timeout}
             answer = self.sdk.post(path, cast_to=object, body=dict(body or {}), options=options)
         return self._object(answer)
 
     def delete(self, path: str) -> _JSON:
-        with _told(self.url):
+        with _translate_errors(self.url):
             answer = self.sdk.delete(path, cast_to=object)
         return self._object(answer)
 
     def upload(self, path: Path, purpose: "FilePurpose" = "batch") -> str:
         """Upload a file; return its id."""
         key = {"Idempotency-Key": str(uuid.uuid4())}
-        with _told(self.url), path.open("rb") as handle:
+        with _translate_errors(self.url), path.open("rb") as handle:
             sent = self.sdk.files.create(file=handle, purpose=purpose, extra_headers=key, timeout=_UPLOAD_TIMEOUT)
         return sent.id
 
@@ -246,7 +246,7 @@ class Server:
 
     def complete(self, body: Mapping[str, Any]) -> _JSON:
         """Return the whole answer to a chat. Raises ModelStillLoading without waiting."""
-        with _told(self.url):
+        with _translate_errors(self.url):
             options: RequestOptions = {"timeout": ANSWER_TIMEOUT, "max_retries": 0}
             answer = self.sdk.post("/chat/completions", cast_to=object, body=dict(body), options=options)
         return self._object(answer)
@@ -260,7 +260,7 @@ class Server:
         from openai import Stream
         from openai.types.chat import ChatCompletionChunk
 
-        with _told(self.url):
+        with _translate_errors(self.url):
             chunks = self.sdk.post(
                 "/chat/completions",
                 cast_to=ChatCompletionChunk,
@@ -277,7 +277,7 @@ class Server:
     def content(self, file_id: str) -> Iterator[Iterator[bytes]]:
         """Yield the lines of a file as they arrive."""
         with (
-            _told(self.url),
+            _translate_errors(self.url),
             self.sdk.files.with_streaming_response.content(file_id, timeout=_UPLOAD_TIMEOUT) as answer,
         ):
             yield _split_lines(answer.iter_bytes())
@@ -332,7 +332,7 @@ class Server:
 
     def _fetch(self, route: str, path: Path) -> None:
         options: RequestOptions = {"headers": {_RAW: "stream"}, "timeout": _UPLOAD_TIMEOUT}
-        with whole(path) as out, _told(self.url):
+        with whole(path) as out, _translate_errors(self.url):
             answer = cast("APIResponse[object]", self.sdk.get(route, cast_to=object, options=options))
             with closing(answer):
                 out.writelines(answer.iter_bytes())

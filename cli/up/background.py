@@ -26,7 +26,7 @@ _INTERRUPTED: Final = 130
 _SHOWN: Final = 30  # lines of a failed start's errors
 
 
-def detached(folder: DataFolder, api: str, run: Callable[[], int], timings: Timings = Timings()) -> int:
+def run_detached(folder: DataFolder, api: str, run: Callable[[], int], timings: Timings = Timings()) -> int:
     """Call `run` in a process in the background; return 0 here when `api` takes requests.
 
     Return 130 after Ctrl-C, which leaves the process running. In the new process, return the exit code of `run`.
@@ -63,7 +63,7 @@ def _leave_terminal(errors: "os.PathLike[str]") -> None:
 
 
 def _wait_until_ready(folder: DataFolder, child: int, api: str, errors: LogFile, timings: Timings) -> None:
-    """Wait until the deployment of the process `child` takes requests. Raises CliError as `detached` does."""
+    """Wait until the deployment of the process `child` takes requests. Raises CliError as `run_detached` does."""
     deadline = time.monotonic() + timings.detach_patience
     while not (run := _run_of(folder, child)) or not readiness.takes_requests(api):
         if os.waitpid(child, os.WNOHANG)[0]:

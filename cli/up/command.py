@@ -51,11 +51,11 @@ def up(
 ) -> None:
     """Start every process on this machine and keep them running until Ctrl-C or `nightmill down`."""
     from cli.up import procfile
-    from cli.up.background import detached
+    from cli.up.background import run_detached
     from cli.up.effective import for_up
     from cli.up.folder import DataFolder
     from cli.up.installation import Installation
-    from cli.up.readiness import reached
+    from cli.up.readiness import reachable_url
 
     if detach and verbose:
         raise CliError("--verbose shows nothing with --detach; `nightmill logs -f` does")
@@ -70,19 +70,19 @@ def up(
         here = Installation(config, folder, root, os.getpid(), verbose, adds_models=lines is None)
         return _run(here, parsed, folder)
 
-    raise typer.Exit(detached(folder, reached(config.host, config.port), run) if detach else run())
+    raise typer.Exit(run_detached(folder, reachable_url(config.host, config.port), run) if detach else run())
 
 
 def _run(here: "Installation", lines: "Sequence[Line]", folder: "DataFolder") -> int:
     """Supervise the processes until a signal ends it."""
     from cli.up import deployments
-    from cli.up.guard import guarded
+    from cli.up.guard import run_guarded
 
     lock = folder.lock()
     deployments.remember(folder)
     killed = folder.kill_leftovers()
     here.check()
-    code = guarded(lambda guard: here.run(lines, guard, killed))
+    code = run_guarded(lambda guard: here.run(lines, guard, killed))
     folder.run_file.unlink(missing_ok=True)  # a killed supervisor leaves it behind
     lock.close()
     return code

@@ -25,7 +25,7 @@ PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _KILLED = 128
 
 
-def guarded(supervise: Callable[[int], int]) -> int:
+def run_guarded(supervise: Callable[[int], int]) -> int:
     """Run `supervise` in a child process. Return its exit code when nothing of it is left.
 
     `supervise` receives a descriptor that becomes readable (end of file) when the guard dies. It starts with the

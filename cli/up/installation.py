@@ -15,7 +15,7 @@ from cli.errors import CliError
 from cli.terminal import say, wipe_line, write_line
 from cli.up import broker, procfile, readiness
 from cli.up.folder import FLOWER_PASSWORD, SUPERVISED, DataFolder
-from cli.up.readiness import is_free, reached
+from cli.up.readiness import is_free, reachable_url
 from cli.up.service import Program, Service
 from cli.up.supervisor import Hooks, Plan, Supervisor, Wakeups, stop_seconds
 from jobs.fleet.models_file import EngineKind, Models, ModelsFileError, Registry
@@ -74,11 +74,11 @@ class Installation:
 
     @property
     def url(self) -> str:
-        return self.config.public_url.rstrip("/") or reached(self.config.host, self.config.port)
+        return self.config.public_url.rstrip("/") or reachable_url(self.config.host, self.config.port)
 
     @property
     def flower_url(self) -> str:
-        return reached(self.config.flower_host, self.config.flower_port)
+        return reachable_url(self.config.flower_host, self.config.flower_port)
 
     def check(self) -> None:
         """Raise CliError for a port in use or an invalid models file, before a process that needs it fails."""
@@ -188,7 +188,7 @@ class Installation:
     def _announce(self, lines: Sequence[procfile.Line], notices: Notices, leaving: threading.Event) -> None:
         names = [line.name for line in lines]
         notices.say(f"starting in {self.folder.path}; what each process logs is in {self.folder.logs}")
-        own = reached(self.config.host, self.config.port)  # a proxy may not forward /statusz
+        own = reachable_url(self.config.host, self.config.port)  # a proxy may not forward /statusz
 
         def ready() -> None:
             notices.say(f"ready: {self.url}/v1")

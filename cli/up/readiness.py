@@ -33,7 +33,7 @@ def look(url: str) -> dict[str, Any] | None:
 
 def running_url(config: Settings) -> str:
     """Return the URL at which the deployment of these settings answers, its own port or its public URL; else empty."""
-    for url in (reached(config.host, config.port), config.public_url.rstrip("/")):
+    for url in (reachable_url(config.host, config.port), config.public_url.rstrip("/")):
         state = (look(url) if url else None) or {}
         if state.get("status") in _STATUSES and "database" in state:
             return url
@@ -124,7 +124,7 @@ def is_free(host: str, port: int) -> bool:
     return True
 
 
-def reached(host: str, port: int) -> str:
+def reachable_url(host: str, port: int) -> str:
     """Return the URL at which this machine reaches a server that binds the address."""
     host = _ANYWHERE.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from cli.client import upstream
 from cli.errors import CliError
 from cli.main import app
-from cli.up.readiness import reached, take_free
+from cli.up.readiness import reachable_url, take_free
 from jobs.db.engine import Database
 from jobs.fleet import workers
 from jobs.fleet.models_file import PACKAGED_FILE, EngineKind, Registry
@@ -275,7 +275,7 @@ def test_models_of_engine_urls_are_listed_beside_those_of_the_file(
 
 
 def test_a_server_that_cannot_be_reached_is_added_with_a_warning(run: Run, tmp_path: Path) -> None:
-    url = reached("127.0.0.1", take_free("127.0.0.1"))
+    url = reachable_url("127.0.0.1", take_free("127.0.0.1"))
 
     done = run.whole("add", "far", "--url", f"{url}/v1")  # type: ignore[attr-defined]
 

@@ -419,7 +419,7 @@ def test_an_embedded_broker_that_is_full_is_said(diagnosis: Examine, tmp_path: P
 
 def test_an_api_whose_broker_is_full_still_takes_jobs(diagnosis: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cli.up.readiness.look", lambda _: {"status": "broker_full", "database": "ok"})
-    monkeypatch.setattr("cli.up.readiness.reached", lambda *_: "http://127.0.0.1:1")
+    monkeypatch.setattr("cli.up.readiness.reachable_url", lambda *_: "http://127.0.0.1:1")
 
     found = diagnosis()["api"]
 

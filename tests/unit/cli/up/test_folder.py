@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cli.errors import CliError
-from cli.up.background import detached
+from cli.up.background import run_detached
 from cli.up.folder import DataFolder
 from jobs.platform import processes
 
@@ -31,7 +31,7 @@ def test_a_second_start_in_the_background_is_told_where_the_first_is_and_changes
     with closing(folder.lock()):
         folder.write_run({"url": "http://127.0.0.1:8000"})
         with pytest.raises(CliError, match=r"already running on .* \(http://127.0.0.1:8000/v1, pid \d+\); stop it"):
-            detached(folder, "http://127.0.0.1:8000", lambda: 1)
+            run_detached(folder, "http://127.0.0.1:8000", lambda: 1)
 
     assert errors.read_text() == "of the first"
 

@@ -18,7 +18,7 @@ from cli.errors import CliError
 from cli.up import readiness
 from cli.up.effective import effective, running
 from cli.up.folder import DataFolder
-from cli.up.readiness import reached
+from cli.up.readiness import reachable_url
 
 READY = b'{"status": "ready", "database": "ok", "workers": {}}'
 
@@ -144,7 +144,7 @@ def test_its_own_port_is_asked_where_a_proxy_passes_no_health_on(folder: Path, m
 
 @pytest.mark.parametrize(("host", "port"), [("0.0.0.0", 80), ("::", 80)])
 def test_an_address_that_means_any_is_asked_at_this_machine(host: str, port: int) -> None:
-    assert reached(host, port) in ("http://127.0.0.1:80", "http://[::1]:80")
+    assert reachable_url(host, port) in ("http://127.0.0.1:80", "http://[::1]:80")
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"{}", b'{"status": "ready"}', b'{"status": 404, "database": "x"}'])
