@@ -30,7 +30,7 @@ def test_an_end_that_was_not_asked_for_waits_for_the_next_start(service: Service
 
     assert service.state is State.WAITING
     assert service.ending == "exit code 3"
-    assert (service.described()["ending"], service.described()["delay"]) == ("exit code 3", FIRST_DELAY)
+    assert (service.to_json()["ending"], service.to_json()["delay"]) == ("exit code 3", FIRST_DELAY)
 
 
 def test_a_service_that_waits_is_stopped_at_once(service: Service) -> None:
@@ -40,7 +40,7 @@ def test_a_service_that_waits_is_stopped_at_once(service: Service) -> None:
 
     assert service.state is State.STOPPED
     assert service.ending == "killed by SIGKILL"
-    assert service.described()["pid"] is None
+    assert service.to_json()["pid"] is None
 
 
 def test_a_process_that_can_not_be_started_is_tried_again(tmp_path: Path) -> None:
