@@ -17,11 +17,6 @@ if TYPE_CHECKING:
 app = Group("Register endpoints for webhooks, and see the events that they receive.")
 
 
-@app.callback()
-def group() -> None:
-    """Register endpoints for webhooks, and see the events that they receive."""
-
-
 @app.command()
 def listen(
     options: ServerOptions,
