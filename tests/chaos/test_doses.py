@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,85 +29,142 @@ pytestmark = pytest.mark.verify
 
 _OK = Answer("k1", 200, 0.1, "batch_1")
 _BUSY = Answer("k2", 503, 1.0, retry_after="1")
+_CHAT = Answer("a1", 200, 0.5, "chatcmpl_1")
+_AWAY = Answer("a2", 503, 3.0, told='{"error":{"message":"The streams are away.","type":"server_error"}}')
+_LIVE = Answer("livez", 200, 0.1)
 
 
-def _answered(*answers: Answer) -> str:
+def _shown(status: int = 200, chunks: int = 50, paper: str = "p1", seconds: float = 0.1) -> Shown:
+    return Shown(Answer("look", status, seconds), "p1", tuple((paper, n) for n in range(chunks)))
+
+
+#: What each judge passes.
+_RIGHT: dict[Callable[[Outcome, Any], None], Sequence[Any]] = {
+    answered: (_OK, _BUSY),
+    healthy: (_LIVE,),
+    chats: (_CHAT, _AWAY),
+    searched: (_shown(), _shown(503, 0), _shown(chunks=0)),
+}
+
+
+def _judged(judge: Callable[[Outcome, Any], None], answers: Sequence[Any]) -> str:
     outcome = Outcome("a dose")
-    answered(outcome, answers)
+    judge(outcome, answers)
     return "; ".join(outcome.violations)
 
 
-def test_creates_that_are_answered_or_refused_in_time_pass() -> None:
-    assert _answered(_OK, _BUSY) == ""
+@pytest.mark.parametrize("judge", _RIGHT)
+def test_answers_that_are_right_and_in_time_pass(judge: Callable[[Outcome, Any], None]) -> None:
+    assert _judged(judge, _RIGHT[judge]) == ""
 
 
 @pytest.mark.parametrize(
-    ("wrong", "why"),
+    ("judge", "wrong", "why"),
     [
-        (Answer("k3", 500, 0.1, told="broken"), "k3: 500"),
-        (Answer("k3", 0, 0.1, told="reset"), "k3: 0"),
-        (Answer("k3", 503, 0.1), "1 have none"),
-        (Answer("k3", 503, 2.1, retry_after="1"), "503 after, worst 2.1 s is more than"),
-        (Answer("k3", 200, 19.0, "batch_3"), "200 after, worst 19 s is more than"),
+        (answered, Answer("k3", 500, 0.1, told="broken"), "k3: 500"),
+        (answered, Answer("k3", 0, 0.1, told="reset"), "k3: 0"),
+        (answered, Answer("k3", 503, 0.1), "1 have none"),
+        (answered, Answer("k3", 503, 2.1, retry_after="1"), "503 after, worst 2.1 s is more than"),
+        (answered, Answer("k3", 200, 19.0, "batch_3"), "200 after, worst 19 s is more than"),
+        (healthy, Answer("livez", 0, 0.1, told="reset"), "livez: 0 reset"),
+        (healthy, Answer("readyz", 503, 0.1), "readyz: 503"),
+        (healthy, Answer("livez", 200, 2.5), "answered after, worst 2.5 s is more than"),
+        (chats, Answer("a3", 500, 0.1, told=_AWAY.told), "a3: 500"),
+        (chats, Answer("a3", 0, 0.1, told="ReadError"), "a3: 0"),
+        (chats, Answer("a3", 503, 0.1, told="<html>"), "a3: 503"),
+        (chats, Answer("a3", 200, 31.0, "chatcmpl_3"), "completions after, worst 31 s is more than"),
+        (searched, _shown(500, 0), "look: 500"),
+        (searched, _shown(0, 0), "look: 0"),
+        (searched, _shown(chunks=49), "49 chunks of ['p1']"),
+        (searched, _shown(paper="p2"), "50 chunks of ['p2']"),
+        (searched, Shown(Answer("look", 200, 0.1), "p1", (("p1", 1),) * 50), "1 chunks"),
+        (searched, _shown(seconds=61.0), "searches, worst 61 s is more than"),
     ],
 )
-def test_creates_that_break_or_wait_for_the_outage_to_end_are_found(wrong: Answer, why: str) -> None:
-    assert why in _answered(_OK, _BUSY, wrong)
-
-
-def test_intake_that_takes_nothing_is_found() -> None:
-    assert "no create was answered with 200" in _answered(_BUSY)
+def test_answer_that_is_wrong_or_late_is_found(judge: Callable[[Outcome, Any], None], wrong: Any, why: str) -> None:
+    assert why in _judged(judge, [*_RIGHT[judge], wrong])
 
 
 @pytest.mark.parametrize(
-    ("wrong", "why"),
+    ("judge", "refused", "why"),
     [
-        (Answer("livez", 0, 0.1, told="reset"), "livez: 0 reset"),
-        (Answer("readyz", 503, 0.1), "readyz: 503"),
-        (Answer("livez", 200, 2.5), "answered after, worst 2.5 s is more than"),
+        (answered, _BUSY, "no create was answered with 200"),
+        (chats, _AWAY, "no completion"),
+        (searched, _shown(503, 0), "no search showed anything"),
     ],
 )
-def test_health_that_is_not_answered_in_time_is_found(wrong: Answer, why: str) -> None:
-    outcome = Outcome("a dose")
-    healthy(outcome, [Answer("livez", 200, 0.1), wrong])
-    well = Outcome("a dose")
-    healthy(well, [Answer("livez", 200, 0.1)])
-
-    assert why in "; ".join(outcome.violations)
-    assert well.violations == []
+def test_deployment_that_answers_nobody_is_found(judge: Callable[[Outcome, Any], None], refused: Any, why: str) -> None:
+    assert why in _judged(judge, [refused])
 
 
 def _job(name: str, key: str, state: str = "succeeded") -> dict[str, Any]:
     return {"id": name, "idempotency_key": key, "state": state}
 
 
-def test_what_was_created_exists_once_and_what_was_refused_may() -> None:
-    assert exist([_OK, _BUSY], [_job("batch_1", "k1"), _job("batch_2", "k2")]) == []
+def _sent(at: float, name: str = "msg_1", subject: str = "batch_1", more: str = "") -> Received:
+    return Received(at, "/ok", {"webhook-id": name}, json.dumps({"data": {"id": subject, "more": more}}).encode())
+
+
+def _heard(pending: Sequence[str], before: Sequence[Received], after: Sequence[Received]) -> list[str]:
+    return misheard(dict.fromkeys(pending, "pending"), ["msg_1"], before, after)
+
+
+_SUM = {"state": "succeeded", "completed": 2}
 
 
 @pytest.mark.parametrize(
-    ("jobs", "why"),
+    ("faults", "why"),
     [
-        ([], "batch_1 was created and is not there"),
-        ([_job("batch_1", "k1"), _job("batch_2", "k1")], "2 jobs for k1"),
-        ([_job("batch_1", "k1"), _job("batch_2", "k9")], "a job of k9, which nobody posted"),
-        ([_job("batch_1", "k1", "failed")], "batch_1 is failed"),
+        (exist([_OK, _BUSY], [_job("batch_1", "k1"), _job("batch_2", "k2")]), ""),
+        (exist([_OK], []), "batch_1 was created and is not there"),
+        (exist([_OK], [_job("batch_1", "k1"), _job("batch_2", "k1")]), "2 jobs for k1"),
+        (exist([_OK], [_job("batch_1", "k1"), _job("batch_2", "k9")]), "a job of k9, which nobody posted"),
+        (exist([_OK], [_job("batch_1", "k1", "failed")]), "batch_1 is failed"),
+        (same([_OK], [_OK]), ""),
+        (same([Answer("k1", 0, 0.01)], [_OK]), ""),
+        (same([Answer("k1", 200, 0.1, "batch_7")], [_OK]), "k1 was batch_7 and is batch_1"),
+        (same([Answer("k1", 0, 0.01)], [_BUSY]), "k2: 503"),
+        (asked_too_often(["say !reset"] * 3 + ["say !crash"] * 4 + ["say it"] * 9), ""),
+        (asked_too_often(["say !reset"] * 4), "4 times"),
+        (asked_too_often(["say !crash"] * 5), "5 times"),
+        (wrong_ends({"cancelled": 3, "completed": 1}), ""),
+        (wrong_ends({"cancelled": 3, "failed": 1}), "failed"),
+        (one_end("batch_1", "cancelled", ["job.queued", "batch.cancelled"]), ""),
+        (one_end("batch_1", "cancelled", ["batch.cancelled", "batch.completed"]), "batch_1"),
+        (one_end("batch_1", "completed", ["job.queued"]), "batch_1"),
+        (changed({"batch_1": _SUM}, {"batch_1": dict(_SUM), "batch_2": {"state": "failed"}}), ""),
+        (changed({"batch_1": _SUM}, {}), "batch_1 has ended and is not there"),
+        (changed({"batch_1": _SUM}, {"batch_1": _SUM | {"completed": 3}}), "'completed': (2, 3)"),
+        (other({"file-1": "aa", "file-2": "bb"}, {"file-1": "aa"}), ""),
+        (other({"file-1": "aa"}, {"file-1": "bb"}), "file-1 is another"),
+        (other({"file-1": "aa"}, {"file-1": ""}), "file-1 is not there"),
+        (unfinished(["batch_1"], {"batch_1": _SUM}), ""),
+        (unfinished(["batch_1"], {"batch_1": {"state": "failed"}}), "batch_1 is failed"),
+        (unfinished(["batch_2"], {"batch_1": _SUM}), "batch_2 is not there"),
+        (_heard(["msg_1"], [_sent(1)], []), ""),
+        (_heard(["msg_1"], [_sent(1)], [_sent(2)]), ""),
+        (_heard(["msg_1", "msg_9"], [_sent(1), _sent(1, "msg_2", "batch_2")], [_sent(2, "msg_9", "batch_2")]), ""),
+        (_heard(["msg_1"], [], []), "msg_1 is pending and did not come"),
+        (_heard(["msg_1"], [_sent(1)], [_sent(2, more="other")]), "2 bodies"),
+        (
+            _heard(
+                ["msg_1", "msg_8", "msg_9"],
+                [_sent(1)],
+                [_sent(2, "msg_8", "batch_2"), _sent(2, "msg_9", "batch_2")],
+            ),
+            "2 ids",
+        ),
+        (idle({"old": 1, "new": 2}), ""),
+        (idle({"old": 0, "new": 2}), "no worker of the old version did anything"),
+        (unserved({"old": {200: 3}, "new": {200: 1}}), ""),
+        (unserved({"old": {200: 3}, "new": {200: 1, 503: 2}}), "503 from the new version"),
+        (unserved({"old": {}}), "nobody was answered by the old version"),
+        (unserved({"old": {200: 3, 500: 1}}), "500 from the old version"),
     ],
 )
-def test_a_job_that_is_lost_twice_there_unknown_or_unwell_is_found(jobs: list[dict[str, Any]], why: str) -> None:
-    assert why in "; ".join(exist([_OK], jobs))
-
-
-def test_repeated_create_returns_the_first_job() -> None:
-    cut = Answer("k1", 0, 0.01)
-
-    assert same([cut], [_OK]) == same([_OK], [_OK]) == []
-    assert "k1 was batch_7 and is batch_1" in same([Answer("k1", 200, 0.1, "batch_7")], [_OK])[0]
-    assert "k2: 503" in same([cut], [_BUSY])[0]
-
-
-def _sent(at: float, name: str = "msg_1", subject: str = "batch_1", more: str = "") -> Received:
-    return Received(at, "/ok", {"webhook-id": name}, json.dumps({"data": {"id": subject, "more": more}}).encode())
+def test_fault_of_a_job_a_file_a_webhook_or_a_version_is_found(faults: list[str], why: str) -> None:
+    assert len(faults) == bool(why)
+    assert why in "".join(faults)
 
 
 def test_a_first_attempt_that_is_late_and_an_event_that_nobody_tells_of_are_found() -> None:
@@ -160,67 +217,6 @@ def test_one_line_has_failed_and_the_others_are_answered_once(
     assert (poisoned(4, {"status": status}, _lines(*output), _lines(*errors)) == []) == right
 
 
-def test_poison_that_is_asked_too_often_is_found() -> None:
-    assert asked_too_often(["say !reset"] * 3 + ["say !crash"] * 4 + ["say it"] * 9) == []
-    assert "4 times" in asked_too_often(["say !reset"] * 4)[0]
-    assert "5 times" in asked_too_often(["say !crash"] * 5)[0]
-
-
-def test_a_cancelled_batch_ends_in_one_way_and_tells_of_that_alone() -> None:
-    assert wrong_ends({"cancelled": 3, "completed": 1}) == []
-    assert "failed" in wrong_ends({"cancelled": 3, "failed": 1})[0]
-    assert one_end("batch_1", "cancelled", ["job.queued", "batch.cancelled"]) == []
-    assert one_end("batch_1", "cancelled", ["batch.cancelled", "batch.completed"])
-    assert one_end("batch_1", "completed", ["job.queued"])
-
-
-_SUM = {"state": "succeeded", "completed": 2}
-
-
-def test_jobs_that_had_ended_in_a_backup_and_differ_are_reported() -> None:
-    assert changed({"batch_1": _SUM}, {"batch_1": dict(_SUM), "batch_2": {"state": "failed"}}) == []
-    assert changed({"batch_1": _SUM}, {}) == ["batch_1 has ended and is not there"]
-    assert "'completed': (2, 3)" in changed({"batch_1": _SUM}, {"batch_1": _SUM | {"completed": 3}})[0]
-
-
-def test_a_file_of_a_backup_that_is_another_or_gone_is_found() -> None:
-    assert other({"file-1": "aa", "file-2": "bb"}, {"file-1": "aa"}) == []
-    assert other({"file-1": "aa"}, {"file-1": "bb"}) == ["file-1 is another"]
-    assert other({"file-1": "aa"}, {"file-1": ""}) == ["file-1 is not there"]
-
-
-def test_jobs_in_progress_in_a_backup_that_fail_are_reported() -> None:
-    assert unfinished(["batch_1"], {"batch_1": _SUM}) == []
-    assert unfinished(["batch_1", "batch_2"], {"batch_1": {"state": "failed"}}) == [
-        "batch_1 is failed",
-        "batch_2 is not there",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("pending", "before", "after", "why"),
-    [
-        (["msg_1"], [_sent(1)], [], ""),
-        (["msg_1"], [_sent(1)], [_sent(2)], ""),
-        (["msg_1", "msg_9"], [_sent(1), _sent(1, "msg_2", "batch_2")], [_sent(2, "msg_9", "batch_2")], ""),
-        (["msg_1"], [], [], "msg_1 is pending and did not come"),
-        (["msg_1"], [_sent(1)], [_sent(2, more="other")], "2 bodies"),
-        (
-            ["msg_1", "msg_8", "msg_9"],
-            [_sent(1)],
-            [_sent(2, "msg_8", "batch_2"), _sent(2, "msg_9", "batch_2")],
-            "2 ids",
-        ),
-    ],
-)
-def test_webhooks_that_a_restored_backup_does_not_send_or_sends_otherwise_are_found(
-    pending: Sequence[str], before: Sequence[Received], after: Sequence[Received], why: str
-) -> None:
-    faults = misheard(dict.fromkeys(pending, "pending"), ["msg_1"], before, after)
-
-    assert (why in "; ".join(faults)) if why else faults == []
-
-
 def test_missing_results_of_finished_work_in_a_copy_are_reported(tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     for name in (".partial-1", "file-1"):
@@ -271,18 +267,6 @@ def test_a_known_batch_is_judged_line_by_line(names: Sequence[str], more: int, w
     assert (why in "; ".join(faults)) if why else faults == []
 
 
-def test_a_version_that_did_nothing_beside_the_other_is_found() -> None:
-    assert idle({"old": 1, "new": 2}) == []
-    assert idle({"old": 0, "new": 2}) == ["no worker of the old version did anything"]
-
-
-def test_a_version_that_answers_nobody_or_breaks_is_found() -> None:
-    assert unserved({"old": {200: 3}, "new": {200: 1}}) == []
-    assert unserved({"old": {200: 3}, "new": {200: 1, 503: 2}}) == ["503 from the new version"]
-    assert unserved({"old": {}}) == ["nobody was answered by the old version"]
-    assert unserved({"old": {200: 3, 500: 1}}) == ["500 from the old version"]
-
-
 def test_the_older_version_is_the_last_tagged_one_or_the_commit_before_the_newest_migration(tmp_path: Path) -> None:
     versions = tmp_path / "migrations" / "versions"
     versions.mkdir(parents=True)
@@ -321,64 +305,12 @@ def test_the_older_version_is_the_last_tagged_one_or_the_commit_before_the_newes
     assert older_commit(tmp_path) == git("rev-parse", "v0.1.0")
 
 
-_CHAT = Answer("a1", 200, 0.5, "chatcmpl_1")
-_AWAY = Answer("a2", 503, 3.0, told='{"error":{"message":"The streams are away.","type":"server_error"}}')
-
-
-def _chats(*answers: Answer) -> str:
-    outcome = Outcome("a dose")
-    chats(outcome, answers)
-    return "; ".join(outcome.violations)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "why"),
-    [
-        (Answer("a3", 500, 0.1, told=_AWAY.told), "a3: 500"),
-        (Answer("a3", 0, 0.1, told="ReadError"), "a3: 0"),
-        (Answer("a3", 503, 0.1, told="<html>"), "a3: 503"),
-        (Answer("a3", 200, 31.0, "chatcmpl_3"), "completions after, worst 31 s is more than"),
-    ],
-)
-def test_wrong_and_late_completions_are_reported(wrong: Answer, why: str) -> None:
-    assert _chats(_CHAT, _AWAY) == ""
-    assert why in _chats(_CHAT, wrong)
-    assert "no completion" in _chats(_AWAY)
-
-
 @pytest.mark.parametrize(("again", "losses", "right"), [(0, 0, True), (1, 0, False), (32, 1, True), (33, 1, False)])
 def test_only_a_lost_lease_may_have_a_shard_asked_again(again: int, losses: int, right: bool) -> None:
     outcome = Outcome("a dose")
     asked_twice(outcome, ["Count"] * (10 + again) + ["Tell a1"] * 2, 10, losses)
 
     assert (outcome.violations == []) == right
-
-
-def _shown(status: int = 200, chunks: int = 50, paper: str = "p1", seconds: float = 0.1) -> Shown:
-    return Shown(Answer("look", status, seconds), "p1", tuple((paper, n) for n in range(chunks)))
-
-
-def _searched(*answers: Shown) -> str:
-    outcome = Outcome("a dose")
-    searched(outcome, answers)
-    return "; ".join(outcome.violations)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "why"),
-    [
-        (_shown(500, 0), "look: 500"),
-        (_shown(0, 0), "look: 0"),
-        (_shown(chunks=49), "49 chunks of ['p1']"),
-        (_shown(paper="p2"), "50 chunks of ['p2']"),
-        (Shown(Answer("look", 200, 0.1), "p1", (("p1", 1),) * 50), "1 chunks"),
-        (_shown(seconds=61.0), "searches, worst 61 s is more than"),
-    ],
-)
-def test_a_search_that_breaks_hangs_or_shows_a_part_of_a_document_or_another_is_found(wrong: Shown, why: str) -> None:
-    assert _searched(_shown(), _shown(503, 0), _shown(chunks=0)) == ""
-    assert why in _searched(_shown(), wrong)
-    assert "no search showed anything" in _searched(_shown(503, 0))
 
 
 def test_a_figure_over_its_bound_is_a_violation_and_stands_in_the_row() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import openai
 import pytest
 from openai.types import VectorStoreSearchResponse as Found
 
@@ -23,7 +22,6 @@ class _Client:
     def __init__(self) -> None:
         self.said: dict[str, Any] = {}
         self.found: list[Found] = []
-        self.away = 0  # so many sources are not made
         stores = SimpleNamespace(create=lambda **_: SimpleNamespace(id="vs_1"), search=lambda *_, **__: self.found)
         self.sdk: Any = SimpleNamespace(vector_stores=stores, post=self._post, get=self._get)
 
@@ -31,9 +29,6 @@ class _Client:
         return get(self.sdk)
 
     def _post(self, *_: Any, **__: Any) -> Any:
-        if self.away:
-            self.away -= 1
-            raise openai.OpenAIError("away")
         return {"id": "src_1", "file_batch_id": "ing_1"}
 
     def _get(self, path: str, **_: Any) -> Any:
@@ -111,17 +106,3 @@ def test_a_sync_that_fails_for_a_document_that_was_gone_is_excused(
 
     assert not _settle(source_client)
     assert len(source_client.syncs) > 1
-
-
-def test_a_source_that_is_made_by_the_second_try_is_of_the_folder_of_the_first(client: _Client, tmp_path: Path) -> None:
-    client.away = 1
-    made: Any = client
-    source_client = SourceClient(made, Journal(1), random.Random(1), tmp_path, lambda: None)
-    with pytest.raises(openai.OpenAIError):
-        source_client.step(feeding=True)
-    before = [*source_client.mirror.versions]
-
-    source_client.step(feeding=True)
-
-    assert source_client.mirror.source
-    assert source_client.mirror.versions == before

@@ -70,11 +70,6 @@ def test_query_that_is_about_two_documents_is_left_out(tmp_path: Path) -> None:
     ]
 
 
-def test_folder_without_rfcs_is_not_to_be_had(tmp_path: Path) -> None:
-    with pytest.raises(judged.NotToBeHad):
-        judged.rfcs(tmp_path, tmp_path)
-
-
 def test_modules_do_not_contain_their_queries() -> None:
     found = judged.modules()
 
@@ -91,12 +86,3 @@ def test_every_question_about_a_small_store_has_its_document_in_it() -> None:
         names = {paper.name for paper in store.papers}
         assert names.issuperset(store.relevant.values())
         assert store.queries.keys() == store.relevant.keys()
-
-
-def test_stores_are_joined_into_one_set() -> None:
-    stores = judged.small_stores()
-
-    whole = judged.joined(stores)
-
-    assert len(whole.queries) == len(whole.relevant) == 4 * len(stores)
-    assert whole.queries.keys() == whole.relevant.keys()
