@@ -263,7 +263,7 @@ def test_a_database_from_before_the_baseline_is_to_be_migrated_by_another_versio
 
     finding = diagnosis(database_url=sqlite_url)["database"]
 
-    assert (finding.health, "['0046']" in finding.message) == (Health.BROKEN, True)
+    assert (finding.health, "['0046']" in finding.message) == (Severity.BROKEN, True)
     assert "commit 1e3ca3bd" in finding.fix
 
 
