@@ -17,7 +17,6 @@ from openai import OpenAI
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.fleet import workers
-from jobs.fleet.tables import Worker
 from jobs.inference.interactive import PRIORITY
 from jobs.retrieval import searches
 from jobs.settings import Settings
@@ -25,6 +24,7 @@ from tests.support.fake_engine import FakeEngine, prompt_of, reply
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
 from tests.support.shop import Shop
 from tests.support.web import make_key, running_app, serve
+from tests.support.worker_rows import worker_row
 from workers.engines.port import Answer, Engine, Length, Request, refusal
 from workers.inference.consumer import InteractiveConsumer
 from workers.inference.model_router import ModelRouter
@@ -257,12 +257,8 @@ def _neighbours(shop: Shop, **engine: Any) -> Iterator[dict[str, list[str]]]:
             consumer = InteractiveConsumer(host, shop.redis_url, queue, handlers={searches.URL: _nothing})
             host.call(consumer.serve())
             stack.callback(lambda host=host, consumer=consumer: host.call(consumer.close()).result(30))
-            row = Worker(
-                id=queue, pool="gpu", host="h", pid=1, started=1, queues=[queue], models=[model], slots=2,
-                state="ready", restarts=0, created_at=now(), seen_at=now(),
-            )  # fmt: skip
             with shop.app.state.services.db.write() as session:
-                workers.register(session, row)
+                workers.register(session, worker_row(queue, queue, model, created_at=now(), seen_at=now()))
         yield asked
 
 

@@ -16,7 +16,6 @@ from cli.up import broker
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.fleet import workers
-from jobs.fleet.tables import Worker
 from jobs.platform.storage import open_storage
 from jobs.queues import Queue
 from jobs.settings import Settings
@@ -24,6 +23,7 @@ from jobs.timings import Timings
 from tests.support.fake_engine import FakeEngine
 from tests.support.system import eventually
 from tests.support.web import make_key, running_app, serve
+from tests.support.worker_rows import worker_row
 from workers.engines.port import Engine
 from workers.inference.consumer import InteractiveConsumer, Limits
 from workers.middleware.cache import CacheMiddleware
@@ -70,12 +70,8 @@ class Shop:
                 serving.result(30)
 
     def announce(self, worker: str) -> None:
-        row = Worker(
-            id=worker, pool="gpu", host="h", pid=1, started=1, queues=[Queue.GENERATE], models=[MODEL], slots=2,
-            state="ready", restarts=0, created_at=now(), seen_at=now(),
-        )  # fmt: skip
         with self.app.state.services.db.write() as session:
-            workers.register(session, row)
+            workers.register(session, worker_row(worker, Queue.GENERATE, MODEL, created_at=now(), seen_at=now()))
 
     def leave(self, worker: str = "gpu-1") -> None:
         with self.app.state.services.db.write() as session:

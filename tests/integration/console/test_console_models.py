@@ -10,11 +10,12 @@ from playwright.sync_api import expect
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.fleet import quarantine, workers
-from jobs.fleet.tables import EngineDeath, Worker
+from jobs.fleet.tables import EngineDeath
 from jobs.queues import Queue
 from jobs.registry import models
 from jobs.security.keys import ensure_project
 from tests.support.console import HOSTILE, Console, Deployment, deployed
+from tests.support.worker_rows import worker_row
 
 pytestmark = pytest.mark.verify
 
@@ -27,9 +28,9 @@ def deployment(sqlite: Database, tmp_path: Path) -> Iterator[Deployment]:
     """Yield a deployment whose embedder is served, whose chat model is quarantined, and that has tuned a model."""
     with deployed(sqlite, tmp_path, openai_aliases=True) as deployment:
         with sqlite.write() as session:
-            row = {"id": "embedder", "pool": "embed", "host": "host-1", "pid": 7, "started": 1, "slots": 1}
             at = {"created_at": now(), "seen_at": now()}
-            workers.register(session, Worker(**row, **at, models=[EMBEDDER], queues=[Queue.EMBED.value], state="ready"))
+            row = worker_row("embedder", Queue.EMBED, EMBEDDER, pool="embed", host="host-1", pid=7, slots=1, **at)
+            workers.register(session, row)
             for number in range(2):
                 death = EngineDeath(
                     id=f"death-{number}",

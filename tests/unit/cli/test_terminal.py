@@ -19,10 +19,10 @@ from cli.main import app
 from jobs.batches.joining import joined
 from jobs.db.engine import Database
 from jobs.fleet import workers
-from jobs.fleet.tables import Worker
 from jobs.ledger import audit, pauses
 from jobs.security.keys import create_key
 from tests.support import ledgers
+from tests.support.worker_rows import worker_row
 from tests.unit.cli.commands.test_results import answered, asked, chat, unanswered
 from tests.unit.cli.test_help import COMMANDS
 
@@ -205,10 +205,9 @@ def call(
 
 
 def _fill(db: Database) -> None:
-    facts = {"pool": "gpu", "host": STORED, "pid": 1, "started": 1, "queues": [STORED], "models": [STORED]}
     with db.write() as session:
         create_key(session, STORED)
-        workers.register(session, Worker(id=STORED, slots=2, state="ready", created_at=1.0, seen_at=1.0, **facts))
+        workers.register(session, worker_row(STORED, STORED, STORED, host=STORED))
         pauses.pause(session, pauses.Scope.QUEUE, STORED, actor="operator", reason=STORED)
         workers.remember_all(session, {f"{MODEL}3": False}, "gpu.generate")
         ledgers.quarantined(session, f"{MODEL}4", host_devices=STORED)

@@ -9,13 +9,13 @@ from sqlalchemy.orm import Session
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.fleet import workers
-from jobs.fleet.tables import Worker
 from jobs.fleet.workers import HEARTBEATS_TO_ACKNOWLEDGE, Acknowledgement
 from jobs.ledger import events, pauses
 from jobs.ledger.pauses import Scope
 from jobs.queues import Queue
 from jobs.webhooks.claims import DeliveryClaim, claim_due, release_claims
 from jobs.webhooks.tables import Delivery, WebhookEndpoint
+from tests.support.worker_rows import worker_row
 
 
 def pending(db: Database, count: int = 1, project: str = "proj_1") -> None:
@@ -51,10 +51,8 @@ def claim(db: Database, worker: str = "io-1") -> list[DeliveryClaim]:
 
 
 def register(db: Database, name: str, queue: str, *other_work: list[Any]) -> None:
-    facts: dict[str, Any] = {"pool": "p", "host": "h", "pid": 1, "started": 1, "models": [], "state": "ready"}
+    row = worker_row(name, queue, slots=1, created_at=now(), seen_at=now(), other_work=list(other_work))
     with db.write() as session:
-        row = Worker(id=name, queues=[queue], slots=1, created_at=now(), seen_at=now(), **facts)
-        row.other_work = list(other_work)
         workers.register(session, row)
 
 

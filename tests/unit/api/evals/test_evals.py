@@ -13,7 +13,6 @@ from api.evals import item_sources
 from jobs.clock import now
 from jobs.evals import runs
 from jobs.evals.tables import Eval, EvalRun
-from jobs.fleet.tables import Worker
 from jobs.inference.tables import StoredResponse
 from jobs.ledger import dependencies
 from jobs.ledger.states import JobState
@@ -21,6 +20,7 @@ from jobs.ledger.tables import Job
 from jobs.queues import Queue
 from jobs.requests.endpoints import SEARCH
 from tests.support.web import keep_completion_in, make_key
+from tests.support.worker_rows import worker_row
 from tests.unit.api.conftest import client_of
 
 MODEL = "smollm2-135m-instruct"
@@ -234,9 +234,8 @@ FIELDS = {"type": "object", "properties": {"a": {"type": "string"}}}
 @pytest.fixture
 def with_sandbox(app: FastAPI) -> None:
     """Let a worker say that it has the sandbox of python graders."""
-    facts = {"host": "h", "pid": 1, "started": 1, "created_at": 1.0, "seen_at": 1.0, "slots": 1, "state": "ready"}
     with app.state.services.db.write() as session:
-        session.add(Worker(**facts, id="w", pool="p", queues=[Queue.EVALUATE], models=[], sandbox_lacks=[]))
+        session.add(worker_row("w", Queue.EVALUATE, sandbox_lacks=[]))
 
 
 def test_an_eval_is_accepted_while_the_workers_that_grade_start(client: TestClient) -> None:

@@ -11,10 +11,10 @@ from fastapi.testclient import TestClient
 from openai.types.fine_tuning.alpha import GraderRunResponse, GraderValidateResponse
 
 from jobs.errors import NightmillError, WorkerLost
-from jobs.fleet.tables import Worker
 from jobs.inference.interactive import AnswerEntry, QueuedRequest
 from jobs.queues import Queue
 from tests.support.web import running_app
+from tests.support.worker_rows import worker_row
 
 URL = "/v1/fine_tuning/alpha/graders"
 EMBEDDER = "all-minilm-l6-v2"
@@ -49,10 +49,9 @@ class Models:
         self.answer: Callable[[QueuedRequest], Any] = lambda _: {"steps": [], "result": 0.75}
         self.requests: list[QueuedRequest] = []
         self.inner, app.state.services.inference = app.state.services.inference, self
-        facts = {"host": "h", "pid": 1, "started": 1, "created_at": 1.0, "seen_at": 1.0, "slots": 1, "state": "ready"}
         with app.state.services.db.write() as session:
-            for queue, models in ((Queue.EMBED, [EMBEDDER]), (Queue.GENERATE, ["judge"])):
-                session.add(Worker(**facts, id=queue, pool="p", queues=[queue], models=models))
+            for queue, model in ((Queue.EMBED, EMBEDDER), (Queue.GENERATE, "judge")):
+                session.add(worker_row(queue, queue, model))
 
     async def submit(self, _queue: str, queued: QueuedRequest, *_: Any) -> AsyncGenerator[AnswerEntry]:
         self.requests.append(queued)
@@ -144,11 +143,9 @@ def test_an_error_of_the_grader_is_flagged_and_gives_no_reward(
 
 def test_a_python_grader_is_run_in_the_sandbox_where_workers_have_one(client: TestClient, app: FastAPI) -> None:
     def answer_beside(*lacking: list[str] | None) -> Any:
-        facts = {"host": "h", "pid": 1, "started": 1, "created_at": 1.0, "seen_at": 1.0, "slots": 1, "state": "ready"}
         for lacks in lacking:
             with app.state.services.db.write() as session:
-                row = Worker(**facts, id="cpu", pool="cpu", queues=[Queue.EVALUATE], models=[], sandbox_lacks=lacks)
-                session.merge(row)
+                session.merge(worker_row("cpu", Queue.EVALUATE, sandbox_lacks=lacks))
         return client.post(f"{URL}/run", json={"grader": PYTHON, "model_sample": "x"})
 
     for starting in (answer_beside(), answer_beside(None)):
@@ -173,9 +170,8 @@ def test_a_valid_grader_is_returned_as_it_would_be_stored(client: TestClient) ->
 
 @pytest.mark.parametrize("source", ["def grade(:", "x = 1"])
 def test_code_that_cannot_grade_is_not_valid(client: TestClient, app: FastAPI, source: str) -> None:
-    facts = {"host": "h", "pid": 1, "started": 1, "created_at": 1.0, "seen_at": 1.0, "slots": 1, "state": "ready"}
     with app.state.services.db.write() as session:
-        session.add(Worker(**facts, id="w", pool="p", queues=[Queue.EVALUATE], models=[], sandbox_lacks=[]))
+        session.add(worker_row("w", Queue.EVALUATE, sandbox_lacks=[]))
     multi = {**MULTI, "graders": {**MULTI["graders"], "same": {**PYTHON, "source": source}}}
 
     answers = [

@@ -10,12 +10,12 @@ from fastapi.testclient import TestClient
 
 from jobs.clock import now
 from jobs.fleet import workers
-from jobs.fleet.tables import Worker
 from jobs.ledger import ledger
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from tests.support import adapters
 from tests.support.web import make_key
+from tests.support.worker_rows import worker_row
 from tests.unit.api.batches.test_batches import create
 from tests.unit.api.conftest import client_of
 
@@ -41,13 +41,10 @@ def client(app: FastAPI) -> TestClient:
 
 def start_worker(app: FastAPI, worker_id: str = "gpu-1", **changes: Any) -> None:
     """Register a worker that loads `tiny` since 40 seconds, with `changes`."""
-    facts: dict[str, Any] = {
-        "id": worker_id, "pool": "gpu", "host": "h", "pid": 1, "started": 1, "queues": ["gpu.generate"], "models": [],
-        "slots": 2, "state": "starting", "created_at": now() - 60, "seen_at": now(),
-        "engines": {name: {**how, "since": now() - 40} for name, how in LOADING.items()},
-    }  # fmt: skip
+    engines = {name: {**how, "since": now() - 40} for name, how in LOADING.items()}
+    facts = {"state": "starting", "created_at": now() - 60, "seen_at": now(), "engines": engines, **changes}
     with app.state.services.db.write() as session:
-        workers.register(session, Worker(**(facts | changes)))
+        workers.register(session, worker_row(worker_id, **facts))
 
 
 def run_job(app: FastAPI, client: TestClient, model: str, waiting_for: str | None = None) -> str:

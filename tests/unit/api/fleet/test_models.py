@@ -12,7 +12,6 @@ from openai.types import Model as OpenAIModel
 from sqlalchemy import update
 
 from jobs.fleet import workers
-from jobs.fleet.tables import Worker
 from jobs.ledger import pauses
 from jobs.queues import Queue
 from jobs.registry import models
@@ -21,6 +20,7 @@ from jobs.security.tables import Project
 from tests.support import ledgers
 from tests.support.tuning_requests import create, registered
 from tests.support.web import make_key
+from tests.support.worker_rows import worker_row
 from tests.unit.api.conftest import client_of
 
 
@@ -138,10 +138,8 @@ def test_a_changed_models_file_is_read_again(make_app: Callable[..., FastAPI], t
 
 def test_models_say_where_they_are_served_and_why_not(app: FastAPI, client: TestClient) -> None:
     packaged, alias, embedder = "smollm2-135m-instruct", "gpt-4o-mini", "all-minilm-l6-v2"
-    facts = {"pool": "gpu", "host": "h", "pid": 1, "started": 1, "models": [packaged], "slots": 1}
     with app.state.services.db.write() as session:
-        worker = Worker(id="w", queues=[Queue.GENERATE.value], state="ready", created_at=1.0, seen_at=1.0, **facts)
-        workers.register(session, worker)
+        workers.register(session, worker_row("w", Queue.GENERATE, packaged))
         workers.remember_all(session, {"remote": False}, Queue.GENERATE)
         ledgers.quarantined(session, embedder)
 
@@ -163,11 +161,9 @@ def test_models_say_where_they_are_served_and_why_not(app: FastAPI, client: Test
 
 def test_a_model_that_is_loading_says_since_when(app: FastAPI, client: TestClient) -> None:
     name = "smollm2-135m-instruct"
-    facts = {"pool": "gpu", "host": "h", "pid": 1, "started": 1, "models": [name], "slots": 1}
     how = {"entry": "e", "up": False, "since": 7.5, "phase": "reading the weights"}
     with app.state.services.db.write() as session:
-        worker = Worker(id="w", queues=[Queue.GENERATE.value], state="ready", created_at=1.0, seen_at=1.0, **facts)
-        workers.register(session, worker)
+        workers.register(session, worker_row("w", Queue.GENERATE, name))
         workers.heartbeat(session, "w", engines={name: how})
 
     listed = client.get("/v1/models", params={"include": "serving"}).json()["data"]

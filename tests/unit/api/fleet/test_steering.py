@@ -8,7 +8,6 @@ from fastapi.testclient import TestClient
 from sqlalchemy import select
 
 from jobs.fleet import workers
-from jobs.fleet.tables import Worker
 from jobs.ledger.tables import Audit
 from jobs.registry import models
 from jobs.registry.tables import TunedModel
@@ -16,6 +15,7 @@ from jobs.security.keys import create_operator_key
 from tests.support import ledgers
 from tests.support.adapters import tuned_model
 from tests.support.web import make_key
+from tests.support.worker_rows import worker_row
 from tests.unit.api.calls import routes, takes_operator_key
 from tests.unit.api.conftest import client_of
 
@@ -49,10 +49,9 @@ def test_each_route_takes_one_kind_of_key(app: FastAPI, client: TestClient, oper
 
 def test_workers_show_what_they_do(app: FastAPI, operator: TestClient) -> None:
     db = app.state.services.db
-    facts = {"pool": "gpu", "host": "h", "pid": 1, "started": 1, "queues": ["gpu.generate"], "models": ["m"]}
     how = {"entry": "e", "up": False, "since": 1.0, "phase": "reading the weights"}
     with db.write() as session:
-        workers.register(session, Worker(id="w", slots=2, state="ready", created_at=1.0, seen_at=1.0, **facts))
+        workers.register(session, worker_row("w", "gpu.generate", "m"))
         workers.heartbeat(session, "w", engines={"m": how})
     ledgers.claim_shard(db, ledgers.running(db).id, worker="w")
 
@@ -95,9 +94,8 @@ def test_a_pause_is_made_once_listed_and_ended(app: FastAPI, operator: TestClien
 def test_what_still_runs_is_counted_with_the_heartbeats_to_wait_for(app: FastAPI, operator: TestClient) -> None:
     db = app.state.services.db
     ledgers.claim_shard(db, ledgers.running(db).id)
-    facts = {"pool": "gpu", "host": "h", "pid": 1, "started": 1, "queues": ["gpu.generate"], "models": ["m"]}
     with db.write() as session:
-        workers.register(session, Worker(id="w", slots=2, state="ready", created_at=1.0, seen_at=1.0, **facts))
+        workers.register(session, worker_row("w", "gpu.generate", "m"))
         workers.heartbeat(session, "w")
 
     remaining = operator.get("/v1/pauses/queue/gpu.generate").json()

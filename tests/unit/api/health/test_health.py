@@ -34,16 +34,14 @@ from tests.support.beside import beside
 from tests.support.plans import explained
 from tests.support.shop import running_broker
 from tests.support.system import pause
+from tests.support.worker_rows import worker_row
 from tests.unit.api.batches.test_batches import create
 from tests.unit.api.conftest import local_client
 
 
 def worker(**changes: object) -> Worker:
-    given = {
-        "id": "cpu-1", "pool": "cpu", "host": "h", "pid": 1, "started": 1, "queues": ["cpu.plan"], "models": [],
-        "slots": 2, "state": "ready", "created_at": now(), "seen_at": now(), "restarts": 1,
-    }  # fmt: skip
-    return Worker(**given | changes)
+    given = {"id": "cpu-1", "pool": "cpu", "queues": ["cpu.plan"], "restarts": 1}
+    return worker_row(**given | {"created_at": now(), "seen_at": now()} | changes)
 
 
 def test_a_process_that_runs_is_alive(nobody: TestClient) -> None:

@@ -23,13 +23,13 @@ from api.server import server
 from jobs.clock import now
 from jobs.errors import NoWorker, WorkerLost
 from jobs.fleet import workers
-from jobs.fleet.tables import Worker
 from jobs.inference.answer_events import written_out
 from jobs.inference.interactive import AnswerEntry, QueuedRequest
 from jobs.queues import Queue
 from jobs.security.keys import create_operator_key, revoke_key
 from jobs.timings import Timings
 from tests.support.web import hurry, make_key, served
+from tests.support.worker_rows import worker_row
 from workers.engines.port import refusal
 
 MODEL = "m"
@@ -120,11 +120,7 @@ def make_connect(
             app = make_app(models_file=str(models), timings=timings, **settings)
             app.state.services.inference = engine
             with app.state.services.db.write() as session:
-                row = Worker(
-                    id="w", pool="gpu", host="h", pid=1, started=1, queues=[Queue.GENERATE], models=[MODEL], slots=2,
-                    state="ready", restarts=0, created_at=now(), seen_at=now(),
-                )  # fmt: skip
-                workers.register(session, row)
+                workers.register(session, worker_row("w", Queue.GENERATE, MODEL, created_at=now(), seen_at=now()))
             key = make_key(app)
             client = stack.enter_context(TestClient(app))  # one event loop for all connections
 

@@ -14,11 +14,11 @@ from cli.main import app as command
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.fleet import workers
-from jobs.fleet.tables import Worker
 from jobs.ledger.tables import Job, Outbox
 from jobs.platform.storage import Storage
 from jobs.retrieval.tables import VectorStoreFile
 from tests.support import ledgers, runs
+from tests.support.worker_rows import worker_row
 from tests.unit.api.batches.test_batches import create
 
 PACKAGED = "smollm2-135m-instruct"
@@ -67,9 +67,8 @@ def change(db: Database, job_id: str, **values: Any) -> None:
 
 
 def register_worker(db: Database) -> None:
-    facts = {"pool": "cpu", "host": "h", "pid": 1, "started": 1, "queues": ["cpu.plan"], "models": ["*"], "slots": 1}
     with db.write() as session:
-        workers.register(session, Worker(id="w", state="ready", created_at=1.0, seen_at=now(), **facts))
+        workers.register(session, worker_row("w", "cpu.plan", "*", pool="cpu", slots=1, seen_at=now()))
 
 
 def test_a_queued_job_without_a_worker_waits_for_one(client: TestClient) -> None:

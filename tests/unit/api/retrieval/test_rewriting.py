@@ -21,6 +21,7 @@ from jobs.queues import Queue
 from jobs.retrieval import searches
 from jobs.retrieval.searches import Results
 from tests.support.web import running_app
+from tests.support.worker_rows import worker_row
 from tests.unit.api.retrieval.test_vector_stores import MODEL, error_of, made
 
 CHAT = "chatty"
@@ -49,9 +50,8 @@ class Workers:
         self.refuses: Callable[[searches.Search], AnswerEntry | None] = lambda _: None
         self.inner, app.state.services.inference = app.state.services.inference, self
         with app.state.services.db.write() as session:
-            place = {"host": "h", "pid": 1, "started": 1, "created_at": 1.0, "seen_at": 1.0, "slots": 1}
-            for queue, models in ((Queue.EMBED, [MODEL]), (Queue.GENERATE, [CHAT, "abroad"])):
-                session.add(Worker(**place, id=queue, pool="p", queues=[queue], models=models, state="ready"))
+            session.add(worker_row(Queue.EMBED, Queue.EMBED, MODEL))
+            session.add(worker_row(Queue.GENERATE, Queue.GENERATE, CHAT, "abroad"))
 
     async def submit(self, _queue: str, queued: QueuedRequest, *_: Any) -> AsyncGenerator[AnswerEntry]:
         yield AnswerEntry("taken")

@@ -10,7 +10,6 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select, update
 
-from jobs.fleet.tables import Worker
 from jobs.inference.interactive import AnswerEntry, QueuedRequest
 from jobs.ledger.tables import Audit, Job
 from jobs.queues import Queue
@@ -18,6 +17,7 @@ from jobs.retrieval import searches
 from jobs.retrieval.searches import FoundChunk, Results
 from jobs.retrieval.tables import VectorStore
 from tests.support.web import running_app
+from tests.support.worker_rows import worker_row
 from tests.unit.api.retrieval.test_vector_stores import MODEL, error_of, made, upload
 
 MODELS = f"""
@@ -255,9 +255,7 @@ class FakeWorkers:
         self.asked: list[searches.Search] = []
         self.inner, app.state.services.inference = app.state.services.inference, self
         with app.state.services.db.write() as session:
-            place = {"id": "w", "pool": "embed", "host": "h", "pid": 1, "started": 1, "created_at": 1.0, "seen_at": 1.0}
-            work = {"queues": [Queue.EMBED], "models": [MODEL, "second"], "slots": 1, "state": "ready"}
-            session.add(Worker(**place, **work))
+            session.add(worker_row("w", Queue.EMBED, MODEL, "second"))
 
     async def submit(self, _queue: str, queued: QueuedRequest, *_: Any) -> AsyncGenerator[AnswerEntry]:
         search = searches.decode_search(queued.body)

@@ -21,10 +21,10 @@ from cli.up.readiness import reachable_url, take_free
 from jobs.db.engine import Database
 from jobs.fleet import workers
 from jobs.fleet.models_file import PACKAGED_FILE, EngineKind, Registry
-from jobs.fleet.tables import Worker
 from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue
 from tests.support.adapters import tuned_model
+from tests.support.worker_rows import worker_row
 
 Run = Callable[..., str]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -261,10 +261,9 @@ def test_models_of_engine_urls_are_listed_beside_those_of_the_file(
 ) -> None:
     monkeypatch.setenv("NIGHTMILL_DATABASE_URL", db.url)
     monkeypatch.setenv("NIGHTMILL_OPENAI_ALIASES", "true")
-    facts = {"pool": "gpu", "host": "h", "pid": 1, "started": 1, "queues": [Queue.GENERATE], "models": ["far"]}
     with db.write() as session:
         workers.remember_all(session, {"far": True, "gpt-4o-mini": True}, Queue.GENERATE)
-        workers.register(session, Worker(id="gpu-1", slots=2, state="ready", created_at=1.0, seen_at=1.0, **facts))
+        workers.register(session, worker_row("gpu-1", Queue.GENERATE, "far"))
 
     listed = {row["name"]: row for row in map(json.loads, run("list", "--json").splitlines())}
 
@@ -364,12 +363,9 @@ models:
   other: {source: {packaged: all-minilm-l6-v2}, engine: embed, queue: gpu.other}
 """)
     holds = {"slow": {"entry": "e", "up": False, "since": 1.0, "phase": "reading the weights"}}
-    facts: dict[str, Any] = {"host": "h", "pid": 1, "started": 1, "slots": 2, "created_at": 1.0, "seen_at": 1.0}
-    ready = {"pool": "gpu", "queues": [Queue.GENERATE], "models": ["there"], "state": "ready"}
-    starting = {"pool": "embed", "queues": [Queue.EMBED], "models": [], "state": "starting", "engines": holds}
     with db.write() as session:
-        workers.register(session, Worker(id="gpu-1", **ready, **facts))
-        workers.register(session, Worker(id="embed-1", **starting, **facts))
+        workers.register(session, worker_row("gpu-1", Queue.GENERATE, "there"))
+        workers.register(session, worker_row("embed-1", Queue.EMBED, pool="embed", state="starting", engines=holds))
 
     rows = {row["name"]: row for row in map(json.loads, run("list", "--json").splitlines())}
 

@@ -19,12 +19,12 @@ from jobs.db.engine import Database
 from jobs.errors import NightmillError, NotFound
 from jobs.files.tables import File
 from jobs.fleet import workers
-from jobs.fleet.tables import Worker
 from jobs.ledger import anchors, audit, pauses, shards, totals
 from jobs.ledger.tables import Audit, AuditHead
 from jobs.security.keys import check_key, create_key, id_of, list_keys
 from jobs.security.tables import Project
 from tests.support import ledgers
+from tests.support.worker_rows import worker_row
 
 Run = Callable[..., Any]
 PACKAGED = "smollm2-135m-instruct"
@@ -122,9 +122,8 @@ def test_keys_are_listed_without_themselves(run: Run) -> None:
 
 
 def worker(db: Database) -> None:
-    facts = {"pool": "gpu", "host": "h", "pid": 1, "started": 1, "queues": ["gpu.generate"], "models": ["*"]}
     with db.write() as session:
-        workers.register(session, Worker(id="gpu-1", slots=2, state="ready", created_at=1.0, seen_at=1.0, **facts))
+        workers.register(session, worker_row("gpu-1", "gpu.generate", "*"))
 
 
 def test_what_is_paused_is_shown_beside_the_workers(run: Run, db: Database) -> None:
@@ -316,8 +315,7 @@ def test_all_but_models_is_paused_whatever_the_models_file_says(run: Run, tmp_pa
 
 def test_a_queue_is_known_by_its_workers_and_by_its_pause(run: Run, db: Database) -> None:
     with db.write() as session:
-        facts = {"pool": "gpu", "host": "h", "pid": 1, "started": 1, "queues": ["gpu.odd"], "models": []}
-        workers.register(session, Worker(id="gpu-1", slots=2, state="ready", created_at=1.0, seen_at=1.0, **facts))
+        workers.register(session, worker_row("gpu-1", "gpu.odd"))
 
     assert run("pause", "queue", "gpu.odd").stdout == "queue gpu.odd is paused\n"
     with db.write() as session:

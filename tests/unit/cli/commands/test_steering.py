@@ -13,10 +13,10 @@ from cli.errors import CliError
 from cli.main import app as command
 from jobs.db.engine import Database
 from jobs.fleet import workers
-from jobs.fleet.tables import Worker
 from jobs.security.keys import create_operator_key, id_of
 from tests.support import ledgers
 from tests.support.web import make_key, running_app, serve
+from tests.support.worker_rows import worker_row
 
 PACKAGED = "smollm2-135m-instruct"
 
@@ -56,9 +56,8 @@ def run(*words: str) -> Any:
 @pytest.mark.usefixtures("elsewhere")
 def test_workers_pauses_and_quarantines_are_shown(app: FastAPI, db: Database) -> None:
     make_key(app, "blue")
-    facts = {"pool": "gpu", "host": "h", "pid": 1, "started": 1, "queues": ["gpu.generate"], "models": ["m"]}
     with db.write() as session:
-        workers.register(session, Worker(id="gpu-1", slots=2, state="ready", created_at=1.0, seen_at=1.0, **facts))
+        workers.register(session, worker_row("gpu-1", "gpu.generate", "m"))
         ledgers.quarantined(session, PACKAGED)
 
     told = [run("pause", *words).stdout for words in (("worker", "gpu-1"), ("project", "blue"), ("project", "blue"))]

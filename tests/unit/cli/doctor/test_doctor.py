@@ -21,12 +21,12 @@ from cli.main import app
 from jobs.db.engine import Database
 from jobs.fleet import runtimes, workers
 from jobs.fleet.runtimes import Candidate, Record
-from jobs.fleet.tables import Worker
 from jobs.platform.storage import DiskStorage, Space
 from jobs.queues import Queue
 from jobs.setting_groups import MB
 from tests.support import adapters
 from tests.support.shop import running_broker
+from tests.support.worker_rows import worker_row
 from workers.sandbox.confinement import FORK_PARTS, PARTS
 
 Examine = Callable[..., dict[str, Finding]]
@@ -274,12 +274,8 @@ def test_whole_tuned_models_that_no_process_serves_are_reported(
     db = Database(sqlite_url)
     adapters.tuned_model(db, DiskStorage(tmp_path / "stored"), "ft:m:acme::abc", method="full")
     unserved = diagnosis()["tuned models"]
-    row = Worker(
-        id="tuned-1", pool="tuned", host="h", pid=1, started=1, queues=[Queue.TUNED], models=["*"], slots=1,
-        state="ready", restarts=0, created_at=1.0, seen_at=1.0,
-    )  # fmt: skip
     with db.write() as session:
-        workers.register(session, row)
+        workers.register(session, worker_row("tuned-1", Queue.TUNED, "*", pool="tuned"))
     db.close()
 
     assert (unserved.health, "--with tuned" in unserved.fix) == (Severity.WARNING, True)

@@ -11,13 +11,11 @@ from jobs.fleet import workers
 from jobs.fleet.models_file import Registry
 from jobs.fleet.tables import Worker
 from jobs.settings import Settings
+from tests.support.worker_rows import worker_row
 
 
 def worker(queue: str, lacks: list[str] | None, name: str = "cpu-1") -> Worker:
-    return Worker(
-        id=name, pool="cpu", host="h", pid=1, started=1, queues=[queue], models=[], slots=1, heartbeat=1,
-        state="ready", created_at=now(), seen_at=now(), restarts=0, sandbox_lacks=lacks,
-    )  # fmt: skip
+    return worker_row(name, queue, heartbeat=1, created_at=now(), seen_at=now(), sandbox_lacks=lacks)
 
 
 @pytest.mark.parametrize(

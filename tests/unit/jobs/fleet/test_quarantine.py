@@ -14,6 +14,7 @@ from jobs.fleet.quarantine import Bounds
 from jobs.fleet.tables import EngineDeath, Quarantine, Worker
 from jobs.ledger.tables import Audit
 from tests.support import ledgers
+from tests.support.worker_rows import worker_row
 
 BOUNDS = Bounds(deaths=3, seconds=60.0, rest=100.0)
 HERE, TINY, ENTRY = "here", "tiny", "entry-1"
@@ -236,22 +237,10 @@ def test_an_entry_is_what_is_loaded_and_how() -> None:
 
 
 def worker(db: Database, **changes: Any) -> Worker:
-    facts: dict[str, Any] = {
-        "id": "w-1",
-        "pool": "gpu",
-        "host": "here",
-        "pid": 1,
-        "started": 1,
-        "queues": ["gpu.generate"],
-        "models": ["tiny"],
-        "slots": 2,
-        "state": "ready",
-        "host_devices": HERE,
-        "engines": {TINY: {"entry": ENTRY, "up": True}, "large": {"entry": "entry-l", "up": True}},
-        "created_at": 1.0,
-        "seen_at": 1.0,
-    }
-    row = Worker(**(facts | changes))
+    engines = {TINY: {"entry": ENTRY, "up": True}, "large": {"entry": "entry-l", "up": True}}
+    row = worker_row(
+        **{"id": "w-1", "host": "here", "models": ["tiny"], "host_devices": HERE, "engines": engines} | changes
+    )
     within(db, lambda session: workers.register(session, row))
     return row
 

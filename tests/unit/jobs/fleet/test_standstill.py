@@ -11,13 +11,13 @@ from sqlalchemy import make_url, update
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.fleet import standstill, workers
-from jobs.fleet.tables import Worker
 from jobs.ledger import ledger, pauses
 from jobs.ledger.pauses import Scope
 from jobs.ledger.tables import Job, Outbox
 from jobs.queues import Queue, Task
 from jobs.settings import Settings
 from tests.support import ledgers
+from tests.support.worker_rows import worker_row
 
 Why = Callable[[str], list[str]]
 
@@ -36,12 +36,9 @@ def _reasons(db: Database, folder: Path, job_id: str, **settings: Any) -> list[s
 
 
 def works(db: Database, queue: str = "cpu.plan", **changes: Any) -> None:
-    facts = {
-        "id": "worker-1", "pool": "cpu", "host": "h", "pid": 1, "started": 1, "queues": [queue], "models": ["*"],
-        "slots": 1, "state": "ready", "created_at": 1.0, "seen_at": now(),
-    }  # fmt: skip
+    facts = {"pool": "cpu", "slots": 1, "seen_at": now(), **changes}
     with db.write() as session:
-        workers.register(session, Worker(**facts | changes))
+        workers.register(session, worker_row("worker-1", queue, "*", **facts))
 
 
 def pause(db: Database, scope: Scope, name: str) -> None:

@@ -11,23 +11,11 @@ from jobs.db.engine import Database
 from jobs.fleet import workers as fleet
 from jobs.fleet.models_file import ANY_MODEL
 from jobs.fleet.tables import Model, Worker
+from tests.support.worker_rows import worker_row
 
 
 def worker(name: str, **changes: Any) -> Worker:
-    facts: dict[str, Any] = {
-        "id": name,
-        "pool": "gpu",
-        "host": "here",
-        "pid": 1,
-        "started": 1,
-        "queues": ["gpu.generate"],
-        "models": ["tiny"],
-        "slots": 2,
-        "state": "ready",
-        "created_at": 1.0,
-        "seen_at": 1.0,
-    }
-    return Worker(**(facts | changes))
+    return worker_row(name, **{"host": "here", "models": ["tiny"], **changes})
 
 
 def register(db: Database, *workers: Worker) -> None:

@@ -8,7 +8,6 @@ from sqlalchemy import select
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.fleet import workers
-from jobs.fleet.tables import Worker
 from jobs.ledger import ledger, outbox, pauses, shards
 from jobs.ledger.pauses import Scope
 from jobs.ledger.states import JobState
@@ -17,6 +16,7 @@ from jobs.queues import Queue, Task
 from jobs.security import keys
 from tests.support import ledgers
 from tests.support.mill import MODEL, chat_line, jsonl, running
+from tests.support.worker_rows import worker_row
 
 
 def project(db: Database, name: str = "blue") -> str:
@@ -94,9 +94,8 @@ def test_pausing_and_resuming_twice_is_told_and_audited_once(db: Database) -> No
 
 
 def test_a_worker_that_leaves_takes_its_pause_along(db: Database) -> None:
-    facts = {"pool": "gpu", "host": "h", "pid": 1, "started": 1, "queues": [Queue.GENERATE], "models": ["*"]}
     with db.write() as session:
-        workers.register(session, Worker(id="w", slots=2, state="ready", created_at=now(), seen_at=now(), **facts))
+        workers.register(session, worker_row("w", Queue.GENERATE, "*", created_at=now(), seen_at=now()))
     pause(db, Scope.WORKER, "w")
 
     with db.write() as session:

@@ -9,7 +9,6 @@ from sqlalchemy import select, text, update
 
 from jobs.clock import now
 from jobs.db.engine import Database
-from jobs.fleet.tables import Worker
 from jobs.ledger import measures
 from jobs.ledger.tables import Job
 from jobs.settings import Settings
@@ -21,6 +20,7 @@ from jobs.webhooks.sending import Outcome, new_secret
 from jobs.webhooks.tables import Attempt, Delivery, Event, WebhookEndpoint
 from tests.support.deliveries import BROKEN, CONFIG, OK, claim, endpoint, fail_now, happen, job, middle, only, record
 from tests.support.plans import explained
+from tests.support.worker_rows import worker_row
 
 pytestmark = pytest.mark.dialects
 
@@ -285,20 +285,7 @@ def test_orphans_are_the_holders_that_are_not_registered(db: Database) -> None:
     claim(db, "io-dead")
     claim(db, "io-live")
     with db.write() as session:
-        session.add(
-            Worker(
-                id="io-live",
-                pool="io",
-                host="h",
-                pid=1,
-                started=1,
-                queues=[],
-                models=[],
-                slots=1,
-                created_at=0,
-                seen_at=0,
-            )
-        )
+        session.add(worker_row("io-live", queues=[]))
 
     with db.read() as session:
         assert orphans(session) == ["io-dead"]
