@@ -78,7 +78,7 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sqlite_url(sqlite_template: Path) -> Iterator[str]:
-    with _copied(sqlite_template) as url:
+    with copied(sqlite_template) as url:
         yield url
 
 
@@ -96,7 +96,7 @@ def database_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def shared_sqlite(sqlite_template: Path) -> Iterator[Database]:
-    with _copied(sqlite_template) as url:
+    with copied(sqlite_template) as url:
         yield from _open(url)
 
 
@@ -130,7 +130,7 @@ def storage(tmp_path: Path) -> DiskStorage:
 
 
 @contextmanager
-def _copied(template: Path) -> Iterator[str]:
+def copied(template: Path) -> Iterator[str]:
     """In memory where there is such a folder: the fsync of every commit is what the tests would wait for."""
     with tempfile.TemporaryDirectory(prefix="nightmill-db-", dir=MEMORY) as folder:
         path = Path(folder) / "nightmill.db"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
+from tests.conftest import copied
 from tests.support.browsers import chromium
 from tests.support.shop import Shop, running_broker, shops
 
@@ -20,6 +21,23 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def make_shop(tmp_path: Path, sqlite_url: str, redis_url: str) -> Iterator[Callable[..., Shop]]:
     with shops(tmp_path, sqlite_url, redis_url) as make:
         yield make
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Iterator[Shop]:
+    """Return a shop with a worker, on a broker of its own: at that of `redis_url` it would answer for other shops."""
+    folder = tmp_path_factory.mktemp("shop")
+    with copied(sqlite_template) as url, running_broker(folder) as broker, shops(folder, url, broker) as make:
+        made = make()
+        with made.open():
+            yield made
+
+
+@pytest.fixture
+def shop(deployment: Shop) -> Iterator[Shop]:
+    """Return the module's shop for a new project, before anything is stored."""
+    with deployment.for_new_project() as shop:
+        yield shop
 
 
 @pytest.fixture(scope="module")

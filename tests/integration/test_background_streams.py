@@ -38,6 +38,9 @@ from workers.runtime.engine_host import EngineHost
 
 pytestmark = pytest.mark.verify
 
+#: What shows or stores events is the same on every database; what moves a job or reads its end runs on both.
+on_sqlite = pytest.mark.parametrize("db", ["sqlite"], indirect=True)
+
 BODY = {"model": MODEL, "input": "Hello"}
 
 
@@ -150,6 +153,7 @@ def test_stream_is_resumed_after_the_last_number_seen(make_world: Any) -> None:
     assert world.follow(response_id, rest[-1].sequence_number)[-1].type == "response.completed"
 
 
+@on_sqlite
 def test_when_nothing_told_is_left_the_whole_is_written_out(make_world: Any) -> None:
     world = make_world(Paced(pause=0.0))
     response_id = _finished(world)
@@ -171,6 +175,7 @@ def test_when_nothing_told_is_left_the_whole_is_written_out(make_world: Any) -> 
     assert tail[0].response == kept
 
 
+@on_sqlite
 @pytest.mark.parametrize("told", [True, False])
 def test_search_results_of_background_responses_are_shown_on_request(make_world: Any, told: bool) -> None:
     world = make_world(searching(FakeEngine((MODEL,), fault=citing)))
@@ -191,6 +196,7 @@ def test_search_results_of_background_responses_are_shown_on_request(make_world:
     assert found(world.client.responses.cancel(response_id)) is None
 
 
+@on_sqlite
 @pytest.mark.parametrize("include", [5, "abc", [5], {}])
 def test_an_include_that_is_none_is_refused_before_there_is_a_response(make_world: Any, include: Any) -> None:
     world = make_world(searching(FakeEngine((MODEL,))))
@@ -201,6 +207,7 @@ def test_an_include_that_is_none_is_refused_before_there_is_a_response(make_worl
     assert str(refused.value.param).startswith("include")
 
 
+@on_sqlite
 def test_what_is_written_out_goes_on_after_any_of_its_events(make_world: Any) -> None:
     world = make_world(Paced(pause=0.0))
     response_id = _finished(world)
@@ -226,6 +233,7 @@ def _ids(response: Any) -> list[str]:
     return [item.id for item in response.output]
 
 
+@on_sqlite
 def test_an_attempt_that_breaks_before_its_output_begins_starts_over_in_the_open(make_world: Any) -> None:
     world = make_world(Paced(breaks_after=2))
 
@@ -238,6 +246,7 @@ def test_an_attempt_that_breaks_before_its_output_begins_starts_over_in_the_open
     assert _text(events[starts[-1] :]) == _helped(events).output_text == events[-1].response.output_text  # type: ignore[union-attr]
 
 
+@on_sqlite
 @pytest.mark.parametrize("breaks_after", [3, 6, 7, 8], ids=["begun", "half told", "text told", "part told"])
 def test_an_attempt_that_breaks_in_its_output_is_answered_by_the_last_event(make_world: Any, breaks_after: int) -> None:
     world = make_world(Paced(breaks_after=breaks_after))
@@ -259,6 +268,7 @@ def test_an_attempt_that_breaks_in_its_output_is_answered_by_the_last_event(make
     assert _ids(_helped(whole)) == _ids(kept)
 
 
+@on_sqlite
 def test_an_attempt_that_breaks_when_its_output_has_ended_leaves_nothing_open(make_world: Any) -> None:
     world = make_world(Paced(breaks_after=9))
 
@@ -288,6 +298,7 @@ def test_a_worker_whose_lease_is_lost_has_its_answer_given_by_the_next(make_worl
     assert _helped(events).output_text == events[-1].response.output_text  # type: ignore[union-attr]
 
 
+@on_sqlite
 def test_events_of_a_lost_worker_are_not_shown(make_world: Any) -> None:
     world = make_world(Paced(pause=0.1))
     stream = world.create()
@@ -328,6 +339,7 @@ def test_one_that_is_cancelled_leaves_no_connection_open(redis_url: str) -> None
         eventually(lambda: len(server.client_list()) == before, 5, "its connection is closed")
 
 
+@on_sqlite
 def test_without_redis_it_is_answered_all_the_same(make_world: Any) -> None:
     world = make_world(Paced(), streams_url="", broker_url="amqp://guest@127.0.0.1//")
 
@@ -360,6 +372,7 @@ def test_cancelling_just_ends_it(make_world: Any) -> None:
     assert world.client.responses.retrieve(seen[0].response.id).status == "cancelled"
 
 
+@on_sqlite
 def test_stored_answer_is_read_at_the_end_and_again_after_a_storage_outage(
     make_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -407,6 +420,7 @@ def test_an_idempotency_key_follows_the_one_response(make_world: Any) -> None:
     assert _text(second) == _text(first)
 
 
+@on_sqlite
 def test_published_events_expire_soon_after_the_end(make_world: Any) -> None:
     world = make_world(Paced(pause=0.2))
     stream = world.create()
@@ -426,6 +440,7 @@ def test_deleted_nothing_told_is_left(make_world: Any) -> None:
         assert not server.exists(interactive.answer_key(response_id))
 
 
+@on_sqlite
 def test_only_ones_own_can_be_followed_and_numbers_are_numbers(make_world: Any, db: Database) -> None:
     world = make_world(Paced())
     response_id = _finished(world)

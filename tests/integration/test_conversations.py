@@ -1,10 +1,8 @@
 """Conversations: the official SDK, the real API and its storage; and responses that go on from them."""
 
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx2
 import openai
 import pytest
 from openai.types.responses import Response
@@ -15,13 +13,9 @@ from jobs.errors import DatabaseBusy, StorageUnavailable
 from jobs.ledger.tables import Audit
 from tests.support.lost import look_twice
 from tests.support.shop import MODEL, Shop
+from workers.engines.port import refusal
 
-
-@pytest.fixture
-def shop(make_shop: Callable[..., Shop]) -> Iterator[Shop]:
-    made = make_shop()
-    with made.open():
-        yield made
+KEY = {"Idempotency-Key": "k"}
 
 
 def _message(text: str, role: str = "user") -> Any:
@@ -37,11 +31,6 @@ def _answer(shop: Shop, said: Any, conversation: Any, **fields: Any) -> Response
     made = shop.client.responses.create(model=MODEL, input=said, conversation=conversation, **fields)
     assert isinstance(made, Response)
     return made
-
-
-def _objects(shop: Shop) -> list[str]:
-    found: list[str] = shop.app.state.services.storage.list("conversations")
-    return found
 
 
 def test_a_conversation_is_made_read_and_relabelled(shop: Shop) -> None:
@@ -110,14 +99,11 @@ def test_the_same_words_said_twice_are_two_items(shop: Shop) -> None:
     assert len({item.id for item in items}) == len(items) == 6
 
 
-def test_refused_input_is_not_part_of_the_conversation(make_shop: Callable[..., Shop]) -> None:
-    from workers.engines.port import refusal
-
-    shop = make_shop(engine={"fault": lambda _: refusal(400, "No.", code="bad")})
-    with shop.open():
-        made = shop.client.conversations.create(items=[_message("one")])
-        with pytest.raises(openai.BadRequestError):
-            _answer(shop, "two", made.id)
+def test_refused_input_is_not_part_of_the_conversation(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shop.engine, "_fault", lambda _: refusal(400, "No.", code="bad"))
+    made = shop.client.conversations.create(items=[_message("one")])
+    with pytest.raises(openai.BadRequestError):
+        _answer(shop, "two", made.id)
 
     assert _texts(shop, made.id) == ["one"]
 
@@ -135,7 +121,7 @@ def test_many_who_talk_at_once_lose_no_word(shop: Shop) -> None:
     assert sorted(texts) == sorted([f"{n}" for n in range(12)] + [f"{n} again" for n in range(12)])
     for n in range(12):
         assert texts.index(f"{n} again") == texts.index(f"{n}") + 1
-    assert len(_objects(shop)) == 1
+    assert len(shop.objects("conversations")) == 1
 
 
 def test_a_deleted_conversation_is_gone_with_its_words(shop: Shop) -> None:
@@ -144,7 +130,7 @@ def test_a_deleted_conversation_is_gone_with_its_words(shop: Shop) -> None:
 
     assert shop.client.conversations.delete(made.id).deleted
 
-    assert _objects(shop) == []
+    assert shop.objects("conversations") == []
     with pytest.raises(openai.NotFoundError):
         shop.client.conversations.retrieve(made.id)
     with pytest.raises(openai.NotFoundError):
@@ -157,7 +143,7 @@ def test_a_deleted_conversation_is_gone_with_its_words(shop: Shop) -> None:
 
 def test_a_conversation_whose_words_a_backup_lacks_is_not_found_and_can_be_deleted(shop: Shop) -> None:
     made = shop.client.conversations.create(items=[_message("Hello")])
-    for path in _objects(shop):
+    for path in shop.objects("conversations"):
         shop.app.state.services.storage.delete(path)
 
     with pytest.raises(openai.NotFoundError, match="are gone"):
@@ -212,32 +198,21 @@ def test_calls_of_functions_and_their_outputs_have_a_status(shop: Shop) -> None:
     assert [item.status for item in added.data] == statuses[2:]  # type: ignore[union-attr]
 
 
-def test_one_key_appends_items_once(shop: Shop) -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+def test_items_with_one_key_are_appended_once(shop: Shop, monkeypatch: pytest.MonkeyPatch, at_once: bool) -> None:
     made = shop.client.conversations.create()
-    headers = {"Authorization": f"Bearer {shop.client.api_key}", "Idempotency-Key": "k"}
-    url, body = f"{shop.url}/conversations/{made.id}/items", {"items": [_message("one")]}
+    path, body = f"conversations/{made.id}/items", {"items": [_message("one")]}
+    first = shop.post(path, body, **KEY).json()
+    with monkeypatch.context() as patch:
+        if at_once:  # the second looks before the first has committed
+            patch.setattr(Once, "replay", lambda *_: None)
+        second = shop.post(path, body, **KEY).json()
 
-    said = [httpx2.post(url, json=body, headers=headers).json() for _ in range(2)]
-    other = httpx2.post(url, json={"items": [_message("two")]}, headers=headers)
-
-    assert said[0] == said[1]
-    assert (other.status_code, _texts(shop, made.id)) == (422, ["one"])
-
-
-def test_a_key_that_another_request_has_kept_meanwhile_harms_no_conversation(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = shop.client.conversations.create()
-    headers = {"Authorization": f"Bearer {shop.client.api_key}", "Idempotency-Key": "k"}
-    url, body = f"{shop.url}/conversations/{made.id}/items", {"items": [_message("one")]}
-    first = httpx2.post(url, json=body, headers=headers).json()
-    monkeypatch.setattr(Once, "replay", lambda *_: None)  # the second looks before the first has committed
-
-    second = httpx2.post(url, json=body, headers=headers).json()
+    other = shop.post(path, {"items": [_message("two")]}, **KEY)
 
     assert second == first
-    assert _texts(shop, made.id) == ["one"]
-    assert len(_objects(shop)) == 1
+    assert (other.status_code, _texts(shop, made.id)) == (422, ["one"])
+    assert len(shop.objects("conversations")) == 1
 
 
 def test_a_commit_whose_answer_is_lost_loses_no_word(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,22 +253,13 @@ def test_items_are_appended_once_while_storage_deletes_nothing(shop: Shop, monke
         shop.client.conversations.retrieve(made.id)
 
 
-def test_a_key_is_for_what_is_kept(shop: Shop) -> None:
+def test_request_with_a_key_makes_one_response_and_one_turn(shop: Shop) -> None:
     made = shop.client.conversations.create()
-    headers = {"Authorization": f"Bearer {shop.client.api_key}", "Idempotency-Key": "k"}
-    body = {"model": MODEL, "input": "one", "conversation": made.id, "store": False}
-
-    said = httpx2.post(f"{shop.url}/responses", json=body, headers=headers)
-
-    assert (said.status_code, said.json()["error"]["param"], shop.asked) == (400, "store", [])
-
-
-def test_one_key_makes_one_response_and_one_turn(shop: Shop) -> None:
-    made = shop.client.conversations.create()
-    headers = {"Authorization": f"Bearer {shop.client.api_key}", "Idempotency-Key": "k"}
     body = {"model": MODEL, "input": "one", "conversation": made.id}
 
-    said = [httpx2.post(f"{shop.url}/responses", json=body, headers=headers).json() for _ in range(2)]
+    unstored = shop.post("responses", {**body, "store": False}, **KEY)
+    assert (unstored.status_code, unstored.json()["error"]["param"], shop.asked) == (400, "store", [])
+    said = [shop.post("responses", body, **KEY).json() for _ in range(2)]
 
     assert said[0] == said[1]
     assert len(_texts(shop, made.id)) == 2
@@ -317,5 +283,5 @@ def test_leftovers_of_a_crash_are_removed_and_objects_in_use_stay(shop: Shop) ->
 
     look_twice(services.config, services.db, services.storage)
 
-    assert len(_objects(shop)) == 1
+    assert len(shop.objects("conversations")) == 1
     assert _texts(shop, made.id) == ["one"]

@@ -9,7 +9,7 @@ import base64
 import json
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,13 +39,6 @@ WEATHER: dict[str, Any] = {
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponsesServerEvent)
 
 Body = dict[str, Any]
-
-
-@pytest.fixture
-def shop(make_shop: Callable[..., Shop]) -> Iterator[Shop]:
-    made = make_shop()
-    with made.open():
-        yield made
 
 
 def check(response: Body, status: str = "completed") -> Body:
@@ -119,7 +112,7 @@ def test_a_function_is_called(shop: Shop) -> None:
     assert [item["type"] for item in made["output"]] == ["function_call"]
 
 
-def test_phases_of_an_engine_are_passed_on(make_shop: Callable[..., Shop]) -> None:
+def test_phases_of_an_engine_are_passed_on(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     phases = ["commentary", "final_answer"]
     part = {"type": "output_text", "text": "Four.", "annotations": []}
     message = {"type": "message", "role": "assistant", "id": "m", "status": "completed", "content": [part]}
@@ -129,9 +122,9 @@ def test_phases_of_an_engine_are_passed_on(make_shop: Callable[..., Shop]) -> No
         body = {"id": "r", "object": "response", "created_at": 1, "model": MODEL, "status": "completed"}
         return Answer(200, msgspec.json.encode({**body, "output": output}))
 
-    shop = make_shop({"fault": answer})
-    with shop.open():
-        made = create(shop, "How many?")
+    monkeypatch.setattr(shop.engine, "_fault", answer)
+
+    made = create(shop, "How many?")
 
     assert [item["phase"] for item in made["output"]] == phases
 

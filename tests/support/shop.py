@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 from fastapi import FastAPI
 from openai import OpenAI
 
@@ -16,6 +17,7 @@ from cli.up import broker
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.fleet import workers
+from jobs.ids import new_id
 from jobs.platform.storage import open_storage
 from jobs.queues import Queue
 from jobs.settings import Settings
@@ -40,6 +42,47 @@ _MODELS_FILE = f"""
 models:
   {MODEL}: {{source: {{urls: ["http://127.0.0.1:9/v1"]}}, engine: http, aliases: [gpt-4o-mini]}}
 """
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An endpoint that answers `Hello`, and the answers of it that are stored."""
+
+    path: str
+    question: dict[str, Any]
+    folder: str = ""  # of storage; none: answers are not stored
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return {"model": MODEL, **self.question}
+
+    def with_fields(self, **fields: Any) -> "Endpoint":
+        return replace(self, question={**self.question, **fields})
+
+    def stored_answers(self, client: OpenAI, query: str = "") -> dict[str, dict[str, Any]]:
+        """Return the answers of a page of the project's list by their ids, in the page's order."""
+        page: Any = client.get(f"/{self.path}{query}", cast_to=object)
+        return {answer["id"]: answer for answer in page["data"]}
+
+
+HELLO: Any = [{"role": "user", "content": "Hello"}]
+CHAT = Endpoint("chat/completions", {"messages": HELLO})
+STORED_CHAT = Endpoint("chat/completions", {"messages": HELLO, "store": True}, "completions")
+COMPLETION = Endpoint("completions", {"prompt": "Hello"})
+RESPONSE = Endpoint("responses", {"input": "Hello"}, "responses")
+_NAMES = {id(CHAT): "chat", id(STORED_CHAT): "stored chat", id(COMPLETION): "completion", id(RESPONSE): "response"}
+
+
+def endpoints(*chosen: Endpoint) -> pytest.MarkDecorator:
+    """Run a test for each of these as `endpoint`."""
+    return pytest.mark.parametrize("endpoint", chosen, ids=[_NAMES[id(endpoint)] for endpoint in chosen])
+
+
+def text_of(answer: Any) -> str:
+    """Return the text of a chat completion or a response."""
+    if answer["object"] == "response":
+        return str(answer["output"][0]["content"][0]["text"])
+    return str(answer["choices"][0]["message"]["content"])
 
 
 @dataclass
@@ -76,6 +119,23 @@ class Shop:
     def leave(self, worker: str = "gpu-1") -> None:
         with self.app.state.services.db.write() as session:
             workers.leave(session, worker)
+
+    @contextmanager
+    def for_new_project(self) -> Iterator["Shop"]:
+        """Yield the shop with a client of a new project and empty storage; its times end with it."""
+        services = self.app.state.services
+        timings = services.timings
+        self.asked.clear()
+        for path in (path for folder in ("completions", "conversations", "responses") for path in self.objects(folder)):
+            services.storage.delete(path)
+        with OpenAI(base_url=self.url, api_key=make_key(self.app, new_id("p")), max_retries=0, timeout=30) as client:
+            yield replace(self, client=client)
+        services.timings = timings
+        self.wait_until_free()
+
+    def wait_until_free(self) -> None:
+        """Wait until the engine answers no request."""
+        eventually(lambda: self.host._in_flight == 0, 30, "the engine is free")
 
     def post(self, path: str, body: Any, **headers: str) -> httpx2.Response:
         """Without the SDK, which would neither send everything nor show everything."""
