@@ -34,48 +34,78 @@ def _chunk(stem: str, words: range = range(4), file_id: str = "") -> Found:
 _ALL = [_chunk("d"), _chunk("c", range(2, 4)), _chunk("c", range(2))]
 
 
-def test_a_search_that_shows_everything_that_is_due_passes() -> None:
+def _shown(found: list[Found], *, cut: bool = False) -> list[str]:
     mirror = _mirror()
+    return mirrored.shown(mirror, found, mirror.due, mirror.removed, cut=cut)
 
-    assert mirrored.shown(mirror, _ALL, mirror.due, mirror.removed) == []
+
+def _items(**changes: Any) -> list[dict[str, Any]]:
+    second = {"key": "b.txt", "file_id": "file-d", "previous_file_id": None, **changes}
+    return [{"key": "a.txt", "file_id": "file-c", "previous_file_id": None}, second]
+
+
+_FILES = {"file-c": "completed", "file-d": "completed"}
+
+
+def _index(name: str, status: str, missing: int = 0) -> dict[str, Any]:
+    return {"id": name, "status": status, "missing": missing}
+
+
+def _indexed(indexes: list[dict[str, Any]], files: dict[str, str]) -> list[str]:
+    return mirrored.indexed(_mirror(), indexes, {one["id"]: files for one in indexes})
 
 
 @pytest.mark.parametrize(
-    ("found", "violation"),
+    ("faults", "violation"),
     [
-        (_ALL[:1], "a.txt (cccccccc) is not found, and is due"),
-        (_ALL[:2], "shown with 2 of 4 words"),
-        ([*_ALL, _chunk("c", range(1))], "shown with 5 of 4 words"),
-        ([*_ALL, _chunk("c", file_id="file-x")], "a.txt is found in 2 versions"),
-        ([*_ALL, _chunk("f")], "c.txt (ffffffff) is found, and was removed"),
-        ([*_ALL, _chunk("g")], "file-g (x) shows words of ['gggggggg']"),
-        ([*_ALL, _chunk("d", file_id="file-c")], "file-c (x) shows words of"),
+        (_shown(_ALL), ""),
+        (_shown(_ALL[:1]), "a.txt (cccccccc) is not found, and is due"),
+        (_shown(_ALL[:2]), "shown with 2 of 4 words"),
+        (_shown([*_ALL, _chunk("c", range(1))]), "shown with 5 of 4 words"),
+        (_shown([*_ALL, _chunk("c", file_id="file-x")]), "a.txt is found in 2 versions"),
+        (_shown([*_ALL, _chunk("f")]), "c.txt (ffffffff) is found, and was removed"),
+        (_shown([*_ALL, _chunk("g")]), "file-g (x) shows words of ['gggggggg']"),
+        (_shown([*_ALL, _chunk("d", file_id="file-c")]), "file-c (x) shows words of"),
+        (_shown([], cut=True), ""),
+        (_shown(_ALL[:2], cut=True), ""),
+        (_shown([*_ALL[:1], _chunk("c", range(0))], cut=True), ""),
+        (_shown([*_ALL[:1], _chunk("f")], cut=True), "c.txt (ffffffff) is found, and was removed"),
+        (_shown([*_ALL[:1], _chunk("g")], cut=True), "file-g (x) shows words of ['gggggggg']"),
+        (
+            _shown([*_ALL[:1], _chunk("c", range(2)), _chunk("c", file_id="file-x")], cut=True),
+            "a.txt is found in 2 versions",
+        ),
+        (mirrored.listed(_mirror(), _items(), _FILES), ""),
+        (
+            mirrored.listed(_mirror(), _items()[:1], {"file-c": "completed"}),
+            "items ['a.txt'], in the folder ['a.txt', 'b.txt']",
+        ),
+        (mirrored.listed(_mirror(), _items(key="a.txt"), _FILES), "items ['a.txt'], in the folder"),
+        (
+            mirrored.listed(_mirror(), _items(), {**_FILES, "file-b": "completed"}),
+            "['file-b'] are in the store or of the source alone",
+        ),
+        (mirrored.listed(_mirror(), _items(file_id="file-c"), {"file-c": "completed"}), "alone"),
+        (mirrored.listed(_mirror(), _items(previous_file_id="file-0"), _FILES), "has file-0 before it still"),
+        (mirrored.listed(_mirror(), _items(), {**_FILES, "file-d": "failed"}), "file-d is failed"),
+        (
+            mirrored.listed(_mirror(), _items(file_id="file-e"), {"file-c": "completed", "file-e": "completed"}),
+            "was file-d and is file-e, though it is as it was",
+        ),
+        (_indexed([_index("x", "active"), _index("y", "previous")], _FILES), ""),
+        (_indexed([_index("x", "ready"), _index("y", "previous")], _FILES), "the indexes [] are in use"),
+        (_indexed([_index("x", "active"), _index("y", "active")], _FILES), "the indexes ['x', 'y'] are in use"),
+        (_indexed([_index("x", "active"), _index("y", "failed", 1)], _FILES), "lacks 1 files"),
+        (_indexed([_index("x", "active")], {"file-c": "completed"}), "differ by [('file-d', 'completed')]"),
+        (
+            _indexed([_index("x", "active")], {**_FILES, "file-b": "completed"}),
+            "differ by [('file-b', 'completed')]",
+        ),
     ],
 )
-def test_a_search_that_shows_something_else_is_found(found: list[Found], violation: str) -> None:
-    mirror = _mirror()
-
-    assert violation in "; ".join(mirrored.shown(mirror, found, mirror.due, mirror.removed))
-
-
-@pytest.mark.parametrize(
-    ("found", "violation"),
-    [
-        ([], ""),
-        (_ALL[:2], ""),
-        ([*_ALL[:1], _chunk("c", range(0))], ""),
-        ([*_ALL[:1], _chunk("f")], "c.txt (ffffffff) is found, and was removed"),
-        ([*_ALL[:1], _chunk("g")], "file-g (x) shows words of ['gggggggg']"),
-        ([*_ALL[:1], _chunk("c", range(2)), _chunk("c", file_id="file-x")], "a.txt is found in 2 versions"),
-    ],
-)
-def test_a_search_that_has_no_room_for_all_may_show_less_and_nothing_else(found: list[Found], violation: str) -> None:
-    mirror = _mirror()
-
-    told = "; ".join(mirrored.shown(mirror, found, mirror.due, mirror.removed, cut=True))
-
-    assert violation in told
-    assert bool(told) is bool(violation)
+def test_search_store_or_index_that_is_not_the_folder_is_found(faults: list[str], violation: str) -> None:
+    assert violation in "; ".join(faults)
+    assert bool(faults) is bool(violation)
 
 
 def test_two_versions_of_a_document_are_never_shown_at_once() -> None:
@@ -97,40 +127,6 @@ def test_successful_sync_guarantees_what_was_there_at_its_beginning() -> None:
 
     assert [one.name for one in mirror.due] == ["a.txt"]
     assert [one.name for one in mirror.removed] == ["b.txt"]
-
-
-def _items(**changes: Any) -> list[dict[str, Any]]:
-    second = {"key": "b.txt", "file_id": "file-d", "previous_file_id": None, **changes}
-    return [{"key": "a.txt", "file_id": "file-c", "previous_file_id": None}, second]
-
-
-_FILES = {"file-c": "completed", "file-d": "completed"}
-
-
-@pytest.mark.parametrize(
-    ("items", "files", "violation"),
-    [
-        (_items(), _FILES, ""),
-        (_items()[:1], {"file-c": "completed"}, "items ['a.txt'], in the folder ['a.txt', 'b.txt']"),
-        (_items(key="a.txt"), _FILES, "items ['a.txt'], in the folder"),
-        (_items(), {**_FILES, "file-b": "completed"}, "['file-b'] are in the store or of the source alone"),
-        (_items(file_id="file-c"), {"file-c": "completed"}, "alone"),
-        (_items(previous_file_id="file-0"), _FILES, "has file-0 before it still"),
-        (_items(), {**_FILES, "file-d": "failed"}, "file-d is failed"),
-        (
-            _items(file_id="file-e"),
-            {"file-c": "completed", "file-e": "completed"},
-            "was file-d and is file-e, though it is as it was",
-        ),
-    ],
-)
-def test_a_store_that_is_not_the_folder_is_found(
-    items: list[dict[str, Any]], files: dict[str, str], violation: str
-) -> None:
-    found = "; ".join(mirrored.listed(_mirror(), items, files))
-
-    assert violation in found
-    assert bool(found) is bool(violation)
 
 
 _LACKING = {"code": "not_readable", "message": "It cannot be read: No such file or directory."}
@@ -203,27 +199,3 @@ def test_counts_of_a_sync_are_of_all_documents_and_nothing_comes_in_that_is_as_i
 )
 def test_an_index_of_which_something_failed_is_found(status: str, counts: dict[str, int], passes: bool) -> None:
     assert (not mirrored.standing(_mirror(), {**_index("x", status), "file_counts": counts})) is passes
-
-
-def _index(name: str, status: str, missing: int = 0) -> dict[str, Any]:
-    return {"id": name, "status": status, "missing": missing}
-
-
-@pytest.mark.parametrize(
-    ("indexes", "files", "violation"),
-    [
-        ([_index("x", "active"), _index("y", "previous")], _FILES, ""),
-        ([_index("x", "ready"), _index("y", "previous")], _FILES, "the indexes [] are in use"),
-        ([_index("x", "active"), _index("y", "active")], _FILES, "the indexes ['x', 'y'] are in use"),
-        ([_index("x", "active"), _index("y", "failed", 1)], _FILES, "lacks 1 files"),
-        ([_index("x", "active")], {"file-c": "completed"}, "differ by [('file-d', 'completed')]"),
-        ([_index("x", "active")], {**_FILES, "file-b": "completed"}, "differ by [('file-b', 'completed')]"),
-    ],
-)
-def test_an_index_that_has_other_files_is_found(
-    indexes: list[dict[str, Any]], files: dict[str, str], violation: str
-) -> None:
-    found = "; ".join(mirrored.indexed(_mirror(), indexes, {one["id"]: files for one in indexes}))
-
-    assert violation in found
-    assert bool(found) is bool(violation)
