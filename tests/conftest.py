@@ -4,6 +4,7 @@ db                 a migrated, empty database: the test runs once on SQLite and 
 sqlite, postgres   the same, on one of them
 storage            a folder of its own
 postgres_server    the server itself; it is started once, by the first test that needs it
+s3                 a server that speaks S3, likewise
 """
 
 import shutil
@@ -21,7 +22,7 @@ from jobs.bootstrap import migrate
 from jobs.db.engine import Database
 from jobs.platform.storage import DiskStorage
 from jobs.tables import Base
-from tests.support.services import MEMORY, Postgres, need
+from tests.support.services import MEMORY, S3, Postgres, need
 
 # A shell that starts us in the background has SIGINT ignored, and whatever we start would ignore it too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -64,6 +65,16 @@ def postgres_server() -> Iterator[Postgres]:
         server = Postgres()
     except Exception as error:  # noqa: BLE001 (whatever keeps it from starting: it is not here)
         need("PostgreSQL", error)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    try:
+        server = S3()
+    except Exception as error:  # noqa: BLE001 (whatever keeps it from starting: it is not here)
+        need("S3", error)
     yield server
     server.close()
 

@@ -3,7 +3,6 @@
 import errno
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,9 @@ import pytest
 
 from jobs.errors import NotFound, StorageFull, StorageUnavailable
 from jobs.platform.storage import DiskStorage, ObjectStorage, Storage, open_storage
-from tests.support.services import S3, need
+from tests.support.services import S3
 
 MB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    try:
-        server = S3()
-    except Exception as error:  # noqa: BLE001 (whatever keeps it from starting: it is not here)
-        need("S3", error)
-    yield server
-    server.close()
 
 
 @pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.verify)])

@@ -10,7 +10,7 @@ import pytest
 from jobs.db.engine import Database
 from jobs.timings import Timings
 from tests.support.ingesting import ReadOnce, Works, works
-from tests.support.services import S3, need
+from tests.support.services import S3
 from tests.support.site import Site
 from tests.support.sourcing import TEXTS, write
 from workers.retrieval.ingestion import job
@@ -60,13 +60,3 @@ def running(db: Database, folder: Path, parser: ReadOnce, library: Path, **more:
 def site() -> Iterator[Site]:
     with Site() as site:
         yield site
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    try:
-        server = S3()
-    except Exception as error:  # noqa: BLE001 (whatever keeps it from starting: it is not here)
-        need("S3", error)
-    yield server
-    server.close()
