@@ -23,6 +23,24 @@ from workers.dispatcher import loop as dispatcher
 from workers.dispatcher.loop import Dispatcher
 
 
+def silent_worker(harness: DispatcherHarness) -> str:
+    """Have a worker of another host claim a shard and be silent for nearly a lease; return the job's id."""
+    job = ledgers.running(harness.db, [4], project_id=project_of(harness.db, "one"))
+    harness.worker("far", host="elsewhere")
+    ledgers.claim_shard(harness.db, job.id, worker="far")
+    harness.tick()
+    harness.tick(29)
+    return job.id
+
+
+def assert_lost_within_two_seconds(harness: DispatcherHarness, job_id: str) -> None:
+    before = ledgers.shard(harness.db, job_id).state
+    harness.tick(2)
+
+    assert before == ShardState.RUNNING
+    assert ledgers.shard(harness.db, job_id).state == ShardState.PENDING
+
+
 def test_worker_whose_process_is_gone_loses_its_claims_at_once(harness: DispatcherHarness) -> None:
     job = ledgers.running(harness.db, [4], project_id=project_of(harness.db, "one"))
     host, pid, started = processes.me()
@@ -53,27 +71,14 @@ def test_engines_that_take_their_workers_along_too_often_are_quarantined(harness
 
 
 def test_worker_of_another_host_is_removed_after_a_lease_without_a_heartbeat(harness: DispatcherHarness) -> None:
-    job = ledgers.running(harness.db, [4], project_id=project_of(harness.db, "one"))
-    harness.worker("far", host="elsewhere")
-    ledgers.claim_shard(harness.db, job.id, worker="far")
-
-    harness.tick()
-    harness.tick(29)
-    held = ledgers.shard(harness.db, job.id).state
-    harness.tick(2)
-
-    assert held == ShardState.RUNNING
-    assert ledgers.shard(harness.db, job.id).state == ShardState.PENDING
+    job_id = silent_worker(harness)
+    assert_lost_within_two_seconds(harness, job_id)
 
 
 def test_a_worker_that_sends_a_heartbeat_before_it_is_removed_lives(
     harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = ledgers.running(harness.db, [4], project_id=project_of(harness.db, "one"))
-    harness.worker("far", host="elsewhere")
-    ledgers.claim_shard(harness.db, job.id, worker="far")
-    harness.tick()
-    harness.tick(29)
+    silent_worker(harness)
     breathed, asked = harness.dispatcher._maintenance._write, []
 
     def sends_first(work: Callable[[Session], object]) -> object:
@@ -92,11 +97,7 @@ def test_a_worker_that_sends_a_heartbeat_before_it_is_removed_lives(
 def test_nobody_dies_of_a_time_in_which_nothing_could_be_written(
     harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = ledgers.running(harness.db, [4], project_id=project_of(harness.db, "one"))
-    harness.worker("far", host="elsewhere")
-    ledgers.claim_shard(harness.db, job.id, worker="far")
-    harness.tick()
-    harness.tick(29)
+    job_id = silent_worker(harness)
 
     def busy() -> object:
         raise DatabaseBusy
@@ -107,22 +108,14 @@ def test_nobody_dies_of_a_time_in_which_nothing_could_be_written(
             harness.tick(2)
     harness.tick(1)
     harness.tick(29)
-    held = ledgers.shard(harness.db, job.id).state
-    harness.tick(2)
-
-    assert held == ShardState.RUNNING
-    assert ledgers.shard(harness.db, job.id).state == ShardState.PENDING
+    assert_lost_within_two_seconds(harness, job_id)
 
 
 def test_lease_is_kept_when_the_dispatcher_waited_to_write_beside_the_workers(
     harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that stands still with the writer lock keeps all heartbeats from being written."""
-    job = ledgers.running(harness.db, [4], project_id=project_of(harness.db, "one"))
-    harness.worker("far", host="elsewhere")
-    ledgers.claim_shard(harness.db, job.id, worker="far")
-    harness.tick()
-    harness.tick(29)
+    job_id = silent_worker(harness)
     write = harness.db.write
 
     @contextmanager
@@ -137,11 +130,7 @@ def test_lease_is_kept_when_the_dispatcher_waited_to_write_beside_the_workers(
             harness.tick(2)
     harness.tick(1)
     harness.tick(29)
-    held = ledgers.shard(harness.db, job.id).state
-    harness.tick(2)
-
-    assert held == ShardState.RUNNING
-    assert ledgers.shard(harness.db, job.id).state == ShardState.PENDING
+    assert_lost_within_two_seconds(harness, job_id)
 
 
 def test_a_duty_that_fails_time_and_again_keeps_nobody_alive(
