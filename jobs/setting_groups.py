@@ -101,16 +101,18 @@ class ApiSettings(BaseModel):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Lines of at least this level are logged: `DEBUG`, `INFO`, `WARNING` or `ERROR`."
     )
-    access_log: bool = Field(True, description="Whether the API logs a line of level INFO for each request.")
+    access_log: bool = Field(
+        True, description="The API logs a line of level INFO for each request, unless this is false."
+    )
 
 
 class EngineSettings(BaseModel):
     """Engines"""
 
-    vllm_enabled: bool = Field(True, description="Whether workers run the models of engine `vllm`.")
+    vllm_enabled: bool = Field(True, description="Workers run the models of engine `vllm`, unless this is false.")
     openai_aliases: bool = Field(
         False,
-        description="Whether OpenAI's model names are aliases of the first model that serves their endpoint.",
+        description="If true, OpenAI's model names are aliases of the first model that serves their endpoint.",
     )
     engine_urls: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -130,7 +132,7 @@ class EngineSettings(BaseModel):
     )
     refuse_text_images: bool = Field(
         False,
-        description="Whether prompts for servers are refused if their text has a Markdown image with an http(s) URL.",
+        description="If true, prompts for servers are refused if their text has a Markdown image with an http(s) URL.",
     )
     engine_silence_seconds: float = Field(
         300,
@@ -199,7 +201,7 @@ class MediaSettings(BaseModel):
         "together than this. A project needs `--allow-media-urls`.",
     )
     media_allow_private: bool = Field(
-        False, description="Whether URLs of pictures and files may have private addresses, plain http and any port."
+        False, description="If true, URLs of pictures and files may have private addresses, plain http and any port."
     )
 
 
@@ -322,7 +324,7 @@ class SourceSettings(BaseModel):
         "as a source. The credentials are those that boto finds.",
     )
     source_allow_private: bool = Field(
-        False, description="Whether URLs of sources may have private addresses, plain http and any port."
+        False, description="If true, URLs of sources may have private addresses, plain http and any port."
     )
     source_max_items: int = Field(10_000, ge=1, description="A sync of a source with more files than this fails.")
     source_seconds: float = Field(
@@ -338,7 +340,7 @@ class TrainingSettings(BaseModel):
 
     finetune_exclusive_device: bool = Field(
         False,
-        description="Whether the engines of `gpu` and `tuned` on a device are closed while a training runs on it.",
+        description="If true, the engines of `gpu` and `tuned` on a device are closed while a training runs on it.",
     )
     finetune_max_seconds: int = Field(
         DAY,
@@ -353,8 +355,8 @@ class TrainingSettings(BaseModel):
     mlflow_token: str = Field("", repr=False, description="MLflow's server gets this bearer token, or `user:password`.")
     wandb_mode: Literal["off", "offline", "online"] = Field(
         "off",
-        description="What happens to `integrations` with Weights & Biases: `off` refuses them, `offline` keeps runs as"
-        " files in the storage, `online` sends them.",
+        description="`integrations` with Weights & Biases are refused with `off`, kept as files in the storage with "
+        "`offline`, and sent with `online`.",
     )
     wandb_api_key: str = Field("", repr=False, description="Weights & Biases gets this key with `online`.")
     wandb_url: str = Field(
@@ -447,7 +449,7 @@ class WebhookSettings(BaseModel):
     """Webhooks"""
 
     webhook_allow_private: bool = Field(
-        False, description="Whether URLs of webhooks may have private addresses, plain http and any port."
+        False, description="If true, URLs of webhooks may have private addresses, plain http and any port."
     )
     webhook_retry_seconds: Annotated[tuple[float, ...], NoDecode] = Field(
         (0, 5, 30, 120, 600, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400),
