@@ -128,8 +128,14 @@ def test_a_process_that_cannot_read_its_secret_ends_and_shows_none(tmp_path: Pat
     [
         ("NIGHTMILL_LEASE_SECOND", "NIGHTMILL_LEASE_SECOND is not a setting: did you mean NIGHTMILL_LEASE_SECONDS?"),
         ("NIGHTMILL_DATABSE_URL_FILE", "NIGHTMILL_DATABSE_URL_FILE is not a setting: did you mean"),
-        ("NIGHTMILL_RERING_SECONDS", "NIGHTMILL_RERING_SECONDS is now NIGHTMILL_REDELIVERY_SECONDS"),
-        ("NIGHTMILL_RERING_SECONDS_FILE", "NIGHTMILL_RERING_SECONDS_FILE is now NIGHTMILL_REDELIVERY_SECONDS_FILE"),
+        (
+            "NIGHTMILL_BATCH_MAX_EMBEDDING_INPUTS",
+            "NIGHTMILL_BATCH_MAX_EMBEDDING_INPUTS is now NIGHTMILL_BATCH_MAX_LINES",
+        ),
+        (
+            "NIGHTMILL_BATCH_MAX_EMBEDDING_INPUTS_FILE",
+            "NIGHTMILL_BATCH_MAX_EMBEDDING_INPUTS_FILE is now NIGHTMILL_BATCH_MAX_LINES_FILE",
+        ),
         ("NIGHTMILL_WORKER_NICE", "NIGHTMILL_WORKER_NICE is not a setting any more: its value is fixed, 10"),
         ("NIGHTMILL_QXJ", "NIGHTMILL_QXJ is not a setting"),
     ],
