@@ -370,8 +370,8 @@ def test_engine_is_free_and_the_stream_gone_when_nobody_resumes_in_time(
     assert (gone.status_code, gone.json()["error"]["code"]) == (404, "stream_gone")
 
 
-@endpoints(STORED_CHAT, RESPONSE)
 @pytest.mark.parametrize("seen", [0, 2])
+@endpoints(STORED_CHAT, RESPONSE)
 @pytest.mark.first(2)
 def test_client_that_leaves_a_stream_frees_the_engine_and_leaves_nothing_stored(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint, seen: int
