@@ -30,7 +30,7 @@ from api.fleet import models, steering
 from api.health import routes as health
 from api.health.metrics import Exposition
 from api.health.readiness import BrokerWatch, Watch
-from api.http.middleware import OPEN, Authenticate, FairShare, Limit, Trace
+from api.http.middleware import OPEN, Authenticate, BodyLimit, FairShare, Trace
 from api.inference import chat_completions, conversations, response_connections, responses
 from api.inference import routes as inference
 from api.inference.interactive import STREAM_HEADER
@@ -148,7 +148,7 @@ def build(config: Settings | None = None, timings: Timings = Timings()) -> FastA
         app.router.routes.extend(router.routes)  # `include_router` would build each route a second time
     errors.install(app)
     app.add_middleware(FairShare, config=config, patience=timings.thread_patience)
-    app.add_middleware(Limit, config=config, idle_seconds=timings.body_patience)
+    app.add_middleware(BodyLimit, config=config, idle_seconds=timings.body_patience)
     app.add_middleware(Authenticate, services=services, open_paths=OPEN | pages.PATHS, open_below=console_files.PATH)
     if config.cors_origins:
         app.add_middleware(

@@ -17,7 +17,7 @@ from jobs.errors import Conflict, PermissionDenied, Unavailable
 from jobs.fleet.models_file import Models, ModelsFileError, Registry
 from jobs.inference.client import InferenceClient
 from jobs.ledger import audit, ledger
-from jobs.ledger.feed import Bounds
+from jobs.ledger.feed import FeedBounds
 from jobs.ledger.tables import Job
 from jobs.platform.locks import Locks
 from jobs.platform.storage import Storage
@@ -48,7 +48,7 @@ class Services:
     timings: Timings
     wrong_keys: WrongKeys
     computations: Computations
-    feed_bounds: Trusted[Bounds]  # by key: of the feed of its project
+    feed_bounds: Trusted[FeedBounds]  # by key: of the feed of its project
     arriving: Arriving = field(default_factory=Arriving)
     changing: Locks = field(default_factory=Locks)  # locks of conversations
     draining: threading.Event = field(default_factory=threading.Event)  # this process ends: take nothing that lasts
@@ -93,7 +93,7 @@ class CallContext:
     def actor(self) -> str:
         return f"key:{self.caller.key_id}"
 
-    def in_one_write(self, work: Callable[[Session], object]) -> None:
+    def run_in_transaction(self, work: Callable[[Session], object]) -> None:
         """Run `work` in a transaction of its own."""
         with self.db.write() as session:
             work(session)

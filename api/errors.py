@@ -105,13 +105,13 @@ def log_failure(error: NightmillError) -> None:
 
 def install(app: FastAPI) -> None:
     """Install the handlers that give all errors of the app this shape."""
-    app.add_exception_handler(NightmillError, _known_error)
+    app.add_exception_handler(NightmillError, _answer_known_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Exception, _unexpected)
+    app.add_exception_handler(Exception, _answer_unexpected_error)
 
 
-async def _known_error(_request: Request, error: Exception) -> JSONResponse:
+async def _answer_known_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, NightmillError)
     log_failure(error)
     return respond(error)
@@ -129,14 +129,14 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
         return respond(error.__cause__)
     where = f"{request.method} {request.url.path}"
     if error.status_code == HTTPStatus.NOT_FOUND:
-        message = _unsupported(request) or f"Invalid URL ({where})"
+        message = _describe_missing_resource(request) or f"Invalid URL ({where})"
         return respond(NotFound(message, code="unknown_url"))
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         return respond(MethodNotAllowed(f"Not allowed: {where}"), dict(error.headers or {}))
     return respond(InvalidRequest(str(error.detail), code="invalid_request"))
 
 
-def _unsupported(request: Request) -> str | None:
+def _describe_missing_resource(request: Request) -> str | None:
     """Return the text for a resource that is not served at all, OpenAI's among them; None for any other URL."""
     paths = [route.path for route in request.app.routes if getattr(route, "include_in_schema", False)]
     served = [path for path in paths if path.startswith(_VERSION)]
@@ -148,7 +148,7 @@ def _unsupported(request: Request) -> str | None:
     return f"{clip(resource)} is not supported by Nightmill. Supported are: {', '.join(sorted(roots))}."
 
 
-async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+async def _answer_unexpected_error(request: Request, error: Exception) -> JSONResponse:
     """Answer an unexpected exception. This handler runs outside our middleware, so it sets the request id itself."""
     request_id = request.scope.get("state", {}).get("request_id", "")
     log.error("request_crashed", exc_info=error, extra={"request_id": request_id})
@@ -177,16 +177,16 @@ def explain(errors: Sequence[Any], body: Any) -> InvalidRequest:
     """
     source, *param_path = errors[0]["loc"]
     if source != "body":
-        return _render(errors[0], _joined(param_path))
+        return _render(errors[0], _format_path(param_path))
     fault, types = _first([_Fault.of(error, body) for error in errors[:_LOOKED_AT]])
     if len(types) > 1:
-        return _wrong_type(fault.error, fault.param, f"one of {types[0]}{_listed(types[1:])}")
+        return _wrong_type(fault.error, fault.param, f"one of {types[0]}{_format_types(types[1:])}")
     return _render(fault.error, fault.param)
 
 
 def too_long(value: object, param_path: Sequence[str | int], limit: int) -> InvalidRequest:
     """Return the error for an array or object at `param_path` that has more than `limit` members."""
-    return _render({"type": "too_long", "input": value, "ctx": {"max_length": limit}}, _joined(param_path))
+    return _render({"type": "too_long", "input": value, "ctx": {"max_length": limit}}, _format_path(param_path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +209,7 @@ class _Fault:
     @property
     def param(self) -> str | None:
         """Return the path of the value in the body."""
-        param = _joined([part for part, real in zip(self.param_path, self.real, strict=True) if real])
+        param = _format_path([part for part, real in zip(self.param_path, self.real, strict=True) if real])
         if not self.error["type"].startswith("union_tag_"):
             return param
         name = self.error["ctx"]["discriminator"].strip("'")
@@ -281,13 +281,13 @@ def _base(error: Mapping[str, Any]) -> str:
     return str(error["type"]).removesuffix("_type").removesuffix("_parsing").removesuffix("_from_float")
 
 
-def _listed(types: Sequence[str]) -> str:
+def _format_types(types: Sequence[str]) -> str:
     """Return `, string, number or array`; like OpenAI, only the first type has an article."""
     *some, last = [name.partition(" ")[2] for name in types]
     return "".join(f", {name}" for name in some) + f" or {last}"
 
 
-def _joined(param_path: Sequence[str | int]) -> str | None:
+def _format_path(param_path: Sequence[str | int]) -> str | None:
     """Return a path as OpenAI writes it: `messages[0].content`."""
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in param_path)
     return "".join(parts).removeprefix(".") or None
@@ -341,7 +341,7 @@ def _bound(side: str, sign: str, limit: str) -> Callable[[Mapping[str, Any], str
 
 def _length(side: str, limit: str) -> Callable[[Mapping[str, Any], str | None], tuple[str, str]]:
     def words(error: Mapping[str, Any], param: str | None) -> tuple[str, str]:
-        noun, unit = _measured(error.get("input"))
+        noun, unit = _type_and_unit(error.get("input"))
         edge, size = ("at most", "max") if side == "above" else ("at least", "min")
         adjective = {"above": "too long", "below": "too short"}[side]
         message = f"{_prefix(param)}{noun} {adjective}. Expected {edge} {error['ctx'][limit]} {unit}."
@@ -376,7 +376,7 @@ def clip(value: object) -> str:
     return text if len(text) <= _QUOTED else text[:_QUOTED] + "…"
 
 
-def _measured(value: object) -> tuple[str, str]:
+def _type_and_unit(value: object) -> tuple[str, str]:
     if isinstance(value, dict):
         return "object", "properties"
     return ("array", "items") if isinstance(value, list | tuple) else ("string", "characters")

@@ -37,7 +37,7 @@ from websockets.frames import CloseCode, Frame
 
 from api.deps import Services
 from api.errors import respond
-from api.shares import ProjectBusy, Usage
+from api.shares import ProjectBusy, RequestShare
 from jobs.errors import InvalidRequest, NightmillError
 from jobs.settings import Settings
 
@@ -85,7 +85,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._start_clock(self._head_patience)
         self._waiting[self] = None
-        if len(self.connections) > most_connections():
+        if len(self.connections) > max_connections():
             longest = self._longest()
             del self._waiting[longest]
             longest._close()
@@ -116,7 +116,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._complete = True
-        is_last = len(self.connections) > most_connections() // 2 or self._services.draining.is_set()
+        is_last = len(self.connections) > max_connections() // 2 or self._services.draining.is_set()
         if is_last and not self._should_upgrade() and not self.cycle.response_started:
             self.cycle.keep_alive = False
         super().on_message_complete()
@@ -210,7 +210,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
     The bytes of messages that have not arrived whole are reserved in the share of the project.
     """
 
-    _arriving: Usage | None = None
+    _arriving: RequestShare | None = None
 
     def data_received(self, data: bytes) -> None:
         if self.handshake_initiated and not self.handshake_complete:  # a client has to wait until its key is checked
@@ -277,7 +277,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             self._arriving.release()
             self._arriving = None
         if size and not self.close_sent:
-            self._arriving = Usage(self.scope["state"]["share"])
+            self._arriving = RequestShare(self.scope["state"]["share"])
             self._arriving.reserve(size)
 
     def _fail(self, code: CloseCode, reason: str) -> None:
@@ -285,7 +285,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         self.handle_parser_exception()
 
 
-def most_connections() -> int:
+def max_connections() -> int:
     """Return half of the descriptors; the others are for the database, files and streams."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (_DESCRIPTORS if limit == resource.RLIM_INFINITY else limit) // 2

@@ -36,7 +36,7 @@ class ProjectBusy(TooManyRequests):
     retry_after = 1
 
 
-class Share:
+class ProjectShare:
     """The resources that a project may use at once on one event loop.
 
     The resources are threads, one reader of large bodies, `bodies` in bytes, `cached` bytes of WebSockets between two
@@ -68,10 +68,10 @@ class Share:
             self.threads.release()
 
 
-class Usage:
+class RequestShare:
     """The part of its project's share that a request uses until it is answered."""
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self, share: ProjectShare) -> None:
         self.share = share
         self._reserved = self._streams = 0
 
@@ -100,18 +100,18 @@ class Usage:
 
 
 #: The usage of the request that is served; None while its project is unknown.
-current: ContextVar[Usage | None] = ContextVar("usage", default=None)
-_shares: RunVar[WeakValueDictionary[str, Share]] = RunVar("shares")
+current: ContextVar[RequestShare | None] = ContextVar("usage", default=None)
+_shares: RunVar[WeakValueDictionary[str, ProjectShare]] = RunVar("shares")
 _readers: RunVar[Limit] = RunVar("readers")
 
 
-def share_of(project_id: str, config: Settings, patience: float) -> Share:
+def share_of(project_id: str, config: Settings, patience: float) -> ProjectShare:
     """Return the share of a project, which exists for as long as a request refers to it."""
-    shares = _once(_shares, WeakValueDictionary)
+    shares = _get_or_make(_shares, WeakValueDictionary)
     share = shares.get(project_id)
     if share is None:  # a body of the largest size is accepted when no other is in progress
         most_bytes = max(config.project_body_bytes, config.body_max_bytes)
-        share = Share(config.project_threads, most_bytes, patience, config.project_streams)
+        share = ProjectShare(config.project_threads, most_bytes, patience, config.project_streams)
         shares[project_id] = share
     return share
 
@@ -141,8 +141,8 @@ async def run_in_threadpool(work: Callable[P, T], *args: P.args, **kwargs: P.kwa
 
 async def run_reader(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run `work`, which reads a large body, in a thread: one per project at a time, and few of all projects."""
-    usage = current.get() or Usage(Share(1, 0))
-    async with usage.share.reader.hold(), _once(_readers, lambda: Limit(_READERS)).hold():
+    usage = current.get() or RequestShare(ProjectShare(1, 0))
+    async with usage.share.reader.hold(), _get_or_make(_readers, lambda: Limit(_READERS)).hold():
         return await run_unshared(work, *args, **kwargs)
 
 
@@ -151,7 +151,7 @@ async def run_unshared(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
     return await anyio.to_thread.run_sync(lambda: work(*args, **kwargs))
 
 
-def _once(variable: RunVar[T], make: Callable[[], T]) -> T:
+def _get_or_make(variable: RunVar[T], make: Callable[[], T]) -> T:
     """Return the variable of this event loop, created if necessary."""
     try:
         return variable.get()

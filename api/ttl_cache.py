@@ -38,7 +38,7 @@ class Recent(Generic[T]):
         if self._lock.acquire(blocking=self._last is None):
             try:
                 if (began := time.monotonic()) > self._until:
-                    self._last = (_found(look),)
+                    self._last = (_try_look(look),)
                     at = time.monotonic()
                     self._until = at + max(self._seconds, self._times * (at - began))
             finally:
@@ -49,7 +49,7 @@ class Recent(Generic[T]):
         return value
 
 
-def _found(look: Callable[[], T]) -> T | None:
+def _try_look(look: Callable[[], T]) -> T | None:
     try:
         return look()
     except DatabaseBusy:
@@ -74,7 +74,7 @@ class Trusted(Generic[T]):
         if known is None or age >= self._seconds:
             return await self._ask(key, look)
         if age >= self._seconds / 2 and key not in self._asking:
-            self._asking[key] = asyncio.create_task(self._ask_beside(key, look))
+            self._asking[key] = asyncio.create_task(self._refresh(key, look))
         return known[1]
 
     async def _ask(self, key: bytes, look: Callable[[], T]) -> T:
@@ -90,7 +90,7 @@ class Trusted(Generic[T]):
             self._known.popitem(last=False)
         return value
 
-    async def _ask_beside(self, key: bytes, look: Callable[[], T]) -> None:
+    async def _refresh(self, key: bytes, look: Callable[[], T]) -> None:
         try:
             with suppress(NightmillError):  # the next caller gets the error
                 await self._ask(key, look)

@@ -32,7 +32,7 @@ from bench.deployment import MB, Deployment, make_folder
 from bench.pipeline import MODEL, deployment
 from examples.corpus import docstrings
 from jobs.evals.graders import Grader, parse_grader
-from jobs.evals.graders.base import Answer, Ports
+from jobs.evals.graders.base import ModelAnswer, Ports
 from jobs.evals.grading import grade
 from jobs.evals.samples import sample_from_text
 from workers.evals.python_grader import PythonSandbox
@@ -129,19 +129,19 @@ def _rate(work: Callable[[Case], None], items: Sequence[Case]) -> float:
     return len(items) / (time.perf_counter() - began)
 
 
-def _graded(grader: Grader, answers: Mapping[str, Answer], ports: Ports, case: Case) -> None:
+def _graded(grader: Grader, answers: Mapping[str, ModelAnswer], ports: Ports, case: Case) -> None:
     result = grade(grader, *case, answers, ports)
     assert result.error is None, result.error
 
 
-def answers_of(definition: Row) -> dict[str, Answer]:
+def answers_of(definition: Row) -> dict[str, ModelAnswer]:
     """Return what a grader's model answers to every item."""
     if definition.get("evaluation_metric") == "cosine":
         vectors = [{"embedding": [0.5] * _DIMENSIONS}, {"embedding": [0.25] * _DIMENSIONS}]
-        return {"": Answer(200, {"data": vectors})}
+        return {"": ModelAnswer(200, {"data": vectors})}
     result = "good" if definition["type"] == "label_model" else 0.5
     text = json.dumps({"steps": [{"description": "compare", "conclusion": "equal"}], "result": result})
-    return {"": Answer(200, {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]})}
+    return {"": ModelAnswer(200, {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]})}
 
 
 def _in_a_process(case: Case) -> None:

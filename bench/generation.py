@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.deployment import Deployment, chats, deployed, make_folder
-from jobs.fleet.models_file import PACKAGED_FILE, Model, Registry
+from jobs.fleet.models_file import PACKAGED_FILE, ModelConfig, Registry
 from jobs.settings import Settings
 from workers.engines.vllm.vllm_serving import DEFAULTS, argv, prepare_environment, wide
 
@@ -151,7 +151,7 @@ def _cpu(pid: int) -> float:
     return float(sum(one.user + one.system for one in times))
 
 
-def _environment(model: Model, weights: Path) -> Mapping[str, str]:
+def _environment(model: ModelConfig, weights: Path) -> Mapping[str, str]:
     """Return the variables that the worker sets for its engine, with the runner's log on."""
     previous = dict(os.environ)
     prepare_environment(str(weights), model.engine_args)

@@ -81,7 +81,7 @@ def _rates(path: Path, size: float, pairs: int) -> tuple[float, float, float]:
 
 
 def _check(path: Path) -> None:
-    checker = lines.Checker(_ENDPOINT)
+    checker = lines.LineChecker(_ENDPOINT)
     with path.open("rb") as handle:
         for text in lines.read(handle):
             checked = checker.check(text)

@@ -282,7 +282,7 @@ class SupportTeam:
         at = now()
         ready = {"state": "ready", "created_at": at - 86_400, "seen_at": at + 3_600, "started": 1}
         with self.deployment.mill.db.write() as session:
-            workers.remember_all(session, dict.fromkeys(MODELS, False), Queue.GENERATE)
+            workers.store_models(session, dict.fromkeys(MODELS, False), Queue.GENERATE)
             for number in (1, 2):
                 row = Worker(
                     id=f"gpu-{number}", pool="gpu", host=f"node-{number}", pid=400 + number, slots=2,

@@ -24,7 +24,7 @@ from pydantic_settings import (
 
 from jobs.platform.secret_files import SUFFIX, secret
 from jobs.renamed_settings import FIXED, RENAMED
-from jobs.requests.endpoints import checked_server
+from jobs.requests.endpoints import validate_server_url
 from jobs.setting_groups import (
     ApiSettings,
     BatchSettings,
@@ -109,7 +109,7 @@ class Settings(
     @field_validator("engine_urls")
     @classmethod
     def _servers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(checked_server(url, key="set NIGHTMILL_ENGINE_API_KEY") for url in value)
+        return tuple(validate_server_url(url, key="set NIGHTMILL_ENGINE_API_KEY") for url in value)
 
     @field_validator("webhook_retry_seconds", mode="before")
     @classmethod
@@ -124,7 +124,7 @@ class Settings(
         return self
 
     @model_validator(mode="after")
-    def _anchor_signed(self) -> Self:
+    def _check_anchor_secret(self) -> Self:
         if self.anchors_by_webhook:
             try:
                 key = base64.b64decode(self.audit_anchor_secret.removeprefix("whsec_"), validate=True)

@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
     elif pool in _ENGINES:
         from workers import engine_process  # 66 MB that the other pools do without
 
-        memory.few_arenas()  # shards' threads are many, and so are LanceDB's
+        memory.limit_arenas()  # shards' threads are many, and so are LanceDB's
         engine_process.run(config, pool, queue or POOL_QUEUES[pool])
     else:
         raise SystemExit(f"unknown pool {pool!r}: one of cpu, evaluate, gpu, embed, finetune, tuned, io")

@@ -239,7 +239,7 @@ def _announce(context: Context, engine: Router, queue: str, shown: Shown | None)
         return now
     context.standing.models = tuple(sorted(names))
     context.standing.state = "ready"
-    context.db.retrying(lambda session: workers.remember_all(session, discovered, queue), context.stop)
+    context.db.retrying(lambda session: workers.store_models(session, discovered, queue), context.stop)
     context.heartbeat.announce()
     return now
 

@@ -110,7 +110,7 @@ def run_in_turn(context: Context, host: EngineHost, slot_scheduler: SlotSchedule
 def _slot_weight(context: Context, job_id: str, n: int) -> float | None:
     try:
         with context.db.read() as session:
-            return slot_weights.of_shard(session, job_id, n, context.config)
+            return slot_weights.weight_of_shard(session, job_id, n, context.config)
     except DatabaseBusy:  # the claim will retry
         return 1.0
 

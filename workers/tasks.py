@@ -137,7 +137,7 @@ def _configure_logs(**_: object) -> None:
 def _child_begins(**_: object) -> None:
     """Make a child of the prefork pool a worker with a heartbeat of its own."""
     config = settings()
-    memory.few_arenas()  # LanceDB's threads are many
+    memory.limit_arenas()  # LanceDB's threads are many
     pool = PREFORK_POOLS[current_app.conf.nightmill_pool]
     context = build(config, pool)
     if pool is EVALUATE_POOL:

@@ -21,7 +21,7 @@ from jobs.fleet.checkpoint import context_tokens, tokenizer_file
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.platform import children
-from jobs.platform.children import ChildFailed, Limits
+from jobs.platform.children import ChildFailed, ChildLimits
 
 
 class TokenEstimate(BaseModel):
@@ -54,7 +54,7 @@ class BatchValidation(BaseModel):
 
 router = resource("Batches")
 
-_LIMITS = Limits(seconds=60, cpu_seconds=60, memory_bytes=1 << 30)
+_LIMITS = ChildLimits(seconds=60, cpu_seconds=60, memory_bytes=1 << 30)
 _DAY = 86_400
 
 
@@ -70,7 +70,9 @@ def validate_batch(call: Call, body: ValidateBatch) -> BatchValidation:
         file = get_file(session, call, body.input_file_id)
         engines = routing.engines(session, call.services.registry())
     check_purpose(file)
-    report = _run(call, _asked(call, file.path, body.endpoint, engines) | {"contexts": _contexts(call, engines)})
+    report = _run_validation(
+        call, _validation_request(call, file.path, body.endpoint, engines) | {"contexts": _contexts(call, engines)}
+    )
     with call.db.read() as session:
         errors = [*report["errors"], *_model_errors(session, call, body.endpoint, report)]
         errors.sort(key=lambda error: error["line"] or 0)
@@ -91,7 +93,7 @@ def validate_batch(call: Call, body: ValidateBatch) -> BatchValidation:
     )
 
 
-def _asked(call: CallContext, path: str, endpoint: str, engines: dict[str, str]) -> dict[str, Any]:
+def _validation_request(call: CallContext, path: str, endpoint: str, engines: dict[str, str]) -> dict[str, Any]:
     return {
         "storage": call.config.storage,
         "path": path,
@@ -110,7 +112,7 @@ def _contexts(call: CallContext, names: Iterable[str]) -> dict[str, tuple[int, s
     return {name: (tokens, str(file)) for name, (tokens, file) in known.items() if tokens and file}
 
 
-def _run(call: CallContext, request: dict[str, Any]) -> dict[str, Any]:
+def _run_validation(call: CallContext, request: dict[str, Any]) -> dict[str, Any]:
     """Validate the file in a child process, and return the result of the child.
 
     Raises: ProjectBusy; InvalidRequest, if the child runs out of memory or time.

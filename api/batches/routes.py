@@ -68,7 +68,7 @@ def create_batch(call: Call, once: Idempotent, body: CreateBatch) -> Response:
     if replayed is not None:
         return replayed
     hook = check_webhook(call, body.webhook)
-    batch_request = requested(call, body, hook)
+    batch_request = build_request(call, body, hook)
     _check_start(call, body.not_before)
 
     def make(session: Session) -> CreatedBatch:
@@ -98,7 +98,7 @@ def list_batches(call: Call, after: After = None, limit: Limit20 = 20) -> Page[B
 def retrieve_batch(call: Call, batch_id: str) -> Batch:
     """Return one batch, with its counts and usage so far."""
     with call.db.read() as session:
-        return _shown(session, get_batch(session, call, batch_id))
+        return _show_batch(session, get_batch(session, call, batch_id))
 
 
 @router.post("/batches/{batch_id}/cancel")
@@ -106,14 +106,14 @@ def cancel_batch(call: Call, batch_id: str) -> Batch:
     """Stop a batch; finished lines keep their results. Cancelling twice is not an error."""
     with call.db.write() as session:
         job = call.cancel(session, get_batch(session, call, batch_id), "batch.cancel", _refusal)
-        return _shown(session, job)
+        return _show_batch(session, job)
 
 
 def _refusal(job: Job) -> str:
     return f"Cannot cancel a batch with status '{STATUS[job.state]}'."
 
 
-def _shown(session: Session, job: Job) -> Batch:
+def _show_batch(session: Session, job: Job) -> Batch:
     return show_batch(job, totals(session, [job])[job.id], predecessors(session, [job])[job.id])
 
 
@@ -128,7 +128,7 @@ def get_batch(session: Session, call: CallContext, batch_id: str) -> Job:
     return job
 
 
-def requested(call: CallContext, body: BatchFields, hook: Hook | None) -> BatchRequest:
+def build_request(call: CallContext, body: BatchFields, hook: Hook | None) -> BatchRequest:
     """Check a request for a batch. Raises InvalidRequest."""
     return BatchRequest(
         endpoint=body.endpoint,

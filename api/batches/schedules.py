@@ -11,13 +11,13 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from api.batches.routes import BatchFields, input_file, requested
+from api.batches.routes import BatchFields, build_request, input_file
 from api.deps import Call, CallContext
 from api.errors import clip
 from api.http.bodies import Body, resource
-from api.http.fields import when
+from api.http.fields import unix_seconds
 from api.http.idempotency import Idempotent
-from api.http.paging import After, Limit20, Order, Page, cursor_details, deleted, find, page
+from api.http.paging import After, Limit20, Order, Page, cursor_details, deletion_details, find, page
 from api.webhooks.queries import BatchWebhook, check_webhook, show_webhook
 from jobs.batches.batches import BatchRequest
 from jobs.batches.schedules import next_after
@@ -77,7 +77,7 @@ def show_schedule(schedule: Schedule) -> ScheduleObject:
         batch=ScheduledBatch(**batch_request.model_dump(include=set(ScheduledBatch.model_fields))),
         status="active" if schedule.paused_at is None else "paused",
         next_run_at=int(schedule.next_at),
-        last_run_at=when(schedule.last_at),
+        last_run_at=unix_seconds(schedule.last_at),
         last_batch_id=schedule.last_job_id,
         last_error=schedule.last_error,
         created_at=int(schedule.created_at),
@@ -105,7 +105,7 @@ def create_schedule(call: Call, once: Idempotent, body: CreateSchedule) -> Respo
     created = now()
     first = next_after(body.cron, body.timezone, created)
     hook = check_webhook(call, body.batch.webhook)
-    batch_request = requested(call, body.batch, hook)
+    batch_request = build_request(call, body.batch, hook)
 
     def make(session: Session) -> CreatedSchedule:
         if input_file(session, call, batch_request.input_file_id) is None:
@@ -132,7 +132,7 @@ def create_schedule(call: Call, once: Idempotent, body: CreateSchedule) -> Respo
 def list_schedules(call: Call, after: After = None, limit: Limit20 = 20, order: Order = "desc") -> Page[ScheduleObject]:
     """List the project's schedules."""
     with call.db.read() as session:
-        deletions = deleted(call, "schedule.delete")
+        deletions = deletion_details(call, "schedule.delete")
         rows, more = find(
             session, _schedules_of(call), Schedule, after=after, limit=limit, order=order, deletions=deletions
         )

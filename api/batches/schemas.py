@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from api.http.fields import Dependent, dependence, when
+from api.http.fields import Dependent, dependence, unix_seconds
 from api.webhooks.queries import BatchWebhook
 from jobs.ledger.progress import Totals
 from jobs.ledger.states import JobState
@@ -107,14 +107,14 @@ def show_batch(job: Job, totals: Totals, after: Sequence[str] = ()) -> Batch:
         output_file_id=job.output_file_id,
         error_file_id=job.error_file_id,
         created_at=int(job.created_at),
-        in_progress_at=when(job.in_progress_at),
-        expires_at=when(job.deadline),
-        finalizing_at=when(job.finalizing_at or job.expiring_at),
-        completed_at=when(job.completed_at),
-        failed_at=when(job.failed_at),
-        expired_at=when(job.expired_at),
-        cancelling_at=when(job.cancelling_at),
-        cancelled_at=when(job.cancelled_at),
+        in_progress_at=unix_seconds(job.in_progress_at),
+        expires_at=unix_seconds(job.deadline),
+        finalizing_at=unix_seconds(job.finalizing_at or job.expiring_at),
+        completed_at=unix_seconds(job.completed_at),
+        failed_at=unix_seconds(job.failed_at),
+        expired_at=unix_seconds(job.expired_at),
+        cancelling_at=unix_seconds(job.cancelling_at),
+        cancelled_at=unix_seconds(job.cancelled_at),
         request_counts=RequestCounts(total=job.total, completed=totals.completed, failed=totals.failed),
         usage=show_usage(totals),
         metadata=job.metadata_,

@@ -18,8 +18,8 @@ from api.evals.runs import get_run
 from api.http.bodies import resource
 from jobs.errors import Conflict, InvalidRequest, NotFound
 from jobs.evals import comparison_process
-from jobs.evals.comparison import MIN_ITEMS, Comparison, Verdict
-from jobs.evals.comparison_process import Compared
+from jobs.evals.comparison import MIN_ITEMS, PairedComparison, Verdict
+from jobs.evals.comparison_process import ComparedRuns
 from jobs.evals.tables import EvalRun
 from jobs.ledger.progress import outcomes
 from jobs.ledger.states import TERMINAL
@@ -100,7 +100,7 @@ def compare_run(call: Call, eval_id: str, run_id: str, baseline: Baseline) -> Ru
         _check_ended(job, "run_id")
         _check_ended(other_job, "baseline")
         _check_sizes(session, job, other_job)
-    compared = _compared(call, other.id, run.id)
+    compared = _compare_items(call, other.id, run.id)
     return RunComparison(
         run_id=run.id,
         baseline_run_id=other.id,
@@ -109,7 +109,7 @@ def compare_run(call: Call, eval_id: str, run_id: str, baseline: Baseline) -> Ru
         samples=compared.samples,
         only_in_run=compared.only_second,
         only_in_baseline=compared.only_first,
-        data=[_shown(row) for row in compared.rows],
+        data=[_show_criterion(row) for row in compared.rows],
         regressions=[Regression(baseline_item_id=first, run_item_id=second) for first, second in compared.regressions],
     )
 
@@ -140,7 +140,7 @@ def _check_sizes(session: Session, *jobs: Job) -> None:
             raise InvalidRequest(message, param="baseline", code="run_too_large")
 
 
-def _compared(call: CallContext, baseline: str, run: str) -> Compared:
+def _compare_items(call: CallContext, baseline: str, run: str) -> ComparedRuns:
     """Return the comparison of the runs' items. Raises ProjectBusy, and InvalidRequest where it was too much."""
     try:
         with call.services.computations.slot(call.project_id):
@@ -150,7 +150,7 @@ def _compared(call: CallContext, baseline: str, run: str) -> Compared:
         raise InvalidRequest(message, param="baseline", code="comparison_gave_up") from failure
 
 
-def _shown(row: Comparison) -> CriterionComparison:
+def _show_criterion(row: PairedComparison) -> CriterionComparison:
     numbers = asdict(row)
     return CriterionComparison(
         baseline=numbers.pop("first"),

@@ -65,10 +65,10 @@ class ImportEval(CreateEval):
         if not isinstance(criteria, list) or not all(isinstance(criterion, dict) for criterion in criteria):
             return body
         names = Counter(str(criterion.get("name")) for criterion in criteria)
-        return {**body, "testing_criteria": [_without_id(criterion, names) for criterion in criteria]}
+        return {**body, "testing_criteria": [_rename_criterion(criterion, names) for criterion in criteria]}
 
 
-def _without_id(criterion: dict[str, Any], names: Mapping[str, int]) -> dict[str, Any]:
+def _rename_criterion(criterion: dict[str, Any], names: Mapping[str, int]) -> dict[str, Any]:
     """Return a criterion as one is made here."""
     foreign_id, taken = criterion.get("id"), {name: value for name, value in criterion.items() if name != "id"}
     return {**taken, "name": foreign_id} if foreign_id and names[str(criterion.get("name"))] > 1 else taken
@@ -97,7 +97,7 @@ def import_eval(call: Call, once: Idempotent, body: ImportEval) -> Response:
 
     def make(session: Session) -> EvalObject:
         check_not_full(session, call)
-        return show_eval(_imported_eval(session, call, body))
+        return show_eval(_find_or_make_eval(session, call, body))
 
     count_if_due(call)
     return once.run(fields, make, 201)
@@ -123,14 +123,14 @@ def import_run(request: Request, call: Call, once: Idempotent, eval_id: str, bod
         if row is None:
             raise NotFound(f"No eval found with id '{clip(eval_id)}'.", param="eval_id")
         run = session.scalar(same)
-        shown = _imported_run(session, call, body, row) if run is None else (run, session.get_one(Job, run.id))
+        shown = _add_run(session, call, body, row) if run is None else (run, session.get_one(Job, run.id))
         return show_runs(session, request, call, [shown])[0]
 
     count_if_due(call)
     return once.run(fields, make, 201)
 
 
-def _imported_eval(session: Session, call: CallContext, body: ImportEval) -> Eval:
+def _find_or_make_eval(session: Session, call: CallContext, body: ImportEval) -> Eval:
     """Return the eval with the foreign id of the body; make it if there is none."""
     values = {**eval_values(call, body), "imported_from": body.imported_from}
     session.execute(insert_into(session, Eval).values(values).on_conflict_do_nothing())
@@ -141,7 +141,7 @@ def _imported_eval(session: Session, call: CallContext, body: ImportEval) -> Eva
     return row
 
 
-def _imported_run(session: Session, call: CallContext, body: ImportRun, row: Eval) -> tuple[EvalRun, Job]:
+def _add_run(session: Session, call: CallContext, body: ImportRun, row: Eval) -> tuple[EvalRun, Job]:
     """Add a run that reads the file of the body, and does not ask or grade."""
     run = EvalRun(
         id=new_id(runs.PREFIX),

@@ -12,7 +12,7 @@ from api.deps import CallContext
 from api.errors import clip
 from api.evals.schemas import FileContent, FileReference, Row, StoredCompletions, StoredResponses
 from api.files.queries import visible
-from api.http.paging import with_metadata
+from api.http.paging import match_metadata
 from jobs.clock import now
 from jobs.errors import InvalidRequest
 from jobs.files.tables import File
@@ -47,7 +47,7 @@ def items_of(
         return RunItems(file_id=source.id)
     if isinstance(source, FileContent):
         return RunItems(_lines([_line(row) for row in source.content]))
-    answers = _stored(call, source, {**(config.get("metadata") or {}), **(source.metadata or {})})
+    answers = _matching_answers(call, source, {**(config.get("metadata") or {}), **(source.metadata or {})})
     if not answers:
         message = "No stored answer of the project matches the source."
         raise InvalidRequest(message, param="data_source.source", code="no_items")
@@ -63,7 +63,7 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
 
 
-def _stored(
+def _matching_answers(
     call: CallContext, source: StoredCompletions | StoredResponses, metadata: Mapping[str, str]
 ) -> Sequence[tuple[str, Any]]:
     """Return the ids and the metadata of the stored answers that match, the newest first."""
@@ -77,7 +77,7 @@ def _stored(
     looked_at = newest.order_by(*order).limit(LOOKED_AT).subquery()
     statement = select(table.id, table.metadata_).join(looked_at, looked_at.c.id == table.id)
     pairs = [(f"metadata[{name}]", value) for name, value in metadata.items()]
-    statement = with_metadata(statement, table.metadata_, pairs, sqlite=call.db.sqlite)
+    statement = match_metadata(statement, table.metadata_, pairs, sqlite=call.db.sqlite)
     if source.model is not None:
         statement = statement.where(or_(table.requested_model == source.model, table.model == source.model))
     if table is StoredResponse:  # those in the background have an answer once their job has succeeded

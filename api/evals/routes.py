@@ -19,10 +19,10 @@ from jobs.clock import now
 from jobs.errors import NotFound
 from jobs.evals import evals, source_process
 from jobs.evals.availability import check_available, deployment_of
-from jobs.evals.graders import references_of, stored
+from jobs.evals.graders import dump_grader, references_of
 from jobs.evals.tables import Eval
 from jobs.ids import new_id
-from jobs.platform.storage import let_go
+from jobs.platform.storage import remove_objects
 
 router = resource("Evals")
 
@@ -90,7 +90,7 @@ def delete_eval(call: Call, eval_id: str) -> EvalDeleted:
             if not some and row is not None:
                 session.delete(row)
                 call.record(session, "eval.delete", eval_id)
-        let_go(call.storage, folders)
+        remove_objects(call.storage, folders)
         if not some:
             return EvalDeleted(eval_id=eval_id)
 
@@ -107,7 +107,7 @@ def eval_values(call: CallContext, body: CreateEval) -> dict[str, Any]:
         "project_id": call.project_id,
         "name": body.name,
         "data_source_config": body.data_source_config.model_dump(mode="json", exclude_none=True),
-        "testing_criteria": [stored(grader) for grader in body.testing_criteria],
+        "testing_criteria": [dump_grader(grader) for grader in body.testing_criteria],
         "created_at": at,
         "updated_at": at,
     }

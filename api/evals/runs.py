@@ -36,7 +36,7 @@ from api.http.bodies import resource
 from api.http.idempotency import Idempotent
 from api.http.paging import OldestFirst, Page, find, page
 from api.http.space import check_not_full, check_space, count_if_due, reserve_or_remove
-from api.retrieval.search import search_of, searched_index
+from api.retrieval.search import index_for_search, search_of
 from jobs.clock import now
 from jobs.errors import InvalidRequest, NotFound, TooManyLiveJobs
 from jobs.evals import evals, runs
@@ -49,7 +49,7 @@ from jobs.ledger import ledger
 from jobs.ledger.progress import outcomes, totals
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
-from jobs.platform.storage import let_go
+from jobs.platform.storage import remove_objects
 from jobs.requests.endpoints import CHAT, LIKELIHOOD, RESPONSES, SEARCH, SERVED_WITH
 from jobs.requests.values import RESPONSE_TOOLS
 from jobs.retrieval.filters import check_filter
@@ -69,7 +69,7 @@ def create_run(request: Request, call: Call, once: Idempotent, eval_id: str, bod
         return replayed
     with call.db.read() as session:
         config = get_eval(session, call, eval_id).data_source_config
-    sampled = _sampled(call, body.data_source)
+    sampled = _sampling(call, body.data_source)
     run_id = new_id(runs.PREFIX)
     items = item_sources.items_of(call, config, body.data_source.source)
     if items.lines:
@@ -83,7 +83,7 @@ def create_run(request: Request, call: Call, once: Idempotent, eval_id: str, bod
         if row is None:
             raise NotFound(f"No eval found with id '{clip(eval_id)}'.", param="eval_id")
         reserve_or_remove(session, call, len(items.lines), runs.items_path(run_id), EvalRun.id == run_id)
-        run = _run(call, body, row, run_id, len(items.lines))
+        run = _make_run(call, body, row, run_id, len(items.lines))
         file = item_sources.file_of(session, call, items.file_id) if items.file_id is not None else None
         payload = Evaluation(
             eval_id=row.id,
@@ -105,7 +105,7 @@ def create_run(request: Request, call: Call, once: Idempotent, eval_id: str, bod
     try:
         return once.run(fields, make, 201)
     except (InvalidRequest, TooManyLiveJobs):
-        let_go(call.storage, [f"jobs/{run_id}"] if items.lines else [])
+        remove_objects(call.storage, [f"jobs/{run_id}"] if items.lines else [])
         raise
 
 
@@ -152,7 +152,7 @@ def delete_run(call: Call, eval_id: str, run_id: str) -> RunDeleted:
         get_run(session, call, eval_id, run_id)
         folders = evals.remove_runs(session, [run_id], actor=call.actor)
         call.record(session, "eval.run.delete", run_id)
-    let_go(call.storage, folders)
+    remove_objects(call.storage, folders)
     return RunDeleted(run_id=run_id)
 
 
@@ -172,7 +172,7 @@ def get_run(session: Session, call: CallContext, eval_id: str, run_id: str) -> t
 # ── what is asked for ──
 
 
-def _run(call: CallContext, body: CreateRun, row: Eval, run_id: str, size: int) -> EvalRun:
+def _make_run(call: CallContext, body: CreateRun, row: Eval, run_id: str, size: int) -> EvalRun:
     shown = body.data_source.fields()
     if size > MAX_SHOWN_BYTES and "content" in shown["source"]:
         shown["source"] = {**shown["source"], "content": []}
@@ -215,23 +215,23 @@ def _check_models(session: Session, call: CallContext, run_id: str, payload: Eva
             raise InvalidRequest(f"Invalid '{param}': {message}", param=param, code=refused.code) from None
 
 
-def _sampled(call: CallContext, source: DataSource) -> Sampled | None:
+def _sampling(call: CallContext, source: DataSource) -> Sampled | None:
     """Return how a model is asked for the samples. Raises NotFound, Expired, InvalidRequest."""
     match source:
         case JsonlSource():
             return None
         case RetrievalSource():
-            return _searched(call, source)
+            return _search_sampling(call, source)
         case PerplexitySource():
             _check_has_likelihoods(call, source.model)
             return Sampled(endpoint=LIKELIHOOD, model=source.model, text=source.text)
-    return _asked(source) if source.model is not None else None
+    return _model_sampling(source) if source.model is not None else None
 
 
-def _searched(call: CallContext, source: RetrievalSource) -> Sampled:
+def _search_sampling(call: CallContext, source: RetrievalSource) -> Sampled:
     if source.filters is not None:
         check_filter(source.filters, "data_source.filters")
-    index = searched_index(call, source.vector_store_id, source.ranking_options)
+    index = index_for_search(call, source.vector_store_id, source.ranking_options)
     search = search_of(index, (), source.max_num_results, source.filters, source.ranking_options)
     options = msgspec.to_builtins(search)
     for name in ("model", "store_id", "queries"):
@@ -249,14 +249,14 @@ def _check_has_likelihoods(call: CallContext, model: str) -> None:
         raise InvalidRequest(message, param="data_source.model", code="model_not_supported")
 
 
-def _asked(source: CompletionsSource | ResponsesSource) -> Sampled:
+def _model_sampling(source: CompletionsSource | ResponsesSource) -> Sampled:
     messages = source.input_messages
     if isinstance(source, ResponsesSource):
         _check_tools(source.sampling_params.tools or ())
     assert source.model is not None
     assert messages is not None
     chat = isinstance(source, CompletionsSource)
-    params = source.sampling_params.given()
+    params = source.sampling_params.to_params()
     return Sampled(
         endpoint=CHAT if chat else RESPONSES,
         model=source.model,

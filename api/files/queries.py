@@ -12,7 +12,7 @@ from api.files.schemas import FileObject, show_file
 from jobs.clock import now
 from jobs.errors import DatabaseBusy, NotFound
 from jobs.files.tables import File
-from jobs.platform.storage import let_go
+from jobs.platform.storage import remove_objects
 from jobs.settings import Settings
 
 
@@ -41,7 +41,7 @@ def insert(session: Session, call: CallContext, file: File) -> FileObject:
 
 
 @contextmanager
-def removed_unless_inserted(call: CallContext, path: str | None) -> Iterator[None]:
+def remove_on_error(call: CallContext, path: str | None) -> Iterator[None]:
     """Remove the object at `path` if its row is refused.
 
     When the database was busy the row may be committed all the same: bytes without a row are better than the reverse.
@@ -52,7 +52,7 @@ def removed_unless_inserted(call: CallContext, path: str | None) -> Iterator[Non
         raise
     except BaseException:  # any reason that the row was refused
         if path is not None:
-            let_go(call.storage, [path])
+            remove_objects(call.storage, [path])
         raise
 
 

@@ -13,14 +13,14 @@ from sqlalchemy.orm import Session
 
 from api.deps import Call, CallContext
 from api.errors import clip
-from api.files.queries import expiry, get_file, insert, removed_unless_inserted, visible
+from api.files.queries import expiry, get_file, insert, remove_on_error, visible
 from api.files.schemas import FileDeleted, FileObject, Purpose, show_file
 from api.http.bodies import resource, validate_fields
 from api.http.download import BYTES_RESPONSES, Download, send_file
 from api.http.fields import ExpiresAfter, filename
 from api.http.idempotency import Idempotent
-from api.http.multipart import BYTES, Received, Sink, described, receive
-from api.http.paging import After, Order, Page, cursor_details, deleted, find, page
+from api.http.multipart import BYTES, Received, Sink, describe_form, receive
+from api.http.paging import After, Order, Page, cursor_details, deletion_details, find, page
 from api.http.space import receiving, reserve
 from api.shares import run_in_threadpool
 from jobs.clock import now
@@ -32,7 +32,7 @@ from jobs.retrieval import attachments
 
 router = resource("Files")
 
-_FORM = described(
+_FORM = describe_form(
     ["file", "purpose"],
     {
         "file": BYTES,
@@ -49,13 +49,13 @@ async def create_file(request: Request, call: Call, once: Idempotent) -> Respons
     """Upload a file. Its bytes are streamed, hashed and durable before the answer."""
     file_id = new_id("file-")
     path = f"files/{file_id}"
-    async with once.leased() as lease, receiving(call, request, lease, call.config.file_max_bytes):
+    async with once.hold_lease() as lease, receiving(call, request, lease, call.config.file_max_bytes):
         written = None if lease.stored else path
         sink = Sink("file", call.storage, written, call.config.file_max_bytes)
         form = await receive(request, sink, lease.heartbeat)
 
         def complete() -> Response:
-            with removed_unless_inserted(call, written):
+            with remove_on_error(call, written):
                 file = _row(call, file_id, path, form)
                 fields = {**form.fields, "file": {"filename": file.filename, "sha256": form.sha256}}
                 return lease.complete(fields, partial(_insert, call, file))
@@ -79,7 +79,7 @@ def list_files(
         including_deleted = select(File).where(File.project_id == call.project_id)  # a client may delete while it lists
         cursor: dict[str, Any] = {"after": after, "limit": limit, "order": order}
         rows, more = find(
-            session, statement, File, among=including_deleted, deletions=deleted(call, "file.delete"), **cursor
+            session, statement, File, among=including_deleted, deletions=deletion_details(call, "file.delete"), **cursor
         )
     return page(rows, more, show_file)
 
@@ -104,7 +104,7 @@ def delete_file(
     """
     with call.db.write() as session:
         file = get_file(session, call, file_id, lock=True)
-        _check_unused(session, file_id, erase=erase)
+        _check_not_in_use(session, file_id, erase=erase)
         file.deleted_at = now()
         attachments.remove_everywhere(session, [file_id])
         call.record(session, "file.delete", file_id, cursor_details(file))
@@ -124,7 +124,7 @@ async def file_content(request: Request, call: Call, file_id: str) -> Response:
     return await send_file(call.storage, file, request.headers.get("range"))
 
 
-def _check_unused(session: Session, file_id: str, *, erase: bool) -> None:
+def _check_not_in_use(session: Session, file_id: str, *, erase: bool) -> None:
     """Raise Conflict for a file that fine-tuning needs. With `erase` no model needs its data any more."""
     if erase:
         datasets.erase(session, file_id)

@@ -19,21 +19,21 @@ from sqlalchemy.orm import Session
 
 from api.deps import Call, CallContext
 from api.errors import clip
-from api.files.queries import expiry, insert, removed_unless_inserted
+from api.files.queries import expiry, insert, remove_on_error
 from api.files.schemas import PartObject, Purpose, UploadObject, show_part, show_upload
 from api.http import multipart
 from api.http.bodies import Body, resource
 from api.http.fields import ExpiresAfter, Filename
 from api.http.idempotency import Idempotent
-from api.http.multipart import BYTES, Sink, described, receive
+from api.http.multipart import BYTES, Sink, describe_form, receive
 from api.http.space import check_disk, check_project, receiving, reserve
 from api.shares import run_in_threadpool
 from jobs.clock import now
-from jobs.db.engine import affected_rows
+from jobs.db.engine import execute_and_count
 from jobs.errors import Conflict, Expired, InvalidRequest, NotFound
 from jobs.files.tables import File, Upload, UploadPart
 from jobs.ids import new_id
-from jobs.platform.storage import CHUNK, let_go
+from jobs.platform.storage import CHUNK, remove_objects
 
 router = resource("Uploads")
 
@@ -42,7 +42,7 @@ _MD5_MISMATCHES = 3  # completions with a wrong MD5 before an upload is cancelle
 MAX_UPLOAD_BYTES = 8 << 30
 _EXPIRY_SECONDS = 3600
 _assembling = WeakValueDictionary[str, asyncio.Lock]()  # locks of uploads that this process completes
-_PART_FORM = described(["data"], {"data": BYTES})
+_PART_FORM = describe_form(["data"], {"data": BYTES})
 
 
 class CreateUpload(Body):
@@ -102,7 +102,7 @@ async def create_part(request: Request, call: Call, once: Idempotent, upload_id:
     """Add one part of at most 64 MB. `complete` gives its position in the file."""
     part_id = new_id("part_")
     path = f"uploads/{upload_id}/{part_id}"
-    async with once.leased() as lease, receiving(call, request, lease, multipart.MAX_PART_BYTES):
+    async with once.hold_lease() as lease, receiving(call, request, lease, multipart.MAX_PART_BYTES):
         if not lease.stored:
             await run_in_threadpool(_check_pending, call, upload_id)
         written = None if lease.stored else path
@@ -119,7 +119,7 @@ async def create_part(request: Request, call: Call, once: Idempotent, upload_id:
             return show_part(part)
 
         def complete() -> Response:
-            with removed_unless_inserted(call, written):
+            with remove_on_error(call, written):
                 return lease.complete({**form.fields, "data": {"sha256": form.sha256}}, make)
 
         return await run_in_threadpool(complete)
@@ -129,14 +129,14 @@ async def create_part(request: Request, call: Call, once: Idempotent, upload_id:
 async def complete_upload(call: Call, upload_id: str, body: CompleteUpload) -> UploadObject:
     """Join the parts in the given order. A repeated request for the same parts gets the same answer."""
     async with _assembling.setdefault(upload_id, asyncio.Lock()):  # a repeated request meanwhile copies nothing
-        return await run_in_threadpool(_assembled, call, upload_id, body)
+        return await run_in_threadpool(_check_and_complete, call, upload_id, body)
 
 
-def _assembled(call: CallContext, upload_id: str, body: CompleteUpload) -> UploadObject:
+def _check_and_complete(call: CallContext, upload_id: str, body: CompleteUpload) -> UploadObject:
     with call.db.read() as session:
         upload = _get(session, call, upload_id)
         if upload.status == "completed":
-            return _show_completed(session, upload, body)
+            return _show_completion(session, upload, body)
         _check_open(upload)
         parts = _parts(session, upload_id, body.part_ids)
     if sum(part.bytes for part in parts) != upload.bytes:
@@ -150,13 +150,13 @@ def _assembled(call: CallContext, upload_id: str, body: CompleteUpload) -> Uploa
             _check_md5(call, upload, parts, body.md5)
         file = _assemble(call, upload, parts)
     except NotFound as error:  # parts are removed when the upload ends
-        return _ended(call, upload_id, body, error)
-    with removed_unless_inserted(call, file.path), call.db.write() as session:
+        return _repeat_answer(call, upload_id, body, error)
+    with remove_on_error(call, file.path), call.db.write() as session:
         shown = _complete(session, call, upload, body, file)
     if shown is None:
-        let_go(call.storage, [file.path])
-        return _ended(call, upload_id, body)
-    let_go(call.storage, [f"uploads/{upload_id}"])
+        remove_objects(call.storage, [file.path])
+        return _repeat_answer(call, upload_id, body)
+    remove_objects(call.storage, [f"uploads/{upload_id}"])
     return shown
 
 
@@ -170,7 +170,7 @@ def cancel_upload(call: Call, upload_id: str) -> UploadObject:
             upload.status = "cancelled"
             call.record(session, "upload.cancel", upload_id)
         shown = show_upload(upload, "cancelled")
-    let_go(call.storage, [f"uploads/{upload_id}"])
+    remove_objects(call.storage, [f"uploads/{upload_id}"])
     return shown
 
 
@@ -243,7 +243,7 @@ def _check_md5(call: CallContext, upload: Upload, parts: list[UploadPart], md5: 
         return
     message = f"The MD5 of the parts is {digest.hexdigest()}."
     if _cancelled_by_mismatch(call, upload.id):
-        let_go(call.storage, [f"uploads/{upload.id}"])
+        remove_objects(call.storage, [f"uploads/{upload.id}"])
         message += f" The upload is cancelled: {_MD5_MISMATCHES} completions had a wrong MD5."
     raise InvalidRequest(message, param="md5", code="md5_mismatch")
 
@@ -299,14 +299,16 @@ def _complete(
         .where(Upload.id == upload.id, Upload.status == "pending")
         .values(status="completed", file_id=file.id, parts_sha256=body.parts_sha256)
     )
-    if affected_rows(session, completion) != 1:
+    if execute_and_count(session, completion) != 1:
         return None
     insert(session, call, file)
     call.record(session, "upload.complete", upload.id, {"file_id": file.id})
     return show_upload(upload, "completed", file)
 
 
-def _ended(call: CallContext, upload_id: str, body: CompleteUpload, cause: NotFound | None = None) -> UploadObject:
+def _repeat_answer(
+    call: CallContext, upload_id: str, body: CompleteUpload, cause: NotFound | None = None
+) -> UploadObject:
     """Answer a completion whose upload another request ended meanwhile: a repeated `complete` gets the same answer.
 
     Raises InvalidRequest if the first completion named other parts, Conflict if the upload was cancelled, and NotFound
@@ -315,12 +317,12 @@ def _ended(call: CallContext, upload_id: str, body: CompleteUpload, cause: NotFo
     with call.db.read() as session:
         upload = _get(session, call, upload_id)
         if upload.status == "completed":
-            return _show_completed(session, upload, body)
+            return _show_completion(session, upload, body)
         _check_open(upload)
     raise NotFound("Parts of the upload are not stored any more.", param="part_ids") from cause
 
 
-def _show_completed(session: Session, upload: Upload, body: CompleteUpload) -> UploadObject:
+def _show_completion(session: Session, upload: Upload, body: CompleteUpload) -> UploadObject:
     """Return the completed upload.
 
     Raises: InvalidRequest, if it was completed with other parts.

@@ -33,12 +33,12 @@ from jobs.evals.graders.base import (
     PYTHON_RUNTIME,
     PYTHON_SERVER,
     TRUNCATED,
-    Answer,
     Grade,
     GraderError,
+    ModelAnswer,
     ModelRequest,
 )
-from jobs.evals.grading_process import Outcome, Question, decode_outcome
+from jobs.evals.grading_process import GradingOutcome, GradingTask, decode_outcome
 from jobs.platform.children import ChildFailed
 from jobs.requests.endpoints import SERVED_WITH
 
@@ -113,7 +113,7 @@ def validate_grader(call: Call, body: ValidateGrader) -> GraderValidation:
     if sources := source_process.sources_of({"grader": body.grader}):
         with call.services.computations.slot(call.project_id):
             source_process.check(sources)
-    return GraderValidation(grader=graders.stored(body.grader))
+    return GraderValidation(grader=graders.dump_grader(body.grader))
 
 
 @router.post("/fine_tuning/alpha/graders/run")
@@ -121,15 +121,15 @@ async def run_grader(call: Call, request: Request, body: RunGrader) -> GraderRun
     """Grade one sample. Errors of the grader are in `metadata.errors`."""
     began = time.monotonic()
     await run_in_threadpool(_check, call, body.grader)
-    question = Question(
+    question = GradingTask(
         project=call.project_id,
-        grader=graders.stored(body.grader),
+        grader=graders.dump_grader(body.grader),
         item=body.item or {},
         model_sample=body.model_sample,
         embedding_model=call.services.registry().embedder(call.config.embedding_model),
         wordnet=call.config.wordnet,
     )
-    outcome, replies = await run_in_threadpool(_grade, call, question), list[Answer]()
+    outcome, replies = await run_in_threadpool(_grade, call, question), list[ModelAnswer]()
     requests = outcome.requests
     if outcome.grade is None:
         replies = await asyncio.gather(*(_ask(call, request, asked) for asked in requests))
@@ -146,21 +146,21 @@ def _check(call: CallContext, grader: Grader) -> None:
     check_available(grader, deployment, "grader")
 
 
-async def _ask(call: CallContext, request: Request, asked: ModelRequest) -> Answer:
+async def _ask(call: CallContext, request: Request, asked: ModelRequest) -> ModelAnswer:
     """Ask a model, and return its answer or the error that a client of the model would get."""
     try:
         endpoint = SERVED_WITH.get(asked.url)
         end, entries = await submit(call, request, asked.url, asked.body, stream=False, endpoint=endpoint)
         await entries.aclose()
     except NightmillError as error:
-        return Answer(error.status, {"error": {"message": error.message}})
+        return ModelAnswer(error.status, {"error": {"message": error.message}})
     try:
-        return Answer(end.status, msgspec.json.decode(end.body, type=dict[str, Any]))
+        return ModelAnswer(end.status, msgspec.json.decode(end.body, type=dict[str, Any]))
     except msgspec.MsgspecError:
-        return Answer(end.status, {})
+        return ModelAnswer(end.status, {})
 
 
-def _grade(call: CallContext, question: Question) -> Outcome:
+def _grade(call: CallContext, question: GradingTask) -> GradingOutcome:
     """Return what the child answers. That it was too much for the child is an error of the grader.
 
     A request whose models have answered is not refused any more.
@@ -170,12 +170,12 @@ def _grade(call: CallContext, question: Question) -> Outcome:
             raw = grading_process.ask(question, call.services.timings.python_grader + _MARGIN)
     except ChildFailed as failure:
         error = GraderError(OTHER, f"The sample could not be graded: {failure}.")
-        return Outcome(Grade(question.grader["name"], question.grader["type"], None, None, error))
+        return GradingOutcome(Grade(question.grader["name"], question.grader["type"], None, None, error))
     reserve(len(raw))
     return decode_outcome(raw)
 
 
-def _show(result: Grade, requests: Sequence[ModelRequest], replies: Sequence[Answer], seconds: float) -> GraderRun:
+def _show(result: Grade, requests: Sequence[ModelRequest], replies: Sequence[ModelAnswer], seconds: float) -> GraderRun:
     usage = _usage_by_model(requests, replies)
     scores = {name: part.score for name, part in result.sub_grades.items()}
     metadata = GraderRunMetadata(
@@ -210,7 +210,7 @@ def _show_errors(result: Grade) -> GraderErrors:
     )
 
 
-def _usage_by_model(requests: Sequence[ModelRequest], replies: Sequence[Answer]) -> dict[str, dict[str, int]]:
+def _usage_by_model(requests: Sequence[ModelRequest], replies: Sequence[ModelAnswer]) -> dict[str, dict[str, int]]:
     """Return the tokens that each model has counted."""
     usage: dict[str, dict[str, int]] = {}
     for asked, reply in zip(requests, replies, strict=True):

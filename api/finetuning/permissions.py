@@ -34,7 +34,7 @@ def create_permissions(call: Call, fine_tuned_model_checkpoint: str, body: Creat
     The ids of projects that do not exist are stored too, and have no effect: no answer says which projects exist.
     """
     with call.db.write() as session:
-        model = _own(session, call, fine_tuned_model_checkpoint)
+        model = _find_own_model(session, call, fine_tuned_model_checkpoint)
         rows = models.permit(session, model.name, body.project_ids, created_by=call.caller.key_id)
         call.record(session, "checkpoint.permit", model.id, {"project_ids": sorted(set(body.project_ids))})
         return PermissionList(data=[show_permission(row) for row in rows])
@@ -51,7 +51,7 @@ def list_permissions(
 ) -> Page[Permission]:
     """List the permissions for a checkpoint."""
     with call.db.read() as session:
-        model = _own(session, call, fine_tuned_model_checkpoint)
+        model = _find_own_model(session, call, fine_tuned_model_checkpoint)
         permissions = select(CheckpointPermission).where(CheckpointPermission.model == model.name)
         if project_id is not None:
             permissions = permissions.where(CheckpointPermission.project_id == project_id)
@@ -64,7 +64,7 @@ def list_permissions(
 def delete_permission(call: Call, fine_tuned_model_checkpoint: str, permission_id: str) -> PermissionDeleted:
     """Take a permission back. What the other project asks for from then on is refused."""
     with call.db.write() as session:
-        model = _own(session, call, fine_tuned_model_checkpoint)
+        model = _find_own_model(session, call, fine_tuned_model_checkpoint)
         conditions = CheckpointPermission.id == permission_id, CheckpointPermission.model == model.name
         if session.scalar(delete(CheckpointPermission).where(*conditions).returning(CheckpointPermission.id)) is None:
             raise NotFound(f"No permission found with id '{clip(permission_id)}'.", param="permission_id")
@@ -72,7 +72,7 @@ def delete_permission(call: Call, fine_tuned_model_checkpoint: str, permission_i
     return PermissionDeleted(id=permission_id)
 
 
-def _own(session: Session, call: CallContext, name: str) -> TunedModel:
+def _find_own_model(session: Session, call: CallContext, name: str) -> TunedModel:
     """Return a model of this project: one that another project permits may not be passed on."""
     model = models.find(session, name, call.project_id)
     if model is None or model.project_id != call.project_id:

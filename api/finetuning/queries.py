@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from api.deps import CallContext
 from api.errors import clip
 from api.files.queries import visible
-from api.finetuning.schemas import CreateFineTuningJob, FineTuningFields, Standing
+from api.finetuning.schemas import CreateFineTuningJob, FineTuningFields, JobDetails
 from jobs.errors import InvalidRequest, NotFound
 from jobs.files.tables import File
 from jobs.finetuning import names
@@ -43,7 +43,7 @@ def get_job(session: Session, call: CallContext, job_id: str) -> Job:
     return job
 
 
-def standings(session: Session, call: CallContext, jobs: Sequence[Job]) -> dict[str, Standing]:
+def standings(session: Session, call: CallContext, jobs: Sequence[Job]) -> dict[str, JobDetails]:
     """Return what the objects of jobs say beside their rows, by job."""
     ids = [job.id for job in jobs]
     plans = session.scalars(select(FinetunePlan).where(FinetunePlan.job_id.in_(ids)))
@@ -53,7 +53,7 @@ def standings(session: Session, call: CallContext, jobs: Sequence[Job]) -> dict[
     after = dependencies.predecessors(session, jobs)
     organization = names.slug(session.get_one(Project, call.project_id).name)
     return {
-        job_id: Standing(
+        job_id: JobDetails(
             organization, plan_of.get(job_id), results.get(job_id), job_id in begun, job_id in paused, after[job_id]
         )
         for job_id in ids
@@ -63,7 +63,7 @@ def standings(session: Session, call: CallContext, jobs: Sequence[Job]) -> dict[
 # ── what is asked for ──
 
 
-def requested(session: Session, call: CallContext, body: CreateFineTuningJob, job_id: str) -> FineTuning:
+def new_payload(session: Session, call: CallContext, body: CreateFineTuningJob, job_id: str) -> FineTuning:
     """Return the payload of a new job. Raises InvalidRequest."""
     fields = body.fields()
     if body.integrations and call.config.wandb_mode == "off":
@@ -80,10 +80,10 @@ def requested(session: Session, call: CallContext, body: CreateFineTuningJob, jo
         parent=parent,
         suffix=body.suffix,
         method=body.method_type,
-        hyperparameters=body.chosen(),
+        hyperparameters=body.effective_hyperparameters(),
         peft=body.peft,
-        training=checked_training(call.services.registry(), base, body),
-        validation=checked_validation(body),
+        training=parse_training(call.services.registry(), base, body),
+        validation=parse_validation(body),
         early_stopping=EarlyStopping.model_validate(fields.get("early_stopping") or {}),
         validation_file=body.validation_file,
         wandb=Wandb.model_validate(body.integrations[0].wandb.model_dump()) if body.integrations else None,
@@ -91,10 +91,10 @@ def requested(session: Session, call: CallContext, body: CreateFineTuningJob, jo
     )
 
 
-def checked_training(registry: Registry, base: str, body: FineTuningFields) -> Training:
+def parse_training(registry: Registry, base: str, body: FineTuningFields) -> Training:
     """Return how to train. Raises InvalidRequest for an adapter that the engine of the base serves otherwise."""
     training = Training.model_validate(body.fields().get("training") or {})
-    if training.learning_rate is not None and body.chosen().learning_rate_multiplier != "auto":
+    if training.learning_rate is not None and body.effective_hyperparameters().learning_rate_multiplier != "auto":
         message = "'training.learning_rate' and 'learning_rate_multiplier' exclude each other."
         raise InvalidRequest(message, param="training.learning_rate", code="invalid_value")
     if training.load_best and not (body.validation or body.validation_file):
@@ -129,7 +129,7 @@ def check_peft(session: Session, peft: Peft) -> None:
         raise InvalidRequest(message, param="peft", code="unsupported_on_this_worker")
 
 
-def checked_validation(body: FineTuningFields) -> Validation | None:
+def parse_validation(body: FineTuningFields) -> Validation | None:
     """Return how to validate. Raises InvalidRequest where `validation` and `validation_file` do not fit together."""
     if body.validation is None:
         return None

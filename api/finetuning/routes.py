@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from api.deps import Call, CallContext
 from api.errors import clip
-from api.finetuning.queries import get_job, jobs_of, new_job_id, requested, standings, training_files
+from api.finetuning.queries import get_job, jobs_of, new_job_id, new_payload, standings, training_files
 from api.finetuning.schemas import (
     Checkpoint,
     CreateFineTuningJob,
@@ -23,7 +23,7 @@ from api.finetuning.schemas import (
 )
 from api.http.bodies import resource
 from api.http.idempotency import Idempotent
-from api.http.paging import After, Limit20, Page, find, page, with_metadata
+from api.http.paging import After, Limit20, Page, find, match_metadata, page
 from api.http.space import check_not_full, count_if_due
 from jobs.errors import Conflict, InvalidRequest
 from jobs.finetuning import jobs, training_curve, training_events
@@ -54,7 +54,7 @@ def create_fine_tuning_job(call: Call, once: Idempotent, body: CreateFineTuningJ
         job_id = new_job_id()
         job = jobs.submit(
             session,
-            requested(session, call, body, job_id),
+            new_payload(session, call, body, job_id),
             job_id=job_id,
             project_id=call.project_id,
             training_file=files["training_file"],
@@ -64,7 +64,7 @@ def create_fine_tuning_job(call: Call, once: Idempotent, body: CreateFineTuningJ
             idempotency_key=once.key,
             request_id=call.request_id,
         )
-        return _shown(session, call, job)
+        return _show_job(session, call, job)
 
     count_if_due(call)
     return once.run(fields, make)
@@ -75,7 +75,7 @@ def list_fine_tuning_jobs(
     request: Request, call: Call, after: After = None, limit: Limit20 = 20
 ) -> Page[FineTuningJob]:
     """List the project's fine-tuning jobs, the newest first. `metadata[key]=value` selects by metadata."""
-    statement = with_metadata(jobs_of(call), Job.metadata_, request.query_params.multi_items(), sqlite=call.db.sqlite)
+    statement = match_metadata(jobs_of(call), Job.metadata_, request.query_params.multi_items(), sqlite=call.db.sqlite)
     with call.db.read() as session:
         rows, more = find(session, statement, Job, after=after, limit=limit, among=jobs_of(call))
         standing = standings(session, call, rows)
@@ -86,25 +86,25 @@ def list_fine_tuning_jobs(
 def retrieve_fine_tuning_job(call: Call, fine_tuning_job_id: str) -> FineTuningJob:
     """Return a fine-tuning job."""
     with call.db.read() as session:
-        return _shown(session, call, get_job(session, call, fine_tuning_job_id))
+        return _show_job(session, call, get_job(session, call, fine_tuning_job_id))
 
 
 @router.post("/fine_tuning/jobs/{fine_tuning_job_id}/cancel")
 def cancel_fine_tuning_job(call: Call, fine_tuning_job_id: str) -> FineTuningJob:
     """Stop a job; its checkpoints stay. Cancelling twice is not an error."""
-    return _changed(call, fine_tuning_job_id, "cancel", _cancel)
+    return _change_job(call, fine_tuning_job_id, "cancel", _cancel)
 
 
 @router.post("/fine_tuning/jobs/{fine_tuning_job_id}/pause")
 def pause_fine_tuning_job(call: Call, fine_tuning_job_id: str) -> FineTuningJob:
     """Hold a job back. Training that runs stops at its next step, after a checkpoint. Pausing twice is not an error."""
-    return _changed(call, fine_tuning_job_id, "pause", jobs.pause)
+    return _change_job(call, fine_tuning_job_id, "pause", jobs.pause)
 
 
 @router.post("/fine_tuning/jobs/{fine_tuning_job_id}/resume")
 def resume_fine_tuning_job(call: Call, fine_tuning_job_id: str) -> FineTuningJob:
     """Let a paused job go on from its last checkpoint. Resuming a job that is not paused is not an error."""
-    return _changed(call, fine_tuning_job_id, "resume", jobs.resume)
+    return _change_job(call, fine_tuning_job_id, "resume", jobs.resume)
 
 
 @router.get("/fine_tuning/jobs/{fine_tuning_job_id}/events")
@@ -155,23 +155,23 @@ def retrieve_fine_tuning_progress(
         return show_progress(session.get(FinetunePlan, job.id), training_curve.read(session, job.id, points))
 
 
-def _shown(session: Session, call: CallContext, job: Job) -> FineTuningJob:
+def _show_job(session: Session, call: CallContext, job: Job) -> FineTuningJob:
     return show_job(job, standings(session, call, [job])[job.id])
 
 
-def _changed(call: CallContext, job_id: str, verb: str, change: _Change) -> FineTuningJob:
+def _change_job(call: CallContext, job_id: str, verb: str, change: _Change) -> FineTuningJob:
     """Apply a change to a locked job, and show the job. Raises Conflict, which the SDK does not retry."""
     with call.db.write() as session:
         get_job(session, call, job_id)
         job = ledger.lock(session, job_id)
         assert job is not None
-        shown = _shown(session, call, job)
+        shown = _show_job(session, call, job)
         try:
             change(session, job, actor=call.actor)
         except Conflict as error:
             message = f"Cannot {verb} a fine-tuning job with status '{shown.status}'."
             raise Conflict(message, code="invalid_state") from error
-        after = _shown(session, call, job)
+        after = _show_job(session, call, job)
         if after.status != shown.status:
             call.record(session, f"fine_tuning.job.{verb}", job.id)
         return after

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from api.http.bodies import Body, Many
-from api.http.fields import AfterJobs, Dependent, Metadata, dependence, when
+from api.http.fields import AfterJobs, Dependent, Metadata, dependence, unix_seconds
 from jobs.finetuning import examples, names, payload, training_curve
 from jobs.finetuning.payload import FineTuning, Hyperparameters
 from jobs.finetuning.tables import FinetuneCheckpoint, FinetuneEvent, FinetunePlan
@@ -93,7 +93,7 @@ class FineTuningFields(Body):
         """Return the method that was asked for."""
         return self.method.type if self.method else "supervised"
 
-    def chosen(self) -> Hyperparameters:
+    def effective_hyperparameters(self) -> Hyperparameters:
         """Return the hyperparameters of the method; the deprecated field counts where the method has none."""
         method = self.method
         given = (method.dpo if method.type == "dpo" else method.supervised) if method else None
@@ -275,7 +275,7 @@ class PermissionDeleted(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class JobDetails:
     """The values of a job's API object that the job's row does not hold."""
 
     organization_id: str
@@ -286,7 +286,7 @@ class Standing:
     after: list[str]
 
 
-def show_job(job: Job, standing: Standing) -> FineTuningJob:
+def show_job(job: Job, standing: JobDetails) -> FineTuningJob:
     asked = FineTuning.model_validate(job.payload)
     ended = job.state in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
     plan = standing.plan
@@ -297,7 +297,7 @@ def show_job(job: Job, standing: Standing) -> FineTuningJob:
         created_at=int(job.created_at),
         error=_error(job),
         fine_tuned_model=standing.result if job.state == JobState.SUCCEEDED else None,
-        finished_at=when(job.completed_at or job.failed_at or job.cancelled_at),
+        finished_at=unix_seconds(job.completed_at or job.failed_at or job.cancelled_at),
         hyperparameters=HyperparametersObject.model_validate(chosen),
         model=asked.model,
         organization_id=standing.organization_id,
@@ -307,7 +307,7 @@ def show_job(job: Job, standing: Standing) -> FineTuningJob:
         trained_tokens=plan.trained_tokens if plan and ended else None,
         training_file=job.input_file_id or "",
         validation_file=asked.validation_file,
-        estimated_finish=when(plan.estimated_finish) if plan and job.state == JobState.RUNNING else None,
+        estimated_finish=unix_seconds(plan.estimated_finish) if plan and job.state == JobState.RUNNING else None,
         integrations=[IntegrationObject(wandb=asked.wandb)] if asked.wandb else None,
         metadata=job.metadata_,
         method=MethodObject.model_validate(method),
@@ -402,7 +402,7 @@ def _error(job: Job) -> FineTuningError | None:
     return FineTuningError(code=first.get("code") or "server_error", message=message, param=param)
 
 
-def _status(job: Job, standing: Standing) -> Status:
+def _status(job: Job, standing: JobDetails) -> Status:
     """Return OpenAI's word, or `paused`. A job that is being cancelled is `cancelled`, as OpenAI's cancel answers."""
     ends: dict[str, Status] = {
         JobState.SUCCEEDED: "succeeded",

@@ -12,9 +12,9 @@ from api.batches.schemas import BatchError, BatchErrors
 from api.deps import Call, CallContext
 from api.finetuning.queries import (
     check_peft,
-    checked_training,
-    checked_validation,
     new_job_id,
+    parse_training,
+    parse_validation,
     resolve_base,
     training_files,
 )
@@ -24,7 +24,7 @@ from api.http.space import check_not_full, count_if_due
 from jobs.errors import InvalidRequest, Unavailable
 from jobs.finetuning import estimates, examination, jobs, names
 from jobs.finetuning.estimates import Estimate
-from jobs.finetuning.examination import BaseUnavailable, ExaminationFailed, Findings
+from jobs.finetuning.examination import BaseUnavailable, DatasetFindings, ExaminationFailed
 from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetunePlan
 from jobs.fleet import workers
@@ -98,9 +98,9 @@ def validate_fine_tuning(call: Call, body: ValidateFineTuning) -> FineTuningVali
         parent=parent,
         peft=body.peft,
         method=body.method_type,
-        hyperparameters=body.chosen(),
-        training=checked_training(call.services.registry(), base, body),
-        validation=checked_validation(body),
+        hyperparameters=body.effective_hyperparameters(),
+        training=parse_training(call.services.registry(), base, body),
+        validation=parse_validation(body),
         validation_file=body.validation_file,
         general_file=body.general_file,
     )
@@ -109,15 +109,17 @@ def validate_fine_tuning(call: Call, body: ValidateFineTuning) -> FineTuningVali
     registry = call.services.registry()
     model = registry.trainable[base]
     question = examination.question(call.config, model, asked, paths, seconds=_SECONDS, store=False)
-    findings = _examined(call, question)
+    findings = _examine(call, question)
     examination.check_steps(asked, findings)
     examination.warn_unserved(asked, findings, registry)
     if findings.errors:
-        return _shown(asked, findings)
+        return _show_findings(asked, findings)
     plan = examination.plan_of("", asked, findings)
     with call.db.read() as session:
-        estimate = estimates.of_earlier_jobs(session, asked, plan)
-    shown = _shown(asked, findings).model_copy(update=_counts(plan, findings) | {"estimate": _show_estimate(estimate)})
+        estimate = estimates.estimate_from_history(session, asked, plan)
+    shown = _show_findings(asked, findings).model_copy(
+        update=_counts(plan, findings) | {"estimate": _show_estimate(estimate)}
+    )
     if estimate is None and body.measure:
         shown.measuring_job = _measure(call, body, asked)
         if shown.measuring_job is None:
@@ -125,7 +127,7 @@ def validate_fine_tuning(call: Call, body: ValidateFineTuning) -> FineTuningVali
     return shown
 
 
-def _examined(call: CallContext, question: examination.Question) -> Findings:
+def _examine(call: CallContext, question: examination.ExaminationTask) -> DatasetFindings:
     """Raise ProjectBusy, Unavailable when the base is away, and InvalidRequest when it was too much for one child."""
     try:
         with call.services.computations.slot(call.project_id):
@@ -159,7 +161,7 @@ def _measure(call: CallContext, body: ValidateFineTuning, asked: FineTuning) -> 
     return job_id
 
 
-def _shown(asked: FineTuning, findings: Findings) -> FineTuningValidation:
+def _show_findings(asked: FineTuning, findings: DatasetFindings) -> FineTuningValidation:
     return FineTuningValidation(
         valid=not findings.errors,
         model=asked.model,
@@ -169,7 +171,7 @@ def _shown(asked: FineTuning, findings: Findings) -> FineTuningValidation:
     )
 
 
-def _counts(plan: FinetunePlan, findings: Findings) -> dict[str, Any]:
+def _counts(plan: FinetunePlan, findings: DatasetFindings) -> dict[str, Any]:
     numbers = ("n_epochs", "batch_size", "learning_rate_multiplier")
     return {
         "examples": plan.rows,

@@ -17,7 +17,7 @@ from jobs.finetuning import datasets, names
 from jobs.finetuning.tables import FinetunePlan
 from jobs.fleet import checkpoint, routing, serving
 from jobs.fleet.models_file import EngineKind
-from jobs.fleet.models_file import Model as Configured
+from jobs.fleet.models_file import ModelConfig as Configured
 from jobs.fleet.tables import Model as Shown
 from jobs.ledger.tables import Job
 from jobs.registry import models as tuned_models
@@ -134,7 +134,7 @@ def list_models(
     """List all names that a request may use."""
     models = _models(call)
     if include:
-        models = _with_serving(call, models)
+        models = _add_serving(call, models)
     return ModelList(data=list(models.values()))
 
 
@@ -144,7 +144,7 @@ def retrieve_model(call: Call, model: str) -> Model:
     with call.db.read() as session:
         tuned = tuned_models.find(session, model, call.project_id)
         if tuned is not None and tuned.project_id == call.project_id:
-            return _tuned(session, tuned).model_copy(update={"manifest": _manifest(session, tuned)})
+            return _show_tuned_model(session, tuned).model_copy(update={"manifest": _manifest(session, tuned)})
     return _get(call, model)
 
 
@@ -165,12 +165,12 @@ def _get(call: CallContext, name: str) -> Model:
     models, aliases = _models(call), call.services.registry().aliases
     if name not in models:
         names = [model for model in models if model not in aliases]
-        message = f"The model '{clip(name)}' does not exist. {routing.listed(names)}"
+        message = f"The model '{clip(name)}' does not exist. {routing.describe_models(names)}"
         raise NotFound(message, param="model", code="model_not_found")
     return models[name]
 
 
-def _shown(model: Configured, created: int) -> Model:
+def _show_model(model: Configured, created: int) -> Model:
     shown = Model(id=model.name, created=created, owned_by=model.owned_by)
     if EMBEDDINGS not in model.endpoints:
         return shown
@@ -186,7 +186,7 @@ def _shown(model: Configured, created: int) -> Model:
     return shown.model_copy(update=known)
 
 
-def _with_serving(call: CallContext, models: dict[str, Model]) -> dict[str, Model]:
+def _add_serving(call: CallContext, models: dict[str, Model]) -> dict[str, Model]:
     """Return the models with where they are served. An alias is served as its model."""
     registry = call.services.registry()
     needed = {name: serving.Needed(name, model.queue, model.engine) for name, model in registry.models.items()}
@@ -194,7 +194,7 @@ def _with_serving(call: CallContext, models: dict[str, Model]) -> dict[str, Mode
         for row in session.scalars(select(Shown)):
             needed.setdefault(row.id, serving.Needed(row.id, row.queue, EngineKind.HTTP))
         states = serving.states(session, needed.values())
-        bases = {tuned.name: tuned.base for tuned in tuned_models.of_project(session, call.project_id)}
+        bases = {tuned.name: tuned.base for tuned in tuned_models.models_of_project(session, call.project_id)}
     targets = {name: registry.aliases.get(bases.get(name, name), bases.get(name, name)) for name in models}
     return {
         name: model.model_copy(update={"serving": _serving(targets[name], states[targets[name]])})
@@ -211,7 +211,7 @@ def _serving(model: str, known: serving.Serving) -> ModelServing:
         state=known.state,
         queue=known.queue,
         workers=known.workers,
-        reason=serving.why_not(known),
+        reason=serving.reason_not_served(known),
         loading_since=since,
     )
 
@@ -219,18 +219,18 @@ def _serving(model: str, known: serving.Serving) -> ModelServing:
 def _models(call: CallContext) -> dict[str, Model]:
     registry = call.services.registry()
     created = int(registry.stamp[0] / 1e9)
-    models = {name: _shown(model, created) for name, model in registry.models.items()}
+    models = {name: _show_model(model, created) for name, model in registry.models.items()}
     for alias, name in registry.aliases.items():
         models[alias] = models[name].model_copy(update={"id": alias})
     with call.db.read() as session:
         for row in session.scalars(select(Shown).order_by(Shown.id)):
             models.setdefault(row.id, Model(id=row.id, created=int(row.created_at), owned_by=row.owned_by))
-        for tuned in tuned_models.of_project(session, call.project_id):
-            models[tuned.name] = _tuned(session, tuned)
+        for tuned in tuned_models.models_of_project(session, call.project_id):
+            models[tuned.name] = _show_tuned_model(session, tuned)
     return models
 
 
-def _tuned(session: Session, tuned: TunedModel) -> Model:
+def _show_tuned_model(session: Session, tuned: TunedModel) -> Model:
     owner = names.slug(session.get_one(Project, tuned.project_id).name)
     return Model(id=tuned.name, created=int(tuned.created_at), owned_by=owner)
 
@@ -254,7 +254,7 @@ def _manifest(session: Session, tuned: TunedModel) -> ModelManifest:
         seed=stored.get("seed"),
         data=[
             TrainingData(role=role, file_id=row.file_id, sha256=row.sha256, rows=row.rows)
-            for role, row in sorted(datasets.of_job(session, tuned.job_id).items())
+            for role, row in sorted(datasets.data_of_job(session, tuned.job_id).items())
         ],
         data_erased=tuned.data_erased,
         hyperparameters=stored.get("hyperparameters", {}) | {name: getattr(plan, name) for name in planned},

@@ -164,7 +164,7 @@ def list_workers(call: Operator) -> WorkerList:
 def list_quarantines(call: Operator) -> QuarantineList:
     """List the engines that died too often, with the ends of their logs. This takes an operator's key."""
     with call.db.read() as session:
-        return QuarantineList(data=[QuarantineObject(**row) for row in steering.quarantined(session)])
+        return QuarantineList(data=[QuarantineObject(**row) for row in steering.describe_quarantines(session)])
 
 
 @router.get("/pauses")
@@ -172,7 +172,7 @@ def list_pauses(call: Operator) -> PauseList:
     """List what is paused. This takes an operator's key."""
     aliases = call.services.registry().aliases
     with call.db.read() as session:
-        return PauseList(data=[PauseObject(**entry) for entry in steering.paused(session, aliases)])
+        return PauseList(data=[PauseObject(**entry) for entry in steering.describe_pauses(session, aliases)])
 
 
 @router.post("/pauses")
@@ -184,7 +184,7 @@ def create_pause(call: Operator, body: NewPause) -> PauseChange:
     registry = call.services.registry
     with call.db.write() as session:
         change = steering.pause(session, registry, body.kind, body.name, actor=call.actor)
-    return _shown(change, body.kind, body.name, paused=True)
+    return _show_change(change, body.kind, body.name, paused=True)
 
 
 @router.get("/pauses/{kind}/{target:path}")
@@ -201,9 +201,9 @@ def delete_pause(call: Operator, kind: KindOf, target: NameOf) -> PauseChange:
     registry = call.services.registry
     with call.db.write() as session:
         change = steering.resume(session, registry, kind, target, actor=call.actor)
-    return _shown(change, kind, target, paused=False)
+    return _show_change(change, kind, target, paused=False)
 
 
-def _shown(change: steering.Change, kind: Kind, name: str, *, paused: bool) -> PauseChange:
+def _show_change(change: steering.Change, kind: Kind, name: str, *, paused: bool) -> PauseChange:
     names, changed, freed = change.names, change.changed, change.freed
     return PauseChange(kind=kind, name=name, paused=paused, names=names, changed=changed, freed=freed)

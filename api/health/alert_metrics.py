@@ -25,7 +25,7 @@ _FAILURES = {
 }
 
 
-def counted_failures(rows: Sequence[Measure]) -> Iterator[Metric]:
+def failure_counts(rows: Sequence[Measure]) -> Iterator[Metric]:
     """Yield failures of all processes, which the next transaction of each has written down."""
     for name, (metric, says) in _FAILURES.items():
         family = CounterMetricFamily(metric, says, labels=["reason"])

@@ -91,12 +91,12 @@ class Exposition:
 
         Raises: DatabaseBusy.
         """
-        return self._recent.get(self._read) + generate_latest(REGISTRY)
+        return self._recent.get(self._render) + generate_latest(REGISTRY)
 
-    def _read(self) -> bytes:
+    def _render(self) -> bytes:
         with self._db.snapshot() as session:
-            names = frozenset(["", *self._configured(), *session.scalars(select(Model.id))])
-            families = [_named(family, names) for read in _READERS for family in read(session)]
+            names = frozenset(["", *self._model_names(), *session.scalars(select(Model.id))])
+            families = [_fold_unknown_models(family, names) for read in _READERS for family in read(session)]
         full = GaugeMetricFamily("nightmill_broker_full", "1: the broker has no memory left for interactive requests.")
         full.add_metric([], self._broker_full())
         families.append(full)
@@ -105,7 +105,7 @@ class Exposition:
         registry.register(_Fixed(families))
         return generate_latest(registry)
 
-    def _configured(self) -> list[str]:
+    def _model_names(self) -> list[str]:
         try:
             registry = self._models.now()
         except ModelsFileError:
@@ -113,7 +113,7 @@ class Exposition:
         return [*registry.models, *registry.aliases]
 
 
-def _named(family: Metric, names: Collection[str]) -> Metric:
+def _fold_unknown_models(family: Metric, names: Collection[str]) -> Metric:
     """Return the family with the label `other` for models that are not in `names`.
 
     Where an endpoint takes any name, clients choose the names, and their number has no bound.
@@ -142,7 +142,7 @@ def _jobs(session: Session) -> Iterator[Metric]:
     live = select(Job.kind, Job.state, func.count()).where(Job.state.in_(LIVE)).group_by(Job.kind, Job.state)
     for kind, state, count in session.execute(live):
         jobs.add_metric([kind, state], count)
-    for labels, count in totals.ended(session, totals.JOBS).items():
+    for labels, count in totals.sums_of(session, totals.JOBS).items():
         jobs.add_metric(labels, count)
     yield jobs
     waiting = GaugeMetricFamily("nightmill_jobs_waiting", "Live jobs by what they wait for.", labels=["reason"])
@@ -173,7 +173,7 @@ def _queues(session: Session) -> Iterator[Metric]:
 
 def _work(session: Session) -> Iterator[Metric]:
     """Yield items and tokens: those of ended jobs from their totals, those of live jobs from their shards."""
-    results, tokens = totals.ended(session, totals.ITEMS), totals.ended(session, totals.TOKENS)
+    results, tokens = totals.sums_of(session, totals.ITEMS), totals.sums_of(session, totals.TOKENS)
     live = (
         select(
             Job.model,
@@ -201,7 +201,7 @@ def _counter(name: str, says: str, labels: Sequence[str], counts: Mapping[tuple[
 
 def _outcomes(session: Session) -> Iterator[Metric]:
     """Yield outcomes: those of ended jobs from their totals, those of live jobs from shards and segments."""
-    counts = totals.ended(session, totals.OUTCOMES)
+    counts = totals.sums_of(session, totals.OUTCOMES)
     for model, outcomes in session.execute(outcomes_of(Job.state.in_(LIVE))):
         counts.update({(model or "", name): count for name, count in (outcomes or {}).items()})
     errors = CounterMetricFamily("nightmill_errors", "Requests that failed.", labels=["model", "code"])
@@ -251,7 +251,7 @@ def _measures(session: Session) -> Iterator[Metric]:
     refusals = CounterMetricFamily("nightmill_broker_refusals", "Attempts to publish that the broker refused.")
     refusals.add_metric([], sum(row.count for row in rows_by_measure.get(measures.REFUSALS, {}).get("", ())))
     yield refusals
-    yield from alert_metrics.counted_failures(all_rows)
+    yield from alert_metrics.failure_counts(all_rows)
     yield from alert_metrics.elections(session, all_rows)
 
 
@@ -263,13 +263,13 @@ def _buckets(rows: Sequence[Measure]) -> list[tuple[str, int]]:
     return list(zip(bounds, accumulate(counts[bound] for bound in bounds), strict=True))
 
 
-def _quarantined(session: Session) -> Iterator[Metric]:
+def _quarantines(session: Session) -> Iterator[Metric]:
     left = GaugeMetricFamily(
         "nightmill_engine_quarantined",
         "Engines that died too often: 1 left alone, 0 on trial.",
         labels=["host_devices", "model"],
     )
-    for row in quarantine.listed(session):
+    for row in quarantine.all_quarantines(session):
         left.add_metric([row.host_devices, row.model], 0 if row.trial else 1)
     yield left
 
@@ -278,7 +278,7 @@ def _losses(session: Session) -> Iterator[Metric]:
     """Yield lost claims. A claim that ended before its shard did has increased the shard's epoch by two."""
     losses = CounterMetricFamily("nightmill_lease_losses", "Claims on jobs and shards that ended by their lease.")
     live_losses = session.scalar(select(func.sum(Job.lost_leases)).where(Job.state.in_(LIVE)))
-    losses.add_metric([], totals.ended(session, totals.LOST_LEASES).total() + int(live_losses or 0))
+    losses.add_metric([], totals.sums_of(session, totals.LOST_LEASES).total() + int(live_losses or 0))
     yield losses
     reclaimed = select(func.sum(Shard.epoch - 1)).join(Job, Job.id == Shard.job_id)
     epochs = session.scalar(reclaimed.where(Job.state.in_(LIVE), Shard.epoch > 0))
@@ -289,7 +289,7 @@ def _losses(session: Session) -> Iterator[Metric]:
 
 def _webhooks(session: Session) -> Iterator[Metric]:
     unfinished = GaugeMetricFamily("nightmill_webhook_deliveries", "Deliveries not accepted.", labels=["state"])
-    for state, count in deliveries.unfinished(session).items():
+    for state, count in deliveries.count_unfinished(session).items():
         unfinished.add_metric([state], count)
     yield unfinished
 
@@ -309,7 +309,7 @@ _READERS: tuple[Callable[[Session], Any], ...] = (
     _work,
     _outcomes,
     _workers,
-    _quarantined,
+    _quarantines,
     _measures,
     _losses,
     _webhooks,

@@ -16,7 +16,7 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.fleet import workers
 from jobs.fleet.tables import Worker
-from jobs.inference.admission import any_full
+from jobs.inference.admission import is_any_full
 from jobs.ledger import outbox, pauses
 from jobs.ledger.tables import Job, Outbox
 from jobs.queues import Queue, sharing
@@ -34,11 +34,11 @@ class BrokerWatch:
         self._recent = Recent[bool](keep_seconds)
 
     def is_full(self) -> bool:
-        return self._recent.get(lambda: any_full(self._config))
+        return self._recent.get(lambda: is_any_full(self._config))
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Observation:
     """An observation of the deployment."""
 
     depth: dict[str, int]
@@ -56,7 +56,7 @@ class Watch:
         self._clock = clock
         self._moved: dict[str, tuple[int, float]] = {}  # by queue: the oldest message, and when it last progressed
         self._lock = threading.Lock()
-        self._recent = Recent[Standing](keep_seconds)
+        self._recent = Recent[Observation](keep_seconds)
         self._checked = Recent[bool](keep_seconds)
 
     def check(self, db: Database) -> None:
@@ -68,25 +68,25 @@ class Watch:
 
         self._checked.get(ask)
 
-    def standing(self, db: Database) -> Standing:
+    def standing(self, db: Database) -> Observation:
         """Observe the deployment, or return a recent observation.
 
         Raises: DatabaseBusy.
         """
 
-        def look() -> Standing:
+        def look() -> Observation:
             with db.read() as session:
                 return self._look(session)
 
         return self._recent.get(look)
 
-    def _look(self, session: Session) -> Standing:
+    def _look(self, session: Session) -> Observation:
         at = now()
         waiting = outbox.depth(session)
         present = workers.present(session)
         slots = workers.slots(workers.alive(session))
         last_heartbeat = session.scalar(select(func.max(Worker.seen_at)))
-        return Standing(
+        return Observation(
             depth={queue: count for queue, (count, _) in waiting.items()},
             oldest={queue: round(max(at - since, 0.0), 1) for queue, (_, since) in waiting.items()},
             slots=slots,
@@ -102,7 +102,7 @@ class Watch:
 
         Jobs that wait for a model or for disk space, and paused ones, do not count: they state their reason.
         """
-        off, claims = pauses.paused(session), workers.claims_by_project(session)
+        off, claims = pauses.current_pauses(session), workers.claims_by_project(session)
         stuck, moved = [], dict[str, tuple[int, float]]()
         with self._lock:
             for queue in sorted(queues - off.of(pauses.Scope.QUEUE)):

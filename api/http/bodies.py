@@ -87,7 +87,7 @@ class Body(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_unknown(cls, body: Any) -> Any:
+    def _drop_unknown(cls, body: Any) -> Any:
         """Drop all unknown fields but the first, because only the first error is reported."""
         if not isinstance(body, dict) or len(body) <= len(cls.model_fields):
             return body
@@ -110,9 +110,9 @@ def parse(raw: bytes) -> Any:
         msgspec.json.decode(raw)
         value = json.loads(raw, object_pairs_hook=_object)
     except RecursionError as error:
-        raise _refused("nested too deeply") from error
+        raise _invalid_json("nested too deeply") from error
     except (msgspec.MsgspecError, ValueError) as error:
-        raise _refused("not valid JSON") from error
+        raise _invalid_json("not valid JSON") from error
     if b"\\u0000" in raw or raw.count(b"[") + raw.count(b"{") > _MAX_DEPTH:
         _check(value, _MAX_DEPTH)
     return value
@@ -187,16 +187,16 @@ def _only_numbers(value: Any) -> bool:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        raise _refused("an object that has the same name twice")
+        raise _invalid_json("an object that has the same name twice")
     return members
 
 
 def _check(value: Any, depth: int) -> None:
     if depth < 0:
-        raise _refused("nested too deeply")
+        raise _invalid_json("nested too deeply")
     if isinstance(value, str):
         if "\0" in value:
-            raise _refused("text with a NUL character")
+            raise _invalid_json("text with a NUL character")
         return
     if isinstance(value, dict):
         for name in value:
@@ -206,7 +206,7 @@ def _check(value: Any, depth: int) -> None:
             _check(item, depth - 1)
 
 
-def _refused(what: str) -> InvalidRequest:
+def _invalid_json(what: str) -> InvalidRequest:
     message = "We could not use the JSON body of your request: it is "
     return InvalidRequest(f"{message}{what}.", code="invalid_json")
 
@@ -253,12 +253,12 @@ class _StrictRequest(Request):
         raw = await self.body()
         many = _has_many(raw)
         if many or len(raw) > _LARGE:
-            return await shares.run_reader(self._validated, raw, many)
+            return await shares.run_reader(self._validate_body, raw, many)
         value = parse(raw)
         check_lengths(value, self.url.path, deep=False)
         return value
 
-    def _validated(self, raw: bytes, many: bool) -> Any:
+    def _validate_body(self, raw: bytes, many: bool) -> Any:
         """Return the model that FastAPI would make of the body; FastAPI then takes it as it is.
 
         Raises: InvalidRequest.
@@ -273,7 +273,7 @@ class _StrictRequest(Request):
         return model
 
 
-async def _arrived(request: Request) -> None:
+async def _await_body(request: Request) -> None:
     """Wait until the whole body has arrived.
 
     Raises: InvalidRequest, if the client leaves before.
@@ -299,7 +299,7 @@ class StrictRoute(APIRoute):
                 return await handler(given)
             if not self.dependant.is_coroutine_callable:
                 if fields:  # hold no thread while the body arrives
-                    await _arrived(given)
+                    await _await_body(given)
                 async with usage.share.thread():
                     return await handler(given)
             async with usage.share.thread():

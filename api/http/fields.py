@@ -18,14 +18,16 @@ T = TypeVar("T")
 MAX_METADATA_ENTRIES = 16
 
 
-def _few(entries: Any) -> Any:
+def _limit_entries(entries: Any) -> Any:
     """Keep one entry more than allowed, so that validation does not read the rest."""
     return dict(islice(entries.items(), MAX_METADATA_ENTRIES + 1)) if isinstance(entries, dict) else entries
 
 
 #: The client's own names and values.
 MetadataOf = Annotated[
-    dict[Annotated[str, Field(max_length=64)], T], Field(max_length=MAX_METADATA_ENTRIES), BeforeValidator(_few)
+    dict[Annotated[str, Field(max_length=64)], T],
+    Field(max_length=MAX_METADATA_ENTRIES),
+    BeforeValidator(_limit_entries),
 ]
 Metadata = MetadataOf[Annotated[str, Field(max_length=512)]]
 MetadataField = Annotated[Metadata | None, Field(default=None, description="Up to 16 strings of yours.")]
@@ -45,7 +47,7 @@ class ExpiresAfter(Body):
     seconds: int = Field(ge=3600, le=_MONTH)
 
 
-def keyed_texts(query: Iterable[tuple[str, str]], param: str) -> list[tuple[str, str]]:
+def bracket_entries(query: Iterable[tuple[str, str]], param: str) -> list[tuple[str, str]]:
     """Return the keys and the values of the parameters `param[key]`.
 
     Raises: InvalidRequest, if there are more than an object has.
@@ -85,7 +87,7 @@ def filename(name: str | None, param: str) -> str:
         raise InvalidRequest(str(error), param=param, code="invalid_filename") from error
 
 
-def _few_jobs(ids: list[str]) -> list[str]:
+def _limit_jobs(ids: list[str]) -> list[str]:
     if len(set(ids)) > dependencies.MAX_DEPENDENCIES:
         raise ValueError(f"A job waits for at most {dependencies.MAX_DEPENDENCIES} others.")
     return ids
@@ -94,7 +96,7 @@ def _few_jobs(ids: list[str]) -> list[str]:
 #: The jobs that a new job waits for: it begins when all of them have completed.
 AfterJobs = Annotated[
     Many[Annotated[str, Field(min_length=1, max_length=64)]],
-    AfterValidator(_few_jobs),
+    AfterValidator(_limit_jobs),
     Field(
         description=f"Ids of at most {dependencies.MAX_DEPENDENCIES} jobs that have to complete before this one begins."
     ),
@@ -110,14 +112,14 @@ class Dependent(BaseModel):
 
 def dependence(job: Job, after: Sequence[str]) -> dict[str, Any]:
     """Return the fields of `Dependent`."""
-    return {"after": after, "waiting_for": waiting_for(job)} if after else {}
+    return {"after": after, "waiting_for": wait_name(job)} if after else {}
 
 
-def waiting_for(job: Job) -> str | None:
+def wait_name(job: Job) -> str | None:
     """Return what a job waits for, as clients see it."""
     return f"waiting_for_{job.waiting_for}" if job.waiting_for else None
 
 
-def when(at: float | None) -> int | None:
+def unix_seconds(at: float | None) -> int | None:
     """Return whole seconds, as the API shows times."""
     return None if at is None else int(at)

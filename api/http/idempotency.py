@@ -28,7 +28,7 @@ from sqlalchemy.orm import Session
 from api.deps import Call
 from api.shares import run_in_threadpool, run_unshared
 from jobs.clock import now
-from jobs.db.engine import Database, affected_rows
+from jobs.db.engine import Database, execute_and_count
 from jobs.errors import DatabaseBusy, IdempotencyMismatch, InFlight
 from jobs.ids import new_id
 from jobs.security.tables import Idempotency
@@ -65,7 +65,7 @@ class Once:
         if self.primary_key is None:
             return None
         with self.db.read() as session:
-            stored = self._stored(session)
+            stored = self._find_row(session)
         return self._answer(stored, self.digest(fields)) if stored else None
 
     def run(self, fields: Mapping[str, Any], make: Make, status: int = 200) -> Response:
@@ -73,7 +73,7 @@ class Once:
         digest = self.digest(fields) if self.primary_key else ""  # of megabytes perhaps, so outside the transaction
         try:
             with self.db.write() as session:
-                stored = self._stored(session)
+                stored = self._find_row(session)
                 if stored is not None:
                     return self._answer(stored, digest)
                 text = make(session).model_dump_json()
@@ -86,7 +86,7 @@ class Once:
         return _json(text, status)
 
     @asynccontextmanager
-    async def leased(self) -> AsyncIterator["Lease"]:
+    async def hold_lease(self) -> AsyncIterator["Lease"]:
         """Hold the key while bytes arrive.
 
         Raises: InFlight, while another request holds it.
@@ -104,7 +104,7 @@ class Once:
         text = json.dumps([self.request, fields], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _stored(self, session: Session, *, lock: bool = False) -> Idempotency | None:
+    def _find_row(self, session: Session, *, lock: bool = False) -> Idempotency | None:
         if self.primary_key is None:
             return None
         row = session.get(Idempotency, self.primary_key, with_for_update=lock or None)
@@ -153,7 +153,7 @@ class Lease:
             raise InFlight from error
 
     def _take(self, session: Session) -> None:
-        row = self.once._stored(session, lock=True)
+        row = self.once._find_row(session, lock=True)
         if row is None:
             self.once._keep(session, None, None, self.owner)
         elif row.status:
@@ -176,7 +176,7 @@ class Lease:
 
     def _heartbeat(self) -> None:
         with self.once.db.write() as session:
-            self._guarded(session, heartbeat_at=now())
+            self._update_own(session, heartbeat_at=now())
 
     def complete(self, fields: Mapping[str, Any], make: Make) -> Response:
         """Make the row and store the answer in one transaction, or replay."""
@@ -186,7 +186,7 @@ class Lease:
         with self.once.db.write() as session:
             text = make(session).model_dump_json()
             if self.once.primary_key is not None:
-                self._guarded(session, digest=digest, status=200, body=text)
+                self._update_own(session, digest=digest, status=200, body=text)
         return _json(text)
 
     def drop(self) -> None:
@@ -196,8 +196,8 @@ class Lease:
         with self.once.db.write() as session:
             session.execute(delete(Idempotency).where(self._mine()))
 
-    def _guarded(self, session: Session, **values: Any) -> None:
-        if affected_rows(session, update(Idempotency).where(self._mine()).values(**values)) != 1:
+    def _update_own(self, session: Session, **values: Any) -> None:
+        if execute_and_count(session, update(Idempotency).where(self._mine()).values(**values)) != 1:
             raise InFlight
 
     def _mine(self) -> Any:
@@ -215,10 +215,10 @@ def _json(text: str, status: int = 200, *, replayed: bool = False) -> Response:
     return Response(text, status, media_type="application/json", headers=headers)
 
 
-async def _once(request: Request, call: Call, idempotency_key: _KeyHeader = None) -> Once:
+async def _make_once(request: Request, call: Call, idempotency_key: _KeyHeader = None) -> Once:
     route = f"{request.method} {request.scope['route'].path}"
     primary_key = (call.project_id, route, idempotency_key) if idempotency_key else None
     return Once(call.db, call.config, primary_key, f"{request.method} {request.url.path}")
 
 
-Idempotent = Annotated[Once, Depends(_once)]
+Idempotent = Annotated[Once, Depends(_make_once)]

@@ -29,7 +29,7 @@ from api.errors import respond
 from api.health.metrics import observe_request
 from api.http import multipart
 from api.http.access_log import log_request
-from api.shares import ProjectBusy, Usage
+from api.shares import ProjectBusy, RequestShare
 from api.ttl_cache import Trusted
 from jobs import logs
 from jobs.errors import (
@@ -65,7 +65,7 @@ class Trace:
         if scope["type"] not in _CONNECTIONS:
             await self.app(scope, receive, send)
             return
-        request_id = _given(scope) or new_id("req_")
+        request_id = _client_request_id(scope) or new_id("req_")
         scope.setdefault("state", {})["request_id"] = request_id
         began = time.perf_counter()
         status: int | None = None
@@ -92,7 +92,7 @@ class Trace:
                     log_request(scope, status, time.perf_counter() - began)
 
 
-def _given(scope: Scope) -> str | None:
+def _client_request_id(scope: Scope) -> str | None:
     values = [value for name, value in scope["headers"] if name == _HEADER]
     text = values[0].decode("latin-1") if len(values) == 1 else ""
     return text if _SANE.fullmatch(text) else None
@@ -213,7 +213,7 @@ _PART = re.compile(r"/v1/uploads/[^/]+/parts/?")
 _NUL = (b"%00", b"\0")
 
 
-class Limit:
+class BodyLimit:
     """Answer 400, 413 or 415 without reading the body, or let the app read up to the route's limit."""
 
     def __init__(self, app: ASGIApp, config: Settings, *, idle_seconds: float) -> None:
@@ -237,7 +237,7 @@ class Limit:
     def _judge(self, scope: Scope) -> int:
         """Return the maximum bytes of this request's body. Raises the refusal."""
         headers = Headers(scope=scope)
-        is_form, limit = self._expected(scope["path"])
+        is_form, limit = self._form_and_limit(scope["path"])
         length = _length(headers)
         if length > limit:
             raise PayloadTooLarge(f"The request has {length} bytes; {limit} is the most.")
@@ -251,7 +251,7 @@ class Limit:
                     raise
         return limit
 
-    def _expected(self, path: str) -> tuple[bool, int]:
+    def _form_and_limit(self, path: str) -> tuple[bool, int]:
         """Return whether a path takes a multipart form instead of JSON, and its limit in bytes."""
         if path.rstrip("/") == "/v1/files":
             return True, self.config.file_max_bytes + MULTIPART_SLACK
@@ -336,7 +336,7 @@ class FairShare:
         if caller is None:
             await self.app(scope, receive, send)
             return
-        usage = Usage(shares.share_of(caller.project_id, self.config, self.patience))
+        usage = RequestShare(shares.share_of(caller.project_id, self.config, self.patience))
         token = shares.current.set(usage)
         try:
             await self.app(scope, _admit(scope, receive, usage), send)
@@ -347,7 +347,7 @@ class FairShare:
             shares.current.reset(token)
 
 
-def _admit(scope: Scope, receive: Receive, usage: Usage) -> Receive:
+def _admit(scope: Scope, receive: Receive, usage: RequestShare) -> Receive:
     """Return the `receive` of a request whose announced bytes are reserved, or which is counted as a stream.
 
     The server takes the share of a WebSocket from the state, and reserves in it what arrives.
@@ -366,7 +366,7 @@ def _admit(scope: Scope, receive: Receive, usage: Usage) -> Receive:
 class _Body:
     """A `receive` that reserves the bytes it passes on, first the announced ones. Raises ProjectBusy."""
 
-    def __init__(self, receive: Receive, usage: Usage, announced: int) -> None:
+    def __init__(self, receive: Receive, usage: RequestShare, announced: int) -> None:
         usage.reserve(announced)
         self._receive = receive
         self._usage = usage

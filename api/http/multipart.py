@@ -31,7 +31,7 @@ MAX_PART_BYTES = 64 << 20
 BYTES: dict[str, Any] = {"type": "string", "format": "binary"}
 
 
-def described(required: list[str], properties: dict[str, Any]) -> dict[str, Any]:
+def describe_form(required: list[str], properties: dict[str, Any]) -> dict[str, Any]:
     """Return the OpenAPI description of a form; `properties` are JSON schemas by field."""
     schema = {"type": "object", "required": required, "properties": properties, "additionalProperties": False}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
@@ -96,7 +96,7 @@ class Sink:
 
 
 @asynccontextmanager
-async def _opened(sink: Sink) -> AsyncIterator[Sink]:
+async def _open_sink(sink: Sink) -> AsyncIterator[Sink]:
     await run_in_threadpool(sink.open)
     try:
         yield sink
@@ -110,7 +110,7 @@ async def _opened(sink: Sink) -> AsyncIterator[Sink]:
 async def receive(request: Request, sink: Sink, heartbeat: Callable[[], Awaitable[None]]) -> Received:
     """Read the whole form, and pass the file part to `sink`. `heartbeat` is called while bytes arrive."""
     form = _Form(_boundary(request), sink.name)
-    async with _opened(sink):
+    async with _open_sink(sink):
         try:
             async for chunk in request.stream():
                 form.feed(chunk)
@@ -118,7 +118,7 @@ async def receive(request: Request, sink: Sink, heartbeat: Callable[[], Awaitabl
                     await sink.add(data)
                 await heartbeat()
         except (FormParserError, ClientDisconnect) as error:
-            raise _malformed("it is cut short or not well formed") from error
+            raise _invalid_form("it is cut short or not well formed") from error
         form.finish()
     received = form.received
     received.bytes, received.sha256 = sink.bytes, sink.digest()
@@ -148,7 +148,7 @@ class _Form:
                 "on_headers_finished": self._on_headers,
                 "on_part_data": self._on_data,
                 "on_part_end": self._end,
-                "on_end": self._finished,
+                "on_end": self._on_end,
             },
         )
 
@@ -162,7 +162,7 @@ class _Form:
 
     def finish(self) -> None:
         if not self._complete:
-            raise _malformed("it is cut short")
+            raise _invalid_form("it is cut short")
         if not self._has_file:
             message = f"Missing required parameter: '{self._name}'."
             raise InvalidRequest(message, param=self._name, code="missing_required_parameter")
@@ -183,7 +183,7 @@ class _Form:
     def _on_headers(self) -> None:
         kind, options = parse_options_header(self._headers.get(b"content-disposition"))
         if kind != b"form-data" or b"name" not in options:
-            raise _malformed("a part has no name")
+            raise _invalid_form("a part has no name")
         name = _text(options[b"name"])
         if name == self._name:
             self._start_file(options.get(b"filename"))
@@ -214,7 +214,7 @@ class _Form:
         if self._field is not None:
             self.received.fields[self._field] = _text(self._text)
 
-    def _finished(self) -> None:
+    def _on_end(self) -> None:
         self._complete = True
 
 
@@ -222,7 +222,7 @@ def _boundary(request: Request) -> bytes:
     kind, options = parse_options_header(request.headers.get("content-type"))
     boundary = options.get(b"boundary", b"")
     if kind != b"multipart/form-data" or not 1 <= len(boundary) <= _MAX_BOUNDARY:
-        raise _malformed("its Content-Type names no boundary of at most 70 characters")
+        raise _invalid_form("its Content-Type names no boundary of at most 70 characters")
     return boundary
 
 
@@ -230,11 +230,11 @@ def _text(raw: bytes) -> str:
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
-        raise _malformed("a field is not UTF-8") from error
+        raise _invalid_form("a field is not UTF-8") from error
     if "\0" in text:
-        raise _malformed("a field has a NUL character in it")
+        raise _invalid_form("a field has a NUL character in it")
     return text
 
 
-def _malformed(why: str) -> InvalidRequest:
+def _invalid_form(why: str) -> InvalidRequest:
     return InvalidRequest(f"We could not read the form of your request: {why}.", code="invalid_form")

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from api.deps import CallContext
 from api.errors import clip
-from api.http.fields import keyed_texts
+from api.http.fields import bracket_entries
 from jobs.db.base import matching
 from jobs.errors import InvalidRequest
 from jobs.ledger.tables import Audit
@@ -97,13 +97,13 @@ def _point(
 ) -> tuple[float, str]:
     anchor = session.execute(known.with_only_columns(time).where(table.id == name)).scalar()
     if anchor is None and deletions is not None:
-        anchor = _cursor_in(session.scalar(deletions.where(Audit.target == name)))
+        anchor = _cursor_of(session.scalar(deletions.where(Audit.target == name)))
     if anchor is None:
         raise InvalidRequest(f"No object with id '{clip(name)}'.", param=param, code="invalid_cursor")
     return anchor, name
 
 
-def deleted(call: CallContext, action: str, store: str | None = None) -> Select[Any]:
+def deletion_details(call: CallContext, action: str, store: str | None = None) -> Select[Any]:
     """Return the audit details of deletions, which hold each deleted object's cursor for as long as they are stored.
 
     So a client that deletes what a list shows, page by page, can go on behind it.
@@ -120,7 +120,7 @@ def cursor_details(row: Any) -> dict[str, Any]:
     return {_CURSOR_FIELD: row.created_at}
 
 
-def _cursor_in(details: dict[str, Any] | None) -> float | None:
+def _cursor_of(details: dict[str, Any] | None) -> float | None:
     return (details or {}).get(_CURSOR_FIELD)
 
 
@@ -155,12 +155,12 @@ def page(rows: Sequence[Row], more: bool, show: Callable[[Row], Shown]) -> Page[
     )
 
 
-def with_metadata(
+def match_metadata(
     statement: Select[Row], metadata: Any, query: Iterable[tuple[str, str]], *, sqlite: bool
 ) -> Select[Row]:
     """Return `statement` with a condition for each `metadata[...]` of `query`. Raises InvalidRequest."""
     given = list(query)
-    texts = keyed_texts(given, "metadata")
+    texts = bracket_entries(given, "metadata")
     conditions = [_has_entry(metadata, key, text, sqlite=sqlite) for key, text in texts]
     if ("metadata", "null") in given:
         kind = func.json_type(metadata) if sqlite else func.json_typeof(metadata)

@@ -14,7 +14,7 @@ from api.deps import CallContext
 from api.http.idempotency import Lease
 from api.shares import run_in_threadpool
 from jobs.errors import ProjectFull, StorageFull
-from jobs.platform.storage import let_go
+from jobs.platform.storage import remove_objects
 from jobs.usage import stored_bytes
 
 
@@ -96,14 +96,14 @@ def reserve_or_remove(session: Session, call: CallContext, size: int, path: str,
     try:
         reserve(session, call, size)
     except ProjectFull:
-        remove_unowned(session, call, path, owner)
+        remove_orphan(session, call, path, owner)
         raise
 
 
-def remove_unowned(session: Session, call: CallContext, path: str, owner: ColumnElement[bool]) -> None:
+def remove_orphan(session: Session, call: CallContext, path: str, owner: ColumnElement[bool]) -> None:
     """Remove the object at `path`, unless a row that matches `owner` exists.
 
     Another connection of a stream may have stored that row.
     """
     if not session.scalar(select(exists().where(owner))):
-        let_go(call.storage, [path])
+        remove_objects(call.storage, [path])

@@ -62,7 +62,7 @@ def check_key(session: Session, call: CallContext) -> None:
         raise KeyRevoked
 
 
-async def until_revoked(pieces: AsyncIterator[T]) -> AsyncIterator[T]:
+async def stop_on_revocation(pieces: AsyncIterator[T]) -> AsyncIterator[T]:
     """Yield `pieces`; end the stream without an error when its key is revoked, because its status was sent before."""
     try:
         async for piece in pieces:

@@ -23,9 +23,9 @@ from api.http.idempotency import Once
 from api.http.paging import After, Limit20, Order, Page, cursor_details, page, slice_of
 from api.http.space import check_space
 from api.inference.chunks import Chunks
-from api.inference.interactive import Events, InferenceRequest, resume, stream_response, submit, whole_response
+from api.inference.interactive import Events, InferenceRequest, plain_response, resume, stream_response, submit
 from api.inference.schemas import CompletionDeleted, CompletionObject, StoredMessage, show_messages
-from api.inference.stored_answers import Run, StoredAnswers, answered_once
+from api.inference.stored_answers import Run, StoredAnswers, answer_once
 from api.shares import run_in_threadpool
 from jobs.errors import InvalidRequest, NightmillError, NotFound
 from jobs.ids import new_id
@@ -35,7 +35,7 @@ from jobs.inference.context_options import context_options_of
 from jobs.inference.interactive import AnswerEntry
 from jobs.inference.stored import StoredAnswer, decode
 from jobs.inference.tables import StoredCompletion
-from jobs.platform.storage import let_go
+from jobs.platform.storage import remove_objects
 from jobs.requests.endpoints import CHAT
 
 _OWN_FIELDS = frozenset({"metadata", "store"})
@@ -105,22 +105,22 @@ async def answer(
     await run_in_threadpool(check_space, call, 0)
     chat = Chat(call, body)
     if body.stream:
-        return await _streamed(chat, request, seconds)
+        return await _stream_answer(chat, request, seconds)
 
     def load(completion_id: str) -> dict[str, Any]:
         return _load(call, completion_id).response
 
-    return await answered_once(once, body.fields(), partial(_answered, chat, request), chat.keep, load)
+    return await answer_once(once, body.fields(), partial(_answer_request, chat, request), chat.keep, load)
 
 
-async def _answered(chat: Chat, request: Request) -> dict[str, Any] | Response:
+async def _answer_request(chat: Chat, request: Request) -> dict[str, Any] | Response:
     """Return the completion, or the engine's refusal."""
     end, entries = await submit(chat.call, request, CHAT, chat.engine_body, stream=False)
     await entries.aclose()
-    return chat.to_public(_decoded(end.body)) if end.status == 200 else whole_response(end)
+    return chat.to_public(_decode(end.body)) if end.status == 200 else plain_response(end)
 
 
-async def _streamed(chat: Chat, request: Request, seconds: int | None) -> Response:
+async def _stream_answer(chat: Chat, request: Request, seconds: int | None) -> Response:
     """Return a stream, or the engine's refusal.
 
     Usage is always asked for, to store it; only clients that ask are shown it.
@@ -135,11 +135,11 @@ async def _streamed(chat: Chat, request: Request, seconds: int | None) -> Respon
         await entries.aclose()
         if first.status == 200:  # an answer, but no stream
             raise _invalid_answer()
-        return whole_response(first)
+        return plain_response(first)
     return stream_response(_ChatEvents(chat, resumable=bool(seconds)).of(entries, first), first.position)
 
 
-async def resumed(call: CallContext, request: Request, last: str, shown: bytes) -> Response:
+async def resume_events(call: CallContext, request: Request, last: str, shown: bytes) -> Response:
     """Return the events after one that the client has seen. The whole stream is read, to store it at the end.
 
     Raises InvalidRequest, NotFound where entries were dropped, StreamsUnavailable.
@@ -176,7 +176,7 @@ class _ChatEvents(Events):
 
     def _chunk(self, entry: AnswerEntry) -> bytes:
         """Return a chunk with Nightmill's id; empty for a chunk of usage alone that the client did not ask for."""
-        chunk = _decoded(entry.body)
+        chunk = _decode(entry.body)
         if not isinstance(chunk, dict):
             raise _invalid_answer()
         if "choices" in chunk:
@@ -201,10 +201,10 @@ class _ChatEvents(Events):
         if self._resumable:
             STORED.once(call, self._chat.id, keep)
         else:
-            keep(call.in_one_write)
+            keep(call.run_in_transaction)
 
 
-def _decoded(body: bytes) -> Any:
+def _decode(body: bytes) -> Any:
     try:
         return msgspec.json.decode(body)
     except msgspec.MsgspecError as error:
@@ -235,7 +235,7 @@ def list_chat_completions(
 ) -> Page[CompletionObject]:
     """List stored completions, the oldest first. `metadata[key]=value` selects, up to 16 times."""
     cursor = {"after": after, "limit": limit, "order": order}
-    completions, more = STORED.page(call, request, model, partial(_read, call), cursor)
+    completions, more = STORED.page(call, request, model, partial(_load_completion, call), cursor)
     return page(completions, more, _show)
 
 
@@ -263,7 +263,7 @@ def delete_chat_completion(call: Call, completion_id: str) -> CompletionDeleted:
         path = row.path
         session.delete(row)
         call.record(session, "chat_completion.delete", row.id, cursor_details(row))
-    let_go(call.storage, [path])
+    remove_objects(call.storage, [path])
     return CompletionDeleted(id=completion_id)
 
 
@@ -281,13 +281,13 @@ def _load(call: CallContext, completion_id: str) -> StoredAnswer:
     """Load a stored completion. Raises NotFound."""
     with call.db.read() as session:
         row = STORED.row(session, call, completion_id)
-    stored_answer = _read(call, row)
+    stored_answer = _load_completion(call, row)
     if stored_answer is None:
         raise STORED.not_found(completion_id)
     return stored_answer
 
 
-def _read(call: CallContext, row: StoredCompletion) -> StoredAnswer | None:
+def _load_completion(call: CallContext, row: StoredCompletion) -> StoredAnswer | None:
     """Return a stored completion with its metadata, None where it was deleted a moment ago."""
     try:
         with call.storage.reader(row.path) as handle:

@@ -27,14 +27,14 @@ class _Choice:
                 _add(self.parts, name, value)
         for name in choice.keys() - {"delta", "index"}:
             last = isinstance(choice[name], str)  # such as a finish reason: a text that is not continued
-            self.fields[name] = choice[name] if last else _merged(self.fields.get(name), choice[name])
+            self.fields[name] = choice[name] if last else _merge(self.fields.get(name), choice[name])
 
     def whole(self, index: int) -> dict[str, Any]:
         texts = {name: "".join(entries) for name, entries in self.texts.items()}
         message = {"role": "assistant", "content": None, "refusal": None, **self.parts, **texts}
         calls = self.parts.get("tool_calls")
         if isinstance(calls, list):
-            message["tool_calls"] = [_without_index(call) for call in calls]
+            message["tool_calls"] = [_drop_index(call) for call in calls]
         return {"index": index, "message": message, "logprobs": None, "finish_reason": None, **self.fields}
 
 
@@ -64,7 +64,7 @@ class Chunks:
         return {**self._fields, "choices": choices}
 
 
-def _merged(so_far: Any, more: Any) -> Any:
+def _merge(so_far: Any, more: Any) -> Any:
     """Merge two values: texts and lists are joined, objects by name, numbered parts by number.
 
     Otherwise the last counts.
@@ -81,7 +81,7 @@ def _merged(so_far: Any, more: Any) -> Any:
         for part in more:
             _put(so_far, part)
         return so_far
-    return _merged([], more) if isinstance(more, list) else more
+    return _merge([], more) if isinstance(more, list) else more
 
 
 def _add(parts: dict[str, Any], name: str, value: Any) -> None:
@@ -89,7 +89,7 @@ def _add(parts: dict[str, Any], name: str, value: Any) -> None:
         if value not in (None, ""):
             parts[name] = value
     elif name != _NAME or value != parts.get(name):
-        parts[name] = _merged(parts.get(name), value)
+        parts[name] = _merge(parts.get(name), value)
 
 
 def _put(parts: list[Any], part: Any) -> None:
@@ -101,8 +101,8 @@ def _put(parts: list[Any], part: Any) -> None:
     if same is None:
         parts.append(part)
     else:
-        _merged(same, part)
+        _merge(same, part)
 
 
-def _without_index(call: Any) -> Any:
+def _drop_index(call: Any) -> Any:
     return {name: value for name, value in call.items() if name != "index"} if isinstance(call, dict) else call

@@ -59,7 +59,7 @@ def create_conversation(call: Call, once: Idempotent, body: CreateConversation) 
     def make(session: Session) -> ConversationObject:
         conversation_id = insert(session)
         session.flush()
-        return _shown(get_conversation(session, call, conversation_id))
+        return _show_conversation(get_conversation(session, call, conversation_id))
 
     return once.run(fields, make)
 
@@ -68,7 +68,7 @@ def create_conversation(call: Call, once: Idempotent, body: CreateConversation) 
 def retrieve_conversation(call: Call, conversation_id: str) -> ConversationObject:
     """Return a conversation, without its items."""
     with call.db.read() as session:
-        return _shown(get_conversation(session, call, conversation_id))
+        return _show_conversation(get_conversation(session, call, conversation_id))
 
 
 @router.post("/conversations/{conversation_id}")
@@ -78,7 +78,7 @@ def update_conversation(call: Call, conversation_id: str, body: UpdateConversati
         row = get_conversation(session, call, conversation_id, lock=True)
         row.metadata_ = dict(body.metadata or {})
         call.record(session, "conversation.update", conversation_id)
-        return _shown(row)
+        return _show_conversation(row)
 
 
 @router.delete("/conversations/{conversation_id}")
@@ -151,5 +151,5 @@ def _new(call: CallContext, items: Sequence[dict[str, Any]]) -> list[dict[str, A
     return [{name: value for name, value in item.items() if name != "id"} for item in written]
 
 
-def _shown(row: Any) -> ConversationObject:
+def _show_conversation(row: Any) -> ConversationObject:
     return ConversationObject(id=row.id, created_at=int(row.created_at), metadata=row.metadata_)

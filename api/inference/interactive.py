@@ -81,7 +81,7 @@ class InferenceRequest(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
-class Client(Protocol):
+class ClientConnection(Protocol):
     """The connection that a request came over; one over WebSocket has several requests."""
 
     @property
@@ -106,7 +106,7 @@ class TooLate(RequestTimeout):
 
 async def submit(
     call: CallContext,
-    request: Client,
+    request: ClientConnection,
     url: str,
     body: Mapping[str, Any],
     *,
@@ -189,7 +189,7 @@ def _maker_of(entry: AnswerEntry) -> str | None:
 
 def _serving(call: CallContext, queue: str, model: str) -> Callable[[], Awaitable[bool]]:
     async def is_served() -> bool:
-        return await run_unshared(_still_served, call, queue, model)
+        return await run_unshared(_is_served, call, queue, model)
 
     return is_served
 
@@ -256,7 +256,7 @@ class Events:
         return entry.position if self._resumable else ""
 
 
-def whole_response(end: AnswerEntry) -> Response:
+def plain_response(end: AnswerEntry) -> Response:
     """Return an engine's answer that is not a stream."""
     headers = {} if end.retry_after is None else {"Retry-After": str(max(1, round(end.retry_after)))}
     if end.status == HTTPStatus.REQUEST_TIMEOUT:  # the SDK would retry twice, for as long again
@@ -276,7 +276,7 @@ def queue_of(session: Session, call: CallContext, url: str, model: str) -> str |
     except routing.NotYet:
         return None
     except routing.NotServed as refusal:
-        raise _refused(refusal, model) from None
+        raise _refusal(refusal, model) from None
 
 
 async def _queue(call: CallContext, url: str, model: str) -> str:
@@ -299,7 +299,7 @@ def _live_queue(call: CallContext, url: str, model: str) -> str:
     return queue
 
 
-def _refused(refusal: routing.NotServed, model: str) -> NightmillError:
+def _refusal(refusal: routing.NotServed, model: str) -> NightmillError:
     if refusal.code == "model_not_found":
         message = f"The model `{clip(model)}` does not exist. {refusal.others}"
         return NotFound(message, param="model", code=refusal.code)
@@ -307,7 +307,7 @@ def _refused(refusal: routing.NotServed, model: str) -> NightmillError:
     return kind(str(refusal), param="model", code=refusal.code)
 
 
-def _still_served(call: CallContext, queue: str, model: str) -> bool:
+def _is_served(call: CallContext, queue: str, model: str) -> bool:
     """Return True while a queued request may still be taken. Raises ModelLoading, NoWorker."""
     with call.db.read() as session:
         if not routing.is_served(session, call.services.registry(), queue, model):
@@ -333,7 +333,7 @@ def _no_worker(queue: str, model: str) -> NoWorker:
     return NoWorker(f"No live worker serves the model '{clip(model)}' now.")
 
 
-def _client_check(call: CallContext, request: Client, deadline: float) -> Callable[[], Awaitable[None]]:
+def _client_check(call: CallContext, request: ClientConnection, deadline: float) -> Callable[[], Awaitable[None]]:
     """Return a check of the client's connection, its key, the deadline and this server.
 
     The check raises RequestTimeout when the client has gone, TooLate after `deadline`, GoingDown when the server stops,

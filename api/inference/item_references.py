@@ -15,7 +15,7 @@ from api import shares
 from api.deps import CallContext
 from api.errors import clip
 from api.inference import stored_answers, stored_conversations
-from api.inference.schemas import as_input, is_reference, show_items
+from api.inference.schemas import is_reference, show_items, to_input
 from jobs.errors import InvalidRequest, NotFound
 from jobs.inference import responses
 from jobs.inference.item_ids import owner_of
@@ -48,42 +48,42 @@ def _find(call: CallContext, ids: Sequence[str], param: str) -> Items:
             message = f"The items referred to are stored in more than {_MAX_READ} responses and conversations."
             raise InvalidRequest(message, param=param, code="too_many_values")
         next_id = next(reversed(left))
-        items = _stored_with(call, next_id, left)
+        items = _load_items(call, next_id, left)
         if next_id not in items:
             raise InvalidRequest(f"Item with id '{clip(next_id)}' not found.", param=param)
-        resolved |= {item_id: as_input(item) for item_id, item in items.items()}
+        resolved |= {item_id: to_input(item) for item_id, item in items.items()}
         for item_id in items:
             del left[item_id]
     return resolved
 
 
-def _stored_with(call: CallContext, item_id: str, requested: Collection[str]) -> Items:
+def _load_items(call: CallContext, item_id: str, requested: Collection[str]) -> Items:
     """Return the requested items that are stored with one of them; none where it is not stored."""
     owner = owner_of(item_id)
     try:
-        return _in_response(call, f"resp_{owner}", requested)
+        return _response_items(call, f"resp_{owner}", requested)
     except NotFound:
-        return _in_conversation(call, f"conv_{owner}", requested)
+        return _conversation_items(call, f"conv_{owner}", requested)
 
 
-def _in_response(call: CallContext, response_id: str, requested: Collection[str]) -> Items:
+def _response_items(call: CallContext, response_id: str, requested: Collection[str]) -> Items:
     """Return the items of a response. Raises NotFound."""
     stored_answer = stored_answers.load_response(call, response_id, reserve=True)
     items = chain(
         show_items(response_id, responses.items(stored_answer)),
-        responses.without_results(stored_answer.response)["output"],
+        responses.drop_results(stored_answer.response)["output"],
     )
-    return _by_id(items, requested)
+    return _select_items(items, requested)
 
 
-def _in_conversation(call: CallContext, conversation_id: str, requested: Collection[str]) -> Items:
+def _conversation_items(call: CallContext, conversation_id: str, requested: Collection[str]) -> Items:
     try:
         items = stored_conversations.find(call, conversation_id, requested)
     except NotFound:
         return {}
     shares.reserve(len(msgspec.json.encode(items)))
-    return _by_id(items, requested)
+    return _select_items(items, requested)
 
 
-def _by_id(items: Iterable[dict[str, Any]], requested: Collection[str]) -> Items:
+def _select_items(items: Iterable[dict[str, Any]], requested: Collection[str]) -> Items:
     return {item["id"]: item for item in items if item.get("id") in requested}

@@ -36,12 +36,12 @@ from api.http.bodies import read_message, validate_fields
 from api.http.sse import check_key
 from api.inference.interactive import queue_of
 from api.inference.response_streams import event_objects
-from api.inference.turns import CreateResponse, Turn, begin, begun, keep
-from api.shares import Share, Usage, run_in_threadpool
+from api.inference.turns import CreateResponse, Turn, begin, initial_response, keep
+from api.shares import ProjectShare, RequestShare, run_in_threadpool
 from jobs.clock import now
 from jobs.errors import InvalidRequest, NightmillError, PermissionDenied, TooManyRequests
 from jobs.inference import responses
-from jobs.inference.answer_events import written_out
+from jobs.inference.answer_events import events_of_response
 from jobs.requests.endpoints import RESPONSES
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class _Request:
     """A `response.create`: its fields without those of the connection, and the bytes that it uses."""
 
     lane: _Lane
-    usage: Usage
+    usage: RequestShare
     fields: dict[str, Any]
     generate: bool
 
@@ -117,7 +117,7 @@ class _Request:
 class _Connection:
     """One connection, which is also the client of each of its requests (see `interactive.Client`)."""
 
-    def __init__(self, socket: WebSocket, call: CallContext, share: Share) -> None:
+    def __init__(self, socket: WebSocket, call: CallContext, share: ProjectShare) -> None:
         self._socket, self._call, self._share = socket, call, share
         self._lanes: dict[str | None, _Lane] = {}
         self._running = asyncio.Semaphore(_MAX_RUNNING)
@@ -166,7 +166,7 @@ class _Connection:
             raise WebSocketDisconnect(message["code"])
         text = message.get("text")
         raw = message["bytes"] if text is None else text.encode()
-        usage, stream_id, task = Usage(self._share), None, None
+        usage, stream_id, task = RequestShare(self._share), None, None
         try:
             usage.reserve(len(raw))
             event = _client_event(await read_message(raw, RESPONSES))
@@ -181,7 +181,7 @@ class _Connection:
             if task is None:
                 usage.release()
 
-    def _request(self, event: Event, stream_id: str | None, usage: Usage) -> _Request:
+    def _request(self, event: Event, stream_id: str | None, usage: RequestShare) -> _Request:
         """Return the request of an event. Raises InvalidRequest, TooManyRequests."""
         if len(self._pending) >= _MAX_PENDING:
             message = f"This connection has {_MAX_PENDING} requests that are not answered yet. Wait for one of them."
@@ -224,7 +224,9 @@ class _Connection:
         try:
             async with self._share.thread():
                 pass
-            turn = await run_in_threadpool(_begin, self._call, request.fields, self._find_cached(request.previous))
+            turn = await run_in_threadpool(
+                _begin, self._call, request.fields, self._find_cached_items(request.previous)
+            )
             async with aclosing(event_objects(turn, self) if request.generate else _prepare_events(turn)) as events:
                 async for event in events:
                     if event.get("type") in _ANSWERED:  # first, so that a request in another lane can continue it
@@ -237,7 +239,7 @@ class _Connection:
             log.exception("request_crashed")
             yield error_event(NightmillError())
 
-    def _find_cached(self, response_id: Any) -> bytes | None:
+    def _find_cached_items(self, response_id: Any) -> bytes | None:
         """Return the items up to and with a response, as JSON, where a lane has cached them."""
         lanes = (lane for lane in self._lanes.values() if lane.items)
         return next((lane.items for lane in lanes if lane.response_id == response_id), None)
@@ -306,7 +308,7 @@ def _begin(call: CallContext, fields: dict[str, Any], cached: bytes | None) -> T
 
 async def _prepare_events(turn: Turn) -> AsyncGenerator[Event]:
     """Yield the events of a response without output, for `generate: false`: the next request continues it."""
-    for event in written_out(await run_in_threadpool(_prepare, turn)):
+    for event in events_of_response(await run_in_threadpool(_prepare, turn)):
         yield event
 
 
@@ -314,11 +316,11 @@ def _prepare(turn: Turn) -> dict[str, Any]:
     """Return a completed response that no engine was asked for, after it was stored. Raises what `queue_of` raises."""
     with turn.call.db.read() as session:
         queue_of(session, turn.call, RESPONSES, turn.body.model)
-    response = {**begun(turn), "status": "completed", "completed_at": int(now())}
+    response = {**initial_response(turn), "status": "completed", "completed_at": int(now())}
     if turn.store or turn.conversation:
-        keep(turn, response, turn.call.in_one_write)
+        keep(turn, response, turn.call.run_in_transaction)
     return response
 
 
 def _encode(turn: Turn, response: Mapping[str, Any]) -> bytes:
-    return msgspec.json.encode([*turn.engine_body["input"], *responses.without_results(response)["output"]])
+    return msgspec.json.encode([*turn.engine_body["input"], *responses.drop_results(response)["output"]])

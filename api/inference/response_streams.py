@@ -25,14 +25,14 @@ from fastapi.responses import Response
 
 from api.deps import CallContext
 from api.http import sse
-from api.http.sse import KEEP_ALIVE, check_key, until_revoked
+from api.http.sse import KEEP_ALIVE, check_key, stop_on_revocation
 from api.inference import stored_answers
-from api.inference.interactive import Client, Events, resume, stream_response, submit, whole_response
-from api.inference.turns import CreateResponse, Turn, decoded, invalid_answer, keep
+from api.inference.interactive import ClientConnection, Events, plain_response, resume, stream_response, submit
+from api.inference.turns import CreateResponse, Turn, decode_answer, invalid_answer, keep
 from api.shares import run_in_threadpool
 from jobs.errors import DatabaseBusy, InvalidRequest, NotFound, StorageUnavailable, StreamsUnavailable
 from jobs.inference import responses
-from jobs.inference.answer_events import written_out
+from jobs.inference.answer_events import events_of_response
 from jobs.inference.client import second_of
 from jobs.inference.interactive import AnswerEntry
 from jobs.inference.stored import StoredAnswer
@@ -68,7 +68,7 @@ async def answer(turn: Turn, request: Request, seconds: int | None) -> Response:
 
     The client may resume the stream for `seconds`; None stands for a stream that cannot be resumed.
     """
-    shown = _packed(turn) if seconds else b""
+    shown = _pack(turn) if seconds else b""
     first, entries = await submit(
         turn.call, request, RESPONSES, turn.engine_body, stream=True, resume=seconds, shown=shown
     )
@@ -76,11 +76,11 @@ async def answer(turn: Turn, request: Request, seconds: int | None) -> Response:
         await entries.aclose()
         if first.status == 200:  # an answer, but no stream
             raise invalid_answer()
-        return whole_response(first)
+        return plain_response(first)
     return stream_response(_ResponseEvents(turn, resumable=bool(seconds)).of(entries, first), first.position)
 
 
-async def event_objects(turn: Turn, client: Client) -> AsyncGenerator[dict[str, Any]]:
+async def event_objects(turn: Turn, client: ClientConnection) -> AsyncGenerator[dict[str, Any]]:
     """Yield the events of a response as objects; the last one ends the response, or is the engine's refusal.
 
     Raises: NightmillError.
@@ -102,18 +102,18 @@ async def event_objects(turn: Turn, client: Client) -> AsyncGenerator[dict[str, 
 
 
 def _refusal_event(end: AnswerEntry) -> dict[str, Any]:
-    error = {"type": "server_error", "param": None, "code": None, **_error_of(decoded(end.body))}
+    error = {"type": "server_error", "param": None, "code": None, **_error_of(decode_answer(end.body))}
     if end.retry_after is not None:
         error["headers"] = {"retry-after": str(max(1, round(end.retry_after)))}
     return {"type": "error", "status": end.status, "error": error}
 
 
-def _packed(turn: Turn) -> bytes:
+def _pack(turn: Turn) -> bytes:
     body = {name: value for name, value in turn.body.fields().items() if name != "input"}
     return msgspec.json.encode(_Shown(turn.id, body, turn.engine_body, turn.asked))
 
 
-async def resumed(call: CallContext, request: Request, last: str) -> Response:
+async def resume_events(call: CallContext, request: Request, last: str) -> Response:
     """Return the stream of the events after the event `last`, which the client has seen.
 
     Raises: InvalidRequest, NotFound, StreamsUnavailable.
@@ -140,7 +140,7 @@ class _ResponseEvents(Events):
             return sse.event(event, kind=str(event.get("type", "message")), at=self.event_id(entry))
         if entry.kind != "end":
             return sse.KEEP_ALIVE
-        return self.error(decoded(entry.body), self.event_id(entry)) if entry.body else b""
+        return self.error(decode_answer(entry.body), self.event_id(entry)) if entry.body else b""
 
     def error(self, error: Any, at: str = "") -> bytes:
         return sse.event(_error(error, self._number), kind="error", at=at)
@@ -151,7 +151,7 @@ async def _public_event(turn: Turn, entry: AnswerEntry, number: int, *, resumabl
 
     Raises NightmillError for data that is no event.
     """
-    event = decoded(entry.body)
+    event = decode_answer(entry.body)
     if not isinstance(event, dict):
         raise invalid_answer()
     last = event.get("type") in responses.FINAL
@@ -161,7 +161,7 @@ async def _public_event(turn: Turn, entry: AnswerEntry, number: int, *, resumabl
     event = responses.to_public_event(event, turn.own_fields, turn.engine_body, at, number)
     if last and (turn.store or turn.conversation):
         await run_in_threadpool(_keep, turn, event["response"], resumable=resumable)
-    return turn.shown(event)
+    return turn.filter_results(event)
 
 
 def _keep(turn: Turn, response: dict[str, Any], *, resumable: bool) -> None:
@@ -169,7 +169,7 @@ def _keep(turn: Turn, response: dict[str, Any], *, resumable: bool) -> None:
     if resumable:
         stored_answers.STORED_RESPONSES.once(turn.call, turn.id, partial(keep, turn, response))
     else:
-        keep(turn, response, turn.call.in_one_write)
+        keep(turn, response, turn.call.run_in_transaction)
 
 
 def _error(event: Any, number: int) -> dict[str, Any]:
@@ -196,7 +196,7 @@ async def follow(
     """
     following = _Following(call, stored_answer, after, results)
     with suppress(NotFound):  # deleted meanwhile: the stream ends
-        async for event in until_revoked(following.events()):
+        async for event in stop_on_revocation(following.events()):
             yield event
             if call.services.stopping.is_set() or (event is KEEP_ALIVE and await request.is_disconnected()):
                 return
@@ -216,13 +216,13 @@ class _Following:
 
     async def events(self) -> AsyncIterator[bytes]:
         """Yield the events. Raises NotFound, KeyRevoked."""
-        for event in self._begun():
+        for event in self._first_events():
             yield self._event(event)
         last_sent = time.monotonic()
         live = True
         while live:
             live = _status(self._response) in _LIVE
-            async for published in self._published():  # read after the ledger: of an ended response these are all
+            async for published in self._new_events():  # read after the ledger: of an ended response these are all
                 last_sent = time.monotonic()
                 yield published
             if live and time.monotonic() - last_sent >= self._timings.response_keep_alive:
@@ -233,7 +233,7 @@ class _Following:
         for event in self._end():
             yield self._event(event)
 
-    def _begun(self) -> list[dict[str, Any]]:
+    def _first_events(self) -> list[dict[str, Any]]:
         """Return the events before a worker publishes any; an ended response has them in what is written out."""
         if _status(self._response) not in _LIVE:
             return []
@@ -248,7 +248,7 @@ class _Following:
         response, status = self._response, _status(self._response)
         if status not in _ENDED:  # cancelled: OpenAI has no event for it
             return []
-        written = [] if self._has_published else written_out(response)
+        written = [] if self._has_published else events_of_response(response)
         left = [event for event in written if event["sequence_number"] > self._seen]
         if left:
             return left
@@ -256,7 +256,7 @@ class _Following:
         ends = [*(self._items.ends(response) if status == "completed" else ()), last]
         return [{**event, "sequence_number": self._seen + n} for n, event in enumerate(ends, 1)]
 
-    async def _published(self) -> AsyncIterator[bytes]:
+    async def _new_events(self) -> AsyncIterator[bytes]:
         """Yield the events that the worker has published since the last call; wait a moment if there are none."""
         while True:
             try:
@@ -295,7 +295,7 @@ class _Following:
 
     def _event(self, event: dict[str, Any]) -> bytes:
         self._seen = int(event["sequence_number"])
-        shown = event if self._results else responses.without_results(event)
+        shown = event if self._results else responses.drop_results(event)
         return sse.event(shown, kind=event["type"])
 
 

@@ -27,10 +27,10 @@ from api.inference.interactive import (
     InferenceRequest,
     LastEventId,
     Resume,
+    plain_response,
     queue_of,
     stream_response,
     submit,
-    whole_response,
 )
 from api.inference.response_streams import follow
 from api.inference.schemas import (
@@ -41,19 +41,19 @@ from api.inference.schemas import (
     show_item,
     show_items,
 )
-from api.inference.stored_answers import answered_once, as_json, referred
+from api.inference.stored_answers import answer_id_of, answer_once, json_response
 from api.inference.turns import (
     CreateResponse,
     Named,
     Turn,
     begin,
-    begun,
-    decoded,
+    decode_answer,
+    earlier_items,
     engine_fields,
-    given,
+    initial_response,
+    input_items,
     invalid_answer,
     keep,
-    said_before,
 )
 from api.shares import run_in_threadpool
 from jobs.clock import now
@@ -80,21 +80,21 @@ async def create_response(
     With `stream` its events follow; with `background` it is returned at once and answered later.
     """
     if last is not None:
-        return await response_streams.resumed(call, request, last)
+        return await response_streams.resume_events(call, request, last)
     if seconds is not None:
         response_streams.check_resumable(body)
     turn = await run_in_threadpool(begin, call, body)
     if body.background:
-        queued, replayed = await run_in_threadpool(_queued, turn, once)
+        queued, replayed = await run_in_threadpool(_enqueue, turn, once)
         if body.stream:
             return stream_response(follow(call, request, queued, -1, results=turn.results))
-        return as_json(turn.shown(queued.response), replayed=replayed)
+        return json_response(turn.filter_results(queued.response), replayed=replayed)
     if body.stream:
         return await response_streams.answer(turn, request, seconds)
     if not turn.store and not turn.conversation:
-        answered = await _answered(turn, request)
-        return answered if isinstance(answered, Response) else as_json(answered)
-    return await _stored_once(turn, request, once)
+        answered = await _answer_request(turn, request)
+        return answered if isinstance(answered, Response) else json_response(answered)
+    return await _answer_and_store(turn, request, once)
 
 
 @router.get("/responses")
@@ -132,7 +132,7 @@ async def retrieve_response(
     results = responses.RESULTS in (include or ())
     if stream:
         return stream_response(follow(call, request, stored_answer, starting_after, results=results))
-    return as_json(stored_answer.response if results else responses.without_results(stored_answer.response))
+    return json_response(stored_answer.response if results else responses.drop_results(stored_answer.response))
 
 
 @router.delete("/responses/{response_id}")
@@ -147,7 +147,7 @@ async def delete_response(call: Call, response_id: str) -> ResponseDeleted:
 @router.post("/responses/{response_id}/cancel", response_class=Response, responses=JSON_BODY)
 def cancel_response(call: Call, response_id: str) -> Response:
     """Cancel a background response. Other requests are cancelled by closing the connection."""
-    return as_json(responses.without_results(stored_answers.cancel_response(call, response_id).response))
+    return json_response(responses.drop_results(stored_answers.cancel_response(call, response_id).response))
 
 
 @router.get("/responses/{response_id}/input_items")
@@ -165,45 +165,45 @@ def list_input_items(
 
 
 def _show(stored_answer: StoredAnswer) -> ResponseObject:
-    return ResponseObject.model_validate(responses.without_results(stored_answer.response))
+    return ResponseObject.model_validate(responses.drop_results(stored_answer.response))
 
 
-def _queued(turn: Turn, once: Once) -> tuple[StoredAnswer, bool]:
+def _enqueue(turn: Turn, once: Once) -> tuple[StoredAnswer, bool]:
     """Return the response, created once for each Idempotency-Key, and whether the key had created it before."""
     with turn.call.db.read() as session:
         queue_of(session, turn.call, RESPONSES, turn.body.model)  # refuses a model that no worker will ever serve
     fields = turn.body.fields()
     replayed = once.replay(fields)
     if replayed is not None:
-        return stored_answers.load_response(turn.call, referred(replayed)), True
+        return stored_answers.load_response(turn.call, answer_id_of(replayed)), True
     make = stored_answers.prepare_background(
-        turn.call, turn.stored_answer(begun(turn)), once.key, stream=bool(turn.body.stream)
+        turn.call, turn.stored_answer(initial_response(turn)), once.key, stream=bool(turn.body.stream)
     )
-    return stored_answers.load_response(turn.call, referred(once.run(fields, make))), False
+    return stored_answers.load_response(turn.call, answer_id_of(once.run(fields, make))), False
 
 
-async def _answered(turn: Turn, request: Request) -> dict[str, Any] | Response:
+async def _answer_request(turn: Turn, request: Request) -> dict[str, Any] | Response:
     """Return the response, or the engine's refusal."""
     end, entries = await submit(turn.call, request, RESPONSES, turn.engine_body, stream=False)
     await entries.aclose()
     if end.status != 200:
-        return whole_response(end)
-    answer = decoded(end.body)
+        return plain_response(end)
+    answer = decode_answer(end.body)
     if not responses.is_response(answer):
         raise invalid_answer()
     return turn.to_public(answer)
 
 
-async def _stored_once(turn: Turn, request: Request, once: Once) -> Response:
+async def _answer_and_store(turn: Turn, request: Request, once: Once) -> Response:
     """Answer and store, once for each Idempotency-Key."""
     if once.key and not turn.store:
         message = "With an Idempotency-Key and a conversation a response is kept."
         raise InvalidRequest(message, param="store", code="unsupported_value")
-    answer, load = partial(_answered, turn, request), partial(_loaded, turn.call)
-    return await answered_once(once, turn.body.fields(), answer, partial(keep, turn), load, turn.shown)
+    answer, load = partial(_answer_request, turn, request), partial(_load, turn.call)
+    return await answer_once(once, turn.body.fields(), answer, partial(keep, turn), load, turn.filter_results)
 
 
-def _loaded(call: CallContext, response_id: str) -> dict[str, Any]:
+def _load(call: CallContext, response_id: str) -> dict[str, Any]:
     """Load a stored response. Raises NotFound once it is deleted."""
     return stored_answers.load_response(call, response_id).response
 
@@ -227,12 +227,12 @@ async def count_input_tokens(call: Call, request: Request, body: CountInputToken
     engine_body = await run_in_threadpool(_count_request, call, body)
     end, entries = await submit(call, request, responses.COUNT_URL, engine_body, stream=False, endpoint=RESPONSES)
     await entries.aclose()
-    return whole_response(end)
+    return plain_response(end)
 
 
 def _count_request(call: CallContext, body: CountInputTokens) -> dict[str, Any]:
     """Return the request to count. Raises InvalidRequest, NotFound."""
-    before, new_items = said_before(call, body.conversation, body.previous_response_id), given(call, body.input)
+    before, new_items = earlier_items(call, body.conversation, body.previous_response_id), input_items(call, body.input)
     if not (before or new_items):
         raise InvalidRequest("There is no input to count.", param="input", code="missing_required_parameter")
     return {**engine_fields(body.fields()), "input": [*before, *new_items]}
@@ -271,19 +271,19 @@ async def compact_response(call: Call, request: Request, body: CompactResponse) 
     end, entries = await submit(call, request, RESPONSES, _summary_request(body, items), stream=False)
     await entries.aclose()
     if end.status != 200:
-        return whole_response(end)
-    answer = decoded(end.body)
+        return plain_response(end)
+    answer = decode_answer(end.body)
     if not responses.is_response(answer) or not isinstance(answer.get("usage"), dict):
         raise invalid_answer()
     compacted = CompactedResponse(
         id=new_id("resp_"), created_at=int(now()), output=_output(items, _summary(answer)), usage=answer["usage"]
     )
-    return as_json(compacted.model_dump())
+    return json_response(compacted.model_dump())
 
 
 def _items(call: CallContext, body: CompactResponse) -> list[dict[str, Any]]:
     """Return all items of the conversation. Raises InvalidRequest, NotFound."""
-    items = [*said_before(call, None, body.previous_response_id), *given(call, body.input)]
+    items = [*earlier_items(call, None, body.previous_response_id), *input_items(call, body.input)]
     if not items:
         raise InvalidRequest("There is nothing to compact.", param="input", code="missing_required_parameter")
     return items
@@ -314,6 +314,6 @@ def _summary(answer: Mapping[str, Any]) -> str:
 
 def _output(items: Sequence[Mapping[str, Any]], summary: str) -> list[ItemObject]:
     user_items = [show_item(item) for item in items if item.get("role") == "user"]
-    new = {"id": new_id("cmp_"), "type": compaction.ITEM, compaction.CONTENT: compaction.packed(summary)}
+    new = {"id": new_id("cmp_"), "type": compaction.ITEM, compaction.CONTENT: compaction.pack(summary)}
     shown = [*({**item, "id": item.get("id") or new_id("msg_")} for item in user_items), new]
     return [ItemObject.model_validate(item) for item in shown]

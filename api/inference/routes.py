@@ -24,10 +24,10 @@ from api.inference.interactive import (
     LastEventId,
     Resume,
     find_stream,
+    plain_response,
     resume,
     stream_response,
     submit,
-    whole_response,
 )
 from jobs.errors import InvalidRequest
 from jobs.inference import cache
@@ -68,7 +68,7 @@ async def create_chat_completion(
 ) -> Response:
     """Create a chat completion; with `stream` its chunks are server-sent events; with `store` it is stored."""
     if last is not None:
-        return await resumed(call, request, last, CHAT)
+        return await resume_events(call, request, last, CHAT)
     if body.store:
         return await chat_completions.answer(call, request, once, body, seconds)
     return await _answer(call, request, CHAT, body, stream=bool(body.stream), seconds=seconds)
@@ -80,7 +80,7 @@ async def create_completion(
 ) -> Response:
     """Create a completion; with `stream` its chunks are server-sent events."""
     if last is not None:
-        return await resumed(call, request, last, COMPLETIONS)
+        return await resume_events(call, request, last, COMPLETIONS)
     return await _answer(call, request, COMPLETIONS, body, stream=bool(body.stream), seconds=seconds)
 
 
@@ -96,11 +96,11 @@ async def create_rerank(call: Call, request: Request, body: RerankRequest) -> Re
     return await _answer(call, request, RERANK, body, stream=False)
 
 
-async def resumed(call: CallContext, request: Request, last: str, url: str) -> Response:
+async def resume_events(call: CallContext, request: Request, last: str, url: str) -> Response:
     """Return the events after one that the client has seen. Raises InvalidRequest, NotFound, StreamsUnavailable."""
     resumable = await find_stream(call, parse_position(last)[0])
     if resumable.url == url and resumable.shown:
-        return await chat_completions.resumed(call, request, last, resumable.shown)
+        return await chat_completions.resume_events(call, request, last, resumable.shown)
     _, entries = await resume(call, request, last, url)
     return stream_response(Events(resumable=True).of(entries), last)
 
@@ -113,7 +113,7 @@ async def _answer(
     first, entries = await submit(call, request, url, fields, stream=stream, resume=seconds)
     if first.kind == "end" and first.body:
         await entries.aclose()
-        return whole_response(first)
+        return plain_response(first)
     return stream_response(Events(resumable=bool(seconds)).of(entries, first), first.position)
 
 
@@ -141,8 +141,8 @@ async def resume_stream(call: Call, request: Request, stream_id: StreamId, last:
         raise InvalidRequest("This is an event of another stream.", param="Last-Event-ID", code="invalid_value")
     resumable = await find_stream(call, stream_id)
     if resumable.url == RESPONSES:
-        return await response_streams.resumed(call, request, at)
-    return await resumed(call, request, at, resumable.url)
+        return await response_streams.resume_events(call, request, at)
+    return await resume_events(call, request, at, resumable.url)
 
 
 @stream_router.delete("/streams/{stream_id}")

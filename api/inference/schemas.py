@@ -18,7 +18,7 @@ def is_reference(item: Mapping[str, Any]) -> bool:
     return kind == _REFERENCE or (kind is None and is_bare_reference and isinstance(item.get("id"), str))
 
 
-def _typed(item: dict[str, Any]) -> dict[str, Any]:
+def _check_item(item: dict[str, Any]) -> dict[str, Any]:
     if item.get("type") is not None and not isinstance(item["type"], str):
         raise ValueError("An item's type is a string.")
     if item.get("type") == _REFERENCE and not isinstance(item.get("id"), str):
@@ -27,11 +27,11 @@ def _typed(item: dict[str, Any]) -> dict[str, Any]:
     if isinstance(role, str) and role not in INPUT_ROLES and (item.get("type") or "message") == "message":
         raise ValueError(wrong_role(role, INPUT_ROLES))
     if compaction.is_compaction(item):
-        compaction.unpacked(item.get(compaction.CONTENT))
+        compaction.unpack(item.get(compaction.CONTENT))
     return item
 
 
-def _whole(item: dict[str, Any]) -> dict[str, Any]:
+def _check_message(item: dict[str, Any]) -> dict[str, Any]:
     message = (item.get("type") or "message") == "message" and not is_reference(item)
     if message and not (isinstance(item.get("role"), str) and isinstance(item.get("content"), str | list)):
         raise ValueError("A message has a role and a content.")
@@ -39,9 +39,9 @@ def _whole(item: dict[str, Any]) -> dict[str, Any]:
 
 
 #: An item of a request. A message may leave out its type.
-InputItem = Annotated[dict[str, Any], AfterValidator(_typed)]
+InputItem = Annotated[dict[str, Any], AfterValidator(_check_item)]
 #: An item of a conversation, which is stored before an engine checks it.
-NewItem = Annotated[InputItem, AfterValidator(_whole)]
+NewItem = Annotated[InputItem, AfterValidator(_check_message)]
 
 
 _INPUT, _OUTPUT = "input_text", "output_text"
@@ -110,7 +110,7 @@ def show_item(item: Mapping[str, Any]) -> dict[str, Any]:
     return {"status": "completed", **item, "type": "message", "content": content}
 
 
-def as_input(item: Mapping[str, Any]) -> dict[str, Any]:
+def to_input(item: Mapping[str, Any]) -> dict[str, Any]:
     """Return an item as engines are sent it: a message of the user's without id and status."""
     if item["type"] != "message" or item.get("role") == "assistant":
         return dict(item)
@@ -145,10 +145,10 @@ class StoredMessage(BaseModel):
 
 def show_messages(completion_id: str, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the fields of a `StoredMessage` for each message, with ids made of its index."""
-    return [_shown(f"{completion_id}-{n}", message) for n, message in enumerate(messages)]
+    return [_show_message(f"{completion_id}-{n}", message) for n, message in enumerate(messages)]
 
 
-def _shown(message_id: str, message: Mapping[str, Any]) -> dict[str, Any]:
+def _show_message(message_id: str, message: Mapping[str, Any]) -> dict[str, Any]:
     content = message.get("content")
     parts = content if isinstance(content, list) else None
     text = content if isinstance(content, str) else None

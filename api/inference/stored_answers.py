@@ -33,8 +33,8 @@ from api import shares
 from api.deps import CallContext
 from api.errors import clip
 from api.http.idempotency import Lease, Make, Once
-from api.http.paging import cursor_details, deleted, find, with_metadata
-from api.http.space import check_project, remove_unowned, reserve_or_remove
+from api.http.paging import cursor_details, deletion_details, find, match_metadata
+from api.http.space import check_project, remove_orphan, reserve_or_remove
 from api.shares import run_in_threadpool
 from jobs.clock import now
 from jobs.errors import Conflict, DatabaseBusy, InvalidRequest, NotFound
@@ -44,11 +44,11 @@ from jobs.inference.tables import StoredCompletion, StoredResponse
 from jobs.ledger import ledger
 from jobs.ledger.states import TERMINAL, JobState
 from jobs.ledger.tables import Audit, Job
-from jobs.platform.storage import let_go
+from jobs.platform.storage import remove_objects
 from jobs.requests.endpoints import RESPONSES
 
 
-class Reference(BaseModel):
+class AnswerReference(BaseModel):
     """The value that an Idempotency-Key stores: the id of the answer, which is stored once."""
 
     id: str
@@ -72,21 +72,21 @@ class StoredAnswers:
     noun: str
     param: str
 
-    def prepare(self, call: CallContext, stored_answer: StoredAnswer) -> Callable[[Session], Reference]:
+    def prepare(self, call: CallContext, stored_answer: StoredAnswer) -> Callable[[Session], AnswerReference]:
         """Write the object; return the function that inserts its row. Raises ProjectFull."""
-        created, columns = now(), _selected_by(stored_answer)
+        created, columns = now(), _selection_columns(stored_answer)
         answer_id, data = stored_answer.id, encode(self.url, stored_answer)
         path, size = self.path(answer_id), len(data)
         check_project(call, size)
         call.storage.put(path, data)
 
-        def insert(session: Session) -> Reference:
+        def insert(session: Session) -> AnswerReference:
             reserve_or_remove(session, call, size, path, self.table.id == answer_id)
             row = self.table(id=answer_id, project_id=call.project_id, bytes=size, created_at=created, **columns)
             row.expires_at = created + call.config.response_seconds
             session.add(row)
-            call.record(session, self._created, answer_id)
-            return Reference(id=answer_id)
+            call.record(session, self._create_action, answer_id)
+            return AnswerReference(id=answer_id)
 
         return insert
 
@@ -105,7 +105,7 @@ class StoredAnswers:
                         return
                     deleted = session.get(self.table, answer_id) is None
                 if deleted:  # its object was just written again
-                    let_go(call.storage, [self.path(answer_id)])
+                    remove_objects(call.storage, [self.path(answer_id)])
             except IntegrityError:  # another connection was faster
                 with call.db.read() as session:
                     if not self._was_stored(session, answer_id):
@@ -116,10 +116,10 @@ class StoredAnswers:
                 return
         keep(run)
 
-    def remove_unowned(self, call: CallContext, answer_id: str) -> None:
+    def remove_orphan(self, call: CallContext, answer_id: str) -> None:
         """Remove the object of an answer that has no row."""
         with call.db.read() as session:
-            remove_unowned(session, call, self.path(answer_id), self.table.id == answer_id)
+            remove_orphan(session, call, self.path(answer_id), self.table.id == answer_id)
 
     def of(self, call: CallContext) -> Select[Any]:
         """Select the project's rows that have not expired."""
@@ -148,12 +148,12 @@ class StoredAnswers:
         """
         answers = self.of(call)
         metadata, query = self.table.metadata_, request.query_params.multi_items()
-        statement = with_metadata(answers, metadata, query, sqlite=call.db.sqlite)
+        statement = match_metadata(answers, metadata, query, sqlite=call.db.sqlite)
         if model is not None:
             statement = statement.where(or_(self.table.requested_model == model, self.table.model == model))
         for _ in range(_TRIES):
             with call.db.read() as session:
-                deletions = deleted(call, f"{self.action}.delete")
+                deletions = deletion_details(call, f"{self.action}.delete")
                 rows, more = find(session, statement, self.table, among=answers, deletions=deletions, **cursor)
             answered = [answer for row in rows if (answer := read(row)) is not None]
             if len(answered) == len(rows):
@@ -164,15 +164,15 @@ class StoredAnswers:
         return NotFound(f"{self.noun} with id '{clip(answer_id)}' not found.", param=self.param)
 
     @property
-    def _created(self) -> str:
+    def _create_action(self) -> str:
         return f"{self.action}.create"
 
     def _was_stored(self, session: Session, answer_id: str) -> bool:
-        audited = Audit.target == answer_id, Audit.action == self._created
+        audited = Audit.target == answer_id, Audit.action == self._create_action
         return session.scalar(select(Audit.id).where(*audited).limit(1)) is not None
 
 
-async def answered_once(
+async def answer_once(
     once: Once,
     fields: Mapping[str, Any],
     answer: Callable[[], Awaitable[Answered | Response]],
@@ -186,31 +186,31 @@ async def answered_once(
 
     Raises InFlight, IdempotencyMismatch, and the errors of the arguments.
     """
-    async with once.leased() as lease, _renewed(lease):
+    async with once.hold_lease() as lease, _renew_lease(lease):
         if lease.stored is not None:
             replayed = await run_in_threadpool(once.replay, fields)
             assert replayed is not None, "the key was kept a moment ago"
-            return as_json(show(await run_in_threadpool(load, referred(replayed))), replayed=True)
+            return json_response(show(await run_in_threadpool(load, answer_id_of(replayed))), replayed=True)
         answered = await answer()
         if isinstance(answered, Response):
             await run_in_threadpool(lease.drop)
             return answered
         await run_in_threadpool(keep, answered, partial(lease.complete, fields))
-        return as_json(show(answered))
+        return json_response(show(answered))
 
 
-def referred(stored: Response) -> str:
+def answer_id_of(stored: Response) -> str:
     """Return the id in the value that a key stores."""
     return str(msgspec.json.decode(bytes(stored.body))["id"])
 
 
-def as_json(body: Mapping[str, Any], *, replayed: bool = False) -> Response:
+def json_response(body: Mapping[str, Any], *, replayed: bool = False) -> Response:
     headers = {"Idempotency-Replayed": "true"} if replayed else None
     return Response(msgspec.json.encode(body), media_type="application/json", headers=headers)
 
 
 @asynccontextmanager
-async def _renewed(lease: Lease) -> AsyncIterator[None]:
+async def _renew_lease(lease: Lease) -> AsyncIterator[None]:
     """Renew the lease of the key while the model works."""
 
     async def heartbeat() -> None:
@@ -227,7 +227,7 @@ async def _renewed(lease: Lease) -> AsyncIterator[None]:
         await asyncio.gather(renewing, return_exceptions=True)  # `complete` notices a lost key
 
 
-def _selected_by(stored_answer: StoredAnswer) -> dict[str, Any]:
+def _selection_columns(stored_answer: StoredAnswer) -> dict[str, Any]:
     """Return the columns by which a stored answer is selected."""
     requested, answered = (stored_answer.request.get("model"), stored_answer.response.get("model"))
     name = requested if isinstance(requested, str) else ""
@@ -258,14 +258,14 @@ _EXPIRED = {"code": "server_error", "message": "The response was not answered wi
 
 def prepare_background(
     call: CallContext, stored_answer: StoredAnswer, key: str | None, *, stream: bool
-) -> Callable[[Session], Reference]:
+) -> Callable[[Session], AnswerReference]:
     """Write the object; return the function that inserts its row and its job.
 
     With `stream` its events are published.
     """
     insert = STORED_RESPONSES.prepare(call, stored_answer)
 
-    def submit(session: Session) -> Reference:
+    def submit(session: Session) -> AnswerReference:
         reference = insert(session)
         job = Job(
             id=reference.id,
@@ -296,7 +296,7 @@ def load_response(call: CallContext, response_id: str, *, reserve: bool = False)
         raw = handle.read()
     if reserve:
         shares.reserve(len(raw))
-    return _with_state(decode(raw), job)
+    return _add_state(decode(raw), job)
 
 
 def read_response(call: CallContext, row: StoredResponse) -> StoredAnswer | None:
@@ -305,7 +305,7 @@ def read_response(call: CallContext, row: StoredResponse) -> StoredAnswer | None
         job = _job(session, row)
     try:
         with call.storage.reader(row.path) as handle:
-            return _with_state(decode(handle.read()), job)
+            return _add_state(decode(handle.read()), job)
     except NotFound:
         return None
 
@@ -340,7 +340,7 @@ def delete_response(call: CallContext, response_id: str) -> None:
         session.delete(row)
         call.record(session, "response.delete", row.id, cursor_details(row))
         paths = [row.path, *([f"jobs/{row.id}"] if job is not None and job.state in TERMINAL else [])]
-    let_go(call.storage, paths)
+    remove_objects(call.storage, paths)
 
 
 def _job(session: Session, row: StoredResponse) -> Job | None:
@@ -356,7 +356,7 @@ def _stop(session: Session, call: CallContext, job: Job) -> bool:
         return False
 
 
-def _with_state(stored_answer: StoredAnswer, job: Job | None) -> StoredAnswer:
+def _add_state(stored_answer: StoredAnswer, job: Job | None) -> StoredAnswer:
     """Return the response with the job's state. A succeeded job has its answer in the object, written before."""
     status = _STATUS.get(job.state) if job is not None else None
     if job is None or status is None:

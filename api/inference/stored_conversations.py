@@ -21,21 +21,21 @@ from api.deps import CallContext
 from api.errors import clip
 from api.http.space import check_project, reserve, reserve_or_remove
 from jobs.clock import now
-from jobs.db.engine import affected_rows
+from jobs.db.engine import execute_and_count
 from jobs.errors import Contended, DatabaseBusy, InvalidRequest, NotFound, ProjectFull, StorageUnavailable
 from jobs.ids import new_id
 from jobs.inference import conversations
-from jobs.inference.conversations import Head, Segment, items_in
+from jobs.inference.conversations import ConversationSegment, Head, items_in
 from jobs.inference.item_ids import new_conversation_item_id
 from jobs.inference.tables import Conversation
-from jobs.platform.storage import let_go
+from jobs.platform.storage import remove_objects
 
 T = TypeVar("T")
 Items = list[dict[str, Any]]
 Apply = Callable[[Session], None]
 _TRIES = 4  # of a change; each lost against another process
 _MAX_BYTES = 16 << 20
-_FEW = 8  # ids; for more, decoding the object costs less than searching for each
+_MAX_SEARCHED_IDS = 8  # ids; for more, decoding the object costs less than searching for each
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Held:
 class _Change:
     """The next head, the objects written for it, and the objects that it does not name any more."""
 
-    before: Sequence[Segment]
+    before: Sequence[ConversationSegment]
     items: Sequence[msgspec.Raw]
     new: Items = field(default_factory=list)
     written: list[str] = field(default_factory=list)
@@ -72,7 +72,7 @@ def begin(
 ) -> Callable[[Session], str]:
     """Write the first object; return its id and the function that inserts its row."""
     conversation_id, created = new_id("conv_"), now()
-    path, size = _write(call, conversation_id, (), _raws(_identified(conversation_id, items, set())))
+    path, size = _write(call, conversation_id, (), _raws(_add_ids(conversation_id, items, set())))
 
     def insert(session: Session) -> str:
         reserve_or_remove(session, call, size, path, Conversation.path == path)
@@ -124,12 +124,12 @@ def add(
 
     def edit(held: Held) -> _Change:
         given = {item["id"] for item in items if isinstance(item.get("id"), str)}
-        new = _identified(conversation_id, items, {item["id"] for item in _find(held.head, given)})
+        new = _add_ids(conversation_id, items, {item["id"] for item in _find(held.head, given)})
         raws, head = _raws(new), held.head
         head_items = items_in(head.raw)
         if not head_items or head.size + sum(len(bytes(raw)) for raw in raws) <= conversations.SEGMENT_BYTES:
             return _Change(head.before, [*head_items, *raws], new, stale=[head.path])
-        return _Change([*head.before, Segment(head.path, head.size)], raws, new)
+        return _Change([*head.before, ConversationSegment(head.path, head.size)], raws, new)
 
     return _change(call, conversation_id, edit, commit)
 
@@ -143,7 +143,7 @@ def remove(call: CallContext, conversation_id: str, item_id: str) -> None:
             items = items_in(raw) if needle in raw else []
             left = [item for item in items if _id(item) != item_id]
             if len(left) < len(items):
-                return _without(call, held, path, left)
+                return _removal(call, held, path, left)
         raise no_item(item_id)
 
     def commit(apply: Apply, _: Items) -> None:
@@ -165,7 +165,7 @@ def forget(call: CallContext, conversation_id: str) -> None:
     with suppress(NotFound, StorageUnavailable):  # retention removes what is left
         paths |= {segment.path for segment in Head(call.storage, path).before}
     flat = [path for path in paths if not path.startswith(f"{folder}/")]
-    let_go(call.storage, [*flat, folder])
+    remove_objects(call.storage, [*flat, folder])
 
 
 def no_item(item_id: str) -> NotFound:
@@ -207,7 +207,7 @@ def _find(head: Head, names: set[str]) -> Items:
     segments: list[Items] = []
     left = {msgspec.json.encode(name): name for name in names}
     for _, raw in head.objects(newest_first=True) if left else ():
-        if len(left) > _FEW or any(needle in raw for needle in left):
+        if len(left) > _MAX_SEARCHED_IDS or any(needle in raw for needle in left):
             here = [item for item in items_in(raw) if _id(item) in names]
             segments.append([msgspec.json.decode(item) for item in here])
             for item in segments[-1]:
@@ -237,7 +237,7 @@ def _page(head: Head, after: str | None, limit: int, *, newest_first: bool) -> t
     return [msgspec.json.decode(item) for item in shown[:limit]], len(shown) > limit
 
 
-def _without(call: CallContext, held: Held, path: str, left: list[msgspec.Raw]) -> _Change:
+def _removal(call: CallContext, held: Held, path: str, left: list[msgspec.Raw]) -> _Change:
     """Return the change that leaves these items in the object at `path`, which is the head or a segment."""
     head = held.head
     if path == head.path:
@@ -248,7 +248,7 @@ def _without(call: CallContext, held: Held, path: str, left: list[msgspec.Raw]) 
         data = conversations.encode((), left)
         change.written.append(conversations.new_path(held.id))
         call.storage.put(change.written[0], data)
-        replaced = [Segment(change.written[0], len(data))]
+        replaced = [ConversationSegment(change.written[0], len(data))]
     at = next(n for n, segment in enumerate(head.before) if segment.path == path)
     change.before = [*head.before[:at], *replaced, *head.before[at + 1 :]]
     return change
@@ -276,14 +276,14 @@ def _replace(
     def apply(session: Session) -> None:
         conditions = Conversation.id == held.id, Conversation.version == held.version
         swap = update(Conversation).where(*conditions).values(version=held.version + 1, path=path, bytes=size)
-        if affected_rows(session, swap) != 1:
+        if execute_and_count(session, swap) != 1:
             raise _Moved
         reserve(session, call, size - held.bytes)
 
     try:
         value = commit(apply, change.new)
     except (_Moved, ProjectFull):
-        let_go(call.storage, change.written)
+        remove_objects(call.storage, change.written)
         raise  # any other error may hide a commit: all objects stay, and retention removes orphans
     _tidy(call, held, path, change)
     return value
@@ -298,13 +298,17 @@ def _tidy(call: CallContext, held: Held, path: str, change: _Change) -> None:
         with call.db.read() as session:
             current = session.get(Conversation, held.id)
         if current is not None and current.path == path:
-            let_go(call.storage, change.stale)
+            remove_objects(call.storage, change.stale)
         elif current is not None and current.version == held.version:
-            let_go(call.storage, change.written)
+            remove_objects(call.storage, change.written)
 
 
 def _write(
-    call: CallContext, conversation_id: str, before: Sequence[Segment], items: Sequence[msgspec.Raw], was: int = 0
+    call: CallContext,
+    conversation_id: str,
+    before: Sequence[ConversationSegment],
+    items: Sequence[msgspec.Raw],
+    was: int = 0,
 ) -> tuple[str, int]:
     """Write a head; return its path and the bytes of the whole conversation, which had `was` bytes.
 
@@ -329,7 +333,7 @@ def _id(item: msgspec.Raw) -> str:
     return msgspec.json.decode(item, type=_Named).id
 
 
-def _identified(conversation_id: str, items: Sequence[Mapping[str, Any]], taken: set[str]) -> Items:
+def _add_ids(conversation_id: str, items: Sequence[Mapping[str, Any]], taken: set[str]) -> Items:
     """Return the items with ids that are unique within the conversation."""
     identified: Items = []
     for item in items:

@@ -22,8 +22,8 @@ from api.http.space import check_space
 from api.inference import stored_answers, stored_conversations
 from api.inference.interactive import InferenceRequest
 from api.inference.item_references import resolve
-from api.inference.schemas import InputItem, as_input, show_item
-from api.inference.stored_answers import Reference, Run
+from api.inference.schemas import InputItem, show_item, to_input
+from api.inference.stored_answers import AnswerReference, Run
 from jobs.errors import InvalidRequest, NightmillError, NotFound, ProjectFull
 from jobs.ids import new_id
 from jobs.inference import responses
@@ -75,7 +75,7 @@ class Turn:
 
     @property
     def conversation(self) -> str | None:
-        return _named(self.body.conversation)
+        return _conversation_id(self.body.conversation)
 
     @property
     def own_fields(self) -> dict[str, Any]:
@@ -97,9 +97,9 @@ class Turn:
         include = self.body.fields().get("include")
         return isinstance(include, list) and responses.RESULTS in include
 
-    def shown(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    def filter_results(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return a response, or an event of it, with or without the results of searches."""
-        return dict(body) if self.results else responses.without_results(body)
+        return dict(body) if self.results else responses.drop_results(body)
 
     def stored_answer(self, response: dict[str, Any]) -> StoredAnswer:
         return StoredAnswer(self.engine_body, response)
@@ -122,9 +122,9 @@ def begin(call: CallContext, body: CreateResponse, cached: bytes | None = None) 
         raise InvalidRequest(wrong.message, param=wrong.param, code=wrong.code)
     if body.store is not False or body.conversation:
         check_space(call, 0)
-    new_items = given(call, body.input)
+    new_items = input_items(call, body.input)
     engine_body = engine_fields(body.fields()) | {"store": False}  # engines must store nothing
-    engine_body["input"] = [*said_before(call, body.conversation, body.previous_response_id, cached), *new_items]
+    engine_body["input"] = [*earlier_items(call, body.conversation, body.previous_response_id, cached), *new_items]
     if body.input is None and not engine_body["input"]:
         message = "One of 'input', 'previous_response_id' or a 'conversation' that has items must be provided."
         raise InvalidRequest(message, param="input", code="missing_required_parameter")
@@ -134,7 +134,7 @@ def begin(call: CallContext, body: CreateResponse, cached: bytes | None = None) 
     return Turn(call, body, engine_body, new_items)
 
 
-def given(call: CallContext, prompt: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:
+def input_items(call: CallContext, prompt: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:
     """Return the items of an input, with those that it refers to. Raises InvalidRequest."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else resolve(call, prompt or [])
 
@@ -169,20 +169,22 @@ def engine_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in _OWN_FIELDS}
 
 
-def said_before(call: CallContext, conversation: Named, previous: str | None, cached: bytes | None = None) -> list[Any]:
+def earlier_items(
+    call: CallContext, conversation: Named, previous: str | None, cached: bytes | None = None
+) -> list[Any]:
     """Return the items of a conversation, or of the turns up to a response. Raises InvalidRequest, NotFound."""
-    named = _named(conversation)
+    named = _conversation_id(conversation)
     if named and previous:
         raise _exclusive("previous_response_id")
     if named:
-        return [as_input(item) for item in stored_conversations.load(call, named)]
+        return [to_input(item) for item in stored_conversations.load(call, named)]
     if cached is not None:
         shares.reserve(len(cached))
         return list(msgspec.json.decode(cached))
-    return _before(call, previous)
+    return _response_items(call, previous)
 
 
-def _named(conversation: Named) -> str | None:
+def _conversation_id(conversation: Named) -> str | None:
     return conversation.id if isinstance(conversation, ConversationReference) else conversation
 
 
@@ -208,7 +210,7 @@ def _check_cache(body: CreateResponse) -> None:
             raise InvalidRequest(f"Invalid 'cache': {needs}.", param="cache", code="invalid_value")
 
 
-def _before(call: CallContext, previous: str | None) -> list[Any]:
+def _response_items(call: CallContext, previous: str | None) -> list[Any]:
     """Return the items up to and with a response. Raises InvalidRequest."""
     if previous is None:
         return []
@@ -221,10 +223,10 @@ def _before(call: CallContext, previous: str | None) -> list[Any]:
     if status not in _ANSWERED:
         message = f"Previous response '{previous}' is {status}."
         raise InvalidRequest(message, param="previous_response_id", code="invalid_state")
-    return [*responses.items(stored_answer), *responses.without_results(stored_answer.response)["output"]]
+    return [*responses.items(stored_answer), *responses.drop_results(stored_answer.response)["output"]]
 
 
-def begun(turn: Turn) -> dict[str, Any]:
+def initial_response(turn: Turn) -> dict[str, Any]:
     """Return a response that no engine has begun."""
     return {**new_response(turn.engine_body, "queued"), **turn.own_fields}
 
@@ -234,37 +236,37 @@ def keep(turn: Turn, response: dict[str, Any], run: Run) -> None:
     make: Make = (
         stored_answers.STORED_RESPONSES.prepare(turn.call, turn.stored_answer(response))
         if turn.store
-        else _nothing(turn)
+        else _make_reference(turn)
     )
     if turn.conversation is None:
         run(make)
         return
 
     def commit(apply: Callable[[Session], None], new: object) -> None:  # noqa: ARG001
-        def both(session: Session) -> BaseModel:
+        def apply_and_make(session: Session) -> BaseModel:
             apply(session)
             return make(session)
 
-        run(both)
+        run(apply_and_make)
 
-    new_items = [show_item(item) for item in (*turn.asked, *turn.shown(response)["output"])]
+    new_items = [show_item(item) for item in (*turn.asked, *turn.filter_results(response)["output"])]
     try:
         stored_conversations.add(turn.call, turn.conversation, new_items, commit)
     except ProjectFull:
         if turn.store:
-            stored_answers.STORED_RESPONSES.remove_unowned(turn.call, turn.id)
+            stored_answers.STORED_RESPONSES.remove_orphan(turn.call, turn.id)
         raise
 
 
-def _nothing(turn: Turn) -> Make:
+def _make_reference(turn: Turn) -> Make:
     def answer(session: Session) -> BaseModel:
         turn.call.record(session, "conversation.items.create", str(turn.conversation))
-        return Reference(id=turn.id)
+        return AnswerReference(id=turn.id)
 
     return answer
 
 
-def decoded(body: bytes) -> Any:
+def decode_answer(body: bytes) -> Any:
     try:
         return msgspec.json.decode(body)
     except msgspec.MsgspecError as error:

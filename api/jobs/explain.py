@@ -86,9 +86,9 @@ def explain_job(call: Call, job_id: str) -> Explanation:
         job = get_job(session, call, job_id)
         waits, is_late = _waits(session, call, job)
         counts, paths = outcomes(session, job), _results(session, call, job)
-        ingestion = _failed_files(session, job) if "store_id" in job.payload else None
+        ingestion = _file_errors(session, job) if "store_id" in job.payload else None
     if is_late:
-        waits += [_waiting(reason) for reason in standstill.not_publishing(call.config, call.db)]
+        waits += [_waiting(reason) for reason in standstill.publishing_faults(call.config, call.db)]
     results = _Results(call, job, *paths)
     reasons = [*waits, *_input_errors(job), *_answers(results, counts), *_failures(results, counts, ingestion)]
     return Explanation(job_id=job.id, reasons=reasons, text="\n".join(_lines(reasons)))
@@ -96,15 +96,15 @@ def explain_job(call: Call, job_id: str) -> Explanation:
 
 def _lines(reasons: Sequence[Reason]) -> Iterator[str]:
     for reason in reasons:
-        yield _on_one_line(reason.message)
-        yield from (f"    {_on_one_line(text)}" for text in (*reason.examples, reason.advice) if text)
+        yield _join_lines(reason.message)
+        yield from (f"    {_join_lines(text)}" for text in (*reason.examples, reason.advice) if text)
 
 
-def _on_one_line(text: str) -> str:
+def _join_lines(text: str) -> str:
     return " ".join(text.split())
 
 
-def _waiting(reason: standstill.Reason) -> Reason:
+def _waiting(reason: standstill.StandstillReason) -> Reason:
     return Reason(type="wait", code=reason.code, message=reason.text)
 
 
@@ -117,18 +117,18 @@ def _waits(session: Session, call: CallContext, job: Job) -> tuple[list[Reason],
         text = "its model answers when it is loaded; `nightmill workers` shows the worker that loads it"
         return [Reason(type="wait", code="model_loading", message=text)], False
     if job.waiting_for in _WAITS:
-        return [_stated(session, job), *_quarantined(session, call, job)], False
-    return _unclaimed(session, job)
+        return [_wait_reason(session, job), *_quarantine_reasons(session, call, job)], False
+    return _queue_reasons(session, job)
 
 
-def _stated(session: Session, job: Job) -> Reason:
+def _wait_reason(session: Session, job: Job) -> Reason:
     """Return what the job itself says that it waits for."""
     message = _WAITS[str(job.waiting_for)].format(model=job.model or "its model", queue=job.queue)
-    before = _unfinished(session, job) if job.waiting_for == dependencies.WAITING else []
+    before = _describe_predecessors(session, job) if job.waiting_for == dependencies.WAITING else []
     return Reason(type="wait", code=f"waiting_for_{job.waiting_for}", message=message, examples=before)
 
 
-def _unfinished(session: Session, job: Job) -> list[str]:
+def _describe_predecessors(session: Session, job: Job) -> list[str]:
     """Describe the predecessors that have not completed."""
     ids = dependencies.predecessors(session, [job])[job.id]
     rows = session.scalars(select(Job).where(Job.id.in_(ids), Job.state != JobState.SUCCEEDED).order_by(Job.id))
@@ -138,17 +138,17 @@ def _unfinished(session: Session, job: Job) -> list[str]:
     ]
 
 
-def _quarantined(session: Session, call: CallContext, job: Job) -> Iterator[Reason]:
+def _quarantine_reasons(session: Session, call: CallContext, job: Job) -> Iterator[Reason]:
     """Yield the quarantines of the job's model. The log and the lines in flight, which the operator sees, stay out."""
     if job.waiting_for != "model" or not job.model:
         return
-    for row in quarantine.listed(session, call.services.registry().aliases.get(job.model, job.model)):
+    for row in quarantine.all_quarantines(session, call.services.registry().aliases.get(job.model, job.model)):
         message = f"model {row.model} is quarantined: its engine died {row.deaths} times"
         advice = f"to fix it: correct what its log says, then `nightmill resume model {row.model}`"
         yield Reason(type="wait", code="model_quarantined", message=message, count=row.deaths, advice=advice)
 
 
-def _unclaimed(session: Session, job: Job) -> tuple[list[Reason], bool]:
+def _queue_reasons(session: Session, job: Job) -> tuple[list[Reason], bool]:
     """Return why no worker has taken a job that makes no progress and reports nothing that it waits for."""
     speed = pace(session, job)
     if speed is not None and (speed.items_per_second or speed.tokens_per_second):
@@ -182,13 +182,13 @@ class _Results:
         self.job = job
         self._call, self._answers, self._errors = call, answers, errors
 
-    def answered(self, counts: Mapping[str, int]) -> dict[str, list[str]]:
-        return outcome_examples.answered(self._read(self._answers), counts) if counts else {}
+    def answer_examples(self, counts: Mapping[str, int]) -> dict[str, list[str]]:
+        return outcome_examples.answer_examples(self._first_lines(self._answers), counts) if counts else {}
 
-    def failed(self, counts: Mapping[str, int]) -> dict[str, Failure]:
-        return outcome_examples.failed(self._read(self._errors), counts) if counts else {}
+    def failure_examples(self, counts: Mapping[str, int]) -> dict[str, Failure]:
+        return outcome_examples.failure_examples(self._first_lines(self._errors), counts) if counts else {}
 
-    def _read(self, paths: Sequence[str]) -> Iterator[bytes]:
+    def _first_lines(self, paths: Sequence[str]) -> Iterator[bytes]:
         """Yield the first lines; of a segment, without the prefix of the ledger."""
         left, is_live = _READ_BYTES, self.job.state not in TERMINAL
         for path in paths:
@@ -219,7 +219,7 @@ def _answers(results: _Results, counts: Mapping[str, int]) -> Iterator[Reason]:
     doubtful = {name: count for name, count in reasons.items() if name != "stop"}
     if empty := counts.get(EMPTY, 0):
         doubtful[EMPTY] = empty
-    shown = results.answered(doubtful)
+    shown = results.answer_examples(doubtful)
     if reasons:
         message = "answers ended by " + ", ".join(f"{name} ({count})" for name, count in reasons.items())
         texts = [f"{name}: {text}" for name, some in shown.items() if name != EMPTY for text in some]
@@ -231,10 +231,10 @@ def _answers(results: _Results, counts: Mapping[str, int]) -> Iterator[Reason]:
         yield Reason(type="answers", code=EMPTY, message=message, count=empty, examples=shown[EMPTY])
     if cut := reasons.get("length"):
         message = f"{cut} cut off at the token limit; with a higher limit, run these again as a new job:"
-        yield Reason(type="answers", code="length", message=message, count=cut, advice=_with_more_tokens(results.job))
+        yield Reason(type="answers", code="length", message=message, count=cut, advice=_retry_command(results.job))
 
 
-def _with_more_tokens(job: Job) -> str:
+def _retry_command(job: Job) -> str:
     """Return the command that runs the lines that were cut off again."""
     if job.state not in TERMINAL:
         return "`nightmill retry`, when this job has ended"
@@ -247,7 +247,7 @@ def _failures(
 ) -> Iterator[Reason]:
     """Count the failed lines by code, with examples. `ingestion` has those of files of a vector store."""
     errors = {name.removeprefix(_ERROR): count for name, count in counts.items() if name.startswith(_ERROR)}
-    failures = results.failed(errors) if ingestion is None else {}
+    failures = results.failure_examples(errors) if ingestion is None else {}
     for code, count in sorted(errors.items(), key=lambda pair: -pair[1]):
         failure = failures.get(code)
         permanent = failure.is_permanent if failure else None
@@ -269,7 +269,7 @@ def _retry_advice(job_id: str, permanent: bool | None) -> str:
     return f"`nightmill retry {job_id}` runs these again as a new job"
 
 
-def _failed_files(session: Session, job: Job) -> dict[str, list[str]]:
+def _file_errors(session: Session, job: Job) -> dict[str, list[str]]:
     """Return error messages of files that failed to come into a vector store, by code."""
     failed = select(VectorStoreFile).where(
         VectorStoreFile.store_id == index_of(job.payload),

@@ -21,9 +21,9 @@ from sqlalchemy.orm import Session
 from api.deps import Call, CallContext
 from api.files.queries import visible
 from api.http.bodies import resource
-from api.http.fields import keyed_texts
+from api.http.fields import bracket_entries
 from api.jobs.routes import get_job
-from api.jobs.streams import follow_results, threaded
+from api.jobs.streams import follow_results, iterate_in_thread
 from api.shares import open_stream, run_in_threadpool
 from jobs.batches import batches, exports, joining
 from jobs.batches.joining import START, Cursor, Filter, Join, Row
@@ -150,7 +150,7 @@ async def job_results(call: Call, request: Request, job_id: str, query: Annotate
     Joined rows put each request beside its result, in the order of the input. A batch has them when it has ended.
     `column[name]=text` selects those with this text in a column of the table, up to 16 times.
     """
-    chosen = query.filter(dict(keyed_texts(request.query_params.multi_items(), "column")))
+    chosen = query.filter(dict(bracket_entries(request.query_params.multi_items(), "column")))
     if not query.joined:
         await run_in_threadpool(_check_lines, call, job_id)
         open_stream()
@@ -163,7 +163,9 @@ async def job_results(call: Call, request: Request, job_id: str, query: Annotate
     headers = {"Content-Disposition": disposition, "X-Content-Type-Options": "nosniff"}
     pieces = _pieces(source, query, chosen)
     first = await run_in_threadpool(next, pieces, b"")  # before the response begins: missing files are an error
-    return StreamingResponse(threaded(_resumed(first, pieces)), headers=headers, media_type=_TYPES[query.format])
+    return StreamingResponse(
+        iterate_in_thread(_prepend(first, pieces)), headers=headers, media_type=_TYPES[query.format]
+    )
 
 
 class _Stored(NamedTuple):
@@ -264,17 +266,17 @@ def _pieces(source: _Source, query: ResultQuery, chosen: Filter) -> Iterator[byt
         if query.format == "parquet":
             yield from exports.parquet_pieces(rows, kinds)
         elif query.format == "csv":
-            yield from _gathered(text.encode(errors="replace") for text in exports.csv_lines(rows, kinds))
+            yield from _join_texts(text.encode(errors="replace") for text in exports.csv_lines(rows, kinds))
         else:
-            yield from _gathered(json.dumps(row).encode() + b"\n" for row in rows)
+            yield from _join_texts(json.dumps(row).encode() + b"\n" for row in rows)
 
 
-def _resumed(first: bytes, others: Iterator[bytes]) -> Iterator[bytes]:
+def _prepend(first: bytes, others: Iterator[bytes]) -> Iterator[bytes]:
     yield first
     yield from others
 
 
-def _gathered(texts: Iterable[bytes]) -> Iterator[bytes]:
+def _join_texts(texts: Iterable[bytes]) -> Iterator[bytes]:
     """Join short texts into pieces, each of which takes a thread."""
     piece = bytearray()
     for text in texts:

@@ -14,7 +14,7 @@ from api.deps import Call, CallContext
 from api.errors import clip
 from api.http.bodies import Body, resource
 from api.http.idempotency import Idempotent
-from api.http.paging import After, Limit20, Order, Page, find, page, with_metadata
+from api.http.paging import After, Limit20, Order, Page, find, match_metadata, page
 from api.http.space import count_if_due
 from api.http.sse import EVENT_STREAM, LastEventId, event_stream, position_of
 from api.jobs.names import names_of
@@ -114,24 +114,24 @@ def list_jobs(
     statement = statement.where(Job.created_at >= since) if since else statement
     if until is not None:
         statement = statement.where(Job.created_at < until)
-    statement = with_metadata(statement, Job.metadata_, request.query_params.multi_items(), sqlite=call.db.sqlite)
+    statement = match_metadata(statement, Job.metadata_, request.query_params.multi_items(), sqlite=call.db.sqlite)
     with call.db.read() as session:
         # the last job of a page may have changed its state or metadata since
         rows, more = find(session, statement, Job, after=after, limit=limit, order=order, among=jobs_of(call))
         sums, after_ids = totals(session, rows), dependencies.predecessors(session, rows)
         models, names = model_statuses(session, call, rows), names_of(session, call, rows)
 
-    def shown(job: Job) -> JobObject:
+    def show(job: Job) -> JobObject:
         return show_job(job, sums[job.id], after_ids[job.id], models.get(job.id), name=names.get(job.id))
 
-    return page(rows, more, shown)
+    return page(rows, more, show)
 
 
 @router.get("/jobs/{job_id}")
 def retrieve_job(call: Call, job_id: str) -> JobObject:
     """Return one job, with its pace, its estimated time and its position in the queue."""
     with call.db.read() as session:
-        return _shown(session, call, get_job(session, call, job_id))
+        return _show_whole_job(session, call, get_job(session, call, job_id))
 
 
 @router.get("/jobs/{job_id}/graph")
@@ -139,7 +139,7 @@ def job_graph(call: Call, job_id: str) -> JobGraph:
     """Return a job with the jobs that it waits for and the jobs that wait for it, directly or through others."""
     with call.db.read() as session:
         get_job(session, call, job_id)
-        edges = dependencies.connected(session, job_id, _EDGES + 1)
+        edges = dependencies.edges_around(session, job_id, _EDGES + 1)
         ids = {job_id}.union(*edges[:_EDGES])
         jobs = session.scalars(jobs_of(call).where(Job.id.in_(ids)).order_by(Job.created_at, Job.id)).all()
         return show_graph(job_id, jobs, edges[:_EDGES], truncated=len(edges) > _EDGES)
@@ -213,7 +213,7 @@ def cancel_job(call: Call, job_id: str) -> JobObject:
     """Stop a job; finished lines stay. Cancelling twice is not an error."""
     with call.db.write() as session:
         job = call.cancel(session, get_job(session, call, job_id), "job.cancel", _refusal)
-        return _shown(session, call, job)
+        return _show_whole_job(session, call, job)
 
 
 def _refusal(job: Job) -> str:
@@ -237,7 +237,7 @@ def retry_job(call: Call, once: Idempotent, job_id: str, body: RetryJob | None =
             actor=call.actor,
             config=call.config,
         )
-        return _shown(session, call, submit_retry(session, call, request))
+        return _show_whole_job(session, call, submit_retry(session, call, request))
 
     count_if_due(call)
     return once.run(options.fields(), make)
@@ -260,7 +260,7 @@ def get_job(session: Session, call: CallContext, job_id: str) -> Job:
     return job
 
 
-def _shown(session: Session, call: CallContext, job: Job) -> JobObject:
+def _show_whole_job(session: Session, call: CallContext, job: Job) -> JobObject:
     sums = totals(session, [job])[job.id]
     position, worked = queue_position(session, job), worked_seconds(session, job)
     after, counts = dependencies.predecessors(session, [job])[job.id], outcomes(session, job)

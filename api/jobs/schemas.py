@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from api.batches.schemas import STATUS, BatchErrors, Usage, show_errors, show_usage
-from api.http.fields import waiting_for, when
+from api.http.fields import unix_seconds, wait_name
 from jobs.ledger import kinds
 from jobs.ledger.progress import Pace, Totals
 from jobs.ledger.tables import Job
@@ -211,7 +211,7 @@ def show_job(
         endpoint=job.endpoint or None,
         model=job.model,
         after=list(after),
-        waiting_for=waiting_for(job),
+        waiting_for=wait_name(job),
         model_status=model,
         progress=_progress(job, totals),
         rate=Rate(items_per_second=round(pace.items_per_second, 3), tokens_per_second=round(pace.tokens_per_second, 3))
@@ -228,8 +228,8 @@ def show_job(
         error_file_id=job.error_file_id,
         priority=job.priority,
         completion_window=job.window or None,
-        deadline=when(job.deadline),
-        not_before=when(job.not_before),
+        deadline=unix_seconds(job.deadline),
+        not_before=unix_seconds(job.not_before),
         retry_of=job.retry_of,
         schedule_id=job.schedule_id,
         overrides=job.payload.get("overrides") or {} if whole else None,
@@ -247,7 +247,7 @@ def show_graph(job_id: str, jobs: Sequence[Job], edges: Sequence[tuple[str, str]
     for edge in edges:
         after[edge[0]].append(edge[1])
     shown = [
-        GraphJob(id=job.id, kind=job.kind, state=job.state, waiting_for=waiting_for(job), after=after[job.id])
+        GraphJob(id=job.id, kind=job.kind, state=job.state, waiting_for=wait_name(job), after=after[job.id])
         for job in jobs
     ]
     return JobGraph(job_id=job_id, jobs=shown, truncated=truncated)
@@ -290,5 +290,5 @@ def _eta(job: Job, totals: Totals, pace: Pace | None) -> float | None:
 
 def _times(job: Job) -> dict[str, Any]:
     names = ("in_progress", "finalizing", "completed", "failed", "expiring", "expired", "cancelling", "cancelled")
-    times: dict[str, Any] = {f"{name}_at": when(getattr(job, f"{name}_at")) for name in names}
+    times: dict[str, Any] = {f"{name}_at": unix_seconds(getattr(job, f"{name}_at")) for name in names}
     return times | {"created_at": int(job.created_at)}

@@ -46,11 +46,11 @@ def select_jobs(
     elif states:
         of_project = select(Job.id).where(Job.project_id == project_id)
         ids.append(union(*(of_project.where(Job.state == state) for state in states)))
-    indexed = () if ids else ("project_id", _indexed(equal))
+    indexed = () if ids else ("project_id", _index_column(equal))
     return select(Job).where(*matching(Job, equal, indexed=indexed), *(Job.id.in_(query) for query in ids))
 
 
-def _indexed(equal: Mapping[str, str]) -> str:
+def _index_column(equal: Mapping[str, str]) -> str:
     """Return the column beside the project's whose index finds the fewest jobs, as far as the module's list tells."""
     state = "" if equal.get("state") == JobState.SUCCEEDED else "state"
     order = ("idempotency_key", "schedule_id", state, "model", "kind", "state")

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from api.deps import CallContext
 from api.http import sse
-from api.http.sse import check_key, until_revoked
+from api.http.sse import check_key, stop_on_revocation
 from api.jobs.schemas import JobEvent, ProjectEvent, show_event, show_project_event
 from api.shares import run_in_threadpool
 from jobs.errors import DatabaseBusy, NotFound
@@ -35,12 +35,12 @@ _EVENTS_AT_ONCE = 100
 
 def follow_events(call: CallContext, job_id: str, after: int) -> AsyncIterator[bytes]:
     """Return server-sent events of a job behind `after`; the id of each is its `seq`."""
-    return until_revoked(_job_events(call, job_id, after))
+    return stop_on_revocation(_job_events(call, job_id, after))
 
 
 def follow_project(call: CallContext, after: int) -> AsyncIterator[bytes]:
     """Return server-sent events of a project behind `after`; the id of each is its `position`."""
-    return until_revoked(_project_events(call, after))
+    return stop_on_revocation(_project_events(call, after))
 
 
 def follow_results(call: CallContext, job_id: str, *, follow: bool) -> AsyncIterator[bytes]:
@@ -48,7 +48,7 @@ def follow_results(call: CallContext, job_id: str, *, follow: bool) -> AsyncIter
 
     For an ended job, return the files, unrun lines included.
     """
-    return until_revoked(_results(call, job_id, follow=follow))
+    return stop_on_revocation(_results(call, job_id, follow=follow))
 
 
 class _Look(NamedTuple):
@@ -68,10 +68,10 @@ async def _job_events(call: CallContext, job_id: str, after: int) -> AsyncIterat
         ended = _ended(session, job_id)  # queried first: rows that are committed later are found by the next query
         rows = events.after(session, job_id, after, _EVENTS_AT_ONCE)
         full = len(rows) == _EVENTS_AT_ONCE
-        shown = [_written(event, event.seq) for event in map(show_event, rows)]
+        shown = [_encode(event, event.seq) for event in map(show_event, rows)]
         return _Look(shown, rows[-1].seq if rows else after, full, ended and not full)
 
-    async for piece in _followed(call, b": the events of a job\n\n", after, look):
+    async for piece in _follow(call, b": the events of a job\n\n", after, look):
         yield piece
 
 
@@ -81,10 +81,10 @@ async def _project_events(call: CallContext, after: int) -> AsyncIterator[bytes]
         if feed.bounds(session, call.project_id).removed > after:
             return _Look([], after, over=True)  # the client reconnects, and gets 410
         shown = [show_project_event(row) for row in rows]
-        written = [_written(event, event.position) for event in shown]
+        written = [_encode(event, event.position) for event in shown]
         return _Look(written, shown[-1].position if shown else after, len(shown) == _EVENTS_AT_ONCE)
 
-    def bounds() -> feed.Bounds:
+    def bounds() -> feed.FeedBounds:
         with call.db.read() as session:
             check_key(session, call)
             return feed.bounds(session, call.project_id)
@@ -92,24 +92,24 @@ async def _project_events(call: CallContext, after: int) -> AsyncIterator[bytes]
     async def moved(after: int) -> bool:
         return max(await call.services.feed_bounds.get(call.caller.key_id.encode(), bounds)) > after
 
-    async for piece in _followed(call, b": the events of a project\n\n", after, look, moved):
+    async for piece in _follow(call, b": the events of a project\n\n", after, look, moved):
         yield piece
 
 
-def _written(event: JobEvent | ProjectEvent, at: int) -> bytes:
+def _encode(event: JobEvent | ProjectEvent, at: int) -> bytes:
     return sse.event(event.model_dump_json().encode(), kind=event.type, at=str(at))
 
 
-async def _always(_after: int) -> bool:
+async def _is_always_due(_after: int) -> bool:
     return True
 
 
-async def _followed(
+async def _follow(
     call: CallContext,
     greeting: bytes,
     after: int,
     look: Callable[[int, Session], _Look],
-    moved: Callable[[int], Awaitable[bool]] = _always,
+    moved: Callable[[int], Awaitable[bool]] = _is_always_due,
 ) -> AsyncIterator[bytes]:
     """Yield the events that `look` returns until it is over. `moved` says whether there is anything to look for.
 
@@ -121,7 +121,7 @@ async def _followed(
         result = _Look([], after)
         with suppress(DatabaseBusy):  # keep the stream alive meanwhile
             if await moved(after):
-                result = await _once(call, partial(look, after))
+                result = await _look(call, partial(look, after))
         after = result.after
         for event in result.events:
             yield event
@@ -140,7 +140,7 @@ async def _results(call: CallContext, job_id: str, *, follow: bool) -> AsyncIter
     files = await _patiently(call, lambda session: _files(session, call, job_id))
     if files is not None:
         for path in files:
-            async for data in _whole(call.storage, path):
+            async for data in _read_whole(call.storage, path):
                 yield data
         return
     seen: set[tuple[int, int, int]] = set()
@@ -162,13 +162,13 @@ async def _patiently(call: CallContext, look: Callable[[Session], T]) -> T | Non
     """
     while not call.services.stopping.is_set():
         try:
-            return await _once(call, look)
+            return await _look(call, look)
         except DatabaseBusy:
             await asyncio.sleep(call.services.timings.job_look)
     return None
 
 
-async def _once(call: CallContext, look: Callable[[Session], T]) -> T:
+async def _look(call: CallContext, look: Callable[[Session], T]) -> T:
     """Run `look` in a thread.
 
     Raises: DatabaseBusy, KeyRevoked.
@@ -216,12 +216,12 @@ def _segments(
 async def _records(storage: Storage, path: str) -> AsyncIterator[bytes]:
     """Yield the lines of one segment, without the prefix of the ledger."""
     lines = _read(storage, path, lambda handle: handle.readlines(CHUNK))
-    async for batch in threaded(lines):
+    async for batch in iterate_in_thread(lines):
         yield b"".join(line.split(b"\t", 2)[2] for line in batch)
 
 
-async def _whole(storage: Storage, path: str) -> AsyncIterator[bytes]:
-    async for data in threaded(_read(storage, path, lambda handle: handle.read(CHUNK))):
+async def _read_whole(storage: Storage, path: str) -> AsyncIterator[bytes]:
+    async for data in iterate_in_thread(_read(storage, path, lambda handle: handle.read(CHUNK))):
         yield data
 
 
@@ -235,7 +235,7 @@ def _read(storage: Storage, path: str, take: Callable[[Any], T]) -> Iterator[T]:
         return
 
 
-async def threaded(pieces: Iterator[T]) -> AsyncIterator[T]:
+async def iterate_in_thread(pieces: Iterator[T]) -> AsyncIterator[T]:
     """Run each step of an iterator in a thread."""
     end = object()
     try:

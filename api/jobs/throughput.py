@@ -11,7 +11,7 @@ from api.http.bodies import resource
 from jobs.clock import now
 from jobs.errors import InvalidRequest
 from jobs.ledger import throughput
-from jobs.ledger.throughput import Window
+from jobs.ledger.throughput import ThroughputWindow
 
 router = resource("Jobs")
 
@@ -58,7 +58,7 @@ def retrieve_throughput(
         message = f"{seconds} seconds in steps of {step} are {buckets} buckets; {_MAX_BUCKETS} is the most."
         raise InvalidRequest(message, param="step", code="invalid_value")
     end = (int(now()) // step + 1) * step
-    window = Window(end - buckets * step, step, buckets)
+    window = ThroughputWindow(end - buckets * step, step, buckets)
     with call.db.read() as session:
         sums = throughput.throughput(session, call.project_id, window, sqlite=call.db.sqlite, model=model)
     data = [

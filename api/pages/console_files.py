@@ -93,7 +93,7 @@ def asset(request: Request, name: str) -> Response:
     if not _ASSET.fullmatch(name) or not file.is_file():
         return respond(NotFound(f"Invalid URL (GET {request.url.path})", code="unknown_url"), {**HEADERS})
     kind = _KINDS.get(file.suffix, "application/octet-stream")
-    return _compressed(request, file, kind, _IMMUTABLE)
+    return _file_response(request, file, kind, _IMMUTABLE)
 
 
 @router.get("/console/{path:path}")
@@ -102,13 +102,13 @@ def page(request: Request) -> Response:
     if not is_built():
         headers = {**HEADERS, "Cache-Control": "no-cache"}
         return HTMLResponse(_MISSING, HTTPStatus.SERVICE_UNAVAILABLE, headers=headers)
-    return _compressed(request, BUILD / "index.html", "text/html", "no-cache")
+    return _file_response(request, BUILD / "index.html", "text/html", "no-cache")
 
 
-def _compressed(request: Request, file: Path, kind: str, cached: str) -> FileResponse:
+def _file_response(request: Request, file: Path, kind: str, cached: str) -> FileResponse:
     """Return the response with the smallest form of the file that the client accepts."""
     headers = {**HEADERS, "Cache-Control": cached, "Vary": "Accept-Encoding"}
-    accepted = _accepted(request.headers.get("accept-encoding", ""))
+    accepted = _acceptable_encodings(request.headers.get("accept-encoding", ""))
     for encoding, suffix in _ENCODINGS.items():
         other = file.with_name(file.name + suffix)
         if encoding in accepted and other.is_file():
@@ -116,7 +116,7 @@ def _compressed(request: Request, file: Path, kind: str, cached: str) -> FileRes
     return FileResponse(file, headers=headers, media_type=kind)
 
 
-def _accepted(header: str) -> set[str]:
+def _acceptable_encodings(header: str) -> set[str]:
     """Return the names in an Accept-Encoding header, but those that the client refuses."""
     offers = (offer.replace(" ", "").lower().partition(";") for offer in header.split(","))
     return {name for name, _, weight in offers if not _NO_WEIGHT.fullmatch(weight)}

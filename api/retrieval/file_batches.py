@@ -15,15 +15,15 @@ from api.http.fields import AfterJobs
 from api.http.idempotency import Idempotent
 from api.http.paging import Page
 from api.http.space import count_if_due
-from api.retrieval.queries import Attributes, bring_in, get_store
+from api.retrieval.queries import Attributes, get_store, ingest
 from api.retrieval.schemas import (
     BATCH_STATUS,
     ChunkingStrategy,
     CreatedFileBatch,
     FileBatchObject,
     VectorStoreFileObject,
+    dump_chunking,
     show_file_batch,
-    stored_chunking,
 )
 from api.retrieval.store_files import POLL_AFTER, POLL_MS, CreateVectorStoreFile, Listed
 from api.webhooks.queries import JobWebhook, check_webhook, show_webhook
@@ -54,7 +54,7 @@ class CreateFileBatch(Body):
     after: AfterJobs | None = None
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
+    def _check_files(self) -> Self:
         if (self.file_ids is None) == (self.files is None):
             raise ValueError("Exactly one of 'file_ids' and 'files' is required.")
         return self
@@ -71,12 +71,12 @@ def create_file_batch(call: Call, once: Idempotent, vector_store_id: str, body: 
 
     def make(session: Session) -> FileBatchObject:
         store = get_store(session, call, vector_store_id, alive=True)
-        shared = (body.attributes, stored_chunking(body.chunking_strategy))
+        shared = (body.attributes, dump_chunking(body.chunking_strategy))
         files = dict.fromkeys(body.file_ids or (), shared)
         for file in body.files or ():
-            files.setdefault(file.file_id, (file.attributes, stored_chunking(file.chunking_strategy)))
-        job = bring_in(session, call, store, FILE_BATCH, files, once.key, hook, body.after or ())
-        shown = _shown(session, job)
+            files.setdefault(file.file_id, (file.attributes, dump_chunking(file.chunking_strategy)))
+        job = ingest(session, call, store, FILE_BATCH, files, once.key, hook, body.after or ())
+        shown = _show_batch(session, job)
         return CreatedFileBatch(**shown.model_dump(), webhook=show_webhook(hook)) if hook else shown
 
     count_if_due(call)
@@ -88,7 +88,7 @@ def retrieve_file_batch(call: Call, response: Response, vector_store_id: str, fi
     """Return the progress of a file batch."""
     with call.db.read() as session:
         job = _get(session, call, get_store(session, call, vector_store_id), file_batch_id)
-        shown = _shown(session, job)
+        shown = _show_batch(session, job)
     if job.state not in TERMINAL:
         response.headers[POLL_AFTER] = str(POLL_MS)
     return shown
@@ -100,7 +100,7 @@ def cancel_file_batch(call: Call, vector_store_id: str, file_batch_id: str) -> F
     with call.db.write() as session:
         job = _get(session, call, get_store(session, call, vector_store_id), file_batch_id)
         job = call.cancel(session, job, "vector_store.file_batch.cancel", _refusal)
-        return _shown(session, job)
+        return _show_batch(session, job)
 
 
 def _refusal(job: Job) -> str:
@@ -118,7 +118,7 @@ def list_file_batch_files(
         return listing.page(call, session, store, VectorStoreFile.job_id == job.id, index_id=index_of(job.payload))
 
 
-def _shown(session: Session, job: Job) -> FileBatchObject:
+def _show_batch(session: Session, job: Job) -> FileBatchObject:
     return show_file_batch(job, totals(session, [job])[job.id], predecessors(session, [job])[job.id])
 
 

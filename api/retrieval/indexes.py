@@ -18,14 +18,14 @@ from sqlalchemy.orm import Session
 from api.deps import Call, CallContext
 from api.errors import clip
 from api.http.bodies import Body, resource
-from api.http.fields import when
+from api.http.fields import unix_seconds
 from api.http.idempotency import Idempotent
-from api.http.paging import After, Before, Limit20, Order, Page, cursor_details, deleted, find, page
+from api.http.paging import After, Before, Limit20, Order, Page, cursor_details, deletion_details, find, page
 from api.http.space import check_not_full, count_if_due
-from api.inference.interactive import whole_response
+from api.inference.interactive import plain_response
 from api.retrieval.queries import counts_of, get_store, stop_jobs
-from api.retrieval.routes import checked_model
-from api.retrieval.schemas import ChunkingStrategy, FileCounts, VectorStoreFileObject, show_counts, stored_chunking
+from api.retrieval.routes import resolve_model
+from api.retrieval.schemas import ChunkingStrategy, FileCounts, VectorStoreFileObject, dump_chunking, show_counts
 from api.retrieval.search import answer_of, search_of
 from api.retrieval.store_files import POLL_AFTER, POLL_MS, Listed
 from api.shares import run_in_threadpool
@@ -128,7 +128,7 @@ def show_index(
         missing=sum(lacks.values()),
         usage_bytes=used,
         job_id=index.job_id,
-        replaced_at=when(index.replaced_at),
+        replaced_at=unix_seconds(index.replaced_at),
     )
 
 
@@ -162,7 +162,7 @@ def create_index(call: Call, once: Idempotent, vector_store_id: str, body: Creat
         store = get_store(session, call, vector_store_id, alive=True, lock=True)
         index = _build(session, call, store, body, once.key)
         call.record(session, "vector_store.index.create", index.id, {"store": store.id})
-        return shown(session, store, [index])[0]
+        return show_indexes(session, store, [index])[0]
 
     count_if_due(call)
     return once.run(body.fields(), make)
@@ -181,9 +181,9 @@ def list_indexes(
     with call.db.read() as session:
         store = get_store(session, call, vector_store_id)
         cursor: dict[str, Any] = {"after": after, "before": before, "limit": limit, "order": order}
-        deletions = deleted(call, "vector_store.index.delete", store.id)
+        deletions = deletion_details(call, "vector_store.index.delete", store.id)
         rows, more = find(session, indexes.of(store), VectorStore, deletions=deletions, **cursor)
-        objects = {entry.id: entry for entry in shown(session, store, rows)}
+        objects = {entry.id: entry for entry in show_indexes(session, store, rows)}
     return page(rows, more, lambda row: objects[row.id])
 
 
@@ -192,7 +192,7 @@ def retrieve_index(call: Call, response: Response, vector_store_id: str, index_i
     """Return one index with the progress of its files."""
     with call.db.read() as session:
         store = get_store(session, call, vector_store_id)
-        index = shown(session, store, [get_index(session, store, index_id)])[0]
+        index = show_indexes(session, store, [get_index(session, store, index_id)])[0]
     if index.file_counts.in_progress:
         response.headers[POLL_AFTER] = str(POLL_MS)
     return index
@@ -231,7 +231,7 @@ def sync_index(call: Call, once: Idempotent, vector_store_id: str, index_id: str
         columns = {"idempotency_key": once.key, "request_id": call.request_id}
         job = reindexing.sync(session, store, index, actor=call.actor, **columns)
         call.record(session, "vector_store.index.sync", index.id, {"store": store.id, "job": job.id if job else None})
-        return shown(session, store, [index])[0]
+        return show_indexes(session, store, [index])[0]
 
     count_if_due(call)
     return once.run({}, make)
@@ -248,7 +248,7 @@ def switch_index(call: Call, vector_store_id: str, index_id: str, body: SwitchIn
         if store.current_id != before:
             details = {"store": store.id, "before": before, "allow_missing": options.allow_missing}
             call.record(session, "vector_store.index.switch", index.id, details)
-        return shown(session, store, [index])[0]
+        return show_indexes(session, store, [index])[0]
 
 
 def get_index(session: Session, store: VectorStore, index_id: str) -> VectorStore:
@@ -265,7 +265,7 @@ def get_index(session: Session, store: VectorStore, index_id: str) -> VectorStor
     return index
 
 
-def shown(session: Session, store: VectorStore, rows: Sequence[VectorStore]) -> list[IndexObject]:
+def show_indexes(session: Session, store: VectorStore, rows: Sequence[VectorStore]) -> list[IndexObject]:
     counts, used = counts_of(session, [row.id for row in rows])
     return [
         show_index(store, row, counts.get(row.id, {}), used.get(row.id, 0), indexes.lacking(session, store, row))
@@ -282,9 +282,9 @@ def _build(session: Session, call: CallContext, store: VectorStore, body: Create
     return reindexing.build(
         session,
         store,
-        model=checked_model(session, call, body.embedding_model or current.model, body.embedding_dimensions),
+        model=resolve_model(session, call, body.embedding_model or current.model, body.embedding_dimensions),
         dimensions=dimensions,
-        chunking=stored_chunking(body.chunking_strategy),
+        chunking=dump_chunking(body.chunking_strategy),
         actor=call.actor,
         idempotency_key=key,
         request_id=call.request_id,
@@ -310,7 +310,7 @@ class CompareIndexes(Body):
     max_num_results: int = Field(default=10, ge=1, le=searches.MAX_RESULTS)
 
     @property
-    def judged(self) -> list[JudgedQuery]:
+    def judged_queries(self) -> list[JudgedQuery]:
         return [JudgedQuery(query=query) if isinstance(query, str) else query for query in self.queries]
 
 
@@ -327,8 +327,8 @@ async def compare_indexes(
     call: Call, request: Request, vector_store_id: str, index_id: str, body: CompareIndexes
 ) -> Any:
     """Send every query to both indexes, one after the other. Files are ranked by their best chunk."""
-    queries = body.judged
-    active, candidate, missing = await run_in_threadpool(_both, call, vector_store_id, index_id, queries)
+    queries = body.judged_queries
+    active, candidate, missing = await run_in_threadpool(_find_both, call, vector_store_id, index_id, queries)
     k = body.max_num_results
     data = []
     try:
@@ -338,13 +338,13 @@ async def compare_indexes(
                 (active, candidate) if n % 2 == 0 else (candidate, active)
             ):  # alternate, so that neither profits from warm caches
                 sides[index.id] = await _side(call, request, index, judged, k)
-            data.append(_compared(judged.query, sides[active.id], sides[candidate.id]))
+            data.append(_compare_query(judged.query, sides[active.id], sides[candidate.id]))
     except _Refused as refused:
         return refused.answer
     return Comparison(max_num_results=k, missing=missing, summary=_summary(data, active, candidate), data=data)
 
 
-def _both(
+def _find_both(
     call: CallContext, store_id: str, index_id: str, queries: Sequence[JudgedQuery]
 ) -> tuple[VectorStore, VectorStore, int]:
     """Return the index in use, the other one, and how many files that lacks.
@@ -382,7 +382,7 @@ async def _side(call: CallContext, request: Request, index: VectorStore, judged:
     first = await answer_of(call, request, search)
     took = time.perf_counter() - began
     if first.status >= 400:
-        raise _Refused(whole_response(first))
+        raise _Refused(plain_response(first))
     files = list(dict.fromkeys(chunk.file_id for chunk in searches.decode_results(first.body).chunks))[:k]
     return Side(file_ids=files, latency_ms=round(1000 * took, 2), **_marks(files, judged.relevant, k))
 
@@ -398,7 +398,7 @@ def _marks(files: list[str], relevant: list[str], k: int) -> dict[str, float]:
     }
 
 
-def _compared(query: str, active: Side, candidate: Side) -> Compared:
+def _compare_query(query: str, active: Side, candidate: Side) -> Compared:
     correlation = metrics.rank_correlation(active.file_ids, candidate.file_ids)
     return Compared(
         query=query,

@@ -62,7 +62,7 @@ def get_store_file(session: Session, store: VectorStore, file_id: str) -> Vector
     return row
 
 
-def shown(session: Session, stores: Sequence[VectorStore]) -> list[VectorStoreObject]:
+def show_stores(session: Session, stores: Sequence[VectorStore]) -> list[VectorStoreObject]:
     """Return stores with the counts of their files, by one query for all."""
     ids = [store.current_id for store in stores]
     rows = {row.id: row for row in session.scalars(select(VectorStore).where(VectorStore.id.in_(ids)))}
@@ -97,7 +97,7 @@ def stop_jobs(session: Session, call: CallContext, index_ids: Sequence[str]) -> 
             ledger.cancel(session, job_id, actor=call.actor)
 
 
-def bring_in(
+def ingest(
     session: Session,
     call: CallContext,
     store: VectorStore,

@@ -13,14 +13,14 @@ from api.errors import clip
 from api.http.bodies import Body, resource
 from api.http.fields import Metadata
 from api.http.idempotency import Idempotent
-from api.http.paging import After, Before, Limit20, Order, Page, cursor_details, deleted, find, page
+from api.http.paging import After, Before, Limit20, Order, Page, cursor_details, deletion_details, find, page
 from api.http.space import count_if_due
-from api.retrieval.queries import bring_in, get_store, shown, stop_jobs, stores_of
-from api.retrieval.schemas import AUTO, ChunkingStrategy, VectorStoreDeleted, VectorStoreObject, stored_chunking
+from api.retrieval.queries import get_store, ingest, show_stores, stop_jobs, stores_of
+from api.retrieval.schemas import AUTO, ChunkingStrategy, VectorStoreDeleted, VectorStoreObject, dump_chunking
 from jobs.clock import now
 from jobs.errors import InvalidRequest
 from jobs.fleet import checkpoint, routing
-from jobs.fleet.models_file import EngineKind, Model
+from jobs.fleet.models_file import EngineKind, ModelConfig
 from jobs.ids import new_id
 from jobs.requests.endpoints import EMBEDDINGS
 from jobs.retrieval import attachments, indexes
@@ -32,7 +32,7 @@ router: APIRouter = resource("Vector stores")
 _MAX_FILES = 500  # OpenAI's limit for a create
 
 
-class ExpiresAfter(Body):
+class StoreExpiresAfter(Body):
     """The time after its last use at which a store expires."""
 
     anchor: Literal["last_active_at"]
@@ -45,7 +45,7 @@ class CreateVectorStore(Body):
     name: str | None = Field(default=None, max_length=256)
     description: str | None = Field(default=None, max_length=4096)
     file_ids: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=_MAX_FILES)] | None = None
-    expires_after: ExpiresAfter | None = None
+    expires_after: StoreExpiresAfter | None = None
     chunking_strategy: ChunkingStrategy | None = None
     metadata: Metadata | None = None
     embedding_model: str | None = Field(default=None, min_length=1, max_length=255)
@@ -54,7 +54,7 @@ class CreateVectorStore(Body):
 
 class UpdateVectorStore(Body):
     name: str | None = Field(default=None, max_length=256)
-    expires_after: ExpiresAfter | None = None
+    expires_after: StoreExpiresAfter | None = None
     metadata: Metadata | None = None
 
 
@@ -70,8 +70,8 @@ def create_vector_store(call: Call, once: Idempotent, body: CreateVectorStore) -
         call.record(session, "vector_store.create", store.id)
         if body.file_ids:
             files = dict.fromkeys(body.file_ids, (None, None))
-            bring_in(session, call, store, SINGLE, files, once.key)
-        return shown(session, [store])[0]
+            ingest(session, call, store, SINGLE, files, once.key)
+        return show_stores(session, [store])[0]
 
     if body.file_ids:
         count_if_due(call)
@@ -86,9 +86,9 @@ def list_vector_stores(
     with call.db.read() as session:
         cursor: dict[str, Any] = {"after": after, "before": before, "limit": limit, "order": order}
         rows, more = find(
-            session, stores_of(call), VectorStore, deletions=deleted(call, "vector_store.delete"), **cursor
+            session, stores_of(call), VectorStore, deletions=deletion_details(call, "vector_store.delete"), **cursor
         )
-        objects = {entry.id: entry for entry in shown(session, rows)}
+        objects = {entry.id: entry for entry in show_stores(session, rows)}
     return page(rows, more, lambda store: objects[store.id])
 
 
@@ -96,7 +96,7 @@ def list_vector_stores(
 def retrieve_vector_store(call: Call, vector_store_id: str) -> VectorStoreObject:
     """Return one store with the progress of its files."""
     with call.db.read() as session:
-        return shown(session, [get_store(session, call, vector_store_id)])[0]
+        return show_stores(session, [get_store(session, call, vector_store_id)])[0]
 
 
 @router.post("/vector_stores/{vector_store_id}")
@@ -115,7 +115,7 @@ def update_vector_store(call: Call, vector_store_id: str, body: UpdateVectorStor
         attachments.touch(session, store.id, now())
         call.record(session, "vector_store.update", store.id)
         session.refresh(store)
-        return shown(session, [store])[0]
+        return show_stores(session, [store])[0]
 
 
 @router.delete("/vector_stores/{vector_store_id}")
@@ -130,7 +130,7 @@ def delete_vector_store(call: Call, vector_store_id: str) -> VectorStoreDeleted:
 
 
 def _new(session: Session, call: CallContext, body: CreateVectorStore) -> VectorStore:
-    model = checked_model(session, call, body.embedding_model or _default_model(call), body.embedding_dimensions)
+    model = resolve_model(session, call, body.embedding_model or _default_model(call), body.embedding_dimensions)
     at = now()
     days = body.expires_after.days if body.expires_after else None
     metadata = {"metadata_": body.metadata} if body.metadata is not None else {}
@@ -142,7 +142,7 @@ def _new(session: Session, call: CallContext, body: CreateVectorStore) -> Vector
         model=model,
         dimensions=body.embedding_dimensions or 0,
         shortened=body.embedding_dimensions is not None,
-        chunking=stored_chunking(body.chunking_strategy) or AUTO,
+        chunking=dump_chunking(body.chunking_strategy) or AUTO,
         expires_days=days,
         created_at=at,
         active_at=at,
@@ -163,7 +163,7 @@ def _default_model(call: CallContext) -> str:
     return model
 
 
-def checked_model(session: Session, call: CallContext, model: str, dimensions: int | None) -> str:
+def resolve_model(session: Session, call: CallContext, model: str, dimensions: int | None) -> str:
     """Return the own name of an embedding model. A model that an endpoint may still show is accepted.
 
     Raises: InvalidRequest.
@@ -181,7 +181,7 @@ def checked_model(session: Session, call: CallContext, model: str, dimensions: i
     return known.name if known else model
 
 
-def _check_dimensions(model: Model, dimensions: int) -> None:
+def _check_dimensions(model: ModelConfig, dimensions: int) -> None:
     """Check that vectors are not longer than the model's, as far as its files say.
 
     Raises: InvalidRequest.

@@ -7,14 +7,14 @@ import msgspec
 from pydantic import BaseModel, Field, model_validator
 
 from api.http.bodies import Body
-from api.http.fields import Dependent, dependence, when
+from api.http.fields import Dependent, dependence, unix_seconds
 from api.webhooks.queries import BatchWebhook
 from jobs.ledger.progress import Totals
 from jobs.ledger.states import TERMINAL, JobState
 from jobs.ledger.tables import Job
 from jobs.retrieval.attachments import Stage, is_over
 from jobs.retrieval.documents import Document
-from jobs.retrieval.searches import FoundChunk, Results
+from jobs.retrieval.searches import FoundChunk, SearchResults
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 
 #: OpenAI's `auto`.
@@ -33,7 +33,7 @@ class Sizes(Body):
     chunk_overlap_tokens: int = Field(ge=0)
 
     @model_validator(mode="after")
-    def _half_at_most(self) -> Self:
+    def _check_overlap(self) -> Self:
         if self.chunk_overlap_tokens > self.max_chunk_size_tokens // 2:
             raise ValueError("chunk_overlap_tokens is at most half of max_chunk_size_tokens.")
         return self
@@ -67,7 +67,7 @@ class Meaning(Body):
     threshold: float | None = Field(default=None, gt=0, le=2)
 
     @model_validator(mode="after")
-    def _one_at_most(self) -> Self:
+    def _check_threshold(self) -> Self:
         if self.percentile is not None and self.threshold is not None:
             raise ValueError("At most one of percentile and threshold.")
         return self
@@ -91,7 +91,7 @@ Strategy = Auto | Static | Sentence | Structure | Semantic
 ChunkingStrategy = Annotated[Strategy, Field(discriminator="type")]
 
 
-def stored_chunking(strategy: Strategy | None) -> dict[str, Any] | None:
+def dump_chunking(strategy: Strategy | None) -> dict[str, Any] | None:
     """Return a chunking strategy as a row stores it; None if the request has none."""
     if strategy is None:
         return None
@@ -284,7 +284,7 @@ def show_store(
         file_counts=show_counts(counts),
         status="expired" if is_over(store) else "in_progress" if counts.get("in_progress") else "completed",
         expires_after=None if store.expires_days is None else ExpiresAfterActive(days=store.expires_days),
-        expires_at=when(store.expires_at),
+        expires_at=unix_seconds(store.expires_at),
         last_active_at=int(store.active_at),
         metadata=store.metadata_ or {},
         embedding_model=index.model,
@@ -345,12 +345,12 @@ def show_content(document: Document | None) -> FileContentPage:
     return FileContentPage(data=[Text(text=document.text)] if document else [])
 
 
-def show_search(queries: Sequence[str], results: Results, include: Collection[SearchField]) -> SearchPage:
+def show_search(queries: Sequence[str], results: SearchResults, include: Collection[SearchField]) -> SearchPage:
     """Return the page of a search. Of the fields that are not OpenAI's only those in `include` are set."""
     page = SearchPage(
         object="vector_store.search_results.page",
         search_query=list(queries),
-        data=[show_found(hit, include) for hit in results.chunks],
+        data=[show_hit(hit, include) for hit in results.chunks],
         has_more=False,
         next_page=None,
     )
@@ -359,7 +359,7 @@ def show_search(queries: Sequence[str], results: Results, include: Collection[Se
     return page
 
 
-def show_found(hit: FoundChunk, include: Collection[SearchField]) -> SearchResult:
+def show_hit(hit: FoundChunk, include: Collection[SearchField]) -> SearchResult:
     result = SearchResult(
         file_id=hit.file_id,
         filename=hit.filename,

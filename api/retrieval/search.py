@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from api.deps import Call, CallContext
 from api.http.bodies import Body, Many, resource
-from api.inference.interactive import submit, whole_response
+from api.inference.interactive import plain_response, submit
 from api.retrieval.queries import get_store
 from api.retrieval.schemas import SearchField, SearchPage, show_search
 from api.shares import run_in_threadpool
@@ -88,25 +88,25 @@ async def search_vector_store(call: Call, request: Request, vector_store_id: str
 
     `search_query` has the queries as searched.
     """
-    queries = checked(body.query)
+    queries = parse_queries(body.query)
     if body.filters is not None:
         check_filter(body.filters, "filters")
-    index = await run_in_threadpool(searched_index, call, vector_store_id, body.ranking_options)
+    index = await run_in_threadpool(index_for_search, call, vector_store_id, body.ranking_options)
     if body.rewrite_query:
         queries = await rewritten(call, request, queries)
         index = await run_in_threadpool(
-            searched_index, call, vector_store_id, body.ranking_options
+            index_for_search, call, vector_store_id, body.ranking_options
         )  # it may have changed meanwhile
     for _ in range(_TRIES):
         search = search_of(index, queries, body.max_num_results, body.filters, body.ranking_options)
         first = await answer_of(call, request, search)
         if first.status != HTTPStatus.NOT_FOUND:
             break
-        searched, index = index, await run_in_threadpool(searched_index, call, vector_store_id, body.ranking_options)
+        searched, index = index, await run_in_threadpool(index_for_search, call, vector_store_id, body.ranking_options)
         if index.id == searched.id:
             break  # otherwise another index came into use and the former one was removed
     if first.status >= 400:
-        return whole_response(first)
+        return plain_response(first)
     return show_search(queries, searches.decode_results(first.body), body.include or ())
 
 
@@ -143,7 +143,7 @@ def search_of(
     )
 
 
-def checked(query: str | list[str]) -> tuple[str, ...]:
+def parse_queries(query: str | list[str]) -> tuple[str, ...]:
     queries = (query,) if isinstance(query, str) else tuple(query)
     if not 1 <= len(queries) <= _MAX_QUERIES:
         message = f"Invalid 'query': expected 1 to {_MAX_QUERIES} queries."
@@ -155,7 +155,7 @@ def checked(query: str | list[str]) -> tuple[str, ...]:
     return queries
 
 
-def searched_index(call: CallContext, store_id: str, options: RankingOptions | None) -> VectorStore:
+def index_for_search(call: CallContext, store_id: str, options: RankingOptions | None) -> VectorStore:
     """Return the index in use.
 
     Raises: NotFound, and InvalidRequest for a ranker that no worker will serve.
@@ -215,13 +215,13 @@ async def _rewritten(call: CallContext, request: Request, model: str, query: str
     except NightmillError as error:
         log.info("query_not_rewritten", extra={"reason": error.code or type(error).__name__})
         return query
-    text = _said(end)
+    text = _query_of(end)
     if not text:
         log.info("query_not_rewritten", extra={"reason": "unusable", "status": end.status})
     return text or query
 
 
-def _said(end: AnswerEntry) -> str:
+def _query_of(end: AnswerEntry) -> str:
     """Return the rewritten query; an empty text unless it is one line of words and not too long."""
     if end.status != 200:
         return ""

@@ -13,12 +13,12 @@ from sqlalchemy.orm import Session
 from api.deps import Call, CallContext
 from api.errors import clip
 from api.http.bodies import Body, resource
-from api.http.fields import when
+from api.http.fields import unix_seconds
 from api.http.idempotency import Idempotent
-from api.http.paging import After, Before, Limit20, Order, Page, cursor_details, deleted, find, page
+from api.http.paging import After, Before, Limit20, Order, Page, cursor_details, deletion_details, find, page
 from api.http.space import check_not_full, count_if_due
 from api.retrieval.queries import Attributes, get_store
-from api.retrieval.schemas import ChunkingStrategy, LastError, Value, stored_chunking
+from api.retrieval.schemas import ChunkingStrategy, LastError, Value, dump_chunking
 from api.retrieval.store_files import POLL_AFTER, POLL_MS
 from jobs.batches.schedules import next_after
 from jobs.clock import now
@@ -102,12 +102,12 @@ def show_source(source: Source) -> SourceObject:
         status=source.status,
         counts=SyncCounts(**source.counts) if source.counts else None,
         last_error=LastError(**source.last_error) if source.last_error else None,
-        last_synced_at=when(source.last_at),
+        last_synced_at=unix_seconds(source.last_at),
         file_batch_id=source.job_id,
         cron=source.cron,
         timezone=source.timezone,
         paused=source.paused_at is not None,
-        next_run_at=when(source.next_at),
+        next_run_at=unix_seconds(source.next_at),
     )
 
 
@@ -180,7 +180,7 @@ def create_source(call: Call, once: Idempotent, vector_store_id: str, body: Crea
             store_id=store.id,
             type=body.type,
             spec=spec,
-            chunking=stored_chunking(body.chunking_strategy),
+            chunking=dump_chunking(body.chunking_strategy),
             attributes=body.attributes,
             cron=body.cron,
             timezone=zone,
@@ -209,9 +209,9 @@ def list_sources(
 ) -> Page[SourceObject]:
     """List the sources of a store."""
     with call.db.read() as session:
-        statement = select(Source).where(*_of(get_store(session, call, vector_store_id)))
+        statement = select(Source).where(*_sources_of(get_store(session, call, vector_store_id)))
         cursor: dict[str, Any] = {"after": after, "before": before, "limit": limit, "order": order}
-        deletions = deleted(call, "vector_store.source.delete", vector_store_id)
+        deletions = deletion_details(call, "vector_store.source.delete", vector_store_id)
         rows, more = find(session, statement, Source, deletions=deletions, **cursor)
     return page(rows, more, show_source)
 
@@ -255,7 +255,7 @@ def sync_source(call: Call, vector_store_id: str, source_id: str) -> SourceObjec
         store = get_store(session, call, vector_store_id, alive=True)
         source = _get(session, call, vector_store_id, source_id, lock=True)
         if source.type == "folder":
-            _allowed(call, source.spec["path"])
+            _resolve_folder(call, source.spec["path"])
         if sources.sync(session, source, store, actor=call.actor, request_id=call.request_id, again=True):
             call.record(session, "vector_store.source.sync", source.id)
         return show_source(source)
@@ -307,13 +307,13 @@ def _purge(call: CallContext, source_id: str) -> None:
         call.db.breathe()
 
 
-def _of(store: VectorStore) -> tuple[ColumnElement[bool], ...]:
+def _sources_of(store: VectorStore) -> tuple[ColumnElement[bool], ...]:
     return Source.store_id == store.id, Source.deleted_at.is_(None)
 
 
 def _get(session: Session, call: CallContext, store_id: str, source_id: str, *, lock: bool = False) -> Source:
     store = get_store(session, call, store_id)
-    statement = select(Source).where(*_of(store), Source.id == source_id)
+    statement = select(Source).where(*_sources_of(store), Source.id == source_id)
     source = session.scalar(statement.with_for_update() if lock else statement)
     if source is None:
         message = f"No source found with id '{clip(source_id)}' in vector store '{store.id}'."
@@ -322,12 +322,12 @@ def _get(session: Session, call: CallContext, store_id: str, source_id: str, *, 
 
 
 def _check_count(session: Session, store: VectorStore) -> None:
-    full = select(Source.id).where(*_of(store)).offset(_MAX_SOURCES - 1).limit(1)
+    full = select(Source.id).where(*_sources_of(store)).offset(_MAX_SOURCES - 1).limit(1)
     if session.scalar(full) is not None:
         raise InvalidRequest(f"A vector store has at most {_MAX_SOURCES} sources.", code="too_many_sources")
 
 
-def _allowed(call: CallContext, path: str) -> Path:
+def _resolve_folder(call: CallContext, path: str) -> Path:
     """Return the real path of a folder.
 
     Raises: InvalidRequest, if the operator does not allow it.
@@ -344,7 +344,7 @@ def _spec(call: CallContext, body: CreateSource) -> dict[str, Any]:
         glob = body.glob or "**/*"
         if any(part in ("", ".", "..") for part in glob.split("/")):
             raise InvalidRequest("The glob is relative, without '..'.", param="glob", code="invalid_value")
-        return {"path": str(_allowed(call, body.path or "")), "glob": glob}
+        return {"path": str(_resolve_folder(call, body.path or "")), "glob": glob}
     if body.type == "s3":
         bucket, prefix = source_locations.prefix(call.config.source_s3, body.prefix or "")
         return {"prefix": f"s3://{bucket}/{prefix}"}

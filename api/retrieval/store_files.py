@@ -12,18 +12,18 @@ from sqlalchemy.orm import Session
 from api.deps import Call, CallContext
 from api.http.bodies import Body, resource
 from api.http.idempotency import Idempotent
-from api.http.paging import After, Before, Limit20, Order, Page, cursor_details, deleted, find, page
+from api.http.paging import After, Before, Limit20, Order, Page, cursor_details, deletion_details, find, page
 from api.http.space import count_if_due
-from api.retrieval.queries import Attributes, bring_in, get_store, get_store_file
+from api.retrieval.queries import Attributes, get_store, get_store_file, ingest
 from api.retrieval.schemas import (
     ChunkingStrategy,
     CreatedVectorStoreFile,
     FileContentPage,
     VectorStoreFileDeleted,
     VectorStoreFileObject,
+    dump_chunking,
     show_content,
     show_store_file,
-    stored_chunking,
 )
 from api.webhooks.queries import JobWebhook, check_webhook, show_webhook
 from jobs.errors import NightmillError
@@ -63,7 +63,7 @@ class Listing:
         if self.only is not None:
             statement = statement.where(VectorStoreFile.status == self.only)
         details: dict[str, Any] = {"after": self.after, "before": self.before, "limit": self.limit, "order": self.order}
-        deletions = deleted(call, "vector_store.file.delete", store.id)
+        deletions = deletion_details(call, "vector_store.file.delete", store.id)
         rows, more = find(session, statement, VectorStoreFile, **details, among=among, deletions=deletions)
         stages = attachments.stages(session, rows)
         return page(rows, more, lambda row: show_store_file(store, row, stages.get(row.id)))
@@ -104,10 +104,10 @@ def create_vector_store_file(
 
     def make(session: Session) -> VectorStoreFileObject:
         store = get_store(session, call, vector_store_id, alive=True)
-        options = body.attributes, stored_chunking(body.chunking_strategy)
-        bring_in(session, call, store, SINGLE, {body.file_id: options}, once.key, hook)
+        options = body.attributes, dump_chunking(body.chunking_strategy)
+        ingest(session, call, store, SINGLE, {body.file_id: options}, once.key, hook)
         call.record(session, "vector_store.file.create", body.file_id, {"store": store.id})
-        shown = _shown(session, store, get_store_file(session, store, body.file_id))
+        shown = _show_file(session, store, get_store_file(session, store, body.file_id))
         return CreatedVectorStoreFile(**shown.model_dump(), webhook=show_webhook(hook)) if hook else shown
 
     count_if_due(call)
@@ -128,7 +128,7 @@ def retrieve_vector_store_file(
     """Return one file of a store with its status."""
     with call.db.read() as session:
         store = get_store(session, call, vector_store_id)
-        shown = _shown(session, store, get_store_file(session, store, file_id))
+        shown = _show_file(session, store, get_store_file(session, store, file_id))
     if shown.status == attachments.IN_PROGRESS:
         response.headers[POLL_AFTER] = str(POLL_MS)
     return shown
@@ -145,10 +145,10 @@ def update_vector_store_file(
             row.attributes = body.attributes
         row = get_store_file(session, store, file_id)
         call.record(session, "vector_store.file.update", file_id, {"store": store.id})
-        return _shown(session, store, row)
+        return _show_file(session, store, row)
 
 
-def _shown(session: Session, store: VectorStore, row: VectorStoreFile) -> VectorStoreFileObject:
+def _show_file(session: Session, store: VectorStore, row: VectorStoreFile) -> VectorStoreFileObject:
     return show_store_file(store, row, attachments.stages(session, [row]).get(row.id))
 
 

@@ -13,7 +13,7 @@ from api.deps import Call
 from api.errors import clip
 from api.http.bodies import resource
 from api.http.paging import Limit20, Page
-from jobs.db.base import matching, unindexed
+from jobs.db.base import hide_from_index, matching
 from jobs.errors import InvalidRequest
 from jobs.ledger.tables import Audit
 
@@ -84,19 +84,19 @@ def _position(session: Session, project_id: str, after: str) -> tuple[int, int]:
     """Return the time and the number of the row that a page follows. Raises InvalidRequest."""
     match = _ID.fullmatch(after)
     number = int(match[1]) if match else 0
-    at = session.scalar(select(Audit.at).where(Audit.id == number, unindexed(Audit.project_id) == project_id))
+    at = session.scalar(select(Audit.at).where(Audit.id == number, hide_from_index(Audit.project_id) == project_id))
     if at is None:
         raise InvalidRequest(f"No object with id '{clip(after)}'.", param="after", code="invalid_cursor")
     return at, number
 
 
 def _page(rows: Sequence[Audit], *, more: bool) -> Page[AuditLog]:
-    data = [_shown(row) for row in rows]
+    data = [_show_entry(row) for row in rows]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return Page(data=data, first_id=first, last_id=last, has_more=more)
 
 
-def _shown(row: Audit) -> AuditLog:
+def _show_entry(row: Audit) -> AuditLog:
     return AuditLog(
         id=f"{_PREFIX}{row.id}",
         type=row.action,

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from api.deps import Call, CallContext
 from api.errors import clip
 from api.http.bodies import resource
-from api.http.fields import when
+from api.http.fields import unix_seconds
 from api.http.paging import After, Limit20, Order, Page, find, page
 from jobs.errors import NotFound, PermissionDenied
 from jobs.security import keys
@@ -61,7 +61,7 @@ def list_api_keys(call: Call, after: After = None, limit: Limit20 = 20, order: O
     statement = select(ApiKey).where(ApiKey.project_id == call.project_id)
     with call.db.read() as session:
         rows, more = find(session, statement, ApiKey, after=after, limit=limit, order=order)
-    return page(rows, more, _shown)
+    return page(rows, more, _show_key)
 
 
 @router.get("/api_keys/{api_key_id}")
@@ -71,7 +71,7 @@ def retrieve_api_key(call: Call, api_key_id: str) -> ProjectApiKey:
         row = session.get(ApiKey, api_key_id)
         if row is None or row.project_id != call.project_id:
             raise _not_found(api_key_id)
-        return _shown(row)
+        return _show_key(row)
 
 
 @router.post("/api_keys")
@@ -85,7 +85,7 @@ def create_api_key(call: Call) -> NewProjectApiKey:
         project = session.get_one(Project, call.project_id)
         key = keys.create_key(session, project.name, created_by=call.caller.key_id, limit=keys.LIVE_KEYS)
         row = session.get_one(ApiKey, keys.id_of(key))
-        return NewProjectApiKey(value=key, **_shown(row).model_dump())
+        return NewProjectApiKey(value=key, **_show_key(row).model_dump())
 
 
 @router.delete("/api_keys/{api_key_id}")
@@ -127,13 +127,13 @@ def _not_found(key_id: str, *, live: bool = False) -> NotFound:
     return NotFound(f"No {'live ' if live else ''}API key found with id '{clip(key_id)}'.", param="api_key_id")
 
 
-def _shown(key: ApiKey) -> ProjectApiKey:
+def _show_key(key: ApiKey) -> ProjectApiKey:
     return ProjectApiKey(
         id=key.id,
         name=f"key {key.id}",
-        redacted_value=keys.redacted(key.id),
+        redacted_value=keys.redact(key.id),
         manages_keys=key.manages_keys,
         created_by=key.created_by,
         created_at=int(key.created_at),
-        revoked_at=when(key.revoked_at),
+        revoked_at=unix_seconds(key.revoked_at),
     )

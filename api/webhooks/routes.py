@@ -13,7 +13,7 @@ from api.deps import Call, CallContext
 from api.errors import clip
 from api.http.bodies import Body, resource
 from api.http.idempotency import Idempotent
-from api.http.paging import After, Limit20, Order, Page, cursor_details, deleted, find, page
+from api.http.paging import After, Limit20, Order, Page, cursor_details, deletion_details, find, page
 from api.shares import run_in_threadpool
 from api.webhooks.queries import delivery_page
 from api.webhooks.schemas import (
@@ -142,7 +142,7 @@ def create_endpoint(call: Call, once: Idempotent, body: CreateEndpoint) -> Respo
 def list_endpoints(call: Call, after: After = None, limit: Limit20 = 20) -> Page[EndpointObject]:
     """List the project's endpoints."""
     with call.db.read() as session:
-        deletions = deleted(call, "webhook_endpoint.delete")
+        deletions = deletion_details(call, "webhook_endpoint.delete")
         rows, more = find(session, _endpoints(call), WebhookEndpoint, after=after, limit=limit, deletions=deletions)
     return page(rows, more, show_endpoint)
 
@@ -315,7 +315,7 @@ def _unpark(call: CallContext) -> None:
     """Unpark the deliveries that one transaction left, and others that are parked without reason."""
     for _ in range(_UNPARKED_AT_ONCE):
         with call.db.read() as session:
-            parked = webhook_endpoints.wrongly_parked(session, WRITE_ROWS)
+            parked = webhook_endpoints.deliveries_to_resume(session, WRITE_ROWS)
         if not parked:
             return
         with call.db.write() as session:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from api.http.fields import when
+from api.http.fields import unix_seconds
 from jobs.webhooks.tables import Attempt, Delivery, WebhookEndpoint
 
 
@@ -94,7 +94,7 @@ def show_endpoint(endpoint: WebhookEndpoint) -> EndpointObject:
         url=endpoint.url,
         event_types=endpoint.event_types,
         signing_secret_hint=f"…{endpoint.secret[-4:]}",
-        disabled_at=when(endpoint.disabled_at),
+        disabled_at=unix_seconds(endpoint.disabled_at),
         disabled_reason=endpoint.disabled_reason,
     )
 
@@ -112,7 +112,7 @@ def show_delivery(delivery: Delivery, event_type: str | None, attempts: Sequence
         event_type=event_type,
         state=delivery.state,
         created_at=int(delivery.created_at),
-        delivered_at=when(delivery.delivered_at),
+        delivered_at=unix_seconds(delivery.delivered_at),
         next_attempt_at=int(delivery.due_at) if waits else None,
         status_code=delivery.status_code,
         error=delivery.error,

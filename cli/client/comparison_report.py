@@ -11,7 +11,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from jobs.evals.comparison import Comparison, Gap, LeftOut, Pairing
+    from jobs.evals.comparison import Gap, LeftOut, PairedComparison, Pairing
 
 Item = Mapping[str, Any]
 
@@ -54,7 +54,7 @@ def report_page(
     first: str,
     second: str,
     pairing: "Pairing",
-    compared: Sequence[tuple[str, "Comparison"]],
+    compared: Sequence[tuple[str, "PairedComparison"]],
     gaps: Sequence["Gap"],
     worst: Iterable[tuple[Item, Item]],
 ) -> str:
@@ -86,12 +86,12 @@ def report_page(
     )
 
 
-def _table(rows: Sequence["Comparison"]) -> str:
+def _table(rows: Sequence["PairedComparison"]) -> str:
     head = "".join(f"<th>{name}</th>" for name in _HEAD)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(map(_row, rows))}</tbody></table>"
 
 
-def _row(row: "Comparison") -> str:
+def _row(row: "PairedComparison") -> str:
     mark = f' class="{row.verdict}"' if row.is_significant else ""
     numbers = (
         f"<td>{row.items_text}</td><td>{row.first:.3f}</td><td>{row.second:.3f}</td><td{mark}>{row.difference:+.3f}</td>"
@@ -101,7 +101,7 @@ def _row(row: "Comparison") -> str:
     return f"<tr><td>{escape(row.criterion)}</td>{numbers}</tr>"
 
 
-def _bars(rows: Sequence["Comparison"]) -> str:
+def _bars(rows: Sequence["PairedComparison"]) -> str:
     """Return a bar for the mean of each run by each criterion."""
     top = max([1e-9, *(max(abs(row.first), abs(row.second)) for row in rows)])
     lines = []
@@ -165,7 +165,7 @@ def _gaps(gaps: Sequence["Gap"]) -> Iterator[str]:
     yield f"<h2>Gaps between slices</h2><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
-def _slices(compared: Sequence[tuple[str, "Comparison"]]) -> Iterator[str]:
+def _slices(compared: Sequence[tuple[str, "PairedComparison"]]) -> Iterator[str]:
     for group in dict.fromkeys(group for group, _ in compared if group):
         yield f"<h2>Slice: {escape(group)}</h2>{_table([row for name, row in compared if name == group])}"
 

@@ -16,7 +16,7 @@ from cli.errors import CliError
 from cli.up.effective import effective
 from jobs.errors import InvalidRequest
 from jobs.platform.url_guard import parse
-from jobs.webhooks.sending import Outcome, body, check_secret, open_client, post_signed
+from jobs.webhooks.sending import AttemptOutcome, body, check_secret, open_client, post_signed
 from jobs.webhooks.tables import Event
 
 
@@ -58,11 +58,11 @@ class Forwarder:
         self._url = url
         self._config = effective().model_copy(update={"webhook_allow_private": True})
 
-    def post(self, event: Mapping[str, Any]) -> Outcome:
+    def post(self, event: Mapping[str, Any]) -> AttemptOutcome:
         """Post one event of the feed. The id of the event is the `webhook-id`."""
         return asyncio.run(self._post(event))
 
-    async def _post(self, event: Mapping[str, Any]) -> Outcome:
+    async def _post(self, event: Mapping[str, Any]) -> AttemptOutcome:
         content = body(Event(**{name: event[name] for name in ("id", "type", "data", "created_at")}))
         async with open_client(self._config) as client:
             return await post_signed(client, self._url, [self._secret], event["id"], content, sequence=event["seq"])

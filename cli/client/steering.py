@@ -36,10 +36,10 @@ class SteeredDeployment:
         return self._entries("/workers", steering.live_workers)
 
     def pauses(self) -> list[_JSON]:
-        return self._entries("/pauses", lambda session: steering.paused(session, self._aliases()))
+        return self._entries("/pauses", lambda session: steering.describe_pauses(session, self._aliases()))
 
     def quarantines(self) -> list[_JSON]:
-        return self._entries("/quarantines", steering.quarantined)
+        return self._entries("/quarantines", steering.describe_quarantines)
 
     def pause(self, kind: Kind, name: str) -> _JSON:
         return self._run(

@@ -21,7 +21,7 @@ from cli.terminal import moment, say, show_json, show_table
 
 if TYPE_CHECKING:
     from cli.client.eval_import import Origin
-    from jobs.evals.comparison import Comparison
+    from jobs.evals.comparison import PairedComparison
 
 app = Group("Evaluate models on your items, and compare the runs.")
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, as `nightmill evals list` shows it.")]
@@ -395,7 +395,7 @@ def _judge(done: dict[str, Any], bounds: dict[str, float]) -> None:
             raise CliError(f"{result['testing_criteria']}: {_share(result):.3f} of the items pass, less than {bound:g}")
 
 
-def _check_verdicts(rows: Sequence["Comparison"], fail_on: str | None) -> None:
+def _check_verdicts(rows: Sequence["PairedComparison"], fail_on: str | None) -> None:
     """Raise CliError where a criterion is worse, or has the verdict `fail_on`. None accepts all verdicts."""
     refused = [f"{row.criterion}: {row.verdict_text}" for row in rows if row.verdict in ("worse", fail_on)]
     if refused and fail_on is not None:
@@ -416,11 +416,11 @@ def _run_row(run: dict[str, Any]) -> tuple[object, ...]:
     return run["id"], run["eval_id"], run["name"], run["model"] or "-", run["status"], moment(run["created_at"])
 
 
-def _comparison_object(group: str, row: "Comparison") -> dict[str, Any]:
+def _comparison_object(group: str, row: "PairedComparison") -> dict[str, Any]:
     return {"slice": group or None, **asdict(row), "difference": row.difference, "verdict": row.verdict}
 
 
-def _comparison_row(group: str, row: "Comparison") -> tuple[object, ...]:
+def _comparison_row(group: str, row: "PairedComparison") -> tuple[object, ...]:
     means = (f"{row.first:.3f}", f"{row.second:.3f}", f"{row.difference:+.3f}", f"{row.low:+.3f} … {row.high:+.3f}")
     return row.criterion, group or "all", row.items_text, *means, row.better, row.worse, row.p_text, row.verdict_text
 

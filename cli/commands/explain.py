@@ -46,6 +46,6 @@ def _describe_quarantine(job: Snapshot, data_dir: Path | None) -> Iterator[str]:
         if session.get(Job, job.id) is None:
             return
         aliases = Registry.load(running(data_dir)).aliases
-        for row in quarantine.listed(session, aliases.get(job.model, job.model)):
+        for row in quarantine.all_quarantines(session, aliases.get(job.model, job.model)):
             yield from (f"  {line}" for line in quarantine.describe(row))
             yield f"  to fix it: correct what its log says, then `nightmill resume model {row.model}`"

@@ -21,7 +21,7 @@ from jobs.requests.endpoints import EMBEDDINGS
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from jobs.fleet.models_file import Model
+    from jobs.fleet.models_file import ModelConfig
     from jobs.fleet.tables import Model as Shown
     from jobs.settings import Settings
 
@@ -173,7 +173,7 @@ def _own_row(model: dict[str, Any]) -> Sequence[object]:
     return (model["id"], *(serving.get(name, "-") for name in ("model", "queue")), state, serving.get("workers", "-"))
 
 
-def _row(model: "Model") -> dict[str, Any]:
+def _row(model: "ModelConfig") -> dict[str, Any]:
     return {
         "name": model.name,
         "engine": model.engine.value,
@@ -219,7 +219,7 @@ def _drop_empty(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value}
 
 
-def _describe_process(config: "Settings", model: "Model") -> list[str]:
+def _describe_process(config: "Settings", model: "ModelConfig") -> list[str]:
     """Say what starts the process of a model's queue, unless a process of the Procfile serves the queue."""
     from cli.up import procfile
     from cli.up.folder import DataFolder
@@ -252,7 +252,7 @@ def _add_states(session: "Session", rows: Iterable[dict[str, Any]]) -> None:
         row["state"] = model_progress(asdict(known.loading)) if known.loading else known.state.replace("_", " ")
 
 
-def _prompts(model: "Model") -> dict[str, str | None]:
+def _prompts(model: "ModelConfig") -> dict[str, str | None]:
     """Return the prompts that precede queries and passages, for a model that embeds."""
     from jobs.fleet.checkpoint import facts_of
 

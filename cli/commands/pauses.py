@@ -49,7 +49,7 @@ def drain(
     ends = time.monotonic() + timeout
     while True:
         remaining = options.deployment.remaining(kind, name)
-        unacknowledged = acknowledgement.unacknowledged(remaining["heartbeats"])
+        unacknowledged = acknowledgement.pending_workers(remaining["heartbeats"])
         if not (unacknowledged or remaining["running"] or remaining["other_work"]):
             break
         if time.monotonic() > ends:

@@ -61,7 +61,7 @@ def run_batch(
 
 def _save(server: Server, job: Snapshot, requests: Path, results: Path, folder: Path | None) -> None:
     """Write answers and errors of an ended job into one file, in the order of its requests."""
-    from jobs.batches.joining import paired
+    from jobs.batches.joining import join_lines
 
     with tempfile.TemporaryDirectory(dir=folder) as name:
         answers, errors = Path(name) / "answers", Path(name) / "errors"
@@ -70,5 +70,5 @@ def _save(server: Server, job: Snapshot, requests: Path, results: Path, folder: 
             if file_id:
                 server.download(file_id, path)
         with requests.open("rb") as lines, answers.open("rb") as good, errors.open("rb") as bad, whole(results) as out:
-            out.writelines(line for _, line in paired(lines, good, bad))
+            out.writelines(line for _, line in join_lines(lines, good, bad))
     say(f"results: {results}", err=True)

@@ -11,11 +11,11 @@ def usage(options: HostOptions) -> None:
     import jobs.known_kinds  # noqa: F401 (fills the table of kinds)
     from cli.up.effective import effective, opened
     from jobs.security.keys import project_names
-    from jobs.usage.stored_bytes import by_project, sums
+    from jobs.usage.stored_bytes import bytes_by_project, sums
 
     limit = effective(data_dir=options.data_dir).project_max_bytes
     with opened(options.data_dir) as db, db.read() as session:
-        stored = by_project(session)
+        stored = bytes_by_project(session)
         names = project_names(session)
     none = dict.fromkeys(sums(), 0)
     rows = [

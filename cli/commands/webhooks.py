@@ -12,7 +12,7 @@ from cli.options import ServerOptions
 from cli.terminal import say
 
 if TYPE_CHECKING:
-    from jobs.webhooks.sending import Outcome
+    from jobs.webhooks.sending import AttemptOutcome
 
 app = Group("Register endpoints for webhooks, and see the events that they receive.")
 
@@ -67,7 +67,7 @@ def listen(
         say("stopped", err=True)
 
 
-def _show(event: Mapping[str, Any], outcome: "Outcome | None", *, as_json: bool) -> None:
+def _show(event: Mapping[str, Any], outcome: "AttemptOutcome | None", *, as_json: bool) -> None:
     """Print one event and the result of posting it on one line."""
     answer = None if outcome is None else outcome.error or f"status {outcome.status_code}"
     if as_json:

@@ -19,7 +19,7 @@ from cli.up import readiness
 from cli.up.folder import DataFolder
 from cli.up.procfile import CODE
 from cli.up.service import LogFile, Program, Service
-from jobs.platform.secret_files import replaced
+from jobs.platform.secret_files import replace_values
 
 _READY_SECONDS = 180.0
 _STOP_SECONDS = 60.0
@@ -115,7 +115,7 @@ def running(path: Path, options: Sequence[str], environment: Mapping[str, str], 
     folder = DataFolder(path)
     folder.make()
     command = (sys.executable, "-m", "cli", "up", "--data-dir", str(folder.path), "--port", str(port), *options)
-    own = replaced(os.environ, {**dict.fromkeys(_SHARED, ""), **environment})
+    own = replace_values(os.environ, {**dict.fromkeys(_SHARED, ""), **environment})
     program = Program("up", command, own, CODE, folder.logs / "demo-up.log")
     program.log.unlink(missing_ok=True)  # the log of the last run
     service = Service(program)

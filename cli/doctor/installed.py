@@ -13,8 +13,8 @@ from cli.doctor.findings import Finding, Patient, broken, fine, warning
 from cli.up.procfile import CODE
 from jobs.fleet import runtimes
 from jobs.fleet.checkpoint import facts_of
-from jobs.fleet.models_file import EngineKind, Model, ModelsFileError, Registry
-from jobs.fleet.runtimes import Candidate, Record
+from jobs.fleet.models_file import EngineKind, ModelConfig, ModelsFileError, Registry
+from jobs.fleet.runtimes import Candidate, RuntimeRecord
 from jobs.programs import probe_sandbox
 from jobs.requests.endpoints import CHAT, EMBEDDINGS
 from jobs.requests.prompts import Prompts
@@ -185,14 +185,14 @@ def _rewriting(patient: Patient, registry: Registry) -> Iterator[Finding]:
         yield fine("rewrite_query", f"asks {model.name}")
 
 
-def _prompts(model: Model) -> str:
+def _prompts(model: ModelConfig) -> str:
     """Return the prompts of an embedding model in words, empty without prompts."""
     prompts = facts_of(model).prompts if EMBEDDINGS in model.endpoints else Prompts()
     both = (("queries", prompts.query), ("passages", prompts.passage))
     return "".join(f", before {what} {prompt!r}" for what, prompt in both if prompt)
 
 
-def _missing(model: Model, beside: Path) -> str:
+def _missing(model: ModelConfig, beside: Path) -> str:
     source = model.source
     if source.packaged and not find_spec(_PACKAGED.get(source.packaged, source.packaged)):
         return f"its package is not installed ({_PACKAGED.get(source.packaged, source.packaged)})"
@@ -217,7 +217,7 @@ def embeddings(patient: Patient) -> Iterator[Finding]:
         registry = Registry.load(patient.config)
     except ModelsFileError:
         return  # the check of the models reports it
-    records = runtimes.every(runtimes.folder_of(patient.config))
+    records = runtimes.all_records(runtimes.folder_of(patient.config))
     for model in registry.models.values():
         if model.engine is EngineKind.EMBED:
             yield from _chosen(
@@ -225,7 +225,7 @@ def embeddings(patient: Patient) -> Iterator[Finding]:
             )
 
 
-def _chosen(model: Model, records: list[Record], floor: float) -> Iterator[Finding]:
+def _chosen(model: ModelConfig, records: list[RuntimeRecord], floor: float) -> Iterator[Finding]:
     what = f"embeddings of {model.name}"
     args = model.engine_args
     if args.get("runtime", "auto") == "torch" or args.get("dtype", "auto") != "auto":
@@ -238,7 +238,7 @@ def _chosen(model: Model, records: list[Record], floor: float) -> Iterator[Findi
         yield fine(what, f"{record.choice.name} on {record.machine}; {'; '.join(_figures(record))}")
 
 
-def _figures(record: Record) -> Iterator[str]:
+def _figures(record: RuntimeRecord) -> Iterator[str]:
     for candidate in record.candidates:
         reason = f", refused: {candidate.refused}" if candidate.refused else ""
         yield f"{candidate.name} {_describe_measurement(candidate)}{reason}"

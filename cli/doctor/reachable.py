@@ -14,7 +14,7 @@ from cli.doctor.findings import Finding, Patient, broken, fine, warning
 from cli.up import broker as embedded
 from cli.up import readiness
 from cli.up.readiness import answers, is_free
-from jobs.fleet.models_file import Model, ModelsFileError, Registry
+from jobs.fleet.models_file import ModelConfig, ModelsFileError, Registry
 from jobs.inference.admission import FULL, Memory, read_memory
 from jobs.inference.interactive import address, redis_url
 from jobs.platform.processes import alive
@@ -155,9 +155,9 @@ def queues(patient: Patient) -> Iterator[Finding]:
             yield warning(f"queue {queue}", f"no worker serves it: {names} cannot be asked", fix)
 
 
-def _by_queue(patient: Patient) -> dict[str, list[Model]]:
+def _by_queue(patient: Patient) -> dict[str, list[ModelConfig]]:
     """Return the models of each queue."""
-    models: dict[str, list[Model]] = {}
+    models: dict[str, list[ModelConfig]] = {}
     with suppress(ModelsFileError):  # the check of the models reports it
         for model in Registry.load(patient.config).models.values():
             models.setdefault(model.queue, []).append(model)

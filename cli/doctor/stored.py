@@ -111,7 +111,7 @@ def _schema(shown: str, heads: set[str]) -> Finding:
 
 def quarantines(patient: Patient) -> Iterator[Finding]:
     """List the models whose engines died too often and are not started again."""
-    rows = read_database(patient, quarantine.listed) or ()
+    rows = read_database(patient, quarantine.all_quarantines) or ()
     for row in rows:
         fix = f"correct what its log says, then `nightmill resume model {row.model}`"
         yield (warning if row.trial else broken)(f"engine of {row.model}", "; ".join(quarantine.describe(row)), fix)
@@ -119,7 +119,7 @@ def quarantines(patient: Patient) -> Iterator[Finding]:
 
 def tuned_models(patient: Patient) -> Iterator[Finding]:
     """Check that a process serves the tuned models that have weights of their own, if there are any."""
-    whole = read_database(patient, models.count_whole)
+    whole = read_database(patient, models.count_full_models)
     if whole and not read_database(patient, partial(workers.alive, queue=Queue.TUNED)):
         message = f"{whole} with weights of their own, and no process serves such models"
         yield warning("tuned models", message, "`nightmill up --with tuned`, or `python -m workers tuned`")

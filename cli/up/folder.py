@@ -148,7 +148,7 @@ class DataFolder:
             if processes.environment(pid).get(SUPERVISED) == str(self.path)
             or (_member(process, sessions, table) and processes.executable(pid) == interpreter)
         }
-        return processes.with_descendants(roots, table) - {os.getpid()}
+        return processes.add_descendants(roots, table) - {os.getpid()}
 
     def _recorded_sessions(self) -> dict[int, int]:
         """Return the sessions of the last run with the start times of their leaders, if they are of this boot."""

@@ -19,7 +19,7 @@ from cli.up.readiness import is_free, reachable_url
 from cli.up.service import Program, Service
 from cli.up.supervisor import Hooks, Plan, Supervisor, Wakeups, stop_seconds
 from jobs.fleet.models_file import EngineKind, Models, ModelsFileError, Registry
-from jobs.platform.secret_files import replaced
+from jobs.platform.secret_files import replace_values
 from jobs.queues import Queue
 from jobs.settings import Settings
 
@@ -133,10 +133,10 @@ class Installation:
         return make
 
     def _program(self, line: procfile.Line) -> Program:
-        environment = replaced(os.environ, {**self.environment(), **line.environment})
+        environment = replace_values(os.environ, {**self.environment(), **line.environment})
         if line.name == _FLOWER:  # not in a command line: every user can read those
             login = f"{FLOWER_USER}:{self.folder.flower_password()}"
-            environment = replaced(environment, {"FLOWER_BASIC_AUTH": login})
+            environment = replace_values(environment, {"FLOWER_BASIC_AUTH": login})
         return Program(line.name, line.program, environment, self.root, self.folder.logs / f"{line.name}.log")
 
     def environment(self) -> Mapping[str, str]:

@@ -34,7 +34,7 @@ def strays(known: Collection[int], ended: int = 0) -> set[int]:
         if (ended and process.session == ended)
         or (process.parent == me and process.pid not in known and process.session not in known)
     }
-    return {pid for pid in processes.with_descendants(roots, table) if pid in table and not table[pid].zombie}
+    return {pid for pid in processes.add_descendants(roots, table) if pid in table and not table[pid].zombie}
 
 
 def kill_strays(known: Collection[int], ended: int = 0, patience: float = 5.0) -> bool:

@@ -17,7 +17,7 @@ from cli.errors import CliError
 from jobs.queues import POOL_QUEUES, command_for
 
 if TYPE_CHECKING:
-    from jobs.fleet.models_file import Model
+    from jobs.fleet.models_file import ModelConfig
 
 RELEASE = "release"
 #: The Procfile of this package.
@@ -71,7 +71,7 @@ def queue_of(line: Line) -> str:
     return queues[0] if queues else POOL_QUEUES.get(pool, "")
 
 
-def lines_for(models: "Iterable[Model]", lines: Sequence[Line]) -> list[Line]:
+def lines_for(models: "Iterable[ModelConfig]", lines: Sequence[Line]) -> list[Line]:
     """Return a line for each queue of `models` that none of `lines` serves."""
     served = set(map(queue_of, lines))
     embeds: dict[str, bool] = {}

@@ -47,7 +47,7 @@ LENGTH: Final = "length"
 ALL: Final = "all"
 
 
-class Batch(Payload):
+class BatchPayload(Payload):
     """Answer every line of the input, or `which` lines of the job that this one retries.
 
     `overrides` are laid over each line's body. `dedupe` lets identical requests be computed once.
@@ -59,7 +59,7 @@ class Batch(Payload):
     overrides: dict[str, Any] = Field(default_factory=dict)
     which: Which = FAILED
 
-    def stored(self) -> dict[str, Any]:
+    def to_payload(self) -> dict[str, Any]:
         """Return the payload without defaults, so that a worker of an earlier version can read it."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
@@ -86,7 +86,7 @@ class BatchRequest(BaseModel):
 
 def job_of(request: BatchRequest, project_id: str, *, not_before: float | None = None, **columns: Any) -> Job:
     """Make a job, not submitted yet and without an input path. Its window begins when the job may begin."""
-    payload = Batch(dedupe=request.dedupe, output_expires_seconds=request.output_expires_seconds)
+    payload = BatchPayload(dedupe=request.dedupe, output_expires_seconds=request.output_expires_seconds)
     created_at = now()
     metadata: dict[str, Any] = (
         {"metadata_": request.metadata} if request.metadata is not None else {}
@@ -96,7 +96,7 @@ def job_of(request: BatchRequest, project_id: str, *, not_before: float | None =
         project_id=project_id,
         kind=ENDPOINTS[request.endpoint],
         endpoint=request.endpoint,
-        payload=payload.stored(),
+        payload=payload.to_payload(),
         input_file_id=request.input_file_id,
         priority=request.priority,
         window=request.completion_window,
@@ -172,7 +172,7 @@ def last_run(session: Session, job: Job, which: Which) -> tuple[Job | None, Whic
     No job is returned where no line was ever run.
     """
     while job.in_progress_at is None:
-        which = Batch.model_validate(job.payload).which
+        which = BatchPayload.model_validate(job.payload).which
         if job.retry_of is None:
             return None, which
         before = session.get(Job, job.retry_of)
@@ -203,23 +203,23 @@ def results_known(session: Session, job: Job, which: Which) -> bool:
     return which != LENGTH or not session.scalar(select(unknown))
 
 
-def results_expired(job: Job) -> str:
+def expiry_message(job: Job) -> str:
     return f"What became of the lines of job '{job.id}' is not known any more. Submit its input as a new batch."
 
 
 def _retry(session: Session, request: Retry) -> Job:
     """Submit a batch over the same input, for the requested lines."""
     old = request.job
-    _check_known(session, old, request.which)
+    _check_results(session, old, request.which)
     created_at, window = now(), request.window or old.window
-    payload = Batch.model_validate(old.payload)
+    payload = BatchPayload.model_validate(old.payload)
     overrides = {**payload.overrides, **request.overrides}
     _check_overrides(overrides, old.endpoint)
     job = Job(
         id=new_id(PREFIX),
         project_id=old.project_id,
         input_path=request.lock_input(session).path,
-        payload=payload.model_copy(update={"overrides": overrides, "which": request.which}).stored(),
+        payload=payload.model_copy(update={"overrides": overrides, "which": request.which}).to_payload(),
         priority=old.priority if request.priority is None else request.priority,
         window=window,
         created_at=created_at,
@@ -232,10 +232,10 @@ def _retry(session: Session, request: Retry) -> Job:
     return ledger.submit(session, job, actor=request.actor)
 
 
-def _check_known(session: Session, old: Job, which: Which) -> None:
+def _check_results(session: Session, old: Job, which: Which) -> None:
     first, which = last_run(session, old, which)
     if first is not None and not results_known(session, first, which):
-        raise InvalidRequest(results_expired(first), code=RESULTS_EXPIRED)
+        raise InvalidRequest(expiry_message(first), code=RESULTS_EXPIRED)
 
 
 def _check_overrides(overrides: dict[str, Any], endpoint: str) -> None:
@@ -264,13 +264,20 @@ def _invalid(name: str, message: str, code: str) -> InvalidRequest:
 
 def _kind(name: str, label: str, queue: Queue) -> Kind:
     return Kind(
-        name, label, PREFIX, Batch, EVENTS, resources=("batches", "throughput", "files"), run_queue=queue, retry=_retry
+        name,
+        label,
+        PREFIX,
+        BatchPayload,
+        EVENTS,
+        resources=("batches", "throughput", "files"),
+        run_queue=queue,
+        retry=_retry,
     )
 
 
 KINDS: Final = (
-    _kind("generation", "Batch", Queue.GENERATE),
-    _kind("embedding", "Batch of embeddings", Queue.EMBED),
-    _kind("reranking", "Batch of rankings", Queue.EMBED),
+    _kind("generation", "BatchPayload", Queue.GENERATE),
+    _kind("embedding", "BatchPayload of embeddings", Queue.EMBED),
+    _kind("reranking", "BatchPayload of rankings", Queue.EMBED),
 )
 NAMES: Final = frozenset(kind.name for kind in KINDS)

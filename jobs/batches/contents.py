@@ -35,7 +35,7 @@ _SLICE: Final = 1 << 16  # characters that are tokenised together
 Body = Mapping[str, msgspec.Raw]
 
 
-class Budget:
+class LineBudget:
     """Processor time for one kind of check, in seconds."""
 
     def __init__(self, seconds: float) -> None:
@@ -59,7 +59,7 @@ class Contents:
 
     def __init__(self, endpoint: str, contexts: Mapping[str, tuple[int, str]], seconds: float = CPU_SECONDS) -> None:
         self._endpoint, self._contexts = endpoint, contexts
-        self._schemas, self._lengths = Budget(seconds), Budget(seconds)
+        self._schemas, self._lengths = LineBudget(seconds), LineBudget(seconds)
         self._faults: dict[bytes, str | None] = {}  # of schemas, by digest
 
     def error_of(self, model: str, number: int, body: Body) -> Bad | None:
@@ -145,10 +145,10 @@ def _parameters(where: str, function: Mapping[str, Any]) -> Iterator[tuple[str, 
 
 
 def _fault_of(raw: bytes) -> str | None:
-    from jobs.requests.json_schemas import InvalidJsonSchema, as_invalid_schema, validator_of
+    from jobs.requests.json_schemas import InvalidJsonSchema, translate_errors, validator_of
 
     try:
-        with as_invalid_schema():
+        with translate_errors():
             validator_of(raw)
     except InvalidJsonSchema as error:
         return str(error)

@@ -123,12 +123,14 @@ class Join:
                 raise Unjoinable(f"The result of '{head.custom_id}' has no line in the input file.")
 
 
-def paired(inputs: Iterable[bytes], outputs: Iterable[bytes], errors: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
+def join_lines(
+    inputs: Iterable[bytes], outputs: Iterable[bytes], errors: Iterable[bytes]
+) -> Iterator[tuple[bytes, bytes]]:
     """Yield the pairs of a `Join` from the beginning."""
     return iter(Join(inputs, outputs, errors))
 
 
-def joined(
+def join_rows(
     inputs: Iterable[bytes], outputs: Iterable[bytes], errors: Iterable[bytes], overrides: Row | None = None
 ) -> Iterator[Row]:
     """Yield one row for each result, from the beginning."""
@@ -142,7 +144,7 @@ def rows_of(join: Join, overrides: Row | None = None, chosen: Filter = ALL) -> I
         Unjoinable: a result has no input line, or a line is nested too deeply.
     """
     for line, answer in join:
-        if row := _chosen_row(line, answer, overrides, chosen):
+        if row := _select_row(line, answer, overrides, chosen):
             yield row
 
 
@@ -156,7 +158,7 @@ def page_of(join: Join, overrides: Row | None, chosen: Filter, limit: int) -> li
     kept = read = 0
     for line, answer in join:
         read += len(line) + len(answer)
-        if row := _chosen_row(line, answer, overrides, chosen):
+        if row := _select_row(line, answer, overrides, chosen):
             page.append((join.cursor, row))
             kept += len(line) + len(answer)
         if len(page) == limit or kept > PAGE_BYTES or read > SCANNED_BYTES:
@@ -164,7 +166,7 @@ def page_of(join: Join, overrides: Row | None, chosen: Filter, limit: int) -> li
     return page
 
 
-def _chosen_row(line: bytes, answer: bytes, overrides: Row | None, chosen: Filter) -> Row | None:
+def _select_row(line: bytes, answer: bytes, overrides: Row | None, chosen: Filter) -> Row | None:
     if chosen.custom_id not in (None, lines.id_of(line)):
         return None
     try:
@@ -209,7 +211,7 @@ class _Head:
             raise Unjoinable(f"A result cannot be read: {self.line[:100]!r}")
 
 
-def _whole(digits: str) -> int | str:
+def _parse_integer(digits: str) -> int | str:
     """Return `digits` as an integer, or unchanged where Python refuses to convert so many."""
     try:
         return int(digits)
@@ -217,7 +219,7 @@ def _whole(digits: str) -> int | str:
         return digits
 
 
-_load = partial(json.loads, parse_int=_whole)
+_load = partial(json.loads, parse_int=_parse_integer)
 
 
 def _row(request: Row, result: Row) -> Row:

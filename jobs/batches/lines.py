@@ -98,7 +98,7 @@ class Bad:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class InputLine:
     """A raw line with its physical number (from 1), offset and length in bytes; `raw` is None when it is too long."""
 
     number: int
@@ -107,7 +107,7 @@ class Text:
     raw: bytes | None
 
 
-def read(handle: BinaryIO, max_bytes: int = MAX_LINE_BYTES) -> Iterator[Text]:
+def read(handle: BinaryIO, max_bytes: int = MAX_LINE_BYTES) -> Iterator[InputLine]:
     """Yield the lines that are not blank. A line longer than `max_bytes` is skipped without being held."""
     offset = number = 0
     while raw := handle.readline(max_bytes + 1):
@@ -119,20 +119,20 @@ def read(handle: BinaryIO, max_bytes: int = MAX_LINE_BYTES) -> Iterator[Text]:
             if rest.endswith(b"\n"):
                 break
         if too_long:
-            yield Text(number, offset, length, None)
+            yield InputLine(number, offset, length, None)
         elif text := (raw.removeprefix(BOM) if number == 1 else raw).strip(_BLANK):
-            yield Text(number, offset, length, text)
+            yield InputLine(number, offset, length, text)
         offset += length
 
 
-def written(raws: Iterable[bytes | Bad], max_bytes: int = MAX_LINE_BYTES) -> Iterator[Text | Bad]:
+def number_lines(raws: Iterable[bytes | Bad], max_bytes: int = MAX_LINE_BYTES) -> Iterator[InputLine | Bad]:
     """Yield lines as `read` will yield those of the file to which they are written, one after the other."""
     offset = 0
     for number, raw in enumerate(raws, 1):
         if isinstance(raw, Bad):
             yield raw
             continue
-        yield Text(number, offset, len(raw) + 1, None if len(raw) > max_bytes else raw)
+        yield InputLine(number, offset, len(raw) + 1, None if len(raw) > max_bytes else raw)
         offset += len(raw) + 1
 
 
@@ -142,7 +142,7 @@ def split(data: bytes) -> list[bytes]:
     return [line for line in lines if line]
 
 
-class Checker:
+class LineChecker:
     """A checker of the lines of one file for one endpoint. Duplicate ids are found at the end, by `duplicates`."""
 
     def __init__(self, endpoint: str) -> None:
@@ -151,7 +151,7 @@ class Checker:
         self.model: str | None = None
         self.ids = Fingerprints()
 
-    def check(self, text: Text) -> Good | Bad:
+    def check(self, text: InputLine) -> Good | Bad:
         if text.raw is None:
             return Bad("line_too_long", "This line is too long.", text.number)
         try:
@@ -179,15 +179,15 @@ class Checker:
             return Bad("streaming_unsupported", message, number, "body.stream")
         if bytes(getattr(body, self.required)) in (b"", b"null"):
             return Bad("invalid_request", self._missing, number, f"body.{self.required}")
-        return self._same_model(number, body.model)
+        return self._check_model(number, body.model)
 
-    def _same_model(self, number: int, model: str) -> Bad | None:
+    def _check_model(self, number: int, model: str) -> Bad | None:
         if self.model is None:
             self.model = model
         if model == self.model:
             return None
-        message = f"All requests of a batch must use one model; this one asks for '{quoted(model)}', the first for "
-        return Bad("model_mismatch", f"{message}'{quoted(self.model)}'.", number, "body.model")
+        message = f"All requests of a batch must use one model; this one asks for '{quote(model)}', the first for "
+        return Bad("model_mismatch", f"{message}'{quote(self.model)}'.", number, "body.model")
 
     def _explain(self, number: int, raw: bytes) -> Bad:
         unparsable = Bad("invalid_json_line", "This line is not parseable as valid JSON.", number)
@@ -269,7 +269,7 @@ def id_of(raw: bytes | None) -> str | None:
         return None
 
 
-def check_alone(endpoint: str, body: dict[str, Any]) -> None:
+def check_self_contained(endpoint: str, body: dict[str, Any]) -> None:
     """Refuse a line that needs earlier turns, or an answer in the background. Raises InvalidRequest."""
     for name in ELSEWHERE if endpoint == RESPONSES else ():
         if body.get(name) not in (None, False):
@@ -285,7 +285,7 @@ def disable_storage(endpoint: str, body: dict[str, Any]) -> None:
         body.pop("metadata", None)
 
 
-def quoted(text: str) -> str:
+def quote(text: str) -> str:
     """Return a text of the file as an error message quotes it: shortened, because a file's errors are stored."""
     return text if len(text) <= _QUOTED else text[:_QUOTED] + "…"
 

@@ -30,7 +30,7 @@ class Failure:
     is_permanent: bool
 
 
-def answered(lines: Iterable[bytes], counts: Mapping[str, int]) -> dict[str, list[str]]:
+def answer_examples(lines: Iterable[bytes], counts: Mapping[str, int]) -> dict[str, list[str]]:
     """Return the beginnings of answers by finish reason and EMPTY. `counts` counts the lines of each."""
 
     def texts_of(result: Row) -> Iterator[tuple[str, str]]:
@@ -39,10 +39,10 @@ def answered(lines: Iterable[bytes], counts: Mapping[str, int]) -> dict[str, lis
             text = short(answer) if isinstance(answer, str) and word != EMPTY else ""
             yield word, f"{short(result['custom_id'])}: {text}" if text else short(result["custom_id"])
 
-    return _collected(lines, counts, texts_of)
+    return _collect(lines, counts, texts_of)
 
 
-def failed(lines: Iterable[bytes], counts: Mapping[str, int]) -> dict[str, Failure]:
+def failure_examples(lines: Iterable[bytes], counts: Mapping[str, int]) -> dict[str, Failure]:
     """Return the failures by code."""
     permanent: set[str] = set()
 
@@ -53,7 +53,7 @@ def failed(lines: Iterable[bytes], counts: Mapping[str, int]) -> dict[str, Failu
                 permanent.add(code)
             yield code, f"{short(result['custom_id'])}: {short(message)}"
 
-    examples = _collected(lines, counts, texts_of)
+    examples = _collect(lines, counts, texts_of)
     return {code: Failure(texts, code in permanent) for code, texts in examples.items()}
 
 
@@ -86,7 +86,7 @@ def short(message: str | None) -> str:
     return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
 
 
-def _collected(
+def _collect(
     lines: Iterable[bytes], counts: Mapping[str, int], texts_of: Callable[[Row], Iterable[tuple[str, str]]]
 ) -> dict[str, list[str]]:
     """Return at most EXAMPLES texts for each name of `counts`; read no more lines than that takes."""

@@ -64,7 +64,7 @@ _wishes = msgspec.json.Decoder(_Wishes)
 
 
 @dataclass(slots=True)
-class Findings:
+class BatchFindings:
     """The contents of the file. `truncated`: it has more errors than are named."""
 
     total: int = 0
@@ -87,10 +87,10 @@ def main() -> None:
     json.dump(asdict(check(dry_run)), sys.stdout)
 
 
-def check(dry_run: DryRun) -> Findings:
+def check(dry_run: DryRun) -> BatchFindings:
     """Check a whole file as planning would, and the fields of its lines that only Nightmill knows."""
-    findings = Findings()
-    checker, contents = lines.Checker(dry_run.endpoint), Contents(dry_run.endpoint, dry_run.contexts)
+    findings = BatchFindings()
+    checker, contents = lines.LineChecker(dry_run.endpoint), Contents(dry_run.endpoint, dry_run.contexts)
     storage = open_storage(dry_run.storage)
     if storage.size(dry_run.path) > dry_run.max_bytes:
         findings.complain(lines.Bad("file_too_large", f"The input file exceeds {dry_run.max_bytes} bytes."))
@@ -108,7 +108,9 @@ def check(dry_run: DryRun) -> Findings:
     return findings
 
 
-def _judge(handle: BinaryIO, checker: lines.Checker, contents: Contents, dry_run: DryRun, findings: Findings) -> None:
+def _judge(
+    handle: BinaryIO, checker: lines.LineChecker, contents: Contents, dry_run: DryRun, findings: BatchFindings
+) -> None:
     for text in lines.read(handle):
         findings.total += 1
         findings.bytes += text.length
@@ -122,7 +124,7 @@ def _judge(handle: BinaryIO, checker: lines.Checker, contents: Contents, dry_run
         findings.first_line = findings.first_line or text.number
 
 
-def _error(model: str, contents: Contents, dry_run: DryRun, text: lines.Text) -> lines.Bad | None:
+def _error(model: str, contents: Contents, dry_run: DryRun, text: lines.InputLine) -> lines.Bad | None:
     """Return the error of a line that planning accepts and that would fail, or be refused by its engine."""
     engine, body = dry_run.engines.get(model, ""), _named.decode(text.raw or b"").body
     return (
@@ -132,14 +134,14 @@ def _error(model: str, contents: Contents, dry_run: DryRun, text: lines.Text) ->
     )
 
 
-def _line_error(endpoint: str, text: lines.Text) -> lines.Bad | None:
+def _line_error(endpoint: str, text: lines.InputLine) -> lines.Bad | None:
     """Return the error of a line for which it would fail by itself, after planning has accepted it."""
     raw = text.raw or b""
     try:
         if endpoint in PROMPT and _wishes.decode(raw).body.asks:
             body = msgspec.json.decode(lines.working.decode(raw).body)
             context_options_of(endpoint, body)
-            lines.check_alone(endpoint, body)
+            lines.check_self_contained(endpoint, body)
     except InvalidRequest as error:
         return lines.Bad(error.code or "invalid_value", error.message, text.number, f"body.{error.param}")
     except (msgspec.MsgspecError, RecursionError):  # the engine will refuse it
@@ -161,10 +163,10 @@ def _unknown(engine: str, endpoint: str, number: int, body: Mapping[str, msgspec
     name = fields.unknown(engine, endpoint, (name for name, value in body.items() if bytes(value) != b"null"))
     if name is None:
         return None
-    return lines.Bad(fields.CODE, fields.message(name), number, f"body.{fields.quoted(name)}")
+    return lines.Bad(fields.CODE, fields.message(name), number, f"body.{fields.quote(name)}")
 
 
-def _judge_totals(dry_run: DryRun, findings: Findings) -> None:
+def _judge_totals(dry_run: DryRun, findings: BatchFindings) -> None:
     if findings.total > dry_run.max_lines:
         findings.complain(lines.Bad("too_many_requests", f"The input file has more than {dry_run.max_lines} requests."))
     if dry_run.endpoint == EMBEDDINGS and findings.inputs > dry_run.max_lines:

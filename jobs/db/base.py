@@ -30,7 +30,7 @@ class Base(DeclarativeBase):
     }
 
 
-def unindexed(column: Any) -> ColumnElement[str]:
+def hide_from_index(column: Any) -> ColumnElement[str]:
     """Return a column of text as an expression, for a condition by which the database shall take no index.
 
     SQLite is given no statistics: of two conditions it may take the index of the one that nearly every row meets.
@@ -41,7 +41,10 @@ def unindexed(column: Any) -> ColumnElement[str]:
 def matching(model: type[Base], values: Mapping[str, str], *, indexed: Collection[str]) -> list[ColumnElement[bool]]:
     """Return the condition of each column, by its name, to have its value; only those of `indexed` show an index."""
     columns = {name: getattr(model, name) for name in values}
-    return [(columns[name] if name in indexed else unindexed(columns[name])) == value for name, value in values.items()]
+    return [
+        (columns[name] if name in indexed else hide_from_index(columns[name])) == value
+        for name, value in values.items()
+    ]
 
 
 def table_of(model: type[Base]) -> Table:

@@ -147,13 +147,13 @@ UNSEEN: Mapping[str, Any] = {"synchronize_session": False}
 RETURNED: Mapping[str, Any] = {"synchronize_session": False, "populate_existing": True}
 
 
-def affected_rows(session: Session, statement: Executable, execution_options: Mapping[str, Any] = {}) -> int:
+def execute_and_count(session: Session, statement: Executable, execution_options: Mapping[str, Any] = {}) -> int:
     """Execute an INSERT, UPDATE or DELETE, and return the number of rows that it added, changed or removed."""
     result = session.execute(statement, execution_options=execution_options)
     return cast("CursorResult[Any]", result).rowcount
 
 
-def in_pages(ids: Iterable[str]) -> Iterator[list[str]]:
+def page_ids(ids: Iterable[str]) -> Iterator[list[str]]:
     """Yield the ids in order, as many at a time as a statement takes."""
     ordered = sorted(ids)
     return (ordered[start : start + WRITE_ROWS] for start in range(0, len(ordered), WRITE_ROWS))

@@ -43,14 +43,14 @@ _BEGIN_SESSION = "SELECT pg_backend_pid(), " + ", ".join(
 def answers(host: str, port: int, seconds: float) -> bool:
     """Return whether a PostgreSQL server answers, and not merely a port that takes connections."""
     try:
-        with closing(_connected(host, port, seconds)) as probe:
+        with closing(_connect(host, port, seconds)) as probe:
             probe.sendall(_SSL_REQUEST)
             return bool(probe.recv(1))
     except OSError:
         return False
 
 
-def _connected(host: str, port: int, seconds: float) -> socket.socket:
+def _connect(host: str, port: int, seconds: float) -> socket.socket:
     if not host.startswith("/"):
         return socket.create_connection((host, port), seconds)
     made = socket.socket(socket.AF_UNIX)
@@ -119,10 +119,10 @@ class Watched(psycopg.Connection[Any]):
             self.prepare_threshold = None
 
     def wait(self, gen: PQGen[R], interval: float = _INTERVAL, timeout: float | None = None) -> R:
-        watched = gen if self.probe is None else self._probed(gen, self.probe)
+        watched = gen if self.probe is None else self._wait_with_probe(gen, self.probe)
         return super().wait(watched, interval, timeout)
 
-    def _probed(self, gen: PQGen[R], probe: ServerProbe) -> Generator[Any, Any, R]:
+    def _wait_with_probe(self, gen: PQGen[R], probe: ServerProbe) -> Generator[Any, Any, R]:
         """Run `gen`, and probe the server after each `probe.interval` without a byte."""
         received = probed = time.monotonic()
         ready: Any = None

@@ -89,7 +89,7 @@ class WriterLock:
         began = time.monotonic()
         state = self._state()
         with ExitStack() as inside:
-            with self._announced(state):
+            with self._announce(state):
                 if not self._is_next(state):
                     state.timed_out = True
                     raise DatabaseBusy
@@ -150,7 +150,7 @@ class WriterLock:
             self._leave(state)
 
     @contextmanager
-    def _announced(self, state: ProcessState) -> Iterator[None]:
+    def _announce(self, state: ProcessState) -> Iterator[None]:
         """Announce that an urgent thread waits, without waiting for that: at worst this process has no precedence."""
         if not self._urgent:
             yield

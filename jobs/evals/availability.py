@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from jobs.errors import InvalidRequest, Unavailable
 from jobs.evals.graders import Grader
-from jobs.evals.graders.base import Deployment, Ports, RunPython
+from jobs.evals.graders.base import GradingParts, Ports, RunPython
 from jobs.evals.text_metrics import DEBIAN_WORDNET, open_wordnet
 from jobs.fleet import workers
 from jobs.fleet.models_file import EngineKind, Registry
@@ -15,11 +15,11 @@ from jobs.queues import Queue
 from jobs.settings import Settings
 
 
-def deployment_of(session: Session, config: Settings, registry: Registry) -> Deployment:
+def deployment_of(session: Session, config: Settings, registry: Registry) -> GradingParts:
     """Return what this deployment has, as far as the workers of `cpu.evaluate` have said."""
     model = registry.embedder(config.embedding_model)
     configured = registry.models.get(registry.aliases.get(model or "", model or ""))
-    return Deployment(
+    return GradingParts(
         runs_python=_runs_python(session),
         has_wordnet=_wordnet(config) is not None,
         embedding_model=model,
@@ -51,7 +51,7 @@ def _wordnet(config: Settings) -> Path | None:
     return folder if (folder / "data.noun").exists() else None
 
 
-def check_available(grader: Grader, deployment: Deployment, param: str, *, waits: bool = False) -> None:
+def check_available(grader: Grader, deployment: GradingParts, param: str, *, waits: bool = False) -> None:
     """Check that the deployment can run a grader, which the field `param` of a request defines.
 
     With `waits` a part that a worker may still have is no reason to refuse: what the grader is for waits for it.

@@ -43,7 +43,7 @@ class Classification:
 
     def of_label(self, label: str) -> LabelMetrics:
         """Return the metrics of one label; what has no value, such as the precision of no prediction, is 0."""
-        hits, support, predicted = self._counts[label, label], self._support(label), self._predicted(label)
+        hits, support, predicted = self._counts[label, label], self._support(label), self._predictions(label)
         f1 = _share(2 * hits, support + predicted)
         return LabelMetrics(_share(hits, predicted), _share(hits, support), f1, support)
 
@@ -72,14 +72,14 @@ class Classification:
         (Cohen: A coefficient of agreement for nominal scales, Educational and Psychological Measurement 20, 1960).
         """
         total = self._counts.total()
-        chance = _share(sum(self._support(label) * self._predicted(label) for label in self.labels), total**2)
+        chance = _share(sum(self._support(label) * self._predictions(label) for label in self.labels), total**2)
         kappa = (self.accuracy - chance) / (1 - chance) if total and chance < 1 else None
         return {"items": total, "share": self.accuracy if total else None, "kappa": kappa}
 
     def _support(self, label: str) -> int:
         return sum(self._row(label)) + self._counts[label, None]
 
-    def _predicted(self, label: str) -> int:
+    def _predictions(self, label: str) -> int:
         return sum(self._counts[expected, label] for expected in self.labels)
 
     def _row(self, expected: str) -> list[int]:

@@ -61,7 +61,7 @@ class Graded:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class ItemPair:
     """A sample of an item in both runs. Samples of one item have the same number `item`."""
 
     item: int
@@ -90,8 +90,8 @@ class Pairing:
     """
 
     criteria: list[str]
-    pairs: list[Pair]
-    slices: dict[str, list[Pair]]
+    pairs: list[ItemPair]
+    slices: dict[str, list[ItemPair]]
     only_first: LeftOut
     only_second: LeftOut
 
@@ -102,7 +102,7 @@ class Pairing:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class PairedComparison:
     """Two runs by one criterion, over the `items` that both could grade, of which there are `samples` pairs.
 
     `first` and `second` are means over the items. `low` and `high` bound the difference of the means. `better` and
@@ -181,16 +181,16 @@ def pair_items(first: Items, second: Items, slice_by: str = "") -> Pairing:
     """
     positions: dict[str, int] = {}
     numbers: dict[bytes, int] = {}
-    unpaired = {key: _graded(item, positions) for key, item in _by_key(first)}
-    pairs: list[Pair] = []
-    slices: dict[str, list[Pair]] = {}
+    unpaired = {key: _read_grades(item, positions) for key, item in _key_items(first)}
+    pairs: list[ItemPair] = []
+    slices: dict[str, list[ItemPair]] = {}
     only_first, only_second = LeftOut(), LeftOut()
-    for key, item in _by_key(second):
-        graded, partner = _graded(item, positions), unpaired.pop(key, None)
+    for key, item in _key_items(second):
+        graded, partner = _read_grades(item, positions), unpaired.pop(key, None)
         if partner is None:
             only_second.add(graded)
             continue
-        pairs.append(Pair(numbers.setdefault(key[:_HASHED], len(numbers)), partner, graded))
+        pairs.append(ItemPair(numbers.setdefault(key[:_HASHED], len(numbers)), partner, graded))
         if slice_by:
             slices.setdefault(_value_at(item["datasource_item"], slice_by), []).append(pairs[-1])
         if len(slices) > MAX_SLICES:
@@ -200,7 +200,7 @@ def pair_items(first: Items, second: Items, slice_by: str = "") -> Pairing:
     return Pairing([OVERALL, *positions], pairs, dict(sorted(slices.items())), only_first, only_second)
 
 
-def _by_key(items: Items) -> Iterator[tuple[bytes, Mapping[str, Any]]]:
+def _key_items(items: Items) -> Iterator[tuple[bytes, Mapping[str, Any]]]:
     """Yield each item with the hash of its contents and the number of equal items before it."""
     seen = Counter[bytes]()
     for item in items:
@@ -214,7 +214,7 @@ def key_of(item: Mapping[str, Any]) -> bytes:
     return hashlib.sha256(json.dumps(item, sort_keys=True, separators=(",", ":")).encode()).digest()
 
 
-def _graded(item: Mapping[str, Any], positions: dict[str, int]) -> Graded:
+def _read_grades(item: Mapping[str, Any], positions: dict[str, int]) -> Graded:
     """Return what is held of an output item. A criterion that is not among the `positions` gets the next one."""
     status = item["status"]
     scores = array("d", [math.nan if status == "error" else float(status == "pass")])
@@ -233,12 +233,14 @@ def _value_at(item: Mapping[str, Any], path: str) -> str:
     return "(none)" if value is None else str(value)
 
 
-def compare(criteria: Sequence[str], pairs: Sequence[Pair]) -> list[Comparison]:
+def compare(criteria: Sequence[str], pairs: Sequence[ItemPair]) -> list[PairedComparison]:
     """Compare two runs by each criterion that both have, and by whether items pass all criteria."""
     return _decide(_scores(criteria, pairs))
 
 
-def compare_slices(criteria: Sequence[str], slices: Mapping[str, Sequence[Pair]]) -> list[tuple[str, Comparison]]:
+def compare_slices(
+    criteria: Sequence[str], slices: Mapping[str, Sequence[ItemPair]]
+) -> list[tuple[str, PairedComparison]]:
     """Compare two runs in each slice. The p-values are corrected for all slices and criteria together."""
     columns = [(value, column) for value, pairs in slices.items() for column in _scores(criteria, pairs)]
     values = [value for value, _ in columns]
@@ -257,7 +259,7 @@ class _Scores:
     p_value: float
 
 
-def _scores(criteria: Sequence[str], pairs: Sequence[Pair]) -> list[_Scores]:
+def _scores(criteria: Sequence[str], pairs: Sequence[ItemPair]) -> list[_Scores]:
     """Return the scores by each criterion of which both runs have any."""
     columns = []
     for position, criterion in enumerate(criteria):
@@ -278,7 +280,7 @@ def _item_means(items: Sequence[int], scores: Sequence[float]) -> Any:
     return np.bincount(numbers, scores) / np.bincount(numbers)
 
 
-def _decide(columns: Sequence[_Scores]) -> list[Comparison]:
+def _decide(columns: Sequence[_Scores]) -> list[PairedComparison]:
     """Return the comparisons with p-values corrected together.
 
     A single criterion and "all criteria" ask the same: each is corrected alone.
@@ -295,12 +297,12 @@ def _decide(columns: Sequence[_Scores]) -> list[Comparison]:
     return [rows[position] for position in range(len(columns))]
 
 
-def _comparison(column: _Scores, p_adjusted: float, tests: int) -> Comparison:
+def _comparison(column: _Scores, p_adjusted: float, tests: int) -> PairedComparison:
     """Return the comparison by one criterion, one of `tests` that are corrected together."""
     differences = column.differences
     changes, _ = significance.scale(differences)
     low, high = significance.interval(differences)
-    row = Comparison(
+    row = PairedComparison(
         criterion=column.criterion,
         items=len(differences),
         samples=column.samples,
@@ -318,18 +320,18 @@ def _comparison(column: _Scores, p_adjusted: float, tests: int) -> Comparison:
     return row if needed is None else replace(row, items_needed=max(max(needed, MIN_ITEMS) - row.items, 1))
 
 
-def regressions(pairs: Sequence[Pair], limit: int) -> list[Pair]:
+def regressions(pairs: Sequence[ItemPair], limit: int) -> list[ItemPair]:
     """Return the items that became worst from the first run to the second: by all scores together, the worst first."""
     losses = ((_loss(pair), position) for position, pair in enumerate(pairs))
     return [pairs[position] for loss, position in heapq.nsmallest(limit, losses) if loss < 0]
 
 
-def _loss(pair: Pair) -> float:
+def _loss(pair: ItemPair) -> float:
     scores = ((pair.first.score(n), pair.second.score(n)) for n in range(1, len(pair.first.scores)))
     return math.fsum(second - first for first, second in scores if first is not None and second is not None)
 
 
-def gaps(criteria: Sequence[str], groups: Mapping[str, Sequence[Pair]]) -> list[Gap]:
+def gaps(criteria: Sequence[str], groups: Mapping[str, Sequence[ItemPair]]) -> list[Gap]:
     """Return for each criterion and run how far apart the slices are; nothing for fewer than two slices with scores."""
     rows = [
         _gap(

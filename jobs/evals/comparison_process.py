@@ -14,18 +14,18 @@ from typing import Any, Final
 import msgspec
 
 from jobs.evals import comparison
-from jobs.evals.comparison import Comparison
+from jobs.evals.comparison import PairedComparison
 from jobs.platform import children
-from jobs.platform.children import Limits
+from jobs.platform.children import ChildLimits
 
 MODULE: Final = "jobs.evals.comparison_process"
 MAX_REGRESSIONS: Final = 50
 #: The intervals of as many scores as are compared take some seconds.
-_LIMITS: Final = Limits(seconds=120, cpu_seconds=60, memory_bytes=2 << 30)
+_LIMITS: Final = ChildLimits(seconds=120, cpu_seconds=60, memory_bytes=2 << 30)
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class ComparedRuns:
     """The comparison of two runs: numbers of items, a row for each criterion, and pairs of ids of the worst items.
 
     `items` are those of both runs, with `samples` pairs of samples; the samples of one run only are counted apart.
@@ -35,14 +35,14 @@ class Compared:
     samples: int
     only_first: int
     only_second: int
-    rows: list[Comparison]
+    rows: list[PairedComparison]
     regressions: list[tuple[str, str]]
 
 
-def compare(first: Iterable[bytes], second: Iterable[bytes]) -> Compared:
+def compare(first: Iterable[bytes], second: Iterable[bytes]) -> ComparedRuns:
     """Compare two runs, whose output items are lines of JSON. Raises: ChildFailed."""
     lines = itertools.chain(map(_line, first), [b"\n"], map(_line, second))
-    return msgspec.json.decode(children.run(MODULE, lines, _LIMITS), type=Compared)
+    return msgspec.json.decode(children.run(MODULE, lines, _LIMITS), type=ComparedRuns)
 
 
 def _line(text: bytes) -> bytes:
@@ -59,7 +59,7 @@ def main() -> None:
     lines = iter(sys.stdin.buffer)
     pairing = comparison.pair_items(_items(lines), _items(lines))
     worst = comparison.regressions(pairing.pairs, MAX_REGRESSIONS)
-    compared = Compared(
+    compared = ComparedRuns(
         pairing.items,
         len(pairing.pairs),
         pairing.only_first.count,

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from jobs.errors import Conflict, InvalidRequest
 from jobs.evals import runs
 from jobs.evals.tables import Eval, EvalRun
-from jobs.evals.templates import Reference
+from jobs.evals.templates import TemplateReference
 from jobs.ledger import ledger
 from jobs.ledger.states import LIVE
 from jobs.ledger.tables import Job
@@ -62,7 +62,7 @@ def check_item_schema(schema: Mapping[str, Any]) -> None:
         raise InvalidRequest(f"Invalid '{param}': it never ends.", param=param, code="invalid_schema") from error
 
 
-def check_references(config: Mapping[str, Any], references: Sequence[Reference], param: str) -> None:
+def check_references(config: Mapping[str, Any], references: Sequence[TemplateReference], param: str) -> None:
     """Check that the items of an eval have what a grader at `param` refers to, and samples where it refers to one.
 
     Raises: InvalidRequest.

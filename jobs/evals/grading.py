@@ -9,28 +9,28 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.evals.graders import Grader
-from jobs.evals.graders.base import Answer, Budget, Case, Grade, ModelRequest, Ports, Values
+from jobs.evals.graders.base import Grade, GradingBudget, GradingCase, ModelAnswer, ModelRequest, Ports, Values
 from jobs.evals.graders.messages import Message
 
 
 def requests_of(grader: Grader, item: Values, sample: Values, ports: Ports = Ports()) -> list[ModelRequest]:
     """Return the requests that a grader needs answered before it can grade this item."""
-    return grader.requests(Case(item, sample, ports))
+    return grader.requests(GradingCase(item, sample, ports))
 
 
 def grade(
     grader: Grader,
     item: Values,
     sample: Values,
-    answers: Mapping[str, Answer],
+    answers: Mapping[str, ModelAnswer],
     ports: Ports = Ports(),
-    budget: Budget | None = None,
+    budget: GradingBudget | None = None,
 ) -> Grade:
     """Grade an item. `answers` are those to the requests of `requests_of`, by key.
 
     All graders of an item share its `budget`. Without one this grader has all of it.
     """
-    return grader.grade(Case(item, sample, ports, answers, budget or Budget()))
+    return grader.grade(GradingCase(item, sample, ports, answers, budget or GradingBudget()))
 
 
 def chat_messages(messages: Sequence[Message], item: Values, sample: Values) -> list[dict[str, Any]]:
@@ -38,5 +38,5 @@ def chat_messages(messages: Sequence[Message], item: Values, sample: Values) -> 
 
     Raises: GradingError, for a placeholder without a value.
     """
-    case = Case(item, sample)
-    return [message.filled(case) for message in messages]
+    case = GradingCase(item, sample)
+    return [message.fill(case) for message in messages]

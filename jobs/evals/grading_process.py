@@ -12,9 +12,9 @@ from typing import Any, Final
 
 import msgspec
 
-from jobs.evals.graders.base import Answer, Grade, ModelRequest
+from jobs.evals.graders.base import Grade, ModelAnswer, ModelRequest
 from jobs.platform import children
-from jobs.platform.children import Limits
+from jobs.platform.children import ChildLimits
 
 MODULE: Final = "workers.evals"
 #: Of all graders of an item, and of a processor; python graders have processes and limits of their own.
@@ -25,7 +25,7 @@ _ANSWER_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class GradingTask:
     """A grader's definition, and what it grades. `wordnet` is the setting; `answers` are those of models, by key."""
 
     project: str
@@ -34,30 +34,30 @@ class Question:
     model_sample: str
     embedding_model: str | None
     wordnet: str
-    answers: dict[str, Answer] | None = None
+    answers: dict[str, ModelAnswer] | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class GradingOutcome:
     """The grade, or the requests that must be answered before there is one."""
 
     grade: Grade | None = None
     requests: list[ModelRequest] = field(default_factory=list)
 
 
-def ask(question: Question, seconds: float) -> bytes:
+def ask(question: GradingTask, seconds: float) -> bytes:
     """Return the encoded outcome of a child that runs for at most `seconds`. Raises: ChildFailed."""
-    limits = Limits(seconds, CPU_SECONDS, _MEMORY_BYTES, _ANSWER_BYTES)
+    limits = ChildLimits(seconds, CPU_SECONDS, _MEMORY_BYTES, _ANSWER_BYTES)
     return children.run(MODULE, [msgspec.json.encode(question)], limits)
 
 
-decode_question: Final = msgspec.json.Decoder(Question).decode
+decode_question: Final = msgspec.json.Decoder(GradingTask).decode
 
 
-def encode_outcome(outcome: Outcome) -> bytes:
+def encode_outcome(outcome: GradingOutcome) -> bytes:
     """Return an outcome as JSON; half of a surrogate pair, which a sample in JSON may have, becomes a question mark."""
     return json.dumps(asdict(outcome), ensure_ascii=False).encode(errors="replace")
 
 
-def decode_outcome(raw: bytes) -> Outcome:
-    return msgspec.convert(json.loads(raw), Outcome)
+def decode_outcome(raw: bytes) -> GradingOutcome:
+    return msgspec.convert(json.loads(raw), GradingOutcome)

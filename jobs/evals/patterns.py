@@ -49,7 +49,7 @@ def check_pattern(pattern: str) -> None:
     Raises: ValueError, where it is no regular expression or has too many parts.
     """
     _check_parts(pattern)
-    _compiled("".join("{0,1}" if token.lastgroup == "repeat" else token[0] for token in _TOKEN.finditer(pattern)))
+    _compile("".join("{0,1}" if token.lastgroup == "repeat" else token[0] for token in _TOKEN.finditer(pattern)))
 
 
 def compile_pattern(pattern: str, *, ignore_case: bool = False) -> Any:
@@ -58,10 +58,10 @@ def compile_pattern(pattern: str, *, ignore_case: bool = False) -> Any:
     Raises: ValueError, where it is no regular expression or has too many parts.
     """
     _check_parts(pattern)
-    return _compiled(pattern, regex.IGNORECASE if ignore_case else 0)
+    return _compile(pattern, regex.IGNORECASE if ignore_case else 0)
 
 
-def _compiled(pattern: str, flags: int = 0) -> Any:
+def _compile(pattern: str, flags: int = 0) -> Any:
     try:
         return regex.compile(pattern, flags, cache_pattern=False)
     except (regex.error, OverflowError, RecursionError, MemoryError) as error:
@@ -98,12 +98,12 @@ def _check_parts(pattern: str) -> None:
             case "part":
                 groups[-1].append((_GRAPHEME_PARTS if token[0] == r"\X" else 1, 1))
             case "repeat" if groups[-1]:
-                groups[-1].append(_repeated(groups[-1].pop(), token["lowest"], token["highest"]))
+                groups[-1].append(_count_repeats(groups[-1].pop(), token["lowest"], token["highest"]))
     if sum(parts for group in groups for parts, _ in group) > MAX_PARTS:
         raise ValueError(f"A pattern has at most {MAX_PARTS} parts, with its repeats written out.")
 
 
-def _repeated(counted: tuple[int, int], lowest: str, highest: str | None) -> tuple[int, int]:
+def _count_repeats(counted: tuple[int, int], lowest: str, highest: str | None) -> tuple[int, int]:
     """Return the parts and repeats of what is repeated. Raises: ValueError."""
     digits = [number for number in (lowest, highest) if number]
     counts = [int(number) if len(number) < 10 else MAX_REPEATS + 1 for number in digits]

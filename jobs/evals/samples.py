@@ -15,11 +15,11 @@ _NO_ANSWER: Final = (LookupError, TypeError, AttributeError, ArithmeticError)
 def sample_from_answer(endpoint: str, body: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the sample of the answer of an endpoint; None for a response that failed, or for what is no answer."""
     with suppress(*_NO_ANSWER):
-        return None if body.get("status") == "failed" else _read(endpoint, body)
+        return None if body.get("status") == "failed" else _sample_of(endpoint, body)
     return None
 
 
-def _read(endpoint: str, body: Mapping[str, Any]) -> dict[str, Any]:
+def _sample_of(endpoint: str, body: Mapping[str, Any]) -> dict[str, Any]:
     if endpoint == CHAT:
         return sample_from_completion(body)
     if endpoint == SEARCH:

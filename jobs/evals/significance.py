@@ -22,8 +22,8 @@ FLIPS: Final = 9_999
 #: The probability with which `items_needed` items find a difference.
 POWER: Final = 0.8
 #: Numbers that resamples hold at once.
-_HELD: Final = 1_000_000
-_FEW: Final = 10  # items whose resamples are too much alike
+_MAX_VALUES: Final = 1_000_000
+_MIN_ITEMS: Final = 10  # items whose resamples are too much alike
 _DIGITS: Final = 9  # of differences in units of the largest one; further digits are errors of rounding
 _MAX_NEEDED: Final = 1_000_000
 _quantile: Final = NormalDist().inv_cdf
@@ -49,7 +49,7 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
     import numpy as np
 
     values, unit = scale(differences)
-    is_distinct = len(values) >= _FEW and 2 * len(np.unique(values)) > len(values)
+    is_distinct = len(values) >= _MIN_ITEMS and 2 * len(np.unique(values)) > len(values)
     low, high = _studentised_interval(values) if is_distinct else _adjusted_interval(values)
     return low * unit, high * unit
 
@@ -97,7 +97,7 @@ def _resamples(values: Any, rounds: int, seed: int) -> Iterator[Any]:
     import numpy as np
 
     generator = np.random.default_rng(seed)
-    at_once = max(1, _HELD // len(values))
+    at_once = max(1, _MAX_VALUES // len(values))
     for start in range(0, rounds, at_once):
         yield values[generator.integers(0, len(values), (min(at_once, rounds - start), len(values)))]
 
@@ -121,7 +121,7 @@ def p_value(differences: Sequence[float]) -> float:
     sums = octets @ signs.T  # of each eight differences, for each choice of their signs
     generator, positions = np.random.default_rng(0), np.arange(len(octets))
     least, extreme = abs(values.sum()) - 10.0**-_DIGITS, 0
-    at_once = max(1, _HELD // len(octets))
+    at_once = max(1, _MAX_VALUES // len(octets))
     for start in range(0, FLIPS, at_once):
         chosen = generator.integers(0, 256, (min(at_once, FLIPS - start), len(octets)), np.uint8)
         extreme += int((np.abs(sums[positions, chosen].sum(axis=1)) >= least).sum())

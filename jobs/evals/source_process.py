@@ -17,21 +17,21 @@ import msgspec
 
 from jobs.errors import InvalidRequest
 from jobs.platform import children
-from jobs.platform.children import ChildFailed, Limits
+from jobs.platform.children import ChildFailed, ChildLimits
 
 if TYPE_CHECKING:  # the child needs none
     from jobs.evals.graders.base import Grader
 
 MODULE: Final = "jobs.evals.source_process"
 #: Code of 256 KiB takes a second and some 100 MiB.
-_LIMITS: Final = Limits(seconds=30, cpu_seconds=10, memory_bytes=1 << 30, answer_bytes=1 << 16)
+_LIMITS: Final = ChildLimits(seconds=30, cpu_seconds=10, memory_bytes=1 << 30, answer_bytes=1 << 16)
 #: Ways to define a name that show only when the code is run.
 _DYNAMIC: Final = re.compile(r"\b(?:exec|globals|vars|locals|setattr)\b|\bimport\s*\*|\bglobal\s")
 _SHOWN: Final = 300  # characters of an error
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class GraderSource:
     """The code of a grader, and the field of the request that has it."""
 
     param: str
@@ -46,12 +46,14 @@ class Fault:
     message: str
 
 
-def sources_of(graders: "Mapping[str, Grader]") -> list[Source]:
+def sources_of(graders: "Mapping[str, Grader]") -> list[GraderSource]:
     """Return the code of graders, which are given by the fields of a request that have them."""
-    return [Source(f"{param}.{path}", code) for param, grader in graders.items() for path, code in grader.sources()]
+    return [
+        GraderSource(f"{param}.{path}", code) for param, grader in graders.items() for path, code in grader.sources()
+    ]
 
 
-def check(sources: Sequence[Source]) -> None:
+def check(sources: Sequence[GraderSource]) -> None:
     """Check that each code compiles and defines a function `grade`. Raises InvalidRequest."""
     try:
         raw = children.run(MODULE, [msgspec.json.encode(sources)], _LIMITS)
@@ -79,7 +81,7 @@ def fault_of(code: str) -> str | None:
 
 def main() -> None:
     """Check the sources of standard input."""
-    sources = msgspec.json.decode(sys.stdin.buffer.read(), type=list[Source])
+    sources = msgspec.json.decode(sys.stdin.buffer.read(), type=list[GraderSource])
     faults = (Fault(source.param, fault) for source in sources if (fault := fault_of(source.code)) is not None)
     sys.stdout.buffer.write(msgspec.json.encode(next(faults, None)))
 

@@ -34,7 +34,7 @@ class TemplateError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
+class TemplateReference:
     """A placeholder: the namespace, and the steps from there to a value."""
 
     namespace: str
@@ -57,9 +57,9 @@ def check(text: str) -> str:
     return text
 
 
-def references(text: str) -> list[Reference]:
+def references(text: str) -> list[TemplateReference]:
     """Return the placeholders of a template, in order. Raises: ValueError."""
-    return [part for part in _parts(text) if isinstance(part, Reference)]
+    return [part for part in _parts(text) if isinstance(part, TemplateReference)]
 
 
 def render(text: str, item: Mapping[str, Any], sample: Mapping[str, Any], read: dict[str, Any] | None = None) -> str:
@@ -74,7 +74,7 @@ def render(text: str, item: Mapping[str, Any], sample: Mapping[str, Any], read: 
     rendered: list[str] = []
     length = 0
     for part in _parts(text):
-        inserted = part if isinstance(part, str) else shown(resolve(part, values, read))
+        inserted = part if isinstance(part, str) else to_text(resolve(part, values, read))
         length += len(inserted)
         if length > MAX_RENDERED:
             raise TemplateError(f"The text is longer than {MAX_RENDERED} characters.", "invalid_variable_error")
@@ -91,12 +91,12 @@ def value_of(text: str, item: Mapping[str, Any], sample: Mapping[str, Any], read
     """
     parts = [part for part in _parts(text) if not isinstance(part, str) or part.strip()]
     match parts:
-        case [Reference() as reference]:
+        case [TemplateReference() as reference]:
             return resolve(reference, {"item": item, "sample": sample}, {} if read is None else read)
     return render(text, item, sample, read)
 
 
-def resolve(reference: Reference, values: Mapping[str, Any], read: dict[str, Any]) -> Any:
+def resolve(reference: TemplateReference, values: Mapping[str, Any], read: dict[str, Any]) -> Any:
     """Return the value that a placeholder refers to. `read` is that of `render`.
 
     Raises: TemplateError.
@@ -104,7 +104,7 @@ def resolve(reference: Reference, values: Mapping[str, Any], read: dict[str, Any
     value = values[reference.namespace]
     for step in reference.steps:
         if isinstance(value, str):
-            value = _read_once(value, read)
+            value = _cached_json(value, read)
         is_there = (
             step in value if isinstance(value, Mapping) else isinstance(value, list) and step in range(len(value))
         )
@@ -114,7 +114,7 @@ def resolve(reference: Reference, values: Mapping[str, Any], read: dict[str, Any
     return value
 
 
-def _read_once(text: str, read: dict[str, Any]) -> Any:
+def _cached_json(text: str, read: dict[str, Any]) -> Any:
     """Return the value of a string that is JSON; None for any other."""
     if text not in read:
         read[text] = None
@@ -123,18 +123,18 @@ def _read_once(text: str, read: dict[str, Any]) -> Any:
     return read[text]
 
 
-def _no_value(reference: Reference) -> TemplateError:
+def _no_value(reference: TemplateReference) -> TemplateError:
     if reference.namespace == "sample" and reference.steps[0] == "output_json":
         return TemplateError(f"'{reference}' has no value: the output is not such JSON.", "sample_parse_error")
     return TemplateError(f"'{reference}' has no value for this item.", "invalid_variable_error")
 
 
-def shown(value: Any) -> str:
+def to_text(value: Any) -> str:
     """Return a value as it stands in a text."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _parts(text: str) -> Iterator[str | Reference]:
+def _parts(text: str) -> Iterator[str | TemplateReference]:
     """Yield the texts and placeholders of a template. Raises: ValueError."""
     first, *rest = text.split("{{")
     yield first
@@ -147,7 +147,7 @@ def _parts(text: str) -> Iterator[str | Reference]:
             yield "{{" + piece
 
 
-def _reference(inside: str) -> Reference:
+def _reference(inside: str) -> TemplateReference:
     path = inside.strip()
     namespace = re.match(r"\w*", path)
     assert namespace is not None
@@ -158,4 +158,4 @@ def _reference(inside: str) -> Reference:
         position = step.end()
     if namespace.group() not in NAMESPACES or position < len(path):
         raise ValueError(f"'{{{{{inside[:_SHOWN]}}}}}' is not a path into 'item' or 'sample'.")
-    return Reference(namespace.group(), tuple(steps))
+    return TemplateReference(namespace.group(), tuple(steps))

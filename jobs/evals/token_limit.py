@@ -25,7 +25,7 @@ class TokenLimit(BaseModel):
             raise ValueError(f"'{_NAME}' and '{_OTHER_NAME}' are the same parameter, and have different values.")
         return self
 
-    def given(self) -> dict[str, Any]:
+    def to_params(self) -> dict[str, Any]:
         """Return the parameters that are not null, the limit by the name that it has in requests."""
         params = self.model_dump(mode="json", exclude_none=True)
         limit = params.pop(_OTHER_NAME, None)

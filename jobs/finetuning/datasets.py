@@ -42,7 +42,7 @@ def add(session: Session, job_id: str, role: str, file_id: str, *, sha256: str, 
     )
 
 
-def of_job(session: Session, job_id: str) -> dict[str, FinetuneData]:
+def data_of_job(session: Session, job_id: str) -> dict[str, FinetuneData]:
     """Return what a job reads, by role."""
     rows = session.scalars(select(FinetuneData).where(FinetuneData.job_id == job_id))
     return {row.role: row for row in rows}
@@ -74,13 +74,13 @@ def remove_unused(session: Session, limit: int) -> int:
 
     Their bytes are removed as orphans: a job that is planned at this moment may be about to name them again.
     """
-    old = and_(_unused(), Dataset.created_at < now() - _UNTOUCHED_SECONDS)
+    old = and_(_is_unused(), Dataset.created_at < now() - _UNTOUCHED_SECONDS)
     rows = session.scalars(select(Dataset.sha256).where(old).limit(limit)).all()
     session.execute(delete(Dataset).where(Dataset.sha256.in_(rows), old))
     return len(rows)
 
 
-def _unused() -> ColumnElement[bool]:
+def _is_unused() -> ColumnElement[bool]:
     """Return the condition that no live job and no model needs a row of `dataset`."""
     reads = FinetuneData.sha256 == Dataset.sha256
     live = exists().where(reads, Job.id == FinetuneData.job_id, Job.state.in_(LIVE))

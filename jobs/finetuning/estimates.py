@@ -38,7 +38,7 @@ class Estimate:
     measured_at: float
 
 
-def of_earlier_jobs(session: Session, asked: FineTuning, plan: FinetunePlan) -> Estimate | None:
+def estimate_from_history(session: Session, asked: FineTuning, plan: FinetunePlan) -> Estimate | None:
     """Return the estimate for a planned job; None where no job has trained the base so."""
     jobs = select(Job.id, Job.payload, FinetunePlan.batch_size).join(FinetunePlan, FinetunePlan.job_id == Job.id)
     rows = session.execute(jobs.where(Job.kind == NAME).order_by(Job.created_at.desc()).limit(_JOBS)).all()

@@ -14,9 +14,9 @@ from typing import Any, Final
 from jobs.errors import NightmillError
 from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetunePlan
-from jobs.fleet.models_file import VLLM_OFF, Model, Registry
+from jobs.fleet.models_file import VLLM_OFF, ModelConfig, Registry
 from jobs.platform import children
-from jobs.platform.children import ChildFailed, Limits
+from jobs.platform.children import ChildFailed, ChildLimits
 from jobs.settings import Settings
 
 MODULE: Final = "workers.finetuning.examination"
@@ -48,7 +48,7 @@ class BaseUnavailable(NightmillError):
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ExaminationTask:
     """The files and options of an examination.
 
     `split` is `holdout` or `temporal`; with `store` the snapshots are written.
@@ -72,9 +72,9 @@ class Question:
     memory_bytes: int = _MEMORY_BYTES
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> ChildLimits:
         """Return the limits of each process."""
-        return Limits(self.cpu_seconds, self.cpu_seconds, self.memory_bytes)
+        return ChildLimits(self.cpu_seconds, self.cpu_seconds, self.memory_bytes)
 
 
 @dataclass(slots=True)
@@ -87,7 +87,7 @@ class Part:
 
 
 @dataclass(slots=True)
-class Findings:
+class DatasetFindings:
     """The result of an examination. `tokens` counts the tokens of the training rows, `longest` those of the longest.
 
     `unavailable` says why the base's tokenizer cannot be loaded, `gave_up` why the files could not be read.
@@ -106,11 +106,11 @@ class Findings:
 
 
 def question(
-    config: Settings, model: Model, asked: FineTuning, paths: Mapping[str, str], *, seconds: int, store: bool
-) -> Question:
+    config: Settings, model: ModelConfig, asked: FineTuning, paths: Mapping[str, str], *, seconds: int, store: bool
+) -> ExaminationTask:
     """Return the question about the files of a job, whose `paths` in storage are given by role."""
     split = asked.validation if asked.validation and asked.validation.type != "file" else None
-    return Question(
+    return ExaminationTask(
         storage=config.storage,
         data_dir=str(config.data_dir.absolute()),
         model=model.model_dump(mode="json"),
@@ -129,7 +129,7 @@ def question(
     )
 
 
-def examine(asked: Question, stopped: Callable[[], bool] = lambda: False) -> Findings:
+def examine(asked: ExaminationTask, stopped: Callable[[], bool] = lambda: False) -> DatasetFindings:
     """Run the child.
 
     Raises: ExaminationFailed, BaseUnavailable, and `children.Stopped` when `stopped` returns True meanwhile.
@@ -138,26 +138,26 @@ def examine(asked: Question, stopped: Callable[[], bool] = lambda: False) -> Fin
     try:
         return decode(children.run(MODULE, [given], asked.limits, settings=True, stopped=stopped))
     except ChildFailed as failure:
-        raise _failed(str(failure)) from failure
+        raise _failure(str(failure)) from failure
 
 
-def decode(out: bytes) -> Findings:
+def decode(out: bytes) -> DatasetFindings:
     """Return what the child wrote. Raises BaseUnavailable, ExaminationFailed."""
     answer = json.loads(out)
     parts = {name: Part(**answer[name]) if answer[name] else None for name in ("training", "validation", "general")}
-    findings = Findings(**{**answer, **parts})
+    findings = DatasetFindings(**{**answer, **parts})
     if findings.unavailable is not None:
         raise BaseUnavailable(findings.unavailable)
     if findings.gave_up is not None:
-        raise _failed(findings.gave_up)
+        raise _failure(findings.gave_up)
     return findings
 
 
-def _failed(reason: str) -> ExaminationFailed:
+def _failure(reason: str) -> ExaminationFailed:
     return ExaminationFailed(f"The files could not be read: {reason}.")
 
 
-def check_steps(asked: FineTuning, findings: Findings) -> None:
+def check_steps(asked: FineTuning, findings: DatasetFindings) -> None:
     """Add an error to findings without one where the training would take more than MAX_STEPS steps."""
     if findings.errors:
         return
@@ -170,13 +170,13 @@ def check_steps(asked: FineTuning, findings: Findings) -> None:
         findings.errors.append(error)
 
 
-def warn_unserved(asked: FineTuning, findings: Findings, registry: Registry) -> None:
+def warn_unserved(asked: FineTuning, findings: DatasetFindings, registry: Registry) -> None:
     """Add a warning that says where the adapter can be served, if its base is not served here."""
     if asked.peft != "full" and asked.base in registry.unserved:
         findings.warnings.append(f"The base '{asked.base}' can be trained and is not served: {VLLM_OFF}")
 
 
-def plan_of(job_id: str, asked: FineTuning, findings: Findings) -> FinetunePlan:
+def plan_of(job_id: str, asked: FineTuning, findings: DatasetFindings) -> FinetunePlan:
     """Return the numbers that a job trains with: those asked for, or what `auto` stands for."""
     assert findings.training is not None
     chosen, rows = asked.hyperparameters, findings.training.rows

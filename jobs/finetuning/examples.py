@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
-from jobs.batches.lines import Bad, Text, quoted
+from jobs.batches.lines import Bad, InputLine, quote
 
 Method = Literal["supervised", "dpo"]
 #: OpenAI's lower bound.
@@ -40,12 +40,12 @@ class _Refused(Exception):
         self.code, self.param = code, param
 
 
-def check(text: Text, method: Method, *, timed: bool = False) -> dict[str, Any] | Bad:
+def check(text: InputLine, method: Method, *, timed: bool = False) -> dict[str, Any] | Bad:
     """Return the row, or what is wrong with it. With `timed` its `metadata.time` must be a time."""
     if text.raw is None:
         return Bad("line_too_long", "This line is too long.", text.number)
     try:
-        row = with_tools(_parsed(text.raw))
+        row = convert_functions(_parse_row(text.raw))
         if method == "dpo":
             _check_preference(row)
         else:
@@ -57,17 +57,17 @@ def check(text: Text, method: Method, *, timed: bool = False) -> dict[str, Any] 
     return row
 
 
-def with_tools(row: dict[str, Any]) -> dict[str, Any]:
+def convert_functions(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row with `functions`, `function_call` and the role `function` in the spelling of tools."""
     if isinstance(given := row.get("input"), dict):
-        row = row | {"input": _with_tools(given)}
+        row = row | {"input": _convert_functions(given)}
     for name in (*_OUTPUTS[0], *_OUTPUTS[1]):
         if isinstance(row.get(name), list):
             row = row | {name: _calls(row[name])}
-    return _with_tools(row)
+    return _convert_functions(row)
 
 
-def _with_tools(value: dict[str, Any]) -> dict[str, Any]:
+def _convert_functions(value: dict[str, Any]) -> dict[str, Any]:
     if "functions" in value and "tools" not in value:
         tools = functions = value["functions"]
         if isinstance(functions, list):
@@ -107,9 +107,9 @@ def time_of(row: Mapping[str, Any]) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _parsed(raw: bytes) -> dict[str, Any]:
+def _parse_row(raw: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(raw, parse_constant=_no_constant)
+        row = json.loads(raw, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise _Refused("invalid_json_line", "This line is not parseable as valid JSON.") from None
     if not isinstance(row, dict):
@@ -128,7 +128,7 @@ def _is_text(row: Mapping[str, Any]) -> bool:
     return True
 
 
-def _no_constant(name: str) -> None:
+def _refuse_constant(name: str) -> None:
     raise ValueError(name)
 
 
@@ -187,7 +187,7 @@ def _check_message(message: Any, param: str) -> None:
     _check_keys(message, _MESSAGE_KEYS, f"{param}.")
     role = message.get("role")
     if role not in ROLES:
-        shown = "null" if role is None else f"'{quoted(str(role))}'"
+        shown = "null" if role is None else f"'{quote(str(role))}'"
         supported = ", ".join(f"'{name}'" for name in ROLES)
         message_text = f"Invalid value: {shown}. Supported values are: {supported}."
         raise _Refused("invalid_value", message_text, f"{param}.role")
@@ -279,7 +279,7 @@ def _check_tools(tools: Any, param: str) -> None:
 def _check_keys(value: Mapping[str, Any], known: set[str], prefix: str) -> None:
     unknown = next((name for name in value if name not in known), None)
     if unknown is not None:
-        name = f"{prefix}{quoted(unknown)}"
+        name = f"{prefix}{quote(unknown)}"
         raise _Refused("unknown_parameter", f"Unknown parameter: '{name}'.", name)
 
 

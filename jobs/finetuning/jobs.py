@@ -15,7 +15,7 @@ from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import Dataset, FinetuneCheckpoint, FinetuneData, FinetuneEvent, FinetunePlan
 from jobs.ids import new_id
 from jobs.ledger import ledger, pauses
-from jobs.ledger.kinds import Folder, Kind, Retry
+from jobs.ledger.kinds import Kind, Retry, StorageFolder
 from jobs.ledger.pauses import Scope
 from jobs.ledger.states import CLOSING, LIVE, TERMINAL, JobState
 from jobs.ledger.tables import Job
@@ -51,7 +51,7 @@ def submit(
         id=job_id,
         project_id=project_id,
         kind=NAME,
-        payload=payload.stored(),
+        payload=payload.to_payload(),
         input_file_id=training_file.id,
         input_path=training_file.path,
         **FINETUNING.times(now()),
@@ -78,7 +78,7 @@ def pause(session: Session, job: Job, *, actor: str) -> bool:
 
     Return False when the job was paused already. Raises Conflict when it has ended or is ending.
     """
-    _check_goes_on(job, "pause")
+    _check_live(job, "pause")
     paused = pauses.pause(session, Scope.JOB, job.id, actor=actor)
     if paused:
         _tell(session, job, "The job is paused.")
@@ -87,7 +87,7 @@ def pause(session: Session, job: Job, *, actor: str) -> bool:
 
 def resume(session: Session, job: Job, *, actor: str) -> bool:
     """Let a locked job go on; return False when it was not paused. Raises Conflict when it has ended or is ending."""
-    _check_goes_on(job, "resume")
+    _check_live(job, "resume")
     resumed = pauses.resume(session, Scope.JOB, job.id, actor=actor)
     if resumed:
         _tell(session, job, "The job goes on.")
@@ -100,13 +100,13 @@ def _tell(session: Session, job: Job, message: str) -> None:
         training_events.record(session, job.id, message)
 
 
-def _check_goes_on(job: Job, verb: str) -> None:
+def _check_live(job: Job, verb: str) -> None:
     state = JobState(job.state)
     if state in TERMINAL or state in CLOSING:
         raise Conflict(f"Cannot {verb} a fine-tuning job in state '{state}'.", code="invalid_state")
 
 
-def _ended(session: Session, job: Job) -> None:
+def _record_end(session: Session, job: Job) -> None:
     """Tell of the end of a job, and remove its pause."""
     pauses.forget_job(session, job.id)
     if job.state == JobState.SUCCEEDED:
@@ -144,7 +144,7 @@ def _retry(session: Session, request: Retry) -> Job:
 
 #: The snapshots that live jobs and models of each project need, each once.
 _MODEL = exists().where(TunedModel.job_id == Job.id, TunedModel.deleted_at.is_(None), TunedModel.data_erased.is_(False))
-_HELD = (
+_NEEDED_DATA = (
     select(Job.project_id, FinetuneData.sha256)
     .join(FinetuneData, FinetuneData.job_id == Job.id)
     .where(or_(Job.state.in_(LIVE), _MODEL))
@@ -168,11 +168,11 @@ FINETUNING: Final = Kind(
     slot_weight=1.0,
     counted=False,
     has_lines=False,
-    folders=(Folder(FOLDER, Job.id, flat=False), Folder(datasets.FOLDER, Dataset.sha256, flat=True)),
+    folders=(StorageFolder(FOLDER, Job.id, flat=False), StorageFolder(datasets.FOLDER, Dataset.sha256, flat=True)),
     stored_bytes={
-        "datasets": select(_HELD.c.project_id, func.sum(Dataset.bytes))
-        .join(Dataset, Dataset.sha256 == _HELD.c.sha256)
-        .group_by(_HELD.c.project_id),
+        "datasets": select(_NEEDED_DATA.c.project_id, func.sum(Dataset.bytes))
+        .join(Dataset, Dataset.sha256 == _NEEDED_DATA.c.sha256)
+        .group_by(_NEEDED_DATA.c.project_id),
         "checkpoints": select(TunedModel.project_id, func.sum(FinetuneCheckpoint.bytes))
         .join(FinetuneCheckpoint, _CHECKPOINT)
         .where(TunedModel.location != "")  # its files are gone
@@ -180,5 +180,5 @@ FINETUNING: Final = Kind(
     },
     holds=datasets.is_read,
     named_by=(FinetuneData.job_id, FinetunePlan.job_id, FinetuneEvent.job_id),
-    ended=_ended,
+    ended=_record_end,
 )

@@ -134,6 +134,6 @@ class FineTuning(Payload):
         asked = self.training.load_best
         return self.early_stopping.patience is not None if asked is None else asked
 
-    def stored(self) -> dict[str, object]:
+    def to_payload(self) -> dict[str, object]:
         """Return the payload without defaults: a worker of an earlier version reads what it knows."""
         return self.model_dump(mode="json", exclude_defaults=True)

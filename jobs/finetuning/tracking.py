@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
-from jobs.db.engine import UNSEEN, affected_rows, insert_into
+from jobs.db.engine import UNSEEN, execute_and_count, insert_into
 from jobs.finetuning import training_events
 from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetuneTracking
@@ -54,14 +54,14 @@ def claim(session: Session, row: FinetuneTracking, seconds: float) -> float | No
     return until if _change(session, row, row.due_at, due_at=until) else None
 
 
-def note_sent(
+def record_steps(
     session: Session, row: FinetuneTracking, claimed: float, *, step: int, run_id: str | None, due_at: float | None
 ) -> None:
     """Note the last step that a tracker has, unless the claim is over. `due_at` is None where its run has ended."""
     _change(session, row, claimed, step=step, run_id=run_id, failures=0, due_at=due_at)
 
 
-def note_failed(session: Session, row: FinetuneTracking, claimed: float, reason: str) -> None:
+def record_failure(session: Session, row: FinetuneTracking, claimed: float, reason: str) -> None:
     """Note that a tracker took nothing, unless the claim is over: it is asked later. The first time is an event."""
     failures, title = row.failures + 1, TITLES[row.tracker]
     given_up = failures >= MAX_FAILURES
@@ -82,4 +82,4 @@ def _change(session: Session, row: FinetuneTracking, was_due: float | None, **va
         FinetuneTracking.tracker == row.tracker,
         FinetuneTracking.due_at == was_due,
     )
-    return bool(affected_rows(session, update(FinetuneTracking).where(*same).values(values), UNSEEN))
+    return bool(execute_and_count(session, update(FinetuneTracking).where(*same).values(values), UNSEEN))

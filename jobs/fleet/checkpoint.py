@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import yaml
 
-from jobs.fleet.models_file import EngineKind, Model
+from jobs.fleet.models_file import EngineKind, ModelConfig
 from jobs.requests.prompts import Own, Prompts, prompts_of
 
 #: Tokens of a model that does not state its context.
@@ -45,7 +45,7 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class CheckpointFacts:
     """The properties of an embedding model: from models.yaml, otherwise from the model's files."""
 
     max_model_len: int | None
@@ -54,10 +54,10 @@ class Facts:
     prompts: Prompts
 
 
-def facts_of(model: Model) -> Facts:
+def facts_of(model: ModelConfig) -> CheckpointFacts:
     folder = folder_of(model) if model.engine is EngineKind.EMBED else None
     card, own = (card_of(folder), own_prompts(folder)) if folder else (Card(), Own())
-    return Facts(
+    return CheckpointFacts(
         (context_of(folder) if folder else None) or model.max_model_len,
         model.license or card.license,
         card.training_data if model.training_data is None else model.training_data,
@@ -65,7 +65,7 @@ def facts_of(model: Model) -> Facts:
     )
 
 
-def room_of(model: Model) -> int:
+def room_of(model: ModelConfig) -> int:
     """Return the tokens that a text may have behind the longer prompt, of which each byte may be a token."""
     folder = folder_of(model) if model.engine is EngineKind.EMBED else None
     given = prompts_of(model.engine_args, own_prompts(folder) if folder else Own())
@@ -73,13 +73,13 @@ def room_of(model: Model) -> int:
     return context - max(len(given.query.encode()), len(given.passage.encode()))
 
 
-def folder_of(model: Model) -> Path | None:
+def folder_of(model: ModelConfig) -> Path | None:
     """Return the folder of the model's files on this machine; None if it has none."""
     source = model.source
     if source.packaged in _PACKAGED:
         spec = find_spec(_PACKAGED[source.packaged])
         return Path(spec.origin).parent / "model" if spec and spec.origin else None
-    folder = _in_cache(source.repo, str(source.revision)) if source.repo else source.path
+    folder = _cache_folder(source.repo, str(source.revision)) if source.repo else source.path
     return folder if folder is not None and folder.is_dir() else None
 
 
@@ -91,17 +91,17 @@ def context_of(folder: Path) -> int | None:
     if stated:
         limits.append(stated)
     if positions := _length(config.get("max_position_embeddings")):
-        limits.append(positions - behind_padding(config))
+        limits.append(positions - padding_offset(config))
     return min(limits, default=None)
 
 
-def context_tokens(model: Model) -> int | None:
+def context_tokens(model: ModelConfig) -> int | None:
     """Return the context of a model that generates, as the models file states it."""
     stated = model.engine_args.get("max_model_len")
     return _length(stated) or (None if stated else model.max_model_len)
 
 
-def tokenizer_file(model: Model, models_dir: Path) -> Path | None:
+def tokenizer_file(model: ModelConfig, models_dir: Path) -> Path | None:
     """Return the tokenizer of a model on this machine, a small enough file; None if there is none.
 
     `models_dir` has the folders that were made of packaged models.
@@ -120,11 +120,11 @@ def dimensions_of(folder: Path) -> int | None:
         entry = module if isinstance(module, dict) else {}
         kind = str(entry.get("type")).rpartition(".")[2]
         if kind not in _SAME_LENGTH:
-            dimensions = _length_after(kind, _json(folder / str(entry.get("path")) / "config.json"))
+            dimensions = _output_length(kind, _json(folder / str(entry.get("path")) / "config.json"))
     return dimensions
 
 
-def _length_after(module: str, config: Mapping[str, Any]) -> int | None:
+def _output_length(module: str, config: Mapping[str, Any]) -> int | None:
     """Return the length of vectors after a module; None for an unknown module."""
     if module == "Dense":
         return _length(config.get("out_features"))
@@ -156,7 +156,7 @@ def card_of(folder: Path) -> Card:
     return Card(str(licence) if licence else None, tuple(map(str, names)) or None)
 
 
-def behind_padding(config: Mapping[str, Any]) -> int:
+def padding_offset(config: Mapping[str, Any]) -> int:
     """Return how many of the model's positions no token can have."""
     if config.get("model_type") not in _OFFSET:
         return 0
@@ -182,7 +182,7 @@ def _read(file: Path) -> Any:
         return None
 
 
-def _in_cache(repo: str, revision: str) -> Path | None:
+def _cache_folder(repo: str, revision: str) -> Path | None:
     """Return the folder in the hub's own cache, where the worker's libraries download to."""
     try:
         from huggingface_hub import try_to_load_from_cache

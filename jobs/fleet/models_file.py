@@ -23,7 +23,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from jobs.queues import Queue
 from jobs.requests import prompts
-from jobs.requests.endpoints import checked_server
+from jobs.requests.endpoints import validate_server_url
 from jobs.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def is_internal(url: str) -> bool:
 
 
 def _url(value: str) -> str:
-    return checked_server(value, key="name the key's variable in api_key_env")
+    return validate_server_url(value, key="name the key's variable in api_key_env")
 
 
 def _name(value: str) -> str:
@@ -115,7 +115,7 @@ class _Checked(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Source(_Checked):
+class ModelSource(_Checked):
     packaged: str | None = None
     path: Path | None = None
     repo: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$")
@@ -126,7 +126,7 @@ class Source(_Checked):
     internal: bool | None = None
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Self:
+    def _check_kind(self) -> Self:
         given = [key for key in ("packaged", "path", "repo", "urls") if getattr(self, key)]
         if len(given) != 1:
             raise ValueError(f"must have exactly one of packaged, path, repo, urls; has {given or 'none'}")
@@ -146,9 +146,9 @@ class Source(_Checked):
             raise ValueError(f"{', '.join(strays)} belongs to {owner}, not to {kind}")
 
 
-class Model(_Checked):
+class ModelConfig(_Checked):
     name: Name
-    source: Source
+    source: ModelSource
     engine: EngineKind
     queue: str = Field("", pattern=r"^gpu\.[a-z0-9][a-z0-9_.-]*$")
     engine_args: dict[str, Any] = Field(default_factory=dict)
@@ -202,7 +202,7 @@ class Model(_Checked):
 
 
 class _File(_Checked):
-    models: dict[str, Model]
+    models: dict[str, ModelConfig]
 
     @model_validator(mode="before")
     @classmethod
@@ -218,10 +218,10 @@ class _File(_Checked):
 class Registry:
     """The models that are served, and those that are not: of engine `vllm`, while vLLM is off. They can be trained."""
 
-    models: Mapping[str, Model]
+    models: Mapping[str, ModelConfig]
     aliases: Mapping[str, str]
     file: Path
-    unserved: Mapping[str, Model] = field(default_factory=dict)
+    unserved: Mapping[str, ModelConfig] = field(default_factory=dict)
     vllm_enabled: bool = True
     openai_aliases: bool = False  # whether OpenAI's names become aliases of the first suitable model
     stamp: tuple[int, ...] = ()
@@ -242,7 +242,7 @@ class Registry:
     @classmethod
     def read(cls, file: Path, *, vllm_enabled: bool = True, openai_aliases: bool = False) -> "Registry":
         stamp = _stamp(file)
-        models = {model.name: model for model in _parsed(file, stamp)}
+        models = {model.name: model for model in _parse_cached(file, stamp)}
         usable = {name: m for name, m in models.items() if vllm_enabled or m.engine is not EngineKind.VLLM}
         unserved = {name: model for name, model in models.items() if name not in usable}
         aliases = _openai_aliases(usable.values()) if openai_aliases else {}
@@ -263,16 +263,16 @@ class Registry:
             log.error("models_file.rejected", extra={"file": str(file), "reason": str(error)})  # noqa: TRY400
             return replace(self, file=file, stamp=stamp)
 
-    def resolve(self, name: str) -> Model | None:
+    def resolve(self, name: str) -> ModelConfig | None:
         """Return the model of this name or alias."""
         return self.models.get(name) or self.models.get(self.aliases.get(name, ""))
 
     @property
-    def trainable(self) -> dict[str, Model]:
+    def trainable(self) -> dict[str, ModelConfig]:
         """Return the models whose weights this deployment can train, whether they are served or not."""
         return {name: m for name, m in self.models.items() if m.engine is EngineKind.VLLM} | dict(self.unserved)
 
-    def base(self, name: str) -> Model | None:
+    def base(self, name: str) -> ModelConfig | None:
         """Return the model of this name or alias that can be trained."""
         names = (name, self.aliases.get(name))
         return next((m for m in self.trainable.values() if m.name in names or name in m.aliases), None)
@@ -310,7 +310,7 @@ class Models:
             return self._last
 
 
-def _openai_aliases(models: Collection[Model]) -> dict[str, str]:
+def _openai_aliases(models: Collection[ModelConfig]) -> dict[str, str]:
     """Return OpenAI's names that no model has, each with the first of `models` that serves its endpoint."""
     names = {model.name for model in models}
     aliases_by_name: dict[str, str] = {}
@@ -329,21 +329,21 @@ def _stamp(file: Path) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=4)
-def _parsed(file: Path, stamp: tuple[int, ...]) -> tuple[Model, ...]:  # noqa: ARG001 (part of the cache key)
+def _parse_cached(file: Path, stamp: tuple[int, ...]) -> tuple[ModelConfig, ...]:  # noqa: ARG001 (part of the cache key)
     """Read and check the whole file. The result is cached: it takes milliseconds, and every plan needs it."""
     return tuple(_parse(file))
 
 
-def _parse(file: Path) -> list[Model]:
+def _parse(file: Path) -> list[ModelConfig]:
     try:
         text = file.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         content = yaml.safe_load(text)
-        problems = list(_repeated(root))
+        problems = list(_duplicate_keys(root))
     except (OSError, *NO_YAML) as error:
         raise ModelsFileError(f"{file}: {error}") from error
     try:
-        models = [_rooted(model, file.parent) for model in _File.model_validate(content).models.values()]
+        models = [_resolve_paths(model, file.parent) for model in _File.model_validate(content).models.values()]
     except ValidationError as error:
         problems += [(_line(root, e["loc"]), _words(e["loc"], e["msg"])) for e in error.errors()]
     else:
@@ -354,7 +354,7 @@ def _parse(file: Path) -> list[Model]:
     return models
 
 
-def _rooted(model: Model, folder: Path) -> Model:
+def _resolve_paths(model: ModelConfig, folder: Path) -> ModelConfig:
     """Return the model with absolute paths; paths in the file are relative to it."""
     if model.tokenizer is not None:
         return model.model_copy(update={"tokenizer": (folder / model.tokenizer.expanduser()).absolute()})
@@ -364,7 +364,7 @@ def _rooted(model: Model, folder: Path) -> Model:
     return model.model_copy(update={"source": model.source.model_copy(update={"path": path})})
 
 
-def _ambiguous(root: yaml.Node | None, models: list[Model]) -> list[tuple[int, str]]:
+def _ambiguous(root: yaml.Node | None, models: list[ModelConfig]) -> list[tuple[int, str]]:
     """Return problems of names that more than one model has."""
     owners = {model.name: model.name for model in models}
     problems = []
@@ -376,10 +376,10 @@ def _ambiguous(root: yaml.Node | None, models: list[Model]) -> list[tuple[int, s
     return problems
 
 
-def _repeated(node: yaml.Node | None) -> "list[tuple[int, str]]":
+def _duplicate_keys(node: yaml.Node | None) -> "list[tuple[int, str]]":
     """Return duplicate keys of a mapping; YAML would silently take the last."""
     if isinstance(node, yaml.SequenceNode):
-        return [problem for item in node.value for problem in _repeated(item)]
+        return [problem for item in node.value for problem in _duplicate_keys(item)]
     if not isinstance(node, yaml.MappingNode):
         return []
     problems, seen = [], set()
@@ -387,7 +387,7 @@ def _repeated(node: yaml.Node | None) -> "list[tuple[int, str]]":
         if key.value in seen:
             problems.append((key.start_mark.line + 1, f"{key.value}: is a duplicate key"))
         seen.add(key.value)
-        problems += _repeated(value)
+        problems += _duplicate_keys(value)
     return problems
 
 

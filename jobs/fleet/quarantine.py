@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 from jobs.clock import now
 from jobs.db.base import row_of
 from jobs.db.engine import insert_into
-from jobs.fleet.models_file import Model
+from jobs.fleet.models_file import ModelConfig
 from jobs.fleet.tables import EngineDeath, Quarantine, Worker
 from jobs.ledger import audit
 from jobs.ledger.states import ShardState
@@ -41,7 +41,7 @@ _ACTOR: Final = "engine"
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class QuarantineLimits:
     """The limits of quarantine: `deaths` within `seconds` lead to it, and the first quarantine lasts `rest` seconds."""
 
     deaths: int
@@ -56,27 +56,27 @@ class Bounds:
         return min(self.rest * 2.0 ** min(tries, 20), max(_MAX_REST, self.rest))
 
 
-def entry_of(model: Model) -> str:
+def entry_of(model: ModelConfig) -> str:
     """Return a hash of what is loaded and how: a changed entry in the models file is another engine."""
     what = [model.engine, model.source.model_dump(mode="json"), model.engine_args]
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def note(session: Session, death: EngineDeath, bounds: Bounds) -> bool:
+def note(session: Session, death: EngineDeath, bounds: QuarantineLimits) -> bool:
     """Count a death once, however often this runs; return whether its engine is quarantined."""
     at = now()
     session.execute(insert_into(session, EngineDeath).values(row_of(death)).on_conflict_do_nothing())
-    session.execute(delete(EngineDeath).where(_here(death), ~_counts(at, bounds)))
+    session.execute(delete(EngineDeath).where(_is_same_engine(death), ~_counts(at, bounds)))
     row = session.get(Quarantine, (death.host_devices, death.model), with_for_update=True)
     if row is not None and row.entry == death.entry and row.trial is None:
         return True  # it is quarantined already
-    query = select(EngineDeath).where(_here(death), EngineDeath.entry == death.entry)
+    query = select(EngineDeath).where(_is_same_engine(death), EngineDeath.entry == death.entry)
     deaths = session.scalars(query.order_by(EngineDeath.created_at, EngineDeath.id)).all()
     on_trial = row is not None and row.entry == death.entry
     if len(deaths) < bounds.deaths and not on_trial:
         return False
     _quarantine(session, row if on_trial else None, deaths, at, bounds)
-    session.execute(delete(EngineDeath).where(_here(death)))
+    session.execute(delete(EngineDeath).where(_is_same_engine(death)))
     audit.record(
         session,
         actor=_ACTOR,
@@ -88,12 +88,12 @@ def note(session: Session, death: EngineDeath, bounds: Bounds) -> bool:
 
 
 def _quarantine(
-    session: Session, trial: Quarantine | None, deaths: Sequence[EngineDeath], at: float, bounds: Bounds
+    session: Session, trial: Quarantine | None, deaths: Sequence[EngineDeath], at: float, bounds: QuarantineLimits
 ) -> None:
     last = deaths[-1]
     columns = {
         "error": last.error,
-        "suspects": suspected(deaths),
+        "suspects": describe_suspects(deaths),
         "lines": next((death.lines for death in reversed(deaths) if death.lines), []),
         "trial": None,
     }
@@ -108,20 +108,22 @@ def _quarantine(
     session.execute(insert.on_conflict_do_update(index_elements=list(key), set_=fresh | columns))
 
 
-def suspected(deaths: Iterable[EngineDeath]) -> list[str]:
+def describe_suspects(deaths: Iterable[EngineDeath]) -> list[str]:
     """Return the lines that were in flight, those of most deaths first."""
     counts = Counter(name for death in deaths for name in dict.fromkeys(death.suspects))
     return [f"{name} ({times} times)" for name, times in counts.most_common(SUSPECTS)]
 
 
-def handle_worker_death(session: Session, worker: Worker, aliases: Mapping[str, str], bounds: Bounds) -> list[str]:
+def handle_worker_death(
+    session: Session, worker: Worker, aliases: Mapping[str, str], bounds: QuarantineLimits
+) -> list[str]:
     """Count the deaths of the engines of a worker that ended unexpectedly; return the models that are quarantined now.
 
     Call it while the claims are still there. A second call for the same worker counts nothing more.
     """
     at, quarantined = now(), []
-    shards = _in_hand(session, worker.id)
-    for name, how in _blamed(worker.engines or {}, {aliases.get(model, model) for model in shards.values()}).items():
+    shards = _shards_of(session, worker.id)
+    for name, how in _culprits(worker.engines or {}, {aliases.get(model, model) for model in shards.values()}).items():
         death = EngineDeath(
             id=f"{worker.id}/{how['entry']}",
             host_devices=worker.host_devices or worker.host,
@@ -140,7 +142,7 @@ def handle_worker_death(session: Session, worker: Worker, aliases: Mapping[str, 
     return quarantined
 
 
-def _in_hand(session: Session, worker_id: str) -> dict[str, str]:
+def _shards_of(session: Session, worker_id: str) -> dict[str, str]:
     """Return the shards that the worker held, as text, and their models."""
     query = select(Job.id, Job.model, Shard.n, Shard.isolated_line).join(Shard, Shard.job_id == Job.id)
     query = query.where(Shard.worker_id == worker_id, Shard.state == ShardState.RUNNING).order_by(Job.id, Shard.n)
@@ -150,7 +152,7 @@ def _in_hand(session: Session, worker_id: str) -> dict[str, str]:
     }
 
 
-def _blamed(held: Mapping[str, Mapping[str, Any]], busy: Collection[str]) -> dict[str, Mapping[str, Any]]:
+def _culprits(held: Mapping[str, Mapping[str, Any]], busy: Collection[str]) -> dict[str, Mapping[str, Any]]:
     """Return the engines that were starting, otherwise those that executed lines, otherwise all."""
     building = {name: how for name, how in held.items() if not how["up"]}
     return building or {name: held[name] for name in busy if name in held} or dict(held)
@@ -182,7 +184,7 @@ def add_log_lines(session: Session, host_devices: str, models: Iterable[str], li
             row.lines = list(lines)
 
 
-def held(
+def quarantines_at(
     session: Session, host_devices: str, entries: Mapping[str, str], known: Collection[str] | None = None
 ) -> dict[str, Quarantine]:
     """Return which of these models are quarantined at this host and devices.
@@ -199,7 +201,7 @@ def held(
     return rows
 
 
-def begin_trial(session: Session, host_devices: str, model: str, worker_id: str, bounds: Bounds) -> bool:
+def begin_trial(session: Session, host_devices: str, model: str, worker_id: str, bounds: QuarantineLimits) -> bool:
     """Return whether the worker may build the engine once. The next trial is postponed first. Idempotent."""
     row = session.get(Quarantine, (host_devices, model), with_for_update=True)
     if row is None or row.trial == worker_id:
@@ -223,7 +225,7 @@ def leave(session: Session, worker_id: str) -> None:
     session.execute(update(Quarantine).where(Quarantine.trial == worker_id).values(trial=None, until=now()))
 
 
-def came_up(session: Session, host_devices: str, model: str) -> None:
+def record_start(session: Session, host_devices: str, model: str) -> None:
     """Delete the deaths of the engine's start, because it came up."""
     session.execute(
         delete(EngineDeath).where(
@@ -248,7 +250,7 @@ def forget(session: Session) -> None:
     session.execute(delete(Quarantine).where(Quarantine.until < long_ago))
 
 
-def listed(session: Session, model: str | None = None) -> Sequence[Quarantine]:
+def all_quarantines(session: Session, model: str | None = None) -> Sequence[Quarantine]:
     """Return the quarantined engines, those on trial included."""
     query = select(Quarantine).order_by(Quarantine.model, Quarantine.host_devices)
     return session.scalars(query if model is None else query.where(Quarantine.model == model)).all()
@@ -272,9 +274,9 @@ def _free(session: Session, row: Quarantine, actor: str) -> None:
     )
 
 
-def _here(death: EngineDeath) -> ColumnElement[bool]:
+def _is_same_engine(death: EngineDeath) -> ColumnElement[bool]:
     return and_(EngineDeath.host_devices == death.host_devices, EngineDeath.model == death.model)
 
 
-def _counts(at: float, bounds: Bounds) -> ColumnElement[bool]:
+def _counts(at: float, bounds: QuarantineLimits) -> ColumnElement[bool]:
     return or_(EngineDeath.starting, EngineDeath.created_at >= at - bounds.seconds)

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs.batches.lines import quoted
+from jobs.batches.lines import quote
 from jobs.fleet import workers as fleet
 from jobs.fleet.models_file import ANY_MODEL, GENERATION, VLLM_OFF, EngineKind, Registry
 from jobs.fleet.tables import Model
@@ -49,7 +49,7 @@ def route(
 ) -> Route:
     """Return which workers serve `name` at `endpoint`. Raises NotServed, NotYet."""
     known = name in registry.models or not tuned_models.is_tuned(name) or session.get(Model, name) is not None
-    tuned = None if known else _tuned(session, registry, name, project_id)
+    tuned = None if known else _find_tuned_model(session, registry, name, project_id)
     if tuned is not None and tuned.method == tuned_models.FULL:
         base_model = registry.models.get(tuned.base)
         _check_serves(name, base_model.endpoints if base_model else GENERATION, endpoint)
@@ -58,14 +58,14 @@ def route(
     return Route(_queue(session, config, registry, base or name, endpoint, project_id), base)
 
 
-def needed_model(queue: str, name: str) -> str:
+def model_of(queue: str, name: str) -> str:
     """Return the model that a worker of `queue` must have to answer for `name`: for an adapter its base."""
     return name if queue == Queue.TUNED else tuned_models.base_model_of(name)
 
 
 def is_paused(session: Session, queue: str, name: str, project_id: str) -> bool:
     """Return whether the operator has paused `queue`, the model of this name, or the project."""
-    return pauses.paused(session).stops(queue, name, project_id, needed_model(queue, name))
+    return pauses.current_pauses(session).stops(queue, name, project_id, model_of(queue, name))
 
 
 def is_served(session: Session, registry: Registry, queue: str, name: str) -> bool:
@@ -99,7 +99,7 @@ def _queue(session: Session, config: Settings, registry: Registry, name: str, en
 
 def _check_serves(name: str, endpoints: Collection[str], endpoint: str) -> None:
     if endpoint not in endpoints:
-        raise NotServed(f"The model '{quoted(name)}' does not serve {endpoint}.", "model_not_supported")
+        raise NotServed(f"The model '{quote(name)}' does not serve {endpoint}.", "model_not_supported")
 
 
 def engines(session: Session, registry: Registry) -> dict[str, str]:
@@ -111,7 +111,7 @@ def engines(session: Session, registry: Registry) -> dict[str, str]:
     return {name: registry.models[target].engine.value for name, target in names.items()}
 
 
-def listed(names: Sequence[str], endpoint: str = "") -> str:
+def describe_models(names: Sequence[str], endpoint: str = "") -> str:
     """Return a sentence with the `names` of available models."""
     serve = f" that serve {endpoint}" if endpoint else ""
     few = ", ".join(f"`{name}`" for name in names[:_NAMED]) or "none"
@@ -133,19 +133,19 @@ def names_of(session: Session, registry: Registry, endpoint: str, project_id: st
     ]
 
 
-def _tuned(session: Session, registry: Registry, name: str, project_id: str) -> TunedModel | None:
+def _find_tuned_model(session: Session, registry: Registry, name: str, project_id: str) -> TunedModel | None:
     """Return a tuned model; None for a name that the project may not ask for, as for an unknown one."""
-    model = tuned_models.find_even_deleted(session, name, project_id)
+    model = tuned_models.find_any(session, name, project_id)
     if model is not None and model.state == tuned_models.FAILED_PROBE:
         reason = tuned_models.probe_of(model).reason
-        raise NotServed(f"The model '{quoted(name)}' failed its probe and is not served: {reason}", "failed_probe")
+        raise NotServed(f"The model '{quote(name)}' failed its probe and is not served: {reason}", "failed_probe")
     if model is not None and model.state == tuned_models.DELETED:
-        raise NotServed(f"The model '{quoted(name)}' was deleted.")
+        raise NotServed(f"The model '{quote(name)}' was deleted.")
     base = None if model is None or model.method == tuned_models.FULL else registry.models.get(model.base)
     if model is not None and model.method != tuned_models.FULL and model.base in registry.unserved:
-        raise NotServed(f"The model '{quoted(name)}' is not served: {VLLM_OFF}", "model_not_supported")
+        raise NotServed(f"The model '{quote(name)}' is not served: {VLLM_OFF}", "model_not_supported")
     if base is not None and base.engine is EngineKind.VLLM and not base.engine_args.get("enable_lora"):
-        message = f"The model '{quoted(name)}' needs `enable_lora: true` in the engine_args of '{base.name}'."
+        message = f"The model '{quote(name)}' needs `enable_lora: true` in the engine_args of '{base.name}'."
         raise NotServed(message, "model_not_supported")
     return model
 
@@ -158,11 +158,11 @@ def _wildcard(session: Session, config: Settings, registry: Registry, name: str,
         return Queue.GENERATE
     if config.engine_urls and not any(worker.models for worker in workers):
         raise NotYet(name)
-    others = listed(names_of(session, registry, endpoint, project_id), endpoint)
-    raise NotServed(f"The provided model '{quoted(name)}' is not supported by the Batch API. {others}", others=others)
+    others = describe_models(names_of(session, registry, endpoint, project_id), endpoint)
+    raise NotServed(f"The provided model '{quote(name)}' is not supported by the Batch API. {others}", others=others)
 
 
 def _check_external(session: Session, external: bool, name: str, project_id: str) -> None:
     if external and not session.get_one(Project, project_id).allow_external:
-        message = f"The model '{quoted(name)}' runs outside this deployment, which the project does not allow."
+        message = f"The model '{quote(name)}' runs outside this deployment, which the project does not allow."
         raise NotServed(message, "external_model_not_allowed")

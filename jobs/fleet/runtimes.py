@@ -38,7 +38,7 @@ class Candidate(msgspec.Struct, frozen=True):
         return f"{self.runtime} {self.dtype}"
 
 
-class Record(msgspec.Struct, frozen=True):
+class RuntimeRecord(msgspec.Struct, frozen=True):
     model: str
     machine: str
     versions: dict[str, str]
@@ -62,7 +62,7 @@ def onnx_file(folder: Path, key: str) -> Path:
     return folder / f"{key}.onnx"
 
 
-def read(folder: Path, key: str) -> Record | None:
+def read(folder: Path, key: str) -> RuntimeRecord | None:
     """Return the record of the key, if it exists with all its files."""
     record = _read(folder / f"{key}.json")
     if record and record.choice.runtime == "onnx" and not onnx_file(folder, key).exists():
@@ -70,13 +70,13 @@ def read(folder: Path, key: str) -> Record | None:
     return record
 
 
-def every(folder: Path) -> list[Record]:
+def all_records(folder: Path) -> list[RuntimeRecord]:
     """Return the records of all machines that share the folder, newest first."""
     records = [record for path in folder.glob("*.json") if (record := _read(path))]
     return sorted(records, key=lambda record: record.measured_at, reverse=True)
 
 
-def write(folder: Path, key: str, record: Record) -> None:
+def write(folder: Path, key: str, record: RuntimeRecord) -> None:
     """Write the record atomically, and remove the records that it replaces."""
     temporary = folder / f".{key}.new"
     with temporary.open("wb") as file:
@@ -92,7 +92,7 @@ def forget(folder: Path, key: str) -> None:
     onnx_file(folder, key).unlink(missing_ok=True)
 
 
-def _remove_older(folder: Path, key: str, record: Record) -> None:
+def _remove_older(folder: Path, key: str, record: RuntimeRecord) -> None:
     """Remove other records of the same model and machine, and model files without a record."""
     for path in folder.glob("*.json"):
         other = _read(path)
@@ -103,9 +103,9 @@ def _remove_older(folder: Path, key: str, record: Record) -> None:
             path.unlink()
 
 
-def _read(path: Path) -> Record | None:
+def _read(path: Path) -> RuntimeRecord | None:
     try:
-        record = msgspec.json.decode(path.read_bytes(), type=Record)
+        record = msgspec.json.decode(path.read_bytes(), type=RuntimeRecord)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError) as error:

@@ -44,8 +44,8 @@ def states(session: Session, models: Iterable[Needed]) -> dict[str, Serving]:
     """Return the state of each of these models by its name. Names are no aliases."""
     present = workers.present(session)
     ready = [worker for worker in present if worker.state == "ready"]
-    paused = pauses.paused(session).of(Scope.MODEL)
-    quarantined = {row.model for row in quarantine.listed(session)}
+    paused = pauses.current_pauses(session).of(Scope.MODEL)
+    quarantined = {row.model for row in quarantine.all_quarantines(session)}
     states_by_name: dict[str, Serving] = {}
     for model in models:
         here = [worker for worker in ready if model.queue in worker.queues]
@@ -77,7 +77,7 @@ _WHY: dict[State, str] = {
 }
 
 
-def why_not(serving: Serving) -> str | None:
+def reason_not_served(serving: Serving) -> str | None:
     """Return why a model is not served, in words; None for one that is."""
     if serving.state == "ready":
         return None

@@ -36,38 +36,38 @@ _BROKER_PATIENCE: Final = 2.0  # seconds
 _AMQP_PORT: Final = 5672
 
 
-class Reason(NamedTuple):
+class StandstillReason(NamedTuple):
     """Why a job waits: a word for programs, and a sentence."""
 
     code: str
     text: str
 
 
-def reasons(session: Session, job: Job) -> tuple[list[Reason], bool]:
+def reasons(session: Session, job: Job) -> tuple[list[StandstillReason], bool]:
     """Return the reasons, and whether a late heartbeat or outbox message puts them in doubt.
 
-    In that case `not_publishing` may know more.
+    In that case `publishing_faults` may know more.
     """
     message = _next_message(session, job)
     if message is None:
-        return _claimed(session, job)
-    if paused := _paused(session, job, message):
+        return _claim_reasons(session, job)
+    if paused := _pause_reason(session, job, message):
         return [paused], False
     why, late = _overdue(message)
-    if busy := _all_busy(session, message):
+    if busy := _busy_reasons(session, message):
         return busy[0], busy[1] or late  # a claim of a part of a slot counts as a whole slot
     return why, late
 
 
-def not_publishing(config: Settings, db: Database) -> Iterator[Reason]:
+def publishing_faults(config: Settings, db: Database) -> Iterator[StandstillReason]:
     """Yield faults of the broker and of the dispatcher. This may take seconds, so it is the last check."""
     if config.broker_url and not _broker_answers(config.broker_url):
         text = "the broker does not answer; `nightmill doctor` on the server's host says why"
-        yield Reason("broker_unavailable", text)
+        yield StandstillReason("broker_unavailable", text)
     with suppress(DatabaseBusy):
         if not Leadership(config, db).taken():
             text = "no dispatcher leads; `nightmill doctor` on the server's host looks at the processes"
-            yield Reason("no_dispatcher", text)
+            yield StandstillReason("no_dispatcher", text)
 
 
 def _broker_answers(url: str) -> bool:
@@ -84,30 +84,32 @@ def _broker_answers(url: str) -> bool:
     return True
 
 
-def _claimed(session: Session, job: Job) -> tuple[list[Reason], bool]:
+def _claim_reasons(session: Session, job: Job) -> tuple[list[StandstillReason], bool]:
     """Explain a job without pending messages: workers have claimed all of its work. They may be dead."""
     running = select(Shard.worker_id).where(Shard.job_id == job.id, Shard.state == ShardState.RUNNING)
     names = {job.worker_id, *session.scalars(running)} - {None}
-    if silent := _silent([worker for worker in workers.everyone(session) if worker.id in names]):
+    if silent := _silent([worker for worker in workers.all_workers(session) if worker.id in names]):
         text = f"{silent[0].id} has claimed it, and has sent no heartbeat for {_ago(silent[0].seen_at)}"
-        return [Reason("worker_silent", text)], True
+        return [StandstillReason("worker_silent", text)], True
     running_text = "a worker runs it, and there is no new result yet"
-    return [Reason("running", running_text)] if names else [], not names
+    return [StandstillReason("running", running_text)] if names else [], not names
 
 
-def _all_busy(session: Session, message: Outbox) -> tuple[list[Reason], bool] | None:
+def _busy_reasons(session: Session, message: Outbox) -> tuple[list[StandstillReason], bool] | None:
     """Return why no worker can claim work of the queue; None where a worker can."""
     alive = workers.alive(session, message.queue)
     if not alive:
-        known = [worker for worker in workers.everyone(session) if message.queue in worker.queues]
-        return [_no_worker(message.queue, known)], False
+        known = [worker for worker in workers.all_workers(session) if message.queue in worker.queues]
+        return [_worker_reason(message.queue, known)], False
     slots, busy = workers.slots(alive)[message.queue], workers.claims_at(session, Scope.QUEUE, message.queue)
     if busy < slots:
-        return _share_taken(session, message, alive)
-    return [Reason("slots_busy", f"all slots of {message.queue} are busy ({slots})")], bool(_silent(alive))
+        return _share_reasons(session, message, alive)
+    return [StandstillReason("slots_busy", f"all slots of {message.queue} are busy ({slots})")], bool(_silent(alive))
 
 
-def _share_taken(session: Session, message: Outbox, alive: Sequence[Worker]) -> tuple[list[Reason], bool] | None:
+def _share_reasons(
+    session: Session, message: Outbox, alive: Sequence[Worker]
+) -> tuple[list[StandstillReason], bool] | None:
     """Return that the project's other work has its share of the pool's processes; None where it has not."""
     claims, queues = workers.claims_by_project(session), sharing(message.queue)
     taken = sum(claims.get(queue, {}).get(message.project_id, 0) for queue in queues)
@@ -115,20 +117,20 @@ def _share_taken(session: Session, message: Outbox, alive: Sequence[Worker]) -> 
     if not queues or taken < largest_share(slots):
         return None
     text = f"other work of its project has {taken} of {slots} processes, its share; it begins when one of them is free"
-    return [Reason("share_taken", text)], bool(_silent(alive))
+    return [StandstillReason("share_taken", text)], bool(_silent(alive))
 
 
-def _overdue(message: Outbox) -> tuple[list[Reason], bool]:
+def _overdue(message: Outbox) -> tuple[list[StandstillReason], bool]:
     waits = now() - message.due_at
     if -outbox.MAX_DELAY <= waits < 0:
-        return [Reason("retry_later", f"it will be tried again in {duration(-waits)}")], False
+        return [StandstillReason("retry_later", f"it will be tried again in {duration(-waits)}")], False
     if waits < _LATE:
         return [], False
     if message.published_at is None:
         text = f"{message.queue} should have got a message for it {duration(waits)} ago"
-        return [Reason("not_published", text)], True
+        return [StandstillReason("not_published", text)], True
     text = f"{message.queue} was sent a message for it {_ago(message.published_at)} ago, and no worker has claimed it"
-    return [Reason("not_claimed", text)], True
+    return [StandstillReason("not_claimed", text)], True
 
 
 def _silent(alive: Sequence[Worker]) -> list[Worker]:
@@ -146,22 +148,24 @@ def _next_message(session: Session, job: Job) -> Outbox | None:
     return session.scalar(ready.order_by(Outbox.id).limit(1))
 
 
-def _paused(session: Session, job: Job, message: Outbox) -> Reason | None:
-    off = pauses.paused(session)
+def _pause_reason(session: Session, job: Job, message: Outbox) -> StandstillReason | None:
+    off = pauses.current_pauses(session)
     if message.queue in off.of(Scope.QUEUE):
-        return Reason("paused", f"{message.queue} is paused; `nightmill resume queue {message.queue}` goes on")
+        return StandstillReason(
+            "paused", f"{message.queue} is paused; `nightmill resume queue {message.queue}` goes on"
+        )
     if message.task != Task.RUN:
         return None
     if pauses.paused_jobs(session, [job.id]):
-        return Reason("job_paused", "it is paused by itself, until its client resumes it")
+        return StandstillReason("job_paused", "it is paused by itself, until its client resumes it")
     if not off.stops(job.queue, job.model, job.project_id, job.serves_as):
         return None
-    return Reason("paused", "its queue, model or project is paused; `nightmill workers` shows what is")
+    return StandstillReason("paused", "its queue, model or project is paused; `nightmill workers` shows what is")
 
 
-def _no_worker(queue: str, known: Sequence[Worker]) -> Reason:
+def _worker_reason(queue: str, known: Sequence[Worker]) -> StandstillReason:
     """Return why the registered workers take no work: paused, loading, or stopping."""
     if not known:
-        return Reason("no_worker", f"no live worker of {queue}; `nightmill workers` lists the live workers")
+        return StandstillReason("no_worker", f"no live worker of {queue}; `nightmill workers` lists the live workers")
     states = (f"{worker.id} is {'paused' if worker.state == 'ready' else worker.state}" for worker in known)
-    return Reason("workers_not_ready", f"no worker of {queue} takes work: {', '.join(states)}")
+    return StandstillReason("workers_not_ready", f"no worker of {queue} takes work: {', '.join(states)}")

@@ -40,7 +40,7 @@ class Change:
 
 def live_workers(session: Session) -> list[dict[str, Any]]:
     """Return every registered worker with its claims and its other work."""
-    off = pauses.paused(session).of(Scope.WORKER)
+    off = pauses.current_pauses(session).of(Scope.WORKER)
     return [
         {
             "id": worker.id,
@@ -56,34 +56,37 @@ def live_workers(session: Session) -> list[dict[str, Any]]:
             "slots": worker.slots,
             "engine_restarts": worker.restarts,
         }
-        for worker in workers.everyone(session)
+        for worker in workers.all_workers(session)
     ]
 
 
-def paused(session: Session, aliases: Mapping[str, str]) -> list[dict[str, Any]]:
+def describe_pauses(session: Session, aliases: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return what is paused. The entry of a model includes its aliases, which are paused with it."""
-    names = pauses.paused(session).of(Scope.MODEL)
+    names = pauses.current_pauses(session).of(Scope.MODEL)
     folded = {alias: model for alias, model in aliases.items() if {alias, model} <= names}
     entries: list[dict[str, Any]] = []
-    for row in pauses.listed(session):
+    for row in pauses.all_pauses(session):
         is_model = row.scope == Scope.MODEL
         if is_model and row.name in folded:
             continue
-        entry = {"kind": row.scope, "name": _shown(session, row), "reason": row.reason}
+        entry = {"kind": row.scope, "name": _display_name(session, row), "reason": row.reason}
         also = sorted(alias for alias, model in folded.items() if model == row.name)
         entries.append(entry | {"aliases": also} if is_model else entry)
     return entries
 
 
-def _shown(session: Session, row: Pause) -> str:
+def _display_name(session: Session, row: Pause) -> str:
     """Return the name of a project, and any other name unchanged."""
     project = session.get(Project, row.name) if row.scope == Scope.PROJECT else None
     return project.name if project else row.name
 
 
-def quarantined(session: Session) -> list[dict[str, Any]]:
+def describe_quarantines(session: Session) -> list[dict[str, Any]]:
     """Return the quarantined engines, with their last log lines and a description of several lines."""
-    return [row_of(row) | {"description": "\n".join(quarantine.describe(row))} for row in quarantine.listed(session)]
+    return [
+        row_of(row) | {"description": "\n".join(quarantine.describe(row))}
+        for row in quarantine.all_quarantines(session)
+    ]
 
 
 def pause(session: Session, registry: Callable[[], Registry], kind: Kind, name: str, *, actor: str) -> Change:
@@ -131,11 +134,11 @@ def names_of(session: Session, registry: Callable[[], Registry], scope: Scope, n
         return [project.id]
     if scope is Scope.MODEL:
         return _models(session, registry(), name)
-    fleet = workers.everyone(session)
+    fleet = workers.all_workers(session)
     known = {worker.id for worker in fleet}
     if scope is Scope.QUEUE:
         known = {*map(str, Queue), *(queue for worker in fleet for queue in worker.queues)}
-        known |= pauses.paused(session).of(scope)
+        known |= pauses.current_pauses(session).of(scope)
         if name not in known:
             known |= {model.queue for model in registry().models.values()}
     if name not in known:
@@ -146,18 +149,23 @@ def names_of(session: Session, registry: Callable[[], Registry], scope: Scope, n
 
 def _models(session: Session, registry: Registry, name: str) -> list[str]:
     """Return a model and its aliases, found by one of these names. Raises NotFound for an unknown name."""
-    shown, known = _known(session, name)
+    shown, known = _model_uses(session, name)
     model = name if name in registry.models or shown else registry.aliases.get(name, name)
     if model == name and not (name in registry.models or shown or known):
         raise NotFound(f"There is no model '{name}'; `nightmill models list` shows them.", param="name")
     return [model, *(alias for alias, target in registry.aliases.items() if target == model)]
 
 
-def _known(session: Session, name: str) -> tuple[bool, bool]:
+def _model_uses(session: Session, name: str) -> tuple[bool, bool]:
     """Return whether an endpoint listed a model, and whether a job, worker, pause or quarantine has its name."""
-    served = {model for worker in workers.everyone(session) for model in worker.models}
-    is_paused = name in pauses.paused(session).of(Scope.MODEL)
+    served = {model for worker in workers.all_workers(session) for model in worker.models}
+    is_paused = name in pauses.current_pauses(session).of(Scope.MODEL)
     of_job = select(Job.id).where(Job.state.in_(LIVE), or_(Job.model == name, Job.serves_as == name)).limit(1)
     is_used = session.scalar(of_job) is not None
-    known = is_used or is_paused or not served.isdisjoint({name, ANY_MODEL}) or bool(quarantine.listed(session, name))
+    known = (
+        is_used
+        or is_paused
+        or not served.isdisjoint({name, ANY_MODEL})
+        or bool(quarantine.all_quarantines(session, name))
+    )
     return session.get(Model, name) is not None, known

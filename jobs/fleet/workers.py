@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.db.base import row_of
-from jobs.db.engine import affected_rows, insert_into
+from jobs.db.engine import execute_and_count, insert_into
 from jobs.fleet.models_file import ANY_MODEL, Registry
 from jobs.fleet.tables import Model, Pause, Worker
 from jobs.ledger import measures, outbox, pauses
@@ -56,7 +56,7 @@ def heartbeat(session: Session, worker_id: str, *, heartbeats: int = 1, **change
         .where(Worker.id == worker_id)
         .values(heartbeat=Worker.heartbeat + heartbeats, seen_at=now(), **changes)
     )
-    return affected_rows(session, change) == 1
+    return execute_and_count(session, change) == 1
 
 
 def leave(session: Session, worker_id: str) -> None:
@@ -64,7 +64,7 @@ def leave(session: Session, worker_id: str) -> None:
     pauses.forget_worker(session, worker_id)
 
 
-def everyone(session: Session) -> Sequence[Worker]:
+def all_workers(session: Session) -> Sequence[Worker]:
     return session.scalars(select(Worker).order_by(Worker.pool, Worker.id)).all()
 
 
@@ -133,7 +133,7 @@ def _answers(worker: Worker, model: str) -> bool:
     return worker.state == "ready" and is_up and (model in worker.models or ANY_MODEL in worker.models)
 
 
-def served(workers: Iterable[Worker], registry: Registry | None) -> dict[str, Served]:
+def served_models(workers: Iterable[Worker], registry: Registry | None) -> dict[str, Served]:
     """Return the models that the live workers of each queue answer, by the rules of `workers.engines.router.Router`.
 
     Without a `registry` every model counts as answered. An endpoint that takes any name does not answer the names that
@@ -145,17 +145,17 @@ def served(workers: Iterable[Worker], registry: Registry | None) -> dict[str, Se
             shown.setdefault(queue, set()).update(worker.models)
     if registry is None:
         return dict.fromkeys(shown, outbox.ALL)
-    return {queue: _answered(names, registry) for queue, names in shown.items()}
+    return {queue: _to_served(names, registry) for queue, names in shown.items()}
 
 
-def unserved(served: Mapping[str, Served]) -> ColumnElement[bool]:
+def is_unserved(served_models: Mapping[str, Served]) -> ColumnElement[bool]:
     """Return the condition that no worker of a job's queue answers the job's model, if the job has one."""
     queue, model = func.coalesce(Job.queue, ""), outbox.NEEDED_MODEL
-    others = (and_(queue == name, model.is_not(None), ~its.among(model)) for name, its in served.items())
-    return or_(queue.not_in(list(served)), *others)
+    others = (and_(queue == name, model.is_not(None), ~its.among(model)) for name, its in served_models.items())
+    return or_(queue.not_in(list(served_models)), *others)
 
 
-def _answered(shown: set[str], registry: Registry) -> Served:
+def _to_served(shown: set[str], registry: Registry) -> Served:
     aliases = registry.aliases.items()
     if ANY_MODEL not in shown:
         return Served(frozenset(shown.union(alias for alias, name in aliases if name in shown)))
@@ -163,7 +163,7 @@ def _answered(shown: set[str], registry: Registry) -> Served:
     return Served(frozenset(others.union(alias for alias, name in aliases if name in others) - shown), but=True)
 
 
-def remember_all(session: Session, models: Mapping[str, bool], queue: str) -> None:
+def store_models(session: Session, models: Mapping[str, bool], queue: str) -> None:
     """Store the models that endpoints serve: name → whether the endpoint is external.
 
     A stored model stays known while its endpoint is unavailable.
@@ -204,7 +204,7 @@ def claims_by_project(session: Session) -> dict[str, dict[str, int]]:
     queue = func.coalesce(Shard.queue, Job.queue, "")
     running = select(queue, Job.project_id, func.count()).join(Shard, Shard.job_id == Job.id)
     running = running.where(Shard.state == ShardState.RUNNING).group_by(queue, Job.project_id)
-    others = [worker.id for worker in everyone(session) if Queue.PLAN not in worker.queues]
+    others = [worker.id for worker in all_workers(session) if Queue.PLAN not in worker.queues]
     jobs = select(literal(Queue.PLAN.value), Job.project_id, func.count()).group_by(Job.project_id)
     jobs = jobs.where(Job.state.in_(LIVE), Job.worker_id.is_not(None), Job.worker_id.not_in(others))
     for statement in (running, jobs):
@@ -245,7 +245,7 @@ def heartbeats(session: Session, scope: pauses.Scope, names: Set[str]) -> dict[s
             return worker.id in names
         return scope is not pauses.Scope.QUEUE or not names.isdisjoint(worker.queues)
 
-    return {worker.id: worker.heartbeat for worker in everyone(session) if is_concerned(worker)}
+    return {worker.id: worker.heartbeat for worker in all_workers(session) if is_concerned(worker)}
 
 
 class Acknowledgement:
@@ -258,7 +258,7 @@ class Acknowledgement:
     def __init__(self) -> None:
         self._seen: dict[str, int] = {}
 
-    def unacknowledged(self, heartbeats: Mapping[str, int]) -> list[str]:
+    def pending_workers(self, heartbeats: Mapping[str, int]) -> list[str]:
         """Return the ids of these workers, by their heartbeats since the first call, which must follow the pause."""
         for name, count in heartbeats.items():
             self._seen[name] = min(self._seen.get(name, count), count)

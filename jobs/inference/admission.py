@@ -58,7 +58,7 @@ PART: Final = 3
 BLOCK: Final = 256 << 10
 _STREAMS: Final = 1024  # of one project, with those that have ended and can still be read
 #: The bytes of all streams of a project, as a multiple of those of its unfinished resumable ones.
-_HELD: Final = 2
+_STREAMS_PER_PROJECT: Final = 2
 _COUNT_STREAM: Final = f"""
 local function count_stream(streams, id, bytes, running, most, seconds)
   local entries, total, unfinished = redis.call('HGETALL', streams), bytes, 0
@@ -132,7 +132,7 @@ async def admit(
     tenant, id_ = request.tenant, request.id
     keys = (queue, client_key(id_), resumable_key(id_), waiting_key(tenant), streams_key(tenant))
     bounds = (config.interactive_waiting, MAX_WAITING_BYTES, lease, queue_seconds(request))
-    of_streams = (MAX_UNREAD_BYTES, config.interactive_resumable, max_held(config))
+    of_streams = (MAX_UNREAD_BYTES, config.interactive_resumable, max_stream_bytes(config))
     refused = await server.eval(_ADMIT, len(keys), *keys, id_, raw, resumable, *bounds, *of_streams)
     if refused == b"queue":
         raise Overloaded
@@ -151,7 +151,7 @@ async def count_block(server: Any, tenant: str, stream_id: str, limit: int) -> b
     return bool(await server.eval(_COUNT, 1, streams_key(tenant), stream_id, BLOCK, limit, seconds))
 
 
-async def count_finished(server: Any, request: QueuedRequest, reserved: int, held: int) -> None:
+async def count_end(server: Any, request: QueuedRequest, reserved: int, held: int) -> None:
     """Count an ended resumable stream by the bytes that it holds, in place of those `reserved` for it.
 
     Raises RedisError.
@@ -159,9 +159,9 @@ async def count_finished(server: Any, request: QueuedRequest, reserved: int, hel
     await server.eval(_FINISHED, 1, streams_key(request.tenant), request.id, held - reserved)
 
 
-def max_held(config: Settings) -> int:
+def max_stream_bytes(config: Settings) -> int:
     """Return the bytes that all streams of a project may have in Redis."""
-    return _HELD * config.interactive_resumable * MAX_UNREAD_BYTES
+    return _STREAMS_PER_PROJECT * config.interactive_resumable * MAX_UNREAD_BYTES
 
 
 class Memory(NamedTuple):
@@ -198,7 +198,7 @@ def read_memory(url: str, timeout: float = _PROBE_SECONDS) -> Memory:
         return _memory(server.info("memory"))
 
 
-def any_full(config: Settings) -> bool:
+def is_any_full(config: Settings) -> bool:
     """Return whether the broker, or the server of interactive requests, is full.
 
     A server that does not answer is not.

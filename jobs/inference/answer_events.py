@@ -6,7 +6,7 @@ from typing import Any, Final
 Event = dict[str, Any]
 
 
-def written_out(response: Mapping[str, Any]) -> list[Event]:
+def events_of_response(response: Mapping[str, Any]) -> list[Event]:
     """Return the events of a response from `response.created` to its end, numbered from 0; each text is one delta."""
     begun = {**response, "status": "in_progress", "output": []}
     begun |= dict.fromkeys(("usage", "error", "incomplete_details", "completed_at"))
@@ -38,7 +38,7 @@ def _call(position: Mapping[str, Any], item: Mapping[str, Any]) -> Iterator[Even
     yield {"type": "response.function_call_arguments.done", **position, "arguments": text, "name": item["name"]}
 
 
-def _thought(position: Mapping[str, Any], item: Mapping[str, Any]) -> Iterator[Event]:
+def _reasoning(position: Mapping[str, Any], item: Mapping[str, Any]) -> Iterator[Event]:
     for number, part in enumerate(item.get("summary") or ()):
         at, text = {**position, "summary_index": number}, part.get("text") or ""
         yield {"type": "response.reasoning_summary_part.added", **at, "part": {**part, "text": ""}}
@@ -66,7 +66,7 @@ def _part(position: Mapping[str, Any], part: Mapping[str, Any]) -> Iterator[Even
     yield {"type": "response.content_part.done", **position, "part": dict(part)}
 
 
-_BETWEEN: Final = {"message": _parts, "reasoning": _thought, "function_call": _call, "file_search_call": _search}
+_BETWEEN: Final = {"message": _parts, "reasoning": _reasoning, "function_call": _call, "file_search_call": _search}
 #: Fields that an item does not have yet when it begins.
 _EMPTY: Final[Mapping[tuple[str, str], Any]] = {
     ("message", "content"): [],

@@ -36,7 +36,7 @@ Owner = TypeVar("Owner")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CachedValue:
     """A cached value. `tokens` is the number of tokens of the input."""
 
     value: bytes
@@ -59,18 +59,18 @@ class NewEntry:
     job_id: str | None = None
 
 
-def find(session: Session, keys: Sequence[bytes], at: float) -> dict[bytes, Entry]:
+def find(session: Session, keys: Sequence[bytes], at: float) -> dict[bytes, CachedValue]:
     """Return the entries of these keys."""
     columns = CacheEntry.key, CacheEntry.value, CacheEntry.tokens, CacheEntry.created_at, CacheEntry.expires_at
     seen = (
         select(*columns)
         .outerjoin(CacheEpoch, CacheEpoch.project_id == CacheEntry.project_id)
-        .where(CacheEntry.epoch == func.coalesce(CacheEpoch.epoch, 0), CacheEntry.expires_at > at, _not_deleted())
+        .where(CacheEntry.epoch == func.coalesce(CacheEpoch.epoch, 0), CacheEntry.expires_at > at, _is_not_deleted())
     )
-    entries: dict[bytes, Entry] = {}
+    entries: dict[bytes, CachedValue] = {}
     for start in range(0, len(keys), KEYS_AT_ONCE):
         rows = session.execute(seen.where(CacheEntry.key.in_(keys[start : start + KEYS_AT_ONCE])))
-        entries.update({row.key: Entry(row.value, row.tokens, row.created_at, row.expires_at) for row in rows})
+        entries.update({row.key: CachedValue(row.value, row.tokens, row.created_at, row.expires_at) for row in rows})
     return entries
 
 
@@ -112,7 +112,7 @@ def put(session: Session, entries: Sequence[NewEntry]) -> None:
             CacheEntry.epoch < new.epoch,
             CacheEntry.expires_at <= new.created_at,
             CacheEntry.created_at <= 2 * new.created_at - new.expires_at,  # older than its client accepts
-            ~_not_deleted(literal_column("cached.job_id")),
+            ~_is_not_deleted(literal_column("cached.job_id")),
         )
         session.execute(insert.on_conflict_do_update(index_elements=["key"], set_=again, where=unfit), rows)
 
@@ -182,23 +182,23 @@ def remove_deleted(session: Session, limit: int) -> Mapping[tuple[str, str], int
     return counts
 
 
-def left_nothing() -> Sequence[ColumnElement[bool]]:
+def has_no_entry() -> Sequence[ColumnElement[bool]]:
     """Return whether the cache has no entry of a job that read or wrote this file."""
     return [~exists().where(column == File.id, CacheEntry.job_id == Job.id) for column in _FILES]
 
 
-def _not_deleted(job_id: SQLColumnExpression[str | None] = CacheEntry.job_id) -> ColumnElement[bool]:
+def _is_not_deleted(job_id: SQLColumnExpression[str | None] = CacheEntry.job_id) -> ColumnElement[bool]:
     """Select entries of no job, or of a job whose files exist."""
     read, written = aliased(File), aliased(File)
     there = exists().where(
         Job.id == job_id,
-        or_(Job.input_file_id.is_(None), _there(read, Job.input_file_id)),
-        or_(Job.output_file_id.is_(None), _there(written, Job.output_file_id)),
+        or_(Job.input_file_id.is_(None), _is_stored(read, Job.input_file_id)),
+        or_(Job.output_file_id.is_(None), _is_stored(written, Job.output_file_id)),
     )
     return or_(job_id.is_(None), there)
 
 
-def _there(file: type[File], column: InstrumentedAttribute[str | None]) -> ColumnElement[bool]:
+def _is_stored(file: type[File], column: InstrumentedAttribute[str | None]) -> ColumnElement[bool]:
     return exists().where(file.id == column, file.deleted_at.is_(None))
 
 

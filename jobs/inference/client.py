@@ -80,7 +80,7 @@ WorkerCheck = Callable[[], Awaitable[bool]]
 ClientCheck = Callable[[], Awaitable[None]]  # raises the error that ends the wait
 
 
-async def _always() -> None:
+async def _is_always_connected() -> None:
     """Take the client as connected."""
 
 
@@ -121,7 +121,7 @@ class InferenceClient:
         queue: str,
         request: QueuedRequest,
         is_served: WorkerCheck,
-        check_client: ClientCheck = _always,
+        check_client: ClientCheck = _is_always_connected,
         resumable: Resumable | None = None,
         patience: float = math.inf,
     ) -> AsyncGenerator[AnswerEntry]:

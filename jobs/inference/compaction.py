@@ -13,12 +13,12 @@ CONTENT: Final = "encrypted_content"  # OpenAI's name
 _MARK: Final = "nightmill-1."
 
 
-def packed(summary: str) -> str:
+def pack(summary: str) -> str:
     return _MARK + base64.urlsafe_b64encode(summary.encode()).decode()
 
 
-def unpacked(content: Any) -> str:
-    """Return the packed summary. Raises ValueError for a text that `packed` has not made."""
+def unpack(content: Any) -> str:
+    """Return the packed summary. Raises ValueError for a text that `pack` has not made."""
     before, mark, rest = str(content).partition(_MARK)
     if before or not mark:
         raise ValueError(f"'{CONTENT}' is not a summary of this server. Only the server that made it can read it.")

@@ -103,7 +103,7 @@ def complete_response(
     `status` is used for an answer without one.
     """
     whole = new_response(request, status)
-    completed = _filled(answer, whole)
+    completed = _fill(answer, whole)
     completed |= {name: whole[name] for name in _AS_ASKED}
     completed |= {name: request[name] for name in _CLIENTS_OWN if request.get(name) is not None}
     if not isinstance(completed.get("id"), str):
@@ -122,7 +122,7 @@ def complete_item(item: Any, status: str) -> Any:
     kind = item.get("type") if isinstance(item, dict) else None
     if not isinstance(kind, str):
         return item
-    completed = _filled(item, _ITEMS[kind](status) if kind in _ITEMS else {})
+    completed = _fill(item, _ITEMS[kind](status) if kind in _ITEMS else {})
     if not isinstance(completed.get("id"), str):
         completed["id"] = new_id(f"{prefix_of(kind)}_")
     if isinstance(completed.get("content"), list):
@@ -133,7 +133,7 @@ def complete_item(item: Any, status: str) -> Any:
 def complete_part(part: Any) -> Any:
     """Return a complete part of a message."""
     is_text = isinstance(part, dict) and part.get("type") == "output_text"
-    return _filled(part, {"annotations": [], "logprobs": []}) if is_text else part
+    return _fill(part, {"annotations": [], "logprobs": []}) if is_text else part
 
 
 def complete_event(event: Body, request: Body, number: int, ended: int | None = None) -> dict[str, Any]:
@@ -142,21 +142,21 @@ def complete_event(event: Body, request: Body, number: int, ended: int | None = 
     `number` is its index in a stream without numbers. The response ended at `ended`, in unix seconds, or now.
     """
     _, subject, step = f"{event.get('type')}..".split(".", 3)[:3]
-    completed = _filled(event, {"sequence_number": number})
+    completed = _fill(event, {"sequence_number": number})
     if isinstance(completed.get("response"), dict):
         completed["response"] = complete_response(completed["response"], request, ended, status_of(event))
     if isinstance(completed.get("item"), dict):
         location = {"id": f"{prefix_of(str(completed['item'].get('type')))}_{completed.setdefault('output_index', 0)}"}
         completed["item"] = complete_item(
-            _filled(completed["item"], location), "completed" if step == "done" else "in_progress"
+            _fill(completed["item"], location), "completed" if step == "done" else "in_progress"
         )
     if "part" in completed:
         completed["part"] = complete_part(completed["part"])
     if subject in _ABOUT:
-        completed = _filled(completed, {"output_index": 0} | ({"content_index": 0} if subject in _IN_PARTS else {}))
+        completed = _fill(completed, {"output_index": 0} | ({"content_index": 0} if subject in _IN_PARTS else {}))
         completed.setdefault("item_id", f"{prefix_of(_ABOUT[subject])}_{completed['output_index']}")
     if subject == "output_text" and step in ("delta", "done"):
-        completed = _filled(completed, {"logprobs": []})
+        completed = _fill(completed, {"logprobs": []})
     return completed
 
 
@@ -169,7 +169,7 @@ def status_of(event: Body) -> str:
 def complete_chat(answer: Body, request: Body) -> dict[str, Any]:
     """Return an engine's answer as a complete chat completion."""
     whole = {"object": "chat.completion", "created": int(now()), "model": request.get("model")}
-    completed = _filled(answer, whole | ({} if answer.get("id") else {"id": new_id("chatcmpl-")}))
+    completed = _fill(answer, whole | ({} if answer.get("id") else {"id": new_id("chatcmpl-")}))
     completed["choices"] = [_complete_choice(choice, index) for index, choice in enumerate(completed["choices"])]
     return completed
 
@@ -177,7 +177,7 @@ def complete_chat(answer: Body, request: Body) -> dict[str, Any]:
 def _complete_choice(choice: Body, index: int) -> dict[str, Any]:
     message = {"role": "assistant", "content": None, "refusal": None} | dict(choice["message"])
     reason = "tool_calls" if message.get("tool_calls") else "stop"
-    completed = _filled(choice, {"index": index, "finish_reason": reason, "logprobs": None})
+    completed = _fill(choice, {"index": index, "finish_reason": reason, "logprobs": None})
     return completed | {"message": message}
 
 
@@ -190,10 +190,10 @@ def _complete_usage(usage: Body) -> dict[str, Any]:
     inputs, outputs = (_count(usage.get(name)) for name in ("input_tokens", "output_tokens"))
     details = {"input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
                "output_tokens_details": {"reasoning_tokens": 0}}  # fmt: skip
-    completed = _filled(usage, {"input_tokens": inputs, "output_tokens": outputs, "total_tokens": inputs + outputs})
+    completed = _fill(usage, {"input_tokens": inputs, "output_tokens": outputs, "total_tokens": inputs + outputs})
     for name, whole in details.items():
         given = completed.get(name)
-        completed[name] = _filled(given, whole) if isinstance(given, dict) else whole
+        completed[name] = _fill(given, whole) if isinstance(given, dict) else whole
     return completed
 
 
@@ -202,7 +202,7 @@ def _count(value: Any) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _filled(given: Body, whole: Body) -> dict[str, Any]:
+def _fill(given: Body, whole: Body) -> dict[str, Any]:
     """Fill fields that are missing or null from `whole`."""
     filled = dict(given)
     for name, value in whole.items():

@@ -60,21 +60,21 @@ AUTO: Final = ContextOptions()
 
 def context_options_of(url: str, body: Mapping[str, Any]) -> ContextOptions | None:
     """Return the options of a request, None where it has none. Raises InvalidRequest, also for a message's priority."""
-    terms = _asked(url, body) if url in PROMPT else None
+    terms = _parse(url, body) if url in PROMPT else None
     if terms is not None:
         _check_priorities(url, body)
     return terms
 
 
-def without_context_fields(url: str, body: dict[str, Any]) -> dict[str, Any]:
+def drop_context_fields(url: str, body: dict[str, Any]) -> dict[str, Any]:
     """Return the request without the fields of its messages that engines are not sent. Earlier turns may have them."""
     given = body.get(PROMPT[url]) if url in PROMPT else None
     if not isinstance(given, list) or not any(isinstance(item, dict) and PRIORITY in item for item in given):
         return body
-    return {**body, PROMPT[url]: [_without_priority(item) for item in given]}
+    return {**body, PROMPT[url]: [_drop_priority(item) for item in given]}
 
 
-def _without_priority(item: Any) -> Any:
+def _drop_priority(item: Any) -> Any:
     return {name: value for name, value in item.items() if name != PRIORITY} if isinstance(item, dict) else item
 
 
@@ -84,7 +84,7 @@ def schema() -> dict[str, Any]:
     return {**named[ContextOptions.__name__], "title": "Context", "description": inspect.getdoc(ContextOptions)}
 
 
-def _asked(url: str, body: Mapping[str, Any]) -> ContextOptions | None:
+def _parse(url: str, body: Mapping[str, Any]) -> ContextOptions | None:
     given = body.get(FIELD)
     if given is None:
         return AUTO if url == RESPONSES and body.get("truncation") == "auto" else None
@@ -93,12 +93,12 @@ def _asked(url: str, body: Mapping[str, Any]) -> ContextOptions | None:
     try:
         terms = msgspec.convert(given, ContextOptions)
     except msgspec.ValidationError as error:
-        raise _refused(str(error)) from error
+        raise _invalid_option(str(error)) from error
     _check(terms)
     return terms
 
 
-def reserved(body: Mapping[str, Any], limit: int) -> int:
+def answer_reserve(body: Mapping[str, Any], limit: int) -> int:
     """Return the tokens of a context that are set apart for the answer."""
     for name in ("max_completion_tokens", "max_output_tokens", "max_tokens"):
         requested = body.get(name)
@@ -126,7 +126,7 @@ def _check_priorities(url: str, body: Mapping[str, Any]) -> None:
             raise InvalidRequest(message, param=PROMPT[url], code="invalid_type")
 
 
-def _refused(message: str) -> InvalidRequest:
+def _invalid_option(message: str) -> InvalidRequest:
     """Return msgspec's error as an InvalidRequest that names the field."""
     location, unknown = _PATH_IN_ERROR.search(message), _UNKNOWN.search(message)
     name = unknown.group(1)[:64] if unknown else location.group(1) if location else ""

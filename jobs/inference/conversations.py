@@ -20,7 +20,7 @@ FOLDER = "conversations"
 SEGMENT_BYTES = 1 << 18
 
 
-class Segment(msgspec.Struct, frozen=True, array_like=True):
+class ConversationSegment(msgspec.Struct, frozen=True, array_like=True):
     """An object with earlier items, and its size in bytes."""
 
     path: str
@@ -30,7 +30,7 @@ class Segment(msgspec.Struct, frozen=True, array_like=True):
 class _Written(msgspec.Struct):
     """An object as it is stored."""
 
-    before: list[Segment] = []
+    before: list[ConversationSegment] = []
     items: list[msgspec.Raw] = []
 
 
@@ -42,7 +42,7 @@ class Head:
         self._storage = storage
         self.path = path
         self.raw = read(storage, path)
-        self.before = tuple(_written(self.raw).before)
+        self.before = tuple(_decode(self.raw).before)
 
     @property
     def size(self) -> int:
@@ -76,10 +76,10 @@ def read(storage: Storage, path: str) -> bytes:
 
 def items_in(raw: bytes) -> list[msgspec.Raw]:
     """Return the items of an object, undecoded."""
-    return _written(raw).items
+    return _decode(raw).items
 
 
-def encode(before: Sequence[Segment], items: Sequence[msgspec.Raw]) -> bytes:
+def encode(before: Sequence[ConversationSegment], items: Sequence[msgspec.Raw]) -> bytes:
     return msgspec.json.encode(_Written(list(before), list(items)))
 
 
@@ -88,7 +88,7 @@ def new_path(conversation_id: str) -> str:
     return f"{folder(conversation_id)}/{new_id('')}"
 
 
-def _written(raw: bytes) -> _Written:
+def _decode(raw: bytes) -> _Written:
     if raw[:1] == b"[":  # written by an earlier version
         return _Written(items=msgspec.json.decode(raw, type=list[msgspec.Raw]))
     return msgspec.json.decode(raw, type=_Written)

@@ -64,7 +64,7 @@ class OutputIds:
         owner = _name(conversation["id"]) + own if conversation and not response["store"] else own
         return cls(owner, isinstance(include, list) and SEALED in include)
 
-    def named(self, item: Any, index: int) -> Any:
+    def add_id(self, item: Any, index: int) -> Any:
         """Return an item of the output with its id."""
         if not isinstance(item, dict):
             return item

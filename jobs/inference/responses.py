@@ -13,7 +13,7 @@ from jobs.inference.complete_answers import complete_event, complete_response
 from jobs.inference.item_ids import OutputIds
 from jobs.inference.stored import StoredAnswer
 from jobs.inference.tables import StoredResponse
-from jobs.ledger.kinds import Folder, Kind, Payload
+from jobs.ledger.kinds import Kind, Payload, StorageFolder
 from jobs.requests.endpoints import RESPONSES
 
 KIND: Final = "response"
@@ -57,7 +57,7 @@ RESPONSE: Final = Kind(
     {INCOMPLETE: PREFIX},
     resources=("responses",),
     counted=False,
-    folders=(Folder(StoredResponse.FOLDER, StoredResponse.id, flat=True),),
+    folders=(StorageFolder(StoredResponse.FOLDER, StoredResponse.id, flat=True),),
     stored_bytes={
         "responses": select(StoredResponse.project_id, func.sum(StoredResponse.bytes)).group_by(
             StoredResponse.project_id
@@ -67,7 +67,7 @@ RESPONSE: Final = Kind(
 )
 
 
-def numbered(epoch: int, n: int) -> int:
+def event_number(epoch: int, n: int) -> int:
     """Return the sequence number of an event of a background attempt: above all numbers of earlier attempts."""
     return epoch * _ATTEMPT + n
 
@@ -97,22 +97,22 @@ def items(stored_answer: StoredAnswer) -> list[Any]:
     return prompt
 
 
-def without_results(data: Mapping[str, Any]) -> dict[str, Any]:
+def drop_results(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return a response, or an event of one, without the results of searches."""
-    return _changed(data, _without_results)
+    return _change_items(data, _drop_item_results)
 
 
-def _without_results(item: Any, _: int) -> Any:
+def _drop_item_results(item: Any, _: int) -> Any:
     return {**item, "results": None} if isinstance(item, dict) and item.get("results") is not None else item
 
 
-def _changed(data: Mapping[str, Any], change: Callable[[Any, int], Any]) -> dict[str, Any]:
+def _change_items(data: Mapping[str, Any], change: Callable[[Any, int], Any]) -> dict[str, Any]:
     """Return a response, or an event of one, with `change` applied to each item of the output and its index."""
     changed = dict(data)
     if isinstance(changed.get("output"), list):
         changed["output"] = [change(item, index) for index, item in enumerate(changed["output"])]
     if isinstance(changed.get("response"), dict):
-        changed["response"] = _changed(changed["response"], change)
+        changed["response"] = _change_items(changed["response"], change)
     if "item" in changed:
         changed["item"] = change(changed["item"], _index(changed))
     return changed
@@ -128,8 +128,8 @@ def to_public(
     answer: Mapping[str, Any], response: Mapping[str, Any], request: Mapping[str, Any], ended: int | None = None
 ) -> dict[str, Any]:
     """Return an engine's answer as this response, to the request `request`; see `complete_response`."""
-    named = _changed(complete_response(answer, request, ended), OutputIds.of(response, request).named)
-    return _with_own_fields(named, response)
+    named = _change_items(complete_response(answer, request, ended), OutputIds.of(response, request).add_id)
+    return _add_own_fields(named, response)
 
 
 def to_public_event(
@@ -141,13 +141,13 @@ def to_public_event(
 ) -> dict[str, Any]:
     """Return an engine's event as one of this response, to the request `request`; see `complete_event`."""
     ids = OutputIds.of(response, request)
-    public = _changed(complete_event(event, request, number, ended), ids.named)
+    public = _change_items(complete_event(event, request, number, ended), ids.add_id)
     if isinstance(public.get("item_id"), str):
         public["item_id"] = ids.id_of(public["item_id"], _index(public))
     if isinstance(public.get("response"), dict):
-        public["response"] = _with_own_fields(public["response"], response)
+        public["response"] = _add_own_fields(public["response"], response)
     return public
 
 
-def _with_own_fields(answer: Mapping[str, Any], response: Mapping[str, Any]) -> dict[str, Any]:
+def _add_own_fields(answer: Mapping[str, Any], response: Mapping[str, Any]) -> dict[str, Any]:
     return {**answer, **{name: response.get(name) for name in _OWN_FIELDS}}

@@ -80,10 +80,10 @@ def read(path: Path) -> list[tuple[int, str]]:
     A line that was cut short, as a crash leaves it, counts for nothing.
     """
     lines = [line for line in path.read_text().splitlines() if line.strip()]
-    return [anchor for line in lines if (anchor := _parsed(line)) is not None]
+    return [anchor for line in lines if (anchor := _parse(line)) is not None]
 
 
-def _parsed(line: str) -> tuple[int, str] | None:
+def _parse(line: str) -> tuple[int, str] | None:
     try:
         envelope = json.loads(line)
     except ValueError:

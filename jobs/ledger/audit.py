@@ -82,7 +82,7 @@ def record_all(session: Session, targets: Iterable[tuple[str, str | None]], *, a
 
 def seal(session: Session, limit: int = _SEALED_AT_ONCE) -> int:
     """Chain up to `limit` unsealed rows; return their number. One process at a time: the head row is locked."""
-    head = locked_head(session)
+    head = lock_head(session)
     rows = session.scalars(select(Audit).where(Audit.seal.is_(None)).order_by(Audit.id).limit(limit)).all()
     for row in rows:
         head.seal += 1
@@ -91,7 +91,7 @@ def seal(session: Session, limit: int = _SEALED_AT_ONCE) -> int:
     return len(rows)
 
 
-def locked_head(session: Session) -> AuditHead:
+def lock_head(session: Session) -> AuditHead:
     """Return the head, which no other transaction changes until the end of this one."""
     first = insert_into(session, AuditHead).values(id=HEAD, seal=0, hash=GENESIS)
     session.execute(first.on_conflict_do_nothing())
@@ -105,7 +105,7 @@ def unsealed(session: Session) -> bool:
 
 def sign(session: Session, key: str) -> int:
     """Sign the chain as it is now, whatever signature it has; return the last seal."""
-    head, start = locked_head(session), _start(session)
+    head, start = lock_head(session), _start(session)
     head.signed, head.signature = head.seal, signature(key, head.seal, head.hash)
     if start.seal:
         start.signed, start.signature = start.seal, _start_signature(key, start)
@@ -117,10 +117,10 @@ def extend_signature(session: Session, key: str, limit: int = _ROWS_AT_ONCE) -> 
 
     Nothing is signed in a chain that has no signature of the key, or was changed after it.
     """
-    head = locked_head(session)
+    head = lock_head(session)
     before = head.signed or 0
     walk = _Walk(before, _hash_at(session, before))
-    walk.over(_page(session, before, limit))
+    walk.check_rows(_page(session, before, limit))
     if walk.faults or not has_signature(session, head, key):
         _not_signed.warn(signed=head.signed)
         return 0
@@ -134,11 +134,11 @@ def remove_oldest(session: Session, key: str, before: float, limit: int = _ROWS_
     The last signed row stays, and so do rows whose jobs are not in `total` yet. Nothing is removed from a chain that
     was changed, or whose signature is not the key's.
     """
-    head, start = locked_head(session), _start(session)
+    head, start = lock_head(session), _start(session)
     last = min(head.counted or 0, (head.seal if head.signed is None else head.signed) - 1)
     old = takewhile(lambda row: row.seal <= last and row.at < before * 1_000_000, _page(session, start.seal, limit))
     walk = _Walk(start.seal, start.hash)
-    if not walk.over(old):
+    if not walk.check_rows(old):
         return 0
     if walk.faults or (head.signed is not None and _signature_faults(session, head, start, key)):
         _not_removed.warn(start=start.seal)
@@ -198,7 +198,7 @@ def digest(previous: str, row: Audit | Row[Any], seal: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class AuditVerdict:
     """The result of `verify`."""
 
     #: The number of rows checked.
@@ -220,7 +220,7 @@ class Verdict:
 
 def verify(
     session: Session, *, key: str = "", unsealed_after: float = 60.0, anchors: Iterable[tuple[int, str]] = ()
-) -> Verdict:
+) -> AuditVerdict:
     """Walk the whole chain. Each of `anchors` is a seal and its hash from before, which the chain must still have.
 
     With the audit key the chain must also have its signature. Anchors of rows that retention has removed say nothing.
@@ -230,13 +230,13 @@ def verify(
     walk = _Walk(start.seal, start.hash, anchors)
     grown, head = True, _head(session)
     while grown:  # a reader may see what is sealed meanwhile: walk until the head is no further
-        grown = walk.over(_sealed(session, walk.seal))
+        grown = walk.check_rows(_rows_after(session, walk.seal))
         head = _head(session)
         grown = grown and head.seal > walk.seal
     unsigned = _signature_faults(session, head, start, key) if key else []
-    faults = walk.faults + _tail(walk, head) + unsigned + _unsealed(session, unsealed_after)
+    faults = walk.faults + _tail(walk, head) + unsigned + _find_unsealed(session, unsealed_after)
     signed = head.signed if key and not unsigned else None
-    return Verdict(walk.seal - start.seal, start.seal, walk.hash, tuple(faults), signed)
+    return AuditVerdict(walk.seal - start.seal, start.seal, walk.hash, tuple(faults), signed)
 
 
 class _Walk:
@@ -251,7 +251,7 @@ class _Walk:
         self.faults: list[str] = []
         self._compare_with_anchor()
 
-    def over(self, rows: Iterable[Row[Any]]) -> bool:
+    def check_rows(self, rows: Iterable[Row[Any]]) -> bool:
         """Check some rows; return False when there were none."""
         before = self.seal
         for row in rows:
@@ -268,7 +268,7 @@ class _Walk:
             self.faults.append(f"seal {self.seal} does not match the anchor")
 
 
-def _sealed(session: Session, after: int) -> Iterator[Row[Any]]:
+def _rows_after(session: Session, after: int) -> Iterator[Row[Any]]:
     while rows := _page(session, after, _ROWS_AT_ONCE):
         yield from rows
         after = rows[-1].seal
@@ -315,7 +315,7 @@ def _signature_faults(session: Session, head: AuditHead, start: AuditHead, key: 
     return []
 
 
-def _unsealed(session: Session, after: float) -> list[str]:
+def _find_unsealed(session: Session, after: float) -> list[str]:
     old = int((now() - after) * 1_000_000)
     unsealed = session.scalars(select(Audit.id).where(Audit.seal.is_(None), Audit.at < old).limit(10)).all()
     return [f"row {row_id} is unsealed for over {after:.0f} s" for row_id in unsealed]

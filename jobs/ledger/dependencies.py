@@ -46,7 +46,7 @@ _ITS_JOB = bindparam("its_job", type_=table_of(Job).c.id.type)
 _EDGE = and_(JobDependency.job_id == _ITS_JOB, _PREDECESSOR.id == JobDependency.after_id)
 
 
-def _any(state: ColumnElement[bool]) -> ColumnElement[bool]:
+def _has_predecessor(state: ColumnElement[bool]) -> ColumnElement[bool]:
     """Return whether a job has a predecessor in such a state."""
     return exists().where(JobDependency.job_id == Job.id, _PREDECESSOR.id == JobDependency.after_id, state)
 
@@ -71,8 +71,8 @@ _DEPENDENTS = (
     .limit(RELEASED_AT_ONCE)
     .with_for_update(of=Job, skip_locked=True)
 )
-_RELEASABLE = select(Job.id).where(_WAITS, ~_any(_OPEN))
-_FAILING = select(Job.id).where(_WAITS, _any(_FAILED), ~_PARENT_STOPPED)
+_RELEASABLE = select(Job.id).where(_WAITS, ~_has_predecessor(_OPEN))
+_FAILING = select(Job.id).where(_WAITS, _has_predecessor(_FAILED), ~_PARENT_STOPPED)
 _ADD = insert(table_of(JobDependency))
 
 
@@ -120,7 +120,7 @@ def predecessors(session: Session, jobs: Sequence[Job]) -> dict[str, list[str]]:
     return after
 
 
-def connected(session: Session, job_id: str, limit: int) -> list[tuple[str, str]]:
+def edges_around(session: Session, job_id: str, limit: int) -> list[tuple[str, str]]:
     """Return the edges (job, predecessor) on the ways that lead to a job and from it, the nearest first.
 
     These are `limit` edges at most.
@@ -143,7 +143,7 @@ def dependents(session: Session, job_id: str) -> Sequence[str]:
     return session.connection().execute(_DEPENDENTS, {"its_job": job_id}).scalars().all()
 
 
-def completed_at(session: Session, job_id: str) -> float:
+def last_completion(session: Session, job_id: str) -> float:
     """Return when the last predecessor of a job completed; 0 when none has."""
     return session.connection().execute(_COMPLETED_AT, {"its_job": job_id}).scalar() or 0.0
 
@@ -158,7 +158,7 @@ def failing(session: Session, limit: int) -> Sequence[str]:
     return session.scalars(_FAILING.limit(limit)).all()
 
 
-def orphaned(session: Session, limit: int) -> Sequence[str]:
+def orphans(session: Session, limit: int) -> Sequence[str]:
     """Return live jobs whose parent will not complete: nothing needs them any more."""
     stopped = _PREDECESSOR.state.in_(_HOPELESS)
     live = Job.parent_id.is_not(None), Job.state.in_((JobState.QUEUED, JobState.RUNNING))

@@ -33,7 +33,7 @@ _NUMBER = (
 )
 
 
-class Bounds(NamedTuple):
+class FeedBounds(NamedTuple):
     """The bounds of a feed: the last position given out, and the last one whose event retention has removed."""
 
     position: int
@@ -49,9 +49,9 @@ def number(session: Session, limit: int = WRITE_ROWS) -> int:
     rows = session.execute(_UNNUMBERED.limit(limit).with_for_update()).all()
     if not rows:
         return 0
-    heads = _locked_heads(session, {row.project_id for row in rows})
+    heads = _lock_heads(session, {row.project_id for row in rows})
     numbered = []
-    for row in _by_time(rows):
+    for row in _order_by_time(rows):
         head = heads[row.project_id]
         head.position += 1
         numbered.append({"its_subject": row.subject_id, "its_seq": row.seq, "its_position": head.position})
@@ -70,11 +70,11 @@ def after(session: Session, project_id: str, position: int, limit: int) -> Seque
     return session.scalars(following.order_by(Event.position).limit(limit)).all()
 
 
-def bounds(session: Session, project_id: str) -> Bounds:
+def bounds(session: Session, project_id: str) -> FeedBounds:
     """Return where the feed of a project ends. Asked after `after`, it tells whether events before those are gone."""
     ends = select(EventHead.position, EventHead.removed).where(EventHead.project_id == project_id)
     row = session.execute(ends).first()
-    return Bounds(row.position, row.removed) if row else Bounds(0, 0)
+    return FeedBounds(row.position, row.removed) if row else FeedBounds(0, 0)
 
 
 def forgettable(session: Session, before: float, limit: int) -> list[tuple[str, int]]:
@@ -98,7 +98,7 @@ def _old(before: float) -> tuple[Any, ...]:
     return Event.created_at < before, Event.position.is_not(None), ~referred
 
 
-def _locked_heads(session: Session, project_ids: Collection[str]) -> dict[str, EventHead]:
+def _lock_heads(session: Session, project_ids: Collection[str]) -> dict[str, EventHead]:
     """Return the heads of these projects, made where there are none, locked in one order."""
     missing = insert_into(session, EventHead).on_conflict_do_nothing()
     session.execute(
@@ -109,7 +109,7 @@ def _locked_heads(session: Session, project_ids: Collection[str]) -> dict[str, E
     return {head.project_id: head for head in session.scalars(fresh)}
 
 
-def _by_time(rows: Iterable[Any]) -> list[Any]:
+def _order_by_time(rows: Iterable[Any]) -> list[Any]:
     """Return rows, given in the order of their keys, by time. Clocks differ: an event is no earlier than its `seq`."""
     timed: list[tuple[float, Any]] = []
     for row in rows:

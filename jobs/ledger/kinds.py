@@ -37,17 +37,17 @@ class UnknownKind(NightmillError):
     code = "unknown_kind"
 
 
-class Window(NamedTuple):
+class CompletionWindow(NamedTuple):
     """A completion window, as clients write it and in seconds."""
 
     label: str
     seconds: float
 
 
-DAY: Final = Window("24h", 86_400.0)
+DAY: Final = CompletionWindow("24h", 86_400.0)
 
 
-class Folder(NamedTuple):
+class StorageFolder(NamedTuple):
     """A folder of the storage. An object in it under an id that `owners` lacks is left over from a crash."""
 
     name: str
@@ -142,7 +142,7 @@ class Kind:
     run_queue: str = Queue.GENERATE
     """The queue of a shard whose job names none."""
 
-    window: Window | None = DAY
+    window: CompletionWindow | None = DAY
     """The completion window of a job that asks for none; a job without a window has no deadline."""
 
     slot_weight: float | None = None
@@ -160,7 +160,7 @@ class Kind:
     holds: Callable[[SQLColumnExpression[str]], ColumnElement[bool]] | None = None
     """Return the condition that a file stays because of a job, beside that a live job has it as its input."""
 
-    folders: tuple[Folder, ...] = ()
+    folders: tuple[StorageFolder, ...] = ()
     """The folders of the storage that belong to the kind."""
 
     stored_bytes: Mapping[str, Select[str, Any]] = field(default_factory=dict)

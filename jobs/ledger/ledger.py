@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.db.base import row_of
-from jobs.db.engine import affected_rows
+from jobs.db.engine import execute_and_count
 from jobs.errors import ClaimLost, Conflict, TooManyLiveJobs
 from jobs.files.tables import File
 from jobs.ledger import audit, dependencies, events, kinds, measures, outbox, pauses, statements
@@ -143,8 +143,8 @@ def move(
     }
     if not statements.changes_one(session, statements.MOVE, {**guard, **changes}):
         raise ClaimLost
-    statements.seen(job, changes)
-    _moved(session, job, source, actor=actor, reason=reason, event=event)
+    statements.apply_values(job, changes)
+    _record_move(session, job, source, actor=actor, reason=reason, event=event)
     return job
 
 
@@ -162,7 +162,7 @@ def claim(session: Session, job_id: str, task: Task, worker_id: str) -> JobClaim
     outbox.remove_claimed(session, task, job_id)
     if job is None or not taken:
         return None
-    statements.seen(job, {"epoch": job.epoch + 1, "heartbeat": 0, "worker_id": worker_id, "waiting_for": None})
+    statements.apply_values(job, {"epoch": job.epoch + 1, "heartbeat": 0, "worker_id": worker_id, "waiting_for": None})
     return JobClaim(job, job.epoch, worker_id)
 
 
@@ -207,11 +207,11 @@ def check_room(session: Session, project_id: str, kind: str, limit: int) -> None
 def set_retry_input(session: Session, claim: JobClaim, path: str) -> None:
     """Note the path of the lines that a retry runs, a copy of those that were left over. Raises ClaimLost."""
     claim_filter = and_(Job.id == claim.job.id, Job.epoch == claim.epoch, Job.worker_id == claim.worker_id)
-    if affected_rows(session, update(Job).where(claim_filter).values(input_path=path)) != 1:
+    if execute_and_count(session, update(Job).where(claim_filter).values(input_path=path)) != 1:
         raise ClaimLost
 
 
-def planned(
+def begin_running(
     session: Session, claim: JobClaim, *, total: int, model: str | None, queue: str, serves_as: str | None = None
 ) -> Job:
     """Move a planned job to `running`: the messages of its shards, enqueued while planning, become due."""
@@ -308,7 +308,7 @@ def release(session: Session, job_id: str, epoch: int, *, delay: float = 0.0, wa
     """End a claim on a job without a result and enqueue its message again; return False when the claim was lost."""
     claim_filter = and_(Job.id == job_id, Job.epoch == epoch, Job.worker_id.is_not(None))
     freed = update(Job).where(claim_filter).values(worker_id=None, epoch=Job.epoch + 1, waiting_for=waiting_for)
-    if affected_rows(session, freed) != 1:
+    if execute_and_count(session, freed) != 1:
         return False
     job = lock(session, job_id)
     assert job is not None
@@ -320,7 +320,9 @@ def revoke_lease(session: Session, job_id: str, epoch: int, heartbeat: int) -> b
     """Revoke a claim whose heartbeat stood still at `heartbeat` for a lease; return False if it moved after all."""
     still = and_(Job.id == job_id, Job.epoch == epoch, Job.heartbeat == heartbeat, Job.worker_id.is_not(None))
     counted = update(Job).where(still).values(lost_leases=Job.lost_leases + 1)
-    return affected_rows(session, counted) == 1 and release(session, job_id, epoch, delay=outbox.claim_backoff(epoch))
+    return execute_and_count(session, counted) == 1 and release(
+        session, job_id, epoch, delay=outbox.claim_backoff(epoch)
+    )
 
 
 def cancel(session: Session, job_id: str, *, actor: str) -> Job:
@@ -375,7 +377,11 @@ def claim_finish(session: Session, job: Job, worker_id: str) -> JobClaim | None:
     Return None when the step is enqueued instead (a pause), or not due.
     """
     actor = f"worker:{worker_id}"
-    if job.state != JobState.RUNNING or job.worker_id is not None or pauses.paused(session).holds_finishing(worker_id):
+    if (
+        job.state != JobState.RUNNING
+        or job.worker_id is not None
+        or pauses.current_pauses(session).holds_finishing(worker_id)
+    ):
         advance_job(session, job.id, actor=actor, locked=job)
         return None
     if session.scalar(statements.OPEN, {"its_job": job.id}):
@@ -385,7 +391,7 @@ def claim_finish(session: Session, job: Job, worker_id: str) -> JobClaim | None:
     return JobClaim(job, job.epoch, worker_id)
 
 
-def without_next_step(session: Session, limit: int = 200) -> list[str]:
+def jobs_lacking_next_step(session: Session, limit: int = 200) -> list[str]:
     """Return live jobs that may lack their next step: not claimed, without a message, and no shard of them runs."""
     of_job = Outbox.job_id == Job.id
     pending = exists().where(of_job, or_(Outbox.shard_n == outbox.JOB, Job.state == JobState.RUNNING))
@@ -402,7 +408,7 @@ def overdue(session: Session, at: float, limit: int = 100) -> list[str]:
     return list(session.scalars(statement.limit(limit)))
 
 
-def claimed(session: Session) -> list[tuple[str, int, int, str]]:
+def current_claims(session: Session) -> list[tuple[str, int, int, str]]:
     """Return the claims on jobs: id, epoch, heartbeat, worker. A job that has ended has none: every move ends it."""
     statement = select(Job.id, Job.epoch, Job.heartbeat, Job.worker_id).where(Job.worker_id.is_not(None))
     return [(job_id, epoch, heartbeat, worker or "") for job_id, epoch, heartbeat, worker in session.execute(statement)]
@@ -417,7 +423,7 @@ def idle(session: Session, which: ColumnElement[bool], limit: int = 200) -> Sequ
     return session.scalars(still.limit(limit)).all()
 
 
-def waiting_for(session: Session, what: str, which: ColumnElement[bool], limit: int = 200) -> Sequence[str]:
+def jobs_waiting_for(session: Session, what: str, which: ColumnElement[bool], limit: int = 200) -> Sequence[str]:
     """Return the ids of such running jobs whose `waiting_for` is `what`."""
     waiting = select(Job.id).where(Job.state == JobState.RUNNING, Job.waiting_for == what, which)
     return session.scalars(waiting.limit(limit)).all()
@@ -458,7 +464,9 @@ def _enqueue_next_step(session: Session, job: Job, delay: float) -> None:
     outbox.enqueue(session, job, task, Queue.PLAN, delay=delay)
 
 
-def _moved(session: Session, job: Job, source: JobState, *, actor: str, reason: str | None, event: str | None) -> None:
+def _record_move(
+    session: Session, job: Job, source: JobState, *, actor: str, reason: str | None, event: str | None
+) -> None:
     target = JobState(job.state)
     audit.record(
         session,
@@ -475,7 +483,7 @@ def _moved(session: Session, job: Job, source: JobState, *, actor: str, reason: 
         for dependent_id in dependencies.dependents(session, job.id):
             release_dependent(session, dependent_id)
     if target in TERMINAL:
-        measures.ended(session, job)
+        measures.observe_end(session, job)
     kind = kinds.lenient(job.kind)
     if kind.ended and target in TERMINAL:
         kind.ended(session, job)

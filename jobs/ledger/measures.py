@@ -74,16 +74,16 @@ def count(session: Session, name: str, label: str, times: int) -> None:
     _add(session, (name, label, NO_BOUND), times, 0.0)
 
 
-def waited(session: Session, job: Job) -> None:
+def observe_wait(session: Session, job: Job) -> None:
     observe(session, WAIT, job.kind, now() - _could_begin(session, job))
 
 
-def ended(session: Session, job: Job) -> None:
+def observe_end(session: Session, job: Job) -> None:
     observe(session, ENDED, job.kind, now() - _could_begin(session, job))
 
 
 def _could_begin(session: Session, job: Job) -> float:
-    return max(job.created_at, job.not_before or 0.0, dependencies.completed_at(session, job.id))
+    return max(job.created_at, job.not_before or 0.0, dependencies.last_completion(session, job.id))
 
 
 def _add(session: Session, key: tuple[str, str, str], times: int, seconds: float) -> None:
@@ -118,7 +118,7 @@ def rows(session: Session) -> list[Measure]:
     ]
 
 
-def any_changes(session: Session) -> bool:
+def has_changes(session: Session) -> bool:
     """Return whether a change waits to be added up."""
     return session.scalar(select(MeasureChange.id).limit(1)) is not None
 
@@ -151,7 +151,7 @@ def _merge(sums: Sums, changes: Iterable[Iterable[Any]]) -> None:
 
 
 @event.listens_for(Session, "after_commit")
-def _written(session: Session) -> None:
+def _forget_failures(session: Session) -> None:
     session.info.pop(_FAILURES, None)
 
 

@@ -69,7 +69,7 @@ _CLAIMED_THERE = _CLAIMED.where(_outbox.c.queue == bindparam("its_queue"))
 _SEEN = bindparam("seen", type_=_outbox.c.due_at.type)
 
 
-def _due_by(at: ColumnElement[float]) -> ColumnElement[bool]:
+def _is_due(at: ColumnElement[float]) -> ColumnElement[bool]:
     """Return the condition that a message is due. One without a delay is, whatever the clock of its process said."""
     undelayed = _outbox.c.due_at <= _outbox.c.created_at
     return or_(_outbox.c.due_at <= at, undelayed, _outbox.c.due_at > at + MAX_DELAY + _SLACK)
@@ -77,7 +77,7 @@ def _due_by(at: ColumnElement[float]) -> ColumnElement[bool]:
 
 _FREE = (
     select(_outbox.c.id)
-    .where(_outbox.c.id.in_(bindparam("ids", expanding=True)), _due_by(_SEEN))
+    .where(_outbox.c.id.in_(bindparam("ids", expanding=True)), _is_due(_SEEN))
     .with_for_update(skip_locked=True)
 )
 _MARK_PUBLISHED = (
@@ -204,7 +204,7 @@ def due(
     return [DueMessage(*row) for row in rows]
 
 
-def others_wait(
+def is_any_other_waiting(
     session: Session, queue: str, project_id: str, at: float, only: ColumnElement[bool] | None = None
 ) -> bool:
     """Return whether a message of another project is due on a queue, published or not, and its job waits for no more.
@@ -236,7 +236,7 @@ def unpublish(session: Session, task: Task, job_id: str, shard_n: int = JOB, *, 
 UNCLAIMED: Final = 1000
 
 
-def unclaimed(
+def unclaimed_messages(
     session: Session, queues: Collection[str] | None = None, shard: ColumnElement[float] = slot_weights.WHOLE
 ) -> Sequence[DueMessage]:
     """Return the oldest messages that are published and unclaimed, of `queues` or all: `UNCLAIMED` at most.
@@ -291,7 +291,7 @@ SHARD = and_(Outbox.task == Task.RUN, Shard.job_id == Outbox.job_id, Shard.n == 
 
 #: The statements of each tick, built once.
 _AT = bindparam("at", type_=Outbox.due_at.type)
-_UNPUBLISHED = and_(Outbox.queue == bindparam("on"), Outbox.published_at.is_(None), _due_by(_AT))
+_UNPUBLISHED = and_(Outbox.queue == bindparam("on"), Outbox.published_at.is_(None), _is_due(_AT))
 _WAITING = select(Project.id).where(exists().where(Outbox.project_id == Project.id, _UNPUBLISHED))
 _MESSAGES = (
     select(Outbox.id, Outbox.task, Outbox.queue, Outbox.job_id, Outbox.shard_n, Outbox.project_id)

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.db.base import table_of
-from jobs.db.engine import affected_rows, insert_into
+from jobs.db.engine import execute_and_count, insert_into
 from jobs.fleet.tables import Pause
 from jobs.ledger import audit, outbox
 from jobs.ledger.tables import Job, Outbox
@@ -54,7 +54,7 @@ class Paused:
         return self.names.get(scope, frozenset())
 
     @property
-    def held(self) -> ColumnElement[bool]:
+    def is_held(self) -> ColumnElement[bool]:
         """Return the condition that a running job's shards wait for a pause to end."""
         models = ((Scope.MODEL, Job.model), (Scope.MODEL, Job.serves_as))
         names = ((Scope.QUEUE, Job.queue), *models, (Scope.PROJECT, Job.project_id))
@@ -113,17 +113,17 @@ def pause(session: Session, scope: Scope, name: str, *, actor: str, reason: str 
 def resume(session: Session, scope: Scope, name: str, *, actor: str) -> bool:
     """End a pause. Return False when there was none."""
     deletion = delete(Pause).where(Pause.scope == scope, Pause.name == name)
-    if affected_rows(session, deletion) != 1:
+    if execute_and_count(session, deletion) != 1:
         return False
     audit.record(session, actor=actor, action=f"{scope}.resume", target=name)
     return True
 
 
-def listed(session: Session) -> Sequence[Pause]:
+def all_pauses(session: Session) -> Sequence[Pause]:
     return session.scalars(select(Pause).order_by(Pause.scope, Pause.name)).all()
 
 
-def paused(session: Session) -> Paused:
+def current_pauses(session: Session) -> Paused:
     names: dict[Scope, set[str]] = {}
     for scope, name in session.execute(_NAMES):
         names.setdefault(Scope(scope), set()).add(name)
@@ -141,7 +141,7 @@ def refuses(session: Session, task: Task, job: Job, n: int, worker_id: str, queu
 
     `queue` is a shard's, where it is not its job's.
     """
-    off = paused(session)
+    off = current_pauses(session)
     worker_is_paused = worker_id in off.of(Scope.WORKER)
     if task is Task.RUN:
         paused_itself = off.some_jobs and bool(paused_jobs(session, [job.id]))

@@ -28,7 +28,7 @@ _PARENT = exists().where(_OTHER.id == Job.parent_id)
 FULL = or_(exists().where(Shard.job_id == Job.id), exists().where(Segment.job_id == Job.id))
 
 
-def ended_before(at: float) -> tuple[ColumnElement[bool], ...]:
+def has_ended_before(at: float) -> tuple[ColumnElement[bool], ...]:
     """Return the condition that a job ended before a time in Unix seconds."""
     ended = func.coalesce(Job.completed_at, Job.failed_at, Job.expired_at, Job.cancelled_at)
     return Job.state.in_(TERMINAL), ended < at
@@ -45,7 +45,7 @@ def remove(session: Session, job_ids: Collection[str], before: float) -> int:
         _PARENT,
         kinds.is_named(),
     )
-    old = select(Job.id).where(Job.id.in_(job_ids), *ended_before(before), totals.is_counted(), ~needed)
+    old = select(Job.id).where(Job.id.in_(job_ids), *has_ended_before(before), totals.is_counted(), ~needed)
     removed = session.scalars(old.with_for_update(of=Job)).all()
     for deletion in (
         delete(Outcome).where(Outcome.job_id.in_(removed)),

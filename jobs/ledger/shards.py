@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.db.base import row_of
-from jobs.db.engine import affected_rows
+from jobs.db.engine import execute_and_count
 from jobs.errors import ClaimLost
 from jobs.ledger import kinds, ledger, measures, outbox, pauses, statements
 from jobs.ledger.states import JobState, ShardState
@@ -30,7 +30,7 @@ from jobs.queues import Task
 #: The maximum size of a shard; a line that is larger has a shard of its own.
 MAX_BYTES: Final = 4 << 20
 #: A running shard. The state is a literal: with a parameter SQLite can't use the partial index.
-HELD = Shard.state == literal_column("'running'")
+IS_RUNNING = Shard.state == literal_column("'running'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def claim(session: Session, job_id: str, n: int, worker_id: str, *, queue: str |
     if shard is None:
         return None
     if n == 0 and shard.epoch == 1:  # the first message of its job, and the first claim
-        measures.waited(session, job)
+        measures.observe_wait(session, job)
     if job.waiting_for not in (None, "model"):  # only an answer shows that the model is there
         ledger.wait_for(session, job_id, None)
     return ShardClaim(
@@ -148,12 +148,12 @@ def claim(session: Session, job_id: str, n: int, worker_id: str, *, queue: str |
         isolated_line=shard.isolated_line,
         isolated_attempts=shard.isolated_attempts,
         faults={int(line): times for line, times in (shard.faults or {}).items()},
-        covered=covered(session, job_id, n),
+        covered=covered_lines(session, job_id, n),
         queue=shard.queue,
     )
 
 
-def covered(session: Session, job_id: str, n: int) -> int:
+def covered_lines(session: Session, job_id: str, n: int) -> int:
     """Return the lines of a shard that a segment covers, as a bitmap."""
     lines = 0
     for (bitmap,) in session.connection().execute(statements.COVERED, {"its_job": job_id, "its_n": n}):
@@ -188,7 +188,7 @@ def commit(
     ending = {}
     if last:
         earlier = outcomes(session, claim.job.id, claim.n) if seq or claim.covered else Counter[str]()
-        ending = _done(earlier + Counter(tally.outcomes))
+        ending = _end_values(earlier + Counter(tally.outcomes))
     if not statements.changes_one(session, statements.COUNT, {**its, **more, **ending}):
         raise ClaimLost
     size = (claim.lines + 7) // 8
@@ -214,8 +214,8 @@ def commit(
 def finish_empty(session: Session, claim: ShardClaim) -> Job | None:
     """End a shard whose lines were all covered by earlier attempts. Run twice it ends once. Raises ClaimLost."""
     job = ledger.lock(session, claim.job.id)
-    done = _done(outcomes(session, claim.job.id, claim.n))
-    if affected_rows(session, update(Shard).where(_claim_filter(claim)).values(done)) == 1:
+    done = _end_values(outcomes(session, claim.job.id, claim.n))
+    if execute_and_count(session, update(Shard).where(_claim_filter(claim)).values(done)) == 1:
         return job
     shard = session.get(Shard, (claim.job.id, claim.n))
     if shard is None or (shard.state, shard.epoch) != (ShardState.DONE, claim.epoch):
@@ -227,14 +227,14 @@ def record_isolated_attempt(session: Session, claim: ShardClaim, line: int) -> N
     """Note which line is tried in isolation, and how often it was, before it is run. Raises ClaimLost."""
     times = claim.isolated_attempts + 1 if line == claim.isolated_line else 1
     attempt = update(Shard).where(_claim_filter(claim)).values(isolated_line=line, isolated_attempts=times)
-    if affected_rows(session, attempt) != 1:
+    if execute_and_count(session, attempt) != 1:
         raise ClaimLost
 
 
 def note_progress(session: Session, claim: ShardClaim) -> None:
     """Note that a claim has advanced its shard without a segment: losing it is not a stall. Raises ClaimLost."""
     progress = update(Shard).where(_claim_filter(claim)).values(progressed=True, stalls=0)
-    if affected_rows(session, progress) != 1:
+    if execute_and_count(session, progress) != 1:
         raise ClaimLost
 
 
@@ -277,7 +277,7 @@ def requeue_to_job_queue(session: Session, claim: ShardClaim) -> None:
     onward = {"state": ShardState.PENDING, "epoch": Shard.epoch + 1, "worker_id": None, "queue": None}
     onward |= {"stalls": 0, "isolated_line": None, "isolated_attempts": 0}
     requeued = update(Shard).where(_claim_filter(claim)).values(onward)
-    if affected_rows(session, requeued) == 1 and job is not None:
+    if execute_and_count(session, requeued) == 1 and job is not None:
         if job.state == JobState.RUNNING:
             outbox.enqueue(session, job, Task.RUN, job.queue or kinds.lenient(job.kind).run_queue, (claim.n,))
         return ledger.advance_job(session, claim.job.id, actor=f"worker:{claim.worker_id}")
@@ -313,11 +313,11 @@ def revoke_running(session: Session, job_id: str) -> None:
 def stopping(session: Session) -> Sequence[str]:
     """Return jobs that are to end and of which shards still run."""
     states = (JobState.CANCELLING, JobState.EXPIRING)
-    jobs = select(Shard.job_id).join(Job, Job.id == Shard.job_id).where(HELD, Job.state.in_(states))
+    jobs = select(Shard.job_id).join(Job, Job.id == Shard.job_id).where(IS_RUNNING, Job.state.in_(states))
     return session.scalars(jobs.distinct()).all()
 
 
-def any_without_message(session: Session) -> bool:
+def is_message_missing(session: Session) -> bool:
     """Return whether a pending shard lacks its message. The query takes long, so it locks nothing."""
     return session.execute(_WITHOUT_MESSAGE.limit(1)).first() is not None
 
@@ -333,7 +333,7 @@ def restore_messages(session: Session, limit: int = 200) -> int:
 def running(session: Session) -> list[tuple[str, int, int, int, str]]:
     """Return the claims on shards: job, n, epoch, heartbeat, worker."""
     columns = (Shard.job_id, Shard.n, Shard.epoch, Shard.heartbeat, Shard.worker_id)
-    statement = select(*columns).where(HELD, Shard.worker_id.is_not(None)).order_by(Shard.job_id, Shard.n)
+    statement = select(*columns).where(IS_RUNNING, Shard.worker_id.is_not(None)).order_by(Shard.job_id, Shard.n)
     return [
         (job_id, n, epoch, heartbeat, worker or "")
         for job_id, n, epoch, heartbeat, worker in session.execute(statement)
@@ -363,7 +363,7 @@ def _free(session: Session, job_id: str, n: int, epoch: int, *, stalled: bool, d
             stalls=Shard.stalls + (1 if stalled else 0),
         )
     )
-    if affected_rows(session, freed) != 1:
+    if execute_and_count(session, freed) != 1:
         return False
     job = session.get_one(Job, job_id)
     if job.state == JobState.RUNNING:
@@ -372,7 +372,7 @@ def _free(session: Session, job_id: str, n: int, epoch: int, *, stalled: bool, d
     return True
 
 
-def _done(counts: Mapping[str, int]) -> dict[str, Any]:
+def _end_values(counts: Mapping[str, int]) -> dict[str, Any]:
     return {"state": ShardState.DONE, "worker_id": None, "finished_at": now(), "outcomes": dict(counts)}
 
 

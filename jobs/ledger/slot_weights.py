@@ -24,15 +24,15 @@ STALLS_BEFORE_ISOLATION: Final = 2
 WHOLE: Final[ColumnElement[float]] = literal(1.0, Float)
 
 
-def of_shards(config: Settings) -> ColumnElement[float]:
+def weight_of_shards(config: Settings) -> ColumnElement[float]:
     """Return the weight as a column, for a row of `shard` joined to its `job`; 1 where there is no shard."""
     weights = tuple((row.name, row.slot_weight) for row in kinds.rows().values() if row.slot_weight is not None)
     return _slot_weight(config.shard_lines, weights)
 
 
-def of_shard(session: Session, job_id: str, n: int, config: Settings) -> float | None:
+def weight_of_shard(session: Session, job_id: str, n: int, config: Settings) -> float | None:
     """Return the weight of a shard; None when there is nothing to run."""
-    statement = select(of_shards(config)).select_from(Shard).join(Job, Job.id == Shard.job_id)
+    statement = select(weight_of_shards(config)).select_from(Shard).join(Job, Job.id == Shard.job_id)
     waits = Shard.state == ShardState.PENDING, Job.state == JobState.RUNNING
     return session.scalar(statement.where(Shard.job_id == job_id, Shard.n == n, *waits))
 

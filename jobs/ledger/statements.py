@@ -1,7 +1,7 @@
 """The statements of every step of every job, built once: building one costs many times what running it does.
 
 Updates have their guard in the WHERE, whose values are called `its_…`; a MOVE sets the columns of all other values. The
-statements are on tables: where a session holds the row as an object, `seen` sets the object's attributes.
+statements are on tables: where a session holds the row as an object, `apply_values` sets the object's attributes.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ def changes_one(session: Session, statement: Executable, values: Mapping[str, An
     return session.connection().execute(statement, values).rowcount == 1
 
 
-def seen(instance: DeclarativeBase, values: Mapping[str, Any]) -> None:
+def apply_values(instance: DeclarativeBase, values: Mapping[str, Any]) -> None:
     """Set attributes of an object to what a statement has written to its row."""
     for name, value in values.items():
         set_committed_value(instance, name, value)
@@ -65,7 +65,7 @@ def _heartbeat() -> Update:
     return update(_job).where(claim_filter).values(heartbeat=_job.c.heartbeat + 1)
 
 
-def _any_shard(*states: ShardState) -> Select[bool]:
+def _has_shard(*states: ShardState) -> Select[bool]:
     return select(exists().where(_shard.c.job_id == _ITS_JOB, _shard.c.state.in_(states)))
 
 
@@ -75,8 +75,8 @@ MOVE = _move()
 TAKE = {task: _take(task) for task in CLAIMABLE}
 HEARTBEAT = _heartbeat()
 ANSWERED = update(_job).where(_job.c.id == _ITS_JOB, _job.c.waiting_for == "model").values(waiting_for=None)
-BUSY = _any_shard(ShardState.RUNNING)
-OPEN = _any_shard(ShardState.PENDING, ShardState.RUNNING)
+BUSY = _has_shard(ShardState.RUNNING)
+OPEN = _has_shard(ShardState.PENDING, ShardState.RUNNING)
 
 # -- a shard
 

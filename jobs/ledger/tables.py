@@ -12,7 +12,7 @@ from jobs.ledger.states import JobState, ShardState
 TOKENS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
 
 
-def _index_where_set(name: str, *columns: str, empty: str) -> Index:
+def _partial_index(name: str, *columns: str, empty: str) -> Index:
     """Return an index of the rows whose column `empty`, which most rows leave empty, has a value."""
     there = text(f"{empty} IS NOT NULL")
     return Index(name, *columns, sqlite_where=there, postgresql_where=there)
@@ -96,10 +96,10 @@ class Job(Usage, Base):
         Index("ix_job_project_kind", "project_id", "kind", "created_at", "id"),
         Index("ix_job_state_deadline", "state", "deadline"),
         Index("ix_job_input_file", "input_file_id"),
-        _index_where_set("ix_job_output", "output_file_id", empty="output_file_id"),
-        _index_where_set("ix_job_errors", "error_file_id", empty="error_file_id"),
-        _index_where_set("ix_job_scheduled", "project_id", "schedule_id", "created_at", "id", empty="schedule_id"),
-        _index_where_set("ix_job_idempotency_key", "project_id", "idempotency_key", empty="idempotency_key"),
+        _partial_index("ix_job_output", "output_file_id", empty="output_file_id"),
+        _partial_index("ix_job_errors", "error_file_id", empty="error_file_id"),
+        _partial_index("ix_job_scheduled", "project_id", "schedule_id", "created_at", "id", empty="schedule_id"),
+        _partial_index("ix_job_idempotency_key", "project_id", "idempotency_key", empty="idempotency_key"),
         Index(
             "ix_job_claimed",
             "project_id",

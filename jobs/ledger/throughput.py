@@ -10,7 +10,7 @@ from jobs.ledger.tables import Job, Segment
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class ThroughputWindow:
     """A window of time: so many buckets of `step` seconds from `start` on, in unix seconds."""
 
     start: int
@@ -23,7 +23,7 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Bucket:
+class TimeBucket:
     """The sums of one bucket. `lines` counts those that failed too."""
 
     lines: int = 0
@@ -33,8 +33,8 @@ class Bucket:
 
 
 def throughput(
-    session: Session, project_id: str, window: Window, *, sqlite: bool, model: str | None = None
-) -> list[Bucket]:
+    session: Session, project_id: str, window: ThroughputWindow, *, sqlite: bool, model: str | None = None
+) -> list[TimeBucket]:
     """Return the sums of each bucket, empty ones included, in one query whose result is bounded by their number.
 
     With `model` only jobs that ask for this model count. The segments are found by their time, because those of a
@@ -52,5 +52,5 @@ def throughput(
         .where(*matching(Job, of_jobs, indexed=()))
         .group_by(number)
     )
-    sums_by_bucket = {int(row[0]): Bucket(*map(int, row[1:])) for row in session.execute(statement)}
-    return [sums_by_bucket.get(index, Bucket()) for index in range(window.buckets)]
+    sums_by_bucket = {int(row[0]): TimeBucket(*map(int, row[1:])) for row in session.execute(statement)}
+    return [sums_by_bucket.get(index, TimeBucket()) for index in range(window.buckets)]

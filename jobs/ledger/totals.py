@@ -56,7 +56,7 @@ def is_counted() -> ColumnElement[bool]:
     return Job.id.not_in(_UNCOUNTED)
 
 
-def ended(session: Session, name: str) -> Counter[tuple[str, str]]:
+def sums_of(session: Session, name: str) -> Counter[tuple[str, str]]:
     """Return the sums of a name over all jobs that have ended, by label and part.
 
     What a transaction counts meanwhile is in neither or in both of what is read here, unless the session sees one
@@ -70,14 +70,14 @@ def ended(session: Session, name: str) -> Counter[tuple[str, str]]:
     return sums
 
 
-def any_uncounted(session: Session) -> bool:
+def has_uncounted(session: Session) -> bool:
     """Return whether a sealed row of the audit log was not looked at."""
     return session.scalar(select(Audit.id).where(Audit.seal > _COUNTED).limit(1)) is not None
 
 
 def count(session: Session, limit: int = WRITE_ROWS) -> int:
     """Add the jobs whose ends are among the next `limit` sealed rows to the sums; return the number of these rows."""
-    head = audit.locked_head(session)
+    head = audit.lock_head(session)
     following = select(Audit.seal, Audit.action, Audit.destination, Audit.target).where(
         Audit.seal > (head.counted or 0)
     )

@@ -53,7 +53,7 @@ _FIXED: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ChildLimits:
     """Seconds from start to end and of a processor, and bytes of address space and of the answer."""
 
     seconds: float
@@ -66,14 +66,14 @@ class ChildFailed(Exception):
     """A child that gave no answer. The text says why, as the end of a sentence."""
 
 
-class Stopped(Exception):
+class ChildStopped(Exception):
     """A child was stopped from outside."""
 
 
 def run(
     module: str,
     given: Iterable[bytes],
-    limits: Limits,
+    limits: ChildLimits,
     *,
     settings: bool = False,
     stopped: Callable[[], bool] = lambda: False,
@@ -103,7 +103,7 @@ def run(
         errors.seek(max(0, errors.seek(0, os.SEEK_END) - _SHOWN))
         written = errors.read()
     if watch.was_stopped:
-        raise Stopped
+        raise ChildStopped
     if watch.was_late:
         raise ChildFailed(f"it took more than {limits.seconds:g} seconds")
     if len(answer) > limits.answer_bytes:
@@ -112,16 +112,16 @@ def run(
         log.warning("child_failed", extra={"child": module, "stderr": written.decode(errors="replace")})
         last_line = (written.splitlines() or [b""])[-1]
         out_of_memory = any(sign in last_line for sign in _NO_MEMORY)
-        raise ChildFailed(_beyond_memory(limits) if out_of_memory else describe_exit(child.returncode, limits))
+        raise ChildFailed(_memory_message(limits) if out_of_memory else describe_exit(child.returncode, limits))
     return answer
 
 
-def describe_exit(returncode: int, limits: Limits) -> str:
+def describe_exit(returncode: int, limits: ChildLimits) -> str:
     """Return why a child ended with a status, or minus the signal that ended it."""
     if returncode == -signal.SIGXCPU:
         return f"it used more than {limits.cpu_seconds} seconds of a processor"
     if returncode in (-signal.SIGABRT, -signal.SIGSEGV):  # by libraries that get no memory
-        return f"its process was ended by {signal.Signals(-returncode).name}; {_beyond_memory(limits)}, or failed"
+        return f"its process was ended by {signal.Signals(-returncode).name}; {_memory_message(limits)}, or failed"
     if returncode == -signal.SIGKILL:
         return "its process was ended by SIGKILL, as the kernel does where memory is short"
     if returncode < 0:
@@ -129,7 +129,7 @@ def describe_exit(returncode: int, limits: Limits) -> str:
     return f"its process ended with the status {returncode}"
 
 
-def _beyond_memory(limits: Limits) -> str:
+def _memory_message(limits: ChildLimits) -> str:
     return f"it needed more than {limits.memory_bytes >> 20} MiB of memory"
 
 
@@ -189,7 +189,7 @@ class _Watch:
             os.killpg(self._child.pid, signal.SIGKILL)
 
 
-def main(module: str, limits: Limits, parent: int) -> None:
+def main(module: str, limits: ChildLimits, parent: int) -> None:
     """Limit this process, and run a module as a program."""
     processes.die_with(parent)
     os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
@@ -202,4 +202,4 @@ def main(module: str, limits: Limits, parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], msgspec.json.decode(sys.argv[2], type=Limits), int(sys.argv[3]))
+    main(sys.argv[1], msgspec.json.decode(sys.argv[2], type=ChildLimits), int(sys.argv[3]))

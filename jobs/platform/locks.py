@@ -90,7 +90,7 @@ class FileLock:
 
 
 @contextmanager
-def hold_alone(path: Path) -> Iterator[bool]:
+def hold_exclusively(path: Path) -> Iterator[bool]:
     """Hold the lock of a file in a folder that may be missing; yield False when another process holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path).hold(wait=False) as alone:

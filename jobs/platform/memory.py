@@ -31,7 +31,7 @@ def freeze() -> None:
     gc.set_threshold(_YOUNG_OBJECTS, 20, 20)
 
 
-def few_arenas(count: int = 2) -> None:
+def limit_arenas(count: int = 2) -> None:
     """Limit the arenas of glibc to `most` for threads that are started from here on.
 
     By default every thread gets an arena of its own, up to eight a core, and each arena keeps what was freed in it: a

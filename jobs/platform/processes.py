@@ -49,7 +49,7 @@ def table() -> dict[int, Process]:
     return {process.pid: process for process in running if process is not None}
 
 
-def with_descendants(roots: Iterable[int], processes: Mapping[int, Process]) -> set[int]:
+def add_descendants(roots: Iterable[int], processes: Mapping[int, Process]) -> set[int]:
     """Return the pids `roots` and those of all that is below them in `processes`."""
     children: dict[int, list[int]] = {}
     for process in processes.values():
@@ -64,7 +64,7 @@ def with_descendants(roots: Iterable[int], processes: Mapping[int, Process]) -> 
     return descendants
 
 
-def started(pid: int) -> int | None:
+def start_time(pid: int) -> int | None:
     """Return when the process began; None when there is none, or only its zombie is left."""
     process = read(pid)
     return None if process is None or process.zombie else process.started
@@ -72,7 +72,7 @@ def started(pid: int) -> int | None:
 
 def alive(pid: int, start: int) -> bool:
     """Return whether exactly this process still runs."""
-    return started(pid) == start
+    return start_time(pid) == start
 
 
 def hostname() -> str:
@@ -87,7 +87,7 @@ def host_devices() -> str:
 
 def me() -> tuple[str, int, int]:
     """Return host, pid and start of this process."""
-    return hostname(), os.getpid(), started(os.getpid()) or 0
+    return hostname(), os.getpid(), start_time(os.getpid()) or 0
 
 
 def has_ended(host: str, pid: int, start: int) -> bool:

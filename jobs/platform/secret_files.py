@@ -34,7 +34,7 @@ def write_secret(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def replaced(environment: Mapping[str, str], values: Mapping[str, str]) -> dict[str, str]:
+def replace_values(environment: Mapping[str, str], values: Mapping[str, str]) -> dict[str, str]:
     """Return an environment in which `values` replace what it has for these names, files too."""
     files = {name + SUFFIX for name in values}
     return {**{name: value for name, value in environment.items() if name not in files}, **values}

@@ -221,7 +221,7 @@ class ObjectStorage:
 
     def walk(self, prefix: str) -> Iterator[str]:
         with _our_errors(prefix):
-            paths = self._listed(prefix, "Contents", "Key") if self._s3 else iter(self._fs.find(self._at(prefix)))
+            paths = self._list_objects(prefix, "Contents", "Key") if self._s3 else iter(self._fs.find(self._at(prefix)))
             yield from filter(_is_name, (path.removeprefix(self._root).lstrip("/") for path in paths))
 
     def list(self, prefix: str) -> list[str]:
@@ -229,10 +229,10 @@ class ObjectStorage:
 
     def folders(self, prefix: str) -> Iterator[str]:
         with _our_errors(prefix):
-            paths = self._listed(prefix, "CommonPrefixes", "Prefix") if self._s3 else self._folders_at(prefix)
+            paths = self._list_objects(prefix, "CommonPrefixes", "Prefix") if self._s3 else self._folders_at(prefix)
             yield from filter(_is_name, (path.rstrip("/").rpartition("/")[2] for path in paths))
 
-    def _listed(self, prefix: str, kind: str, name: str) -> Iterator[str]:
+    def _list_objects(self, prefix: str, kind: str, name: str) -> Iterator[str]:
         """Yield the objects of S3 page by page: s3fs has all of them in memory, a kilobyte for each.
 
         Source: docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
@@ -343,7 +343,7 @@ def _removed_if_old(entry: "os.DirEntry[str]", before: float) -> bool:
     return False
 
 
-def let_go(storage: Storage, paths: Iterable[str]) -> None:
+def remove_objects(storage: Storage, paths: Iterable[str]) -> None:
     """Remove objects that no row points to any more; leave to retention what cannot be removed now.
 
     All is committed by then, and a client that was told of a failure would do it again.

@@ -162,31 +162,31 @@ def check_url(
     if future is None:
         raise LookupsBusy
     addresses = _answers(future, patience)
-    return replace(target, addresses=_all_permitted(addresses, allow_private=allow_private))
+    return replace(target, addresses=_check_permitted(addresses, allow_private=allow_private))
 
 
 def parse(url: str, *, allow_private: bool) -> Target:
     """Check all but the addresses: the shape, the scheme, the port, and an address where the host is one."""
     if len(url) > _MAX_URL or not _PRINTABLE.fullmatch(url) or "\\" in url:
-        raise _refused(f"The URL must be at most {_MAX_URL} printable ASCII characters without backslashes.")
+        raise _invalid_url(f"The URL must be at most {_MAX_URL} printable ASCII characters without backslashes.")
     parts = _split(url)
     if parts.username is not None or parts.password is not None or "#" in url:
-        raise _refused("The URL must not hold a user name, a password or a fragment.")
+        raise _invalid_url("The URL must not hold a user name, a password or a fragment.")
     if parts.scheme not in ("https", "http") or (parts.scheme == "http" and not allow_private):
-        raise _refused("The URL must start with https://.")
+        raise _invalid_url("The URL must start with https://.")
     port = parts.port if parts.port is not None else {"https": 443, "http": 80}[parts.scheme]
     if port == 0 or (port not in PORTS and not allow_private):
-        raise _refused(f"The URL's port must be one of {', '.join(map(str, sorted(PORTS)))}.")
+        raise _invalid_url(f"The URL's port must be one of {', '.join(map(str, sorted(PORTS)))}.")
     host, addresses = _host(parts, allow_private=allow_private)
-    allowed = _all_permitted(addresses, allow_private=allow_private)
+    allowed = _check_permitted(addresses, allow_private=allow_private)
     return Target(parts.scheme, host, port, parts.path or "/", parts.query, allowed)
 
 
 def permitted(address: Address, *, allow_private: bool) -> bool:
     """Return whether a request may go to this address. Link-local, other metadata services and multicast: never."""
-    if any(_never(address) for address in (address, *_inside(address))):
+    if any(_is_forbidden(address) for address in (address, *_inner_addresses(address))):
         return False
-    return allow_private or (_public(address) and not _own(address))
+    return allow_private or (_public(address) and not _is_own(address))
 
 
 def system_resolve(host: str, port: int) -> Sequence[Address]:
@@ -233,7 +233,7 @@ def _split(url: str) -> SplitResult:
         parts = urlsplit(url)
         _ = parts.port  # raises where it is no number
     except ValueError as error:
-        raise _refused("The URL is not valid.") from error
+        raise _invalid_url("The URL is not valid.") from error
     return parts
 
 
@@ -247,13 +247,13 @@ def _host(parts: SplitResult, *, allow_private: bool) -> tuple[str, tuple[Addres
     if address is not None and "%" not in host:
         return str(address), (address,)
     if not _NAME.fullmatch(host) or "[" in parts.netloc:
-        raise _refused("The URL's host must be a domain name in ASCII or a plain IP address.")
-    if not allow_private and ("." not in host or any(_under(host, name) for name in _LOCAL_NAMES)):
-        raise _refused("The URL's host must be a public domain name.")
+        raise _invalid_url("The URL's host must be a domain name in ASCII or a plain IP address.")
+    if not allow_private and ("." not in host or any(_is_subdomain(host, name) for name in _LOCAL_NAMES)):
+        raise _invalid_url("The URL's host must be a public domain name.")
     return host, ()
 
 
-def _under(host: str, name: str) -> bool:
+def _is_subdomain(host: str, name: str) -> bool:
     return host == name or host.endswith(f".{name}")
 
 
@@ -275,11 +275,11 @@ def _resolve_into(future: "Future[Sequence[Address]]", resolve: Resolve, host: s
             future.set_result(addresses)
 
 
-def _never(address: Address) -> bool:
+def _is_forbidden(address: Address) -> bool:
     return address.is_link_local or address.is_multicast or any(address in network for network in _METADATA)
 
 
-def _inside(address: Address) -> list[IPv4Address]:
+def _inner_addresses(address: Address) -> list[IPv4Address]:
     """Return the IPv4 addresses that a packet to this one may be handed on to."""
     if isinstance(address, IPv4Address):
         return []
@@ -295,7 +295,7 @@ def _public(address: Address) -> bool:
     return address in _GLOBAL_6 and not any(address in network for network in _NOT_PUBLIC_6)
 
 
-def _own(address: Address) -> bool:
+def _is_own(address: Address) -> bool:
     """Return whether an interface of this host has the address: only then can a socket be bound to it."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
@@ -317,11 +317,11 @@ def _result(host: str, port: int, address: Address) -> ResolveResult:
     )
 
 
-def _all_permitted(addresses: Sequence[Address], *, allow_private: bool) -> tuple[Address, ...]:
+def _check_permitted(addresses: Sequence[Address], *, allow_private: bool) -> tuple[Address, ...]:
     if not all(permitted(address, allow_private=allow_private) for address in addresses):
-        raise _refused("The URL's host does not have a public address.")
+        raise _invalid_url("The URL's host does not have a public address.")
     return tuple(addresses)
 
 
-def _refused(message: str) -> InvalidRequest:
+def _invalid_url(message: str) -> InvalidRequest:
     return InvalidRequest(message, param="url", code="invalid_url")

@@ -12,7 +12,7 @@ MANIFEST: Final = "manifest.json"
 RESUME: Final = frozenset({"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "training_args.bin"})
 
 
-class File(msgspec.Struct, frozen=True):
+class ManifestFile(msgspec.Struct, frozen=True):
     """A file of a checkpoint."""
 
     sha256: str
@@ -22,11 +22,11 @@ class File(msgspec.Struct, frozen=True):
 class Manifest(msgspec.Struct, frozen=True):
     """The contents of a checkpoint: its files by name. `run` describes the run: step, dtype, versions and the like."""
 
-    files: dict[str, File]
+    files: dict[str, ManifestFile]
     run: dict[str, Any]
 
     @property
-    def model_files(self) -> dict[str, File]:
+    def model_files(self) -> dict[str, ManifestFile]:
         """Return the files without those that only a resumed run reads."""
         return {name: file for name, file in self.files.items() if name not in RESUME}
 

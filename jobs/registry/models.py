@@ -94,11 +94,11 @@ def find(session: Session, name: str, project_id: str) -> TunedModel | None:
 
     A model that failed its probe is returned with its state, so that the caller can say why it is not served.
     """
-    model = find_even_deleted(session, name, project_id)
+    model = find_any(session, name, project_id)
     return model if model is not None and model.state != DELETED else None
 
 
-def find_even_deleted(session: Session, name: str, project_id: str) -> TunedModel | None:
+def find_any(session: Session, name: str, project_id: str) -> TunedModel | None:
     """Return the same, and also one that was deleted, so that what asks for it is told so."""
     permitted = exists().where(CheckpointPermission.model == name, CheckpointPermission.project_id == project_id)
     may_ask = or_(TunedModel.project_id == project_id, permitted)
@@ -110,7 +110,7 @@ def served_hashes(session: Session) -> set[str]:
     return set(session.scalars(select(TunedModel.sha256).where(TunedModel.state == READY)))
 
 
-def count_whole(session: Session) -> int:
+def count_full_models(session: Session) -> int:
     """Return how many models of jobs are served with weights of their own. Checkpoints are left out."""
     which = TunedModel.state == READY, TunedModel.method == FULL, TunedModel.checkpoint_step.is_(None)
     return session.scalar(select(func.count()).select_from(TunedModel).where(*which)) or 0
@@ -150,7 +150,7 @@ def _set_probe(model: TunedModel, state: str, record: ProbeRecord) -> None:
     model.state, model.manifest = state, {**model.manifest, _PROBE: asdict(record)}
 
 
-def of_project(session: Session, project_id: str) -> Sequence[TunedModel]:
+def models_of_project(session: Session, project_id: str) -> Sequence[TunedModel]:
     """Return the models that a project may ask for, its own and those it has a permission for, the oldest first."""
     permitted = select(CheckpointPermission.model).where(CheckpointPermission.project_id == project_id)
     may_ask = or_(TunedModel.project_id == project_id, TunedModel.name.in_(permitted))
@@ -214,7 +214,7 @@ def purgeable(session: Session, limit: int) -> Sequence[TunedModel]:
     return session.scalars(rows.order_by(TunedModel.id).limit(limit)).all()
 
 
-def note_purged(session: Session, model_id: str) -> None:
+def record_purge(session: Session, model_id: str) -> None:
     """Note that the files of a deleted model are gone."""
     deleted = TunedModel.id == model_id, TunedModel.state == DELETED
     session.execute(update(TunedModel).where(*deleted).values(location=PURGED))

@@ -23,7 +23,7 @@ def base_of(url: str) -> str:
     return url.strip().rstrip("/").removesuffix("/v1")
 
 
-def checked_server(url: str, *, key: str) -> str:
+def validate_server_url(url: str, *, key: str) -> str:
     """Return a server's URL unchanged, if it is valid. Raises: ValueError.
 
     `key` says where the server's key belongs, because URLs are shown and logged.

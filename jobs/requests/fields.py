@@ -98,9 +98,9 @@ def unknown(engine: str, url: str, names: Iterable[str]) -> str | None:
 
 def message(name: str) -> str:
     """Return the error text for an unknown field."""
-    return f"Unknown parameter: '{quoted(name)}'."
+    return f"Unknown parameter: '{quote(name)}'."
 
 
-def quoted(name: str) -> str:
+def quote(name: str) -> str:
     """Return the name as messages quote it, because a client's name may have any length."""
     return name if len(name) <= _QUOTED else name[:_QUOTED] + "…"

@@ -26,7 +26,7 @@ class InvalidJsonSchema(Exception):
 
 
 @contextmanager
-def as_invalid_schema() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """Raise InvalidJsonSchema for what a schema makes its validator raise. MemoryError goes on."""
     try:
         yield
@@ -44,7 +44,7 @@ def as_invalid_schema() -> Iterator[None]:
 
 @lru_cache(_SCHEMAS)
 def validator_of(raw: bytes) -> Any:
-    """Return the validator of a schema, which fetches nothing. Raises what `as_invalid_schema` expects."""
+    """Return the validator of a schema, which fetches nothing. Raises what `translate_errors` expects."""
     schema = json.loads(raw)
     kind = validator_for(schema, default=Draft202012Validator)
     kind.check_schema(schema)

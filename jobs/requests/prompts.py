@@ -67,11 +67,11 @@ def prompts_of(args: Mapping[str, Any], own: Own | None = None) -> Prompts:
     """Return the prompts by `engine_args`, which take precedence, and the model's own files."""
     own = own or Own()
     default = own.prompts.get(own.default, "") if own.default else ""
-    plain = _given(args, PLAIN)
+    plain = _prompt_of(args, PLAIN)
     return Prompts(
         plain if plain is not None else default,
-        _first(_given(args, QUERY), plain, own.first(QUERIES), default),
-        _first(_given(args, PASSAGE), plain, own.first(PASSAGES), default),
+        _first(_prompt_of(args, QUERY), plain, own.first(QUERIES), default),
+        _first(_prompt_of(args, PASSAGE), plain, own.first(PASSAGES), default),
         {name: text for name, text in own.prompts.items() if text},
     )
 
@@ -82,7 +82,7 @@ def wrong(args: Mapping[str, Any]) -> str:
     return f"{', '.join(strange)} must be text" if strange else ""
 
 
-def _given(args: Mapping[str, Any], name: str) -> str | None:
+def _prompt_of(args: Mapping[str, Any], name: str) -> str | None:
     """Return a key's prompt; a key without a value is an empty prompt."""
     return str(args[name] or "") if name in args else None
 

@@ -59,7 +59,7 @@ def objection(url: str, body: Mapping[str, Any]) -> Objection | None:
     for param, value, values in read(body) if read else ():
         if value is not None and value not in values:
             expected = ", ".join(f"'{name}'" for name in values) or "arrays"
-            message = f"Invalid value: {_quoted(value)}. Supported values are: {expected}."
+            message = f"Invalid value: {_quote(value)}. Supported values are: {expected}."
             return Objection(message, param, "invalid_value")
     return None
 
@@ -72,12 +72,12 @@ def _asks(name: str, body: Mapping[str, Any]) -> bool:
     return value not in (None, [], ["text"])
 
 
-def _of_chat(body: Mapping[str, Any]) -> Checked:
+def _chat_values(body: Mapping[str, Any]) -> Checked:
     yield "reasoning_effort", body.get("reasoning_effort"), EFFORTS
     yield "service_tier", body.get("service_tier"), SERVICE_TIERS
 
 
-def _of_response(body: Mapping[str, Any]) -> Checked:
+def _response_values(body: Mapping[str, Any]) -> Checked:
     yield "truncation", body.get("truncation"), TRUNCATIONS
     yield "service_tier", body.get("service_tier"), SERVICE_TIERS
     if isinstance(reasoning := body.get("reasoning"), dict):
@@ -89,10 +89,10 @@ def _of_response(body: Mapping[str, Any]) -> Checked:
         yield "include", included, ()
 
 
-_ENUMS: Final[Mapping[str, Callable[[Mapping[str, Any]], Checked]]] = {CHAT: _of_chat, RESPONSES: _of_response}
+_ENUMS: Final[Mapping[str, Callable[[Mapping[str, Any]], Checked]]] = {CHAT: _chat_values, RESPONSES: _response_values}
 
 
-def _quoted(value: Any) -> str:
+def _quote(value: Any) -> str:
     if isinstance(value, list | dict):
         return "an array" if isinstance(value, list) else "an object"
     return repr(value)[:_SHOWN]

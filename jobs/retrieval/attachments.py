@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, and_, delete, exists, false, insert, liter
 from sqlalchemy.orm import Session, aliased
 
 from jobs.clock import now
-from jobs.db.engine import UNSEEN, Database, affected_rows, in_pages, insert_into
+from jobs.db.engine import UNSEEN, Database, execute_and_count, insert_into, page_ids
 from jobs.errors import Expired
 from jobs.ids import new_id
 from jobs.ledger import events
@@ -132,7 +132,7 @@ def touch(session: Session, store_id: str, at: float) -> bool:
     """
     alive = or_(VectorStore.expires_at.is_(None), VectorStore.expires_at > at)
     used = {"active_at": at, "expires_at": at + 86_400 * VectorStore.expires_days}  # NULL without `expires_days`
-    if affected_rows(session, update(VectorStore).where(VectorStore.id == store_id, alive).values(used)) != 1:
+    if execute_and_count(session, update(VectorStore).where(VectorStore.id == store_id, alive).values(used)) != 1:
         return False
     root = aliased(VectorStore)
     until = select(root.expires_at).where(root.id == store_id).scalar_subquery()
@@ -154,7 +154,7 @@ def note_use(db: Database, store: VectorStore) -> None:
             touch(session, store.root, at)
 
 
-def of_lines(session: Session, job_id: str, first: int, count: int) -> dict[int, VectorStoreFile]:
+def files_of_lines(session: Session, job_id: str, first: int, count: int) -> dict[int, VectorStoreFile]:
     """Return the files that a job has still to make among `count` lines from `first`, by line number minus `first`."""
     lines = select(VectorStoreFile).where(
         VectorStoreFile.job_id == job_id,
@@ -193,7 +193,7 @@ def _stage(row: VectorStoreFile, shards: Iterable[Any]) -> Stage:
     return "waiting_to_be_parsed"  # its job is not planned yet
 
 
-def measured(session: Session, store_id: str, dimensions: int) -> int:
+def record_dimensions(session: Session, store_id: str, dimensions: int) -> int:
     """Record the length of a store's vectors unless it is known.
 
     Return that length, or 0 if the store does not exist.
@@ -268,13 +268,13 @@ def stop(
     for row in rows:
         row.status = CANCELLED
         if end != JobState.CANCELLED:
-            row.status, row.error_code, row.error_message = FAILED, "server_error", _why(end, errors)
+            row.status, row.error_code, row.error_message = FAILED, "server_error", _reason(end, errors)
     if end != JobState.CANCELLED:
         tell(session, job, "vector_store.file.failed", [row.id for row in rows], seq=seq)
     return len(rows)
 
 
-def ended(session: Session, job: Job) -> None:
+def end_files(session: Session, job: Job) -> None:
     """End the files that an ingestion has not made before its own end.
 
     Where there are many files, `stop` has ended most of them before, in transactions of their own. The event of the job
@@ -285,16 +285,16 @@ def ended(session: Session, job: Job) -> None:
     removed = ~exists().where(VectorStore.id == index_of(job.payload))
     whole = job.state == JobState.SUCCEEDED and not stopped and not job.failed
     if not whole or session.scalar(select(or_(again, removed))):
-        left_behind(session, job)
+        enqueue_cleanup(session, job)
 
 
-def _why(end: JobState, errors: Sequence[Mapping[str, Any]] | None) -> str:
+def _reason(end: JobState, errors: Sequence[Mapping[str, Any]] | None) -> str:
     if end == JobState.EXPIRED:
         return "The file was not processed within its time."
     return str((errors or [{}])[0].get("message") or "Internal error.")
 
 
-def left_behind(session: Session, job: Job, dimensions: int = 0) -> None:
+def enqueue_cleanup(session: Session, job: Job, dimensions: int = 0) -> None:
     """Enqueue the removal of vectors that an attempt may have left, also of a store that does not exist any more."""
     store = session.get(VectorStore, index_of(job.payload))
     if store is not None:
@@ -324,7 +324,7 @@ def remove(session: Session, store: VectorStore, row: VectorStoreFile) -> None:
 def remove_everywhere(session: Session, file_ids: Iterable[str]) -> None:
     """Remove deleted files from all stores."""
     halfway: set[str] = set()
-    for page in in_pages(file_ids):
+    for page in page_ids(file_ids):
         halfway |= _remove_page(session, page)
     for store in session.scalars(select(VectorStore).where(VectorStore.id.in_(halfway)).order_by(VectorStore.id)):
         enqueue_removal(session, store, LEFTOVERS)
@@ -383,7 +383,7 @@ def enqueue_removal(session: Session, store: VectorStore, what: str, row: Vector
     if what != DOCUMENT:
         waiting = VectorRemoval.store_id == store.id, VectorRemoval.what == what
         renewed = update(VectorRemoval).where(*waiting).values(created_at=now())
-        if affected_rows(session, renewed, UNSEEN):
+        if execute_and_count(session, renewed, UNSEEN):
             return
     session.add(
         VectorRemoval(

@@ -8,7 +8,7 @@ compared with text, numbers with numbers, booleans with booleans. A missing attr
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from jobs.batches.lines import quoted
+from jobs.batches.lines import quote
 from jobs.errors import InvalidRequest
 
 # ── checking ──
@@ -38,7 +38,7 @@ def _check(value: Any, param: str, depth: int, seen: list[int]) -> None:
     kind = value.get("type")
     if kind not in _COMPARE and kind not in _COMBINE:
         names = ", ".join(f"'{name}'" for name in (*_COMPARE, *_COMBINE))
-        message = f"Invalid value: '{quoted(str(kind))}'. Supported values are: {names}."
+        message = f"Invalid value: '{quote(str(kind))}'. Supported values are: {names}."
         raise InvalidRequest(message, param=f"{param}.type", code="invalid_value")
     names_allowed = {"type", "filters"} if kind in _COMBINE else {"type", "key", "value"}
     _check_names(value, names_allowed, param)
@@ -57,8 +57,8 @@ def _check_names(value: dict[str, Any], allowed: set[str], param: str) -> None:
         message = f"Missing required parameter: '{param}.{name}'."
         raise InvalidRequest(message, param=f"{param}.{name}", code="missing_required_parameter")
     for name in sorted(value.keys() - allowed):
-        message = f"Unknown parameter: '{quoted(f'{param}.{name}')}'."
-        raise InvalidRequest(message, param=quoted(f"{param}.{name}"), code="unknown_parameter")
+        message = f"Unknown parameter: '{quote(f'{param}.{name}')}'."
+        raise InvalidRequest(message, param=quote(f"{param}.{name}"), code="unknown_parameter")
 
 
 def _compare(kind: str, condition: dict[str, Any], param: str) -> None:

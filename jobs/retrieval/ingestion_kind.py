@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from jobs.errors import Expired, InvalidRequest, NotFound
 from jobs.files.tables import File
-from jobs.ledger.kinds import Folder, Kind, Retry
+from jobs.ledger.kinds import Kind, Retry, StorageFolder
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.queues import Queue
@@ -20,10 +20,10 @@ from jobs.retrieval.ingestions import FILE_BATCH, SINGLE, Ingestion
 from jobs.retrieval.tables import Source, VectorStore, VectorStoreFile
 
 
-def _ended(session: Session, job: Job) -> None:
+def _record_end(session: Session, job: Job) -> None:
     """End the files and the source's sync of an ingestion that ends."""
-    attachments.ended(session, job)
-    source_items.ended(session, job)
+    attachments.end_files(session, job)
+    source_items.record_end(session, job)
 
 
 def _stop(session: Session, job: Job, end: JobState, errors: Sequence[Mapping[str, Any]]) -> bool:
@@ -57,7 +57,9 @@ def _retry(session: Session, request: Retry) -> Job:
         raise InvalidRequest(f"No file of job '{old.id}' is left to be brought in.", code="nothing_to_retry")
     prefix = FILE_BATCH if old.id.startswith(FILE_BATCH) else SINGLE
     columns = request.columns | {"webhook_url": old.webhook_url, "webhook_secret": old.webhook_secret}
-    job = ingestions.into(session, index, files, actor=request.actor, prefix=prefix, beside=beside, **columns)
+    job = ingestions.create_ingestion(
+        session, index, files, actor=request.actor, prefix=prefix, beside=beside, **columns
+    )
     if source_id := old.payload.get("source_id"):  # it may have ended before the store's other indexes got these files
         reindexing.alongside(session, job, source_id, actor=request.actor, request_id=request.request_id)
     return job
@@ -77,7 +79,7 @@ INGESTION: Final = Kind(
     slot_weight=1.0,
     counted=False,
     has_lines=False,
-    folders=(Folder(documents.FOLDER, VectorStore.id, flat=False),),
+    folders=(StorageFolder(documents.FOLDER, VectorStore.id, flat=False),),
     stored_bytes={
         "vector_stores": select(VectorStoreFile.project_id, func.sum(VectorStoreFile.usage_bytes)).group_by(
             VectorStoreFile.project_id
@@ -85,5 +87,5 @@ INGESTION: Final = Kind(
     },
     named_by=(VectorStoreFile.job_id, VectorStore.job_id, Source.job_id),
     stop=_stop,
-    ended=_ended,
+    ended=_record_end,
 )

@@ -78,13 +78,13 @@ def submit(
     first, *others = indexes.all_of(session, store)
     if source_id is not None:
         return begin(session, first, 0, actor=actor, id=new_id(prefix), source_id=source_id, **columns)
-    job = into(session, first, files, actor=actor, prefix=prefix, after=after, **columns)
+    job = create_ingestion(session, first, files, actor=actor, prefix=prefix, after=after, **columns)
     for other in others:
-        into(session, other, files, actor=actor, beside=True, after=after, request_id=job.request_id)
+        create_ingestion(session, other, files, actor=actor, beside=True, after=after, request_id=job.request_id)
     return job
 
 
-def into(
+def create_ingestion(
     session: Session,
     index: VectorStore,
     files: Sequence[Attachment],
@@ -153,7 +153,7 @@ def commit(
         source_items.replace(session, store, settled.completed)
         _tell(session, job, settled)
     else:
-        attachments.left_behind(session, job, dimensions)
+        attachments.enqueue_cleanup(session, job, dimensions)
     if last:
         ledger.advance_job(session, job.id, actor=f"worker:{claim.worker_id}")
 

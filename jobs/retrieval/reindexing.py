@@ -11,7 +11,7 @@ from sqlalchemy import JSON, Select, String, and_, cast, func, insert, literal, 
 from sqlalchemy.orm import Session, aliased
 
 from jobs.clock import now
-from jobs.db.engine import UNSEEN, affected_rows, insert_into
+from jobs.db.engine import UNSEEN, execute_and_count, insert_into
 from jobs.errors import Conflict, Expired
 from jobs.files.tables import File
 from jobs.ids import new_id
@@ -56,7 +56,7 @@ def build(
     )
     session.add(index)
     session.flush()
-    _take_over(session, store, index)
+    _copy_failed(session, store, index)
     _fill(session, store, index, chunking, actor=actor, **columns)
     return index
 
@@ -98,7 +98,7 @@ def switch(session: Session, store: VectorStore, index: VectorStore, *, allow_mi
     before.replaced_at, index.replaced_at = now(), None
     store.index_id = index.id if index.parent_id else None
     session.flush()
-    source_items.catch_up(session, store)
+    source_items.remove_old_versions(session, store)
 
 
 def remove(session: Session, store: VectorStore, index: VectorStore) -> None:
@@ -134,7 +134,7 @@ def _fill(
         raise Expired(f"The vector store '{store.id}' has expired.", param="vector_store_id")
     index.job_id = new_id(ingestions.SINGLE)
     own = index.chunking if index.chunking != indexes.current(session, store).chunking else None
-    total = _bring_over(session, lacking, index, chunking, own)
+    total = _copy_published(session, lacking, index, chunking, own)
     made = ingestions.begin(session, index, total, actor=actor, beside=True, id=index.job_id, **columns)
     session.flush()
     return made
@@ -164,7 +164,7 @@ def _lacking(store: VectorStore, index: VectorStore, job: Job | None) -> Select[
     )
 
 
-def _bring_over(
+def _copy_published(
     session: Session,
     lacking: Select[str, dict[str, Any] | None],
     index: VectorStore,
@@ -200,10 +200,10 @@ def _bring_over(
     unchanged = {"store_id", "id", "project_id", "created_at"}
     again = {name: insert.excluded[name] for name in values if name not in unchanged}
     brought = insert.on_conflict_do_update(index_elements=["store_id", "id"], set_=again)
-    return affected_rows(session, brought, {"preserve_rowcount": True, **UNSEEN})
+    return execute_and_count(session, brought, {"preserve_rowcount": True, **UNSEEN})
 
 
-def _take_over(session: Session, store: VectorStore, index: VectorStore) -> None:
+def _copy_failed(session: Session, store: VectorStore, index: VectorStore) -> None:
     """Copy rows of files that failed or were cancelled before they were published."""
     other = VectorStoreFile
     names = [column.name for column in other.__table__.columns]

@@ -54,7 +54,7 @@ class Hybrid(Protocol):
     def rrf_k(self) -> int: ...
 
 
-class Ranking(Protocol):
+class SearchRanking(Protocol):
     """The options of ranking as a client gives them."""
 
     @property
@@ -73,7 +73,7 @@ class Ranking(Protocol):
     def deduplicate(self) -> float | None: ...
 
 
-def ranking_of(options: Ranking | None) -> dict[str, Any]:
+def ranking_of(options: SearchRanking | None) -> dict[str, Any]:
     """Return the fields of a `Search` for the options of a client; none where the client gives none."""
     if options is None:
         return {}
@@ -145,7 +145,7 @@ class FoundChunk(msgspec.Struct, frozen=True):
     scores: Scores = Scores()
 
 
-class Results(msgspec.Struct, frozen=True):
+class SearchResults(msgspec.Struct, frozen=True):
     """The chunks that were found. `duplicates` counts the dropped similar ones; None if none were looked for."""
 
     chunks: tuple[FoundChunk, ...]
@@ -154,4 +154,4 @@ class Results(msgspec.Struct, frozen=True):
 
 encode = msgspec.json.encode
 decode_search = msgspec.json.Decoder(Search).decode
-decode_results = msgspec.json.Decoder(Results).decode
+decode_results = msgspec.json.Decoder(SearchResults).decode

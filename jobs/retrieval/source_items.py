@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, and_, exists, func, select, update
 from sqlalchemy.orm import Session, aliased
 
 from jobs.clock import now
-from jobs.db.engine import in_pages
+from jobs.db.engine import page_ids
 from jobs.files.tables import File
 from jobs.ledger import audit, events
 from jobs.ledger.states import JobState
@@ -40,20 +40,20 @@ def digest(key: str) -> str:
 def replace(session: Session, index: VectorStore, made: Sequence[Made]) -> None:
     """Remove the old versions of documents whose new versions were published.
 
-    In an index that is not in use they stay, `outlived`; `catch_up` removes them if it comes into use.
+    In an index that is not in use they stay, `is_outlived`; `remove_old_versions` removes them if it comes into use.
     """
     store = session.get(VectorStore, index.root) if made else None
     if store is not None and store.current_id == index.id:
         _replace(session, store, SourceItem.file_id.in_([row.file_id for row in made]))
 
 
-def catch_up(session: Session, store: VectorStore) -> None:
+def remove_old_versions(session: Session, store: VectorStore) -> None:
     """Remove old versions whose new versions are in an index that has come into use."""
     shown = VectorStoreFile.store_id == store.current_id, VectorStoreFile.document.is_not(None)
     _replace(session, store, SourceItem.file_id.in_(select(VectorStoreFile.id).where(*shown)))
 
 
-def outlived() -> ColumnElement[bool]:
+def is_outlived() -> ColumnElement[bool]:
     """Return the condition that the next version of a file's document is published in the same index.
 
     A search that began before another index came into use still reads this one.
@@ -81,7 +81,7 @@ def _replace(session: Session, store: VectorStore, newest: ColumnElement[bool]) 
 
 def drop(session: Session, file_ids: Collection[str], *, actor: str) -> None:
     """Delete files of a source, and remove them from all stores."""
-    pages = list(in_pages(file_ids))
+    pages = list(page_ids(file_ids))
     files: list[tuple[str, str | None]] = []
     for page in pages:
         alive = select(File.id, File.project_id).where(File.id.in_(page), File.deleted_at.is_(None))
@@ -92,7 +92,7 @@ def drop(session: Session, file_ids: Collection[str], *, actor: str) -> None:
     audit.record_all(session, files, actor=actor, action="file.delete")
 
 
-def ended(session: Session, job: Job) -> None:
+def record_end(session: Session, job: Job) -> None:
     """Record the result of a sync when its ingestion has ended."""
     source_id = job.payload.get("source_id")
     source = session.get(Source, source_id, with_for_update=True) if source_id else None

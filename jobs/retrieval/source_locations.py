@@ -16,7 +16,7 @@ def folder(roots: Sequence[str], path: str, own: Sequence[Path]) -> Path:
     Raises: InvalidRequest.
     """
     real = _real(path) if Path(path).is_absolute() and "\0" not in path else None
-    if real is None or below(roots, real, own) is None:
+    if real is None or allowed_root(roots, real, own) is None:
         message = (
             "The path must be that of a folder which the operator allows (NIGHTMILL_SOURCE_FOLDERS). It must neither "
             "contain nor lie in a folder of the server's own."
@@ -30,7 +30,7 @@ def meets(real: Path, own: Sequence[Path]) -> bool:
     return any(real.is_relative_to(own_folder) or own_folder.is_relative_to(real) for own_folder in map(_real, own))
 
 
-def below(roots: Sequence[str], real: Path, own: Sequence[Path]) -> tuple[Path, tuple[str, ...]] | None:
+def allowed_root(roots: Sequence[str], real: Path, own: Sequence[Path]) -> tuple[Path, tuple[str, ...]] | None:
     """Return the allowed folder of a real path, and the rest of the path; None outside of all, or at `own`."""
     if meets(real, own):
         return None

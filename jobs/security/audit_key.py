@@ -36,10 +36,10 @@ def create_audit_key(db: Database, config: Settings) -> None:
     path = config.data_dir / AUDIT_KEY
     new = path.with_name(f"{AUDIT_KEY}.new")
     with db.write() as session:
-        head = audit.locked_head(session)
+        head = audit.lock_head(session)
         if audit_key(config):  # of a release step beside this one
             return
-        key = _stored(new)
+        key = _load_or_make(new)
         if head.signed is None:
             audit.sign(session, key)
         elif not audit.has_signature(session, head, key):
@@ -52,12 +52,12 @@ def create_audit_key(db: Database, config: Settings) -> None:
 def sign(db: Database, config: Settings) -> int:
     """Sign the audit log as it is, with the key of this host, which is made if there is none. Return the last row."""
     with db.write() as session:
-        seal = audit.sign(session, audit_key(config) or _stored(config.data_dir / AUDIT_KEY))
+        seal = audit.sign(session, audit_key(config) or _load_or_make(config.data_dir / AUDIT_KEY))
         audit.record(session, actor="operator", action="audit.sign", target=str(seal))
         return seal
 
 
-def _stored(path: Path) -> str:
+def _load_or_make(path: Path) -> str:
     """Return the key of a file; make the file where there is none."""
     if not _read(path):
         write_secret(path, secrets.token_urlsafe(32))

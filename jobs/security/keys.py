@@ -139,7 +139,7 @@ def id_of(key: str) -> str:
     return key.split("_")[1]
 
 
-def redacted(key_id: str) -> str:
+def redact(key_id: str) -> str:
     """Return the beginning of a key, which is all that is known of it."""
     return f"{_PREFIX}_{key_id}_…"
 
@@ -156,7 +156,7 @@ def revoke_key(
     if project is None or project_id not in (None, project):
         return None
     lock_keys(session, project)
-    live = session.scalars(_with_created(key_id).where(ApiKey.revoked_at.is_(None)).order_by(ApiKey.created_at)).all()
+    live = session.scalars(_select_tree(key_id).where(ApiKey.revoked_at.is_(None)).order_by(ApiKey.created_at)).all()
     ending = [key for key in live if cascade or key.id == key_id]
     for key in ending:
         key.revoked_at = now()
@@ -167,7 +167,7 @@ def revoke_key(
     return [key.id for key in live if key.id != key_id] if ending else None
 
 
-def _with_created(key_id: str) -> Select[ApiKey]:
+def _select_tree(key_id: str) -> Select[ApiKey]:
     """Return the statement of a key and of those that it created, itself or through others."""
     tree = select(ApiKey.id).where(ApiKey.id == key_id).cte(recursive=True)
     tree = tree.union(select(ApiKey.id).join(tree, ApiKey.created_by == tree.c.id))

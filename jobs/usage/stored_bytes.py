@@ -21,7 +21,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
-from jobs.db.engine import UNSEEN, Database, affected_rows, insert_into
+from jobs.db.engine import UNSEEN, Database, execute_and_count, insert_into
 from jobs.errors import ProjectFull
 from jobs.files.tables import File, Upload, UploadPart
 from jobs.inference.tables import Conversation, StoredCompletion
@@ -55,7 +55,7 @@ def sums() -> dict[str, Any]:
     return statements
 
 
-def by_project(session: Session) -> dict[str, dict[str, int]]:
+def bytes_by_project(session: Session) -> dict[str, dict[str, int]]:
     """Return the stored bytes of every project that stores any, by what is stored."""
     statements = sums()
     sizes: dict[str, dict[str, int]] = {}
@@ -72,7 +72,7 @@ def check(db: Database, project_id: str, size: int, limit: int) -> int:
     """
     if not limit or size <= 0:
         return limit
-    free = limit - _used(db, project_id, size, limit) - size
+    free = limit - _read_or_count(db, project_id, size, limit) - size
     if free < 0:
         raise _full(limit)
     return free
@@ -86,7 +86,7 @@ def reserve(session: Session, project_id: str, size: int, limit: int) -> None:
     fits = StorageUsage.counted + StorageUsage.added + size <= limit
     more = update(StorageUsage).where(StorageUsage.project_id == project_id, fits)
     more = more.values(added=StorageUsage.added + size)
-    if limit and size > 0 and affected_rows(session, more, UNSEEN) != 1:
+    if limit and size > 0 and execute_and_count(session, more, UNSEEN) != 1:
         raise _full(limit)
 
 
@@ -107,7 +107,7 @@ def check_not_full(session: Session, project_id: str, limit: int) -> None:
 def count_if_due(db: Database, project_id: str, limit: int) -> None:
     """Count what a project stores if the last count is too old to decide about one more byte."""
     if limit:
-        _used(db, project_id, 1, limit)
+        _read_or_count(db, project_id, 1, limit)
 
 
 def count(db: Database, project_id: str) -> int:
@@ -136,18 +136,18 @@ def _note(session: Session, project_id: str, counted: int) -> None:
     session.execute(insert.on_conflict_do_update(index_elements=["project_id"], set_=values))
 
 
-def _used(db: Database, project_id: str, size: int, limit: int) -> int:
+def _read_or_count(db: Database, project_id: str, size: int, limit: int) -> int:
     with db.read() as session:
-        used = _noted(session, project_id, size, limit)
+        used = _recorded_sum(session, project_id, size, limit)
     if used is not None:
         return used
     with _counting:
         with db.read() as session:
-            used = _noted(session, project_id, size, limit)  # another thread may have counted
+            used = _recorded_sum(session, project_id, size, limit)  # another thread may have counted
         return count(db, project_id) if used is None else used
 
 
-def _noted(session: Session, project_id: str, size: int, limit: int) -> int | None:
+def _recorded_sum(session: Session, project_id: str, size: int, limit: int) -> int | None:
     """Return the recorded sum, or None if a count is due."""
     row = session.execute(
         select(StorageUsage.counted + StorageUsage.added, StorageUsage.counted_at).where(

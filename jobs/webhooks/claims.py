@@ -53,7 +53,7 @@ def claim_due(
     `allowances` replace that number for single lanes. Claims none while the queue or the worker is paused: pending
     deliveries keep all their attempts.
     """
-    if pauses.paused(session).rests(Queue.WEBHOOKS, worker_id):
+    if pauses.current_pauses(session).rests(Queue.WEBHOOKS, worker_id):
         return []
     room = _Room(_claims_by_lane(session, worker_id), per_endpoint, allowances or {})
     claims: list[DeliveryClaim] = []
@@ -62,9 +62,9 @@ def claim_due(
         rows = session.execute(_due(at, room.full(), limit)).all()
         if not rows:
             break
-        taken = [row for row in _set_aside(session, rows) if room.take(_lane(row))]
+        taken = [row for row in _select_sendable(session, rows) if room.take(_lane(row))]
         taken = taken[: limit - len(claims)]
-        _set(session, [row.id for row in taken], worker_id=worker_id, epoch=Delivery.epoch + 1)
+        _change_waiting(session, [row.id for row in taken], worker_id=worker_id, epoch=Delivery.epoch + 1)
         claims += [_claim(row, worker_id, at) for row in taken]
     return claims
 
@@ -133,10 +133,10 @@ def _due(at: float, full: Collection[str], limit: int):  # type: ignore[no-untyp
     )
 
 
-def _set_aside(session: Session, rows: Sequence[Row[Any]]) -> list[Row[Any]]:
+def _select_sendable(session: Session, rows: Sequence[Row[Any]]) -> list[Row[Any]]:
     """Return the rows that can be sent. Park those of disabled endpoints, and fail those without a target."""
     sendable, parked, lost = [], [], []
-    disabled = _still_disabled(session, {row.WebhookEndpoint.id for row in rows if _disabled(row)})
+    disabled = _lock_disabled(session, {row.WebhookEndpoint.id for row in rows if _disabled(row)})
     for row in rows:
         if row.Event is None or (row.WebhookEndpoint is None and row.webhook_url is None):
             lost.append(row.id)
@@ -144,8 +144,8 @@ def _set_aside(session: Session, rows: Sequence[Row[Any]]) -> list[Row[Any]]:
             parked.append(row.id)
         else:
             sendable.append(row)
-    _set(session, parked, due_at=PARKED_UNTIL)
-    _set(session, lost, state="failed", error=DELETED)
+    _change_waiting(session, parked, due_at=PARKED_UNTIL)
+    _change_waiting(session, lost, state="failed", error=DELETED)
     return sendable
 
 
@@ -153,7 +153,7 @@ def _disabled(row: Row[Any]) -> bool:
     return row.WebhookEndpoint is not None and row.WebhookEndpoint.disabled_at is not None
 
 
-def _still_disabled(session: Session, ids: Collection[str]) -> set[str]:
+def _lock_disabled(session: Session, ids: Collection[str]) -> set[str]:
     """Return the ids of the endpoints that are still disabled, and lock the endpoints of `ids`.
 
     The lock keeps `enable` from running just before the deliveries are parked.
@@ -191,7 +191,7 @@ def _claim(row: Row[Any], worker_id: str, at: float) -> DeliveryClaim:
     )
 
 
-def _set(session: Session, ids: Sequence[str], **values: Any) -> None:
+def _change_waiting(session: Session, ids: Sequence[str], **values: Any) -> None:
     """Change deliveries that still wait: PostgreSQL has locked the rows, SQLite the database."""
     if ids:
         change(session, and_(Delivery.id.in_(ids), WAITING), **values)

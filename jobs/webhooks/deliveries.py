@@ -17,7 +17,7 @@ from sqlalchemy import and_, func, literal_column, select, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
-from jobs.db.engine import UNSEEN, affected_rows
+from jobs.db.engine import UNSEEN, execute_and_count
 from jobs.webhooks.tables import Attempt, Delivery
 
 #: When a delivery to a disabled endpoint is due: the end of the year 9999.
@@ -31,7 +31,7 @@ PENDING, DELIVERED, FAILED = "pending", "delivered", "failed"
 PARKED = and_(WAITING, Delivery.due_at >= PARKED_UNTIL)
 
 
-def unfinished(session: Session) -> dict[str, int]:
+def count_unfinished(session: Session) -> dict[str, int]:
     """Return how many deliveries are pending and how many have failed. Those that were delivered are not read."""
     waiting, claimed, failed = (
         session.scalar(select(func.count()).select_from(Delivery).where(which)) or 0
@@ -60,4 +60,4 @@ def attempts(session: Session, delivery_ids: Collection[str]) -> dict[str, list[
 
 def change(session: Session, where: Any, **values: Any) -> int:
     """Change the deliveries that meet the condition `where`; return how many."""
-    return affected_rows(session, update(Delivery).where(where).values(values), UNSEEN)
+    return execute_and_count(session, update(Delivery).where(where).values(values), UNSEEN)

@@ -13,7 +13,7 @@ from jobs.ledger import measures
 from jobs.settings import Settings
 from jobs.webhooks.claims import DeliveryClaim, valid_claims
 from jobs.webhooks.deliveries import DELIVERED, FAILED, PARKED_UNTIL, PENDING, WAITING, change
-from jobs.webhooks.sending import Outcome
+from jobs.webhooks.sending import AttemptOutcome
 from jobs.webhooks.tables import Attempt, Delivery, WebhookEndpoint
 from jobs.webhooks.webhook_endpoints import disable
 
@@ -40,12 +40,12 @@ def next_delay(
 
 def record(
     session: Session,
-    results: Sequence[tuple[DeliveryClaim, Outcome]],
+    results: Sequence[tuple[DeliveryClaim, AttemptOutcome]],
     config: Settings,
     rng: Callable[[], float] = random.random,
 ) -> int:
     """Record attempts and their consequences; return how many claims were still valid."""
-    endpoints = _locked(session, {claim.endpoint_id for claim, _ in results if claim.endpoint_id})
+    endpoints = _lock_endpoints(session, {claim.endpoint_id for claim, _ in results if claim.endpoint_id})
     happened_at = valid_claims(session, [claim for claim, _ in results])
     at = now()
     valid = [(claim, outcome) for claim, outcome in results if (claim.id, claim.epoch) in happened_at]
@@ -53,7 +53,7 @@ def record(
         if outcome.delivered:
             accepted = outcome.at + outcome.seconds
             measures.observe(session, measures.WEBHOOK, "", accepted - happened_at[claim.id, claim.epoch])
-    _write(session, [_after(claim, outcome, config, rng) for claim, outcome in valid])
+    _write(session, [_next_values(claim, outcome, config, rng) for claim, outcome in valid])
     _log(session, [_attempt(claim, outcome) for claim, outcome in valid])
     for claim, outcome in valid:
         endpoint = endpoints.get(claim.endpoint_id or "")
@@ -62,7 +62,7 @@ def record(
     return len(valid)
 
 
-def too_late(session: Session, config: Settings, limit: int) -> list[str]:
+def overdue_deliveries(session: Session, config: Settings, limit: int) -> list[str]:
     """Return deliveries whose due time is too far ahead, because a clock was ahead when it was set."""
     first = now() + _LATE_SECONDS
     again = first + max(_RETRY_AFTER_MAX, (1 + _JITTER) * max(config.webhook_retry_seconds))
@@ -77,14 +77,16 @@ def bring_forward(session: Session, ids: Collection[str]) -> int:
     return change(session, and_(Delivery.id.in_(ids), WAITING, Delivery.due_at < PARKED_UNTIL), due_at=now())
 
 
-def _locked(session: Session, ids: Collection[str]) -> dict[str, WebhookEndpoint]:
+def _lock_endpoints(session: Session, ids: Collection[str]) -> dict[str, WebhookEndpoint]:
     """Lock endpoints before deliveries and in the order of their ids, so that recorders do not deadlock."""
     query = select(WebhookEndpoint).where(WebhookEndpoint.id.in_(ids)).order_by(WebhookEndpoint.id)
     fresh = query.with_for_update().execution_options(populate_existing=True)
     return {endpoint.id: endpoint for endpoint in session.scalars(fresh)} if ids else {}
 
 
-def _after(claim: DeliveryClaim, outcome: Outcome, config: Settings, rng: Callable[[], float]) -> dict[str, Any]:
+def _next_values(
+    claim: DeliveryClaim, outcome: AttemptOutcome, config: Settings, rng: Callable[[], float]
+) -> dict[str, Any]:
     """Return the values of a delivery after an attempt. The delay counts from the attempt's end."""
     ended = outcome.at + outcome.seconds
     delay = next_delay(claim.attempt, config.webhook_retry_seconds, outcome.retry_after, rng)
@@ -102,12 +104,12 @@ def _after(claim: DeliveryClaim, outcome: Outcome, config: Settings, rng: Callab
     }
 
 
-def _concerns(endpoint: WebhookEndpoint, claim: DeliveryClaim, outcome: Outcome) -> bool:
+def _concerns(endpoint: WebhookEndpoint, claim: DeliveryClaim, outcome: AttemptOutcome) -> bool:
     """Return whether the attempt was made to the endpoint as it is now: a late 410 must not undo the owner's change."""
     return claim.url == endpoint.url and outcome.at >= (endpoint.updated_at or 0.0)
 
 
-def _judge(session: Session, endpoint: WebhookEndpoint, outcome: Outcome, at: float) -> None:
+def _judge(session: Session, endpoint: WebhookEndpoint, outcome: AttemptOutcome, at: float) -> None:
     """Update an endpoint after an attempt, and disable it if it has failed for too long."""
     if outcome.delivered:
         endpoint.failing_since = None
@@ -136,7 +138,7 @@ def _log(session: Session, rows: list[dict[str, Any]]) -> None:
         session.connection().execute(insert(table_of(Attempt)), rows)
 
 
-def _attempt(claim: DeliveryClaim, outcome: Outcome) -> dict[str, Any]:
+def _attempt(claim: DeliveryClaim, outcome: AttemptOutcome) -> dict[str, Any]:
     return {
         "delivery_id": claim.id,
         "n": claim.attempt,

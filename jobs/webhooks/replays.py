@@ -36,14 +36,14 @@ def replay(
     Raises NotFound for an unknown endpoint or id, and Conflict while the endpoint is disabled.
     """
     endpoint = _replayable(session, project_id, endpoint_id)
-    of_endpoint = and_(Delivery.project_id == project_id, _of(endpoint_id))
+    of_endpoint = and_(Delivery.project_id == project_id, _is_of(endpoint_id))
     if selection.ids:
         selected = and_(of_endpoint, Delivery.id.in_(selection.ids))
         known = session.scalar(select(func.count()).select_from(Delivery).where(selected))
         if known != len(set(selection.ids)):
             raise NotFound("There is no such delivery.", param="ids")
     else:
-        selected = and_(of_endpoint, Delivery.state.in_(selection.states), _within(Delivery.created_at, selection))
+        selected = and_(of_endpoint, Delivery.state.in_(selection.states), _is_within(Delivery.created_at, selection))
     free = select(Delivery.id).where(selected, Delivery.worker_id.is_(None)).order_by(Delivery.created_at)
     ids = list(session.scalars(free.limit(limit)))
     again = {"state": PENDING, "attempts": 0, "due_at": now(), "delivered_at": None}
@@ -53,11 +53,11 @@ def replay(
     return ids
 
 
-def _of(endpoint_id: str | None) -> ColumnElement[bool]:
+def _is_of(endpoint_id: str | None) -> ColumnElement[bool]:
     return Delivery.endpoint_id.is_(None) if endpoint_id is None else Delivery.endpoint_id == endpoint_id
 
 
-def _within(column: InstrumentedAttribute[float], selection: Selection) -> ColumnElement[bool]:
+def _is_within(column: InstrumentedAttribute[float], selection: Selection) -> ColumnElement[bool]:
     since, until = selection.since or 0.0, selection.until if selection.until is not None else PARKED_UNTIL
     return column.between(since, until)
 
@@ -79,7 +79,7 @@ def _enqueue_missed(session: Session, endpoint: WebhookEndpoint, selection: Sele
     missed = select(Event).where(
         Event.project_id == endpoint.project_id,
         Event.type.in_(endpoint.event_types),
-        _within(Event.created_at, selection),
+        _is_within(Event.created_at, selection),
         ~has_delivery,
     )
     made = [

@@ -3,7 +3,7 @@
     async with open_client(config) as client:
         outcome = await post_signed(client, url, secrets, delivery_id, body)
 
-An attempt never raises: its result is an `Outcome`. 2xx is success, everything else a failure. Redirects are not
+An attempt never raises: its result is an `AttemptOutcome`. 2xx is success, everything else a failure. Redirects are not
 followed; at most 16 KB of a response are read, and discarded.
 """
 
@@ -43,7 +43,7 @@ _CONNECT_SECONDS = 5.0  # within the attempt
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class AttemptOutcome:
     """The result of one attempt, begun at `at`. `error` is a short constant, never text of the receiver."""
 
     status_code: int | None
@@ -58,7 +58,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Client:
+class WebhookClient:
     """Connections to receivers, behind the SSRF guard."""
 
     session: aiohttp.ClientSession
@@ -148,7 +148,7 @@ def headers(
 @asynccontextmanager
 async def open_client(
     config: Settings, *, resolve: Resolve | None = None, tls: ssl.SSLContext | None = None
-) -> AsyncIterator[Client]:
+) -> AsyncIterator[WebhookClient]:
     """Open a client for many attempts. `resolve` and `tls` replace the system's."""
     private = config.webhook_allow_private
     connector = aiohttp.TCPConnector(
@@ -164,19 +164,21 @@ async def open_client(
         timeout=aiohttp.ClientTimeout(total=config.webhook_timeout_seconds, connect=_CONNECT_SECONDS),
         auto_decompress=False,
         trust_env=False,
-        trace_configs=[_reuse_noted()],
+        trace_configs=[_trace_reuse()],
     ) as session:
-        yield Client(session, private, config.webhook_timeout_seconds)
+        yield WebhookClient(session, private, config.webhook_timeout_seconds)
 
 
-async def post_once(config: Settings, url: str, secrets: Sequence[str], webhook_id: str, content: bytes) -> Outcome:
+async def post_once(
+    config: Settings, url: str, secrets: Sequence[str], webhook_id: str, content: bytes
+) -> AttemptOutcome:
     """Make one attempt with a client of its own."""
     async with open_client(config) as client:
         return await post_signed(client, url, secrets, webhook_id, content)
 
 
 async def post_signed(
-    client: Client,
+    client: WebhookClient,
     url: str,
     secrets: Sequence[str],
     webhook_id: str,
@@ -184,16 +186,16 @@ async def post_signed(
     *,
     sequence: int | None = None,
     request_id: str | None = None,
-) -> Outcome:
+) -> AttemptOutcome:
     """Make one attempt, signed now."""
     began, at = time.monotonic(), now()
     given = headers(secrets, webhook_id, content, at, sequence=sequence, request_id=request_id)
     status, error, retry_after = await _attempt(client, url, given, content)
-    return Outcome(status, error, retry_after, time.monotonic() - began, at)
+    return AttemptOutcome(status, error, retry_after, time.monotonic() - began, at)
 
 
 async def _attempt(
-    client: Client, url: str, given: dict[str, str], content: bytes
+    client: WebhookClient, url: str, given: dict[str, str], content: bytes
 ) -> tuple[int | None, str | None, float | None]:
     try:
         target = parse(url, allow_private=client.allow_private)
@@ -230,7 +232,7 @@ async def _drop(content: aiohttp.StreamReader) -> None:
                 left -= len(chunk)
 
 
-def _reuse_noted() -> aiohttp.TraceConfig:
+def _trace_reuse() -> aiohttp.TraceConfig:
     async def reused(_session: object, context: SimpleNamespace, _params: object) -> None:
         context.trace_request_ctx.reused = True
 

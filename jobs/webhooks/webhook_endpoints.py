@@ -38,10 +38,10 @@ def enable(session: Session, endpoint: WebhookEndpoint, *, actor: str) -> int:
     endpoint.updated_at = now()
     session.flush()
     _audit(session, endpoint, "webhook_endpoint.enable", actor, None)
-    return unpark(session, _parked_for(session, endpoint))
+    return unpark(session, _parked_ids(session, endpoint))
 
 
-def wrongly_parked(session: Session, limit: int) -> Sequence[str]:
+def deliveries_to_resume(session: Session, limit: int) -> Sequence[str]:
     """Return deliveries that are still parked although their endpoint is enabled."""
     enabled = select(WebhookEndpoint.id).where(WebhookEndpoint.disabled_at.is_(None))
     return session.scalars(select(Delivery.id).where(PARKED, Delivery.endpoint_id.in_(enabled)).limit(limit)).all()
@@ -60,23 +60,23 @@ def delete(session: Session, endpoint: WebhookEndpoint) -> None:
 
     Due deliveries fail when they are claimed, parked ones now or later (`lost`).
     """
-    fail_lost(session, _parked_for(session, endpoint))
+    fail_parked(session, _parked_ids(session, endpoint))
     session.delete(endpoint)
 
 
-def _parked_for(session: Session, endpoint: WebhookEndpoint) -> Sequence[str]:
+def _parked_ids(session: Session, endpoint: WebhookEndpoint) -> Sequence[str]:
     """Return parked deliveries of an endpoint, as many as one transaction may change."""
     theirs = PARKED, Delivery.endpoint_id == endpoint.id
     return session.scalars(select(Delivery.id).where(*theirs).limit(WRITE_ROWS)).all()
 
 
-def lost(session: Session, limit: int) -> Sequence[str]:
+def deliveries_to_fail(session: Session, limit: int) -> Sequence[str]:
     """Return deliveries that are parked for deleted endpoints."""
     lost = ~exists().where(WebhookEndpoint.id == Delivery.endpoint_id)
     return session.scalars(select(Delivery.id).where(PARKED, lost).limit(limit)).all()
 
 
-def fail_lost(session: Session, ids: Collection[str]) -> int:
+def fail_parked(session: Session, ids: Collection[str]) -> int:
     """Fail these deliveries if they are still parked; return how many."""
     return change(session, and_(Delivery.id.in_(ids), PARKED), state=FAILED, error=DELETED)
 

@@ -141,10 +141,10 @@ MUTANTS = [
     Mutant("submit enqueues no message", "jobs.ledger.ledger", without("submit", "outbox.enqueue"), LEDGER),
     Mutant("submit tells no event", "jobs.ledger.ledger", without("submit", "_event"), LEDGER),
     Mutant("submit is not audited", "jobs.ledger.ledger", without("submit", "audit.record"), LEDGER),
-    Mutant("a move tells no event", "jobs.ledger.ledger", without("_moved", "_event"), STATES),
-    Mutant("a move is not audited", "jobs.ledger.ledger", without("_moved", "audit.record"), STATES),
+    Mutant("a move tells no event", "jobs.ledger.ledger", without("_record_move", "_event"), STATES),
+    Mutant("a move is not audited", "jobs.ledger.ledger", without("_record_move", "audit.record"), STATES),
     Mutant("an event is enqueued for no webhook", "jobs.ledger.ledger", without("_event", "events.fan_out"), LEDGER),
-    Mutant("planning leads nowhere", "jobs.ledger.ledger", without("planned", "advance_job"), LEDGER),
+    Mutant("planning leads nowhere", "jobs.ledger.ledger", without("begin_running", "advance_job"), LEDGER),
     Mutant("stopping leads nowhere", "jobs.ledger.ledger", without("_stop", "advance_job"), LEDGER),
     Mutant("stopping keeps messages", "jobs.ledger.ledger", without("_stop", "outbox.forget"), LEDGER),
     Mutant("failing keeps messages", "jobs.ledger.ledger", without("record_failed_attempt", "outbox.forget"), LEDGER),
@@ -251,7 +251,7 @@ MUTANTS = [
         instead("Job.state.in_(states)", "Job.id == Job.id", inside="ready"),
         OUTBOX,
     ),
-    Mutant("a clock set back", "jobs.ledger.outbox", instead(" + MAX_DELAY", " * 2", inside="_due_by"), OUTBOX),
+    Mutant("a clock set back", "jobs.ledger.outbox", instead(" + MAX_DELAY", " * 2", inside="_is_due"), OUTBOX),
     Mutant(
         "nothing is published again",
         "workers.dispatcher.loop",
@@ -279,12 +279,17 @@ MUTANTS = [
                 "False",
             ),
             ("a dependent runs in vain", "ledger", "dependency_error", "failed is None", "True"),
-            ("a dependent fails too early", "dependencies", "_any", "after_id, state", "after_id"),
+            ("a dependent fails too early", "dependencies", "_has_predecessor", "after_id, state", "after_id"),
             ("a foreign job is waited for", "dependencies", "add", "Job.project_id == job.project_id", "Job.id != ''"),
             ("a failed job is waited for", "dependencies", "add", "states[job_id] in _HOPELESS", "False"),
         )
     ),
-    Mutant("a dependent is never released", "jobs.ledger.ledger", without("_moved", "release_dependent"), DEPENDENCIES),
+    Mutant(
+        "a dependent is never released",
+        "jobs.ledger.ledger",
+        without("_record_move", "release_dependent"),
+        DEPENDENCIES,
+    ),
     Mutant("a dependency is not written", "jobs.ledger.ledger", without("submit", "dependencies.add"), DEPENDENCIES),
     # what the operator and the clock hold back
     Mutant(
@@ -360,7 +365,7 @@ MUTANTS = [
         CHECKPOINTS,
     ),
     # the audit chain
-    Mutant("an end is not counted", "jobs.ledger.ledger", without("_moved", "measures.ended"), MEASURES),
+    Mutant("an end is not counted", "jobs.ledger.ledger", without("_record_move", "measures.observe_end"), MEASURES),
     Mutant("a chain without links", "jobs.ledger.audit", instead("previous.encode()", "b''", inside="digest"), AUDIT),
     Mutant(
         "a chain without an end",

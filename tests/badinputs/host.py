@@ -27,7 +27,7 @@ from fastapi import FastAPI
 
 import api.server
 from api.app import build
-from api.http.middleware import Limit
+from api.http.middleware import BodyLimit
 from jobs import logs
 from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy
@@ -100,7 +100,7 @@ def _hurry(app: FastAPI) -> None:
         services = app.state.services
         services.timings = replace(services.timings, head_patience=float(head))
     if idle:
-        [limit] = [one for one in app.user_middleware if one.cls is Limit]
+        [limit] = [one for one in app.user_middleware if one.cls is BodyLimit]
         limit.kwargs["idle_seconds"] = float(idle)
 
 

@@ -108,7 +108,7 @@ def test_a_job_that_began_before_one_that_it_waits_for_is_found(found: Inside) -
         session.execute(update(Job).where(Job.id == second).values(waiting_for=None))
     claim = ledgers.claim_job(found.db, second, Task.PLAN)
     with found.db.write() as session:
-        ledger.planned(session, claim, total=0, model="stub", queue=Queue.GENERATE)
+        ledger.begin_running(session, claim, total=0, model="stub", queue=Queue.GENERATE)
 
     early = [f"{second} began before {first} had completed"]
     assert found.violations() == early

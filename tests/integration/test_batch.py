@@ -280,7 +280,7 @@ def test_unusable_input_fails_with_a_code(db: Database, tmp_path: Path, content:
         mill.gpu.standing.models = (MODEL,)
         mill.gpu.heartbeat.announce()
         with db.write() as session:
-            workers.remember_all(session, {MODEL: False}, Queue.GENERATE)
+            workers.store_models(session, {MODEL: False}, Queue.GENERATE)
         (job,) = mill.drain(mill.submit(content))
 
     assert job.state == JobState.FAILED

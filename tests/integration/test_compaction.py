@@ -32,7 +32,7 @@ def shop(make_shop: Callable[..., Shop]) -> Iterator[Shop]:
 
 
 def _summary(item: Any) -> str:
-    return compaction.unpacked(item.encrypted_content)
+    return compaction.unpack(item.encrypted_content)
 
 
 def test_what_users_said_stays_and_the_model_writes_the_rest(shop: Shop) -> None:

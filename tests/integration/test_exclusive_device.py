@@ -178,7 +178,7 @@ def states(site: Site) -> set[str]:
     """Return the states of the living workers with engines, but for the mill's own."""
     with site.mill.db.read() as session:
         rows = session.scalars(select(Worker).where(Worker.pool == "gpu", Worker.id != site.mill.gpu.worker_id)).all()
-    return {row.state for row in rows if processes.started(row.pid) == row.started}
+    return {row.state for row in rows if processes.start_time(row.pid) == row.started}
 
 
 def kill(process: "subprocess.Popen[bytes]") -> None:

@@ -23,7 +23,7 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.files.tables import File
 from jobs.finetuning import datasets, estimates, examination, jobs
-from jobs.finetuning.examination import Findings, Part
+from jobs.finetuning.examination import DatasetFindings, Part
 from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetuneCheckpoint, FinetuneEvent, FinetunePlan, FinetuneStep
 from jobs.ids import new_id
@@ -70,7 +70,7 @@ class Site:
         self.mill.storage.put(datasets.location(sha256), ROWS)
         part = Part(sha256, len(ROWS), 20)
         general = Part(sha256, len(ROWS), 20) if "general_file" in payload else None
-        found = Findings(training=part, validation=part, general=general, tokens=400, longest=40)
+        found = DatasetFindings(training=part, validation=part, general=general, tokens=400, longest=40)
         monkeypatch.setattr(examination, "examine", lambda _question, _stopped: found)
         file_id, job_id = new_id("file-"), new_id(jobs.FINETUNING.prefix)
         path = f"files/{file_id}"
@@ -240,7 +240,7 @@ def test_dry_run_trains_three_steps_and_makes_nothing(site: Site, monkeypatch: p
     assert not any("model created" in event for event in site.events(job_id))
     with site.mill.db.read() as session:
         asked = FineTuning.model_validate({**job.payload, "dry_run": False, "seed": 8})
-        estimate = estimates.of_earlier_jobs(session, asked, site.rows(FinetunePlan, job_id)[0])
+        estimate = estimates.estimate_from_history(session, asked, site.rows(FinetunePlan, job_id)[0])
     assert estimate is not None
     assert (estimate.seconds, estimate.memory_bytes, estimate.steps, estimate.batch_size) == (8.0, 1 << 20, 3, 2)
 
@@ -281,7 +281,7 @@ def assert_kills_lose_nothing(
         child = trainer_of(job_id)
         victims[-1].kill()
         victims[-1].wait()
-        site.mill.until(lambda gone=child: not processes.started(gone or 0), timeout)
+        site.mill.until(lambda gone=child: not processes.start_time(gone or 0), timeout)
         site.mill.until(lambda: freed(site, job_id), timeout)
     monkeypatch.setenv("FAKE_TRAINER", "{}")
     victims.append(worker_process(site, job_id, module))
@@ -324,7 +324,7 @@ def test_cancelled_job_ends_its_trainer_and_keeps_its_checkpoints(site: Site, mo
     (job,) = site.mill.drain(job_id)
 
     assert job.state == JobState.CANCELLED
-    site.mill.until(lambda: processes.started(pid) is None)
+    site.mill.until(lambda: processes.start_time(pid) is None)
     assert any(row.keeps_optimizer for row in site.rows(FinetuneCheckpoint, job_id))
     assert site.read(f"files/{job.output_file_id}").startswith(results.HEADER.encode())
     with site.mill.db.read() as session:
@@ -339,7 +339,7 @@ def test_paused_job_makes_a_checkpoint_and_goes_on_from_there(site: Site, monkey
     site.mill.until(lambda: freed(site, job_id))
     saved = max(row.step for row in site.rows(FinetuneCheckpoint, job_id))
     assert site.mill.job(job_id).waiting_for == "pause"
-    assert processes.started(pid) is None
+    assert processes.start_time(pid) is None
     assert max(row.step for row in site.rows(FinetuneStep, job_id)) == saved < STEPS
     monkeypatch.setenv("FAKE_TRAINER", "{}")
     with site.mill.db.write() as session:
@@ -357,7 +357,7 @@ def test_worker_that_stops_has_a_checkpoint_made_first(site: Site, monkeypatch: 
     site.worker.heartbeat.stop_all()
     site.mill.until(lambda: freed(site, job_id))
 
-    assert processes.started(pid) is None
+    assert processes.start_time(pid) is None
     saved = max(row.step for row in site.rows(FinetuneCheckpoint, job_id))
     assert saved == max(row.step for row in site.rows(FinetuneStep, job_id))
 

@@ -56,7 +56,7 @@ def paused(site: Site, monkeypatch: pytest.MonkeyPatch) -> str:  # noqa: F811
     job_id, pid = running_trainer(site, monkeypatch, 1.0)
     change(site, job_id, jobs.pause)
     site.mill.until(lambda: freed(site, job_id))
-    assert processes.started(pid) is None
+    assert processes.start_time(pid) is None
     monkeypatch.setenv("FAKE_TRAINER", "{}")
     return job_id
 
@@ -164,7 +164,7 @@ def test_job_that_is_cancelled_while_it_makes_its_last_checkpoint_is_cancelled(
     (job,) = site.mill.drain(job_id)
 
     assert job.state == JobState.CANCELLED
-    site.mill.until(lambda: processes.started(pid) is None)
+    site.mill.until(lambda: processes.start_time(pid) is None)
 
 
 def test_job_that_is_paused_before_it_is_planned_begins_nothing(

@@ -28,7 +28,7 @@ from jobs.clock import now
 from jobs.errors import NotFound
 from jobs.ids import new_id
 from jobs.inference import interactive
-from jobs.inference.client import InferenceClient, _always
+from jobs.inference.client import InferenceClient, _is_always_connected
 from jobs.inference.interactive import ENTRY_FIELD, AnswerEntry, Resumable, answer_key, pack
 from jobs.ledger.tables import Audit
 from jobs.queues import Queue
@@ -737,7 +737,7 @@ async def test_resuming_behind_dropped_entries_is_an_error_and_leaves_no_gap(
 
     async with (
         interactive.connect(redis_url) as server,
-        aclosing(client.resume(name, "0-0", resumable, _always, is_served)) as rest,
+        aclosing(client.resume(name, "0-0", resumable, _is_always_connected, is_served)) as rest,
     ):
 
         async def write(*entries: AnswerEntry) -> list[bytes]:

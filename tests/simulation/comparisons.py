@@ -19,7 +19,7 @@ import numpy as np
 from numpy.random import Generator
 
 from jobs.evals import comparison
-from jobs.evals.comparison import Graded, Pair
+from jobs.evals.comparison import Graded, ItemPair
 
 PAIRS: Final = 2000
 ITEMS: Final = (10, 20, 50, 200)
@@ -100,10 +100,10 @@ def measure(kind: str, items: int, difference: float) -> Rates:
     return Rates(covered / PAIRS, sum(row.is_significant for row in rows) / PAIRS)
 
 
-def compare_scores(first: Any, second: Any) -> comparison.Comparison:
+def compare_scores(first: Any, second: Any) -> comparison.PairedComparison:
     """Return the comparison of two runs with these scores."""
     pairs = [
-        Pair(item, Graded("first", array("d", [before])), Graded("second", array("d", [after])))
+        ItemPair(item, Graded("first", array("d", [before])), Graded("second", array("d", [after])))
         for item, columns in enumerate(zip(first, second, strict=True))
         for before, after in zip(*columns, strict=True)
     ]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jobs.evals import comparison
-from jobs.evals.comparison import OVERALL, Graded, Pair
+from jobs.evals.comparison import OVERALL, Graded, ItemPair
 from jobs.evals.significance import items_needed
 from tests.simulation.comparisons import DIFFERENCES, ITEMS, KINDS, PAIRS, compare_scores, measure, table, zero_one
 from tests.support.system import ROOT
@@ -50,7 +50,7 @@ def test_false_alarms_among_ten_criteria_are_as_rare_as_by_one() -> None:
         drawn = [zero_one(generator, items, 0.0) for _ in range(10)]
         first, second = (np.hstack(run) for run in zip(*drawn, strict=True))
         scored = [
-            Pair(item, *(Graded("", array("d", [row.all(), *row])) for row in rows))
+            ItemPair(item, *(Graded("", array("d", [row.all(), *row])) for row in rows))
             for item, rows in enumerate(zip(first, second, strict=True))
         ]
         compared = comparison.compare([OVERALL, *map(str, range(10))], scored)

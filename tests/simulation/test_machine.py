@@ -162,7 +162,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.replan(claim)
         self.fenced_unless(
             mine,
-            lambda session: ledger.planned(session, claim, total=sum(lines), model="tiny", queue=Queue.GENERATE),
+            lambda session: ledger.begin_running(session, claim, total=sum(lines), model="tiny", queue=Queue.GENERATE),
         )
 
     @precondition(lambda self: self.job_claims)
@@ -268,7 +268,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(pick=some)
     def lose_a_job_to_an_heir(self, pick: int) -> None:
         with self.db.read() as session:
-            held = ledger.claimed(session)
+            held = ledger.current_claims(session)
         if held:
             job_id, epoch, heartbeat, _ = held[pick % len(held)]
             task = Task.PLAN if self.row(job_id).state == JobState.QUEUED else Task.FINISH
@@ -279,7 +279,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(pick=some, stale=st.booleans())
     def lose_a_job(self, pick: int, stale: bool) -> None:
         with self.db.read() as session:
-            held = ledger.claimed(session)
+            held = ledger.current_claims(session)
         if held:
             job_id, epoch, heartbeat, _ = held[pick % len(held)]
             with self.db.write() as session:
@@ -345,7 +345,7 @@ class LedgerMachine(RuleBasedStateMachine):
         with self.db.read() as session:
             assert violations(session) == []
             assert self.history.look(session) == []
-            assert ledger.without_next_step(session) == []
+            assert ledger.jobs_lacking_next_step(session) == []
             assert dependencies.releasable(session, 10) == []
         with self.db.write() as session:
             assert shards.restore_messages(session) == 0
@@ -379,7 +379,7 @@ class LedgerMachine(RuleBasedStateMachine):
         with self.db.write() as session:
             for job_id, n, epoch, heartbeat, _ in shards.running(session):
                 assert shards.revoke_lease(session, job_id, n, epoch, heartbeat)
-            for job_id, epoch, heartbeat, _ in ledger.claimed(session):
+            for job_id, epoch, heartbeat, _ in ledger.current_claims(session):
                 assert ledger.revoke_lease(session, job_id, epoch, heartbeat)
 
     def handle_everything(self) -> bool:
@@ -413,7 +413,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.replan(claim)
         total = sum(self.sizes[job_id])
         with self.db.write() as session:
-            ledger.planned(session, claim, total=total, model="tiny", queue=Queue.GENERATE)
+            ledger.begin_running(session, claim, total=total, model="tiny", queue=Queue.GENERATE)
 
     # ── what is what ──
 
@@ -450,7 +450,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def left(self, claim: ShardClaim) -> int:
         with self.db.read() as session:
-            return ((1 << claim.lines) - 1) & ~shards.covered(session, claim.job.id, claim.n)
+            return ((1 << claim.lines) - 1) & ~shards.covered_lines(session, claim.job.id, claim.n)
 
     def fenced_unless(self, mine: bool, work: Callable[[Session], object]) -> None:
         if mine:

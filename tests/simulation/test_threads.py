@@ -92,7 +92,7 @@ class Crowd:
             self._mend(session)
 
     def _mend(self, session: Session) -> None:
-        for lost in ledger.without_next_step(session):
+        for lost in ledger.jobs_lacking_next_step(session):
             ledger.advance_job(session, lost, actor="dispatcher")
         shards.restore_messages(session)
 

@@ -161,7 +161,7 @@ class WorkerProcess(Process):
             yield from self.world.write(partial(_cut, claim=claim, rows=rows[first : first + 2]))
         total = sum(plan.lines)
         yield from self.world.write(
-            partial(ledger.planned, claim=claim, total=total, model="tiny", queue=Queue.GENERATE)
+            partial(ledger.begin_running, claim=claim, total=total, model="tiny", queue=Queue.GENERATE)
         )
 
     # ── running ──

@@ -37,7 +37,7 @@ def _plan(context: Context, claim: JobClaim, _handle: ClaimHandle) -> None:
 
     def write(session: Session) -> None:
         shards.cut(session, claim, Queue.GENERATE, [shard])
-        ledger.planned(session, claim, total=lines, model=None, queue=Queue.GENERATE)
+        ledger.begin_running(session, claim, total=lines, model=None, queue=Queue.GENERATE)
 
     context.db.retrying(write)
 
@@ -83,7 +83,7 @@ def show(folder: Path, url: str) -> dict[str, Any]:
         retry = client.post(f"/v1/jobs/{job.id}/retry", json={"which": "all"}).json()
         mill.drain(retry["id"])
         with mill.db.read() as session:
-            stored = stored_bytes.by_project(session)[owner.id]
+            stored = stored_bytes.bytes_by_project(session)[owner.id]
         return {
             "listed": client.get("/v1/jobs", params={"kind": NAME}).json()["data"],
             "events": client.get(f"/v1/jobs/{job.id}/events").json()["data"],

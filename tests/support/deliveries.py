@@ -13,16 +13,16 @@ from jobs.settings import Settings
 from jobs.webhooks import outcomes
 from jobs.webhooks.claims import DeliveryClaim, claim_due
 from jobs.webhooks.deliveries import PARKED_UNTIL
-from jobs.webhooks.sending import Outcome, new_secret
+from jobs.webhooks.sending import AttemptOutcome, new_secret
 from jobs.webhooks.tables import Delivery, WebhookEndpoint
 
 CONFIG = Settings(webhook_retry_seconds=(0, 10, 100))
 
-OK = Outcome(200, None, None, 0.01)
+OK = AttemptOutcome(200, None, None, 0.01)
 
-BROKEN = Outcome(500, "status 500", None, 0.01)
+BROKEN = AttemptOutcome(500, "status 500", None, 0.01)
 
-GONE = Outcome(410, "status 410", None, 0.01)
+GONE = AttemptOutcome(410, "status 410", None, 0.01)
 
 
 def middle() -> float:
@@ -82,7 +82,7 @@ def claim(db: Database, worker: str = "io-1", **limits: object) -> list[Delivery
         return claim_due(session, worker, **limits)  # type: ignore[arg-type]
 
 
-def record(db: Database, claim: DeliveryClaim, outcome: Outcome, at: float | None = None) -> int:
+def record(db: Database, claim: DeliveryClaim, outcome: AttemptOutcome, at: float | None = None) -> int:
     """Record an attempt that began at `at`, or now."""
     with db.write() as session:
         return outcomes.record(session, [(claim, replace(outcome, at=at or now()))], CONFIG, middle)
@@ -98,7 +98,7 @@ def hurry(session: Session) -> None:
     session.execute(update(Delivery).where(Delivery.due_at < PARKED_UNTIL).values(due_at=now()))
 
 
-def fail_now(db: Database, outcome: Outcome = BROKEN, at: float | None = None) -> None:
+def fail_now(db: Database, outcome: AttemptOutcome = BROKEN, at: float | None = None) -> None:
     """Fail one attempt of the one delivery there is."""
     with db.write() as session:
         hurry(session)

@@ -233,7 +233,7 @@ def _add_models(session: Session, project_id: str) -> None:
             id=f"death-{number}", host_devices=f"{'h' * 60} cuda:0", model=BASE, entry="e", worker_id="w",
             starting=True, error=TEXT, suspects=["batch_1 shard 0"], lines=[TEXT, "x" * 10_000], created_at=at,
         )  # fmt: skip
-        quarantine.note(session, death, quarantine.Bounds(2, 60.0, 900.0))
+        quarantine.note(session, death, quarantine.QuarantineLimits(2, 60.0, 900.0))
     pauses.pause(session, Scope.MODEL, SHORT, actor="test", reason=TEXT)
     name = f"{HOSTILE}{'m' * 120}"
     session.add(Model(id=name, queue=Queue.GENERATE.value, owned_by="endpoint", created_at=at, seen_at=at))

@@ -313,7 +313,7 @@ class Works:
         with self.db.write() as session:
             for job_id, n, epoch, heartbeat, _ in shards.running(session):
                 shards.revoke_lease(session, job_id, n, epoch, heartbeat)
-            for job_id, epoch, heartbeat, _ in ledger.claimed(session):
+            for job_id, epoch, heartbeat, _ in ledger.current_claims(session):
                 ledger.revoke_lease(session, job_id, epoch, heartbeat)
 
     def purge(self) -> None:

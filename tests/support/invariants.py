@@ -66,7 +66,7 @@ def violations(session: Session) -> list[str]:
     counted = sum(row.count for row in measures.rows(session) if row.name == measures.ENDED)
     if ended != counted:
         wrong.append(f"{ended} jobs have ended, and {counted} are counted as ended")
-    if ended != (summed := totals.ended(session, totals.JOBS).total()):
+    if ended != (summed := totals.sums_of(session, totals.JOBS).total()):
         wrong.append(f"{ended} jobs have ended, and {summed} are in the totals")
     return wrong
 

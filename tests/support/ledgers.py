@@ -55,7 +55,7 @@ def running(db: Database, lines: Sequence[int] = (4,), on: Queue = Queue.GENERAT
     with db.write() as session:
         shards.cut(session, claim, on, cuts(claim.job.id, lines))
     with db.write() as session:
-        return ledger.planned(session, claim, total=sum(lines), model=changes.get("model", "tiny"), queue=on)
+        return ledger.begin_running(session, claim, total=sum(lines), model=changes.get("model", "tiny"), queue=on)
 
 
 def finishing(db: Database, lines: Sequence[int] = (4,), **changes: Any) -> Job:
@@ -80,7 +80,7 @@ def quarantined(session: Session, model: str, host_devices: str = "h") -> None:
             lines=["no device"],
             created_at=1.0,
         )
-        quarantine.note(session, death, quarantine.Bounds(2, 60.0, 900.0))
+        quarantine.note(session, death, quarantine.QuarantineLimits(2, 60.0, 900.0))
 
 
 def cuts(job_id: str, lines: Sequence[int], first: int = 0) -> list[Shard]:

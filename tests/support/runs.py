@@ -28,7 +28,7 @@ def plan(db: Database, job_id: str, lines: int, model: str = "m") -> None:
             Queue.GENERATE,
             [Shard(job_id=job_id, n=0, first_line=0, lines=lines, offset=0, length=lines)],
         )
-        ledger.planned(session, claim, total=lines, model=model, queue=Queue.GENERATE)
+        ledger.begin_running(session, claim, total=lines, model=model, queue=Queue.GENERATE)
 
 
 def fail(db: Database, job_id: str, errors: list[dict[str, object]]) -> None:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from sqlalchemy import select
 
 from jobs.batches import batches, lines
-from jobs.batches.batches import Batch
+from jobs.batches.batches import BatchPayload
 from jobs.clock import now
 from jobs.errors import ClaimLost, NotFound, StorageFull, StorageUnavailable
 from jobs.files.tables import File
@@ -126,7 +126,7 @@ class _Output:
         """Return the file's row, None when no line was written (OpenAI shows null)."""
         if self._handle is None:
             return None
-        payload = Batch.model_validate(self._job.payload)
+        payload = BatchPayload.model_validate(self._job.payload)
         life = payload.output_expires_seconds or self._context.config.file_expiry_batch_seconds
         created = now()
         return File(
@@ -255,7 +255,7 @@ class _Finisher:
         except NotFound:
             log.warning("input_missing", extra={"job_id": self.job.id})
 
-    def _stopped_line(self, text: lines.Text) -> None:
+    def _stopped_line(self, text: lines.InputLine) -> None:
         custom_id = lines.id_of(text.raw)
         if custom_id is None or self.reason is None:
             return

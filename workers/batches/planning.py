@@ -20,8 +20,8 @@ from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from jobs.batches import batches, lines
-from jobs.batches.batches import Batch, Which
-from jobs.batches.lines import Bad, Text
+from jobs.batches.batches import BatchPayload, Which
+from jobs.batches.lines import Bad, InputLine
 from jobs.errors import DatabaseBusy, NotFound, StorageFull, StorageUnavailable
 from jobs.fleet import routing
 from jobs.fleet.models_file import ModelsFileError
@@ -62,7 +62,7 @@ class Planner:
     ) -> None:
         self.context, self.config, self.job = context, context.config, claim.job
         self.queues = {} if queues is None else queues
-        self.checker = lines.Checker(claim.job.endpoint)
+        self.checker = lines.LineChecker(claim.job.endpoint)
         self.writer = ShardWriter(context, claim, handle, check=self._check_quota)
         self.inputs = 0
 
@@ -78,13 +78,13 @@ class Planner:
         if not self.writer.total and not self.writer.errors:
             self._complain("empty_file", "The input file contains no requests.")
 
-    def read(self, texts: Iterable[Text | Bad]) -> None:
+    def read(self, texts: Iterable[InputLine | Bad]) -> None:
         """Check lines and add them to the shards, up to the limits of an input. Raises Abandoned."""
         for text in texts:
-            if isinstance(text, Text) and text.offset + text.length > self.config.batch_max_bytes:
+            if isinstance(text, InputLine) and text.offset + text.length > self.config.batch_max_bytes:
                 self._complain("file_too_large", f"The input file exceeds {self.config.batch_max_bytes} bytes.")
                 break
-            self.writer.add(self._check(text) if isinstance(text, Text) else text)
+            self.writer.add(self._check(text) if isinstance(text, InputLine) else text)
             if self.writer.is_full:
                 break
         limit = self.config.batch_max_lines
@@ -120,21 +120,21 @@ class Planner:
     def _read_retry(self, path: str) -> None:
         """Read the lines that a retry runs, and copy them to an input of its own."""
         with self.context.db.read() as session:
-            first, which = batches.last_run(session, self.job, Batch.model_validate(self.job.payload).which)
+            first, which = batches.last_run(session, self.job, BatchPayload.model_validate(self.job.payload).which)
             if first is not None:
                 is_chosen = _chosen_lines(session, first, which)
                 is_known = batches.results_known(session, first, which)
         if first is None:
             self._read_file(path)
         elif not is_known:
-            self.writer.add(Bad(batches.RESULTS_EXPIRED, batches.results_expired(first)))
+            self.writer.add(Bad(batches.RESULTS_EXPIRED, batches.expiry_message(first)))
         else:
             with self.context.storage.reader(first.input_path or path) as handle, self.writer.own_input():
                 texts = enumerate(lines.read(handle))
                 chosen = (text.raw for number, text in texts if text.raw is not None and is_chosen(number))
-                self.read(lines.written(chosen))
+                self.read(lines.number_lines(chosen))
 
-    def _check(self, text: Text) -> Text | Bad:
+    def _check(self, text: InputLine) -> InputLine | Bad:
         """Return the line, or its error."""
         checked = self.checker.check(text)
         if isinstance(checked, Bad):

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from jobs.batches import lines
-from jobs.batches.batches import Batch
+from jobs.batches.batches import BatchPayload
 from jobs.errors import ClaimLost, InvalidRequest, StorageFull
 from jobs.ledger import shards
 from jobs.ledger.shards import ShardClaim, Tally
@@ -72,7 +72,7 @@ class LineRun(SegmentRun):
 
     def read(self) -> tuple[list[Item], list[Record]]:
         """Return the items of the lines that are not covered, and records for lines that are refused."""
-        return read_items(self.context, self.claim, Batch.model_validate(self.claim.job.payload))
+        return read_items(self.context, self.claim, BatchPayload.model_validate(self.claim.job.payload))
 
     def results(self, batch: Sequence[Record], tally: Tally) -> Results | None:
         return assemble(self.context, self.claim.job, batch, tally) if self.ends_at_once else None
@@ -156,7 +156,7 @@ _decode = msgspec.json.Decoder(dict).decode
 _INVALID = b'{"error":{"message":"%b","type":"invalid_request_error","param":null,"code":"invalid_request"}}'
 
 
-def read_items(context: Context, claim: ShardClaim, batch: Batch | None) -> tuple[list[Item], list[Record]]:
+def read_items(context: Context, claim: ShardClaim, batch: BatchPayload | None) -> tuple[list[Item], list[Record]]:
     """Return the items of the lines that are not covered, and records for lines whose body no engine should get.
 
     Without a `batch` the lines are taken as they are: the API checked them.
@@ -220,7 +220,7 @@ def _deduped(pairs: list[tuple[bytes, Item]]) -> list[Item]:
 def _refused(endpoint: str, body: dict[str, Any]) -> Answer | None:
     """Return the refusal of a batch's line; None for a good one, which is told to be stored nowhere."""
     try:
-        lines.check_alone(endpoint, body)
+        lines.check_self_contained(endpoint, body)
     except InvalidRequest as error:
         return refusal(400, error.message, param=error.param, code=error.code)
     lines.disable_storage(endpoint, body)

@@ -14,7 +14,7 @@ from typing import BinaryIO, Final, TypeVar
 
 from sqlalchemy.orm import Session
 
-from jobs.batches.lines import Bad, Text
+from jobs.batches.lines import Bad, InputLine
 from jobs.db.engine import WRITE_ROWS
 from jobs.ledger import ledger, shards
 from jobs.ledger.ledger import JobClaim
@@ -75,7 +75,7 @@ class ShardWriter:
             yield
         self._path = path
 
-    def add(self, line: Text | Bad) -> None:
+    def add(self, line: InputLine | Bad) -> None:
         """Add a line, or the error of one. What stands between lines, such as blank ones, belongs to the shard before.
 
         Raises: Abandoned, where the claim has ended.
@@ -108,7 +108,7 @@ class ShardWriter:
         if self._path is not None:
             ledger.set_retry_input(session, self.claim, self._path)
         shards.cut(session, self.claim, self.queue, self._shards)
-        ledger.planned(
+        ledger.begin_running(
             session, self.claim, total=self.total, model=self.model, queue=self.queue, serves_as=self.serves_as
         )
         return True
@@ -117,7 +117,7 @@ class ShardWriter:
         """Fail the job with the errors that kept it from running."""
         ledger.reject(session, self.claim, [bad.as_dict() for bad in self._refusals])
 
-    def _cut(self, line: Text) -> None:
+    def _cut(self, line: InputLine) -> None:
         if self._file is not None:
             self._file.write((line.raw or b"") + b"\n")
         end = line.offset + line.length

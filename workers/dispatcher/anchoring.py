@@ -9,7 +9,7 @@ from jobs.db.engine import Database
 from jobs.ledger import anchors
 from jobs.ledger.anchors import Anchor
 from jobs.settings import Settings
-from jobs.webhooks.sending import Outcome, post_once
+from jobs.webhooks.sending import AttemptOutcome, post_once
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class _Post(threading.Thread):
 
     def __init__(self, config: Settings, anchor: Anchor) -> None:
         super().__init__(name="anchor", daemon=True)
-        self.anchor, self.outcome = anchor, Outcome(None, "internal error", None, 0.0)
+        self.anchor, self.outcome = anchor, AttemptOutcome(None, "internal error", None, 0.0)
         self._config = config
 
     def run(self) -> None:

@@ -111,7 +111,7 @@ class Dispatcher:
         self.db = db
         self.clock = clock
         self._publisher = publisher
-        self._shard = slot_weights.of_shards(config)
+        self._shard = slot_weights.weight_of_shards(config)
         self._running, self._published = _running(self._shard), _published(self._shard)
         self._redelivery = Redelivery(clock, config.redelivery_seconds)
         self._models = Models(config)
@@ -164,11 +164,11 @@ class Dispatcher:
             waiting = set(session.scalars(_WAITING))
             if not waiting:
                 return False
-            paused, workers = pauses.paused(session), fleet.alive(session)
+            paused, workers = pauses.current_pauses(session), fleet.alive(session)
             waiting -= paused.of(Scope.QUEUE)
             live = fleet.slots(workers)
             slots = {queue: live[queue] for queue in self._in_turn(waiting & live.keys())}
-            served = fleet.served(workers, self._registry()) if slots else {}
+            served = fleet.served_models(workers, self._registry()) if slots else {}
             out = self._out(session, workers) if slots else Out()
             shares = out.shares(live)
             chosen = {
@@ -298,11 +298,11 @@ class Dispatcher:
             return
         seen = now()
         with self.db.read() as session:
-            unclaimed = outbox.unclaimed(session, shard=self._shard)
+            unclaimed = outbox.unclaimed_messages(session, shard=self._shard)
             workers = fleet.alive(session) if unclaimed else []
             live = fleet.slots(workers)
             if len(unclaimed) == outbox.UNCLAIMED:  # older ones of queues without a worker may hide the others
-                unclaimed = outbox.unclaimed(session, live, self._shard)
+                unclaimed = outbox.unclaimed_messages(session, live, self._shard)
             shares = self._claimed(session, workers).shares(live) if unclaimed else {}
         admitted = within_shares([message for message in unclaimed if message.queue in live], shares)
         again = [message for message in self._redelivery.overdue(unclaimed) if message.id in admitted]
@@ -340,7 +340,7 @@ def _running(shard: ColumnElement[float]) -> Select[str, str, float]:
         select(func.coalesce(Shard.queue, Job.queue), Job.project_id, func.sum(shard))
         .select_from(Job)
         .join(Shard, Shard.job_id == Job.id)
-        .where(shards.HELD)
+        .where(shards.IS_RUNNING)
         .group_by(func.coalesce(Shard.queue, Job.queue), Job.project_id)
     )
 

@@ -71,7 +71,7 @@ class Maintenance:
         self._shards = Observer[tuple[str, int, int]](config.lease_seconds, clock)
         self._jobs = Observer[tuple[str, int]](config.lease_seconds, clock)
         self._stopping = Since[str](clock)
-        self._bounds = quarantine.Bounds.of(config)
+        self._bounds = quarantine.QuarantineLimits.of(config)
         self._timings = timings
         self._retention = Retention(config, db, storage, timings)
         self._anchoring = Anchoring(config, db)
@@ -100,8 +100,8 @@ class Maintenance:
         self._repeat(audit.unsealed, audit.seal)
         if key := audit_key(self._config):  # read anew: `nightmill audit sign` may have made it
             self._repeat(audit.unsigned, partial(audit.extend_signature, key=key))
-        self._repeat(totals.any_uncounted, totals.count)
-        self._repeat(measures.any_changes, measures.add_up)
+        self._repeat(totals.has_uncounted, totals.count)
+        self._repeat(measures.has_changes, measures.add_up)
         self._repeat(feed.unnumbered, feed.number)
         if self._clock() - self._swept >= min(_SWEEP_SECONDS, self._config.lease_seconds):
             self._swept = self._clock()
@@ -124,7 +124,7 @@ class Maintenance:
                 Task.PURGE: (Queue.INGEST, attachments.has_due_removals(session)),
             }
             due = {task: queue for task, (queue, is_due) in waits.items() if is_due}
-            held = pauses.paused(session).of(pauses.Scope.QUEUE) if due else frozenset()
+            held = pauses.current_pauses(session).of(pauses.Scope.QUEUE) if due else frozenset()
             needed = {task: queue for task, queue in due.items() if queue not in held}
             return {task: queue for task, queue in needed.items() if fleet.alive(session, queue)}
 
@@ -160,7 +160,7 @@ class Maintenance:
         for job_id, n, epoch, heartbeat, holder in shards.running(session):
             if holder == worker_id:
                 shards.revoke_lease(session, job_id, n, epoch, heartbeat)
-        for job_id, epoch, heartbeat, holder in ledger.claimed(session):
+        for job_id, epoch, heartbeat, holder in ledger.current_claims(session):
             if holder == worker_id:
                 ledger.revoke_lease(session, job_id, epoch, heartbeat)
         claims.revoke_claims(session, worker_id)
@@ -170,7 +170,7 @@ class Maintenance:
         """Revoke claims whose own heartbeat stands still, though their worker may live."""
         with self._db.read() as session:
             running = shards.running(session)
-            claimed = ledger.claimed(session)
+            claimed = ledger.current_claims(session)
         lost_shards = self._shards.stale(((job_id, n, epoch), heartbeat) for job_id, n, epoch, heartbeat, _ in running)
         lost_jobs = self._jobs.stale(((job_id, epoch), heartbeat) for job_id, epoch, heartbeat, _ in claimed)
         for (job_id, n, epoch), heartbeat in lost_shards:
@@ -209,7 +209,7 @@ class Maintenance:
 
     def _sweep(self) -> None:
         with self._db.read() as session:
-            lost, unowed = ledger.without_next_step(session), shards.any_without_message(session)
+            lost, unowed = ledger.jobs_lacking_next_step(session), shards.is_message_missing(session)
         for job_id in lost:
             self._write(partial(ledger.advance_job, job_id=job_id, actor=_ACTOR))
         for job_id, what in self._waits():
@@ -240,7 +240,7 @@ class Maintenance:
             return [
                 *((ledger.release_dependent, job_id) for job_id in dependencies.releasable(session, WRITE_ROWS)),
                 *((_fail_dependent, job_id) for job_id in dependencies.failing(session, WRITE_ROWS)),
-                *((_cancel_child, job_id) for job_id in dependencies.orphaned(session, WRITE_ROWS)),
+                *((_cancel_child, job_id) for job_id in dependencies.orphans(session, WRITE_ROWS)),
             ]
 
     def _purge_sources(self) -> None:
@@ -258,7 +258,7 @@ class Maintenance:
         """Release deliveries of dead workers, of wrong clocks, and of endpoints that are enabled again."""
         with self._db.read() as session:
             has_ended = claims.orphans(session)
-            late = outcomes.too_late(session, self._config, WRITE_ROWS)
+            late = outcomes.overdue_deliveries(session, self._config, WRITE_ROWS)
         for worker_id in has_ended:
             log.warning("deliveries_taken_back", extra={"worker": worker_id})
             self._write(partial(claims.revoke_claims, worker_id=worker_id))
@@ -267,7 +267,7 @@ class Maintenance:
             self._write(partial(outcomes.bring_forward, ids=late))
         for _ in range(_UNPARKED_AT_ONCE):
             with self._db.read() as session:
-                parked = webhook_endpoints.wrongly_parked(session, WRITE_ROWS)
+                parked = webhook_endpoints.deliveries_to_resume(session, WRITE_ROWS)
             if not parked:
                 break
             self._write(partial(webhook_endpoints.unpark, ids=parked))
@@ -278,18 +278,18 @@ class Maintenance:
         That is a pause, its time, its model, or, for a job without a model, a worker of its queue.
         """
         with self._db.read() as session:
-            off, at = pauses.paused(session), now()
+            off, at = pauses.current_pauses(session), now()
             early = func.coalesce(Job.not_before, 0.0) > at
-            served = fleet.served(fleet.alive(session), self._registry())
-            begun = and_(ledger.BUSY, ~fleet.unserved(served))  # it may take minutes to answer the first line
+            served = fleet.served_models(fleet.alive(session), self._registry())
+            begun = and_(ledger.BUSY, ~fleet.is_unserved(served))  # it may take minutes to answer the first line
             over = [
-                *ledger.waiting_for(session, "pause", ~off.held),
-                *ledger.waiting_for(session, "time", ~early),
-                *ledger.waiting_for(session, "model", begun),
-                *ledger.waiting_for(session, "worker", ~fleet.unserved(served)),
+                *ledger.jobs_waiting_for(session, "pause", ~off.is_held),
+                *ledger.jobs_waiting_for(session, "time", ~early),
+                *ledger.jobs_waiting_for(session, "model", begun),
+                *ledger.jobs_waiting_for(session, "worker", ~fleet.is_unserved(served)),
             ]
-            held = ledger.idle(session, off.held)
-            others = ledger.idle(session, and_(~off.held, or_(early, fleet.unserved(served))))
+            held = ledger.idle(session, off.is_held)
+            others = ledger.idle(session, and_(~off.is_held, or_(early, fleet.is_unserved(served))))
         reasons = [(job.id, "pause") for job in held] + [(job.id, _reason(job, at)) for job in others]
         return [*((job_id, None) for job_id in over), *reasons]
 

@@ -21,7 +21,7 @@ from jobs.files.tables import File, UploadPart
 from jobs.inference import conversations
 from jobs.inference.tables import Conversation, StoredCompletion
 from jobs.ledger import kinds
-from jobs.ledger.removal import FULL, ended_before
+from jobs.ledger.removal import FULL, has_ended_before
 from jobs.ledger.states import TERMINAL
 from jobs.ledger.tables import Job, Segment
 from jobs.platform.storage import Storage
@@ -169,7 +169,7 @@ def long_over(config: Settings) -> tuple[ColumnElement[bool], ...]:
     """Return the condition that a job ended before the retention time, and that no client may read its segments."""
     shown = [row.result for row in kinds.rows().values() if row.result is not None and row.shows_segments]
     unread = (~exists().where(column == Job.id) for column in shown)
-    return *ended_before(now() - config.retention_seconds), *unread
+    return *has_ended_before(now() - config.retention_seconds), *unread
 
 
 def _left_inside(session: Session, paths: list[str]) -> set[str]:

@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from jobs.batches import batches
 from jobs.clock import now
 from jobs.db.base import Base
-from jobs.db.engine import UNSEEN, Database, in_pages
+from jobs.db.engine import UNSEEN, Database, page_ids
 from jobs.errors import DatabaseBusy, NotFound, StorageFull, StorageUnavailable
 from jobs.files.tables import File, Upload, UploadPart
 from jobs.finetuning import datasets
@@ -124,7 +124,7 @@ class Retention:
         return self._repeat(self._purge) or hidden
 
     def _purge(self) -> bool:
-        done = File.deleted_at.is_not(None), ~kinds.is_read(File.id), *cache.left_nothing()
+        done = File.deleted_at.is_not(None), ~kinds.is_read(File.id), *cache.has_no_entry()
         with self._db.read() as session:
             files = session.scalars(select(File).where(*done).limit(_AT_ONCE)).all()
             inside = _inside(session, files)
@@ -227,7 +227,7 @@ class Retention:
         purged = [model for model in models if self._drop([model.location])]
         with self._db.write() as session:
             for model in purged:
-                tuned_models.note_purged(session, model.id)
+                tuned_models.record_purge(session, model.id)
                 audit.record(
                     session,
                     actor="dispatcher",
@@ -289,7 +289,7 @@ class Retention:
                 yield True
             self._forget_webhooks(created)
             due = [job_id for job_id, at in created.items() if at < removed] if config.job_retention_seconds else []
-            for some in in_pages(due):
+            for some in page_ids(due):
                 with self._db.write() as session:
                     removal.remove(session, some, removed)
                 self._db.breathe()
@@ -384,10 +384,10 @@ class Retention:
 
     def _fail_lost(self) -> bool:
         with self._db.read() as session:
-            lost = webhook_endpoints.lost(session, _AT_ONCE)
+            lost = webhook_endpoints.deliveries_to_fail(session, _AT_ONCE)
         if lost:
             with self._db.write() as session:
-                webhook_endpoints.fail_lost(session, lost)
+                webhook_endpoints.fail_parked(session, lost)
         return len(lost) == _AT_ONCE
 
     def _drop(self, paths: Sequence[str]) -> bool:

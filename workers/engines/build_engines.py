@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Final
 
 from jobs.fleet import runtimes
-from jobs.fleet.models_file import EngineKind, Model, Models, ModelsFileError, Registry, Source
+from jobs.fleet.models_file import EngineKind, ModelConfig, Models, ModelsFileError, ModelSource, Registry
 from jobs.platform.secret_files import secret
 from jobs.queues import Queue
 from jobs.requests.endpoints import base_of
@@ -67,14 +67,14 @@ def _whole(settings: Settings, models: Models, base: str, adapter: Adapter) -> E
     def make() -> Engine:
         known = models.now().models.get(base)
         args = {name: value for name, value in (known.engine_args if known else {}).items() if "lora" not in name}
-        source = Source(path=adapter.folder)
-        model = Model(name=base, source=source, engine=EngineKind.VLLM, engine_args=args)
+        source = ModelSource(path=adapter.folder)
+        model = ModelConfig(name=base, source=source, engine=EngineKind.VLLM, engine_args=args)
         return make_vllm(model.model_copy(update={"queue": Queue.TUNED}), settings)  # which no model of a file may name
 
     return OwnLoop([base], make)
 
 
-def _is_installed(model: Model) -> bool:
+def _is_installed(model: ModelConfig) -> bool:
     """Return whether the packages that serve the model are installed.
 
     Without them the process would only start and end.
@@ -138,29 +138,29 @@ def _servers(settings: Settings, registry: Registry, queue: str) -> tuple[list[E
     return endpoints, {model.name: prompts_of(model.engine_args) for model in models}
 
 
-def _embed(model: Model, settings: Settings) -> EmbedEngine:
+def _embed(model: ModelConfig, settings: Settings) -> EmbedEngine:
     source = partial(source_of, model, settings)
     records = Choices(runtimes.folder_of(settings), settings.embedding_floor)
     return EmbedEngine(source, [model.name], revision=model.source.revision, args=model.engine_args, records=records)
 
 
-def _rerank(model: Model, settings: Settings) -> RerankEngine:
+def _rerank(model: ModelConfig, settings: Settings) -> RerankEngine:
     source = partial(source_of, model, settings)
     return RerankEngine(source, [model.name], revision=model.source.revision, args=model.engine_args)
 
 
-def _check_one(models: list[Model]) -> None:
+def _check_one(models: list[ModelConfig]) -> None:
     if len(models) > 1:
         names = ", ".join(model.name for model in models)
         raise ModelsFileError(f"{names}: a process holds one vLLM model; give each of these a queue of its own")
 
 
-def _vllm(models: list[Model], settings: Settings) -> list[Engine]:
+def _vllm(models: list[ModelConfig], settings: Settings) -> list[Engine]:
     _check_one(models)
     return [OwnLoop([model.name], partial(make_vllm, model, settings)) for model in models]
 
 
-def make_vllm(model: Model, settings: Settings) -> VllmEngine:
+def make_vllm(model: ModelConfig, settings: Settings) -> VllmEngine:
     args = dict(model.engine_args)
     if model.source.revision:
         args = {"revision": model.source.revision, "tokenizer_revision": model.source.revision} | args
@@ -172,7 +172,7 @@ def make_vllm(model: Model, settings: Settings) -> VllmEngine:
     return VllmEngine(source_of(model, settings), [model.name], args, pids, patience=settings.engine_silence_seconds)
 
 
-def _endpoints(models: list[Model], settings: Settings) -> list[Endpoint]:
+def _endpoints(models: list[ModelConfig], settings: Settings) -> list[Endpoint]:
     """Return one endpoint for each server and key, with its models from the models file.
 
     Internal and external models of one server have an endpoint each.

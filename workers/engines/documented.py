@@ -76,7 +76,7 @@ def refuse_unknown(engine: str, request: Request) -> Answer | None:
     name = fields.unknown(engine, request.url, given)
     if name is None:
         return None
-    return refusal(400, fields.message(name), param=fields.quoted(name), code=fields.CODE)
+    return refusal(400, fields.message(name), param=fields.quote(name), code=fields.CODE)
 
 
 def documented(url: str, body: Mapping[str, Any]) -> dict[str, Any]:

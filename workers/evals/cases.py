@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from jobs.batches.lines import Bad
-from jobs.evals.graders.base import Answer
+from jobs.evals.graders.base import ModelAnswer
 from jobs.evals.runs import Evaluation, Sampling, steps_of
 from jobs.fleet.models_file import ModelsFileError, Registry
 from jobs.ledger.tables import Job
@@ -64,7 +64,7 @@ def sampled_cases(context: Context, run: Job) -> Iterator[Case | Bad]:
     context_length = context_length_of(models_of(context), sampled.model)
     for case in source.cases():
         if isinstance(case, Case) and case.needs_sample:
-            answer = records.take(case).get("", Answer(500, {}))
+            answer = records.take(case).get("", ModelAnswer(500, {}))
             add_sample(case.row, case.index, sampled, answer, context_length)
         yield case
 
@@ -102,7 +102,7 @@ class Records:
         self._lines = map(_decode, outputs_of(context, job.id))
         self._next = next(self._lines, None)
 
-    def take(self, case: Case) -> dict[str, Answer]:
+    def take(self, case: Case) -> dict[str, ModelAnswer]:
         """Return the answers about a case by their keys.
 
         Those about earlier cases are left out: their items were deleted meanwhile.
@@ -118,10 +118,10 @@ class Records:
         return taken
 
 
-def _answer(output: Mapping[str, Any]) -> Answer:
+def _answer(output: Mapping[str, Any]) -> ModelAnswer:
     """Return the answer of an output line; one without a response is an error of the server."""
     response = output["response"]
     if response is None:
-        return Answer(500, {"error": output["error"]})
+        return ModelAnswer(500, {"error": output["error"]})
     body = response["body"]
-    return Answer(response["status_code"], body if isinstance(body, dict) else {})
+    return ModelAnswer(response["status_code"], body if isinstance(body, dict) else {})

@@ -24,7 +24,7 @@ from jobs.evals import runs
 from jobs.evals.availability import ports_of
 from jobs.evals.classification import Classification
 from jobs.evals.graders import Grader
-from jobs.evals.graders.base import Answer, Budget, Grade, Ports
+from jobs.evals.graders.base import Grade, GradingBudget, ModelAnswer, Ports
 from jobs.evals.grading import grade, requests_of
 from jobs.evals.runs import Evaluation
 from jobs.ledger import shards
@@ -57,7 +57,9 @@ def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
     writer = ShardWriter(context, claim, handle, queue=Queue.EVALUATE)
     with writer.own_input():
         cases = judged_cases(context, claim.job)
-        for line in lines.written(case if isinstance(case, Bad) else msgspec.json.encode(case.row) for case in cases):
+        for line in lines.number_lines(
+            case if isinstance(case, Bad) else msgspec.json.encode(case.row) for case in cases
+        ):
             writer.add(line)
             if writer.is_full:
                 break
@@ -136,7 +138,7 @@ class GradingRun(SegmentRun):
         if row.sample is None:
             return self._no_results(_SAMPLE)
         judgements, allowance = row.answers(), shown.Allowance()
-        budget = Budget(self.context.timings.item_grading, lambda: self.handle.ended)
+        budget = GradingBudget(self.context.timings.item_grading, lambda: self.handle.ended)
         results = []
         for index, grader in enumerate(self.graders):
             answers = judgements.get(index, {})
@@ -147,7 +149,7 @@ class GradingRun(SegmentRun):
         return results
 
     def _judged(
-        self, grader: Grader, row: Row, answers: Mapping[str, Answer], allowance: shown.Allowance
+        self, grader: Grader, row: Row, answers: Mapping[str, ModelAnswer], allowance: shown.Allowance
     ) -> dict[str, dict[str, Any]]:
         """Return what the judges of a grader were asked and answered, by the keys of the requests."""
         asked = requests_of(grader, row.item, row.sample or {}, self.ports) if answers else ()

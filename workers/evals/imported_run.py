@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from jobs.batches import lines
-from jobs.batches.lines import Bad, Text
+from jobs.batches.lines import Bad, InputLine
 from jobs.errors import NotFound
 from jobs.evals.graders.base import MAX_SCORE
 from workers.evals.item_sources import Case, ItemSource, Row, is_deep
@@ -78,7 +78,7 @@ class ImportedRun(ItemSource):
             yield Bad("invalid_request", "The items of the run are gone.", None, "file_id")
 
 
-def _row(text: Text, names: Sequence[str]) -> Row | Bad:
+def _row(text: InputLine, names: Sequence[str]) -> Row | Bad:
     if text.raw is None:
         return Bad("line_too_long", "This line is too long.", text.number)
     try:

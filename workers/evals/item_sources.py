@@ -21,10 +21,10 @@ from typing import Any, ClassVar, Final
 import msgspec
 
 from jobs.batches import lines
-from jobs.batches.lines import Bad, Text
+from jobs.batches.lines import Bad, InputLine
 from jobs.errors import NotFound
 from jobs.evals import runs
-from jobs.evals.graders.base import Answer
+from jobs.evals.graders.base import ModelAnswer
 from jobs.evals.runs import Evaluation
 from jobs.evals.samples import sample_from_answer, sample_from_given
 from jobs.evals.tables import EvalRun
@@ -56,10 +56,10 @@ class Row(msgspec.Struct, omit_defaults=True):
     results: list[dict[str, Any]] = []
     kept: msgspec.Raw = msgspec.Raw()
 
-    def answers(self) -> dict[int, dict[str, Answer]]:
+    def answers(self) -> dict[int, dict[str, ModelAnswer]]:
         """Return what judges answered, by criterion and key."""
         return {
-            criterion: {key: Answer(*answer) for key, answer in answers.items()}
+            criterion: {key: ModelAnswer(*answer) for key, answer in answers.items()}
             for criterion, answers in self.judgements.items()
         }
 
@@ -126,7 +126,7 @@ class LineItems(ItemSource):
         except NotFound:
             yield Bad("invalid_request", "The items of the run are gone.", None, "data_source")
 
-    def read(self, number: int, text: Text) -> _Item | Bad | None:
+    def read(self, number: int, text: InputLine) -> _Item | Bad | None:
         """Return the item of a line, or its error; None where it was deleted meanwhile."""
         if text.raw is None:
             return Bad("line_too_long", "This line is too long.", text.number)
@@ -181,7 +181,7 @@ class _StoredAnswers(LineItems):
         """Return the path of a stored answer."""
         raise NotImplementedError
 
-    def read(self, number: int, text: Text) -> _Item | None:
+    def read(self, number: int, text: InputLine) -> _Item | None:
         row = _decode(text.raw or b"")
         try:
             with self.context.storage.reader(self.path(row["id"])) as handle:

@@ -5,7 +5,7 @@ item ─▶ messages ─▶ body of the request ─▶ answer ─▶ sample, and
 
 from typing import Any, Final
 
-from jobs.evals.graders.base import Answer
+from jobs.evals.graders.base import ModelAnswer
 from jobs.evals.graders.messages import Message
 from jobs.evals.grading import chat_messages
 from jobs.evals.runs import Sampled
@@ -54,7 +54,7 @@ def body_of(sampled: Sampled, messages: list[Any], index: int) -> dict[str, Any]
     return {"input": [_response_message(message) for message in messages], **named}
 
 
-def add_sample(row: Row, index: int, sampled: Sampled, answer: Answer, context_length: int | None) -> None:
+def add_sample(row: Row, index: int, sampled: Sampled, answer: ModelAnswer, context_length: int | None) -> None:
     """Add to a row the sample that the model's answer is, if it is one, and what clients see of it."""
     messages = messages_of(sampled, row.item)
     request = body_of(sampled, messages, index) if sampled.text is None else {}

@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jobs.batches import lines
-from jobs.batches.batches import Batch
+from jobs.batches.batches import BatchPayload
 from jobs.batches.lines import Bad
 from jobs.evals.graders import parse_grader
 from jobs.evals.graders.base import GradingError, Ports
@@ -26,7 +26,7 @@ from jobs.evals.templates import TemplateError
 from jobs.ledger import ledger
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.tables import Job, Segment, Shard
-from jobs.platform.storage import let_go
+from jobs.platform.storage import remove_objects
 from jobs.requests.endpoints import SEARCH
 from workers.batches.planning import Planner
 from workers.batches.running import LineRun, read_items
@@ -47,7 +47,7 @@ def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
     """Write the requests of the claimed job, and plan them. Raises Abandoned, ClaimLost."""
     planner = Planner(context, claim, handle)
     with planner.writer.own_input():
-        planner.read(lines.written(_requests(context, claim.job)))
+        planner.read(lines.number_lines(_requests(context, claim.job)))
     planner.writer.finish()
 
 
@@ -137,7 +137,7 @@ class SamplingRun(LineRun):
         return self._search
 
     def read(self) -> tuple[list[LineItem], list[Record]]:
-        return read_items(self.context, self.claim, Batch())
+        return read_items(self.context, self.claim, BatchPayload())
 
 
 def finish(context: Context, claim: JobClaim, _handle: ClaimHandle) -> None:
@@ -166,5 +166,5 @@ def close(context: Context, claim: JobClaim, criteria: list[dict[str, Any]] | No
         return run is not None
 
     if not context.db.retrying(end):
-        let_go(context.storage, [f"jobs/{job.id}"])
+        remove_objects(context.storage, [f"jobs/{job.id}"])
     log.info("evaluation_step_closed", extra={"job_id": job.id, **values})

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from jobs.evals.graders.base import Answer
+from jobs.evals.graders.base import ModelAnswer
 from jobs.evals.samples import text_of
 from workers.engines.wire import usage_of
 
@@ -64,7 +64,7 @@ def of_item(
     }
 
 
-def of_judge(request: Mapping[str, Any], answer: Answer, allowance: Allowance) -> dict[str, Any]:
+def of_judge(request: Mapping[str, Any], answer: ModelAnswer, allowance: Allowance) -> dict[str, Any]:
     """Return the sample of a judge; where it gave no answer, an error in place of an output."""
     choice, is_answered = _first_choice(answer.body), answer.status == 200
     message = _fields(choice.get("message"))
@@ -76,7 +76,7 @@ def of_judge(request: Mapping[str, Any], answer: Answer, allowance: Allowance) -
     }
 
 
-def error_of(answer: Answer) -> dict[str, str]:
+def error_of(answer: ModelAnswer) -> dict[str, str]:
     """Return the error that a model's server gave in place of an answer."""
     error = _fields(answer.body.get("error"))
     message = error.get("message") or f"The model's server answered {answer.status}."

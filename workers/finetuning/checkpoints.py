@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from jobs.clock import now
 from jobs.finetuning.tables import FinetuneCheckpoint
 from jobs.ids import new_id
-from jobs.platform.storage import CHUNK, Storage, let_go
+from jobs.platform.storage import CHUNK, Storage, remove_objects
 from jobs.registry.manifests import MANIFEST, RESUME, Manifest, decode_manifest
 from workers.engines.training import checkpoint_folder
 from workers.engines.training.checkpoint_folder import Damaged
@@ -103,7 +103,7 @@ def keep_models(session: Session, job_id: str) -> list[str]:
 
 def remove_optimizer(storage: Storage, locations: Iterable[str]) -> None:
     """Remove what only a resumed run reads from checkpoints whose rows say that it is not there."""
-    let_go(storage, (f"{location}/{name}" for location in locations for name in sorted(RESUME)))
+    remove_objects(storage, (f"{location}/{name}" for location in locations for name in sorted(RESUME)))
 
 
 def remove_unnamed(storage: Storage, job_id: str, named: Iterable[str]) -> None:
@@ -111,7 +111,7 @@ def remove_unnamed(storage: Storage, job_id: str, named: Iterable[str]) -> None:
     known = {location.rpartition("/")[2] for location in named}
     for name in storage.folders(f"{FOLDER}/{job_id}"):
         if name not in known:
-            let_go(storage, [f"{FOLDER}/{job_id}/{name}"])
+            remove_objects(storage, [f"{FOLDER}/{job_id}/{name}"])
 
 
 def _forget_optimizer(session: Session, rows: Sequence[FinetuneCheckpoint]) -> list[str]:

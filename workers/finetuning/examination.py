@@ -25,9 +25,9 @@ from jobs.batches.lines import Bad
 from jobs.errors import NotFound, StorageUnavailable
 from jobs.finetuning import examples
 from jobs.finetuning.datasets import location
-from jobs.finetuning.examination import MAX_ERRORS, MAX_EXAMPLES, MAX_GENERAL, Findings, Part, Question
-from jobs.fleet.models_file import Model
-from jobs.platform.children import ChildFailed, Limits, describe_exit
+from jobs.finetuning.examination import MAX_ERRORS, MAX_EXAMPLES, MAX_GENERAL, DatasetFindings, ExaminationTask, Part
+from jobs.fleet.models_file import ModelConfig
+from jobs.platform.children import ChildFailed, ChildLimits, describe_exit
 from jobs.platform.storage import open_storage
 from jobs.settings import Settings
 from workers.engines.model_folders import ModelUnavailable, source_of
@@ -54,7 +54,7 @@ class Rows(Protocol):
 class ConfinedRows:
     """The confined process that checks rows. It is replaced where a file was not read to its end."""
 
-    def __init__(self, asked: Load, limits: Limits) -> None:
+    def __init__(self, asked: Load, limits: ChildLimits) -> None:
         """Load the tokenizer. Raises: ModelUnavailable, ChildFailed."""
         self._asked, self._limits = asked, limits
         self._child: Child | None = None
@@ -149,12 +149,12 @@ class _File:
 
 
 class _Examination:
-    def __init__(self, asked: Question, rows: Rows) -> None:
+    def __init__(self, asked: ExaminationTask, rows: Rows) -> None:
         self.asked, self.rows = asked, rows
         self.storage = open_storage(asked.storage)
-        self.findings = Findings()
+        self.findings = DatasetFindings()
 
-    def run(self) -> Findings:
+    def run(self) -> DatasetFindings:
         asked, findings = self.asked, self.findings
         training = self._read("training_file", asked.training)
         validation = self._read("validation_file", asked.validation) if asked.validation else None
@@ -262,22 +262,22 @@ def _told(what: str, numbers: Collection[int]) -> str:
     return f"{len(numbers)} {what}: lines {named}{more}."
 
 
-def examine(asked: Question, rows_of: Callable[[Load, Limits], Rows] = ConfinedRows) -> Findings:
+def examine(asked: ExaminationTask, rows_of: Callable[[Load, ChildLimits], Rows] = ConfinedRows) -> DatasetFindings:
     """Load the tokenizer of the base, and examine the files. Raises: ChildFailed, StorageUnavailable."""
     try:
         load = Load(_folder_of(asked), asked.max_sequence_length, asked.truncate, asked.chat_template)
         rows = rows_of(load, asked.limits)
     except (ModelUnavailable, OSError, ValueError) as error:
-        return Findings(unavailable=f"The model's tokenizer cannot be loaded: {error}")
+        return DatasetFindings(unavailable=f"The model's tokenizer cannot be loaded: {error}")
     if not rows.has_template:
         bad = Bad("no_chat_template", "The model has no chat template.")
-        return Findings(errors=[{**bad.as_dict(), "param": "model"}])
+        return DatasetFindings(errors=[{**bad.as_dict(), "param": "model"}])
     return _Examination(asked, rows).run()
 
 
-def _folder_of(asked: Question) -> str:
+def _folder_of(asked: ExaminationTask) -> str:
     """Return the folder with the base's tokenizer. Raises: ModelUnavailable, OSError, ValueError."""
-    model = Model.model_validate(asked.model)
+    model = ModelConfig.model_validate(asked.model)
     source = source_of(model, Settings(data_dir=Path(asked.data_dir)))
     if Path(source).is_dir():
         return source
@@ -287,13 +287,13 @@ def _folder_of(asked: Question) -> str:
 
 
 def main() -> None:
-    asked = Question(**json.load(sys.stdin))
+    asked = ExaminationTask(**json.load(sys.stdin))
     try:
         findings = examine(asked)
     except ChildFailed as failure:
-        findings = Findings(gave_up=str(failure))
+        findings = DatasetFindings(gave_up=str(failure))
     except StorageUnavailable:
-        findings = Findings(gave_up="the file storage cannot be reached")
+        findings = DatasetFindings(gave_up="the file storage cannot be reached")
     json.dump(asdict(findings), sys.stdout)
 
 

@@ -110,7 +110,7 @@ class Checker:
         """Yield what each row of a file is."""
         return (self._check(asked, text) for text in lines.read(handle))
 
-    def _check(self, asked: Read, text: lines.Text) -> Row | BadRow:
+    def _check(self, asked: Read, text: lines.InputLine) -> Row | BadRow:
         try:
             row = examples.check(text, asked.method, timed=asked.timed)
             if isinstance(row, Bad):

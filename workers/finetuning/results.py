@@ -68,7 +68,7 @@ def register(
 ) -> None:
     """Add the model of a stored checkpoint under a name that clients ask for. `step` is None for the job's result."""
     payload = FineTuning.model_validate(job.payload)
-    data = {role: row.sha256 for role, row in datasets.of_job(session, job.id).items()}
+    data = {role: row.sha256 for role, row in datasets.data_of_job(session, job.id).items()}
     models.register(
         session,
         name=name,

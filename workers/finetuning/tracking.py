@@ -81,7 +81,7 @@ def send_due(context: Context, name: str, tracker: Tracker) -> bool:
             log.warning("tracking_failed", exc_info=True, extra={"job_id": row.job_id, "tracker": name})
             reason = str(error) if isinstance(error, TrackingFailed) else "an internal error, see the worker's log."
             with context.db.write() as session:
-                tracking.note_failed(session, row, claimed, reason)
+                tracking.record_failure(session, row, claimed, reason)
     return True
 
 
@@ -97,7 +97,7 @@ def _send(context: Context, tracker: Tracker, row: FinetuneTracking, claimed: fl
     delay = tracker.seconds if step - row.step < _STEPS else 0.0
     due_at = None if run.end else now() + delay
     with context.db.write() as session:
-        tracking.note_sent(session, row, claimed, step=step, run_id=run_id, due_at=due_at)
+        tracking.record_steps(session, row, claimed, step=step, run_id=run_id, due_at=due_at)
 
 
 def _described(session: Session, row: FinetuneTracking) -> tuple[TrackedRun, int]:

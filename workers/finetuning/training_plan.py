@@ -16,15 +16,15 @@ from jobs.batches.lines import Bad
 from jobs.db.engine import WRITE_ROWS
 from jobs.files.tables import File
 from jobs.finetuning import datasets, examination, training_events
-from jobs.finetuning.examination import Findings
+from jobs.finetuning.examination import DatasetFindings
 from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetunePlan
-from jobs.fleet.models_file import Model, ModelsFileError, Registry
+from jobs.fleet.models_file import ModelConfig, ModelsFileError, Registry
 from jobs.ledger import ledger, shards
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.tables import Job, Shard
-from jobs.platform.children import Stopped
-from jobs.platform.locks import hold_alone
+from jobs.platform.children import ChildStopped
+from jobs.platform.locks import hold_exclusively
 from jobs.queues import Queue
 from workers.runtime.attempts import Abandoned
 from workers.runtime.context import Context
@@ -60,36 +60,38 @@ def _registry(context: Context) -> Registry:
         raise Abandoned(5.0, "model") from None
 
 
-def _examined(context: Context, claim: JobClaim, asked: FineTuning, base: Model, handle: ClaimHandle) -> Findings:
+def _examined(
+    context: Context, claim: JobClaim, asked: FineTuning, base: ModelConfig, handle: ClaimHandle
+) -> DatasetFindings:
     with context.db.read() as session:
         paths = _paths(session, claim.job)
     question = examination.question(context.config, base, asked, paths, seconds=_SECONDS, store=True)
     try:
-        with hold_alone(context.config.data_dir / "run" / "examination") as alone:
+        with hold_exclusively(context.config.data_dir / "run" / "examination") as alone:
             if not alone:
                 raise Abandoned(context.timings.examination_retry)
             return examination.examine(question, lambda: handle.ended)
-    except Stopped:
+    except ChildStopped:
         raise Abandoned from None
     except examination.BaseUnavailable:
         raise Abandoned(30.0, "model") from None
     except examination.ExaminationFailed as error:
-        return Findings(errors=[Bad(str(error.code), error.message, None, "training_file").as_dict()])
+        return DatasetFindings(errors=[Bad(str(error.code), error.message, None, "training_file").as_dict()])
 
 
 def _paths(session: Session, job: Job) -> dict[str, str]:
     """Return where the files of a job lie in storage, by role."""
-    files = {row.role: row.file_id for row in datasets.of_job(session, job.id).values()}
+    files = {row.role: row.file_id for row in datasets.data_of_job(session, job.id).values()}
     located = select(File.id, File.path).where(File.id.in_(files.values()))
     paths = {file_id: path for file_id, path in session.execute(located)}  # noqa: C416 (rows are not pairs)
     return {role: paths.get(file_id, "") for role, file_id in files.items()}
 
 
-def _planned(session: Session, claim: JobClaim, asked: FineTuning, findings: Findings) -> None:
+def _planned(session: Session, claim: JobClaim, asked: FineTuning, findings: DatasetFindings) -> None:
     """Write what was found, cut the one shard that fills a slot, and let the job run. Raises ClaimLost."""
     job = claim.job
     ledger.assert_claim(session, claim)
-    files = datasets.of_job(session, job.id)
+    files = datasets.data_of_job(session, job.id)
     validated = files.get(datasets.VALIDATION, files[datasets.TRAINING]).file_id
     parts = {
         datasets.TRAINING: (files[datasets.TRAINING].file_id, findings.training),
@@ -110,7 +112,7 @@ def _planned(session: Session, claim: JobClaim, asked: FineTuning, findings: Fin
         pass
     shard = Shard(job_id=job.id, n=0, first_line=0, lines=1, offset=0, length=0)
     shards.cut(session, claim, Queue.FINETUNE, [shard])
-    ledger.planned(session, claim, total=1, model=None, queue=Queue.FINETUNE)
+    ledger.begin_running(session, claim, total=1, model=None, queue=Queue.FINETUNE)
 
 
 def _reject(context: Context, claim: JobClaim, errors: list[dict[str, object]]) -> None:

@@ -219,9 +219,9 @@ class TrainingRun(ShardRun):
             return False
         self._turn_looked = moment
         with self.context.db.read() as session:
-            off, project_id = pauses.paused(session), self.claim.job.project_id
+            off, project_id = pauses.current_pauses(session), self.claim.job.project_id
             rests = off.rests(Queue.FINETUNE, self.context.worker_id)
-            waits = outbox.others_wait(session, Queue.FINETUNE, project_id, now(), off.free)
+            waits = outbox.is_any_other_waiting(session, Queue.FINETUNE, project_id, now(), off.free)
         self._turn_is_over = waits and not rests
         if self._turn_is_over:
             self._recorder.tell("A job of another project waits: this one makes a checkpoint, and goes on in its turn.")
@@ -308,7 +308,7 @@ class TrainingRun(ShardRun):
         job, payload = self.claim.job, self._payload
         with self.context.db.read() as session:
             plan = session.get_one(FinetunePlan, job.id)
-            data = datasets.of_job(session, job.id)
+            data = datasets.data_of_job(session, job.id)
             stored = checkpoints.of_job(session, job.id)
             before = stored or (checkpoints.of_job(session, payload.resumed_from) if payload.resumed_from else [])
             parent = models.find(session, payload.parent, job.project_id) if payload.parent else None

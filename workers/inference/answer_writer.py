@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.errors import BrokerFull
-from jobs.inference.admission import BLOCK, FULL, UNREAD_WHEN_FULL, MemoryProbe, count_block, count_finished
+from jobs.inference.admission import BLOCK, FULL, UNREAD_WHEN_FULL, MemoryProbe, count_block, count_end
 from jobs.inference.interactive import (
     ANSWER_SECONDS,
     AT_ONCE,
@@ -108,7 +108,7 @@ class AnswerWriter:
             await self.send(request, end)
         if request.linger:
             unread = self._unread.get(request.id) or _Unread()
-            await count_finished(self._redis, request, self._size, unread.total)
+            await count_end(self._redis, request, self._size, unread.total)
 
     def forget(self, request: QueuedRequest) -> None:
         """Forget the counts of a request."""

@@ -27,7 +27,7 @@ from sqlalchemy import select, update
 
 from jobs.errors import NotFound, StorageFull, StorageUnavailable
 from jobs.inference import admission, responses
-from jobs.inference.admission import BLOCK, MemoryProbe, count_block, max_held
+from jobs.inference.admission import BLOCK, MemoryProbe, count_block, max_stream_bytes
 from jobs.inference.interactive import (
     BACKGROUND_SECONDS,
     ENDED_SECONDS,
@@ -38,7 +38,7 @@ from jobs.inference.interactive import (
     pack,
     redis_url,
 )
-from jobs.inference.responses import FINAL, INCOMPLETE, Response, numbered
+from jobs.inference.responses import FINAL, INCOMPLETE, Response, event_number
 from jobs.inference.stored import StoredAnswer, decode, encode
 from jobs.inference.tables import StoredResponse
 from jobs.ledger import ledger
@@ -101,7 +101,7 @@ class EventPublisher:
         if event.get("type") in FINAL:
             self._last = event.get("response")
         elif self._published < _MAX_EVENTS:
-            numbered_event = {**event, "sequence_number": numbered(self._epoch, self._published)}
+            numbered_event = {**event, "sequence_number": event_number(self._epoch, self._published)}
             self._published += 1
             self._events.put_nowait(msgspec.json.encode(numbered_event))
 
@@ -132,7 +132,7 @@ class EventPublisher:
         if self._bytes > admission.MAX_UNREAD_BYTES or await memory.is_full():
             return False
         while self._counted < self._bytes:
-            if not await count_block(server, tenant, self._id, max_held(self._config)):
+            if not await count_block(server, tenant, self._id, max_stream_bytes(self._config)):
                 return False
             self._counted += BLOCK
         return True

@@ -25,8 +25,8 @@ from redis.exceptions import RedisError
 
 from jobs.clock import now
 from jobs.errors import Overloaded
-from jobs.fleet.routing import needed_model
-from jobs.inference.admission import MAX_UNREAD_BYTES, max_held
+from jobs.fleet.routing import model_of
+from jobs.inference.admission import MAX_UNREAD_BYTES, max_stream_bytes
 from jobs.inference.interactive import (
     LINE_PRIORITY,
     PRIORITY,
@@ -71,7 +71,7 @@ class Limits:
 
     @classmethod
     def of(cls, config: Settings) -> "Limits":
-        return cls(waiting=config.interactive_waiting, project_unread_bytes=max_held(config))
+        return cls(waiting=config.interactive_waiting, project_unread_bytes=max_stream_bytes(config))
 
 
 class InteractiveConsumer:
@@ -158,7 +158,7 @@ class InteractiveConsumer:
 
     def _begin(self, queue: RequestQueue, request: QueuedRequest, entered: bool) -> asyncio.Task[None]:
         model = _model_of(request)
-        needed = needed_model(self.queue, model)
+        needed = model_of(self.queue, model)
         stopped = self._paused().stops(self.queue, model, request.tenant, needed)
         ended = self._under_way.begin(self.queue, needed, request.tenant)  # at once: a drain may be looking
         refused = _PAUSED if stopped else None if entered else _FULL

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 from tokenizers import Tokenizer
 
-from jobs.fleet.models_file import EngineKind, Model, Registry
+from jobs.fleet.models_file import EngineKind, ModelConfig, Registry
 from jobs.inference.context_options import FIELD as CONTEXT
 from jobs.inference.interactive import QueuedRequest
 from jobs.requests.endpoints import RESPONSES
@@ -55,7 +55,7 @@ class ContextLimits:
         tokenizer = self._tokenizer(model)
         return ContextBudget(_context(model, tokenizer), None if tokenizer is None else _read(tokenizer))
 
-    def _tokenizer(self, model: Model) -> Path | None:
+    def _tokenizer(self, model: ModelConfig) -> Path | None:
         """Return the path of the tokenizer; download nothing."""
         source = model.source
         if source.urls:
@@ -72,7 +72,7 @@ class ContextLimits:
         return file if file.is_file() else None
 
 
-def _context(model: Model, tokenizer: Path | None) -> int:
+def _context(model: ModelConfig, tokenizer: Path | None) -> int:
     lengths = [model.engine_args.get("max_model_len"), model.max_model_len, _config_of(tokenizer)]
     return next((number for number in lengths if isinstance(number, int) and number > 0), _USUAL_CONTEXT)
 

@@ -38,7 +38,7 @@ import numpy as np
 
 from jobs.clock import now
 from jobs.ids import new_id
-from jobs.inference.cache import Entry, NewEntry
+from jobs.inference.cache import CachedValue, NewEntry
 from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
 from jobs.settings import Settings
 from workers.engines.encoders.embed import DIGITS, MAX_INPUTS, inputs_of
@@ -236,7 +236,7 @@ def _ttl(value: Any, longest: int) -> int:
     return longest if value is True else msgspec.convert(value, _Ttl).ttl
 
 
-def _hit(request: Request, entry: Entry) -> Answer:
+def _hit(request: Request, entry: CachedValue) -> Answer:
     """Return the cached answer with a new id, a new time and the fields of this request."""
     body = msgspec.json.decode(entry.value)
     old = str(body.get("id") or "")
@@ -461,7 +461,7 @@ def _written(
     return Answer(200, body, Usage(total, known + usage.cached_tokens))
 
 
-def _shown(entry: Entry, *, base64: bool) -> Any:
+def _shown(entry: CachedValue, *, base64: bool) -> Any:
     if base64:
         return binascii.b2a_base64(entry.value, newline=False).decode()
     return np.frombuffer(entry.value, "<f4").astype("f8").round(DIGITS).tolist()

@@ -43,7 +43,7 @@ def expand_compactions(request: Request) -> Request | Answer:
     for n, item in enumerate(request.body["input"]):
         if compaction.is_compaction(item):
             try:
-                summary = compaction.unpacked(item.get(compaction.CONTENT))
+                summary = compaction.unpack(item.get(compaction.CONTENT))
             except ValueError as error:
                 param = f"input[{n}]"
                 return refusal(

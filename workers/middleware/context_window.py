@@ -22,9 +22,9 @@ from jobs.inference.context_options import (
     FIELD,
     PROMPT,
     ContextOptions,
+    answer_reserve,
     context_options_of,
-    reserved,
-    without_context_fields,
+    drop_context_fields,
 )
 from jobs.requests.endpoints import RESPONSES
 from workers.engines.port import Answer, Emit, Engine, Length, Request, Usage, refusal
@@ -154,7 +154,7 @@ class ContextWindow(Middleware):
 
     async def ask(self, request: Request, emit: Emit | None) -> Answer:
         """Send the request to the engine without the fields of the context window."""
-        body = without_context_fields(request.url, request.body)
+        body = drop_context_fields(request.url, request.body)
         if body is not request.body:
             request = replace(request, body=body)
         pending = self.engine.answer(request) if emit is None else self.engine.stream(request, emit)
@@ -220,7 +220,7 @@ class _LongPrompt:
 
     def _budget(self, limit: int) -> int:
         """Return how many tokens the prompt may have."""
-        left = limit - reserved(self.history.body, limit)
+        left = limit - answer_reserve(self.history.body, limit)
         return left if self.terms.max_tokens is None else min(left, self.terms.max_tokens)
 
     async def _handled(self, length: Length) -> Answer:
@@ -242,7 +242,9 @@ class _LongPrompt:
 
     def _budgets(self, length: Length) -> Iterator[int]:
         known = length.limit is not None or self.terms.max_tokens is not None
-        limit = length.limit or (self.terms.max_tokens or length.tokens) + reserved(self.history.body, length.tokens)
+        limit = length.limit or (self.terms.max_tokens or length.tokens) + answer_reserve(
+            self.history.body, length.tokens
+        )
         whole = self._budget(limit)
         shares = (1.0,) if length.exact else _KNOWN if known else _UNKNOWN
         return (int(whole * share) for share in shares)

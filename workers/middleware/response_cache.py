@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from jobs.clock import now
 from jobs.db.engine import WRITE_ROWS, Database
 from jobs.inference import cache
-from jobs.inference.cache import Entry, NewEntry
+from jobs.inference.cache import CachedValue, NewEntry
 from jobs.logs import Seldom
 from jobs.timings import Timings
 
@@ -48,7 +48,7 @@ class CacheLookup:
     """The entries that were found, and the project's epoch, which new entries of the project must carry."""
 
     epoch: int
-    entries: dict[bytes, Entry]
+    entries: dict[bytes, CachedValue]
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ import json
 import resource
 from typing import Any, Final
 
-from jobs.requests.json_schemas import MAX_ERROR, InvalidJsonSchema, as_invalid_schema, path_of, validator_of
+from jobs.requests.json_schemas import MAX_ERROR, InvalidJsonSchema, path_of, translate_errors, validator_of
 from workers.middleware.schema_checker_protocol import (
     CheckRequest,
     CheckResult,
@@ -32,7 +32,7 @@ def main(channel: Channel) -> None:
 def check(ask: CheckRequest) -> CheckResult | InvalidSchema:
     """Check the texts of a request; without texts, check only the schema."""
     try:
-        with as_invalid_schema():
+        with translate_errors():
             validator = validator_of(ask.schema)
             return CheckResult([_fault(validator, text) for text in ask.texts])
     except InvalidJsonSchema as error:

@@ -151,7 +151,7 @@ class TunedModels:
     def _read(self, key: tuple[str, str]) -> _Row | None:
         project_id, name = key
         with self._db.read() as session:
-            row = models.find_even_deleted(session, name, project_id)
+            row = models.find_any(session, name, project_id)
             if row is None:
                 return None
             probe = models.probe_of(row)

@@ -39,7 +39,7 @@ from jobs.fleet.models_file import ModelsFileError
 from jobs.inference.interactive import QueuedRequest
 from jobs.requests.endpoints import EMBEDDINGS
 from jobs.retrieval import attachments, filters, indexes, searches, source_items
-from jobs.retrieval.searches import FoundChunk, Results, Scores, Search
+from jobs.retrieval.searches import FoundChunk, Scores, Search, SearchResults
 from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
 from jobs.retrieval.words import contained_words, share, stated_words
 from workers.engines.port import Answer, EngineBusy, Request, refusal
@@ -294,7 +294,7 @@ class Searching:
             files = select(VectorStoreFile).where(
                 VectorStoreFile.store_id == store_id,
                 VectorStoreFile.document.in_(documents),
-                ~source_items.outlived(),
+                ~source_items.is_outlived(),
             )
             seen.rows.update({str(row.document): row for row in session.scalars(files)})
         seen.looks += 1
@@ -307,7 +307,7 @@ class Searching:
             files = select(VectorStoreFile.document, VectorStoreFile.attributes).where(
                 VectorStoreFile.store_id == search.store_id,
                 VectorStoreFile.document.is_not(None),
-                ~source_items.outlived(),
+                ~source_items.is_outlived(),
             )
             rows = session.execute(files).all()
         return [document for document, attributes in rows if filters.holds(search.filters, attributes)]
@@ -327,10 +327,10 @@ def _found(search: Search, row: VectorStoreFile, hit: Hit, query: str, scores: S
     return FoundChunk(row.id, row.filename, score, hit.text, row.attributes, hit.meta, hit.n, shown)
 
 
-def chosen(search: Search, ranked: Sequence[FoundChunk]) -> Results:
+def chosen(search: Search, ranked: Sequence[FoundChunk]) -> SearchResults:
     """Return the candidates above the threshold, best first, without near duplicates of better ones."""
     good = [hit for hit in ranked if hit.score >= search.threshold]
     if not search.deduplicate:
-        return Results(tuple(good[: search.limit]))
+        return SearchResults(tuple(good[: search.limit]))
     cacheable, dropped = distinct(good, search.deduplicate, search.limit)
-    return Results(tuple(cacheable), dropped)
+    return SearchResults(tuple(cacheable), dropped)

@@ -202,7 +202,7 @@ def _again(session: Session, store: VectorStore, file_ids: Sequence[str]) -> Non
     session.flush()
     if rows:
         files = [Attachment(row.id, row.filename, row.chunking, row.attributes) for row in rows]
-        ingestions.into(session, store, files, actor=ACTOR, beside=store.id != root.current_id)
+        ingestions.create_ingestion(session, store, files, actor=ACTOR, beside=store.id != root.current_id)
 
 
 def main(config: Settings, *, repairs: bool) -> int:

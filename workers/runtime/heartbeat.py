@@ -199,7 +199,7 @@ class Heartbeat:
 
     def _join(self, session: Session) -> Paused:
         workers.register(session, self._worker())
-        return pauses.paused(session)
+        return pauses.current_pauses(session)
 
     def _send_all(self) -> None:
         holds = self._current()
@@ -214,7 +214,7 @@ class Heartbeat:
                 for handle in holds
                 if handle.shard_n is None and not _send_for_job(session, handle, self.worker_id)
             ]
-            off = pauses.paused(session)
+            off = pauses.current_pauses(session)
         give_sign(self._worker().pool)
         for handle in [claims[key] for key in lost] + lost_jobs:
             # or its end was just written: the transaction of its work finds out
@@ -249,7 +249,7 @@ class Heartbeat:
         holds = [handle for handle in self._current() if handle.shard_n is not None and not handle.ended]
         job_ids = {handle.job_id for handle in holds}
         with self._db.read() as session:
-            off = pauses.paused(session)
+            off = pauses.current_pauses(session)
             its = select(Job.id).where(Job.id.in_(job_ids), Job.state == JobState.RUNNING)
             running = set(session.scalars(its)) if job_ids else set()
         for handle in holds:

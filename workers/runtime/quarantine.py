@@ -40,7 +40,7 @@ class EngineHealth:
 
     def __init__(self, context: Context, router: Router, queue: str, log_tail: LogTail) -> None:
         self._context, self._router, self._queue, self._log_tail = context, router, queue, log_tail
-        self._bounds = quarantine.Bounds.of(context.config)
+        self._bounds = quarantine.QuarantineLimits.of(context.config)
         known = router.registry.models
         names = (name for engine in router.engines.own for name in engine.models)
         self._entries = {name: quarantine.entry_of(known[name]) for name in names if name in known}
@@ -69,12 +69,12 @@ class EngineHealth:
         Count the deaths of earlier processes first: the dispatcher may be late.
         """
         registry = self._router.registry
-        for worker in workers.everyone(session):
+        for worker in workers.all_workers(session):
             here = worker.host_devices == self._host_devices and self._queue in worker.queues
             if here and worker.engines and processes.has_ended(worker.host, worker.pid, worker.started):
                 quarantine.handle_worker_death(session, worker, registry.aliases, self._bounds)
         quarantine.add_log_lines(session, self._host_devices, self._entries, self._log_tail.before)
-        held = quarantine.held(session, self._host_devices, self._entries, registry.models.keys())
+        held = quarantine.quarantines_at(session, self._host_devices, self._entries, registry.models.keys())
         return {name: row.error for name, row in held.items()}
 
     def look(self, host: EngineHost) -> None:
@@ -84,7 +84,7 @@ class EngineHealth:
             return
         try:
             with self._context.db.read() as session:
-                held = quarantine.held(session, self._host_devices, self._entries)
+                held = quarantine.quarantines_at(session, self._host_devices, self._entries)
         except DatabaseBusy:
             return  # a second later
         for engine in self._router.engines.suspended:
@@ -114,7 +114,9 @@ class EngineHealth:
         self._set_engines({**self._engines, name: self._how(name, up=True)})
         if name in self._trials:
             self._trials[name] = time.monotonic()
-        await asyncio.to_thread(self._write, partial(quarantine.came_up, host_devices=self._host_devices, model=name))
+        await asyncio.to_thread(
+            self._write, partial(quarantine.record_start, host_devices=self._host_devices, model=name)
+        )
 
     async def died(
         self, models: tuple[str, ...], error: Exception, suspects: Sequence[Suspect], *, starting: bool

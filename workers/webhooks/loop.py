@@ -33,7 +33,7 @@ from jobs.settings import Settings
 from jobs.timings import Timings
 from jobs.webhooks import deliveries, outcomes
 from jobs.webhooks.claims import DeliveryClaim, claim_due, release_claims, revoke_claims
-from jobs.webhooks.sending import Client, Outcome, open_client, post_signed
+from jobs.webhooks.sending import AttemptOutcome, WebhookClient, open_client, post_signed
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ async def _main(db: Database, config: Settings, worker_id: str, stop: threading.
 class _Turn:
     """The writes of one transaction, and its result."""
 
-    results: list[tuple[DeliveryClaim, Outcome]]
+    results: list[tuple[DeliveryClaim, AttemptOutcome]]
     back: list[DeliveryClaim]
     keep: list[DeliveryClaim] | None = None
     claims: list[DeliveryClaim] = field(default_factory=list)
@@ -183,7 +183,7 @@ class _Loop:
         db: Database,
         config: Settings,
         worker_id: str,
-        client: Client,
+        client: WebhookClient,
         sql: ThreadPoolExecutor,
         timings: Timings,
     ) -> None:
@@ -194,7 +194,7 @@ class _Loop:
         self._sql = sql
         self._lanes = Lanes()
         self._held: dict[str, DeliveryClaim] = {}
-        self._results: list[tuple[DeliveryClaim, Outcome]] = []
+        self._results: list[tuple[DeliveryClaim, AttemptOutcome]] = []
         self._back: list[DeliveryClaim] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
@@ -259,7 +259,7 @@ class _Loop:
             return None if paused else deliveries.next_due(session), paused
 
     def _rests(self, session: Session) -> bool:
-        return pauses.paused(session).rests(Queue.WEBHOOKS, self._worker_id)
+        return pauses.current_pauses(session).rests(Queue.WEBHOOKS, self._worker_id)
 
     async def _take_turn(self, *, claiming: bool) -> bool:
         """Run one transaction; return False if the database was busy and everything is still to be done."""
@@ -320,14 +320,14 @@ class _Loop:
                 )
         except Exception:  # a bug counts as a failed attempt: it must neither stop the loop nor lose the delivery
             log.exception("delivery_broken", extra={"delivery": claim.id})
-            outcome = Outcome(None, "internal error", None, 0.0)
+            outcome = AttemptOutcome(None, "internal error", None, 0.0)
         self._note(claim, outcome)
         self._lanes.finished(claim, time.monotonic())
         self._results.append((claim, outcome))
         self._send()
         self._wake.set()
 
-    def _note(self, claim: DeliveryClaim, outcome: Outcome) -> None:
+    def _note(self, claim: DeliveryClaim, outcome: AttemptOutcome) -> None:
         level, name = (logging.DEBUG, "webhook_delivered") if outcome.delivered else (logging.INFO, "webhook_failed")
         fields = {"delivery": claim.id, "endpoint": claim.endpoint_id, "attempt": claim.attempt}
         fields |= {"request_id": claim.request_id} if claim.request_id else {}

@@ -68,17 +68,17 @@ def parse_grader(definition: Mapping[str, Any], *, is_stored: bool = False) -> G
     return _adapter.validate_python(definition, context={"is_stored": is_stored})
 
 
-def stored(grader: Grader) -> dict[str, Any]:
+def dump_grader(grader: Grader) -> dict[str, Any]:
     """Return the definition as it is stored and shown: without fields that the client left out."""
     return grader.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def models_asked(grader: Grader) -> list[str]:
+def judge_models(grader: Grader) -> list[str]:
     """Return the models that judge, each once."""
     return [model for _, model in grader.models(None)]
 
 
-def references_of(grader: Grader) -> list[templates.Reference]:
+def references_of(grader: Grader) -> list[templates.TemplateReference]:
     """Return the placeholders of all templates of a grader."""
     return [reference for text in grader.templates() for reference in templates.references(text)]
 

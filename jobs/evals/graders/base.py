@@ -85,7 +85,7 @@ class ModelRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ModelAnswer:
     """The answer to a `ModelRequest`: an HTTP status and a body in OpenAI's shape."""
 
     status: int
@@ -112,7 +112,7 @@ class Ports:
 
 
 @dataclass(frozen=True, slots=True)
-class Deployment:
+class GradingParts:
     """The parts that some graders need. Without `embedding_model` no model makes embeddings.
 
     `runs_python` is None until a worker has said whether it has the sandbox of python graders.
@@ -125,7 +125,7 @@ class Deployment:
     encodes_tokens: bool = False
 
 
-class Missing(NamedTuple):
+class MissingPart(NamedTuple):
     """Why a deployment cannot run a grader: a message, and the code of the refusal.
 
     `is_temporary`: a worker that is starting may have the missing part.
@@ -136,7 +136,7 @@ class Missing(NamedTuple):
     is_temporary: bool = False
 
 
-class Budget:
+class GradingBudget:
     """Bound what all graders of one item take together: seconds, and estimated seconds of a processor for its texts.
 
     `stopped` says whether the grades are of no use any more.
@@ -146,7 +146,7 @@ class Budget:
         self._seconds, self._ends, self._stopped = seconds, time.monotonic() + seconds, stopped
         self._text_seconds = MAX_SECONDS
 
-    def left(self) -> float:
+    def seconds_left(self) -> float:
         """Return the seconds that are left. Raises: GradingError, where there are none."""
         if self._stopped():
             raise GradingError(OTHER, "The run has ended.")
@@ -163,7 +163,7 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class GradingCase:
     """An item to grade, and what there is to grade it with. `key` is that of the grader in its `multi`.
 
     `read` has what the templates of the grader have read as JSON.
@@ -172,8 +172,8 @@ class Case:
     item: Values
     sample: Values
     ports: Ports = Ports()
-    answers: Mapping[str, Answer] = field(default_factory=dict)
-    budget: Budget = field(default_factory=Budget)
+    answers: Mapping[str, ModelAnswer] = field(default_factory=dict)
+    budget: GradingBudget = field(default_factory=GradingBudget)
     key: str = ""
     read: dict[str, Any] = field(default_factory=dict)
 
@@ -185,7 +185,7 @@ class Case:
         with _template_errors():
             return templates.value_of(template, self.item, self.sample, self.read)
 
-    def answered(self) -> Values:
+    def answer_body(self) -> Values:
         """Return the body of the answer to the grader's request. Raises: GradingError."""
         answer = self.answers.get(self.key)
         if answer is None:
@@ -200,7 +200,7 @@ class Case:
         """Return what the source's `grade` returns, in the time that is left. Raises: GradingError."""
         if self.ports.run_python is None:
             raise GradingError(PYTHON_SERVER, "This deployment has no sandbox for python graders.")
-        return self.ports.run_python(source, item, sample, self.budget.left())
+        return self.ports.run_python(source, item, sample, self.budget.seconds_left())
 
 
 @contextmanager
@@ -265,11 +265,11 @@ class Grader(Definition):
         """Yield the code that the client wrote: the path of its field in the definition, and the text."""
         yield from ()
 
-    def missing(self, _deployment: Deployment) -> Missing | None:
+    def missing(self, _deployment: GradingParts) -> MissingPart | None:
         """Return the part that the grader needs and the deployment lacks."""
         return None
 
-    def requests(self, case: Case) -> list[ModelRequest]:
+    def requests(self, case: GradingCase) -> list[ModelRequest]:
         """Return what the grader asks models about a case.
 
         A request that cannot be made, such as one whose template names a missing field, is left out: `grade` reports
@@ -281,14 +281,14 @@ class Grader(Definition):
             return []
         return [ModelRequest(case.key, *asked)] if asked else []
 
-    def request(self, _case: Case) -> tuple[str, dict[str, Any]] | None:
+    def request(self, _case: GradingCase) -> tuple[str, dict[str, Any]] | None:
         """Return the endpoint and the body of what the grader asks about a case. Raises: GradingError."""
         return None
 
-    def grade(self, case: Case) -> Grade:
+    def grade(self, case: GradingCase) -> Grade:
         """Return the grade of a case."""
         try:
-            case.budget.left()
+            case.budget.seconds_left()
             score, details = self.score(case)
             if not -MAX_SCORE <= score <= MAX_SCORE:  # NaN is none either
                 raise GradingError(OTHER, f"The score {score:g} is not between -{MAX_SCORE:g} and {MAX_SCORE:g}.")
@@ -297,7 +297,7 @@ class Grader(Definition):
             return Grade(self.name, self.type, error.score, passed, GraderError(error.code, str(error)))
         return Grade(self.name, self.type, score, self.passes(score), details=details)
 
-    def score(self, case: Case) -> tuple[float, Values]:
+    def score(self, case: GradingCase) -> tuple[float, Values]:
         """Return the score of a case, and its details. Raises: GradingError."""
         raise NotImplementedError
 

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 
-from jobs.evals.graders.base import OTHER, SHOWN, Case, Grader, GradingError, Label, Template, Values
+from jobs.evals.graders.base import OTHER, SHOWN, Grader, GradingCase, GradingError, Label, Template, Values
 
 #: Labels of the classifications of an eval, all together: a run shows how often each was taken for each other one.
 MAX_CLASSES: Final = 100
@@ -31,16 +31,16 @@ class ExactMatch(Grader):
     def classes(self) -> list[str]:
         return list(self.labels or ())
 
-    def score(self, case: Case) -> tuple[float, Values]:
+    def score(self, case: GradingCase) -> tuple[float, Values]:
         """Return whether two texts are equal, with both labels where there are any."""
-        text, reference = (self._normalized(case.render(template)) for template in (self.input, self.reference))
+        text, reference = (self._normalize(case.render(template)) for template in (self.input, self.reference))
         labels = self._labels_by_text()
         if labels and reference not in labels:
             raise GradingError(OTHER, f"The reference is none of the labels: {reference[:SHOWN]!r}.")
         details = {"expected": labels[reference], "predicted": labels.get(text)} if labels else {}
         return float(text == reference), details
 
-    def _normalized(self, text: str) -> str:
+    def _normalize(self, text: str) -> str:
         """Return a text without the differences that are ignored."""
         if self.ignore_case:
             text = text.casefold()
@@ -50,7 +50,7 @@ class ExactMatch(Grader):
 
     def _labels_by_text(self) -> dict[str, str]:
         """Return the labels by what they are without the differences that are ignored."""
-        return {self._normalized(label): label for label in self.labels or ()}
+        return {self._normalize(label): label for label in self.labels or ()}
 
     @model_validator(mode="after")
     def _check_labels(self) -> "ExactMatch":

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from jobs.evals.graders.base import Case, ModelName, Template, Values
+from jobs.evals.graders.base import GradingCase, ModelName, Template, Values
 from jobs.evals.graders.grounded import Grounded
 from jobs.evals.graders.judge import SamplingParams
 from jobs.retrieval import words
@@ -25,7 +25,7 @@ class Faithfulness(Grounded):
     model: ModelName | None = None
     sampling_params: SamplingParams | None = None
 
-    def score(self, case: Case) -> tuple[float, Values]:
+    def score(self, case: GradingCase) -> tuple[float, Values]:
         """Return the judge's score, or the share of the answer's words that citations and refusals count."""
         if self.model is not None:
             return super().score(case)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 from jobs.evals import templates
-from jobs.evals.graders.base import OTHER, Case, GradingError, Thresholded, Values
+from jobs.evals.graders.base import OTHER, GradingCase, GradingError, Thresholded, Values
 from jobs.evals.graders.judge import Judge, object_schema
 
 MAX_CONTEXTS: Final = 50
@@ -36,10 +36,10 @@ class Grounded(Judge, Thresholded):
     split: ClassVar[str] = ""
     decision: ClassVar[str] = ""
 
-    def judge_messages(self, case: Case) -> list[dict[str, Any]]:
+    def judge_messages(self, case: GradingCase) -> list[dict[str, Any]]:
         return [{"role": "user", "content": json.dumps(self.texts(case), ensure_ascii=False)}]
 
-    def texts(self, case: Case) -> dict[str, Any]:
+    def texts(self, case: GradingCase) -> dict[str, Any]:
         """Return the texts by which an answer or its contexts are graded; contexts by their numbers from 1.
 
         Raises: GradingError.
@@ -54,10 +54,10 @@ class Grounded(Judge, Thresholded):
             contexts = value if isinstance(value, list) else [value]
             if len(contexts) > MAX_CONTEXTS:
                 raise GradingError(OTHER, f"There are more than {MAX_CONTEXTS} contexts.")
-            texts["contexts"] = {str(number): templates.shown(context) for number, context in enumerate(contexts, 1)}
+            texts["contexts"] = {str(number): templates.to_text(context) for number, context in enumerate(contexts, 1)}
         return texts
 
-    def task(self, _case: Case) -> tuple[str, Values]:
+    def task(self, _case: GradingCase) -> tuple[str, Values]:
         task = (
             f"{DATA} Split the '{self.split}' into short statements that are understood on their own, and decide "
             f"whether each {self.decision}. The result is the list of statements, each with the verdict true or false."
@@ -65,7 +65,7 @@ class Grounded(Judge, Thresholded):
         statement = object_schema({"statement": {"type": "string"}, "verdict": {"type": "boolean"}})
         return task, {"type": "array", "items": statement, "minItems": 1, "maxItems": MAX_STATEMENTS}
 
-    def judged_score(self, result: Any, _case: Case) -> float:
+    def score_result(self, result: Any, _case: GradingCase) -> float:
         if not isinstance(result, list) or not all(isinstance(row, Mapping) for row in result):
             raise ValueError("The result is not a list of statements.")
         verdicts = [row.get("verdict") for row in result]

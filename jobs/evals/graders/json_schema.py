@@ -5,7 +5,16 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 
-from jobs.evals.graders.base import OTHER, Case, Deployment, Grader, GradingError, Missing, Template, Values
+from jobs.evals.graders.base import (
+    OTHER,
+    Grader,
+    GradingCase,
+    GradingError,
+    GradingParts,
+    MissingPart,
+    Template,
+    Values,
+)
 from jobs.evals.graders.python import missing_sandbox
 
 MAX_SCHEMA_BYTES: Final = 64 << 10
@@ -49,10 +58,10 @@ class JsonSchemaMatch(Grader):
     input: Template
     schema_: Annotated[dict[str, Any], Field(alias="schema"), AfterValidator(_check_schema_size)]
 
-    def missing(self, deployment: Deployment) -> Missing | None:
+    def missing(self, deployment: GradingParts) -> MissingPart | None:
         return missing_sandbox(deployment)
 
-    def score(self, case: Case) -> tuple[float, Values]:
+    def score(self, case: GradingCase) -> tuple[float, Values]:
         """Check a text in the sandbox: a schema of a few bytes can take for ever, or all memory."""
         item = {"schema": self.schema_, "text": case.render(self.input)}
         try:

@@ -17,10 +17,10 @@ from jobs.evals.graders.base import (
     JUDGE_REFUSAL,
     SHOWN,
     TRUNCATED,
-    Case,
     Definition,
     Grade,
     Grader,
+    GradingCase,
     GradingError,
     ModelName,
     Template,
@@ -62,7 +62,7 @@ class Judge(Grader):
     def classes(self) -> list[str]:
         return [] if self.human is None else self.verdicts
 
-    def grade(self, case: Case) -> Grade:
+    def grade(self, case: GradingCase) -> Grade:
         """Return the grade of a case, with the verdicts of a person and of the judge where there are both."""
         graded = super().grade(case)
         person = None if self.human is None or graded.score is None else self._human_verdict(self.human, case)
@@ -70,7 +70,7 @@ class Judge(Grader):
             return graded
         return replace(graded, details={**graded.details, "expected": person, "predicted": self.judge_verdict(graded)})
 
-    def _human_verdict(self, template: str, case: Case) -> str | None:
+    def _human_verdict(self, template: str, case: GradingCase) -> str | None:
         """Return the verdict of a person: one of `verdicts`, or true, false or a score for `pass` and `fail`.
 
         None where the item has no such field, or anything else in it.
@@ -79,7 +79,7 @@ class Judge(Grader):
             value = case.value_of(template)
             if isinstance(value, bool):
                 return _PASSES[not value]
-            text = templates.shown(value)
+            text = templates.to_text(value)
             return text if text in self.verdicts else _PASSES[not self.passes(float(text))]
         except (GradingError, ValueError):
             return None
@@ -92,7 +92,7 @@ class Judge(Grader):
         model = self._judge()
         return [] if model is None else [(CHAT, model)]
 
-    def request(self, case: Case) -> tuple[str, dict[str, Any]] | None:
+    def request(self, case: GradingCase) -> tuple[str, dict[str, Any]] | None:
         if self._judge() is None:
             return None
         messages, (task, result) = self.judge_messages(case), self.task(case)
@@ -105,33 +105,33 @@ class Judge(Grader):
         )
         body = {
             "model": self._judge(),
-            "messages": _instructed(messages, instruction),
+            "messages": _add_instruction(messages, instruction),
             "response_format": {"type": "json_schema", "json_schema": schema},
             **self._sampling(),
         }
         return CHAT, body
 
-    def score(self, case: Case) -> tuple[float, Values]:
+    def score(self, case: GradingCase) -> tuple[float, Values]:
         """Return the score by what the judge answered, and the answer. Raises: GradingError."""
         if case.key not in case.answers:
             self.judge_messages(case)  # raises the error of a template that has no value
-        text = _text_of(case.answered())
+        text = _text_of(case.answer_body())
         try:
             verdict = json.loads(text)
-            score = self.judged_score(verdict["result"], case)
+            score = self.score_result(verdict["result"], case)
         except (ValueError, RecursionError, KeyError, TypeError) as error:
             raise GradingError(JUDGE_PARSE, f"The judge's answer has no valid result: {text[:SHOWN]!r}") from error
         return score, {name: verdict[name] for name in ("result", "steps") if name in verdict}
 
-    def judge_messages(self, case: Case) -> list[dict[str, Any]]:
+    def judge_messages(self, case: GradingCase) -> list[dict[str, Any]]:
         """Return the messages to the judge. Raises: GradingError, for a placeholder without a value."""
         raise NotImplementedError
 
-    def task(self, case: Case) -> tuple[str, Values]:
+    def task(self, case: GradingCase) -> tuple[str, Values]:
         """Return what the judge is to do, and the JSON schema of the result. Raises: GradingError."""
         raise NotImplementedError
 
-    def judged_score(self, result: Any, case: Case) -> float:
+    def score_result(self, result: Any, case: GradingCase) -> float:
         """Return the score by the judge's result. Raises: ValueError, for a result that is not valid."""
         raise NotImplementedError
 
@@ -141,7 +141,7 @@ class Judge(Grader):
 
     def _sampling(self) -> dict[str, Any]:
         params: SamplingParams | None = getattr(self, "sampling_params", None)
-        return {"temperature": 0, "max_completion_tokens": JUDGE_TOKENS} | (params.given() if params else {})
+        return {"temperature": 0, "max_completion_tokens": JUDGE_TOKENS} | (params.to_params() if params else {})
 
 
 class PromptedJudge(Judge):
@@ -154,8 +154,8 @@ class PromptedJudge(Judge):
         for message in self.input:
             yield from (part.template for part in message.parts)
 
-    def judge_messages(self, case: Case) -> list[dict[str, Any]]:
-        return [message.filled(case) for message in self.input]
+    def judge_messages(self, case: GradingCase) -> list[dict[str, Any]]:
+        return [message.fill(case) for message in self.input]
 
 
 def object_schema(properties: Values) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def object_schema(properties: Values) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def _instructed(messages: list[dict[str, Any]], instruction: str) -> list[dict[str, Any]]:
+def _add_instruction(messages: list[dict[str, Any]], instruction: str) -> list[dict[str, Any]]:
     """Return the messages with the instruction in the first: some chat templates have one system message, in front."""
     first, *rest = messages
     if first["role"] in ("system", "developer") and isinstance(first["content"], str):

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 
-from jobs.evals.graders.base import Case, Grade, Label, Values
+from jobs.evals.graders.base import Grade, GradingCase, Label, Values
 from jobs.evals.graders.judge import PromptedJudge
 
 _MAX_LABELS: Final = 200
@@ -29,11 +29,11 @@ class LabelModel(PromptedJudge):
     def judge_verdict(self, graded: Grade) -> str:
         return str(graded.details["result"])
 
-    def task(self, _case: Case) -> tuple[str, Values]:
+    def task(self, _case: GradingCase) -> tuple[str, Values]:
         task = f"Choose the label that fits best: {json.dumps(self.labels, ensure_ascii=False)}."
         return task, {"type": "string", "enum": self.labels}
 
-    def judged_score(self, result: Any, _case: Case) -> float:
+    def score_result(self, result: Any, _case: GradingCase) -> float:
         if result not in self.labels:
             raise ValueError("The result is not one of the labels.")
         return float(result in self.passing_labels)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from jobs.evals.graders.base import Case, Definition, Template
+from jobs.evals.graders.base import Definition, GradingCase, Template
 
 _MAX_MESSAGES: Final = 100
 _MAX_PARTS: Final = 100
@@ -20,7 +20,7 @@ class TextPart(Definition):
     def template(self) -> str:
         return self.text
 
-    def filled(self, case: Case) -> dict[str, Any]:
+    def fill(self, case: GradingCase) -> dict[str, Any]:
         """Return the part as chat completions have it, with the values of its placeholders. Raises: GradingError."""
         return {"type": "text", "text": case.render(self.text)}
 
@@ -36,7 +36,7 @@ class ImagePart(Definition):
     def template(self) -> str:
         return self.image_url
 
-    def filled(self, case: Case) -> dict[str, Any]:
+    def fill(self, case: GradingCase) -> dict[str, Any]:
         detail = {"detail": self.detail} if self.detail else {}
         return {"type": "image_url", "image_url": {"url": case.render(self.image_url), **detail}}
 
@@ -58,7 +58,7 @@ class AudioPart(Definition):
     def template(self) -> str:
         return self.input_audio.data
 
-    def filled(self, case: Case) -> dict[str, Any]:
+    def fill(self, case: GradingCase) -> dict[str, Any]:
         audio = self.input_audio
         return {"type": "input_audio", "input_audio": {"data": case.render(audio.data), "format": audio.format}}
 
@@ -81,9 +81,9 @@ class Message(Definition):
             TextPart.model_construct(type="input_text", text=part) if isinstance(part, str) else part for part in parts
         ]
 
-    def filled(self, case: Case) -> dict[str, Any]:
+    def fill(self, case: GradingCase) -> dict[str, Any]:
         """Return the message as chat completions have it, with the values of its placeholders. Raises: GradingError."""
-        content: Any = [part.filled(case) for part in self.parts]
+        content: Any = [part.fill(case) for part in self.parts]
         if isinstance(self.content, str):
             content = content[0]["text"]
         return {"role": self.role, "content": content}

@@ -12,11 +12,11 @@ from jobs.evals.formulas import FUNCTIONS, MAX_LENGTH, Formula, FormulaError
 from jobs.evals.graders.base import (
     FORMULA,
     MAX_SCORE,
-    Case,
-    Deployment,
     Grade,
     GraderError,
-    Missing,
+    GradingCase,
+    GradingParts,
+    MissingPart,
     ModelRequest,
     Thresholded,
 )
@@ -60,15 +60,15 @@ class MultiGrader(Thresholded):
         for key, grader in self.graders.items():
             yield from ((f"graders.{key}.{path}", code) for path, code in grader.sources())
 
-    def missing(self, deployment: Deployment) -> Missing | None:
+    def missing(self, deployment: GradingParts) -> MissingPart | None:
         """Return why one of the graders cannot be run, first one that never can."""
         missing = filter(None, (grader.missing(deployment) for grader in self.graders.values()))
         return min(missing, key=lambda part: part.is_temporary, default=None)
 
-    def requests(self, case: Case) -> list[ModelRequest]:
+    def requests(self, case: GradingCase) -> list[ModelRequest]:
         return [asked for key, grader in self.graders.items() for asked in grader.requests(replace(case, key=key))]
 
-    def grade(self, case: Case) -> Grade:
+    def grade(self, case: GradingCase) -> Grade:
         """Return the grade of a case: without a score where one of the graders has none."""
         grades = {key: grader.grade(replace(case, key=key)) for key, grader in self.graders.items()}
         error = next((sub.error for sub in grades.values() if sub.error is not None), None)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from jobs.evals.graders.base import Case, Grade, ModelName, ModelRequest, Template, Thresholded, Values
+from jobs.evals.graders.base import Grade, GradingCase, ModelName, ModelRequest, Template, Thresholded, Values
 from jobs.evals.graders.grounded import DATA
 from jobs.evals.graders.judge import Judge, SamplingParams
 
@@ -43,10 +43,10 @@ class Pairwise(Judge, Thresholded):
     def judge_verdict(self, graded: Grade) -> str:
         return str(graded.details["winner"])
 
-    def requests(self, case: Case) -> list[ModelRequest]:
+    def requests(self, case: GradingCase) -> list[ModelRequest]:
         return [asked for grader, ordered in self._orders(case) for asked in Judge.requests(grader, ordered)]
 
-    def score(self, case: Case) -> tuple[float, Values]:
+    def score(self, case: GradingCase) -> tuple[float, Values]:
         """Return the score of `input`, the winner, and what the judge answered in each order. Raises: GradingError."""
         (score, details), (swapped, swapped_details) = (
             Judge.score(grader, ordered) for grader, ordered in self._orders(case)
@@ -58,21 +58,21 @@ class Pairwise(Judge, Thresholded):
         ]
         return agreed, {"winner": _WINNERS[agreed], "orders": orders}
 
-    def judge_messages(self, case: Case) -> list[dict[str, Any]]:
+    def judge_messages(self, case: GradingCase) -> list[dict[str, Any]]:
         question = {} if self.question is None else {"question": case.render(self.question)}
         texts = {**question, "first": case.render(self.input), "second": case.render(self.reference)}
         return [{"role": "user", "content": json.dumps(texts, ensure_ascii=False)}]
 
-    def task(self, _case: Case) -> tuple[str, Values]:
+    def task(self, _case: GradingCase) -> tuple[str, Values]:
         asked = "" if self.question is None else " to the 'question'"
         criteria = "" if self.criteria is None else f" The criteria: {self.criteria}"
         task = f"{DATA} Decide which answer{asked} is better, the 'first' or the 'second', or whether it is a tie."
         return task + criteria, {"type": "string", "enum": list(_SCORES)}
 
-    def judged_score(self, result: Any, _case: Case) -> float:
+    def score_result(self, result: Any, _case: GradingCase) -> float:
         return _SCORES[result]
 
-    def _orders(self, case: Case) -> Iterator[tuple["Pairwise", Case]]:
+    def _orders(self, case: GradingCase) -> Iterator[tuple["Pairwise", GradingCase]]:
         """Yield the grader and the case as they are, and with the answers swapped."""
         yield self, case
         swapped = self.model_copy(update={"input": self.reference, "reference": self.input})

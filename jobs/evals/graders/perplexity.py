@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from jobs.evals.graders.base import SAMPLE_PARSE, Case, Finite, Grader, GradingError, Values
+from jobs.evals.graders.base import SAMPLE_PARSE, Finite, Grader, GradingCase, GradingError, Values
 
 _MAX_LOSS: Final = 700.0  # nats a token: the perplexity of more is infinite
 _MAX_TOKENS: Final = 1 << 40  # of a text
@@ -28,7 +28,7 @@ class Perplexity(Grader):
     def threshold(self) -> float:
         return -math.log(self.max_perplexity)
 
-    def score(self, case: Case) -> tuple[float, Values]:
+    def score(self, case: GradingCase) -> tuple[float, Values]:
         """Return the mean log-likelihood, with the perplexity and the tokens. The sample may be a client's own."""
         match case.sample.get("output_json"):
             case {"mean_log_likelihood": float() | int() as score, "tokens": int() as tokens} if (

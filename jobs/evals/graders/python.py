@@ -5,14 +5,14 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, Field
 
-from jobs.evals.graders.base import MAX_SCORE, Case, Deployment, Missing, Thresholded, Values
+from jobs.evals.graders.base import MAX_SCORE, GradingCase, GradingParts, MissingPart, Thresholded, Values
 
 MAX_SOURCE_BYTES: Final = 256 << 10
-NO_SANDBOX: Final = Missing(
+NO_SANDBOX: Final = MissingPart(
     "No worker of this deployment has the sandbox that this grader runs in: see `nightmill doctor`.",
     "sandbox_unavailable",
 )
-SANDBOX_UNKNOWN: Final = Missing(
+SANDBOX_UNKNOWN: Final = MissingPart(
     "No worker has said yet whether it has the sandbox that this grader runs in. Ask again in a moment; "
     "`nightmill doctor` says what keeps the workers of cpu.evaluate from it.",
     "sandbox_unknown",
@@ -20,7 +20,7 @@ SANDBOX_UNKNOWN: Final = Missing(
 )
 
 
-def missing_sandbox(deployment: Deployment) -> Missing | None:
+def missing_sandbox(deployment: GradingParts) -> MissingPart | None:
     """Return why a grader that runs in the sandbox cannot be run; None where it can."""
     if deployment.runs_python is None:
         return SANDBOX_UNKNOWN
@@ -49,8 +49,8 @@ class PythonGrader(Thresholded):
     def sources(self) -> Iterator[tuple[str, str]]:
         yield "source", self.source
 
-    def missing(self, deployment: Deployment) -> Missing | None:
+    def missing(self, deployment: GradingParts) -> MissingPart | None:
         return missing_sandbox(deployment)
 
-    def score(self, case: Case) -> tuple[float, Values]:
+    def score(self, case: GradingCase) -> tuple[float, Values]:
         return case.run_python(self.source, case.item, case.sample), {}

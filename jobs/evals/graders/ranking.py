@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from jobs.evals.graders.base import OTHER, Case, GradingError, Template, Thresholded, Values
+from jobs.evals.graders.base import OTHER, GradingCase, GradingError, Template, Thresholded, Values
 from jobs.retrieval import metrics
 
 _MAX_GRADE: Final = 1000  # of the relevance of a name
@@ -23,7 +23,7 @@ class Ranking(Thresholded):
     evaluation_metric: Literal["recall", "precision", "ndcg", "mrr", "map"]
     k: Annotated[int, Field(ge=1, le=_MAX_RANK)]
 
-    def score(self, case: Case) -> tuple[float, Values]:
+    def score(self, case: GradingCase) -> tuple[float, Values]:
         """Return the measure of a ranking. A name that occurs again does not count again."""
         ranked, relevant = case.value_of(self.input), case.value_of(self.reference)
         if not _are_names(ranked):

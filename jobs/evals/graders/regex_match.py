@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from jobs.evals import patterns
-from jobs.evals.graders.base import OTHER, Case, Grader, GradingError, Template, Values
+from jobs.evals.graders.base import OTHER, Grader, GradingCase, GradingError, Template, Values
 
 
 def _check_pattern(pattern: str, info: ValidationInfo) -> str:
@@ -31,11 +31,11 @@ class RegexMatch(Grader):
     ignore_case: bool | None = None
 
     @cached_property
-    def _compiled(self) -> Any:
+    def _regex(self) -> Any:
         return patterns.compile_pattern(self.pattern, ignore_case=bool(self.ignore_case))
 
-    def score(self, case: Case) -> tuple[float, Values]:
+    def score(self, case: GradingCase) -> tuple[float, Values]:
         try:
-            return float(patterns.is_found(self._compiled, case.render(self.input), case.budget.left())), {}
+            return float(patterns.is_found(self._regex, case.render(self.input), case.budget.seconds_left())), {}
         except (patterns.SearchFailed, ValueError) as error:
             raise GradingError(OTHER, str(error)) from error

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from jobs.evals.graders.base import MAX_SCORE, Case, Finite, Thresholded, Values
+from jobs.evals.graders.base import MAX_SCORE, Finite, GradingCase, Thresholded, Values
 from jobs.evals.graders.judge import PromptedJudge, SamplingParams
 
 
@@ -29,11 +29,11 @@ class ScoreModel(PromptedJudge, Thresholded):
         lowest, highest = self.bounds
         return lowest / 2 + highest / 2 if self.pass_threshold is None else self.pass_threshold
 
-    def task(self, _case: Case) -> tuple[str, Values]:
+    def task(self, _case: GradingCase) -> tuple[str, Values]:
         lowest, highest = self.bounds
         return f"Give a score from {lowest:g} to {highest:g}.", {"type": "number"}
 
-    def judged_score(self, result: Any, _case: Case) -> float:
+    def score_result(self, result: Any, _case: GradingCase) -> float:
         """Return the score, moved to the nearest end of the range. NaN and larger integers are no scores."""
         if type(result) not in (int, float) or not -MAX_SCORE <= result <= MAX_SCORE:
             raise ValueError("The result is not a number.")

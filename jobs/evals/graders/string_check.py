@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from jobs.evals.graders.base import Case, Grader, Template, Values
+from jobs.evals.graders.base import Grader, GradingCase, Template, Values
 
 
 class StringCheck(Grader):
@@ -16,7 +16,7 @@ class StringCheck(Grader):
     operation: Literal["eq", "ne", "like", "ilike"]
     reference: Template
 
-    def score(self, case: Case) -> tuple[float, Values]:
+    def score(self, case: GradingCase) -> tuple[float, Values]:
         return float(self._matches(case.render(self.input), case.render(self.reference))), {}
 
     def _matches(self, text: str, reference: str) -> bool:

@@ -7,10 +7,10 @@ from jobs.evals import text_metrics
 from jobs.evals.graders.base import (
     JUDGE_PARSE,
     OTHER,
-    Case,
-    Deployment,
+    GradingCase,
     GradingError,
-    Missing,
+    GradingParts,
+    MissingPart,
     Template,
     Thresholded,
     Values,
@@ -57,27 +57,27 @@ class TextSimilarity(Thresholded):
         endpoint = _ENDPOINTS.get(self.evaluation_metric)
         return [(endpoint, embedding_model)] if endpoint and embedding_model is not None else []
 
-    def missing(self, deployment: Deployment) -> Missing | None:
+    def missing(self, deployment: GradingParts) -> MissingPart | None:
         message = {
             "meteor": "" if deployment.has_wordnet else _NO_WORDNET,
             "bertscore": "" if deployment.encodes_tokens else _NO_TOKENS,
             "cosine": "" if deployment.embedding_model is not None else _NO_EMBEDDINGS,
         }.get(self.evaluation_metric)
-        return Missing(message, "grader_unavailable") if message else None
+        return MissingPart(message, "grader_unavailable") if message else None
 
-    def request(self, case: Case) -> tuple[str, dict[str, Any]] | None:
+    def request(self, case: GradingCase) -> tuple[str, dict[str, Any]] | None:
         endpoint, model = _ENDPOINTS.get(self.evaluation_metric), case.ports.embedding_model
         if endpoint is None or not model:
             return None
         body = {"model": model, "input": [case.render(self.input), case.render(self.reference)]}
         return endpoint, body if endpoint == BERTSCORE else body | {"encoding_format": "float"}
 
-    def score(self, case: Case) -> tuple[float, Values]:
+    def score(self, case: GradingCase) -> tuple[float, Values]:
         text, reference = case.render(self.input), case.render(self.reference)
         try:
             match self.evaluation_metric:
                 case "bertscore":
-                    return _bertscore(case.answered())
+                    return _bertscore(case.answer_body())
                 case "cosine":
                     return _cosine(case), {}
             wordnet = case.ports.wordnet() if case.ports.wordnet and self.evaluation_metric == "meteor" else None
@@ -101,10 +101,10 @@ def _bertscore(body: Values) -> tuple[float, Values]:
         raise GradingError(JUDGE_PARSE, "The embedding model answered no BERTScore.") from error
 
 
-def _cosine(case: Case) -> float:
+def _cosine(case: GradingCase) -> float:
     if case.ports.embedding_model is None:
         raise GradingError(OTHER, "This deployment has no embedding model.")
-    return text_metrics.cosine(*_vectors(case.answered()))
+    return text_metrics.cosine(*_vectors(case.answer_body()))
 
 
 def _vectors(body: Values) -> Sequence[Sequence[float]]:

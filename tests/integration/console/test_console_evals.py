@@ -137,7 +137,7 @@ def test_verdict_has_a_word_and_a_color(console: Console, deployment: Deployment
 
 def test_evaluation_is_made_with_its_first_run(console: Console, deployment: Deployment, tmp_path: Path) -> None:
     with deployment.mill.db.write() as session:
-        workers.remember_all(session, {MODEL: False}, Queue.GENERATE)
+        workers.store_models(session, {MODEL: False}, Queue.GENERATE)
     tab = console.open("/evals")
     expect(tab.get_by_text("nightmill evals run")).to_be_visible()
     console.inspect("evals-empty")
@@ -161,7 +161,7 @@ def test_evaluation_is_made_with_its_first_run(console: Console, deployment: Dep
 
 def test_run_is_repeated_with_another_model_and_compared(console: Console, deployment: Deployment) -> None:
     with deployment.mill.db.write() as session:
-        workers.remember_all(session, {MODEL: False, ALTERNATIVE: False}, Queue.GENERATE)
+        workers.store_models(session, {MODEL: False, ALTERNATIVE: False}, Queue.GENERATE)
     eval_id = make_eval(deployment)
     content: Any = [{"item": {"question": "q", "answer": "a"}}]
     messages: Any = {"type": "template", "template": [{"role": "user", "content": "{{ item.question }}"}]}

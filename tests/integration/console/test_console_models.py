@@ -44,7 +44,7 @@ def deployment(sqlite: Database, tmp_path: Path) -> Iterator[Deployment]:
                     lines=["CUDA error: out of memory", HOSTILE],
                     created_at=now(),
                 )
-                quarantine.note(session, death, quarantine.Bounds(2, 60.0, 900.0))
+                quarantine.note(session, death, quarantine.QuarantineLimits(2, 60.0, 900.0))
             models.register(
                 session,
                 name=TUNED,

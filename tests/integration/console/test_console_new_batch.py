@@ -25,7 +25,7 @@ def choose(tab: Page, name: str, content: bytes) -> None:
 def list_model(deployment: Deployment) -> None:
     """Have the API list the model, as it does when a worker serves it."""
     with deployment.mill.db.write() as session:
-        workers.remember_all(session, {MODEL: False}, Queue.GENERATE)
+        workers.store_models(session, {MODEL: False}, Queue.GENERATE)
 
 
 def content_of(deployment: Deployment, file_id: str) -> list[dict[str, object]]:

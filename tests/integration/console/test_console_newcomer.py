@@ -46,7 +46,7 @@ def console(browser: Browser, sqlite: Database, tmp_path: Path) -> Iterator[Cons
         console_of(browser, deployment) as console,
     ):
         with deployment.mill.db.write() as session:
-            workers.remember_all(session, {MODEL: False}, Queue.GENERATE)
+            workers.store_models(session, {MODEL: False}, Queue.GENERATE)
         yield console
 
 

@@ -16,9 +16,9 @@ from api.computations import Computations
 from api.shares import ProjectBusy
 from jobs.evals import grading, grading_process
 from jobs.evals.grading import Grade
-from jobs.evals.grading_process import Outcome, Question, encode_outcome
+from jobs.evals.grading_process import GradingOutcome, GradingTask, encode_outcome
 from jobs.finetuning import examination
-from jobs.finetuning.examination import Findings, Part
+from jobs.finetuning.examination import DatasetFindings, Part
 from jobs.security import keys
 from jobs.timings import Timings
 from tests.support.tuning_requests import BASE, upload
@@ -71,7 +71,7 @@ def test_a_request_that_was_admitted_waits_for_its_slot() -> None:
 def test_a_project_whose_slot_is_taken_is_refused_and_others_are_served(
     app: FastAPI, route: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(examination, "examine", lambda _question: Findings(training=Part("a", 1, 100)))
+    monkeypatch.setattr(examination, "examine", lambda _question: DatasetFindings(training=Part("a", 1, 100)))
     clients = [client_of(app, make_key(app, project)) for project in ("default", "another")]
 
     with app.state.services.computations.slot(id_of(app, "default")):
@@ -98,13 +98,13 @@ def test_forty_requests_of_a_project_leave_threads_and_slots_to_others(
 ) -> None:
     """Let two projects hold their slots, and one of them send 43 requests more."""
     grade_of, opened, held = (
-        Outcome(Grade("same", "string_check", 1.0, True)),
+        GradingOutcome(Grade("same", "string_check", 1.0, True)),
         threading.Event(),
         threading.Semaphore(0),
     )
     slow = {id_of(app, "slow"), id_of(app, "slower")}
 
-    def ask(question: Question, _seconds: float) -> bytes:
+    def ask(question: GradingTask, _seconds: float) -> bytes:
         if question.project in slow:
             held.release()
             assert opened.wait(60)

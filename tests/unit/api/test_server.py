@@ -158,7 +158,7 @@ def test_a_head_that_does_not_come_is_given_up(app: FastAPI, url: str) -> None:
 
 @pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\nHost: x\r\n"])
 def test_those_who_wait_longest_make_room_for_who_asks(url: str, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
-    monkeypatch.setattr("api.server.most_connections", lambda: 8)
+    monkeypatch.setattr("api.server.max_connections", lambda: 8)
     host, _, port = url.removeprefix("http://").partition(":")
     with ExitStack() as stack:
         idle = []
@@ -176,7 +176,7 @@ def test_those_who_wait_longest_make_room_for_who_asks(url: str, monkeypatch: py
 
 
 def test_in_a_crowd_a_connection_ends_with_its_answer(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.server.most_connections", lambda: 8)
+    monkeypatch.setattr("api.server.max_connections", lambda: 8)
     host, _, port = url.removeprefix("http://").partition(":")
     with ExitStack() as stack, httpx2.Client() as client:
         assert "connection" not in client.get(f"{url}/livez").headers
@@ -202,7 +202,7 @@ def test_whose_request_lies_there_unread_makes_no_room(url: str, monkeypatch: py
                 one.sendall(unsent.pop())
             return 2
 
-        monkeypatch.setattr("api.server.most_connections", most)
+        monkeypatch.setattr("api.server.max_connections", most)
         stack.enter_context(socket.create_connection((host, int(port)), timeout=30))
 
         assert one.recv(65_536).startswith(b"HTTP/1.1 200 ")
@@ -210,7 +210,7 @@ def test_whose_request_lies_there_unread_makes_no_room(url: str, monkeypatch: py
 
 
 def test_who_is_being_answered_makes_no_room(app: FastAPI, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.server.most_connections", lambda: 2)
+    monkeypatch.setattr("api.server.max_connections", lambda: 2)
     db, storage = app.state.services.db, app.state.services.storage
     with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {make_key(app)}"}, timeout=30) as client:
         body = {"input_file_id": "f", "endpoint": "/v1/embeddings", "completion_window": "24h"}

@@ -17,7 +17,7 @@ from api import shares
 from api.deps import CallContext
 from api.http.idempotency import Lease, Once
 from api.inference import conversations, interactive
-from api.shares import Share, Usage
+from api.shares import ProjectShare, RequestShare
 from jobs.security.tables import Project
 from jobs.timings import Timings
 from tests.support.web import make_key
@@ -196,7 +196,7 @@ def test_what_a_request_continues_counts_as_its_body(make_app: Callable[..., Fas
 @pytest.fixture
 def no_thread() -> Iterator[None]:
     """Send a request of a project all of whose threads are in use."""
-    token = shares.current.set(Usage(Share(0, 0)))
+    token = shares.current.set(RequestShare(ProjectShare(0, 0)))
     yield
     shares.current.reset(token)
 
@@ -212,7 +212,7 @@ def test_long_work_of_a_project_delays_no_check_during_its_streams(monkeypatch: 
     services = SimpleNamespace(stopping=threading.Event(), timings=replace(Timings(), key_look=0.0))
     call: Any = SimpleNamespace(services=services)
     monkeypatch.setattr(interactive, "_check_key", lambda _: checked.append("key"))
-    monkeypatch.setattr(interactive, "_still_served", lambda *_: checked.append("served"))
+    monkeypatch.setattr(interactive, "_is_served", lambda *_: checked.append("served"))
     request: Any = Request()
 
     async def look() -> None:

@@ -98,7 +98,7 @@ def test_the_upgrade_of_another_method_is_ignored(app: FastAPI, url: str) -> Non
 
 
 def test_a_connection_opens_in_a_crowd(app: FastAPI, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.server.most_connections", lambda: 3)
+    monkeypatch.setattr("api.server.max_connections", lambda: 3)
     with open_connection(app, url) as first, open_connection(app, url) as second:
         for connection in (first, second):
             connection.send("{}")

@@ -24,7 +24,7 @@ def test_each_job_has_all_its_rows_is_listed_and_counts(tmp_path: Path, sqlite_u
         listed = client.get("/v1/jobs?limit=100").json()["data"]
         with db.read() as session:
             rows = {table: session.scalar(select(func.count()).select_from(table)) for table in (Job, Event, Shard)}
-            ended = totals.ended(session, totals.JOBS)
+            ended = totals.sums_of(session, totals.JOBS)
             counted = session.scalar(select(AuditHead.counted))
             assert counted == session.scalar(select(func.max(Audit.seal)))
 

@@ -16,7 +16,7 @@ import yaml
 from cli import terminal
 from cli.commands.results import write_csv
 from cli.main import app
-from jobs.batches.joining import joined
+from jobs.batches.joining import join_rows
 from jobs.db.engine import Database
 from jobs.fleet import workers
 from jobs.ledger import audit, pauses
@@ -127,7 +127,7 @@ CONTENTS = {
 }
 
 
-JOINED = list(joined(*(CONTENTS[name].splitlines(keepends=True) for name in ("input", "output", "error"))))
+JOINED = list(join_rows(*(CONTENTS[name].splitlines(keepends=True) for name in ("input", "output", "error"))))
 
 
 class Hostile(BaseHTTPRequestHandler):
@@ -209,7 +209,7 @@ def _fill(db: Database) -> None:
         create_key(session, STORED)
         workers.register(session, worker_row(STORED, STORED, STORED, host=STORED))
         pauses.pause(session, pauses.Scope.QUEUE, STORED, actor="operator", reason=STORED)
-        workers.remember_all(session, {f"{MODEL}3": False}, "gpu.generate")
+        workers.store_models(session, {f"{MODEL}3": False}, "gpu.generate")
         ledgers.quarantined(session, f"{MODEL}4", host_devices=STORED)
         audit.record(session, actor=STORED, action=STORED, target=STORED)
 

@@ -152,7 +152,7 @@ def test_a_worker_has_heard_of_a_pause_after_three_heartbeat(
     waits = []
     for _ in range(HEARTBEATS_TO_ACKNOWLEDGE + 1):
         with db.read() as session:
-            waits.append(sorted(acknowledgement.unacknowledged(workers.heartbeats(session, scope, {name}))))
+            waits.append(sorted(acknowledgement.pending_workers(workers.heartbeats(session, scope, {name}))))
         heartbeat(db, "gpu-1", "gpu-2", "cpu-1")
 
     assert waits == [concerned] * HEARTBEATS_TO_ACKNOWLEDGE + [[]]
@@ -168,7 +168,7 @@ def test_news_between_two_heartbeat_count_for_none(db: Database) -> None:
 
     for _ in range(HEARTBEATS_TO_ACKNOWLEDGE + 1):
         with db.read() as session:
-            assert acknowledgement.unacknowledged(_of_worker(session)) == ["gpu-1"]
+            assert acknowledgement.pending_workers(_of_worker(session)) == ["gpu-1"]
         heartbeat(db, "gpu-1", heartbeats=0)
 
 
@@ -178,16 +178,16 @@ def test_a_worker_that_registers_anew_is_waited_for_from_there_on_and_one_that_i
         heartbeat(db, "gpu-1")
     acknowledgement = Acknowledgement()
     with db.read() as session:
-        acknowledgement.unacknowledged(_of_worker(session))
+        acknowledgement.pending_workers(_of_worker(session))
     with db.write() as session:
         workers.leave(session, "gpu-1")
     with db.read() as session:
-        gone = acknowledgement.unacknowledged(_of_worker(session))
+        gone = acknowledgement.pending_workers(_of_worker(session))
     register(db, "gpu-1", Queue.GENERATE)
     with db.read() as session:
-        back = acknowledgement.unacknowledged(_of_worker(session))
+        back = acknowledgement.pending_workers(_of_worker(session))
 
     for _ in range(HEARTBEATS_TO_ACKNOWLEDGE):
         heartbeat(db, "gpu-1")
     with db.read() as session:
-        assert (gone, back, acknowledgement.unacknowledged(_of_worker(session))) == ([], ["gpu-1"], [])
+        assert (gone, back, acknowledgement.pending_workers(_of_worker(session))) == ([], ["gpu-1"], [])

@@ -13,7 +13,7 @@ from pydantic_settings import SettingsError
 
 from cli.errors import CliError
 from cli.up.effective import effective
-from jobs.platform.secret_files import anchor, replaced, secret
+from jobs.platform.secret_files import anchor, replace_values, secret
 from jobs.settings import Settings, wrong_names
 
 ROOT = Path(__file__).parents[3]
@@ -236,7 +236,7 @@ def test_files_that_are_named_from_here_are_found_by_children_elsewhere(
 def test_what_is_replaced_for_a_child_is_replaced_in_files_too() -> None:
     environment = {"A": "1", "B_FILE": "/run/secrets/b", "C_FILE": "/run/secrets/c"}
 
-    assert replaced(environment, {"B": ""}) == {"A": "1", "B": "", "C_FILE": "/run/secrets/c"}
+    assert replace_values(environment, {"B": ""}) == {"A": "1", "B": "", "C_FILE": "/run/secrets/c"}
 
 
 @pytest.mark.parametrize("name", ["job_retention_seconds", "audit_retention_seconds"])

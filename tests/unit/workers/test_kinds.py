@@ -74,7 +74,7 @@ def test_nothing_is_asked_of_a_table_that_was_not_filled(monkeypatch: pytest.Mon
         kinds.event_types,
         partial(kinds.names, bool),
         partial(kinds.is_read, File.id),
-        partial(slot_weights.of_shards, Settings()),
+        partial(slot_weights.weight_of_shards, Settings()),
     ):
         with pytest.raises(RuntimeError, match="known_kinds"):
             ask()

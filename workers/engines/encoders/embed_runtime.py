@@ -33,7 +33,7 @@ import msgspec
 
 from jobs.clock import now
 from jobs.fleet import runtimes
-from jobs.fleet.runtimes import Record
+from jobs.fleet.runtimes import RuntimeRecord
 from jobs.platform import processes
 from jobs.platform.locks import FileLock
 from jobs.platform.storage import sync_path
@@ -108,7 +108,7 @@ class Chooser:
         if self._child:
             self._child.kill()
 
-    def _measured(self, order: Order) -> Record | None:
+    def _measured(self, order: Order) -> RuntimeRecord | None:
         """Return the record of a measurement made now; None where it runs in the background."""
         if _gpu():
             return measure_here(order)
@@ -151,7 +151,7 @@ def measures(args: Mapping[str, Any], floor: float) -> bool:
     return runtime == "onnx" or (runtime == "auto" and args.get("dtype", "auto") == "auto" and floor < 1)
 
 
-def _load(order: Order, record: Record) -> SentenceModel:
+def _load(order: Order, record: RuntimeRecord) -> SentenceModel:
     choice = record.choice
     if choice.runtime != "onnx":
         return SentenceModel(order.source, order.revision, order.args, Computing(choice.dtype))
@@ -216,7 +216,7 @@ def versions() -> dict[str, str]:
     return {name: package_version(name) for name in LIBRARIES}
 
 
-def measure_here(order: Order) -> Record:
+def measure_here(order: Order) -> RuntimeRecord:
     """Measure in this process, under the lock, and record the result, unless another process just has."""
     folder = Path(order.folder)
     with FileLock(folder / ".lock").hold():
@@ -228,7 +228,7 @@ def measure_here(order: Order) -> Record:
             return _measure(order, folder, Path(scratch))
 
 
-def _measure(order: Order, folder: Path, scratch: Path) -> Record:
+def _measure(order: Order, folder: Path, scratch: Path) -> RuntimeRecord:
     start = time.perf_counter()
     restricted = "onnx" if order.args.get("runtime") == "onnx" else ""
     model = SentenceModel(order.source, order.revision, order.args, Computing("float32"))
@@ -237,7 +237,7 @@ def _measure(order: Order, folder: Path, scratch: Path) -> Record:
         sync_path(measured.file)
         measured.file.chmod(0o644)
         measured.file.rename(runtimes.onnx_file(folder, order.key))
-    record = Record(
+    record = RuntimeRecord(
         model=order.name,
         machine=machine(model.threads),
         versions=versions(),

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
-from jobs.fleet.checkpoint import behind_padding
+from jobs.fleet.checkpoint import padding_offset
 from jobs.fleet.models_file import EngineKind
 from jobs.ids import new_id
 from jobs.requests.endpoints import RERANK
@@ -187,7 +187,7 @@ def _longest(model: Any, args: Mapping[str, Any]) -> int:
     """
     config = model.model.config.to_dict()
     positions = int(config.get("max_position_embeddings") or 0)
-    positions -= behind_padding(config) if positions else 0
+    positions -= padding_offset(config) if positions else 0
     known = [int(args.get("max_length") or 0), int(model.max_seq_length or 0), positions]
     lengths = [number for number in known if 0 < number <= (positions or 1 << 20)]
     return min(lengths, default=_UNKNOWN_LENGTH)

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from jobs.platform.storage import CHUNK, sync_path
-from jobs.registry.manifests import MANIFEST, File, Manifest, decode_manifest
+from jobs.registry.manifests import MANIFEST, Manifest, ManifestFile, decode_manifest
 
 
 class Damaged(Exception):
@@ -59,10 +59,10 @@ def verify(folder: Path, *, resume: bool = False) -> Manifest:
     return manifest
 
 
-def _file(path: Path) -> File:
+def _file(path: Path) -> ManifestFile:
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as handle:
         while chunk := handle.read(CHUNK):
             digest.update(chunk)
             size += len(chunk)
-    return File(digest.hexdigest(), size)
+    return ManifestFile(digest.hexdigest(), size)

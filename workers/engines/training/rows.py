@@ -54,7 +54,7 @@ def read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open("rb") as handle:
         for line, raw in enumerate(handle, 1):
             if raw.strip():
-                yield line, examples.with_tools(_decode(raw))
+                yield line, examples.convert_functions(_decode(raw))
 
 
 def encode_supervised(

@@ -80,7 +80,7 @@ def alive(process: Process) -> bool:
 def descendants() -> set[Process]:
     """Return every process below this one."""
     table = processes.table()
-    below = processes.with_descendants([os.getpid()], table) & table.keys() - {os.getpid()}
+    below = processes.add_descendants([os.getpid()], table) & table.keys() - {os.getpid()}
     return {Process(pid, table[pid].started) for pid in below}
 
 

@@ -25,7 +25,7 @@ import msgspec
 from tokenizers import Tokenizer
 
 from jobs.errors import InvalidRequest
-from jobs.inference.context_options import AUTO, context_options_of, reserved
+from jobs.inference.context_options import AUTO, answer_reserve, context_options_of
 from jobs.requests.endpoints import RESPONSES
 from jobs.retrieval import words
 from jobs.retrieval.searches import FoundChunk
@@ -73,7 +73,7 @@ def excerpt_budget(budget: ContextBudget, body: Mapping[str, Any]) -> int:
         return budget.left(body)  # the context window will refuse it
     if options is None or (options.strategy is None and options is not AUTO):
         return budget.left(body)
-    prompt = budget.context - reserved(body, budget.context)
+    prompt = budget.context - answer_reserve(body, budget.context)
     over = max(0, prompt - options.max_tokens) if options.max_tokens else 0
     alone = budget.left({**body, "input": _last_turn(body.get("input"))}) - over
     return max(budget.left(body) - over, alone // 2)

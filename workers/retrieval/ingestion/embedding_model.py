@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from jobs.fleet import checkpoint
 from jobs.fleet.checkpoint import UNKNOWN_CONTEXT
-from jobs.fleet.models_file import EngineKind, Model, Registry
+from jobs.fleet.models_file import EngineKind, ModelConfig, Registry
 from jobs.requests.prompts import RAW, Own, Prompts, prompts_of
 from jobs.settings import Settings
 from workers.engines import model_folders
@@ -66,7 +66,7 @@ def recipe(sha256: str, model: str, dimensions: int, chunking: Mapping[str, Any]
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
 
 
-def folder_of(config: Settings, model: Model | None) -> Path:
+def folder_of(config: Settings, model: ModelConfig | None) -> Path:
     """Return the folder of the model's tokenizer, or of a substitute.
 
     Raises: NoTokenizer, TokenizerUnavailable.
@@ -85,7 +85,7 @@ def folder_of(config: Settings, model: Model | None) -> Path:
         raise NoTokenizer(str(error)) from error
 
 
-def _is_guessed(model: Model) -> bool:
+def _is_guessed(model: ModelConfig) -> bool:
     """Return whether the model's own tokenizer is unknown."""
     embeds_here = model.engine is EngineKind.EMBED and model.source.packaged is not None
     return not (embeds_here or model.tokenizer or model.source.path or model.source.repo)
@@ -117,14 +117,14 @@ def _downloaded(repo: str, revision: str) -> Path:
         raise TokenizerUnavailable(f"The tokenizer of {repo} cannot be fetched.") from error
 
 
-def _longest(folder: Path, model: Model | None) -> int:
+def _longest(folder: Path, model: ModelConfig | None) -> int:
     """Return how many tokens of text the model takes, without special tokens and the passage prompt."""
     own = checkpoint.own_prompts(folder) if model and model.engine is EngineKind.EMBED else Own()
     prompt = prompts_of(model.engine_args if model else {}, own).passage
     return max(16, _context(folder, model) - _framing(folder, prompt) - (_SEAM if prompt else 0))
 
 
-def _context(folder: Path, model: Model | None) -> int:
+def _context(folder: Path, model: ModelConfig | None) -> int:
     """Return the model's context; for a server the models file takes precedence over the model's files."""
     if model is None:
         return UNKNOWN_CONTEXT
@@ -181,7 +181,7 @@ def _prompts(config: Settings, name: str) -> tuple[Prompts, bool]:
     return prompts_of(model.engine_args, _own_prompts(config, model)), model.engine is not EngineKind.VLLM
 
 
-def _own_prompts(config: Settings, model: Model) -> Own:
+def _own_prompts(config: Settings, model: ModelConfig) -> Own:
     """Return the prompts in the model's files; those of a server's model are unknown."""
     if model.engine is not EngineKind.EMBED:
         return Own()

@@ -93,14 +93,14 @@ class Indexing(ShardRun):
         except ClaimLost:
             if self.written or self.rewrote:
                 job, dimensions = self.claim.job, self.written
-                self.context.db.retrying(lambda session: attachments.left_behind(session, job, dimensions))
+                self.context.db.retrying(lambda session: attachments.enqueue_cleanup(session, job, dimensions))
             raise
 
     def _all(self) -> None:
         claim = self.claim
         with self.context.db.read() as session:
             self.store = indexes.alive(session, index_of(claim.job.payload))
-            rows = attachments.of_lines(session, claim.job.id, claim.first_line, claim.lines)
+            rows = attachments.files_of_lines(session, claim.job.id, claim.first_line, claim.lines)
         if self.store is not None:
             self.embedder.prompt = embedding_model.passage_prompt(self.context.config, self.store.model)
         lines = [line for line in range(claim.lines) if not claim.covered >> line & 1]
@@ -201,7 +201,9 @@ class Indexing(ShardRun):
         """Return the length of the store's vectors. It is recorded before the first vector is written."""
         first = next((len(vector) for vector in vectors.values()), 0)
         if first and not row.dimensions:
-            row.dimensions = self.context.db.retrying(lambda session: attachments.measured(session, row.id, first))
+            row.dimensions = self.context.db.retrying(
+                lambda session: attachments.record_dimensions(session, row.id, first)
+            )
         return row.dimensions
 
     def _made(self, file: _File, dimensions: int) -> Made:

@@ -78,7 +78,7 @@ def _planned(session: Session, claim: JobClaim, cuts: list[tuple[int, int, int]]
     _cut(session, claim, cuts)
     if source_id := claim.job.payload.get("source_id"):
         reindexing.alongside(session, claim.job, source_id, actor=f"source:{source_id}")
-    ledger.planned(session, claim, **columns)
+    ledger.begin_running(session, claim, **columns)
 
 
 def _resolve_model(context: Context, claim: JobClaim) -> tuple[str, str]:

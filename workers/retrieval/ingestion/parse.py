@@ -63,7 +63,7 @@ class Parsing(ShardRun):
             with _interrupting(self.handle, self.parser):
                 self._all()
         except ClaimLost:
-            self.context.db.retrying(lambda session: attachments.left_behind(session, self.claim.job))
+            self.context.db.retrying(lambda session: attachments.enqueue_cleanup(session, self.claim.job))
             raise
         except _PASSING as error:
             log.warning("parsing_waits", extra={"job_id": self.claim.job.id, "error": type(error).__name__})
@@ -73,7 +73,7 @@ class Parsing(ShardRun):
         claim = self.claim
         with self.context.db.read() as session:
             self.store = indexes.alive(session, index_of(claim.job.payload))
-            rows = attachments.of_lines(session, claim.job.id, claim.first_line, claim.lines)
+            rows = attachments.files_of_lines(session, claim.job.id, claim.first_line, claim.lines)
             files = select(File).where(File.id.in_([row.id for row in rows.values()]), File.deleted_at.is_(None))
             self.files = {file.id: file for file in session.scalars(files)}
         for line in (line for line in range(claim.lines) if not claim.covered >> line & 1):

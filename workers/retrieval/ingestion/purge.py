@@ -13,9 +13,9 @@ from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
-from jobs.db.engine import WRITE_ROWS, affected_rows
+from jobs.db.engine import WRITE_ROWS, execute_and_count
 from jobs.ledger import audit, pauses
-from jobs.platform.locks import hold_alone
+from jobs.platform.locks import hold_exclusively
 from jobs.queues import Queue
 from jobs.retrieval import attachments, documents, indexes
 from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
@@ -31,7 +31,10 @@ def purge(context: Context) -> None:
 
     While the queue or this worker is paused they stay pending.
     """
-    with context.heartbeat.under_way.at(Queue.INGEST), hold_alone(context.config.data_dir / "run" / "purge") as locked:
+    with (
+        context.heartbeat.under_way.at(Queue.INGEST),
+        hold_exclusively(context.config.data_dir / "run" / "purge") as locked,
+    ):
         while locked and not context.stop.is_set() and (removals := _due_removals(context)):
             for store_id in dict.fromkeys(removal.store_id for removal in removals):
                 _purge(context, [removal for removal in removals if removal.store_id == store_id])
@@ -53,7 +56,7 @@ def _purge(context: Context, removals: list[VectorRemoval]) -> None:
 
 def _due_removals(context: Context) -> list[VectorRemoval]:
     with context.db.read() as session:
-        if pauses.paused(session).rests(Queue.INGEST, context.worker_id):
+        if pauses.current_pauses(session).rests(Queue.INGEST, context.worker_id):
             return []
         removals = select(VectorRemoval).where(attachments.due()).order_by(VectorRemoval.id)
         return list(session.scalars(removals.limit(_AT_ONCE)))
@@ -141,7 +144,7 @@ def _drop_leftovers(context: Context, store: Store) -> int:
 
 def _receipt(session: Session, removal: VectorRemoval, entries: int) -> None:
     same = VectorRemoval.id == removal.id, VectorRemoval.created_at == removal.created_at
-    if affected_rows(session, delete(VectorRemoval).where(*same)) == 1:
+    if execute_and_count(session, delete(VectorRemoval).where(*same)) == 1:
         audit.record(
             session,
             actor="purge",

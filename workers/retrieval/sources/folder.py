@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from jobs.retrieval.source_locations import below
+from jobs.retrieval.source_locations import allowed_root
 from workers.retrieval.sources.base import CHUNK, Entry, Fetched, ItemFailed, SourceUnavailable, Take, named, too_many
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -131,7 +131,7 @@ class Folder:
     @contextmanager
     def _opened(self) -> Iterator[int]:
         """Open the folder itself. Raises SourceUnavailable."""
-        allowed = below(self._roots, self._path, self._own)
+        allowed = allowed_root(self._roots, self._path, self._own)
         if allowed is None:
             raise SourceUnavailable("folder_not_allowed", "The operator does not allow this folder (any more).")
         top, parts = allowed

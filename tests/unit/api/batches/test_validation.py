@@ -93,11 +93,11 @@ def test_a_field_that_no_engine_in_process_knows_is_named(make_app: Callable[...
     ]
     alias, other = ({"model": name, "input": "a", "foo": 1} for name in ("text-embedding-3-small", "far"))
     with app.state.services.db.write() as session:
-        workers.remember_all(session, {"far": False}, Queue.EMBED)
+        workers.store_models(session, {"far": False}, Queue.EMBED)
     assert dry_run(client, line("1", body=alias))["valid"] is False
     assert dry_run(client, line("1", body=other))["valid"] is True, "a server judges its fields itself"
     with app.state.services.db.write() as session:
-        workers.remember_all(session, {"text-embedding-3-small": False}, Queue.EMBED)
+        workers.store_models(session, {"text-embedding-3-small": False}, Queue.EMBED)
     assert dry_run(client, line("1", body=alias))["valid"] is True, "a server has it by that name"
 
 
@@ -159,7 +159,7 @@ def test_a_model_outside_the_house_needs_the_project_s_consent(
     app: FastAPI, client: TestClient, external: bool, codes: list[str]
 ) -> None:
     with app.state.services.db.write() as session:
-        workers.remember_all(session, {"far": external}, Queue.EMBED)
+        workers.store_models(session, {"far": external}, Queue.EMBED)
 
     found = dry_run(client, line("1", body={"model": "far", "input": "a"}))
 
@@ -176,7 +176,7 @@ def test_an_endpoint_that_takes_any_model_makes_any_name_valid(app: FastAPI, cli
 def test_an_external_endpoint_that_takes_any_model_needs_the_permission_too(app: FastAPI, client: TestClient) -> None:
     with app.state.services.db.write() as session:
         session.add(worker(queues=[Queue.GENERATE], models=[ANY_MODEL]))
-        workers.remember_all(session, {ANY_MODEL: True}, Queue.GENERATE)
+        workers.store_models(session, {ANY_MODEL: True}, Queue.GENERATE)
 
     found = dry_run(client, line("1", body={"model": "whatever", "input": "a"}))
 

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from jobs.finetuning import examination
-from jobs.finetuning.examination import BaseUnavailable, ExaminationFailed, Findings, Part, Question
+from jobs.finetuning.examination import BaseUnavailable, DatasetFindings, ExaminationFailed, ExaminationTask, Part
 from jobs.finetuning.tables import FinetunePlan, FinetuneStep
 from tests.support import tiny_llama
 from tests.support.tuning_requests import BASE, ROW, add_worker, upload
@@ -26,11 +26,13 @@ def examine(client: TestClient, **fields: Any) -> dict[str, Any]:
 
 
 def test_a_good_file_is_counted_and_nothing_is_created(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Question] = []
+    asked: list[ExaminationTask] = []
 
-    def answer(question: Question) -> Findings:
+    def answer(question: ExaminationTask) -> DatasetFindings:
         asked.append(question)
-        return Findings(training=Part("a", 1, 100), validation=Part("b", 1, 25), tokens=500, longest=9, warnings=["w"])
+        return DatasetFindings(
+            training=Part("a", 1, 100), validation=Part("b", 1, 25), tokens=500, longest=9, warnings=["w"]
+        )
 
     monkeypatch.setattr(examination, "examine", answer)
 
@@ -60,7 +62,9 @@ def test_a_good_file_is_counted_and_nothing_is_created(client: TestClient, monke
 def test_seconds_and_memory_are_estimated_by_a_job_that_measured_them(
     app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(examination, "examine", lambda _: Findings(training=Part("a", 1, 100), tokens=500, longest=9))
+    monkeypatch.setattr(
+        examination, "examine", lambda _: DatasetFindings(training=Part("a", 1, 100), tokens=500, longest=9)
+    )
     asked: dict[str, Any] = {"hyperparameters": {"n_epochs": 2}, "training_file": upload(client)}
 
     unmeasured = examine(client, measure=True, **asked)
@@ -104,7 +108,7 @@ def measured(app: FastAPI, job_id: str) -> None:
 
 def test_errors_are_told_with_line_and_param(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     error = {"code": "empty_array", "message": "Empty.", "line": 3, "param": "training_file.messages"}
-    monkeypatch.setattr(examination, "examine", lambda _question: Findings(errors=[error], truncated=True))
+    monkeypatch.setattr(examination, "examine", lambda _question: DatasetFindings(errors=[error], truncated=True))
 
     found = examine(client)
 
@@ -118,7 +122,7 @@ def test_a_training_of_too_many_steps_is_an_error_of_the_hyperparameters(
     app = make_app()
     monkeypatch.setattr(examination, "MAX_STEPS", 199)
     client = client_of(app, make_key(app))
-    monkeypatch.setattr(examination, "examine", lambda _question: Findings(training=Part("a", 1, 100)))
+    monkeypatch.setattr(examination, "examine", lambda _question: DatasetFindings(training=Part("a", 1, 100)))
 
     found = examine(client, hyperparameters={"n_epochs": 2, "batch_size": 1})
 
@@ -135,7 +139,7 @@ def test_a_training_of_too_many_steps_is_an_error_of_the_hyperparameters(
 def test_what_cannot_be_examined_is_refused(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, code: str
 ) -> None:
-    def fail(_question: Question) -> Findings:
+    def fail(_question: ExaminationTask) -> DatasetFindings:
         raise error
 
     monkeypatch.setattr(examination, "examine", fail)

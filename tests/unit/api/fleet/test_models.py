@@ -52,7 +52,7 @@ def test_a_model_that_is_not_there_is_answered_with_those_that_are(
 
 def test_configured_names_aliases_and_discovered_models_are_listed(app: FastAPI, client: TestClient) -> None:
     with app.state.services.db.write() as session:
-        workers.remember_all(session, {"Qwen/Qwen3-0.6B": False}, Queue.GENERATE)
+        workers.store_models(session, {"Qwen/Qwen3-0.6B": False}, Queue.GENERATE)
 
     listed = client.get("/v1/models").json()
 
@@ -69,7 +69,7 @@ def test_configured_names_aliases_and_discovered_models_are_listed(app: FastAPI,
 @pytest.mark.parametrize("name", ["Qwen/Qwen3-0.6B", "Qwen%2FQwen3-0.6B"])
 def test_a_name_with_a_slash_is_found_encoded_or_not(app: FastAPI, client: TestClient, name: str) -> None:
     with app.state.services.db.write() as session:
-        workers.remember_all(session, {"Qwen/Qwen3-0.6B": False}, Queue.GENERATE)
+        workers.store_models(session, {"Qwen/Qwen3-0.6B": False}, Queue.GENERATE)
 
     assert client.get(f"/v1/models/{name}").json()["id"] == "Qwen/Qwen3-0.6B"
 
@@ -140,7 +140,7 @@ def test_models_say_where_they_are_served_and_why_not(app: FastAPI, client: Test
     packaged, alias, embedder = "smollm2-135m-instruct", "gpt-4o-mini", "all-minilm-l6-v2"
     with app.state.services.db.write() as session:
         workers.register(session, worker_row("w", Queue.GENERATE, packaged))
-        workers.remember_all(session, {"remote": False}, Queue.GENERATE)
+        workers.store_models(session, {"remote": False}, Queue.GENERATE)
         ledgers.quarantined(session, embedder)
 
     def served() -> dict[str, dict[str, Any]]:

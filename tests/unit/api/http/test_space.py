@@ -205,7 +205,7 @@ def test_a_full_project_is_counted_once_for_many_refusals(
 
 def test_a_response_notes_its_size_and_is_refused_beyond_the_limit(bounded: FastAPI) -> None:
     call = CallContext(bounded.state.services, Caller("k", "p"), "req")
-    call.in_one_write(
+    call.run_in_transaction(
         stored_answers.STORED_RESPONSES.prepare(call, StoredAnswer({"input": ["x" * 60_000]}, {"id": "resp_2"}))
     )
 

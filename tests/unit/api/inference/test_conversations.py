@@ -340,7 +340,7 @@ def test_a_conversation_that_is_read_again_reserves_its_bytes_once(
         return objects(head)
 
     monkeypatch.setattr(conversations.Head, "objects", replaced)
-    usage = shares.Usage(shares.Share(1, 1 << 20))
+    usage = shares.RequestShare(shares.ProjectShare(1, 1 << 20))
     token = shares.current.set(usage)
     try:
         assert len(stored_conversations.load(call, talk)) == 3

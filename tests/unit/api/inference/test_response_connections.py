@@ -23,7 +23,7 @@ from api.server import server
 from jobs.clock import now
 from jobs.errors import NoWorker, WorkerLost
 from jobs.fleet import workers
-from jobs.inference.answer_events import written_out
+from jobs.inference.answer_events import events_of_response
 from jobs.inference.interactive import AnswerEntry, QueuedRequest
 from jobs.queues import Queue
 from jobs.security.keys import create_operator_key, revoke_key
@@ -65,7 +65,7 @@ class Engine:
         self.running.append(words)
         self.most_running = max(self.most_running, len(self.running))
         try:
-            events = deque(written_out(answer_to(words, body["model"])))
+            events = deque(events_of_response(answer_to(words, body["model"])))
             if words.startswith("stops"):
                 events.pop()
             while events:

@@ -7,7 +7,7 @@ from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from api.inference.response_streams import _Items
-from jobs.inference.answer_events import written_out
+from jobs.inference.answer_events import events_of_response
 
 CITED = {"type": "file_citation", "file_id": "file-1", "filename": "cats.md", "index": 10}
 TEXT = {"type": "output_text", "text": "They purr.", "annotations": [CITED, {**CITED, "index": 3}], "logprobs": []}
@@ -29,7 +29,7 @@ def message(*parts: dict[str, Any]) -> dict[str, Any]:
 def written(*items: dict[str, Any], **facts: Any) -> list[dict[str, Any]]:
     base = {"id": "resp_1", "object": "response", "created_at": 1, "model": "m", "status": "completed", "error": None}
     base |= {"parallel_tool_calls": True, "tool_choice": "auto", "tools": []}
-    return written_out({**base, "output": list(items), **facts})
+    return events_of_response({**base, "output": list(items), **facts})
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def test_a_look_that_fails_at_its_end_loses_no_event(
 ) -> None:
     url, headers = streams
     job_id = ended(app, client)
-    look, failures = job_streams._once, iter([DatabaseBusy()])
+    look, failures = job_streams._look, iter([DatabaseBusy()])
 
     async def look_and_fail(*given: Any) -> Any:
         found = await look(*given)
@@ -181,7 +181,7 @@ def test_a_look_that_fails_at_its_end_loses_no_event(
             raise error
         return found
 
-    monkeypatch.setattr(job_streams, "_once", look_and_fail)
+    monkeypatch.setattr(job_streams, "_look", look_and_fail)
     with httpx2.stream("GET", url + path.format(job_id=job_id), headers=headers, timeout=30) as answer:
         found = events_of(answer, 4)
 
@@ -205,18 +205,18 @@ def test_a_stream_queries_its_events_only_when_the_feed_has_moved(
     app: FastAPI, client: TestClient, streams: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, headers = streams
-    app.state.services.feed_bounds = Trusted[feed.Bounds](0.01)
-    look, bounds, looks, queries = job_streams._once, feed.bounds, [], []
+    app.state.services.feed_bounds = Trusted[feed.FeedBounds](0.01)
+    look, bounds, looks, queries = job_streams._look, feed.bounds, [], []
 
     async def look_and_count(*given: Any) -> Any:
         looks.append(given)
         return await look(*given)
 
-    def count_queries(*given: Any) -> feed.Bounds:
+    def count_queries(*given: Any) -> feed.FeedBounds:
         queries.append(given)
         return bounds(*given)
 
-    monkeypatch.setattr(job_streams, "_once", look_and_count)
+    monkeypatch.setattr(job_streams, "_look", look_and_count)
     monkeypatch.setattr(feed, "bounds", count_queries)
     with httpx2.stream("GET", f"{url}/v1/events?after=latest", headers=headers, timeout=30) as answer:
         eventually(lambda: len(queries) > 20, 30, "the bounds of the feed are queried")

@@ -96,7 +96,7 @@ def test_only_the_segments_of_the_window_are_read(sqlite: Database, model: str |
 
     with sqlite.read() as session:
         event.listen(sqlite.engine, "before_cursor_execute", note)
-        throughput.throughput(session, "p", throughput.Window(0, 300, 288), sqlite=True, model=model)
+        throughput.throughput(session, "p", throughput.ThroughputWindow(0, 300, 288), sqlite=True, model=model)
         [(query, values)] = [query for query in queries if "FROM segment" in query[0]]
         plan = [row[3] for row in session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", values)]
 

@@ -19,7 +19,7 @@ from jobs.inference.interactive import AnswerEntry, QueuedRequest
 from jobs.ledger import pauses
 from jobs.queues import Queue
 from jobs.retrieval import searches
-from jobs.retrieval.searches import Results
+from jobs.retrieval.searches import SearchResults
 from tests.support.web import running_app
 from tests.support.worker_rows import worker_row
 from tests.unit.api.retrieval.test_vector_stores import MODEL, error_of, made
@@ -60,7 +60,7 @@ class Workers:
             if refused := self.refuses(self.searched[-1]):
                 yield refused
                 return
-            yield AnswerEntry("end", searches.encode(Results(())))
+            yield AnswerEntry("end", searches.encode(SearchResults(())))
             return
         self.chats.append(queued)
         said = self.says(msgspec.json.decode(asked_of(queued)["messages"][1]["content"]))
@@ -199,7 +199,7 @@ def test_an_external_server_that_takes_any_name_is_not_asked(
 ) -> None:
     with app.state.services.db.write() as session:
         session.get_one(Worker, Queue.GENERATE).models = [ANY_MODEL]
-        fleet.remember_all(session, {ANY_MODEL: external}, Queue.GENERATE)
+        fleet.store_models(session, {ANY_MODEL: external}, Queue.GENERATE)
 
     search(client, "leave")
 

@@ -80,7 +80,7 @@ def test_a_file_in_progress_shows_its_stage(app: FastAPI, client: TestClient, st
         places = {"offset": 0, "length": 0, "queue": Queue.INGEST}
         cut = [Shard(job_id=job_id, n=n, first_line=2 * n, lines=2, **places) for n in range(2)]
         shards.cut(session, claim, Queue.INGEST, cut)
-        ledger.planned(session, claim, total=4, model="m", queue=Queue.EMBED)
+        ledger.begin_running(session, claim, total=4, model="m", queue=Queue.EMBED)
     seen.append(stages())
     for queue in (Queue.INGEST, None):
         with db.write() as session:

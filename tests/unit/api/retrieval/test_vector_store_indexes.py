@@ -14,7 +14,7 @@ from jobs.inference.interactive import AnswerEntry, QueuedRequest
 from jobs.ledger.tables import Audit, Job
 from jobs.queues import Queue
 from jobs.retrieval import searches
-from jobs.retrieval.searches import FoundChunk, Results
+from jobs.retrieval.searches import FoundChunk, SearchResults
 from jobs.retrieval.tables import VectorStore
 from tests.support.web import running_app
 from tests.support.worker_rows import worker_row
@@ -262,7 +262,7 @@ class FakeWorkers:
         self.asked.append(search)
         found = self.found.get(search.store_id, ())
         chunks = tuple(FoundChunk(f"file-{name}", "f", 0.5, "t", None, {}) for name in found)
-        yield self.refusal.get(search.store_id) or AnswerEntry("end", searches.encode(Results(chunks)))
+        yield self.refusal.get(search.store_id) or AnswerEntry("end", searches.encode(SearchResults(chunks)))
 
     async def close(self) -> None:
         await self.inner.close()

@@ -48,7 +48,7 @@ def guard(folder: DataFolder) -> Iterator["subprocess.Popen[bytes]"]:
     with subprocess.Popen([sys.executable, "-c", GUARD], cwd=folder.path, stdout=subprocess.PIPE) as process:
         assert process.stdout
         process.stdout.readline()
-        own(folder, process.pid, processes.started(process.pid) or 0)
+        own(folder, process.pid, processes.start_time(process.pid) or 0)
         yield process
         process.kill()
 
@@ -175,7 +175,7 @@ def test_down_signals_nobody_who_has_the_pid_of_a_killed_one(
 
 
 def test_down_says_on_which_host_a_shared_folder_is_used(folder: DataFolder, guard: "subprocess.Popen[bytes]") -> None:
-    own(folder, guard.pid, processes.started(guard.pid) or 0, host="another")
+    own(folder, guard.pid, processes.start_time(guard.pid) or 0, host="another")
 
     told = call("down", folder)
 

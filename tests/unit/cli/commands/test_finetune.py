@@ -14,7 +14,7 @@ from cli.main import app
 from jobs import programs
 from jobs.clock import now
 from jobs.finetuning import examination, training_events
-from jobs.finetuning.examination import Findings, Part
+from jobs.finetuning.examination import DatasetFindings, Part
 from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetuneCheckpoint
 from jobs.ledger import ledger
@@ -243,9 +243,9 @@ def test_an_adapter_is_merged_into_the_base(
     assert not list(tmp_path.glob("out.*"))
 
 
-def found(errors: list[dict[str, Any]]) -> Findings:
+def found(errors: list[dict[str, Any]]) -> DatasetFindings:
     part = None if errors else Part("0" * 64, 100, 12)
-    return Findings(errors=errors, warnings=["1 rows are duplicates."], training=part, tokens=120, longest=11)
+    return DatasetFindings(errors=errors, warnings=["1 rows are duplicates."], training=part, tokens=120, longest=11)
 
 
 def test_a_dry_run_says_what_would_be_trained_and_creates_nothing(

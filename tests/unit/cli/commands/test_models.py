@@ -262,7 +262,7 @@ def test_models_of_engine_urls_are_listed_beside_those_of_the_file(
     monkeypatch.setenv("NIGHTMILL_DATABASE_URL", db.url)
     monkeypatch.setenv("NIGHTMILL_OPENAI_ALIASES", "true")
     with db.write() as session:
-        workers.remember_all(session, {"far": True, "gpt-4o-mini": True}, Queue.GENERATE)
+        workers.store_models(session, {"far": True, "gpt-4o-mini": True}, Queue.GENERATE)
         workers.register(session, worker_row("gpu-1", Queue.GENERATE, "far"))
 
     listed = {row["name"]: row for row in map(json.loads, run("list", "--json").splitlines())}

@@ -224,7 +224,7 @@ def test_a_model_outside_the_models_file_is_paused_if_anything_knows_it(run: Run
     with db.write() as session:
         ledgers.quarantined(session, "dead")
         pauses.pause(session, pauses.Scope.MODEL, "left", actor="operator")
-        workers.remember_all(session, {"shown": False, "gpt-4o": False}, "gpu.generate")
+        workers.store_models(session, {"shown": False, "gpt-4o": False}, "gpu.generate")
 
     for name in ("asked", "dead", "shown", "gpt-4o"):  # an endpoint's own model comes before an alias
         assert run("pause", "model", name).stdout == f"model {name} is paused\n"

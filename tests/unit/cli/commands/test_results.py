@@ -19,7 +19,7 @@ from cli.commands.submit import extrapolate, write_sample
 from cli.errors import CliError
 from cli.main import app
 from jobs.batches.exports import VECTOR_KINDS
-from jobs.batches.joining import COLUMNS, Unjoinable, joined
+from jobs.batches.joining import COLUMNS, Unjoinable, join_rows
 
 CHAT, TEXT, RESPONSES, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"
 HELLO = {"messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hello"}]}
@@ -46,7 +46,7 @@ def chat(text: str | None) -> dict[str, Any]:
 
 
 def one(url: str, body: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-    [row] = joined([asked("a", url, **body)], [answered("a", answer)], [])
+    [row] = join_rows([asked("a", url, **body)], [answered("a", answer)], [])
     return row
 
 
@@ -55,7 +55,7 @@ def test_results_stand_beside_their_inputs_in_the_order_of_the_input() -> None:
     outputs = [answered("a", chat("one")), answered("d", chat("four"))]
     refused = answered("c", {"error": {"message": "Too long.", "code": "context_length_exceeded"}}, 400)
 
-    rows = list(joined(inputs, outputs, [unanswered("b", "batch_expired"), refused]))
+    rows = list(join_rows(inputs, outputs, [unanswered("b", "batch_expired"), refused]))
 
     assert [row["custom_id"] for row in rows] == ["a", "b", "c", "d"]
     assert [row["answer"] for row in rows] == ["one", None, None, "four"]
@@ -68,7 +68,7 @@ def test_results_stand_beside_their_inputs_in_the_order_of_the_input() -> None:
 def test_a_retry_shows_what_it_asked_and_not_what_its_input_says() -> None:
     overrides = {"model": "other", "messages": [{"role": "user", "content": "again"}]}
 
-    [row] = joined([asked("a")], [answered("a", chat("one"))], [], overrides)
+    [row] = join_rows([asked("a")], [answered("a", chat("one"))], [], overrides)
 
     assert row["request"] == overrides
     assert row["prompt"] == "again"
@@ -154,7 +154,7 @@ def test_lines_that_the_planner_takes_are_joined_too() -> None:
     huge = b'{"custom_id": "a", "method": "POST", "url": "%s", "body": {"model": "m", "x": %s, "messages": []}}'
     inputs = [b"\xef\xbb\xbf\r\n", huge % (CHAT.encode(), digits.encode())]
 
-    [row] = joined(inputs, [answered("a", chat("one"))], [])
+    [row] = join_rows(inputs, [answered("a", chat("one"))], [])
 
     assert (row["answer"], row["request"]["x"]) == ("one", digits)
 
@@ -182,18 +182,18 @@ def test_a_result_that_cannot_be_read_is_told_and_not_left_out() -> None:
     deep = answered("a", {}).replace(b'"body": {}', b'"body": ' + b"[" * 100_000 + b"]" * 100_000)
 
     with pytest.raises(Unjoinable, match=r'cannot be read.*"custom_id": "a"'):
-        list(joined([asked("a")], [deep], []))
+        list(join_rows([asked("a")], [deep], []))
 
 
 def test_inputs_without_a_result_are_passed_by() -> None:
-    rows = joined([asked("a"), asked("b")], [answered("b", chat("two"))], [])
+    rows = join_rows([asked("a"), asked("b")], [answered("b", chat("two"))], [])
 
     assert [row["custom_id"] for row in rows] == ["b"]
 
 
 def test_a_result_without_its_input_is_told() -> None:
     with pytest.raises(Unjoinable, match="'z' has no line"):
-        list(joined([asked("a")], [answered("z", chat("?"))], []))
+        list(join_rows([asked("a")], [answered("z", chat("?"))], []))
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def copied(custom_id: str, original: str, body: dict[str, Any], status: int = 20
 def deduped() -> list[dict[str, Any]]:
     """Of three lines two are computed: one is a copy."""
     outputs = [answered("a", chat("")), copied("b", "a", chat("")), answered("c", chat("x"))]
-    return list(joined([asked("a"), asked("b"), asked("c")], outputs, []))
+    return list(join_rows([asked("a"), asked("b"), asked("c")], outputs, []))
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def deduped() -> list[dict[str, Any]]:
 def test_a_copy_names_its_original_and_costs_nothing(url: str, usage: dict[str, int]) -> None:
     inputs = [asked("a", url), asked("b", url)]
 
-    one, other = joined(inputs, [answered("a", {"usage": usage}), copied("b", "a", {"usage": usage})], [])
+    one, other = join_rows(inputs, [answered("a", {"usage": usage}), copied("b", "a", {"usage": usage})], [])
 
     told = [(row["duplicate_of"], row["input_tokens"], row["output_tokens"]) for row in (one, other)]
     assert told == [(None, 3, 2), ("a", None, None)]
@@ -258,7 +258,7 @@ def test_a_copy_names_its_original_and_costs_nothing(url: str, usage: dict[str, 
 def test_the_copy_of_a_refusal_names_its_original_too() -> None:
     refused = {"error": {"message": "Too long.", "code": "too_long"}}
 
-    [_, row] = joined([asked("a"), asked("b")], [], [answered("a", refused, 400), copied("b", "a", refused, 400)])
+    [_, row] = join_rows([asked("a"), asked("b")], [], [answered("a", refused, 400), copied("b", "a", refused, 400)])
 
     assert (row["duplicate_of"], row["error_code"]) == ("a", "too_long")
 
@@ -286,7 +286,7 @@ def test_in_csv_the_tokens_of_a_copy_are_empty_cells(tmp_path: Path) -> None:
 def rows() -> list[dict[str, Any]]:
     text = 'a, "b"\nc\u2028d'
     inputs = [asked("a"), asked("b")]
-    return list(joined(inputs, [answered("a", chat(text))], [unanswered("b", "batch_expired")]))
+    return list(join_rows(inputs, [answered("a", chat(text))], [unanswered("b", "batch_expired")]))
 
 
 def test_csv_keeps_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_parquet_takes_an_answer_and_a_message_that_are_no_text(tmp_path: Path) 
     outputs = [answered("a", chat(parts)), answered("b", {"choices": [{"text": {"x": 1}}]})]
     refused = answered("c", {"error": {"message": [{"msg": "no"}]}}, 422)
 
-    assert write_parquet(joined(inputs, outputs, [refused]), tmp_path / "out.parquet") == 3
+    assert write_parquet(join_rows(inputs, outputs, [refused]), tmp_path / "out.parquet") == 3
 
     table = parquet.read_table(tmp_path / "out.parquet")
     assert table["answer"].to_pylist() == [json.dumps(parts), '{"x": 1}', None]
@@ -333,7 +333,7 @@ def test_embeddings_are_vectors_in_parquet_also_behind_many_failures(tmp_path: P
     outputs = [answered(str(n), {"data": [{"embedding": [0.5, 1.0]}]}) for n in range(1500, 2500)]
     errors = [unanswered(str(n), "batch_expired") for n in range(1500)]
 
-    write_parquet(joined(inputs, outputs, errors), tmp_path / "out.parquet", VECTOR_KINDS)
+    write_parquet(join_rows(inputs, outputs, errors), tmp_path / "out.parquet", VECTOR_KINDS)
 
     table = parquet.read_table(tmp_path / "out.parquet")
     assert table["answer"].to_pylist()[1499:1501] == [None, [0.5, 1.0]]

@@ -20,7 +20,7 @@ from cli.doctor.findings import Finding, Severity
 from cli.main import app
 from jobs.db.engine import Database
 from jobs.fleet import runtimes, workers
-from jobs.fleet.runtimes import Candidate, Record
+from jobs.fleet.runtimes import Candidate, RuntimeRecord
 from jobs.platform.storage import DiskStorage, Space
 from jobs.queues import Queue
 from jobs.setting_groups import MB
@@ -348,7 +348,7 @@ def test_measured_runtimes_are_shown_with_their_figures(diagnosis: Examine, tmp_
     )
     folder = tmp_path / "models" / "runtimes"
     folder.mkdir(parents=True)
-    runtimes.write(folder, "k", Record("all-minilm-l6-v2", "some CPU", {}, 0.999, 1, 9.5, candidates, 1))
+    runtimes.write(folder, "k", RuntimeRecord("all-minilm-l6-v2", "some CPU", {}, 0.999, 1, 9.5, candidates, 1))
 
     after = diagnosis()[MINI]
 

@@ -38,7 +38,7 @@ def test_a_few_lines_of_each_outcome_are_shown_and_the_rest_is_not_read() -> Non
     many = [line(f"cut{n}", chat("length", content="so")) for n in range(5)]
     lines = Lines([line("a", chat("stop", content="yes")), *many, line("e", chat("stop", content="")), *many])
 
-    shown = outcome_examples.answered(lines, {"length": 10, "empty": 1})
+    shown = outcome_examples.answer_examples(lines, {"length": 10, "empty": 1})
 
     assert shown == {"length": [f"cut{n}: so" for n in range(3)], "empty": ["e"]}
     assert lines.read == 7
@@ -48,7 +48,9 @@ def test_failures_are_shown_on_one_line_each_and_end_the_reading_when_all_are_kn
     refused = line("r", {"error": {"code": "too_long", "message": "Too\nlong."}}, 400)
     lines = Lines([refused, line("a", chat("stop", content="yes")), refused])
 
-    assert outcome_examples.failed(lines, {"too_long": 1}) == {"too_long": Failure(["r: Too long."], is_permanent=True)}
+    assert outcome_examples.failure_examples(lines, {"too_long": 1}) == {
+        "too_long": Failure(["r: Too long."], is_permanent=True)
+    }
     assert lines.read == 1
 
 
@@ -61,7 +63,7 @@ def test_request_that_was_refused_for_itself_fails_again(status: int | None, is_
     unanswered = json.dumps({"custom_id": "r", "response": None, "error": body["error"]}).encode()
     lines = [line("r", body, status) if status else unanswered]
 
-    assert outcome_examples.failed(lines, {"no": 1})["no"] == Failure(["r: No."], is_permanent)
+    assert outcome_examples.failure_examples(lines, {"no": 1})["no"] == Failure(["r: No."], is_permanent)
 
 
 @pytest.mark.parametrize(
@@ -79,8 +81,8 @@ def test_request_that_was_refused_for_itself_fails_again(status: int | None, is_
 def test_a_line_of_an_unknown_shape_is_no_example(odd: bytes) -> None:
     good = line("b", chat("length", content="so"))
 
-    assert outcome_examples.answered([odd, good], {"length": 2}) == {"length": ["b: so"]}
-    assert outcome_examples.failed([odd], {"no": 1}) == {"no": Failure([], is_permanent=False)}
+    assert outcome_examples.answer_examples([odd, good], {"length": 2}) == {"length": ["b: so"]}
+    assert outcome_examples.failure_examples([odd], {"no": 1}) == {"no": Failure([], is_permanent=False)}
 
 
 RESPONSE = {"status": "completed", "output": [{"type": "message", "content": [{"text": "yes"}]}]}

@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from jobs.batches import exports
-from jobs.batches.joining import Row, joined
+from jobs.batches.joining import Row, join_rows
 from jobs.batches.tabulation import has_cells, tabulate
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
@@ -40,7 +40,7 @@ def rows_of(*answers: str | None, row: Any = None, url: str = CHAT, **body: Any)
         error = None if response else {"code": "engine_error", "message": "It broke."}
         line = json.dumps({"custom_id": f"row-{n}", "response": response, "error": error}).encode()
         (outputs if response else errors).append(line)
-    return list(joined(inputs, outputs, errors))
+    return list(join_rows(inputs, outputs, errors))
 
 
 def cells(rows: list[Row]) -> list[list[Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jobs.evals import comparison
-from jobs.evals.comparison import MAX_SLICES, MIN_ITEMS, NAMED, OVERALL, Comparison, Pairing
+from jobs.evals.comparison import MAX_SLICES, MIN_ITEMS, NAMED, OVERALL, PairedComparison, Pairing
 
 
 def item(n: int, score: float | None, **fields: Any) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def test_texts_of_items_are_not_held() -> None:
 
 @pytest.mark.parametrize(("p_value", "text"), [(1.0, "1.000"), (0.0234, "0.023"), (0.001, "0.001"), (1e-9, "<0.001")])
 def test_small_p_value_is_not_shown_as_0(p_value: float, text: str) -> None:
-    row = Comparison("same", 10, 10, 0.0, 1.0, 0.5, 1.0, 10, 0, 1e-9, p_value, None)
+    row = PairedComparison("same", 10, 10, 0.0, 1.0, 0.5, 1.0, 10, 0, 1e-9, p_value, None)
 
     assert row.p_text == text
 

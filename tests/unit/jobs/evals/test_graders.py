@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from jobs.errors import InvalidRequest, Unavailable
 from jobs.evals import graders
 from jobs.evals.availability import check_available
-from jobs.evals.graders.base import Deployment
+from jobs.evals.graders.base import GradingParts
 from jobs.evals.graders.python import MAX_SOURCE_BYTES
 
 STRING: dict[str, Any] = {
@@ -60,12 +60,12 @@ MULTI = {"type": "multi", "name": "both", "graders": {"a": STRING, "b": SIMILAR}
     "definition", [STRING, SIMILAR, LABEL, SCORE, PYTHON, MULTI, FAITHFUL, RANKING], ids=lambda given: given["type"]
 )
 def test_a_definition_is_stored_as_it_was_given(definition: dict[str, Any]) -> None:
-    stored = graders.stored(graders.parse_grader(definition))
+    stored = graders.dump_grader(graders.parse_grader(definition))
     expected = definition
     if definition is SCORE:
         expected = {**SCORE, "sampling_params": {"temperature": 1, "max_completions_tokens": 64}}
     assert stored == expected
-    assert graders.stored(graders.parse_grader(stored)) == stored
+    assert graders.dump_grader(graders.parse_grader(stored)) == stored
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_definition_is_stored_as_it_was_given(definition: dict[str, Any]) -> N
     ids=lambda given: given.get("type") if isinstance(given, dict) else None,
 )
 def test_a_stored_definition_is_what_the_sdk_reads(definition: dict[str, Any], model: Any) -> None:
-    read = TypeAdapter(model).validate_python(graders.stored(graders.parse_grader(definition)))
+    read = TypeAdapter(model).validate_python(graders.dump_grader(graders.parse_grader(definition)))
     assert (read.type, read.name) == (definition["type"], definition["name"])
 
 
@@ -168,7 +168,7 @@ def test_a_score_passes_from_the_threshold_on_or_from_the_middle_of_the_range() 
 def test_the_judges_and_references_of_a_grader_are_named_each_once() -> None:
     both = {**MULTI, "graders": {"a": LABEL, "b": SCORE, "c": STRING}, "calculate_output": "a + b + c"}
     grader = graders.parse_grader(both)
-    assert graders.models_asked(grader) == ["judge"]
+    assert graders.judge_models(grader) == ["judge"]
     assert [str(reference) for reference in graders.references_of(grader)] == [
         "item.text", "item.text", "item.image", "item.sound", "sample.output_text", "sample.output_text", "item.answer",
     ]  # fmt: skip
@@ -188,15 +188,15 @@ def test_the_judges_and_references_of_a_grader_are_named_each_once() -> None:
 def test_a_grader_that_needs_what_the_deployment_lacks_is_refused(definition: dict[str, Any], code: str) -> None:
     grader = graders.parse_grader(definition)
     with pytest.raises(InvalidRequest) as raised:
-        check_available(grader, Deployment(), "testing_criteria[0]")
+        check_available(grader, GradingParts(), "testing_criteria[0]")
     assert (raised.value.code, raised.value.param) == (code, "testing_criteria[0]")
-    whole = Deployment(runs_python=True, has_wordnet=True, embedding_model="embedder", encodes_tokens=True)
+    whole = GradingParts(runs_python=True, has_wordnet=True, embedding_model="embedder", encodes_tokens=True)
     check_available(grader, whole, "grader")
 
 
 @pytest.mark.parametrize("definition", [PYTHON, {**MULTI, "graders": {"a": STRING, "b": PYTHON}}])
 def test_a_grader_waits_for_a_sandbox_of_which_no_worker_has_said_anything(definition: dict[str, Any]) -> None:
-    grader, starting = graders.parse_grader(definition), Deployment(runs_python=None)
+    grader, starting = graders.parse_grader(definition), GradingParts(runs_python=None)
 
     check_available(grader, starting, "testing_criteria[0]", waits=True)
     with pytest.raises(Unavailable) as raised:
@@ -210,6 +210,6 @@ def test_a_part_that_never_comes_is_named_before_one_that_may() -> None:
     multi = graders.parse_grader({**MULTI, "graders": {"a": PYTHON, "b": never}, "calculate_output": "a + b"})
 
     with pytest.raises(InvalidRequest) as raised:
-        check_available(multi, Deployment(runs_python=None), "grader", waits=True)
+        check_available(multi, GradingParts(runs_python=None), "grader", waits=True)
 
     assert raised.value.code == "grader_unavailable"

@@ -8,7 +8,7 @@ from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
 from jobs.evals import graders, samples
-from jobs.evals.graders.base import Answer, Budget, Grade, GradingError, Ports
+from jobs.evals.graders.base import Grade, GradingBudget, GradingError, ModelAnswer, Ports
 from jobs.evals.graders.judge import JUDGE_TOKENS
 from jobs.evals.grading import grade, requests_of
 from jobs.requests.endpoints import CHAT, EMBEDDINGS
@@ -41,12 +41,12 @@ def python(source: str = "code") -> dict[str, Any]:
     return {"type": "python", "name": "code", "source": source}
 
 
-def chat(content: Any, reason: str = "stop", refusal: str | None = None) -> Answer:
+def chat(content: Any, reason: str = "stop", refusal: str | None = None) -> ModelAnswer:
     message = {"role": "assistant", "content": content, "refusal": refusal}
-    return Answer(200, {"choices": [{"index": 0, "message": message, "finish_reason": reason}]})
+    return ModelAnswer(200, {"choices": [{"index": 0, "message": message, "finish_reason": reason}]})
 
 
-def graded(definition: dict[str, Any], *answers: Answer, ports: Ports = NONE, item: Any = ITEM) -> Grade:
+def graded(definition: dict[str, Any], *answers: ModelAnswer, ports: Ports = NONE, item: Any = ITEM) -> Grade:
     """Grade the item with these answers to the grader's requests, in order."""
     grader = graders.parse_grader(definition)
     keys = [request.key for request in requests_of(grader, item, SAMPLE, ports)]
@@ -107,7 +107,7 @@ def test_limit_of_a_judge_has_either_of_its_names(name: str) -> None:
     [request] = requests_of(graders.parse_grader(definition), ITEM, SAMPLE)
 
     assert (request.body["max_completion_tokens"], request.body.get("max_completions_tokens")) == (9, None)
-    assert graders.stored(graders.parse_grader(definition))["sampling_params"] == {name: 9}
+    assert graders.dump_grader(graders.parse_grader(definition))["sampling_params"] == {name: 9}
 
 
 def test_limits_of_a_judge_agree() -> None:
@@ -197,14 +197,14 @@ def test_a_label_that_is_none_of_the_labels_is_an_error() -> None:
     [
         (chat(None, refusal="I cannot."), "model_grader_refusal_error"),
         (chat('{"steps": [{"descr', "length"), "truncated_observation_error"),
-        (Answer(503, {"error": {"message": "No worker."}}), "model_grader_server_error"),
-        (Answer(500, {}), "model_grader_server_error"),
-        (Answer(200, {}), "model_grader_parse_error"),
-        (Answer(200, {"choices": []}), "model_grader_parse_error"),
-        (Answer(200, {"choices": [{"message": None}]}), "model_grader_parse_error"),
+        (ModelAnswer(503, {"error": {"message": "No worker."}}), "model_grader_server_error"),
+        (ModelAnswer(500, {}), "model_grader_server_error"),
+        (ModelAnswer(200, {}), "model_grader_parse_error"),
+        (ModelAnswer(200, {"choices": []}), "model_grader_parse_error"),
+        (ModelAnswer(200, {"choices": [{"message": None}]}), "model_grader_parse_error"),
     ],
 )
-def test_a_judge_without_an_answer_makes_an_error_with_its_reason(answer: Answer, code: str) -> None:
+def test_a_judge_without_an_answer_makes_an_error_with_its_reason(answer: ModelAnswer, code: str) -> None:
     result = graded(score(), answer)
     assert result.error is not None
     assert (result.score, result.error.code) == (None, code)
@@ -277,8 +277,8 @@ COSINE = {
 }  # fmt: skip
 
 
-def embedding(*vectors: Any) -> Answer:
-    return Answer(200, {"data": [{"index": n, "embedding": vector} for n, vector in enumerate(vectors)]})
+def embedding(*vectors: Any) -> ModelAnswer:
+    return ModelAnswer(200, {"data": [{"index": n, "embedding": vector} for n, vector in enumerate(vectors)]})
 
 
 def test_the_cosine_is_that_of_two_vectors_of_the_deployments_model() -> None:
@@ -294,11 +294,12 @@ def test_the_cosine_is_that_of_two_vectors_of_the_deployments_model() -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        embedding([1, 0]), embedding([1], [1, 2]), embedding([0, 0], [1, 1]), embedding(["x"], ["y"]), Answer(200, {}),
-        embedding([float("nan"), 1], [1, 1]), Answer(503, {"error": {"message": "No worker."}}),
+        embedding([1, 0]), embedding([1], [1, 2]), embedding([0, 0], [1, 1]), embedding(["x"], ["y"]),
+        ModelAnswer(200, {}),
+        embedding([float("nan"), 1], [1, 1]), ModelAnswer(503, {"error": {"message": "No worker."}}),
     ],
 )  # fmt: skip
-def test_vectors_that_have_no_cosine_make_an_error(answer: Answer) -> None:
+def test_vectors_that_have_no_cosine_make_an_error(answer: ModelAnswer) -> None:
     result = graded(COSINE, answer, ports=Ports(embedding_model="embedder"))
     assert (result.score, result.error is not None) == (None, True)
     assert graded(COSINE).error is not None
@@ -379,7 +380,7 @@ def test_json_schema_asks_the_sandbox_with_the_schema_and_the_text() -> None:
         for text in ('{"n": 1}', '{"n": "1"}', "{}", "no JSON", '{"n": NaN}', "[" * 100_000)
     }
     assert scores == {text: float(text == '{"n": 1}') for text in scores}
-    assert graders.stored(graders.parse_grader(schema(SCHEMA))) == schema(SCHEMA)
+    assert graders.dump_grader(graders.parse_grader(schema(SCHEMA))) == schema(SCHEMA)
 
 
 def test_a_schema_that_cannot_be_checked_is_an_error_and_no_failure() -> None:
@@ -423,7 +424,7 @@ def test_the_graders_of_an_item_cost_together_no_more_than_one_may() -> None:
     assert graded(one, item=item).error is None
     many = graders.parse_grader(multi(" + ".join(f"g{n}" for n in range(20)), **{f"g{n}": one for n in range(20)}))
 
-    budget = Budget()
+    budget = GradingBudget()
     results = [grade(many, item, SAMPLE, {}, budget=budget) for _ in range(2)]
 
     for result in results:
@@ -441,9 +442,9 @@ def test_graders_that_find_no_time_left_say_so_and_have_no_score() -> None:
         return 1.0
 
     grader = graders.parse_grader(multi("a + b", a=python(), b=string_check("eq")))
-    assert grade(grader, ITEM, SAMPLE, {}, Ports(run_python=run), Budget(60.0)).score == 1.0
+    assert grade(grader, ITEM, SAMPLE, {}, Ports(run_python=run), GradingBudget(60.0)).score == 1.0
     assert 0 < given[0] <= 60
-    late = grade(grader, ITEM, SAMPLE, {}, Ports(run_python=run), Budget(0.0))
+    late = grade(grader, ITEM, SAMPLE, {}, Ports(run_python=run), GradingBudget(0.0))
     assert late.error is not None
     assert (late.score, len(given)) == (None, 1)
     assert {sub.score for sub in late.sub_grades.values()} == {None}
@@ -458,7 +459,7 @@ def test_no_grader_begins_once_its_run_has_ended() -> None:
         return 1.0
 
     grader = graders.parse_grader(multi("a + b + c", a=python(), b=python(), c=python()))
-    grade(grader, ITEM, SAMPLE, {}, Ports(run_python=run), Budget(stopped=lambda: bool(calls)))
+    grade(grader, ITEM, SAMPLE, {}, Ports(run_python=run), GradingBudget(stopped=lambda: bool(calls)))
     assert len(calls) == 1
 
 

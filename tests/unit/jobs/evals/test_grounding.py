@@ -8,7 +8,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from jobs.evals import graders, samples
-from jobs.evals.graders.base import Answer, Grade
+from jobs.evals.graders.base import Grade, ModelAnswer
 from jobs.evals.grading import grade, requests_of
 from jobs.retrieval.words import support
 
@@ -40,12 +40,12 @@ def definition(kind: str, **changes: Any) -> dict[str, Any]:
     return {"type": kind, "name": kind, "model": "judge", **fields, **changes}
 
 
-def chat(result: Any) -> Answer:
+def chat(result: Any) -> ModelAnswer:
     content = json.dumps({"steps": [], "result": result})
-    return Answer(200, {"choices": [{"index": 0, "message": {"content": content}, "finish_reason": "stop"}]})
+    return ModelAnswer(200, {"choices": [{"index": 0, "message": {"content": content}, "finish_reason": "stop"}]})
 
 
-def graded(given: dict[str, Any], *answers: Answer, item: Any = ITEM) -> Grade:
+def graded(given: dict[str, Any], *answers: ModelAnswer, item: Any = ITEM) -> Grade:
     grader = graders.parse_grader(given)
     keys = [request.key for request in requests_of(grader, item, SAMPLE)]
     return grade(grader, item, SAMPLE, dict(zip(keys, answers, strict=False)))
@@ -113,7 +113,7 @@ def test_nonsense_of_a_judge_is_an_error_without_a_score(kind: str, result: Any)
 
 @pytest.mark.parametrize("kind", JUDGED)
 def test_judge_that_gives_no_answer_is_an_error(kind: str) -> None:
-    for answers in ((), (Answer(500, {"error": {"message": "It broke."}}),)):
+    for answers in ((), (ModelAnswer(500, {"error": {"message": "It broke."}}),)):
         result = graded(definition(kind), *answers)
         assert result.error is not None
         assert (result.score, result.error.code) == (None, "model_grader_server_error")
@@ -130,7 +130,7 @@ def test_judge_is_given_the_texts_as_data_and_a_schema(kind: str) -> None:
     contexts = dict(zip("123", ITEM["contexts"], strict=True))
     check = Draft202012Validator(body["response_format"]["json_schema"]["schema"])
 
-    assert graders.models_asked(grader) == ["judge"]
+    assert graders.judge_models(grader) == ["judge"]
     assert (body["temperature"], body["max_completion_tokens"], body["seed"]) == (0, 9, 3)
     assert (instruction["role"], message["role"]) == ("system", "user")
     assert texts == {
@@ -152,7 +152,7 @@ def test_lexical_faithfulness_is_the_support_that_refusals_measure() -> None:
         result = grade(grader, ITEM, samples.sample_from_text(text), {})
 
         assert requests_of(grader, ITEM, samples.sample_from_text(text)) == []
-        assert graders.models_asked(grader) == []
+        assert graders.judge_models(grader) == []
         assert (result.score, result.error) == (pytest.approx(score), None)
         assert result.score == support(text, ITEM["contexts"])
 

@@ -7,7 +7,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from jobs.evals import graders, samples
-from jobs.evals.graders.base import Answer, Grade
+from jobs.evals.graders.base import Grade, ModelAnswer
 from jobs.evals.grading import grade, requests_of
 
 ITEM = {"question": "What is the capital of France?", "reference_answer": "Paris, I think."}
@@ -23,12 +23,12 @@ PAIRWISE = {
 }
 
 
-def chat(result: Any) -> Answer:
+def chat(result: Any) -> ModelAnswer:
     content = json.dumps({"steps": [{"description": "d", "conclusion": str(result)}], "result": result})
-    return Answer(200, {"choices": [{"index": 0, "message": {"content": content}, "finish_reason": "stop"}]})
+    return ModelAnswer(200, {"choices": [{"index": 0, "message": {"content": content}, "finish_reason": "stop"}]})
 
 
-def graded(*answers: Answer, definition: dict[str, Any] = PAIRWISE, item: Any = ITEM) -> Grade:
+def graded(*answers: ModelAnswer, definition: dict[str, Any] = PAIRWISE, item: Any = ITEM) -> Grade:
     grader = graders.parse_grader(definition)
     keys = [request.key for request in requests_of(grader, item, SAMPLE)]
     return grade(grader, item, SAMPLE, dict(zip(keys, answers, strict=False)))
@@ -48,8 +48,8 @@ def test_judge_gets_both_answers_as_data_in_both_orders() -> None:
     ]
     [instruction] = instructions
     assert "Prefer the answer without doubt." in instruction
-    assert graders.models_asked(grader) == ["judge"]
-    assert graders.stored(grader) == PAIRWISE
+    assert graders.judge_models(grader) == ["judge"]
+    assert graders.dump_grader(grader) == PAIRWISE
     check = Draft202012Validator(requests[0].body["response_format"]["json_schema"]["schema"])
     assert [check.is_valid({"steps": [], "result": word}) for word in ("first", "second", "tie", "input")] == [
         *[True] * 3,

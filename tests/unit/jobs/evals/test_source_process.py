@@ -5,8 +5,8 @@ import pytest
 from jobs.errors import InvalidRequest
 from jobs.evals import source_process
 from jobs.evals.graders.python import MAX_SOURCE_BYTES
-from jobs.evals.source_process import Source, check, fault_of
-from jobs.platform.children import Limits
+from jobs.evals.source_process import GraderSource, check, fault_of
+from jobs.platform.children import ChildLimits
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def test_code_that_cannot_grade_is_named(code: str, words: str) -> None:
 
 
 def test_first_code_that_cannot_grade_is_refused_at_its_field() -> None:
-    good = Source("testing_criteria[0].source", "def grade(sample, item): return 1")
-    bad = [Source(f"testing_criteria[{n}].source", "x") for n in (1, 2)]
+    good = GraderSource("testing_criteria[0].source", "def grade(sample, item): return 1")
+    bad = [GraderSource(f"testing_criteria[{n}].source", "x") for n in (1, 2)]
 
     check([good])
     with pytest.raises(InvalidRequest) as refused:
@@ -70,13 +70,13 @@ def test_first_code_that_cannot_grade_is_refused_at_its_field() -> None:
 )
 def test_hostile_code_ends_no_process_but_the_child(code: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        check([Source("grader.source", code)])
+        check([GraderSource("grader.source", code)])
 
     assert (refused.value.param, refused.value.code) == ("grader.source", "invalid_source")
 
 
 def test_code_that_the_child_cannot_bear_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_process, "_LIMITS", Limits(seconds=30, cpu_seconds=10, memory_bytes=150 << 20))
+    monkeypatch.setattr(source_process, "_LIMITS", ChildLimits(seconds=30, cpu_seconds=10, memory_bytes=150 << 20))
 
     with pytest.raises(InvalidRequest, match=r"MemoryError|needed more than"):
-        check([Source("grader.source", "1;" * (MAX_SOURCE_BYTES // 2))])
+        check([GraderSource("grader.source", "1;" * (MAX_SOURCE_BYTES // 2))])

@@ -59,7 +59,7 @@ def test_a_path_goes_on_into_a_string_that_is_json(path: str, expected: str) -> 
     item = {"text": '{"rows": ["x", "y"]}', "twice": json.dumps({"inner": json.dumps({"a": 1})})}
 
     assert templates.render(templates.check(f"{{{{{path}}}}}"), item, CALLED) == expected
-    assert templates.shown(templates.value_of(f"{{{{ {path} }}}}", item, CALLED)) == expected
+    assert templates.to_text(templates.value_of(f"{{{{ {path} }}}}", item, CALLED)) == expected
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from jobs.batches.lines import Bad, Text
+from jobs.batches.lines import Bad, InputLine
 from jobs.finetuning import examples
 from jobs.finetuning.payload import Method
 
@@ -21,7 +21,7 @@ DPO: dict[str, Any] = {
 
 def check(row: Any, method: Method = "supervised", *, timed: bool = False) -> dict[str, Any] | Bad:
     raw = row if isinstance(row, bytes | None) else json.dumps(row).encode()
-    return examples.check(Text(7, 0, 0, raw), method, timed=timed)
+    return examples.check(InputLine(7, 0, 0, raw), method, timed=timed)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ ASKED: dict[str, Any] = {"model": "tiny", "base": "tiny", "result": "ft:tiny:p::
 def test_a_stored_payload_leaves_out_defaults_and_reads_back_the_same() -> None:
     payload = FineTuning(**ASKED, training=Training(rank=8), hyperparameters=Hyperparameters(n_epochs=2))
 
-    stored = payload.stored()
+    stored = payload.to_payload()
 
     assert stored == {**ASKED, "training": {"rank": 8}, "hyperparameters": {"n_epochs": 2}}
     assert FineTuning.model_validate(stored) == payload

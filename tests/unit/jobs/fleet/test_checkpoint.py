@@ -8,9 +8,9 @@ import pytest
 
 from jobs.fleet import checkpoint
 from jobs.fleet.checkpoint import Card, context_tokens, tokenizer_file
-from jobs.fleet.models_file import EngineKind, Model, Registry, Source
+from jobs.fleet.models_file import EngineKind, ModelConfig, ModelSource, Registry
 
-PACKAGED = Model(name="m", engine=EngineKind.EMBED, source=Source(packaged="all-minilm-l6-v2"))
+PACKAGED = ModelConfig(name="m", engine=EngineKind.EMBED, source=ModelSource(packaged="all-minilm-l6-v2"))
 
 
 def folder(tmp_path: Path, **files: Any) -> Path:
@@ -127,7 +127,7 @@ def test_model_of_the_hub_is_found_in_its_cache_alone(tmp_path: Path, monkeypatc
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    model = PACKAGED.model_copy(update={"source": Source(repo="org/name", revision="a" * 40)})
+    model = PACKAGED.model_copy(update={"source": ModelSource(repo="org/name", revision="a" * 40)})
     assert checkpoint.folder_of(model) is None
 
     files = tmp_path / "models--org--name" / "snapshots" / ("a" * 40)
@@ -138,9 +138,9 @@ def test_model_of_the_hub_is_found_in_its_cache_alone(tmp_path: Path, monkeypatc
 
 
 def test_folder_that_is_not_here_and_a_server_have_none(tmp_path: Path) -> None:
-    here = PACKAGED.model_copy(update={"source": Source(path=tmp_path)})
-    gone = PACKAGED.model_copy(update={"source": Source(path=tmp_path / "gone")})
-    server = Model(name="m", engine=EngineKind.HTTP, source=Source(urls=("http://a/v1",)))
+    here = PACKAGED.model_copy(update={"source": ModelSource(path=tmp_path)})
+    gone = PACKAGED.model_copy(update={"source": ModelSource(path=tmp_path / "gone")})
+    server = ModelConfig(name="m", engine=EngineKind.HTTP, source=ModelSource(urls=("http://a/v1",)))
 
     assert [checkpoint.folder_of(model) for model in (here, gone, server)] == [tmp_path, None, None]
 

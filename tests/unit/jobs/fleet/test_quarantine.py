@@ -9,14 +9,14 @@ from sqlalchemy.orm import Session
 
 from jobs.db.engine import Database
 from jobs.fleet import quarantine, workers
-from jobs.fleet.models_file import EngineKind, Model, Source
-from jobs.fleet.quarantine import Bounds
+from jobs.fleet.models_file import EngineKind, ModelConfig, ModelSource
+from jobs.fleet.quarantine import QuarantineLimits
 from jobs.fleet.tables import EngineDeath, Quarantine, Worker
 from jobs.ledger.tables import Audit
 from tests.support import ledgers
 from tests.support.worker_rows import worker_row
 
-BOUNDS = Bounds(deaths=3, seconds=60.0, rest=100.0)
+BOUNDS = QuarantineLimits(deaths=3, seconds=60.0, rest=100.0)
 HERE, TINY, ENTRY = "here", "tiny", "entry-1"
 
 
@@ -54,7 +54,7 @@ def note(db: Database, name: str, clock: Clock, **changes: Any) -> bool:
 
 def left(db: Database) -> list[Quarantine]:
     with db.read() as session:
-        return list(quarantine.listed(session))
+        return list(quarantine.all_quarantines(session))
 
 
 def within(db: Database, work: Callable[[Session], Any]) -> Any:
@@ -100,7 +100,7 @@ def test_an_engine_that_takes_long_to_fail_counts_until_it_has_come_up(db: Datab
     for n in range(2):
         note(db, f"slow{n}", clock, starting=True)
         clock.at += 10_000
-    within(db, lambda session: quarantine.came_up(session, HERE, TINY))
+    within(db, lambda session: quarantine.record_start(session, HERE, TINY))
     assert counted(db) == []
 
     said = []
@@ -206,7 +206,7 @@ def test_another_entry_of_the_models_file_is_another_engine(db: Database, clock:
 
     def held(entry: str | None, known: tuple[str, ...]) -> list[str]:
         entries = {TINY: entry} if entry else {}
-        return within(db, lambda session: list(quarantine.held(session, HERE, entries, known)))  # type: ignore[no-any-return]
+        return within(db, lambda session: list(quarantine.quarantines_at(session, HERE, entries, known)))  # type: ignore[no-any-return]
 
     assert held(ENTRY, (TINY,)) == [TINY]
     assert held(None, (TINY,)) == [], "it is of another queue"
@@ -219,18 +219,18 @@ def test_another_entry_of_the_models_file_is_another_engine(db: Database, clock:
 def test_what_is_no_longer_in_the_models_file_is_free(db: Database, clock: Clock) -> None:
     quarantined(db, clock)
 
-    within(db, lambda session: quarantine.held(session, HERE, {}, ("large",)))
+    within(db, lambda session: quarantine.quarantines_at(session, HERE, {}, ("large",)))
 
     assert left(db) == []
 
 
 def test_an_entry_is_what_is_loaded_and_how() -> None:
     def entry(**changes: Any) -> str:
-        facts = {"name": TINY, "source": Source(packaged="x"), "engine": EngineKind.VLLM, "engine_args": {"a": 1}}
-        return quarantine.entry_of(Model(**(facts | changes)))
+        facts = {"name": TINY, "source": ModelSource(packaged="x"), "engine": EngineKind.VLLM, "engine_args": {"a": 1}}
+        return quarantine.entry_of(ModelConfig(**(facts | changes)))
 
     same = [entry(), entry(aliases=("small",)), entry(max_model_len=5)]
-    others = [entry(engine_args={"a": 2}), entry(source=Source(packaged="y")), entry(engine=EngineKind.EMBED)]
+    others = [entry(engine_args={"a": 2}), entry(source=ModelSource(packaged="y")), entry(engine=EngineKind.EMBED)]
 
     assert len(set(same)) == 1
     assert len({*same, *others}) == 4

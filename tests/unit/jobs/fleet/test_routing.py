@@ -34,7 +34,7 @@ def test_a_server_that_takes_any_name_has_it_for_projects_that_may_use_that_serv
 ) -> None:
     register(sqlite, worker("a", models=[ANY_MODEL]))
     with sqlite.write() as session:
-        workers.remember_all(session, {ANY_MODEL: external}, Queue.GENERATE)
+        workers.store_models(session, {ANY_MODEL: external}, Queue.GENERATE)
 
     assert place(sqlite, "whatever", allowed=allowed) == Queue.GENERATE
 
@@ -44,7 +44,7 @@ def test_an_external_server_that_takes_any_name_is_refused_to_a_project_without_
 ) -> None:
     register(sqlite, worker("a", models=[ANY_MODEL]))
     with sqlite.write() as session:
-        workers.remember_all(session, {ANY_MODEL: True}, Queue.GENERATE)
+        workers.store_models(session, {ANY_MODEL: True}, Queue.GENERATE)
 
     with pytest.raises(routing.NotServed) as refused:
         place(sqlite, "whatever")
@@ -112,5 +112,5 @@ def test_a_whole_model_is_served_by_the_process_for_such_models(sqlite: Database
                 route(endpoint="/v1/embeddings")
 
     name = names["removed-since"]
-    assert routing.needed_model(Queue.TUNED, name) == name
-    assert routing.needed_model(Queue.GENERATE, name) == "removed-since"
+    assert routing.model_of(Queue.TUNED, name) == name
+    assert routing.model_of(Queue.GENERATE, name) == "removed-since"

@@ -5,14 +5,14 @@ from pathlib import Path
 import msgspec
 
 from jobs.fleet import runtimes
-from jobs.fleet.runtimes import Candidate, Record
+from jobs.fleet.runtimes import Candidate, RuntimeRecord
 
 TORCH = Candidate("torch", "float32", 10, 1, 1)
 ONNX = Candidate("onnx", "float32", 30, 1, 1)
 
 
-def record(chosen: int = 0, model: str = "mini", at: int = 1, machine: str = "cpu") -> Record:
-    return Record(model, machine, {"torch": "2"}, 0.999, at, 3.0, (TORCH, ONNX), chosen)
+def record(chosen: int = 0, model: str = "mini", at: int = 1, machine: str = "cpu") -> RuntimeRecord:
+    return RuntimeRecord(model, machine, {"torch": "2"}, 0.999, at, 3.0, (TORCH, ONNX), chosen)
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_record_that_can_not_be_read_counts_as_none(tmp_path: Path) -> None:
     (tmp_path / "none.json").write_bytes(msgspec.json.encode(record(chosen=7)))
 
     assert [runtimes.read(tmp_path, key) for key in ("half", "none", "absent")] == [None] * 3
-    assert runtimes.every(tmp_path) == []
+    assert runtimes.all_records(tmp_path) == []
 
 
 def test_new_record_supersedes_those_of_the_same_model_and_machine(tmp_path: Path) -> None:
@@ -51,4 +51,4 @@ def test_new_record_supersedes_those_of_the_same_model_and_machine(tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "far.json", "far.onnx", "new.json", "other.json", "other.onnx",
     ]  # fmt: skip
-    assert runtimes.every(tmp_path)[0] == record(at=2)
+    assert runtimes.all_records(tmp_path)[0] == record(at=2)

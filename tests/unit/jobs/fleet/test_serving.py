@@ -26,7 +26,7 @@ def test_a_queue_without_a_worker_is_told_with_the_command_that_runs_one(
         state = serving.states(session, [Needed("m", queue, EngineKind(engine))])["m"]
 
     told = f"no live worker of {queue} serves it: `nightmill up` starts one, and so does `{command}`"
-    assert (state.state, serving.why_not(state)) == ("no_worker", told)
+    assert (state.state, serving.reason_not_served(state)) == ("no_worker", told)
 
 
 def test_workers_that_have_other_models_are_to_be_looked_at(sqlite: Database) -> None:
@@ -36,4 +36,4 @@ def test_workers_that_have_other_models_are_to_be_looked_at(sqlite: Database) ->
         state = serving.states(session, [Needed("m", "gpu.generate", EngineKind.VLLM)])["m"]
 
     told = "no live worker of gpu.generate serves it: `nightmill doctor` on the host of one says why"
-    assert (state.state, serving.why_not(state)) == ("no_worker", told)
+    assert (state.state, serving.reason_not_served(state)) == ("no_worker", told)

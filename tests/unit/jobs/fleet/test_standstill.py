@@ -28,11 +28,11 @@ def why(tmp_path: Path, db: Database) -> Why:
     return lambda job_id: [reason.text for reason in _reasons(db, tmp_path, job_id)]
 
 
-def _reasons(db: Database, folder: Path, job_id: str, **settings: Any) -> list[standstill.Reason]:
+def _reasons(db: Database, folder: Path, job_id: str, **settings: Any) -> list[standstill.StandstillReason]:
     with db.read() as session:
         reasons, late = standstill.reasons(session, session.get_one(Job, job_id))
     config = Settings(data_dir=folder, database_url=db.url, **settings)
-    return [*reasons, *standstill.not_publishing(config, db)] if late else reasons
+    return [*reasons, *standstill.publishing_faults(config, db)] if late else reasons
 
 
 def works(db: Database, queue: str = "cpu.plan", **changes: Any) -> None:

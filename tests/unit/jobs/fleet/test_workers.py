@@ -109,7 +109,7 @@ def test_models_of_endpoints_are_remembered_by_many_workers_at_once(db: Database
     def remember(number: int) -> None:
         start.wait()
         with db.write() as session:
-            fleet.remember_all(session, dict(sorted(names.items(), reverse=bool(number % 2))), "gpu.generate")
+            fleet.store_models(session, dict(sorted(names.items(), reverse=bool(number % 2))), "gpu.generate")
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(remember, range(4)))
@@ -120,11 +120,11 @@ def test_models_of_endpoints_are_remembered_by_many_workers_at_once(db: Database
 
 def test_a_model_seen_again_is_seen_later(db: Database) -> None:
     with db.write() as session:
-        fleet.remember_all(session, {"m": False}, "gpu.generate")
+        fleet.store_models(session, {"m": False}, "gpu.generate")
     with db.read() as session:
         first = session.get_one(Model, "m")
     with db.write() as session:
-        fleet.remember_all(session, {"m": True}, "gpu.generate")
+        fleet.store_models(session, {"m": True}, "gpu.generate")
 
     with db.read() as session:
         again = session.get_one(Model, "m")

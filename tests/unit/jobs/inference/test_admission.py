@@ -14,7 +14,7 @@ from jobs.clock import now
 from jobs.errors import BrokerFull, NightmillError, NoWorker, Overloaded, TooManyRequests, WorkerLost
 from jobs.ids import new_id
 from jobs.inference import admission, interactive
-from jobs.inference.admission import any_full, read_memory
+from jobs.inference.admission import is_any_full, read_memory
 from jobs.inference.client import InferenceClient, last_entry
 from jobs.inference.interactive import AnswerEntry, QueuedRequest, Resumable, pack
 from jobs.setting_groups import MB
@@ -198,7 +198,7 @@ async def test_a_project_has_a_few_unfinished_streams_that_can_be_resumed(url: s
         second, _ = await some.ask_until_refused("two", linger=60)
         await some.ask("one")
         ended = [queued for queued, _ in some.pending][:2]
-        await admission.count_finished(server, ended[0], admission.MAX_UNREAD_BYTES, MB)
+        await admission.count_end(server, ended[0], admission.MAX_UNREAD_BYTES, MB)
         await some.client.stop(ended[1].id, "one")
         more, _ = await some.ask_until_refused("one", linger=60)
 
@@ -282,7 +282,7 @@ async def test_what_ended_streams_still_hold_is_bounded(url: str) -> None:
                 stream = await some.ask("one", linger=60)
             except TooManyRequests:
                 break
-            await admission.count_finished(server, stream, MB, MB // 2)
+            await admission.count_end(server, stream, MB, MB // 2)
 
     assert count == 6, "3 MB, and a fourth for the one that is to come"
 
@@ -295,7 +295,7 @@ async def test_a_finished_stream_with_a_large_request_is_no_unfinished_one(url: 
         pieces = some.client.submit(QUEUE, queued, _served, resumable=kept, patience=0.0)
         await anext(pieces)
         for _ in range(2):  # the second time, nothing is left to subtract
-            await admission.count_finished(server, queued, MB, MB * 3 // 4)
+            await admission.count_end(server, queued, MB, MB * 3 // 4)
         counted = int(await server.hget(interactive.streams_key("one"), queued.id))
         more, _ = await some.ask_until_refused("one", linger=60)
         await pieces.aclose()
@@ -306,7 +306,7 @@ async def test_a_finished_stream_with_a_large_request_is_no_unfinished_one(url: 
 
 @pytest.mark.usefixtures("_small_streams")
 async def test_events_of_responses_in_the_background_are_counted_too(url: str) -> None:
-    most = admission.max_held(settings(url, interactive_resumable=2))
+    most = admission.max_stream_bytes(settings(url, interactive_resumable=2))
     async with interactive.connect(url) as server:
         for name in ("resp_1", "resp_2", "resp_3"):
             await server.xadd(interactive.answer_key(name), {b"p": b""})
@@ -329,7 +329,7 @@ async def test_a_full_server_refuses_requests_and_takes_the_dispatcher_s_message
             for n in range(500):
                 publisher.publish("run", QUEUE, ["batch_1", n])
         published = await server.llen(f"nightmill:{QUEUE}")
-        full = read_memory(url).is_full, any_full(config)
+        full = read_memory(url).is_full, is_any_full(config)
         await server.delete("filled")
         some.client._memory._until = 0.0
         await some.ask("one")
@@ -367,7 +367,7 @@ async def test_a_server_without_maxmemory_is_never_full(url: str) -> None:
         await _fill(server)
         await some.ask("one")
 
-    assert not any_full(settings(url))
+    assert not is_any_full(settings(url))
 
 
 def test_a_server_that_hangs_is_given_up_soon_and_is_not_full(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,7 +381,7 @@ def test_a_server_that_hangs_is_given_up_soon_and_is_not_full(monkeypatch: pytes
     monkeypatch.setattr(socket.socket, "settimeout", record)
     with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections and never answers
         name = f"redis://127.0.0.1:{server.getsockname()[1]}/0"
-        assert not any_full(Settings(streams_url=name, broker_url=name))
+        assert not is_any_full(Settings(streams_url=name, broker_url=name))
 
     assert timeouts
     assert all(seconds is not None and seconds <= 0.2 for seconds in timeouts)

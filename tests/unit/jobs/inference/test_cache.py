@@ -11,7 +11,7 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.files.tables import File
 from jobs.inference import cache
-from jobs.inference.cache import Entry, NewEntry
+from jobs.inference.cache import CachedValue, NewEntry
 from jobs.inference.tables import CacheEntry, CacheUse
 from tests.support.ledgers import new_job
 
@@ -29,7 +29,7 @@ def keep(db: Database, name: str, project: str = "proj_1", epoch: int = 0, **fac
     return key(name)
 
 
-def found(db: Database, *names: str, at: float | None = None) -> dict[bytes, Entry]:
+def found(db: Database, *names: str, at: float | None = None) -> dict[bytes, CachedValue]:
     with db.read() as session:
         return cache.find(session, [key(name) for name in names], at or now())
 
@@ -60,7 +60,7 @@ def delete_file(db: Database, file_id: str) -> None:
 def test_what_was_kept_is_found_as_it_was(db: Database) -> None:
     keep(db, "a", value=b"\0\xff", tokens=7, created_at=1.0)
 
-    assert found(db, "a", "b") == {key("a"): Entry(b"\0\xff", 7, 1.0, LATER)}
+    assert found(db, "a", "b") == {key("a"): CachedValue(b"\0\xff", 7, 1.0, LATER)}
 
 
 def test_many_keys_are_looked_for_in_several_statements(db: Database) -> None:
@@ -191,12 +191,12 @@ def test_what_came_from_a_job_goes_with_either_of_its_files(db: Database, which:
 
     assert found(db, "a", "b", "c").keys() == {key("b"), key("c")}
     with db.read() as session:
-        assert session.scalars(select(File.id).where(*cache.left_nothing())).all() == []
+        assert session.scalars(select(File.id).where(*cache.has_no_entry())).all() == []
     with db.write() as session:
         assert cache.remove_deleted(session, 200) == {(which, "proj_1"): 1}
     assert left(db) == [key("b"), key("c")]
     with db.read() as session:
-        assert set(session.scalars(select(File.id).where(*cache.left_nothing()))) == {"file-in", "file-out"}
+        assert set(session.scalars(select(File.id).where(*cache.has_no_entry()))) == {"file-in", "file-out"}
 
 
 def test_what_came_from_a_file_that_is_purged_is_not_found(db: Database) -> None:

@@ -24,10 +24,10 @@ RESPONSE: dict[str, Any] = {"id": f"resp_{OWN}", "store": True, "conversation": 
     ],
 )
 def test_an_item_of_an_output_is_named_after_its_response_and_place(item: dict[str, Any], prefix: str) -> None:
-    named = OutputIds.of(RESPONSE, {}).named(item, 17)
+    named = OutputIds.of(RESPONSE, {}).add_id(item, 17)
 
     assert named == {**item, "id": f"{prefix}_{OWN}0011"}
-    assert OutputIds.of(RESPONSE, {}).named(named, 17) == named
+    assert OutputIds.of(RESPONSE, {}).add_id(named, 17) == named
     assert owner_of(named["id"]) == OWN
 
 
@@ -35,7 +35,7 @@ def test_an_item_of_an_output_is_named_after_its_response_and_place(item: dict[s
 def test_what_only_a_conversation_stores_is_named_after_it(store: bool, owner: str) -> None:
     response = {**RESPONSE, "store": store, "conversation": {"id": f"conv_{TALK}"}}
 
-    assert OutputIds.of(response, {}).named({"type": "message"}, 0)["id"] == f"msg_{owner}0000"
+    assert OutputIds.of(response, {}).add_id({"type": "message"}, 0)["id"] == f"msg_{owner}0000"
     assert owner_of(f"msg_{owner}0000") == owner[:24]
 
 

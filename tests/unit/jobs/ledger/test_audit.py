@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from jobs.db.engine import Database
 from jobs.ledger import audit, totals
-from jobs.ledger.audit import Verdict
+from jobs.ledger.audit import AuditVerdict
 from jobs.ledger.tables import Audit, AuditHead
 from tests.support.ledgers import rolled_back
 
@@ -43,7 +43,7 @@ def signed(chain: Database) -> Database:
 
 def verdict(
     db: Database, anchor: tuple[int, str] | None = None, unsealed_after: float = 60.0, key: str = ""
-) -> Verdict:
+) -> AuditVerdict:
     with db.read() as session:
         return audit.verify(session, key=key, anchors=[anchor] if anchor else [], unsealed_after=unsealed_after)
 
@@ -146,7 +146,7 @@ def test_an_untouched_chain_is_whole(chain: Database) -> None:
 
 
 def test_an_empty_log_is_whole(db: Database) -> None:
-    assert verdict(db) == Verdict(0, 0, audit.GENESIS, ())
+    assert verdict(db) == AuditVerdict(0, 0, audit.GENESIS, ())
 
 
 @pytest.mark.parametrize("tamper", [edit, edit_and_mend, remove, swap, insert_one])
@@ -276,7 +276,7 @@ def test_a_chain_that_grows_while_it_is_walked_is_no_fault(postgres: Database, m
         for n in range(3):
             audit.record(session, actor="a", action="x", target=str(n))
         audit.seal(session)
-    walked = audit._sealed
+    walked = audit._rows_after
 
     def and_grow(session: Session, after: int):  # type: ignore[no-untyped-def]
         yield from walked(session, after)
@@ -285,7 +285,7 @@ def test_a_chain_that_grows_while_it_is_walked_is_no_fault(postgres: Database, m
                 audit.record(other, actor="a", action="x", target="late")
                 audit.seal(other)
 
-    monkeypatch.setattr(audit, "_sealed", and_grow)
+    monkeypatch.setattr(audit, "_rows_after", and_grow)
 
     found = verdict(postgres)
 

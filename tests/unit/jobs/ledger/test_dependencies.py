@@ -59,7 +59,7 @@ def refused(db: Database, *after: str) -> InvalidRequest:
 
 def sound(db: Database) -> bool:
     with db.read() as session:
-        return violations(session) == [] and ledger.without_next_step(session) == []
+        return violations(session) == [] and ledger.jobs_lacking_next_step(session) == []
 
 
 # ── waiting ──
@@ -339,8 +339,8 @@ def test_a_job_waits_in_line_from_the_moment_it_is_released(db: Database) -> Non
     waiting = submitted(db, after=[first]).id
 
     with db.read() as session:
-        assert dependencies.completed_at(session, waiting) == job(db, first).completed_at
-        assert dependencies.completed_at(session, first) == 0.0
+        assert dependencies.last_completion(session, waiting) == job(db, first).completed_at
+        assert dependencies.last_completion(session, first) == 0.0
 
 
 # ── children ──
@@ -353,11 +353,11 @@ def test_the_live_children_of_a_cancelled_job_are_found(db: Database) -> None:
     cancelled(db, ended)
 
     with db.read() as session:
-        assert dependencies.orphaned(session, 10) == []
+        assert dependencies.orphans(session, 10) == []
     with db.write() as session:
         ledger.cancel(session, parent, actor="key:test")
     with db.read() as session:
-        assert dependencies.orphaned(session, 10) == [child]
+        assert dependencies.orphans(session, 10) == [child]
 
 
 def test_live_children_of_a_failed_job_are_found(db: Database) -> None:
@@ -367,7 +367,7 @@ def test_live_children_of_a_failed_job_are_found(db: Database) -> None:
     with db.write() as session:
         ledger.reject(session, claim, [{"code": "c", "message": "m", "line": None, "param": None}])
     with db.read() as session:
-        assert dependencies.orphaned(session, 10) == [child]
+        assert dependencies.orphans(session, 10) == [child]
 
 
 # ── what the sweep asks is cheap ──

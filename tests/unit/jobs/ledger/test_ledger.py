@@ -152,7 +152,7 @@ def test_a_planner_that_lost_its_job_can_write_nothing(db: Database) -> None:
         lambda: shards.cut(session, claim, Queue.GENERATE, cuts(claim.job.id, [4])),
         lambda: shards.uncut(session, claim, 10),
         lambda: ledger.set_retry_input(session, claim, "elsewhere"),
-        lambda: ledger.planned(session, claim, total=4, model="tiny", queue=Queue.GENERATE),
+        lambda: ledger.begin_running(session, claim, total=4, model="tiny", queue=Queue.GENERATE),
         lambda: ledger.reject(session, claim, [{"code": "invalid"}]),
     ]
     for write in zombie:
@@ -328,7 +328,7 @@ def test_a_job_without_its_next_step_is_found_and_mended(db: Database) -> None:
         session.execute(delete(Outbox))
 
     with db.write() as session:
-        lost = ledger.without_next_step(session)
+        lost = ledger.jobs_lacking_next_step(session)
         for job_id in lost:
             ledger.advance_job(session, job_id, actor="dispatcher")
 
@@ -337,7 +337,7 @@ def test_a_job_without_its_next_step_is_found_and_mended(db: Database) -> None:
     assert outbox_messages(db, cancelling.id) == [("finish", -1)]
     assert state(db, done.id) == JobState.FINISHING
     with db.read() as session:
-        assert ledger.without_next_step(session) == []
+        assert ledger.jobs_lacking_next_step(session) == []
 
 
 def test_who_holds_a_job_is_listed(db: Database) -> None:
@@ -345,7 +345,7 @@ def test_who_holds_a_job_is_listed(db: Database) -> None:
     claim = planning(db)
 
     with db.read() as session:
-        assert ledger.claimed(session) == [(claim.job.id, claim.epoch, 0, "planner")]
+        assert ledger.current_claims(session) == [(claim.job.id, claim.epoch, 0, "planner")]
 
 
 def test_sums_are_those_of_the_shards(db: Database) -> None:

@@ -78,7 +78,7 @@ def test_what_transactions_counted_is_added_up_once(db: Database) -> None:
     assert counted(db, measures.ENGINE) == before
     assert sum(map(int, map(str, pages))) == 5
     with db.read() as session:
-        assert not measures.any_changes(session)
+        assert not measures.has_changes(session)
     observed(db, 0.02)
     assert counted(db, measures.ENGINE)["0.025"] == 2
 

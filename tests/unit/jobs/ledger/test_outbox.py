@@ -54,7 +54,7 @@ def test_a_message_is_not_taken_for_published_because_one_before_it_was(db: Data
         outbox.mark_published(session, [heard])
 
     with db.read() as session:
-        assert outbox.unclaimed(session) == []
+        assert outbox.unclaimed_messages(session) == []
 
 
 def test_messages_are_due_by_priority_then_deadline_then_age(db: Database) -> None:
@@ -77,7 +77,7 @@ def test_the_shards_of_a_job_that_is_being_planned_are_not_due(db: Database) -> 
     before = due(db)
 
     with db.write() as session:
-        ledger.planned(session, claim, total=2, model="tiny", queue=Queue.GENERATE)
+        ledger.begin_running(session, claim, total=2, model="tiny", queue=Queue.GENERATE)
 
     assert (before, due(db)) == ([], [(claim.job.id, 0), (claim.job.id, 1)])
 
@@ -114,8 +114,8 @@ def test_a_published_message_is_unclaimed_until_its_work_is_claimed(db: Database
     with db.write() as session:
         outbox.mark_published(session, [message.id for message in messages])
     with db.read() as session:
-        unclaimed = {(row.job_id, row.publish_count) for row in outbox.unclaimed(session)}
-        elsewhere = outbox.unclaimed(session, [Queue.GENERATE])
+        unclaimed = {(row.job_id, row.publish_count) for row in outbox.unclaimed_messages(session)}
+        elsewhere = outbox.unclaimed_messages(session, [Queue.GENERATE])
     with db.write() as session:
         ledger.claim(session, jobs[0].id, Task.PLAN, "worker")
 
@@ -123,7 +123,7 @@ def test_a_published_message_is_unclaimed_until_its_work_is_claimed(db: Database
     assert elsewhere == []
     assert due(db, Queue.PLAN) == []
     with db.read() as session:
-        assert [row.job_id for row in outbox.unclaimed(session, [Queue.PLAN])] == [jobs[1].id]
+        assert [row.job_id for row in outbox.unclaimed_messages(session, [Queue.PLAN])] == [jobs[1].id]
 
 
 def test_a_message_published_again_counts_its_publications(db: Database) -> None:
@@ -181,7 +181,7 @@ def test_publishing_passes_over_a_message_that_is_being_claimed(postgres: Databa
             outbox.mark_published(session, ids)
 
     with postgres.read() as session:
-        assert [(row.job_id, row.publish_count) for row in outbox.unclaimed(session)] == [(other.id, 1)]
+        assert [(row.job_id, row.publish_count) for row in outbox.unclaimed_messages(session)] == [(other.id, 1)]
 
 
 @pytest.mark.parametrize("seconds", [5, 90, 86_400, -86_400])

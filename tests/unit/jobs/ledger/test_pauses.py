@@ -61,7 +61,7 @@ def test_what_is_paused_grants_no_claim_and_keeps_its_message(db: Database, scop
     refused = claim(db, job.id)
     pending = ledgers.outbox_messages(db, job.id)
     with db.read() as session:
-        assert outbox.unclaimed(session) == [], "it waits to be published as if it never had been"
+        assert outbox.unclaimed_messages(session) == [], "it waits to be published as if it never had been"
     resume(db, scope, name)
 
     assert refused is None
@@ -99,9 +99,9 @@ def test_a_worker_that_leaves_takes_its_pause_along(db: Database) -> None:
     pause(db, Scope.WORKER, "w")
 
     with db.write() as session:
-        alive, everyone = workers.alive(session), workers.everyone(session)
+        alive, everyone = workers.alive(session), workers.all_workers(session)
         workers.leave(session, "w")
-        left = pauses.listed(session)
+        left = pauses.all_pauses(session)
 
     assert (list(alive), [worker.id for worker in everyone], list(left)) == ([], ["w"], [])
 

@@ -58,8 +58,8 @@ def test_a_job_goes_with_its_outcomes_and_its_predecessors_and_stays_in_the_tota
         assert session.scalars(select(Job.id)).all() == [first]
         assert session.scalars(select(Outcome.job_id)).all() == [first]
         assert session.scalar(select(func.count()).select_from(JobDependency)) == 0
-        assert totals.ended(session, totals.JOBS) == {("generation", "succeeded"): 2}
-        assert totals.ended(session, totals.OUTCOMES) == {("tiny", "stop"): 8}
+        assert totals.sums_of(session, totals.JOBS) == {("generation", "succeeded"): 2}
+        assert totals.sums_of(session, totals.OUTCOMES) == {("tiny", "stop"): 8}
 
 
 def test_a_job_that_ended_later_or_lives_stays(db: Database) -> None:

@@ -22,7 +22,7 @@ def staged(db: Database, lines: int = 4) -> ledgers.Job:
     cut.queue = Queue.INGEST
     with db.write() as session:
         shards.cut(session, claim, Queue.INGEST, [cut])
-        return ledger.planned(session, claim, total=lines, model="m", queue=Queue.EMBED)
+        return ledger.begin_running(session, claim, total=lines, model="m", queue=Queue.EMBED)
 
 
 def take(db: Database, job_id: str, queue: Queue | None = None) -> shards.ShardClaim | None:

@@ -44,7 +44,7 @@ def test_cancelling_while_a_planner_works_fences_the_planner(db: Database) -> No
         ledger.cancel(session, claim.job.id, actor="key:test")
 
     with pytest.raises(ClaimLost), db.write() as session:
-        ledger.planned(session, claim, total=1, model="tiny", queue=Queue.GENERATE)
+        ledger.begin_running(session, claim, total=1, model="tiny", queue=Queue.GENERATE)
     assert state(db, claim.job.id) == JobState.CANCELLING
 
 

@@ -21,7 +21,7 @@ Sums = dict[str, Counter[tuple[str, str]]]
 
 def sums(db: Database) -> Sums:
     with db.snapshot() as session:
-        return {name: totals.ended(session, name) for name in NAMES}
+        return {name: totals.sums_of(session, name) for name in NAMES}
 
 
 def sums_of_rows(db: Database) -> Sums:
@@ -93,7 +93,7 @@ def test_the_sums_are_those_of_the_rows_whatever_was_counted(db: Database) -> No
     assert pages > 3
     assert sums(db) == sums_of_rows(db) != rows
     with db.read() as session:
-        assert not totals.any_uncounted(session)
+        assert not totals.has_uncounted(session)
 
 
 def test_a_count_that_is_rolled_back_is_made_again(db: Database) -> None:
@@ -149,7 +149,7 @@ def test_rows_that_another_version_sealed_are_counted_later(db: Database) -> Non
 def test_the_sums_read_no_job_that_is_counted(sqlite: Database, name: str) -> None:
     """The plan finds the rows that are not counted by the two indexes of seals, and their jobs by their ids."""
     with explained(sqlite) as plans, sqlite.read() as session:
-        totals.ended(session, name)
+        totals.sums_of(session, name)
 
     scans = [step for step in plans if step.startswith("SCAN ") and "SUBQUERY" not in step]
     assert plans

@@ -11,10 +11,10 @@ import psutil
 import pytest
 
 from jobs.platform import children
-from jobs.platform.children import ChildFailed, Limits, Stopped
+from jobs.platform.children import ChildFailed, ChildLimits, ChildStopped
 
 MODULE = "tests.support.computing"
-LIMITS = Limits(seconds=60, cpu_seconds=30, memory_bytes=1 << 30, answer_bytes=1 << 20)
+LIMITS = ChildLimits(seconds=60, cpu_seconds=30, memory_bytes=1 << 30, answer_bytes=1 << 20)
 
 
 def facts(**options: Any) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def test_it_is_said_why_a_child_gave_no_answer(work: bytes, limits: dict[str, An
 def test_a_child_that_is_stopped_ends_with_all_that_it_has_started(tmp_path: Path) -> None:
     started = tmp_path / "pid"
 
-    with pytest.raises(Stopped):
+    with pytest.raises(ChildStopped):
         children.run(MODULE, [b"start ", str(started).encode()], LIMITS, stopped=started.exists)
 
     number = started.read_text()

@@ -36,7 +36,7 @@ import ctypes, sys, threading
 from jobs.platform import memory
 
 if sys.argv[1] == "few":
-    memory.few_arenas()
+    memory.limit_arenas()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 there = threading.Barrier(9)

@@ -31,13 +31,13 @@ def child() -> Iterator[tuple[subprocess.Popen[str], int]]:
 
 def test_a_process_is_itself_until_it_ends(child: tuple[subprocess.Popen[str], int]) -> None:
     process, _ = child
-    start = processes.started(process.pid)
+    start = processes.start_time(process.pid)
     assert start
     assert processes.alive(process.pid, start)
     assert not processes.alive(process.pid, start + 1)
 
     processes.kill([process.pid])
-    eventually(lambda: processes.started(process.pid) is None, 30, "a zombie counts as ended")
+    eventually(lambda: processes.start_time(process.pid) is None, 30, "a zombie counts as ended")
     assert not processes.alive(process.pid, start)
 
 
@@ -53,7 +53,7 @@ def test_descendants_of_descendants_are_found(child: tuple[subprocess.Popen[str]
     process, grandchild = child
     table = processes.table()
 
-    assert processes.with_descendants([process.pid], table) == {process.pid, grandchild}
+    assert processes.add_descendants([process.pid], table) == {process.pid, grandchild}
     assert table[grandchild].parent == process.pid
     assert table[grandchild].session == process.pid
 

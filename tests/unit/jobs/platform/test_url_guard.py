@@ -298,7 +298,7 @@ def canary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
         yield receiver
 
 
-async def send(url: str, config: Settings = CLOSED, **options: object) -> sending.Outcome:
+async def send(url: str, config: Settings = CLOSED, **options: object) -> sending.AttemptOutcome:
     async with sending.open_client(config, **options) as client:  # type: ignore[arg-type]
         return await sending.post_signed(client, url, [sending.new_secret()], "wh_1", b"{}")
 

@@ -44,7 +44,7 @@ def test_a_model_is_registered_once_however_often_the_transaction_runs(db: Datab
     registered(db)
 
     with db.read() as session:
-        assert names(models.of_project(session, "proj_1")) == [NAME]
+        assert names(models.models_of_project(session, "proj_1")) == [NAME]
         assert models.results(session, ["ftjob-1", "ftjob-2"]) == {"ftjob-1": NAME}
 
 
@@ -63,7 +63,7 @@ def test_another_project_may_ask_for_what_it_has_a_permission_for_and_nothing_el
     assert permitted.checkpoint_step == 4
     assert found(db, NAME, "proj_2") is None
     with db.read() as session:
-        assert names(models.of_project(session, "proj_2")) == [CHECKPOINT]
+        assert names(models.models_of_project(session, "proj_2")) == [CHECKPOINT]
 
 
 def test_deleting_a_model_takes_its_checkpoints_and_its_name_stays_taken(db: Database) -> None:
@@ -89,14 +89,14 @@ def test_deleting_a_checkpoint_leaves_the_model(db: Database) -> None:
         models.delete(session, CHECKPOINT, "proj_1")
 
     with db.read() as session:
-        assert names(models.of_project(session, "proj_1")) == [NAME]
+        assert names(models.models_of_project(session, "proj_1")) == [NAME]
 
 
 def test_a_model_that_failed_its_probe_is_found_and_not_listed(db: Database) -> None:
     registered(db, state=models.FAILED_PROBE)
 
     with db.read() as session:
-        assert names(models.of_project(session, "proj_1")) == []
+        assert names(models.models_of_project(session, "proj_1")) == []
     probed = found(db, NAME, "proj_1")
     assert probed is not None
     assert probed.state == models.FAILED_PROBE

@@ -70,7 +70,7 @@ def ended(session: Session, job_id: str, state: JobState, **values: Any) -> None
     job.state, job.event_seq = state, job.event_seq + 1
     for name, value in values.items():
         setattr(job, name, value)
-    attachments.ended(session, job)
+    attachments.end_files(session, job)
 
 
 def test_an_attached_file_is_in_progress_and_cannot_be_found(db: Database) -> None:
@@ -173,7 +173,7 @@ def test_only_the_files_in_progress_of_these_lines_are_to_be_made(db: Database) 
     publish(db, store, made(db, "file-2"))
 
     with db.read() as session:
-        lines = attachments.of_lines(session, job.id, 1, 3)
+        lines = attachments.files_of_lines(session, job.id, 1, 3)
 
     assert {line: file.id for line, file in lines.items()} == {0: "file-1", 2: "file-3"}
 
@@ -233,7 +233,10 @@ def test_the_first_vectors_decide_how_long_all_are(db: Database) -> None:
     make_store(db, dimensions=0)
 
     with db.write() as session:
-        found = [attachments.measured(session, name, length) for name, length in (("vs_1", 8), ("vs_1", 9), ("no", 8))]
+        found = [
+            attachments.record_dimensions(session, name, length)
+            for name, length in (("vs_1", 8), ("vs_1", 9), ("no", 8))
+        ]
 
     assert found == [8, 8, 0]
 

@@ -26,7 +26,7 @@ def claimed(db: Database, *names: str) -> tuple[VectorStore, ShardClaim]:
     claim = ledgers.claim_job(db, job.id, Task.PLAN)
     with db.write() as session:
         shards.cut(session, claim, Queue.EMBED, ledgers.cuts(job.id, [len(names)]))
-        ledger.planned(session, claim, total=len(names), model="m", queue=Queue.EMBED)
+        ledger.begin_running(session, claim, total=len(names), model="m", queue=Queue.EMBED)
     return store, ledgers.claim_shard(db, job.id)
 
 

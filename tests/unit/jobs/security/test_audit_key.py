@@ -8,7 +8,7 @@ from sqlalchemy import update
 
 from jobs.db.engine import Database
 from jobs.ledger import audit
-from jobs.ledger.audit import Verdict
+from jobs.ledger.audit import AuditVerdict
 from jobs.ledger.tables import AuditHead
 from jobs.security.audit_key import audit_key, create_audit_key, sign
 from jobs.settings import Settings
@@ -33,7 +33,7 @@ def released(db: Database, folder: Path, key: str = "") -> Settings:
     return config
 
 
-def verdict(db: Database, config: Settings) -> Verdict:
+def verdict(db: Database, config: Settings) -> AuditVerdict:
     with db.read() as session:
         return audit.verify(session, key=audit_key(config))
 

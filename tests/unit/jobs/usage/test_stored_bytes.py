@@ -59,7 +59,7 @@ def test_every_kind_of_stored_bytes_is_counted(db: Database) -> None:
     store(db, 5, "file-2", "another")
 
     with db.read() as session:
-        stored = stored_bytes.by_project(session)
+        stored = stored_bytes.bytes_by_project(session)
 
     assert stored["p"] == {
         "files": 1,
@@ -92,7 +92,7 @@ def trained(db: Database, job_id: str, sha256: str, state: str, **columns: objec
 
 def sizes(db: Database) -> tuple[int, int]:
     with db.read() as session:
-        stored = stored_bytes.by_project(session)["p"]
+        stored = stored_bytes.bytes_by_project(session)["p"]
     return stored["datasets"], stored["checkpoints"]
 
 

@@ -16,7 +16,7 @@ from jobs.webhooks import deliveries, outcomes
 from jobs.webhooks.claims import DeliveryClaim, claim_due, orphans, release_claims, revoke_claims
 from jobs.webhooks.deliveries import PARKED_UNTIL
 from jobs.webhooks.outcomes import next_delay
-from jobs.webhooks.sending import Outcome, new_secret
+from jobs.webhooks.sending import AttemptOutcome, new_secret
 from jobs.webhooks.tables import Attempt, Delivery, Event, WebhookEndpoint
 from tests.support.deliveries import BROKEN, CONFIG, OK, claim, endpoint, fail_now, happen, job, middle, only, record
 from tests.support.plans import explained
@@ -156,7 +156,7 @@ def test_a_delivery_that_is_due_later_than_it_can_be_is_brought_forward(
         session.execute(update(Delivery).values(due_at=min(now() + ahead, PARKED_UNTIL), attempts=attempts))
 
     with db.write() as session:
-        late = outcomes.too_late(session, CONFIG, 100)
+        late = outcomes.overdue_deliveries(session, CONFIG, 100)
         assert outcomes.bring_forward(session, late) == brought
 
     assert len(claim(db)) == brought
@@ -218,7 +218,7 @@ def test_retry_after_is_honoured(db: Database) -> None:
     happen(db, "batch_1")
 
     at = now()
-    fail_now(db, Outcome(429, "status 429", 33.0, 0.01), at)
+    fail_now(db, AttemptOutcome(429, "status 429", 33.0, 0.01), at)
 
     assert round(only(db).due_at - at) == 33
 
@@ -343,12 +343,12 @@ def test_deliveries_that_are_not_accepted_are_counted_by_their_state(db: Databas
             session.add(Delivery(id=f"wh_{n}", state=state, worker_id=worker_id, **row))
 
     with db.read() as session:
-        assert deliveries.unfinished(session) == {"pending": 2, "failed": 1}
+        assert deliveries.count_unfinished(session) == {"pending": 2, "failed": 1}
 
 
 def test_counting_them_reads_none_that_were_accepted(sqlite: Database) -> None:
     with explained(sqlite) as plans, sqlite.read() as session:
-        deliveries.unfinished(session)
+        deliveries.count_unfinished(session)
 
     assert len(plans) == 3
     assert all(name in plan for name, plan in zip(("due", "claimed", "failed"), plans, strict=True)), plans

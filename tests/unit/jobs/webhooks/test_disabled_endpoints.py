@@ -105,7 +105,10 @@ def test_much_that_is_held_is_released_and_fails_in_pages(db: Database, monkeypa
         webhook_endpoints.delete(session, session.get_one(WebhookEndpoint, "we_2"))
     with db.read() as session:
         failed = session.scalars(select(Delivery.endpoint_id).where(Delivery.state == "failed")).all()
-        left, lost = webhook_endpoints.wrongly_parked(session, 9), webhook_endpoints.lost(session, 9)
+        left, lost = (
+            webhook_endpoints.deliveries_to_resume(session, 9),
+            webhook_endpoints.deliveries_to_fail(session, 9),
+        )
         owners = [session.get_one(Delivery, name).endpoint_id for name in (*left, *lost)]
     with db.write() as session:
         assert webhook_endpoints.unpark(session, [*left, *left]) == len(left)
@@ -115,7 +118,7 @@ def test_much_that_is_held_is_released_and_fails_in_pages(db: Database, monkeypa
     assert min(len(left), len(lost)) > 0
     assert owners == ["we_1"] * len(left) + ["we_2"] * len(lost)
     with db.read() as session:
-        assert webhook_endpoints.wrongly_parked(session, 9) == []
+        assert webhook_endpoints.deliveries_to_resume(session, 9) == []
         assert len(session.scalars(select(Delivery).where(Delivery.due_at >= PARKED_UNTIL)).all()) > 2, (
             "those of the third stay parked"
         )
@@ -183,7 +186,9 @@ def test_what_was_left_held_for_an_endpoint_that_is_gone_fails_and_nothing_else(
         session.delete(session.get_one(WebhookEndpoint, "we_1"))
 
     with db.write() as session:
-        counts = [webhook_endpoints.fail_lost(session, webhook_endpoints.lost(session, 1)) for _ in range(4)]
+        counts = [
+            webhook_endpoints.fail_parked(session, webhook_endpoints.deliveries_to_fail(session, 1)) for _ in range(4)
+        ]
 
     assert counts == [1, 1, 1, 0]
     with db.read() as session:

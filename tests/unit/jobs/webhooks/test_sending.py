@@ -33,7 +33,7 @@ EVENT = Event(
 )
 
 
-async def post(url: str, secrets: list[str] | None = None, config: Settings = CONFIG) -> sending.Outcome:
+async def post(url: str, secrets: list[str] | None = None, config: Settings = CONFIG) -> sending.AttemptOutcome:
     return await sending.post_once(config, url, secrets or [sending.new_secret()], "wh_1", sending.body(EVENT))
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, select, update
 
 from jobs.batches import lines
-from jobs.batches.batches import BYTES_PER_TOKEN, Batch
+from jobs.batches.batches import BYTES_PER_TOKEN, BatchPayload
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy, StorageFull, StorageUnavailable, TookTooLong
@@ -52,7 +52,7 @@ class Harness:
         )
         with db.write() as session:
             self.project = keys.ensure_project(session, "p").id
-            workers.remember_all(session, {MODEL: False, "far-model": True}, Queue.GENERATE)
+            workers.store_models(session, {MODEL: False, "far-model": True}, Queue.GENERATE)
 
     def submit(self, content: bytes, **fields: Any) -> str:
         self.storage.put("files/in", content)
@@ -528,15 +528,15 @@ def test_reading_never_holds_more_than_the_limit_and_misses_no_line(raws: list[b
 def test_lines_are_the_same_before_they_are_written_and_after(raws: list[bytes], limit: int) -> None:
     content = b"".join(raw + b"\n" for raw in raws)
 
-    assert list(lines.written(raws, limit)) == list(lines.read(io.BytesIO(content), limit))
+    assert list(lines.number_lines(raws, limit)) == list(lines.read(io.BytesIO(content), limit))
 
 
 def test_a_retry_waits_for_the_model_that_it_asks_instead(harness: Harness) -> None:
-    payload = Batch(overrides={"model": "far-model"}).model_dump(mode="json")
+    payload = BatchPayload(overrides={"model": "far-model"}).model_dump(mode="json")
 
     refused = harness.plan(jsonl([chat_line("r", "x")]), payload=payload)
     with harness.db.write() as session:
-        workers.remember_all(session, {"far-model": False}, Queue.GENERATE)
+        workers.store_models(session, {"far-model": False}, Queue.GENERATE)
     planned = harness.plan(jsonl([chat_line("r", "x")]), payload=payload)
 
     assert (refused.state, len(refused.errors or [])) == (JobState.FAILED, 1), "as if its lines had named it"

@@ -40,7 +40,7 @@ class Harness:
         self.context = Context(config, db, self.storage, "planner", stop, standing, heartbeat, models)
         with db.write() as session:
             self.project = keys.ensure_project(session, "p").id
-            workers.remember_all(session, {MODEL: False}, Queue.GENERATE)
+            workers.store_models(session, {MODEL: False}, Queue.GENERATE)
 
     def submit(self, content: bytes | None = GOOD, **fields: Any) -> str:
         facts = {"project_id": self.project, "created_at": now(), "deadline": now() + 60, **fields}

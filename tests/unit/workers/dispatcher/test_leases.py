@@ -89,7 +89,7 @@ def test_age_counts_from_first_sight() -> None:
 def test_this_process_is_here_and_an_ended_one_is_gone() -> None:
     host, pid, start = processes.me()
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    begun = processes.started(child.pid)
+    begun = processes.start_time(child.pid)
     child.kill()
     child.communicate()
 

@@ -65,7 +65,7 @@ def test_engines_that_take_their_workers_along_too_often_are_quarantined(harness
         harness.tick(after=2)
 
     with harness.db.read() as session:
-        (row,) = quarantine.listed(session)
+        (row,) = quarantine.all_quarantines(session)
     assert (row.host_devices, row.model, row.deaths) == ("there", "tiny", harness.config.engine_deaths)
     assert len(row.suspects) == harness.config.engine_deaths, "a shard of each job"
 

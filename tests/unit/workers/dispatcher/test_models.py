@@ -89,7 +89,7 @@ def test_jobs_that_only_wait_for_a_slot_hide_none_that_waits_for_something(
 def test_jobs_that_are_held_back_still_hide_none_that_is_not(
     harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger, "waiting_for", partial(ledger.waiting_for, limit=2))
+    monkeypatch.setattr(ledger, "jobs_waiting_for", partial(ledger.jobs_waiting_for, limit=2))
     one, two = (project_of(harness.db, name) for name in ("one", "two"))
     held = [ledgers.running(harness.db, project_id=one).id for _ in range(5)]
     early = [ledgers.running(harness.db, project_id=two, not_before=now() + 600).id for _ in range(3)]

@@ -17,7 +17,7 @@ from jobs.files.tables import File
 from jobs.inference import responses
 from jobs.inference.tables import StoredResponse
 from jobs.ledger import kinds, shards
-from jobs.ledger.kinds import Folder, Kind, Payload
+from jobs.ledger.kinds import Kind, Payload, StorageFolder
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Segment
 from jobs.platform.storage import DiskStorage
@@ -107,7 +107,9 @@ def test_folders_of_old_jobs_that_nothing_tells_of_any_more_go(
 def test_folder_that_a_kind_owns_is_looked_at_too(
     looking: Orphans, db: Database, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch, flat: bool, inside: str
 ) -> None:
-    row = Kind("training", "Training", "train_", Payload, {}, folders=(Folder("checkpoints", Job.id, flat=flat),))
+    row = Kind(
+        "training", "Training", "train_", Payload, {}, folders=(StorageFolder("checkpoints", Job.id, flat=flat),)
+    )
     monkeypatch.setitem(kinds.TABLE, row.name, row)
     job_id = submitted(db, kind=row.name).id
     _put(storage, f"checkpoints/{job_id}{inside}", f"checkpoints/train_gone{inside}")

@@ -161,7 +161,7 @@ def test_a_job_goes_on_while_the_clock_of_all_but_the_dispatcher_has_jumped(
         with harness.db.write() as session:
             shards.cut(session, claim, Queue.GENERATE, ledgers.cuts(job.id, [1]))
         with harness.db.write() as session:
-            ledger.planned(session, claim, total=1, model="tiny", queue=Queue.GENERATE)
+            ledger.begin_running(session, claim, total=1, model="tiny", queue=Queue.GENERATE)
     published += harness.tick(0.1)
     with jumped():
         ledgers.answer(harness.db, ledgers.claim_shard(harness.db, job.id), [0], last=True)

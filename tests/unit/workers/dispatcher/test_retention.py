@@ -516,7 +516,7 @@ def test_old_jobs_and_audit_rows_go_where_settings_say_so(
         assert session.scalars(select(Job.id)).all() == [young]
         assert set(session.scalars(select(Audit.target))) == {young}
         found = audit.verify(session, key=audit_key(keeping._config))
-        assert totals.ended(session, totals.JOBS) == {("generation", "succeeded"): 2}
+        assert totals.sums_of(session, totals.JOBS) == {("generation", "succeeded"): 2}
     assert (found.faults, found.rows, found.removed) == ((), 4, 4)
     assert job_id not in str(storage.list("jobs"))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs.fleet.models_file import Model
+from jobs.fleet.models_file import ModelConfig
 from tests.support.fake_engine import FakeEngine
 from tests.unit.workers.engines.test_router import NOWHERE, registry
 from workers.engines import model_folders
@@ -84,8 +84,10 @@ def test_a_model_whose_package_is_not_installed_names_it(
     assert list(tmp_path.iterdir()) == []
 
 
-def model(engine: str = "embed", **facts: Any) -> Model:
-    return Model.model_validate({"name": "m", "engine": engine, "source": {"packaged": "all-minilm-l6-v2"}, **facts})
+def model(engine: str = "embed", **facts: Any) -> ModelConfig:
+    return ModelConfig.model_validate(
+        {"name": "m", "engine": engine, "source": {"packaged": "all-minilm-l6-v2"}, **facts}
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from openai._models import construct_type
 from openai.types.evals.runs.output_item_retrieve_response import Sample
 
-from jobs.evals.graders.base import Answer
+from jobs.evals.graders.base import ModelAnswer
 from jobs.evals.runs import Sampled
 from jobs.evals.samples import sample_from_given
 from jobs.requests.endpoints import CHAT, RESPONSES
@@ -35,7 +35,7 @@ def of_sampled(endpoint: str, body: dict[str, Any], index: int = 0, **params: An
     template = [{"role": "user", "content": "{{ item.q }}"}]
     sampled = Sampled(endpoint=endpoint, model="m", template=template, params=params, n=3)
     row = Row(0, {"q": "Where?"})
-    add_sample(row, index, sampled, Answer(200, body), 2048)
+    add_sample(row, index, sampled, ModelAnswer(200, body), 2048)
     return row.shown
 
 
@@ -118,7 +118,7 @@ def test_sdk_dumps_a_sample_without_a_warning() -> None:
 def test_judge_is_shown_with_its_messages_its_answer_and_its_tokens() -> None:
     request = {"messages": [{"role": "user", "content": [PICTURE]}], "temperature": 0, "max_completion_tokens": 1024}
 
-    sample = shown.of_judge(request, Answer(200, completion('{"result": 1}')), shown.Allowance())
+    sample = shown.of_judge(request, ModelAnswer(200, completion('{"result": 1}')), shown.Allowance())
 
     assert sample["input"] == [{"role": "user", "content": "[image_url]"}]
     assert sample["output"] == [{"role": "assistant", "content": '{"result": 1}'}]
@@ -128,10 +128,10 @@ def test_judge_is_shown_with_its_messages_its_answer_and_its_tokens() -> None:
 
 def test_refusal_and_error_of_a_judge_are_shown() -> None:
     request = {"model": "judge", "messages": []}
-    refused = Answer(200, completion(None, refusal="I will not."))
-    broken = Answer(503, {"error": {"message": "It is down.", "code": "overloaded"}})
+    refused = ModelAnswer(200, completion(None, refusal="I will not."))
+    broken = ModelAnswer(503, {"error": {"message": "It is down.", "code": "overloaded"}})
 
-    samples = [shown.of_judge(request, answer, shown.Allowance()) for answer in (refused, broken, Answer(200, {}))]
+    samples = [shown.of_judge(request, answer, shown.Allowance()) for answer in (refused, broken, ModelAnswer(200, {}))]
 
     assert [[message["content"] for message in sample["output"]] for sample in samples] == [["I will not."], [], [""]]
     assert samples[1]["error"] == {"code": "overloaded", "message": "It is down."}
@@ -142,7 +142,7 @@ def test_judges_of_an_item_share_a_bound_of_characters() -> None:
     request = {"messages": [{"role": "user", "content": "a" * 6}, {"role": "user", "content": "b" * 6}]}
     allowance = shown.Allowance(14)
 
-    first, second = (shown.of_judge(request, Answer(200, completion("cccc")), allowance) for _ in range(2))
+    first, second = (shown.of_judge(request, ModelAnswer(200, completion("cccc")), allowance) for _ in range(2))
 
     contents = [message["content"] for sample in (first, second) for message in (*sample["input"], *sample["output"])]
     assert contents == ["aaaaaa", "bbbbbb", "cc…", "…", "…", "…"]

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from jobs.finetuning import examination as port
-from jobs.finetuning.examination import ExaminationFailed, Question
+from jobs.finetuning.examination import ExaminationFailed, ExaminationTask
 from jobs.platform import children
-from jobs.platform.children import ChildFailed, Limits
+from jobs.platform.children import ChildFailed, ChildLimits
 from tests.support import tiny_llama
 from workers.engines.model_folders import ModelUnavailable
 from workers.finetuning import examination
@@ -22,7 +22,7 @@ from workers.finetuning.examination import ConfinedRows
 from workers.finetuning.examination_child import BadRow, Load, Read, Row
 from workers.sandbox.child import Child
 
-LIMITS = Limits(seconds=100, cpu_seconds=100, memory_bytes=8 << 30)
+LIMITS = ChildLimits(seconds=100, cpu_seconds=100, memory_bytes=8 << 30)
 READ = Read("supervised", timed=False)
 ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
 
@@ -98,14 +98,14 @@ def test_it_is_said_which_limit_an_examination_has_reached(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, int], reason: str
 ) -> None:
     (tmp_path / "t").write_bytes(json.dumps(ROW).encode() * 10)
-    question = Question(
+    question = ExaminationTask(
         storage=f"file://{tmp_path}", data_dir=str(tmp_path),
         model={"name": "tiny", "engine": "vllm", "source": {"path": str(base)}}, training="t", validation=None,
         general=None, method="supervised", split=None, fraction=0.0, seed=1, max_sequence_length=None,
         cpu_seconds=100, store=False,
     )  # fmt: skip
     run = children.run
-    limits = Limits(**{"seconds": 100, "cpu_seconds": 100, "memory_bytes": 8 << 30} | changes)
+    limits = ChildLimits(**{"seconds": 100, "cpu_seconds": 100, "memory_bytes": 8 << 30} | changes)
     monkeypatch.setattr(children, "run", lambda module, given, _limits, **rest: run(module, given, limits, **rest))
 
     with pytest.raises(ExaminationFailed, match=rf"^The files could not be read: {reason}\.$"):

@@ -137,7 +137,7 @@ def test_of_two_workers_one_sends(job: TrackedJob) -> None:
 
     with job.db.write() as session:
         claims = [tracking.claim(session, row, 60.0) for row in rows if row is not None]
-        tracking.note_sent(
+        tracking.record_steps(
             session, rows[1] or job.row, 1.0, step=99, run_id=None, due_at=None
         )  # of a claim that is over
 

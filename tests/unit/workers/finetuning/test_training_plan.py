@@ -14,7 +14,7 @@ from sqlalchemy import select
 from jobs.db.engine import Database
 from jobs.files.tables import File
 from jobs.finetuning import datasets, examination, jobs, training_events
-from jobs.finetuning.examination import Findings, Question
+from jobs.finetuning.examination import DatasetFindings, ExaminationTask
 from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import Dataset, FinetunePlan
 from jobs.fleet.models_file import Models
@@ -22,7 +22,7 @@ from jobs.fleet.tables import Worker
 from jobs.ledger import kinds, ledger
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Outbox, Shard
-from jobs.platform.locks import hold_alone
+from jobs.platform.locks import hold_exclusively
 from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue, Task
 from jobs.security import keys
@@ -112,7 +112,7 @@ class Planning:
     def snapshot(self, role: str) -> list[Any]:
         """Return the rows of a snapshot, whose bytes must have the hash in its name."""
         with self.db.read() as session:
-            data = datasets.of_job(session, "ftjob-1")[role]
+            data = datasets.data_of_job(session, "ftjob-1")[role]
             dataset = session.get_one(Dataset, data.sha256)
         with self.storage.reader(dataset.location) as handle:
             content = handle.read()
@@ -126,7 +126,7 @@ class Planning:
 def planner(db: Database, tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Planning:
     """Return a planner that examines files in this process: a child takes seconds to load its libraries."""
 
-    def examine(asked: Question, _stopped: Callable[[], bool] = lambda: False) -> Findings:
+    def examine(asked: ExaminationTask, _stopped: Callable[[], bool] = lambda: False) -> DatasetFindings:
         findings = child.examine(asked, lambda load, _limits: Checker(load))
         return examination.decode(json.dumps(asdict(findings)).encode())
 
@@ -329,7 +329,7 @@ def test_rows_that_are_held_out_are_the_same_for_the_same_seed(planner: Planning
     )
     found = examination.examine(again)
     with planner.db.read() as session:
-        data = datasets.of_job(session, "ftjob-1")
+        data = datasets.data_of_job(session, "ftjob-1")
     assert found.training is not None
     assert found.validation is not None
     assert (found.training.sha256, found.validation.sha256) == (
@@ -361,7 +361,7 @@ def test_duplicates_and_rows_of_the_validation_file_are_warned_of(planner: Plann
 
 
 def test_job_waits_while_another_process_examines_files(planner: Planning) -> None:
-    with hold_alone(planner.context.config.data_dir / "run" / "examination"), pytest.raises(Abandoned) as waiting:
+    with hold_exclusively(planner.context.config.data_dir / "run" / "examination"), pytest.raises(Abandoned) as waiting:
         planner.plan(jsonl([row(n) for n in range(10)]))
 
     assert waiting.value.delay > 0

@@ -15,7 +15,7 @@ NOTE = "Summary of the conversation until here:\n> Ann has a cat.\n> It is black
 
 
 def item(summary: str = "Ann has a cat.\nIt is black.") -> dict[str, Any]:
-    return {"id": "cmp_1", "type": "compaction", "encrypted_content": compaction.packed(summary)}
+    return {"id": "cmp_1", "type": "compaction", "encrypted_content": compaction.pack(summary)}
 
 
 def user(content: Any, **more: Any) -> dict[str, Any]:
@@ -31,10 +31,10 @@ def shown(*items: Any) -> Any:
 
 @pytest.mark.parametrize("summary", ["", "Ann has a cat.", "Zürich ✓\n> quoted\n\n"])
 def test_a_summary_is_packed_as_one_word_and_unpacked_again(summary: str) -> None:
-    packed = compaction.packed(summary)
+    packed = compaction.pack(summary)
 
     assert packed.split() == [packed]
-    assert compaction.unpacked(packed) == summary
+    assert compaction.unpack(packed) == summary
 
 
 @pytest.mark.parametrize(
@@ -44,9 +44,9 @@ def test_a_summary_is_packed_as_one_word_and_unpacked_again(summary: str) -> Non
         ("", "not a summary of this server"),
         (None, "not a summary of this server"),
         ({}, "not a summary of this server"),
-        ("x" + compaction.packed("Ann"), "not a summary of this server"),
-        (compaction.packed("Ann")[:-1], "damaged"),
-        (compaction.packed("Ann") + "!", "damaged"),
+        ("x" + compaction.pack("Ann"), "not a summary of this server"),
+        (compaction.pack("Ann")[:-1], "damaged"),
+        (compaction.pack("Ann") + "!", "damaged"),
         ("nightmill-1._w==", "damaged"),  # no UTF-8
     ],
 )

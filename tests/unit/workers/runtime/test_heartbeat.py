@@ -144,7 +144,7 @@ def test_a_pause_is_known_soon_and_heartbeats_follow_for_the_operator_who_drains
 
         def heard() -> bool:
             with db.read() as session:
-                return not acknowledgement.unacknowledged(workers.heartbeats(session, Scope.WORKER, {"w"}))
+                return not acknowledgement.pending_workers(workers.heartbeats(session, Scope.WORKER, {"w"}))
 
         eventually(heard, 30, "three heartbeats were sent")
         # of jobs it is known that some are paused, not which
@@ -283,7 +283,7 @@ def _blamed(db: Database) -> int:
     with db.write() as session:
         row = session.get_one(Worker, "w")
         row.host_devices, row.engines = "here", HELD
-        quarantine.handle_worker_death(session, row, {}, quarantine.Bounds(2, 60.0, 60.0))
+        quarantine.handle_worker_death(session, row, {}, quarantine.QuarantineLimits(2, 60.0, 60.0))
         workers.leave(session, "w")
         return len(session.scalars(select(EngineDeath)).all())
 
@@ -322,10 +322,10 @@ def test_a_worker_that_is_told_to_end_blames_no_engine_for_what_becomes_of_it(db
 
 
 def test_leaving_worker_releases_the_trial_of_its_engine(db: Database, heartbeat: Heartbeat) -> None:
-    bounds = quarantine.Bounds(2, 60.0, 60.0)
+    bounds = quarantine.QuarantineLimits(2, 60.0, 60.0)
     with db.write() as session:
         ledgers.quarantined(session, "tiny", host_devices="here")
-        quarantine.listed(session)[0].until = 0.0
+        quarantine.all_quarantines(session)[0].until = 0.0
     with db.write() as session:
         assert quarantine.begin_trial(session, "here", "tiny", "w", bounds)
 

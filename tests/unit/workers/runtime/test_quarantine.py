@@ -71,7 +71,7 @@ class Shop:
 
     def left(self) -> dict[str, Quarantine]:
         with self.db.read() as session:
-            return {row.model: row for row in quarantine.listed(session)}
+            return {row.model: row for row in quarantine.all_quarantines(session)}
 
     def deaths(self) -> list[EngineDeath]:
         with self.db.read() as session:
@@ -80,7 +80,7 @@ class Shop:
     def rested(self) -> None:
         """Whatever is left alone may be tried."""
         with self.db.write() as session:
-            for row in quarantine.listed(session):
+            for row in quarantine.all_quarantines(session):
                 row.until = 0.0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobs.fleet import runtimes
-from jobs.fleet.runtimes import Candidate, Record
+from jobs.fleet.runtimes import Candidate, RuntimeRecord
 from jobs.timings import Timings
 from tests.support import tiny_bert
 from workers.engines.encoders import embed_model, embed_runtime
@@ -38,7 +38,7 @@ def recorded(weights: str, folder: Path, *rates: float, chosen: int) -> Order:
     kinds = (T32, BF16, O32, INT8)
     candidates = tuple(Candidate(*kind, rate, 1, 1) for kind, rate in zip(kinds, rates, strict=True))
     asked = order(weights, folder)
-    runtimes.write(folder, asked.key, Record("tiny", "cpu", {}, 0.999, 1, 1.0, candidates, chosen))
+    runtimes.write(folder, asked.key, RuntimeRecord("tiny", "cpu", {}, 0.999, 1, 1.0, candidates, chosen))
     return asked
 
 
@@ -178,14 +178,14 @@ def test_onnx_that_is_asked_for_is_made_at_the_start_and_read_at_the_next(weight
     chooser = Chooser("tiny", Choices(tmp_path, 0.999))
 
     first = chooser.load(weights, None, {"runtime": "onnx"})
-    made = runtimes.every(tmp_path)
+    made = runtimes.all_records(tmp_path)
     again = chooser.load(weights, None, {"runtime": "onnx"})
 
     plain = SentenceModel(weights, None, {"dtype": "float32"})
     ids = plain.tokens_of(["A cat sat on the mat."])
     assert isinstance(first.transformer, OnnxTransformer)
     assert isinstance(again.transformer, OnnxTransformer)
-    assert runtimes.every(tmp_path) == made
+    assert runtimes.all_records(tmp_path) == made
     assert float(first.embed(ids)[0] @ plain.embed(ids)[0]) > 0.998
 
 
@@ -196,7 +196,7 @@ def test_first_start_does_not_wait_for_measuring_and_closing_ends_it(weights: st
     [waiter] = [thread for thread in threading.enumerate() if thread.name == "embed-runtime"]
     while chooser._child is None:
         waiter.join(0.01)
-    measured = runtimes.every(tmp_path)
+    measured = runtimes.all_records(tmp_path)
     chooser.close()
     waiter.join(30)
 
@@ -237,5 +237,5 @@ def test_gpu_is_measured_at_the_start(weights: str, tmp_path: Path, monkeypatch:
 
     Chooser("tiny", Choices(tmp_path, 0.999)).load(weights, None, {})
 
-    [record] = runtimes.every(tmp_path)
+    [record] = runtimes.all_records(tmp_path)
     assert (record.machine, record.floor) == ("some GPU", 0.999)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from jobs.batches.lines import Text
+from jobs.batches.lines import InputLine
 from jobs.finetuning import examples
 from workers.engines.training.rows import IGNORED, RowRefused, RowTooLong, encode_preference, encode_supervised
 
@@ -150,9 +150,9 @@ def test_functions_are_trained_as_tools() -> None:
     result = {"role": "tool", "name": "look", "content": "4", "tool_call_id": "call_1"}
     row = {"messages": [USER, CALLING, result, ANSWER], **OFFER}
 
-    assert examples.with_tools(earlier) == row
-    assert examples.check(Text(1, 0, 0, json.dumps(earlier).encode()), "supervised") == row
-    assert trained(Letters(), examples.with_tools(earlier)) == trained(Letters(), row)
+    assert examples.convert_functions(earlier) == row
+    assert examples.check(InputLine(1, 0, 0, json.dumps(earlier).encode()), "supervised") == row
+    assert trained(Letters(), examples.convert_functions(earlier)) == trained(Letters(), row)
 
 
 def test_rows_that_are_too_long_are_cut_where_the_job_truncates() -> None:

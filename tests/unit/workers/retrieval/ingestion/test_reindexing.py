@@ -14,7 +14,7 @@ from jobs.inference.interactive import AnswerEntry, QueuedRequest
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Audit
 from jobs.retrieval import attachments, indexes, reindexing
-from jobs.retrieval.searches import Results, Search, decode_search, encode
+from jobs.retrieval.searches import Search, SearchResults, decode_search, encode
 from jobs.retrieval.tables import VectorRemoval, VectorStore
 from tests.support.ingesting import MODEL, SMALL, Killed, Works, refuses
 from workers.engines.port import Answer, Request
@@ -455,7 +455,7 @@ async def test_file_search_asks_again_if_the_index_went_while_it_was_searched(
         if goes:
             switch(mill, store, second)
         found = searched[-1] == second
-        yield AnswerEntry("end", encode(Results(())) if found else b'{"error": {}}', 200 if found else 404)
+        yield AnswerEntry("end", encode(SearchResults(())) if found else b'{"error": {}}', 200 if found else 404)
 
     monkeypatch.setattr(peers._client, "submit", submit)
     request = Request("/v1/responses", {}, "req_1", 0, mill.current(store).project_id)

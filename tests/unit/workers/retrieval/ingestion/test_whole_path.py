@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 from sqlalchemy import select, update
 
-from api.retrieval.schemas import show_found
+from api.retrieval.schemas import show_hit
 from jobs.clock import now
 from jobs.ledger import pauses
 from jobs.ledger.pauses import Scope
@@ -54,7 +54,7 @@ def test_a_chunk_says_what_it_is_of(both: Works) -> None:
     found = both.search(store, "bird")
 
     for one in found:
-        shown = show_found(one, ["chunk"])
+        shown = show_hit(one, ["chunk"])
         assert shown.chunk is not None
         assert shown.chunk.sha256 == hashlib.sha256(one.text.encode()).hexdigest()
         assert (shown.chunk.language, shown.chunk.time) == ("en", "2024-01-31")
@@ -69,7 +69,7 @@ def test_an_entry_of_before_has_no_facts_that_were_not_kept_then(mill: Works) ->
     [one, *_] = mill.search(store, "bird")
     old = {name: one.meta[name] for name in ("start", "end", "tokens")}
 
-    facts = show_found(replace(one, meta=old), ["chunk"]).chunk
+    facts = show_hit(replace(one, meta=old), ["chunk"]).chunk
 
     assert facts is not None
     assert (facts.sha256, facts.language, facts.time, facts.start) == (None, None, None, one.meta["start"])
