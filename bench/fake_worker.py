@@ -24,7 +24,7 @@ class FakeRouter(Router):
     """A router that lists the fake's model as an endpoint would."""
 
     @property
-    def discovered(self) -> Mapping[str, bool]:
+    def discovered_models(self) -> Mapping[str, bool]:
         return dict.fromkeys(self.models, False)
 
 

@@ -22,9 +22,9 @@ from bench.embed import by_engine
 from jobs.retrieval.documents import Document
 from workers.engines.model_folders import MINILM, materialise
 from workers.retrieval.ingestion.index import CHUNKS_AT_ONCE
-from workers.retrieval.parsing.contract import Refused
-from workers.retrieval.parsing.parser import Cutting, Limits, Parser
-from workers.vectors.base import Entry, Store
+from workers.retrieval.parsing.contract import FileRefused
+from workers.retrieval.parsing.parser import Cutting, Parser, ParserLimits
+from workers.vectors.base import Store, VectorEntry
 from workers.vectors.lance import LanceVectors
 
 _EMBEDDED = 256  # chunks, enough for a rate
@@ -52,7 +52,7 @@ def main(folder: Path, tokens: int, overlap: int) -> Stages:
 
 
 def _parse(paths: Sequence[Path], cutting: Cutting) -> tuple[float, list[Document]]:
-    parser = Parser(Limits())
+    parser = Parser(ParserLimits())
     _read(parser, paths[0], cutting)  # starts the process
     began = time.monotonic()
     documents = [document for path in paths if (document := _read(parser, path, cutting))]
@@ -65,7 +65,7 @@ def _read(parser: Parser, path: Path, cutting: Cutting) -> Document | None:
     """Return the parsed document; None for a document that the parser refuses, such as one without text."""
     try:
         return parser.parse(path, path.name, cutting)
-    except Refused:
+    except FileRefused:
         return None
 
 
@@ -82,12 +82,12 @@ def _index(documents: Sequence[Document]) -> float:
     return seconds
 
 
-def _entries(documents: Sequence[Document]) -> Iterator[Entry]:
+def _entries(documents: Sequence[Document]) -> Iterator[VectorEntry]:
     random = np.random.default_rng(1)
     for d, document in enumerate(documents):
         for n in range(len(document.chunks)):
             vector = random.standard_normal(_STORE.dimensions).astype(np.float32)
-            yield Entry(f"vsd_{d}.1", n, document.piece(n), f"{d}-{n}", vector / np.linalg.norm(vector))
+            yield VectorEntry(f"vsd_{d}.1", n, document.piece(n), f"{d}-{n}", vector / np.linalg.norm(vector))
 
 
 if __name__ == "__main__":

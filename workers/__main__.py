@@ -66,14 +66,14 @@ def process_count(pool: Pool, cores: int) -> int:
 
 def _threads(config: Settings, pool: Pool, threads: int, *, trains: bool = False) -> None:
     if trains:
-        scratch.remove_abandoned(config.data_dir)
+        scratch.remove_abandoned_folders(config.data_dir)
     context = build(config, pool)
     context.heartbeat.listen = partial(celery_app.consume, pool.name, pool.queues)
     if trains:
         capability_check.examine(context)
     app = celery_app.build(config, threads=True)
     train = partial(lifecycle.run_shard, context, Queue.FINETUNE, ())
-    tasks.furnish(app, tasks.Process(context, train if trains else None))
+    tasks.furnish(app, tasks.Runtime(context, train if trains else None))
     if trains:
         tracking.start(context)
     celery_app.work(app, pool.name, pool.queues, threads)

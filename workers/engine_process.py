@@ -36,9 +36,9 @@ from workers import app as celery_app
 from workers import lifecycle, tasks
 from workers.batches.slot_scheduler import SlotScheduler
 from workers.engines.build_engines import build as build_router
-from workers.engines.build_engines import build_tuned, outdated, refresh
+from workers.engines.build_engines import build_tuned_router, is_outdated, refresh
 from workers.engines.router import Router
-from workers.inference.consumer import InteractiveConsumer, Limits
+from workers.inference.consumer import ConsumerLimits, InteractiveConsumer
 from workers.inference.model_router import ModelRouter
 from workers.inference.peer_client import PeerClient
 from workers.inference.token_counting import ContextLimits, TokenCounter
@@ -53,7 +53,7 @@ from workers.runtime.context import Context, Pool, build
 from workers.runtime.engine_host import EngineHost
 from workers.runtime.exclusive_device import ExclusiveDevice
 from workers.runtime.log_tail import LogTail
-from workers.runtime.quarantine import EngineHealth
+from workers.runtime.quarantine import QuarantineKeeper
 from workers.runtime.recent_reads import RecentReads
 from workers.runtime.throttle import BatchThrottle
 
@@ -70,7 +70,7 @@ def run(config: Settings, name: str, queue: str) -> None:
     context = build(config, pool)
     engine, whole = _build_router(context, queue), queue == Queue.TUNED
     others = SharedExclusiveLock(config.data_dir / "run" / queue, config.lease_seconds)
-    engine_health = EngineHealth(context, engine, queue, log_tail)
+    engine_health = QuarantineKeeper(context, engine, queue, log_tail)
     peers, response_cache = PeerClient(context), ResponseCache(context.db, config.cache_max_bytes, context.timings)
     deps = PipelineDeps(
         measure=engine.length,
@@ -83,7 +83,7 @@ def run(config: Settings, name: str, queue: str) -> None:
         tuned_models=TunedModels(
             context.db,
             AdapterFiles(context.storage, config.data_dir / "run" / ("tuned" if whole else "adapters"), whole=whole),
-            serves=lambda name: engine.engines.having(name) is not None,
+            serves=lambda name: engine.engines.find(name) is not None,
             version_of=engine.version_of,
             timings=context.timings,
         ),
@@ -91,8 +91,8 @@ def run(config: Settings, name: str, queue: str) -> None:
         allows_media_urls=ProjectPermission(context.db, Project.allow_media_urls).allows,
     )
     throttle = BatchThrottle(lambda: engine.batch_limits(config.batch_requests_while_interactive))
-    shared = others if engine.shared else None
-    pipeline, restarted = build_pipeline(engine, deps, config), partial(_restarted, context)
+    shared = others if engine.is_shared else None
+    pipeline, restarted = build_pipeline(engine, deps, config), partial(_note_restart, context)
     host = EngineHost(pipeline, restarted, shared, engine.handle_death, throttle, context.timings)
     consumer = _consumer(context, host, deps, queue)
     context.heartbeat.listen = partial(_listen, consumer, name, pool.queues)
@@ -104,9 +104,9 @@ def run(config: Settings, name: str, queue: str) -> None:
     bring_up = partial(_bring_up, context, host, engine, consumer, reloading.look, engine_health, device)
     threading.Thread(target=bring_up, name="engine-start", daemon=True).start()
     app = celery_app.build(config, (queue,), threads=True)
-    run_shard = partial(lifecycle.run_in_turn, context, host, slot_scheduler)
+    run_shard = partial(lifecycle.run_with_slot, context, host, slot_scheduler)
     hand_over = partial(host.loop.call_soon_threadsafe, consumer.hand_over)
-    tasks.furnish(app, tasks.Process(context, run_shard, slot_scheduler, hand_over=hand_over))
+    tasks.furnish(app, tasks.Runtime(context, run_shard, slot_scheduler, hand_over=hand_over))
     celery_app.work(app, name, pool.queues, slot_scheduler.threads)
     context.heartbeat.leave()
     seconds = config.shutdown_seconds if host.loop.is_running() else 0.0  # else no engine has begun to come up
@@ -132,7 +132,7 @@ def _consumer(context: Context, host: EngineHost, deps: PipelineDeps, queue: str
         host,
         redis_url(context.config),
         queue,
-        Limits.of(context.config),
+        ConsumerLimits.of(context.config),
         context.timings,
         handlers=own,
         paused=lambda: heartbeat.off,
@@ -145,14 +145,14 @@ def _counting(host: EngineHost, deps: PipelineDeps) -> TokenCounter:
 
 
 def _build_router(context: Context, queue: str) -> Router:
-    registry = _models(context)
+    registry = _await_models(context)
     if queue == Queue.TUNED:
-        return build_tuned(context.config, context.models, context.timings)
+        return build_tuned_router(context.config, context.models, context.timings)
     external = ProjectPermission(context.db, Project.allow_external)
     return build_router(context.config, registry, queue, external.allows, context.timings)
 
 
-def _models(context: Context) -> Registry:
+def _await_models(context: Context) -> Registry:
     """Wait until the models file can be read: a restart of this process would not help."""
     untold = True
     while True:
@@ -177,7 +177,7 @@ def _bring_up(
     engine: Router,
     consumer: InteractiveConsumer,
     reload: Callable[[], None],
-    engine_health: EngineHealth,
+    engine_health: QuarantineKeeper,
     device: ExclusiveDevice | None = None,
 ) -> None:
     """Bring the engines up and keep them current.
@@ -192,8 +192,8 @@ def _bring_up(
         host.start()
         memory.freeze()
         log.info("engine_up", extra={"queue": consumer.queue})
-        host.call(consumer.serve()).add_done_callback(partial(_consumer_ended, engine_health))
-        _stay_announced(context, engine, consumer.queue, partial(_look, reload, engine_health, host, device))
+        host.call(consumer.serve()).add_done_callback(partial(_end_with_consumer, engine_health))
+        _keep_announced(context, engine, consumer.queue, partial(_look, reload, engine_health, host, device))
     except Exception:  # ends the process: the thread must not end alone
         if context.stop.is_set():
             return
@@ -201,14 +201,14 @@ def _bring_up(
         _end(engine_health)
 
 
-def _end(engine_health: EngineHealth) -> None:
+def _end(engine_health: QuarantineKeeper) -> None:
     logging.shutdown()
     engine_health.excuse()
     os._exit(os.EX_SOFTWARE)  # the supervisor restarts this process, with backoff
 
 
 def _look(
-    reload: Callable[[], None], engine_health: EngineHealth, host: EngineHost, device: ExclusiveDevice | None
+    reload: Callable[[], None], engine_health: QuarantineKeeper, host: EngineHost, device: ExclusiveDevice | None
 ) -> None:
     reload()
     engine_health.look(host)
@@ -216,14 +216,14 @@ def _look(
         device.look()
 
 
-def _consumer_ended(engine_health: EngineHealth, serving: "Future[None]") -> None:
+def _end_with_consumer(engine_health: QuarantineKeeper, serving: "Future[None]") -> None:
     """End the process when its consumer has ended: it would announce models, and answer no client."""
     if not serving.cancelled() and (error := serving.exception()):
         log.error("interactive_ended", exc_info=error)
         _end(engine_health)
 
 
-def _stay_announced(context: Context, engine: Router, queue: str, reload: Callable[[], None]) -> None:
+def _keep_announced(context: Context, engine: Router, queue: str, reload: Callable[[], None]) -> None:
     shown: Shown | None = None
     while True:
         reload()
@@ -234,7 +234,7 @@ def _stay_announced(context: Context, engine: Router, queue: str, reload: Callab
 
 def _announce(context: Context, engine: Router, queue: str, shown: Shown | None) -> Shown:
     """Announce the served models; models of endpoints are remembered while their endpoint is unavailable."""
-    names, discovered = now = engine.there, engine.discovered
+    names, discovered = now = engine.reachable_models, engine.discovered_models
     if now == shown and context.standing.state == "ready":
         return now
     context.standing.models = tuple(sorted(names))
@@ -244,7 +244,7 @@ def _announce(context: Context, engine: Router, queue: str, shown: Shown | None)
     return now
 
 
-def _restarted(context: Context) -> None:
+def _note_restart(context: Context) -> None:
     context.standing.restarts += 1
     memory.freeze()  # the old engine is garbage now
 
@@ -280,7 +280,7 @@ class Reloading:
             return
         self._seen = registry
         try:
-            ends = outdated(self._engine.registry, registry, self._queue)
+            ends = is_outdated(self._engine.registry, registry, self._queue)
         except ModelsFileError as error:
             log.error("models_file.rejected", extra={"file": str(registry.file), "reason": str(error)})  # noqa: TRY400
             return
@@ -292,7 +292,7 @@ class Reloading:
 
     async def _refresh(self, registry: Registry) -> None:
         await refresh(self._engine, self._context.config, registry, self._queue, self._context.timings)
-        if self._engine.shared:
+        if self._engine.is_shared:
             self._host.share(self._server_lock)
 
 

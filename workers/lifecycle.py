@@ -58,7 +58,7 @@ def plan(context: Context, job_id: str) -> None:
     with (
         _about(claim.job),
         context.heartbeat.watching(job_id, claim.epoch) as handle,
-        _recording(context, _JobAttempt(context, claim, Task.PLAN)),
+        _record_end(context, _JobAttempt(context, claim, Task.PLAN)),
     ):
         kinds.handler_of(claim.job).plan(context, claim, handle)
 
@@ -75,7 +75,7 @@ def finish(context: Context, job_id: str, claim: JobClaim | None = None) -> None
     with (
         _about(claim.job),
         context.heartbeat.watching(job_id, claim.epoch) as handle,
-        _recording(context, _JobAttempt(context, claim, Task.FINISH)),
+        _record_end(context, _JobAttempt(context, claim, Task.FINISH)),
     ):
         kinds.handler_of(claim.job).finish(context, claim, handle)
     handler = kinds.HANDLERS.get(claim.job.kind)
@@ -91,7 +91,7 @@ def _about(job: Job) -> AbstractContextManager[None]:
 # -- a shard
 
 
-def run_in_turn(context: Context, host: EngineHost, slot_scheduler: SlotScheduler, job_id: str, n: int) -> None:
+def run_with_slot(context: Context, host: EngineHost, slot_scheduler: SlotScheduler, job_id: str, n: int) -> None:
     """Handle one `run` message when this worker has a free slot. Publish it again where that may take long."""
     slot_weight = _slot_weight(context, job_id, n)
     if slot_weight is None:  # an outdated message: detecting that takes no slot
@@ -146,12 +146,12 @@ def run_shard(context: Context, queue: Queue, tools: Sequence[object], job_id: s
     with _about(job), ExitStack() as watching:
         handle = watching.enter_context(context.heartbeat.watching(job.id, claim.epoch, claim.n))
         try:
-            with _recording(context, attempt):
+            with _record_end(context, attempt):
                 make = kinds.handler_of(job).runs.get(queue)
                 if make is None:
                     raise UnknownKind(f"Jobs of kind '{job.kind}' have no part that a process of '{queue}' runs.")
                 attempt.run = make(context, *tools, claim, handle)
-                attempt.run.all()
+                attempt.run.run_lines()
         finally:  # also after an error: the commit of the last segment may have made the claim to finish
             watching.close()
             run = attempt.run
@@ -221,7 +221,7 @@ class _ShardAttempt:
 
 
 @contextmanager
-def _recording(context: Context, attempt: _JobAttempt | _ShardAttempt) -> Iterator[None]:
+def _record_end(context: Context, attempt: _JobAttempt | _ShardAttempt) -> Iterator[None]:
     """Record how the work under a claim ended, by its exception."""
     try:
         yield

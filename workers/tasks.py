@@ -8,7 +8,7 @@
     purge()        cpu.ingest     make the pending removals from the vector database
     deliver()      io.webhooks    send what is due
 
-A message carries ids; what they mean is read from SQL. A task finds its `Process` at its Celery app: `workers.__main__`
+A message carries ids; what they mean is read from SQL. A task finds its `Runtime` at its Celery app: `workers.__main__`
 gives it one in a pool of threads, `worker_process_init` in each child of a prefork pool.
 """
 
@@ -43,7 +43,7 @@ PREFORK_POOLS: Final = {pool.name: pool for pool in (CPU_POOL, EVALUATE_POOL)}
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
+class Runtime:
     """The dependencies of a process's tasks. `run` runs a shard; a process without it gets none.
 
     `hand_over` leaves interactive requests to other workers; a process without engines has none.
@@ -64,13 +64,13 @@ class Process:
             self.slot_scheduler.close()
 
 
-def furnish(app: Celery, process: Process) -> None:
-    """Attach a `Process` to an app, for its tasks."""
+def furnish(app: Celery, process: Runtime) -> None:
+    """Attach a `Runtime` to an app, for its tasks."""
     app.process = process
 
 
-def _process() -> Process:
-    process: Process = current_app.process
+def _process() -> Runtime:
+    process: Runtime = current_app.process
     return process
 
 
@@ -141,12 +141,12 @@ def _child_begins(**_: object) -> None:
     pool = PREFORK_POOLS[current_app.conf.nightmill_pool]
     context = build(config, pool)
     if pool is EVALUATE_POOL:
-        furnish(current_app, Process(context, partial(lifecycle.run_shard, context, Queue.EVALUATE, ())))
+        furnish(current_app, Runtime(context, partial(lifecycle.run_shard, context, Queue.EVALUATE, ())))
         Thread(target=look_for_sandbox, args=(context.standing, context.stop), daemon=True).start()
     else:
         parser = Parser(limits_of(config))
         parse = partial(lifecycle.run_shard, context, Queue.INGEST, (parser,))
-        furnish(current_app, Process(context, parse, parser=parser))
+        furnish(current_app, Runtime(context, parse, parser=parser))
     memory.freeze()
 
 

@@ -255,13 +255,13 @@ MUTANTS = [
     Mutant(
         "nothing is published again",
         "workers.dispatcher.loop",
-        without("_maintain", "self._redeliver_unclaimed"),
+        without("_maintain", "self._redeliver"),
         WORLD,
     ),
     Mutant(
         "no lease ends",
         "workers.dispatcher.leases",
-        instead("at - since >= self._lease", "False", inside="stale"),
+        instead("at - since >= self._lease", "False", inside="find_stale"),
         WORLD,
     ),
     # jobs that wait for other jobs
@@ -361,7 +361,7 @@ MUTANTS = [
     Mutant(
         "checkpoints that a row names are removed",
         "workers.finetuning.checkpoints",
-        instead("name not in known", "True", inside="remove_unnamed"),
+        instead("name not in known", "True", inside="remove_partial_uploads"),
         CHECKPOINTS,
     ),
     # the audit chain

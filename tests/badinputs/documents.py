@@ -13,7 +13,7 @@ from tests.badinputs.case import Case
 from tests.badinputs.races import patient
 from tests.badinputs.world import World, said
 from tests.unit.workers.retrieval.parsing import samples
-from workers.retrieval.parsing.contract import Limits
+from workers.retrieval.parsing.contract import ParserLimits
 
 AREA = "Documents"
 NEIGHBOUR = b"A quiet neighbour."
@@ -31,7 +31,7 @@ ENTITIES = f"{_NO} defines XML entities, which is not allowed."
 ARCHIVE = f"{_ODD} Archives can't be searched: upload the files in it."
 NO_KIND = f"{_ODD} Files of this kind can't be searched: it is neither text nor a document that can be read."
 #: Of what reads one file, with Python and its libraries.
-MOST_MEMORY = Limits().memory_bytes + (512 << 20)
+MOST_MEMORY = ParserLimits().memory_bytes + (512 << 20)
 _SECONDS = 400.0
 
 

@@ -17,7 +17,7 @@ from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from tests.chaos.inside import Inside
 from tests.support import ledgers
 from tests.support.databases import fresh
-from workers.vectors.base import Entry, Store
+from workers.vectors.base import Store, VectorEntry
 from workers.vectors.in_memory import MemoryVectors
 
 pytestmark = pytest.mark.verify
@@ -50,7 +50,7 @@ def _row() -> VectorStoreFile:
 
 
 def _write(found: Inside, document: str, n: int, store: Store = _STORE) -> None:
-    found.vectors.write(store, [Entry(document, n, "text", "digest", np.array([1, 0], np.float32))])
+    found.vectors.write(store, [VectorEntry(document, n, "text", "digest", np.array([1, 0], np.float32))])
 
 
 def _enqueue_removals(found: Inside) -> None:

@@ -70,7 +70,7 @@ def test_checkpoint_is_whole_only_with_every_byte(tmp_path: Path, damage: str) -
     folder.mkdir()
     (folder / "adapter_model.safetensors").write_text(weights_of(SEED, 4))
     (folder / "optimizer.pt").write_text("moments")
-    checkpoint_folder.complete(folder, {"step": 4})
+    checkpoint_folder.seal(folder, {"step": 4})
     sha256 = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
     for path in folder.iterdir():
         if damage != "nothing there":

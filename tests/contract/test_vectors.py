@@ -20,7 +20,7 @@ from tests.support.system import eventually, pause
 from tests.support.weaviate import Weaviate
 from tests.unit.workers.vectors.writer import ENTRIES, a_document, a_store, an_entry, digest_of, go, start, towards
 from workers.vectors import weaviate as weaviate_module
-from workers.vectors.base import Entry, Hit, Store, Vectors, VectorsUnavailable
+from workers.vectors.base import Hit, Store, VectorEntry, Vectors, VectorsUnavailable
 from workers.vectors.open_vectors import open_vectors
 from workers.vectors.weaviate import collection_name
 
@@ -206,12 +206,12 @@ def test_vectors_of_known_texts_need_not_be_made_again(vectors: Vectors, store: 
     vectors.write(store, [an_entry("vsd_a.1", n, f"text {n}", towards(1, n)) for n in range(3)])
     unknown = [digest_of(f"unknown {n}") for n in range(2500)]
 
-    known = vectors.known(store, [*unknown, digest_of("text 1"), digest_of("text 2")])
+    known = vectors.find_vectors(store, [*unknown, digest_of("text 1"), digest_of("text 2")])
 
     assert set(known) == {digest_of("text 1"), digest_of("text 2")}
     np.testing.assert_allclose(known[digest_of("text 2")], towards(1, 2), atol=1e-6)
     assert known[digest_of("text 1")].dtype == np.float32
-    assert vectors.known(store, []) == {}
+    assert vectors.find_vectors(store, []) == {}
 
 
 def test_a_text_that_is_there_many_times_hides_no_other(
@@ -223,7 +223,7 @@ def test_a_text_that_is_there_many_times_hides_no_other(
     vectors.write(store, [an_entry("vsd_b.1", n, f"text {n}", towards(1, n)) for n in range(20)])
     texts = {digest_of(f"text {n}") for n in range(20)} | {digest_of("every page says so")}
 
-    assert vectors.known(store, [*texts, digest_of("unknown")]).keys() == texts
+    assert vectors.find_vectors(store, [*texts, digest_of("unknown")]).keys() == texts
 
 
 def test_documents_are_dropped_for_good_and_others_stay(vectors: Vectors, store: Store) -> None:
@@ -236,7 +236,7 @@ def test_documents_are_dropped_for_good_and_others_stay(vectors: Vectors, store:
     assert vectors.counts(store) == {"vsd_a.2": ENTRIES, "vsd_A.1": ENTRIES}
     assert {hit.document for hit in vectors.nearest(store, towards(1), 50)} == {"vsd_a.2", "vsd_A.1"}
     assert {hit.document for hit in vectors.matching(store, "passage", 50)} == {"vsd_a.2", "vsd_A.1"}
-    assert vectors.known(store, [digest_of("passage 0 of vsd_a.1")]) == {}
+    assert vectors.find_vectors(store, [digest_of("passage 0 of vsd_a.1")]) == {}
 
 
 def test_a_dropped_store_is_gone_and_can_be_written_again(vectors: Vectors, store: Store) -> None:
@@ -280,7 +280,7 @@ def test_a_store_that_nobody_has_written_to_is_empty(vectors: Vectors, store: St
     vectors.drop_store(store)
 
     assert vectors.nearest(store, towards(1), 5) == vectors.matching(store, "word", 5) == []
-    assert vectors.known(store, [digest_of("text")]) == vectors.counts(store) == {}
+    assert vectors.find_vectors(store, [digest_of("text")]) == vectors.counts(store) == {}
     assert vectors.numbers(store, "vsd_a.1") == []
     assert vectors.drop(store, ["vsd_a.1"]) == 0
     assert store.id not in vectors.stores()
@@ -557,7 +557,7 @@ def test_a_server_that_dies_is_away_until_it_is_back(server: Weaviate, tmp_path:
         lambda: vectors.matching(store, "passage", 1),
         lambda: vectors.drop(store, ["vsd_a.1"]),
         lambda: vectors.counts(store),
-        lambda: vectors.known(store, ["0" * 64]),
+        lambda: vectors.find_vectors(store, ["0" * 64]),
         lambda: vectors.drop_store(store),
         vectors.stores,
         vectors.check,
@@ -645,8 +645,8 @@ def test_entries_that_the_server_refuses_are_told(
     """It answers such a request with success."""
     vectors = open_vectors(weaviate, tmp_path)
     vectors.write(store, a_document("vsd_a.1"))
-    monkeypatch.setattr("workers.vectors.weaviate.checked", lambda _, vector: vector)
-    mixed: list[Entry] = [
+    monkeypatch.setattr("workers.vectors.weaviate.check_vector", lambda _, vector: vector)
+    mixed: list[VectorEntry] = [
         an_entry("vsd_b.1", 0, "good"),
         an_entry("vsd_b.1", 1, "bad", towards(1, dimensions=9)),
     ]

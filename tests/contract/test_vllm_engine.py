@@ -568,7 +568,7 @@ def test_an_engine_that_hangs_is_killed_and_reported(host: Host, pids: Path) -> 
     assert not any(leftovers.alive(process) for process in stopped)
 
 
-def signal_engine(pids: Path, number: signal.Signals) -> list[leftovers.Process]:
+def signal_engine(pids: Path, number: signal.Signals) -> list[leftovers.ProcessIdentity]:
     """Send a signal to those of vLLM's processes that compute."""
     reached = []
     for process in leftovers.read(pids):

@@ -16,7 +16,7 @@ from jobs.ledger.states import TERMINAL, JobState
 from jobs.queues import Queue, Task
 from jobs.timings import Timings
 from tests.support.evaluating import SAME, SCORE, World, evaluating, items
-from workers.evals.python_grader import Stopped
+from workers.evals.python_grader import RunStopped
 
 Swallows = Callable[[str, str, Sequence[Any], str], bool]
 
@@ -129,7 +129,7 @@ class Sandbox:
         ends = time.monotonic() + 60
         while time.monotonic() < ends:
             if self._stopped():
-                raise Stopped
+                raise RunStopped
             threading.Event().wait(0.05)
         return 1.0
 

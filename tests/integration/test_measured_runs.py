@@ -16,7 +16,7 @@ from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from tests.support.evaluating import World, evaluating
 from tests.support.fake_engine import DIMENSIONS, vector_of
 from tests.support.mill import MODEL
-from workers.vectors.base import Entry, Store
+from workers.vectors.base import Store, VectorEntry
 
 TEXTS = {
     "kiwi": "The kiwi is a flightless bird of the forest.",
@@ -63,7 +63,7 @@ def store_of(world: World) -> str:
             )  # fmt: skip
             session.add(row)
     entries = [
-        Entry(
+        VectorEntry(
             f"vsd_{name}.1", 0, text, sha256(text.encode()).hexdigest(),
             np.array(vector_of(text, DIMENSIONS), "<f4"), {"start": 0, "end": len(text), "tokens": 1},
         )

@@ -45,7 +45,7 @@ def test_a_server_that_is_added_answers_the_batches_that_wait_for_it(
             server_lock = SharedExclusiveLock(tmp_path / "run", 30)
             reloading = Reloading(mill.gpu, mill.host, router, Queue.GENERATE, server_lock, mill.gpu.stop.set)
             announcing = (mill.gpu, router, Queue.GENERATE, reloading.look)
-            threading.Thread(target=worker._stay_announced, args=announcing, daemon=True).start()
+            threading.Thread(target=worker._keep_announced, args=announcing, daemon=True).start()
             mill.until(lambda: mill.gpu.standing.models == ("alpha",))
             assert mill.drain(_batch(mill, "alpha"))[0].completed == 20
 

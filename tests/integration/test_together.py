@@ -17,7 +17,7 @@ from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
 from tests.support.system import eventually
 from workers.batches.slot_scheduler import SlotScheduler
 from workers.engines.port import Answer, Request
-from workers.lifecycle import run_in_turn
+from workers.lifecycle import run_with_slot
 from workers.runtime.engine_host import EngineHost
 
 pytestmark = pytest.mark.verify
@@ -69,7 +69,7 @@ def test_a_message_that_comes_while_the_engine_loads_is_for_another_worker(mill:
     (job_id,) = _planned(mill, 1)
     loading = EngineHost(FakeEngine((MODEL,)), lambda: None)
 
-    run_in_turn(mill.gpu, loading, SlotScheduler(1), job_id, 0)
+    run_with_slot(mill.gpu, loading, SlotScheduler(1), job_id, 0)
 
     assert _published(mill, [job_id]) == set()
     loading.loop.close()
@@ -79,10 +79,10 @@ def test_a_stale_message_takes_no_room(mill: Mill, engine: Held) -> None:
     (job_id,) = _planned(mill, 1)
     slot_scheduler = SlotScheduler(1)
     engine.free = True
-    run_in_turn(mill.gpu, mill.host, slot_scheduler, job_id, 0)
+    run_with_slot(mill.gpu, mill.host, slot_scheduler, job_id, 0)
 
     with slot_scheduler.enter(("batch_other", 0), 1.0):
-        run_in_turn(mill.gpu, mill.host, slot_scheduler, job_id, 0)  # would wait here
+        run_with_slot(mill.gpu, mill.host, slot_scheduler, job_id, 0)  # would wait here
 
     assert engine.asks == 1
 
@@ -91,11 +91,11 @@ def test_small_jobs_run_together_and_who_finds_no_room_is_published_elsewhere(mi
     slot_scheduler = SlotScheduler(1)
     jobs = _planned(mill, 2 * WHOLE + 1)
     with ThreadPoolExecutor(2 * WHOLE) as threads:
-        heard = [threads.submit(run_in_turn, mill.gpu, mill.host, slot_scheduler, job_id, 0) for job_id in jobs[:-1]]
+        heard = [threads.submit(run_with_slot, mill.gpu, mill.host, slot_scheduler, job_id, 0) for job_id in jobs[:-1]]
         eventually(lambda: engine.asks == WHOLE, 10, "a slot full of lines")
         eventually(lambda: slot_scheduler.waiting == pytest.approx(1.0), 10, "a slot full of who waits")
 
-        run_in_turn(mill.gpu, mill.host, slot_scheduler, jobs[-1], 0)
+        run_with_slot(mill.gpu, mill.host, slot_scheduler, jobs[-1], 0)
 
         assert jobs[-1] not in _published(mill, jobs)
         assert engine.asks == WHOLE

@@ -104,7 +104,7 @@ LIBRARY: dict[str, tuple[str, bytes]] = {
         "“La Gioconda”, the portrait of a woman who smiles, was painted by Leonardo da Vinci.\n".encode(),
     ),
 }
-if office.installed():
+if office.is_installed():
     LIBRARY["tides.docx"] = (
         "What causes ebb and flow of the sea?",
         samples.docx(samples.paragraph("The pull of the moon moves the oceans twice a day: tides.")),

@@ -48,7 +48,7 @@ class Run(ShardRun):
     def __init__(self, context: Context, host: EngineHost, claim: ShardClaim, handle: ClaimHandle) -> None:
         super().__init__(context, claim, handle)
 
-    def all(self) -> None:
+    def run_lines(self) -> None:
         tally = Tally(covered=(1 << self.claim.lines) - 1, good=(1 << self.claim.lines) - 1)
 
         def write(session: Session) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 
 from workers.engines.training import checkpoint_folder
 from workers.engines.training.protocol import (
-    Checkpoint,
-    Evaluation,
+    CheckpointReport,
+    EvaluationReport,
     Failed,
     Finished,
     Forgetting,
@@ -68,7 +68,7 @@ def main() -> None:
             return
         send(Step(step, spec.n_epochs * step / steps, loss_of(spec.seed, step), 0.5, 1.0, 1e-4, 100.0, MEMORY))
         if spec.validation and spec.eval_steps and step % spec.eval_steps == 0:
-            send(Evaluation(step, _valid_loss(spec, step, how), 0.25))
+            send(EvaluationReport(step, _valid_loss(spec, step, how), 0.25))
         reason: Reason = "checkpoint" if orders.checkpoint_and_stop.is_set() else "memory_limit"
         stops = (reason == "checkpoint" or (spec.max_memory_bytes or MEMORY) < MEMORY) and step < steps
         if stops or step in (steps, step // (spec.save_steps or 1) * (spec.save_steps or 1)):
@@ -105,11 +105,11 @@ def _save(spec: Spec, step: int, steps: int, send: Callable[[Report], None], los
     (folder / "optimizer.pt").write_bytes(b"moments of step %d" % step)
     peft = "lora" if spec.peft == "auto" else spec.peft
     run = {"step": step, "steps": steps, "threads": spec.threads, "peft": peft}
-    manifest = checkpoint_folder.complete(folder, run)
+    manifest = checkpoint_folder.seal(folder, run)
     files = {name: file.sha256 for name, file in manifest.files.items()}
     evaluated = spec.validation and spec.eval_steps and step % spec.eval_steps == 0
     metrics = {"step": step, "train_loss": loss_of(spec.seed, step)} | ({"full_valid_loss": loss} if evaluated else {})
-    send(Checkpoint(step, str(folder), files, metrics))
+    send(CheckpointReport(step, str(folder), files, metrics))
 
 
 if __name__ == "__main__":

@@ -45,13 +45,13 @@ from tests.support.web import make_key, running_app
 from workers.engines.port import Answer, Request, Usage, refusal
 from workers.lifecycle import finish, plan, run, run_shard
 from workers.retrieval.ingestion.purge import purge
-from workers.retrieval.parsing.parser import Cutting, Parser, Refused
+from workers.retrieval.parsing.parser import Cutting, FileRefused, Parser
 from workers.retrieval.reranking import Reranking
 from workers.retrieval.search import Searching
-from workers.runtime.context import Context, LazyVectors, Standing
+from workers.runtime.context import Context, LazyVectors, WorkerStatus
 from workers.runtime.engine_host import EngineHost
 from workers.runtime.heartbeat import Heartbeat
-from workers.vectors.base import Entry, Store, Vector, Vectors
+from workers.vectors.base import Store, Vector, VectorEntry, Vectors
 
 MODEL = "all-minilm-l6-v2"
 DIMENSIONS = 64
@@ -129,7 +129,7 @@ class Watched:
         self.before_write: Callable[[], object] = bool
         self.after_write: Callable[[], object] = bool
 
-    def write(self, store: Store, entries: Sequence[Entry]) -> None:
+    def write(self, store: Store, entries: Sequence[VectorEntry]) -> None:
         self.before_write()
         self.reaper.around(lambda: self.inner.write(store, entries))
         self.after_write()
@@ -189,21 +189,21 @@ class ReadOnce:
 
     def __init__(self, parser: Parser) -> None:
         self.parser = parser
-        self.read: dict[tuple[bytes, str, Cutting], Document | Refused] = {}
+        self.read: dict[tuple[bytes, str, Cutting], Document | FileRefused] = {}
 
     def parse(self, source: Path, filename: str, cutting: Cutting) -> Document:
         key = sha256(source.read_bytes()).digest(), filename, cutting
         if key not in self.read:
             self.read[key] = self._parse(source, filename, cutting)
         found = self.read[key]
-        if isinstance(found, Refused):
-            raise Refused(found.code, found.message)
+        if isinstance(found, FileRefused):
+            raise FileRefused(found.code, found.message)
         return found
 
-    def _parse(self, source: Path, filename: str, cutting: Cutting) -> Document | Refused:
+    def _parse(self, source: Path, filename: str, cutting: Cutting) -> Document | FileRefused:
         try:
             return self.parser.parse(source, filename, cutting)
-        except Refused as refused:
+        except FileRefused as refused:
             return refused
 
     def __getattr__(self, name: str) -> Any:
@@ -403,7 +403,7 @@ def works(
     host.start()
     heartbeat = Heartbeat(db, _worker, heartbeat_seconds=60, stop=threading.Event())
     config = Settings(data_dir=folder, database_url=url, **given)
-    parts = config, db, storage, "w", threading.Event(), Standing(), heartbeat, Models(config), Given(watched)
+    parts = config, db, storage, "w", threading.Event(), WorkerStatus(), heartbeat, Models(config), Given(watched)
     context = Context(*parts, timings or Timings())
     with running_app(folder, url, **given) as app:
         api, stranger = _client(app), _client(app, "another")

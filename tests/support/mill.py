@@ -31,7 +31,7 @@ from tests.support.fake_engine import FakeEngine
 from workers.batches.slot_scheduler import SlotScheduler
 from workers.dispatcher.loop import Dispatcher
 from workers.engines.port import Engine
-from workers.lifecycle import finish, plan_all, run_in_turn, run_shard
+from workers.lifecycle import finish, plan_all, run_shard, run_with_slot
 from workers.middleware.cache import CacheMiddleware
 from workers.middleware.response_cache import ResponseCache
 from workers.middleware.tuned_models import TunedModelMiddleware, TunedModels
@@ -158,7 +158,7 @@ class Mill:
             elif queue == Queue.EVALUATE:
                 run_shard(self.cpu, Queue.EVALUATE, (), *arguments)
             elif task == Task.RUN:
-                run_in_turn(self.gpu, self.host, self.slot_scheduler, *arguments)
+                run_with_slot(self.gpu, self.host, self.slot_scheduler, *arguments)
             elif task == Task.FINISH:
                 finish(self.cpu, *arguments)
         except BaseException as error:

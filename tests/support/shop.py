@@ -27,7 +27,7 @@ from tests.support.system import eventually
 from tests.support.web import make_key, running_app, serve
 from tests.support.worker_rows import worker_row
 from workers.engines.port import Engine
-from workers.inference.consumer import InteractiveConsumer, Limits
+from workers.inference.consumer import ConsumerLimits, InteractiveConsumer
 from workers.middleware.cache import CacheMiddleware
 from workers.middleware.response_cache import ResponseCache
 from workers.middleware.tuned_models import TunedModelMiddleware, TunedModels
@@ -101,8 +101,8 @@ class Shop:
     @contextmanager
     def open(self, worker: str = "gpu-1", **facts: Any) -> Iterator[InteractiveConsumer]:
         """Open a worker that serves the queue, and announces it."""
-        given = {name: facts.pop(name) for name in Limits.__slots__ if name in facts}
-        consumer = InteractiveConsumer(self.host, self.redis_url, Queue.GENERATE, Limits(**given), **facts)
+        given = {name: facts.pop(name) for name in ConsumerLimits.__slots__ if name in facts}
+        consumer = InteractiveConsumer(self.host, self.redis_url, Queue.GENERATE, ConsumerLimits(**given), **facts)
         self.announce(worker)
         serving = self.host.call(consumer.serve())
         try:

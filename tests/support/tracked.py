@@ -21,7 +21,7 @@ from jobs.security import keys
 from jobs.settings import Settings
 from workers.finetuning.tracked_run import Tracker
 from workers.finetuning.tracking import send_due
-from workers.runtime.context import Context, Standing
+from workers.runtime.context import Context, WorkerStatus
 from workers.runtime.heartbeat import Heartbeat
 
 JOB = "ftjob-1"
@@ -36,7 +36,7 @@ class TrackedJob:
         stop = threading.Event()
         heartbeat = Heartbeat(db, Worker, heartbeat_seconds=60, stop=stop)
         storage = DiskStorage(folder / "files")
-        self.context = Context(config, db, storage, "w", stop, Standing(), heartbeat, Models(config))
+        self.context = Context(config, db, storage, "w", stop, WorkerStatus(), heartbeat, Models(config))
         self.db, self.tracker = db, tracker
         wandb = {"project": "proj", "tags": ["a"]} if tracker == tracking.WANDB else None
         asked = {"model": "tiny", "base": "tiny", "result": RESULT, "seed": 7, "wandb": wandb}

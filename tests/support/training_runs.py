@@ -19,7 +19,7 @@ import msgspec
 
 from tests.support import tiny_llama
 from workers.engines.training import protocol
-from workers.engines.training.protocol import Checkpoint, Spec, Step
+from workers.engines.training.protocol import CheckpointReport, Spec, Step
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,7 +40,7 @@ class Ended:
 
     @property
     def last_checkpoint(self) -> str | None:
-        folders = [checkpoint.folder for checkpoint in self.of(Checkpoint)]
+        folders = [checkpoint.folder for checkpoint in self.of(CheckpointReport)]
         return folders[-1] if folders else None
 
 

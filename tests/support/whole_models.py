@@ -16,7 +16,7 @@ import msgspec
 
 from jobs.fleet.models_file import Models
 from jobs.settings import Settings
-from workers.engines.build_engines import build_tuned
+from workers.engines.build_engines import build_tuned_router
 from workers.engines.port import Adapter, AdapterRefused, Request
 from workers.engines.router import Router
 
@@ -34,7 +34,7 @@ async def ask(router: Router, folder: Path, number: int, prompt: str) -> str:
 
 async def serve(folder: Path) -> dict[str, Any]:
     config = Settings(data_dir=folder, models_file=str(folder / "models.yaml"))
-    router = build_tuned(config, Models(config))
+    router = build_tuned_router(config, Models(config))
     await router.start()
     began = time.monotonic()
     texts: dict[str, Any] = {"first": await ask(router, folder, 0, "Hi"), "second": await ask(router, folder, 1, "Hi")}

@@ -33,7 +33,7 @@ from jobs.ledger.tables import TOKENS, Job, Segment, Shard
 from workers.runtime import outcomes, output_lines
 from workers.runtime.context import Context
 from workers.runtime.heartbeat import ClaimHandle
-from workers.runtime.output_lines import Record
+from workers.runtime.output_lines import LineRecord
 
 log = logging.getLogger(__name__)
 _SHARDS_AT_ONCE = 100
@@ -56,7 +56,7 @@ class ResultsLost(NotFound):
 
 
 @dataclass(frozen=True, slots=True)
-class Results:
+class JobResults:
     """The durable files of a job, and the values for its row. No row points to them yet.
 
     `outcomes` counts lines by outcome.
@@ -71,7 +71,7 @@ class Results:
             context.storage.delete(file.path)
 
 
-def assemble(context: Context, job: Job, batch: Sequence[Record], tally: Tally) -> Results | None:
+def assemble(context: Context, job: Job, batch: Sequence[LineRecord], tally: Tally) -> JobResults | None:
     """Write the files of a job from the records of its only segment; return None where the storage is unavailable."""
     counts = {"completed": tally.done - tally.failed, "failed": tally.failed, **tally.tokens(), "total": job.total}
     try:
@@ -85,10 +85,10 @@ def assemble(context: Context, job: Job, batch: Sequence[Record], tally: Tally) 
     return _results(output, errors, counts, tally.outcomes)
 
 
-def _results(output: "_Output", errors: "_Output", values: dict[str, Any], words: Mapping[str, int]) -> Results:
+def _results(output: "_Output", errors: "_Output", values: dict[str, Any], words: Mapping[str, int]) -> JobResults:
     rows = {"output_file_id": output.row(), "error_file_id": errors.row()}
     ids = {name: row.id for name, row in rows.items() if row is not None}
-    return Results({**values, **ids}, [row for row in rows.values() if row is not None], words)
+    return JobResults({**values, **ids}, [row for row in rows.values() if row is not None], words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +207,7 @@ class _Finisher:
             self.output = _Output(self.context, stack, self.job, "output")
             self.errors = _Output(self.context, stack, self.job, "error")
             if self.job.in_progress_at is None:
-                self._never_ran()
+                self._write_unplanned()
             else:
                 for shard, segments in shards_of(self.context, self.job.id):
                     if self.handle.lost.is_set():
@@ -224,24 +224,24 @@ class _Finisher:
         self.counts["completed"] += sum(good for good, _ in records.values())
         self.counts["failed"] += sum(not good for good, _ in records.values())
         if len(records) < shard.lines:
-            self._unrun(shard, records)
+            self._write_unprocessed(shard, records)
         for line in sorted(records):
             good, record = records[line]
             (self.output if good else self.errors).write(output_line(self.context, record))
 
-    def _unrun(self, shard: Shard, records: Records) -> None:
+    def _write_unprocessed(self, shard: Shard, records: Records) -> None:
         """Write error lines for lines that were not executed. They are not counted."""
         if self.reason is None:
             raise ResultsLost(f"{shard.lines - len(records)} lines of shard {shard.n} have none.")
-        self.outcomes.update(dict.fromkeys(outcomes.unanswered(self.reason[0]), shard.lines - len(records)))
+        self.outcomes.update(dict.fromkeys(outcomes.error_outcomes(self.reason[0]), shard.lines - len(records)))
         with self.context.storage.reader(self.job.input_path or "", shard.offset) as handle:
             texts = lines.split(handle.read(shard.length))
         for line, raw in enumerate(texts):
             if line not in records:
                 item_id = output_lines.line_id(self.job.id, shard.n, line)
-                records[line] = (False, output_lines.unanswered(item_id, lines.id_of(raw) or "", *self.reason))
+                records[line] = (False, output_lines.error_line(item_id, lines.id_of(raw) or "", *self.reason))
 
-    def _never_ran(self) -> None:
+    def _write_unplanned(self) -> None:
         """Write an error line for each readable line of a job that was stopped before it was planned."""
         assert self.reason is not None
         if self.job.input_path is None:
@@ -249,19 +249,19 @@ class _Finisher:
         try:
             with self.context.storage.reader(self.job.input_path) as handle:
                 for text in lines.read(handle):
-                    self._stopped_line(text)
+                    self._write_stopped(text)
                     if self.handle.lost.is_set():
                         raise ClaimLost
         except NotFound:
             log.warning("input_missing", extra={"job_id": self.job.id})
 
-    def _stopped_line(self, text: lines.InputLine) -> None:
+    def _write_stopped(self, text: lines.InputLine) -> None:
         custom_id = lines.id_of(text.raw)
         if custom_id is None or self.reason is None:
             return
         item_id = output_lines.line_id(self.job.id, self.total >> 12, self.total & 0xFFF)
-        self.errors.write(output_lines.unanswered(item_id, custom_id, *self.reason))
-        self.outcomes.update(outcomes.unanswered(self.reason[0]))
+        self.errors.write(output_lines.error_line(item_id, custom_id, *self.reason))
+        self.outcomes.update(outcomes.error_outcomes(self.reason[0]))
         self.total += 1
 
     def _close(self) -> None:

@@ -122,7 +122,7 @@ class Planner:
         with self.context.db.read() as session:
             first, which = batches.last_run(session, self.job, BatchPayload.model_validate(self.job.payload).which)
             if first is not None:
-                is_chosen = _chosen_lines(session, first, which)
+                is_chosen = _line_filter(session, first, which)
                 is_known = batches.results_known(session, first, which)
         if first is None:
             self._read_file(path)
@@ -193,7 +193,7 @@ def _queued_bytes(session: Session, job: Job) -> int:
     return batches.queued_bytes(session, job.project_id, excluded=job.id)
 
 
-def _chosen_lines(session: Session, job: Job, which: Which) -> Callable[[int], bool]:
+def _line_filter(session: Session, job: Job, which: Which) -> Callable[[int], bool]:
     """Return a function that tells, of rising line numbers of a job that ran, whether a retry runs the line."""
     if batches.runs_all(job, which):
         return lambda _number: True

@@ -25,7 +25,7 @@ from jobs.batches.batches import BatchPayload
 from jobs.errors import ClaimLost, InvalidRequest, StorageFull
 from jobs.ledger import shards
 from jobs.ledger.shards import ShardClaim, Tally
-from workers.batches.finishing import Results, assemble
+from workers.batches.finishing import JobResults, assemble
 from workers.batches.segments import SegmentRun
 from workers.engines.port import Answer, EngineFault, Request, refusal
 from workers.runtime import output_lines
@@ -33,7 +33,7 @@ from workers.runtime.answering import MAX_TRIES, Answering
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost, GaveUp
 from workers.runtime.heartbeat import ClaimHandle
-from workers.runtime.output_lines import FailureHistory, Item, Record
+from workers.runtime.output_lines import FailureHistory, Item, LineRecord
 
 log = logging.getLogger(__name__)
 _CRASHED = ("worker_crashed", "The worker died each time it ran this request.")
@@ -53,13 +53,13 @@ class LineRun(SegmentRun):
         self.host = host
         self.items: list[Item] = []
 
-    def all(self) -> None:
+    def run_lines(self) -> None:
         if self.context.low_on_disk():
             raise StorageFull
         self.items, broken = self.read()
         self.buffer.extend(broken)
         if self.is_isolated:
-            self._run_isolated()
+            self._run_isolated_lines()
         else:
             self._answer(self.items)
         self.close()
@@ -70,18 +70,18 @@ class LineRun(SegmentRun):
         self.claim.faults.update({line: history for line, history in histories.items() if any(history)})
         super().release(delay, waiting_for)
 
-    def read(self) -> tuple[list[Item], list[Record]]:
+    def read(self) -> tuple[list[Item], list[LineRecord]]:
         """Return the items of the lines that are not covered, and records for lines that are refused."""
         return read_items(self.context, self.claim, BatchPayload.model_validate(self.claim.job.payload))
 
-    def results(self, batch: Sequence[Record], tally: Tally) -> Results | None:
+    def results(self, batch: Sequence[LineRecord], tally: Tally) -> JobResults | None:
         return assemble(self.context, self.claim.job, batch, tally) if self.ends_at_once else None
 
     def answer_function(self) -> Callable[[Request], Awaitable[Answer]] | None:
         """Return the function that answers requests, None for the engine's own."""
         return None
 
-    def _run_isolated(self) -> None:
+    def _run_isolated_lines(self) -> None:
         """Run one line at a time and record it first. A line that has killed its workers fails."""
         log.warning("shard_isolated", extra={"job_id": self.claim.job.id, "shard": self.claim.n})
         for item in self.items:
@@ -123,14 +123,14 @@ class LineRun(SegmentRun):
                 raise ClaimLost
             if self.handle.stop.is_set():
                 future.cancel()
-                self.host.call(_nothing()).result()  # so that the loop has handled the cancellation
+                self.host.call(_do_nothing()).result()  # so that the loop has handled the cancellation
                 return
             if not future.done() and self.buffer:
                 self.commit()
 
     def _emit(self, item: Item, answer: Answer) -> None:
-        self.buffer.append(output_lines.answered(item, answer))
-        self.buffer.extend(output_lines.answered(follower, answer, item) for follower in item.followers)
+        self.buffer.append(output_lines.answer_record(item, answer))
+        self.buffer.extend(output_lines.answer_record(follower, answer, item) for follower in item.followers)
 
     def _give_up(self, item: Item) -> None:
         """Record a line that failed at each try, with the engine's own error answer where it gave one."""
@@ -143,10 +143,10 @@ class LineRun(SegmentRun):
 
     def _fail(self, item: Item, code: str, message: str) -> None:
         for entry in (item, *item.followers):
-            self.buffer.append(output_lines.failed(entry.line, entry.id, entry.custom_id, code, message))
+            self.buffer.append(output_lines.error_record(entry.line, entry.id, entry.custom_id, code, message))
 
 
-async def _nothing() -> None:
+async def _do_nothing() -> None:
     """Run on the loop after all callbacks that were scheduled before."""
 
 
@@ -156,7 +156,7 @@ _decode = msgspec.json.Decoder(dict).decode
 _INVALID = b'{"error":{"message":"%b","type":"invalid_request_error","param":null,"code":"invalid_request"}}'
 
 
-def read_items(context: Context, claim: ShardClaim, batch: BatchPayload | None) -> tuple[list[Item], list[Record]]:
+def read_items(context: Context, claim: ShardClaim, batch: BatchPayload | None) -> tuple[list[Item], list[LineRecord]]:
     """Return the items of the lines that are not covered, and records for lines whose body no engine should get.
 
     Without a `batch` the lines are taken as they are: the API checked them.
@@ -165,9 +165,9 @@ def read_items(context: Context, claim: ShardClaim, batch: BatchPayload | None) 
     overrides = batch.overrides if batch else {}
     with context.storage.reader(job.input_path or "", claim.offset) as handle:
         data = handle.read(claim.length)
-    make = _maker(claim)
+    make = _item_factory(claim)
     pairs: list[tuple[bytes, Item]] = []
-    broken: list[Record] = []
+    broken: list[LineRecord] = []
     for line, raw in enumerate(lines.split(data)):
         if claim.covered >> line & 1:
             continue
@@ -179,15 +179,15 @@ def read_items(context: Context, claim: ShardClaim, batch: BatchPayload | None) 
             continue
         body.update(overrides)
         item = make(line, text.custom_id, body)
-        if batch and (refused := _refused(job.endpoint, body)):
-            broken.append(output_lines.answered(item, refused))
+        if batch and (refused := _refusal(job.endpoint, body)):
+            broken.append(output_lines.answer_record(item, refused))
         else:
             pairs.append((bytes(text.body), item))
     pairs.sort(key=itemgetter(0))
-    return (_deduped(pairs) if batch and batch.dedupe else [item for _, item in pairs]), broken
+    return (_merge_duplicates(pairs) if batch and batch.dedupe else [item for _, item in pairs]), broken
 
 
-def _maker(claim: ShardClaim) -> Callable[[int, str, dict[str, Any]], Item]:
+def _item_factory(claim: ShardClaim) -> Callable[[int, str, dict[str, Any]], Item]:
     """Return a function that makes the items of a claim's lines.
 
     The values that all items share are looked up once, because reading a job's columns is slow.
@@ -204,7 +204,7 @@ def _maker(claim: ShardClaim) -> Callable[[int, str, dict[str, Any]], Item]:
     return make
 
 
-def _deduped(pairs: list[tuple[bytes, Item]]) -> list[Item]:
+def _merge_duplicates(pairs: list[tuple[bytes, Item]]) -> list[Item]:
     """Merge equal bodies, which are neighbours after sorting: the first item leads, the others follow."""
     leaders: list[Item] = []
     previous: bytes | None = None
@@ -217,7 +217,7 @@ def _deduped(pairs: list[tuple[bytes, Item]]) -> list[Item]:
     return leaders
 
 
-def _refused(endpoint: str, body: dict[str, Any]) -> Answer | None:
+def _refusal(endpoint: str, body: dict[str, Any]) -> Answer | None:
     """Return the refusal of a batch's line; None for a good one, which is told to be stored nowhere."""
     try:
         lines.check_self_contained(endpoint, body)
@@ -227,6 +227,6 @@ def _refused(endpoint: str, body: dict[str, Any]) -> Answer | None:
     return None
 
 
-def _invalid(item: Item) -> Record:
+def _invalid(item: Item) -> LineRecord:
     answer = Answer(400, _INVALID % b"The body of this request cannot be read as JSON.")
-    return output_lines.answered(item, answer)
+    return output_lines.answer_record(item, answer)

@@ -17,11 +17,11 @@ from jobs.ledger.ledger import JobClaim
 from jobs.ledger.shards import ShardClaim, Tally
 from jobs.ledger.states import TERMINAL
 from jobs.ledger.tables import Job
-from workers.batches.finishing import Results
+from workers.batches.finishing import JobResults
 from workers.runtime.attempts import ShardRun
 from workers.runtime.context import Context
 from workers.runtime.heartbeat import ClaimHandle
-from workers.runtime.output_lines import Record
+from workers.runtime.output_lines import LineRecord
 
 
 class SegmentRun(ShardRun):
@@ -32,10 +32,10 @@ class SegmentRun(ShardRun):
 
     def __init__(self, context: Context, claim: ShardClaim, handle: ClaimHandle) -> None:
         super().__init__(context, claim, handle)
-        self.buffer: deque[Record] = deque()
+        self.buffer: deque[LineRecord] = deque()
         self.left = claim.lines - claim.covered.bit_count()
 
-    def results(self, _batch: Sequence[Record], _tally: Tally) -> Results | None:
+    def results(self, _batch: Sequence[LineRecord], _tally: Tally) -> JobResults | None:
         """Return the results of a job whose lines are all in this segment; None where a later step makes them."""
         return None
 
@@ -75,7 +75,7 @@ class SegmentRun(ShardRun):
     def write(self, work: Callable[[Session], None]) -> None:
         self.context.db.retrying(work)
 
-    def _discard(self, results: Results | None) -> None:
+    def _discard(self, results: JobResults | None) -> None:
         """Discard results that the job did not end with.
 
         After an error they may be in use: retention removes orphans later.
@@ -84,7 +84,7 @@ class SegmentRun(ShardRun):
             results.discard(self.context)
 
     def _record(
-        self, session: Session, path: str, length: int, tally: Tally, last: bool, results: Results | None
+        self, session: Session, path: str, length: int, tally: Tally, last: bool, results: JobResults | None
     ) -> None:
         self.ended = False
         if tally.covered:
@@ -96,7 +96,7 @@ class SegmentRun(ShardRun):
         elif last:
             ledger.advance_job(session, self.claim.job.id, actor=self._actor, locked=job)
 
-    def _finish_at_once(self, session: Session, job: Job, results: Results | None) -> None:
+    def _finish_at_once(self, session: Session, job: Job, results: JobResults | None) -> None:
         """Claim the finish of the job, and end it if there are `results`.
 
         A second run keeps the first claim if that counts.
@@ -115,7 +115,7 @@ class SegmentRun(ShardRun):
         return f"worker:{self.context.worker_id}"
 
 
-def _tally(batch: Sequence[Record]) -> Tally:
+def _tally(batch: Sequence[LineRecord]) -> Tally:
     tally = Tally()
     for record in batch:
         bit = 1 << record.line

@@ -50,18 +50,18 @@ class Anchoring:
         except OSError as error:
             log.warning("audit_anchor_not_written", extra={"anchor": anchor.id, "error": error.strerror})
         else:
-            self._sent(anchor)
+            self._finish(anchor)
 
     def _finish_post(self, post: "_Post") -> None:
         if post.is_alive():
             return
         if post.outcome.delivered:
-            self._sent(post.anchor)
+            self._finish(post.anchor)
         else:
             log.warning("audit_anchor_not_delivered", extra={"anchor": post.anchor.id, "failure": post.outcome.error})
         self._posting = None  # what was not delivered is sent again, under its id
 
-    def _sent(self, anchor: Anchor) -> None:
+    def _finish(self, anchor: Anchor) -> None:
         with self._db.write() as session:
             anchors.finish(session, anchor)
         self._db.breathe()

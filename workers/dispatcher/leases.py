@@ -5,7 +5,7 @@ from typing import Generic, TypeVar
 
 _LOOK = 1 / 3  # of a lease
 _LONG = 2 / 3  # of a lease
-_SHORTEST_LOOK = 1.0  # seconds
+_MIN_LOOK = 1.0  # seconds
 
 K = TypeVar("K", bound=Hashable)
 
@@ -26,7 +26,7 @@ class Observer(Generic[K]):
         self._looked, self._away = clock(), 0.0
         self._moved = self._looked
 
-    def stale(self, heartbeats: Iterable[tuple[K, int]]) -> list[tuple[K, int]]:
+    def find_stale(self, heartbeats: Iterable[tuple[K, int]]) -> list[tuple[K, int]]:
         """Look at all current claims, and return those whose heartbeat did not move for a lease."""
         at = self._time()
         before, self._seen = self._seen, {}
@@ -52,7 +52,7 @@ class Observer(Generic[K]):
     def _time(self) -> float:
         """Return the clock's time without unobserved time: a look stands for a part of a lease at most."""
         looked, self._looked = self._looked, self._clock()
-        self._away += max(0.0, self._looked - looked - max(self._lease * _LOOK, _SHORTEST_LOOK))
+        self._away += max(0.0, self._looked - looked - max(self._lease * _LOOK, _MIN_LOOK))
         return self._looked - self._away
 
 

@@ -53,9 +53,9 @@ from workers.dispatcher.publisher import (
     FairSchedule,
     Publisher,
     Redelivery,
-    Share,
+    SlotShare,
+    admitted_ids,
     choose,
-    within_shares,
 )
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ _BROKER_PAUSE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Out:
+class InFlight:
     """Messages and claims in flight: queue → project → the slots that they take."""
 
     slot_weights: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -81,18 +81,18 @@ class Out:
         limit = max(slots - 1, 1) if queue == Queue.INGEST else MESSAGES_PER_SLOT * slots
         return limit - sum(self.slot_weights.get(queue, {}).values())
 
-    def shares(self, slots: Mapping[str, int]) -> dict[str, Share]:
+    def shares(self, slots: Mapping[str, int]) -> dict[str, SlotShare]:
         """Return the share of each queue that is shared out; the queues of a pool have one together."""
         shares = {}
         for queues in PROCESS_POOLS.values():
-            share = Share(largest_share(max(slots.get(queue, 0) for queue in queues)))
+            share = SlotShare(largest_share(max(slots.get(queue, 0) for queue in queues)))
             for queue in queues:
                 shares[queue.value] = share
                 for project, slot_weight in self.slot_weights.get(queue, {}).items():
                     share.taken[project] = share.taken.get(project, 0.0) + slot_weight
         # A project's next training is not published behind the one that runs: others would wait for it, too.
         training = dict(self.slot_weights.get(Queue.FINETUNE, {}))
-        return shares | {Queue.FINETUNE.value: Share(slots.get(Queue.FINETUNE, 0), training)}
+        return shares | {Queue.FINETUNE.value: SlotShare(slots.get(Queue.FINETUNE, 0), training)}
 
 
 class Dispatcher:
@@ -112,7 +112,7 @@ class Dispatcher:
         self.clock = clock
         self._publisher = publisher
         self._shard = slot_weights.weight_of_shards(config)
-        self._running, self._published = _running(self._shard), _published(self._shard)
+        self._running_query, self._publication_query = _running_query(self._shard), _publication_query(self._shard)
         self._redelivery = Redelivery(clock, config.redelivery_seconds)
         self._models = Models(config)
         self._unread = logs.Seldom(log, "models_file.unread")
@@ -144,7 +144,7 @@ class Dispatcher:
         if self.clock() - self._maintained_at >= min(1.0, self.config.lease_seconds / 4):
             self._maintained_at = self.clock()
             self._maintenance.run()
-            self._redeliver_unclaimed()
+            self._redeliver()
         self._full_tick = self.clock() - self._full_tick_at >= self._timings.dispatch_tick
         if self._full_tick:
             self._full_tick_at = self.clock()
@@ -158,7 +158,7 @@ class Dispatcher:
     def _publish_due(self) -> bool:
         if self.clock() < self._broker_back:
             return False
-        self._record_published()
+        self._record_publications()
         seen, self._held_back = now(), False
         with self.db.read() as session:
             waiting = set(session.scalars(_WAITING))
@@ -167,9 +167,9 @@ class Dispatcher:
             paused, workers = pauses.current_pauses(session), fleet.alive(session)
             waiting -= paused.of(Scope.QUEUE)
             live = fleet.slots(workers)
-            slots = {queue: live[queue] for queue in self._in_turn(waiting & live.keys())}
+            slots = {queue: live[queue] for queue in self._sort_queues(waiting & live.keys())}
             served = fleet.served_models(workers, self._registry()) if slots else {}
-            out = self._out(session, workers) if slots else Out()
+            out = self._in_flight(session, workers) if slots else InFlight()
             shares = out.shares(live)
             chosen = {
                 queue: self._choose(
@@ -184,7 +184,7 @@ class Dispatcher:
             )
         return any(chosen.values()) or self._held_back
 
-    def _in_turn(self, queues: Iterable[str]) -> list[str]:
+    def _sort_queues(self, queues: Iterable[str]) -> list[str]:
         """Return queues, that of the latest messages last: those of a pool take the same processes."""
         return sorted(queues, key=lambda queue: (self._chosen_at.get(queue, 0.0), queue))
 
@@ -193,11 +193,11 @@ class Dispatcher:
         session: Session,
         queue: str,
         slots: int,
-        out: Out,
+        out: InFlight,
         paused: Paused,
         served: outbox.Served,
         at: float,
-        share: Share | None,
+        share: SlotShare | None,
     ) -> list[DueMessage]:
         room = out.room(queue, slots)
         if room <= 0:
@@ -220,20 +220,20 @@ class Dispatcher:
         self._held_back |= bool(sharing(queue)) and len(chosen) < sum(map(len, waiting.values()))
         return chosen
 
-    def _out(self, session: Session, workers: Sequence[Worker]) -> Out:
+    def _in_flight(self, session: Session, workers: Sequence[Worker]) -> InFlight:
         """Return what is running, and published but unclaimed, by queue and project."""
-        out = self._claimed(session, workers)
-        for queue, project, slot_weight in session.execute(self._published):
+        out = self._running_load(session, workers)
+        for queue, project, slot_weight in session.execute(self._publication_query):
             out.add(queue, project, slot_weight)
         return out
 
-    def _claimed(self, session: Session, workers: Sequence[Worker]) -> Out:
+    def _running_load(self, session: Session, workers: Sequence[Worker]) -> InFlight:
         """Return what is running by queue and project: shards, jobs that are planned or finished, and removals.
 
         A worker may finish the job whose only shard it ran: that takes a process of its own pool and none of planning.
         """
-        out, shared = Out(), {worker.id: next(filter(sharing, worker.queues), None) for worker in workers}
-        for queue, project, slot_weight in session.execute(self._running):
+        out, shared = InFlight(), {worker.id: next(filter(sharing, worker.queues), None) for worker in workers}
+        for queue, project, slot_weight in session.execute(self._running_query):
             out.add(queue or "", project, slot_weight)
         for worker_id, project, count in session.execute(_CLAIMED):
             if taken := shared.get(worker_id or ""):
@@ -262,7 +262,7 @@ class Dispatcher:
 
     def _publish(self, message_batches: Sequence[Sequence[DueMessage]], seen: float) -> None:
         """Publish each batch as one message, then record it. After a crash between, it is published twice: harmless."""
-        self._record_published()
+        self._record_publications()
         published, refused = list[int](), False
         self._unrecorded = published, seen
         try:
@@ -274,14 +274,14 @@ class Dispatcher:
                 )
                 for message in messages:
                     published.append(message.id)
-                    self._redelivery.published(message.id, message.publish_count + 1)
+                    self._redelivery.note_publication(message.id, message.publish_count + 1)
         except BrokerUnavailable:
             log.warning("broker_unavailable", extra={"waiting": sum(map(len, message_batches)) - len(published)})
             self._broker_back = self.clock() + _BROKER_PAUSE
             refused = True
-        self._record_published(refused)
+        self._record_publications(refused)
 
-    def _record_published(self, refused: bool = False) -> None:
+    def _record_publications(self, refused: bool = False) -> None:
         """Record what was published. Until that succeeds nothing more is published: it would be the same again."""
         published, seen = self._unrecorded
         if not published and not refused:
@@ -292,7 +292,7 @@ class Dispatcher:
                 measures.count(session, measures.REFUSALS, "", 1)
         self._unrecorded = [], 0.0
 
-    def _redeliver_unclaimed(self) -> None:
+    def _redeliver(self) -> None:
         """Publish unclaimed messages again, as far as shares go: the broker may have lost them."""
         if self.clock() < self._broker_back:
             return
@@ -303,8 +303,8 @@ class Dispatcher:
             live = fleet.slots(workers)
             if len(unclaimed) == outbox.UNCLAIMED:  # older ones of queues without a worker may hide the others
                 unclaimed = outbox.unclaimed_messages(session, live, self._shard)
-            shares = self._claimed(session, workers).shares(live) if unclaimed else {}
-        admitted = within_shares([message for message in unclaimed if message.queue in live], shares)
+            shares = self._running_load(session, workers).shares(live) if unclaimed else {}
+        admitted = admitted_ids([message for message in unclaimed if message.queue in live], shares)
         again = [message for message in self._redelivery.overdue(unclaimed) if message.id in admitted]
         if again:
             log.info("redelivered", extra={"outbox_messages": len(again)})
@@ -335,7 +335,7 @@ _CLAIMED = (
 )
 
 
-def _running(shard: ColumnElement[float]) -> Select[str, str, float]:
+def _running_query(shard: ColumnElement[float]) -> Select[str, str, float]:
     return (
         select(func.coalesce(Shard.queue, Job.queue), Job.project_id, func.sum(shard))
         .select_from(Job)
@@ -345,7 +345,7 @@ def _running(shard: ColumnElement[float]) -> Select[str, str, float]:
     )
 
 
-def _published(shard: ColumnElement[float]) -> Select[str, str, float]:
+def _publication_query(shard: ColumnElement[float]) -> Select[str, str, float]:
     return (
         select(Outbox.queue, Outbox.project_id, func.sum(outbox.slot_weight(shard)))
         .outerjoin(Job, Job.id == Outbox.job_id)

@@ -94,7 +94,7 @@ class Maintenance:
     def _run(self) -> None:
         self._remove_dead_workers()
         self._revoke_stale_claims()
-        self._fire()
+        self._fire_schedules()
         self._expire()
         self._revoke_stopping()
         self._repeat(audit.unsealed, audit.seal)
@@ -131,7 +131,7 @@ class Maintenance:
     def _remove_dead_workers(self) -> None:
         with self._db.read() as session:
             workers = session.scalars(select(Worker)).all()
-        silent = {key for key, _ in self._workers.stale((worker.id, worker.heartbeat) for worker in workers)}
+        silent = {key for key, _ in self._workers.find_stale((worker.id, worker.heartbeat) for worker in workers)}
         for worker in workers:
             if worker.id in silent or processes.has_ended(worker.host, worker.pid, worker.started):
                 self._revoke(
@@ -171,8 +171,10 @@ class Maintenance:
         with self._db.read() as session:
             running = shards.running(session)
             claimed = ledger.current_claims(session)
-        lost_shards = self._shards.stale(((job_id, n, epoch), heartbeat) for job_id, n, epoch, heartbeat, _ in running)
-        lost_jobs = self._jobs.stale(((job_id, epoch), heartbeat) for job_id, epoch, heartbeat, _ in claimed)
+        lost_shards = self._shards.find_stale(
+            ((job_id, n, epoch), heartbeat) for job_id, n, epoch, heartbeat, _ in running
+        )
+        lost_jobs = self._jobs.find_stale(((job_id, epoch), heartbeat) for job_id, epoch, heartbeat, _ in claimed)
         for (job_id, n, epoch), heartbeat in lost_shards:
             log.warning("lease_lost", extra={"job_id": job_id, "shard": n, "epoch": epoch})
             self._revoke(partial(shards.revoke_lease, job_id=job_id, n=n, epoch=epoch, heartbeat=heartbeat))
@@ -180,7 +182,7 @@ class Maintenance:
             log.warning("lease_lost", extra={"job_id": job_id, "epoch": epoch})
             self._revoke(partial(ledger.revoke_lease, job_id=job_id, epoch=epoch, heartbeat=heartbeat))
 
-    def _fire(self) -> None:
+    def _fire_schedules(self) -> None:
         with self._db.read() as session:
             due = schedules.due(session)
         for schedule_id in due:
@@ -212,7 +214,7 @@ class Maintenance:
             lost, unowed = ledger.jobs_lacking_next_step(session), shards.is_message_missing(session)
         for job_id in lost:
             self._write(partial(ledger.advance_job, job_id=job_id, actor=_ACTOR))
-        for job_id, what in self._waits():
+        for job_id, what in self._find_waits():
             self._write(partial(ledger.wait_for, job_id=job_id, what=what))
         if unowed and self._write(lambda session: shards.restore_messages(session, WRITE_ROWS)):
             log.warning("messages_restored")
@@ -272,7 +274,7 @@ class Maintenance:
                 break
             self._write(partial(webhook_endpoints.unpark, ids=parked))
 
-    def _waits(self) -> list[tuple[str, str | None]]:
+    def _find_waits(self) -> list[tuple[str, str | None]]:
         """Return the jobs that wait without saying so, each with what it waits for.
 
         That is a pause, its time, its model, or, for a job without a model, a worker of its queue.

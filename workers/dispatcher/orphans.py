@@ -64,19 +64,19 @@ class Orphans:
             *((folder_of_kind.name, folder_of_kind.owners, None) for folder_of_kind in of_kinds if folder_of_kind.flat),
         ):
             for page in _pages(self._storage.walk(folder)):
-                yield from self._judge(self._nameless(page, name, path))
+                yield from self._judge(self._ownerless_objects(page, name, path))
         nested = [
             (conversations.FOLDER, Conversation.id),
             *((folder_of_kind.name, folder_of_kind.owners) for folder_of_kind in of_kinds if not folder_of_kind.flat),
         ]
         unknown: list[tuple[str, Callable[[list[str]], set[str]]]] = [
             *((folder, partial(self._unknown, column=column)) for folder, column in nested),
-            ("jobs", self._lost_jobs),
+            ("jobs", self._orphan_jobs),
         ]
         for folder, lost in unknown:
             for page in _pages(self._storage.folders(folder)):
                 yield from self._judge(f"{folder}/{name}" for name in lost(page))
-        for folder, left in ((conversations.FOLDER, self._unnamed), ("jobs", self._left_inside)):
+        for folder, left in ((conversations.FOLDER, self._conversation_orphans), ("jobs", self._job_leftovers)):
             for page in _pages(self._storage.walk(folder)):
                 yield from self._judge(left(page))
         self._suspects = frozenset(self._found)
@@ -98,7 +98,7 @@ class Orphans:
         """Remove what was an orphan an hour ago, with a pause after each; remember the others for the next look."""
         for path in paths:
             suspect = path in self._suspects
-            if suspect and self._removes(path):
+            if suspect and self._remove(path):
                 self._removed += 1
             elif len(self._found) < _SUSPECTS:
                 self._found.add(path)
@@ -106,7 +106,7 @@ class Orphans:
                 yield
         yield
 
-    def _removes(self, path: str) -> bool:
+    def _remove(self, path: str) -> bool:
         """Remove an object; return whether it was removed.
 
         Raises StorageUnavailable after several failures in a row: each attempt has its patience.
@@ -122,14 +122,14 @@ class Orphans:
         self._away = 0
         return True
 
-    def _nameless(self, paths: list[str], name: _Column | None, path: _Column | None) -> set[str]:
+    def _ownerless_objects(self, paths: list[str], name: _Column | None, path: _Column | None) -> set[str]:
         lost = set(paths)
         if name is not None:
             unknown = self._unknown([item.rpartition("/")[2] for item in paths], name)
             lost = {item for item in paths if item.rpartition("/")[2] in unknown}
         return self._unknown(list(lost), path) if path is not None and lost else lost
 
-    def _unnamed(self, paths: list[str]) -> set[str]:
+    def _conversation_orphans(self, paths: list[str]) -> set[str]:
         """Return objects that no conversation names: neither its row, nor the object that its row names."""
         owners = {path: conversations.owner(path) for path in paths}
         with self._db.read() as session:
@@ -151,28 +151,28 @@ class Orphans:
         with self._db.read() as session:
             return set(names).difference(session.scalars(select(column).where(column.in_(names))))
 
-    def _lost_jobs(self, job_ids: list[str]) -> set[str]:
-        return self._unknown(job_ids, Job.id) | self._emptied(job_ids)
+    def _orphan_jobs(self, job_ids: list[str]) -> set[str]:
+        return self._unknown(job_ids, Job.id) | self._jobs_without_objects(job_ids)
 
-    def _left_inside(self, paths: list[str]) -> set[str]:
+    def _job_leftovers(self, paths: list[str]) -> set[str]:
         with self._db.read() as session:
-            return _left_inside(session, paths)
+            return _job_leftovers(session, paths)
 
-    def _emptied(self, job_ids: list[str]) -> set[str]:
+    def _jobs_without_objects(self, job_ids: list[str]) -> set[str]:
         """Return jobs that ended long ago and whose rows of objects are gone: nothing reads their objects any more."""
-        over = Job.id.in_(job_ids), *long_over(self._config), ~FULL
+        over = Job.id.in_(job_ids), *retention_conditions(self._config), ~FULL
         with self._db.read() as session:
             return set(session.scalars(select(Job.id).where(*over)))
 
 
-def long_over(config: Settings) -> tuple[ColumnElement[bool], ...]:
+def retention_conditions(config: Settings) -> tuple[ColumnElement[bool], ...]:
     """Return the condition that a job ended before the retention time, and that no client may read its segments."""
     shown = [row.result for row in kinds.rows().values() if row.result is not None and row.shows_segments]
     unread = (~exists().where(column == Job.id) for column in shown)
     return *has_ended_before(now() - config.retention_seconds), *unread
 
 
-def _left_inside(session: Session, paths: list[str]) -> set[str]:
+def _job_leftovers(session: Session, paths: list[str]) -> set[str]:
     """Return objects that ended jobs need no more.
 
     These are segments that were never committed, those whose results or response were deleted, and copies of the input
@@ -185,11 +185,11 @@ def _left_inside(session: Session, paths: list[str]) -> set[str]:
     inside = {path: job_id for path, job_id in names.items() if job_id in ended}
     if not inside:
         return set()
-    files = _there(session, File.id, {name for job in ended.values() for name in _files_of(job)})
+    files = _existing_names(session, File.id, {name for job in ended.values() for name in _files_of(job)})
     columns = [row.result for row in kinds.rows().values() if row.result is not None]
-    stored = {name for column in columns for name in _there(session, column, set(ended))}
-    shown = {job.id for job in ended.values() if _is_shown(job, files, stored)}
-    read = {job.input_path for job in ended.values() if job.input_file_id in files or _reads_again(job, stored)}
+    stored = {name for column in columns for name in _existing_names(session, column, set(ended))}
+    shown = {job.id for job in ended.values() if _has_results(job, files, stored)}
+    read = {job.input_path for job in ended.values() if job.input_file_id in files or _can_retry(job, stored)}
     segments = select(Segment.path).where(Segment.job_id.in_(shown), Segment.n.in_(_shards_in(inside)))
     return set(inside).difference(read, session.scalars(segments))
 
@@ -198,7 +198,7 @@ def _files_of(job: Job) -> list[str]:
     return [name for name in (job.input_file_id, job.output_file_id, job.error_file_id) if name]
 
 
-def _is_shown(job: Job, files: set[str], stored: set[str]) -> bool:
+def _has_results(job: Job, files: set[str], stored: set[str]) -> bool:
     """Return whether there are results of a job, or there never were any that could be deleted."""
     if kinds.lenient(job.kind).result is not None:
         return job.id in stored
@@ -206,12 +206,12 @@ def _is_shown(job: Job, files: set[str], stored: set[str]) -> bool:
     return not results or bool(results & files)
 
 
-def _reads_again(job: Job, stored: set[str]) -> bool:
+def _can_retry(job: Job, stored: set[str]) -> bool:
     """Return whether a retry of a job may read its lines: it is shown by its own segments, and was not deleted."""
     return kinds.lenient(job.kind).shows_segments and job.id in stored
 
 
-def _there(session: Session, column: _Column, names: set[str]) -> set[str]:
+def _existing_names(session: Session, column: _Column, names: set[str]) -> set[str]:
     return set(session.scalars(select(column).where(column.in_(names)))) if names else set()
 
 

@@ -35,7 +35,7 @@ MESSAGES_PER_SLOT: Final = 2
 
 
 @dataclass(slots=True)
-class Share:
+class SlotShare:
     """The slots of a pool that one project may take, and those that each has taken with claims and messages."""
 
     limit: float = inf
@@ -50,7 +50,7 @@ class Share:
         self.taken[message.project_id] = self.taken.get(message.project_id, 0.0) + message.slot_weight
 
 
-def within_shares(messages: Iterable[DueMessage], shares: Mapping[str, Share]) -> set[int]:
+def admitted_ids(messages: Iterable[DueMessage], shares: Mapping[str, SlotShare]) -> set[int]:
     """Return the ids of the messages, the first ones first, that `shares` admit by queue; `shares` are moved on."""
     admitted = set()
     for message in messages:
@@ -78,11 +78,11 @@ class FairSchedule:
         working = {name: self._left.get(name, 0) for name in busy}
         self._left = {name: self._left.get(name, self.head_start) for name in here} | working
 
-    def hurried(self, here: Iterable[str]) -> list[str]:
+    def favoured_projects(self, here: Iterable[str]) -> list[str]:
         """Return the projects that have some of their head start left."""
         return [name for name in here if self._left.get(name, 0) > 0]
 
-    def of(self, project: str) -> float:
+    def start_time(self, project: str) -> float:
         return self._time.start(project)
 
     def take(self, project: str, slot_weight: float, weight: float) -> None:
@@ -99,14 +99,14 @@ def choose(
     weights: Mapping[str, float],
     room: float,
     fair_schedule: FairSchedule | None = None,
-    share: Share | None = None,
+    share: SlotShare | None = None,
 ) -> list[DueMessage]:
     """Choose messages of `waiting` (each project's in its own order) until `room` is taken: each takes its share of it.
 
     `fair_schedule` is the queue's, and is moved on; so is `share`, the pool's. A project whose next message exceeds it
     gets no other message either: its order stays.
     """
-    fair_schedule, share = fair_schedule or FairSchedule(), share or Share()
+    fair_schedule, share = fair_schedule or FairSchedule(), share or SlotShare()
     queues = {
         project: deque(messages) for project, messages in waiting.items() if messages and share.admits(messages[0])
     }
@@ -115,11 +115,11 @@ def choose(
     fair_schedule.look(queues, load)
 
     def priority(name: str) -> tuple[float, float, str]:
-        return loads[name] / weights.get(name, 1.0), fair_schedule.of(name), name
+        return loads[name] / weights.get(name, 1.0), fair_schedule.start_time(name), name
 
     while queues and room > 0:
         project = min(queues, key=priority)
-        hurried = fair_schedule.hurried(queues)
+        hurried = fair_schedule.favoured_projects(queues)
         if hurried and project not in hurried and loads[project] > 0:
             project = min(hurried, key=priority)
         chosen.append(queues[project].popleft())
@@ -155,12 +155,12 @@ class CeleryPublisher:
     def publish(self, task: str, queue: str, arguments: Sequence[object]) -> None:
         try:
             self._app.send_task(
-                task, args=list(arguments), queue=self._declared(queue), ignore_result=True, retry=False
+                task, args=list(arguments), queue=self._declare_queue(queue), ignore_result=True, retry=False
             )
         except (OperationalError, OSError) as error:
             raise BrokerUnavailable(str(error)) from error
 
-    def _declared(self, name: str) -> str:
+    def _declare_queue(self, name: str) -> str:
         """Declare the queue of a model that has one of its own, which this process does not know yet."""
         if name not in self._app.amqp.queues:
             self._app.amqp.queues.add(app.queue(name, self._app.conf.broker_url))
@@ -180,7 +180,7 @@ class Redelivery:
         self._again = {row.id: self._again.get(row.id, at + self._delay(row.publish_count)) for row in unclaimed}
         return [row for row in unclaimed if self._again[row.id] <= at]
 
-    def published(self, row_id: int, times: int) -> None:
+    def note_publication(self, row_id: int, times: int) -> None:
         self._again[row_id] = self.clock() + self._delay(times)
 
     def _delay(self, times: int) -> float:

@@ -44,7 +44,7 @@ from jobs.settings import Settings
 from jobs.timings import Timings
 from jobs.webhooks import webhook_endpoints
 from jobs.webhooks.tables import Attempt, Delivery, Event
-from workers.dispatcher.orphans import Orphans, long_over
+from workers.dispatcher.orphans import Orphans, retention_conditions
 
 log = logging.getLogger(__name__)
 T = TypeVar("T", StoredResponse, StoredCompletion)
@@ -85,17 +85,24 @@ class Retention:
             if not self._passes_to_walk:
                 self._walking, self._passes_to_walk, self._rows_due = self._walk(), _WALK_PASSES, True
             self._passes_to_walk -= 1
-        bounded = [self._cache_if_free, self._files, self._answers, self._uploads, self._old_jobs, self._old_rows]
-        bounded += [self._tuned_models, partial(self._repeat, partial(self._page, _remove_datasets))]
-        bounded += [partial(self._repeat, partial(self._page, self._remove_audit_rows)), self._measure]
+        bounded = [
+            self._try_cache,
+            self._remove_files,
+            self._remove_answers,
+            self._remove_uploads,
+            self._remove_jobs,
+            self._remove_rows,
+        ]
+        bounded += [self._purge_tuned_models, partial(self._repeat, partial(self._process_page, _remove_datasets))]
+        bounded += [partial(self._repeat, partial(self._process_page, self._remove_audit_rows)), self._measure_sizes]
         self._left = [*bounded, self._look]
-        self._do(self._timings.retention_pass)
+        self._run_steps(self._timings.retention_pass)
 
     def resume(self) -> None:
         """Go on with what the last pass had no time for."""
-        self._do(self._timings.retention_more)
+        self._run_steps(self._timings.retention_more)
 
-    def _do(self, seconds: float) -> None:
+    def _run_steps(self, seconds: float) -> None:
         self._until = time.monotonic() + seconds
         steps, self._left = self._left, []
         for step in steps:
@@ -113,21 +120,21 @@ class Retention:
                 break
         return True
 
-    def _page(self, work: Callable[[Session], int]) -> bool:
+    def _process_page(self, work: Callable[[Session], int]) -> bool:
         """Process a page in one transaction; return whether it was full."""
         with self._db.write() as session:
             return work(session) >= _AT_ONCE
 
-    def _files(self) -> bool:
+    def _remove_files(self) -> bool:
         """Mark expired files for deletion, but not a schedule's; delete the bytes of those that no live job reads."""
-        hidden = self._repeat(partial(self._page, _hide))
-        return self._repeat(self._purge) or hidden
+        hidden = self._repeat(partial(self._process_page, _hide))
+        return self._repeat(self._purge_files) or hidden
 
-    def _purge(self) -> bool:
+    def _purge_files(self) -> bool:
         done = File.deleted_at.is_not(None), ~kinds.is_read(File.id), *cache.has_no_entry()
         with self._db.read() as session:
             files = session.scalars(select(File).where(*done).limit(_AT_ONCE)).all()
-            inside = _inside(session, files)
+            inside = _objects_of_jobs(session, files)
         if not files:
             return False
         self._drop(inside)  # while the rows still name them
@@ -141,18 +148,18 @@ class Retention:
         self._drop([file.path for file in due])
         return len(files) == _AT_ONCE
 
-    def _cache_if_free(self) -> bool:
+    def _try_cache(self) -> bool:
         """Remove entries of the cache; skip that while the database is busy: workers write to the cache often."""
         try:
-            return self._cache()
+            return self._clear_cache()
         except DatabaseBusy:
             log.warning("cache_not_cleared_up")
             return False
 
-    def _cache(self) -> bool:
+    def _clear_cache(self) -> bool:
         """Remove entries of deleted files, cleared ones, expired ones, and those that exceed the limit."""
-        all_of = (_remove_deleted, _remove_cleared, _remove_expired)
-        more = [self._repeat(partial(self._page, work)) for work in all_of]
+        all_of = (_remove_entries_of_deleted_files, _remove_cleared_entries, _remove_expired_entries)
+        more = [self._repeat(partial(self._process_page, work)) for work in all_of]
         with self._db.read() as session:
             over = cache.size(session) - self._config.cache_max_bytes
 
@@ -165,12 +172,14 @@ class Retention:
 
         return self._repeat(evict) or any(more)
 
-    def _answers(self) -> bool:
+    def _remove_answers(self) -> bool:
         """Delete expired answers. There may be many: each interactive client leaves one."""
-        responses = self._repeat(partial(self._expired, StoredResponse, lambda row: [row.path, f"jobs/{row.id}"]))
-        return self._repeat(partial(self._expired, StoredCompletion, lambda row: [row.path])) or responses
+        responses = self._repeat(
+            partial(self._remove_expired, StoredResponse, lambda row: [row.path, f"jobs/{row.id}"])
+        )
+        return self._repeat(partial(self._remove_expired, StoredCompletion, lambda row: [row.path])) or responses
 
-    def _expired(self, table: type[T], paths: Callable[[T], list[str]]) -> bool:
+    def _remove_expired(self, table: type[T], paths: Callable[[T], list[str]]) -> bool:
         with self._db.write() as session:
             expired = session.scalars(select(table).where(table.expires_at <= now()).limit(_AT_ONCE)).all()
             for answer in expired:
@@ -178,7 +187,7 @@ class Retention:
         self._drop([path for answer in expired for path in paths(answer)])
         return len(expired) == _AT_ONCE
 
-    def _measure(self) -> bool:
+    def _measure_sizes(self) -> bool:
         """Note the sizes of objects that were stored before their rows had them, table by table, once."""
         try:
             while self._unmeasured and not self._repeat(partial(self._measure_page, self._unmeasured[0])):
@@ -220,7 +229,7 @@ class Retention:
         self._looking = None
         return False
 
-    def _tuned_models(self) -> bool:
+    def _purge_tuned_models(self) -> bool:
         """Remove the files of deleted models, then note it and write a receipt."""
         with self._db.read() as session:
             models = tuned_models.purgeable(session, _AT_ONCE)
@@ -238,10 +247,10 @@ class Retention:
                 )
         return len(purged) == _AT_ONCE
 
-    def _uploads(self) -> bool:
-        return self._repeat(self._parts)
+    def _remove_uploads(self) -> bool:
+        return self._repeat(self._remove_parts)
 
-    def _parts(self) -> bool:
+    def _remove_parts(self) -> bool:
         """Expire uploads whose hour is over, delete the parts of all that are not pending, and what ended long ago."""
         with self._db.write() as session:
             late = Upload.status == "pending", Upload.expires_at <= now()
@@ -257,7 +266,7 @@ class Retention:
         self._drop([part.path for part in parts])
         return max(len(parts), len(old)) == _AT_ONCE
 
-    def _old_jobs(self) -> bool:
+    def _remove_jobs(self) -> bool:
         """Go on with the walk through old jobs."""
         try:
             for goes_on in self._walking or ():
@@ -281,10 +290,10 @@ class Retention:
         before, removed = now() - config.retention_seconds, now() - config.job_retention_seconds
         for created in self._pages_of_jobs(before):
             with self._db.read() as session:
-                full = select(Job.id).where(Job.id.in_(created), *long_over(config), FULL)
+                full = select(Job.id).where(Job.id.in_(created), *retention_conditions(config), FULL)
                 old = session.scalars(full).all()
             for start in range(0, len(old), _JOBS_AT_ONCE):
-                while not self._empty(old[start : start + _JOBS_AT_ONCE]):
+                while not self._remove_results(old[start : start + _JOBS_AT_ONCE]):
                     yield False
                 yield True
             self._forget_webhooks(created)
@@ -315,7 +324,7 @@ class Retention:
             else:
                 project_id, after = following, (0.0, "")
 
-    def _empty(self, job_ids: Sequence[str]) -> bool:
+    def _remove_results(self, job_ids: Sequence[str]) -> bool:
         """Remove shards, segments and objects of these jobs, the first shard first.
 
         See `jobs.batches.batches.results_known`. A job whose objects stay keeps its other rows, and comes again.
@@ -348,7 +357,7 @@ class Retention:
         before = now() - self._config.audit_retention_seconds
         return audit.remove_oldest(session, audit_key(self._config), before, _AT_ONCE)
 
-    def _old_rows(self) -> bool:
+    def _remove_rows(self) -> bool:
         if not self._rows_due:
             return False
         before = now() - self._config.retention_seconds
@@ -358,7 +367,7 @@ class Retention:
             (Delivery, Delivery.state != "pending", Delivery.created_at < before),
             (Idempotency, Idempotency.created_at < keys),
         ]
-        more = [self._repeat(self._fail_lost), *(self._repeat(partial(self._delete, *rows)) for rows in old)]
+        more = [self._repeat(self._fail_lost_deliveries), *(self._repeat(partial(self._delete, *rows)) for rows in old)]
         self._rows_due = self._repeat(partial(self._forget_events, before)) or any(more)
         return self._rows_due
 
@@ -382,7 +391,7 @@ class Retention:
                 feed.forget(session, rows, before)
         return len(rows) == _AT_ONCE
 
-    def _fail_lost(self) -> bool:
+    def _fail_lost_deliveries(self) -> bool:
         with self._db.read() as session:
             lost = webhook_endpoints.deliveries_to_fail(session, _AT_ONCE)
         if lost:
@@ -402,7 +411,7 @@ class Retention:
         return whole
 
 
-def _inside(session: Session, files: Sequence[File]) -> list[str]:
+def _objects_of_jobs(session: Session, files: Sequence[File]) -> list[str]:
     """Return the objects that ended jobs have of deleted files: segments of results, a retry's copy of the input."""
     ended = Job.state.in_(TERMINAL)
     names = {file.filename.rpartition("_")[0] for file in files if file.purpose == batches.OUTPUT}
@@ -416,14 +425,14 @@ def _inside(session: Session, files: Sequence[File]) -> list[str]:
     return [*session.scalars(segments), *copied]
 
 
-def _remove_deleted(session: Session) -> int:
+def _remove_entries_of_deleted_files(session: Session) -> int:
     removed = cache.remove_deleted(session, _AT_ONCE)
     for (file_id, project_id), entries in removed.items():
         _receipt(session, file_id, project_id, entries)
     return sum(removed.values())
 
 
-def _remove_cleared(session: Session) -> int:
+def _remove_cleared_entries(session: Session) -> int:
     removed = cache.remove_cleared(session, _AT_ONCE)
     for project_id, entries in removed.items():
         _receipt(session, project_id, project_id, entries)
@@ -434,7 +443,7 @@ def _remove_datasets(session: Session) -> int:
     return datasets.remove_unused(session, _AT_ONCE)
 
 
-def _remove_expired(session: Session) -> int:
+def _remove_expired_entries(session: Session) -> int:
     return cache.remove_expired(session, now(), _AT_ONCE)
 
 

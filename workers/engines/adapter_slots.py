@@ -36,7 +36,7 @@ class AdapterSlots:
         self._loaded: OrderedDict[str, Adapter] = OrderedDict()  # the least recently used first
         self._wanted: dict[str, Adapter] = {}  # loaded together, as soon as nothing runs
         self._refused: OrderedDict[str, tuple[Adapter, AdapterRefused]] = OrderedDict()
-        self._alone_now: asyncio.Task[Any] | None = None  # what runs, or will, with nothing beside it
+        self._exclusive_task: asyncio.Task[Any] | None = None  # what runs, or will, with nothing beside it
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -63,35 +63,37 @@ class AdapterSlots:
             if not self._running:
                 self._idle.set()
 
-    async def run_alone(self, adapter: Adapter | None, work: Callable[[], Awaitable[T]]) -> T:
+    async def run_exclusively(self, adapter: Adapter | None, work: Callable[[], Awaitable[T]]) -> T:
         """Return what `work` returns, which runs with nothing beside it once the adapter is loaded.
 
         Raises:
             AdapterRefused: The engine does not take this adapter.
         """
         await self._admit(adapter)
-        task = asyncio.create_task(self._alone(work))
-        self._alone_now = task
+        task = asyncio.create_task(self._run_exclusively(work))
+        self._exclusive_task = task
         return await asyncio.shield(task)
 
     async def _admit(self, adapter: Adapter | None) -> None:
-        while self._alone_now is not None or (adapter is not None and adapter.name not in self._loaded):
+        while self._exclusive_task is not None or (adapter is not None and adapter.name not in self._loaded):
             if adapter is not None and adapter.name not in self._loaded:
                 self._check(adapter)
                 self._wanted[adapter.name] = adapter
-            task = self._alone_now = self._alone_now or asyncio.create_task(self._alone(self._load_wanted))
+            task = self._exclusive_task = self._exclusive_task or asyncio.create_task(
+                self._run_exclusively(self._load_requested)
+            )
             await asyncio.wait((task,))  # a client that leaves does not stop what others wait for
             if isinstance(error := task.exception(), EngineDead):
                 raise error
         if adapter is not None:
             self._loaded.move_to_end(adapter.name)
 
-    async def _alone(self, work: Callable[[], Awaitable[T]]) -> T:
+    async def _run_exclusively(self, work: Callable[[], Awaitable[T]]) -> T:
         try:
             await self._idle.wait()
             return await work()
         finally:
-            self._alone_now = None
+            self._exclusive_task = None
 
     def _check(self, adapter: Adapter) -> None:
         if not self._limit:
@@ -102,7 +104,7 @@ class AdapterSlots:
         if refused is not None and known == adapter:  # else an operator has decided since
             raise AdapterRefused(str(refused), failed_probe=refused.failed_probe)
 
-    async def _load_wanted(self) -> None:
+    async def _load_requested(self) -> None:
         adapters = list(self._wanted.values())[: self._limit]
         self._wanted.clear()  # a request that still waits says again what it wants
         for adapter in adapters:

@@ -55,13 +55,13 @@ def build(
     return Router(engines, registry, allows_external)
 
 
-def build_tuned(settings: Settings, models: Models, timings: Timings = Timings()) -> Router:
+def build_tuned_router(settings: Settings, models: Models, timings: Timings = Timings()) -> Router:
     """Build the router of a process that serves tuned models with weights of their own, one at a time."""
-    engine = SwappedEngine(partial(_whole, settings, models), vllm_adapters.engine_version(), timings)
+    engine = SwappedEngine(partial(_tuned_engine, settings, models), vllm_adapters.engine_version(), timings)
     return Router([engine], models.now())
 
 
-def _whole(settings: Settings, models: Models, base: str, adapter: Adapter) -> Engine:
+def _tuned_engine(settings: Settings, models: Models, base: str, adapter: Adapter) -> Engine:
     """Return the engine of a tuned model, with the arguments of its base that are not about adapters."""
 
     def make() -> Engine:
@@ -85,7 +85,7 @@ def _is_installed(model: ModelConfig) -> bool:
     return not missing
 
 
-def outdated(before: Registry, now: Registry, queue: str) -> bool:
+def is_outdated(before: Registry, now: Registry, queue: str) -> bool:
     """Return whether the models that a process of `queue` has loaded differ from those in the models file now.
 
     Raises ModelsFileError.
@@ -94,7 +94,7 @@ def outdated(before: Registry, now: Registry, queue: str) -> bool:
         [model for model in registry.models.values() if model.queue == queue and model.engine is not EngineKind.HTTP]
         for registry in (before, now)
     )
-    _check_one([model for model in current if model.engine is EngineKind.VLLM])
+    _check_single([model for model in current if model.engine is EngineKind.VLLM])
     return {model.name: loading_of(model) for model in then} != {model.name: loading_of(model) for model in current}
 
 
@@ -149,14 +149,14 @@ def _rerank(model: ModelConfig, settings: Settings) -> RerankEngine:
     return RerankEngine(source, [model.name], revision=model.source.revision, args=model.engine_args)
 
 
-def _check_one(models: list[ModelConfig]) -> None:
+def _check_single(models: list[ModelConfig]) -> None:
     if len(models) > 1:
         names = ", ".join(model.name for model in models)
         raise ModelsFileError(f"{names}: a process holds one vLLM model; give each of these a queue of its own")
 
 
 def _vllm(models: list[ModelConfig], settings: Settings) -> list[Engine]:
-    _check_one(models)
+    _check_single(models)
     return [OwnLoop([model.name], partial(make_vllm, model, settings)) for model in models]
 
 

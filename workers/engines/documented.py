@@ -48,7 +48,7 @@ _MAX_INTEGER: Final = (1 << 31) - 1  # that can be sent to the engine's process
 _NOT_THE_TEMPLATES: Final = frozenset({"chat_template", "tokenize"})  # the rendering function's arguments
 
 
-def forwarded(body: Mapping[str, Any], model: str, salt: str = "") -> Mapping[str, Any]:
+def body_for_server(body: Mapping[str, Any], model: str, salt: str = "") -> Mapping[str, Any]:
     """Return the body for a server that calls the model `model`. A `salt` (vLLM's) separates the prompt's cache."""
     left = body
     if not STEERING.isdisjoint(body):
@@ -79,26 +79,26 @@ def refuse_unknown(engine: str, request: Request) -> Answer | None:
     return refusal(400, fields.message(name), param=fields.quote(name), code=fields.CODE)
 
 
-def documented(url: str, body: Mapping[str, Any]) -> dict[str, Any]:
+def body_for_vllm(url: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Return the body as vLLM takes it: without nulls, which mean "not given", and with the names of today's vLLM."""
     taken = fields.OPENAI[url] | fields.VLLM[url]
     left = {name: value for name, value in body.items() if name in taken and value is not None}
     if _TEMPLATE in left:
         left[_TEMPLATE] = _scalars(left[_TEMPLATE])
     if url == EMBEDDINGS:
-        return _truncated(left, body.get("truncate"))
+        return _translate_truncate(left, body.get("truncate"))
     constraints = {now: body[old] for old, now in fields.RETIRED.items() if body.get(old) is not None}
     return left | {_STRUCTURED: constraints} if constraints else left
 
 
-def _truncated(left: dict[str, Any], truncate: Any) -> dict[str, Any]:
+def _translate_truncate(left: dict[str, Any], truncate: Any) -> dict[str, Any]:
     """Translate `truncate` into vLLM's field."""
     if truncate:
         return {_TRUNCATE: -1} | left
     return left if truncate is None else {name: value for name, value in left.items() if name != _TRUNCATE}
 
 
-def malformed(url: str, body: Mapping[str, Any]) -> tuple[str, str] | None:
+def malformed_field(url: str, body: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return the first field whose value vLLM must not see, and what is wrong with it."""
     for name in _INTEGERS:
         value = body.get(name)
@@ -106,10 +106,10 @@ def malformed(url: str, body: Mapping[str, Any]) -> tuple[str, str] | None:
             return name, f"{name} must be an integer of at most {_MAX_INTEGER}."
     if url == EMBEDDINGS and not isinstance(body.get("truncate"), bool | None):
         return "truncate", "truncate must be true or false."
-    return _malformed_constraint(body)
+    return _constraint_fault(body)
 
 
-def _malformed_constraint(body: Mapping[str, Any]) -> tuple[str, str] | None:
+def _constraint_fault(body: Mapping[str, Any]) -> tuple[str, str] | None:
     given = body.get(_STRUCTURED)
     if not isinstance(given, dict | None):
         return _STRUCTURED, f"{_STRUCTURED} must be an object."
@@ -119,15 +119,15 @@ def _malformed_constraint(body: Mapping[str, Any]) -> tuple[str, str] | None:
     return None
 
 
-def undone(url: str, body: Mapping[str, Any]) -> tuple[str, str] | None:
+def untranslated(url: str, body: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return the first field that vLLM would ignore, and the error text for it."""
     for name in _UNDONE.get(url, ()):
-        if _asks(name, body):
+        if _has_value(name, body):
             return name, f"{name} is not supported."
     return None
 
 
-def _asks(name: str, body: Mapping[str, Any]) -> bool:
+def _has_value(name: str, body: Mapping[str, Any]) -> bool:
     """Return whether the value asks for anything else than the default."""
     value = body.get(name)
     if name == "best_of":

@@ -48,7 +48,7 @@ def fault(body: Mapping[str, Any]) -> tuple[str, str] | None:
     return None
 
 
-def joined(answers: Sequence[Answer]) -> Answer:
+def join_answers(answers: Sequence[Answer]) -> Answer:
     """Return the answers to single prompts as the answer to all of them, with the choices in their order."""
     whole, *others = [msgspec.json.decode(answer.body) for answer in answers]
     for other in others:

@@ -47,14 +47,14 @@ class EngineSet:
         )
         return engine.phase if isinstance(engine, Phased) else ""
 
-    def having(self, name: str) -> Engine | None:
+    def find(self, name: str) -> Engine | None:
         """Return the running engine that has the model `name`."""
         for engine in self.running:
             if name in engine.models:
                 return engine
         return None
 
-    def dead(self, death: EngineDead) -> Engine | None:
+    def find_dead(self, death: EngineDead) -> Engine | None:
         """Return the engine of this process that has died; None where it is not known."""
         own = self.own
         if not death.models and len(own) == 1:
@@ -114,14 +114,16 @@ class EngineSet:
         """Load `engine`; return what kept it from coming up."""
         with ForeignCall() as building:
             if self.health is not None:
-                await self.health.builds(engine.models)
+                await self.health.note_start(engine.models)
             await engine.start()
             if self.health is not None:
                 await self.health.came_up(engine.models)
         return building.error
 
     async def _is_over(self, engine: Engine, error: Exception, suspects: Sequence[Suspect], *, starting: bool) -> bool:
-        return self.health is not None and await self.health.died(engine.models, error, suspects, starting=starting)
+        return self.health is not None and await self.health.note_death(
+            engine.models, error, suspects, starting=starting
+        )
 
     async def _close_off(self, engine: Engine) -> None:
         """Suspend `engine`, and free what it has."""

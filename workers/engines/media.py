@@ -8,7 +8,7 @@ content parts    of the types in `_PARTS`, with the keys listed there
 media keys       those in `_FETCHED`, with `data:` URLs or base64; any other key or type that names media is refused
 inputs           of an embedding or a re-ranking: texts, or objects that have a text
 tensors          none: reading a tensor has run code of the caller's
-text             may name images too: `in_text` finds them, for servers that fetch these (text-generation-inference)
+text             may name images too: `find_images` finds them, for servers that fetch these (text-generation-inference)
 """
 
 import re
@@ -85,7 +85,7 @@ def objection(url: str, body: Mapping[str, Any], schemas: frozenset[str]) -> Ans
     for name, value in body.items():
         if isinstance(value, _NESTED) and (name == "metadata" or name in schemas):
             continue
-        if fault := _fault(name, value) or _textless(url, name, value):
+        if fault := _fault(name, value) or _find_textless(url, name, value):
             message, code = fault
             return refusal(400, message, param=name, code=code)
     return None
@@ -166,13 +166,13 @@ def _part(part: dict[str, Any]) -> Fault | None:
     if keys is None:
         message = f"A content part must have one of these types: {', '.join(_PARTS)}; it has {_short(kind)}."
         return message, "invalid_value"
-    if fault := _stray(part, keys, f"a content part of the type {kind}"):
+    if fault := _find_stray_key(part, keys, f"a content part of the type {kind}"):
         return fault
     inner = ((name, part[name]) for name in keys if name in _INNER and isinstance(part.get(name), dict))
-    return next(filter(None, (_stray(part, _INNER[name], name) for name, part in inner)), None)
+    return next(filter(None, (_find_stray_key(part, _INNER[name], name) for name, part in inner)), None)
 
 
-def _stray(part: dict[str, Any], keys: frozenset[str], where: str) -> Fault | None:
+def _find_stray_key(part: dict[str, Any], keys: frozenset[str], where: str) -> Fault | None:
     for key, value in part.items():
         if key not in keys and key not in _ANY_PART and value is not None:
             return f"{_short(key)} is not a key of {where}.", "unknown_parameter"
@@ -192,7 +192,7 @@ def _is_elsewhere(kind: str, location: Any) -> bool:
     return isinstance(location, _NESTED)  # in no API; a server that reads it would read the media in it
 
 
-def _textless(url: str, name: str, value: Any) -> Fault | None:
+def _find_textless(url: str, name: str, value: Any) -> Fault | None:
     """Find inputs of an embedding or a re-ranking that are objects without a text, which a server may fetch."""
     if url in (EMBEDDINGS, RERANK) and name in ("input", "documents", "query"):
         for document in value if isinstance(value, list) else [value]:
@@ -201,7 +201,7 @@ def _textless(url: str, name: str, value: Any) -> Fault | None:
     return None
 
 
-def in_text(body: Mapping[str, Any]) -> Answer | None:
+def find_images(body: Mapping[str, Any]) -> Answer | None:
     """Return the refusal of a request whose text names an image by URL as Markdown does; None if it may go on."""
     for name, value in body.items():
         if isinstance(value, (*_NESTED, str)) and name != "metadata":

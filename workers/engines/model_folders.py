@@ -63,7 +63,7 @@ class NotMade(Exception):
         self.status = status
 
 
-def _run_apart(kind: str, *words: str) -> None:
+def _run_child(kind: str, *words: str) -> None:
     """Make a folder in a process of its own. Raises NotMade."""
     done = subprocess.run(  # noqa: S603  our own interpreter and module
         [sys.executable, "-m", "workers.engines.model_folders", kind, *words],
@@ -152,12 +152,12 @@ def _package(module: str) -> Path:
 
 def _run_conversion(name: str, models_dir: Path) -> None:
     try:
-        _run_apart("model", name, str(models_dir))
+        _run_child("model", name, str(models_dir))
     except NotMade as error:
         raise ModelUnavailable(f"{name} could not be converted: {error}") from error
 
 
-def make_packaged(name: str, models_dir: str) -> None:
+def make_packaged_model(name: str, models_dir: str) -> None:
     """Convert the packaged model `name`, in a process of its own."""
     make_folder(Path(models_dir) / name, lambda scratch: _convert(_package(PACKAGED[SMOLLM2]), scratch))
 
@@ -187,7 +187,7 @@ def _forget_origin(config: Path) -> None:
 #: Files that a tokenizer is made from: the first of these that exists.
 VOCABULARIES: Final = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
 #: Further files that it may need.
-BESIDE: Final = ("merges.txt", "special_tokens_map.json", "added_tokens.json")
+COMPANIONS: Final = ("merges.txt", "special_tokens_map.json", "added_tokens.json")
 _WHOLE: Final = "tokenizer.json"
 
 
@@ -200,19 +200,19 @@ def has_vocabulary(folder: Path) -> bool:
 
 
 @lru_cache(maxsize=16)
-def written_tokenizer(folder: Path, models_dir: Path, small: Sequence[str]) -> Path | None:
+def convert_tokenizer(folder: Path, models_dir: Path, small: Sequence[str]) -> Path | None:
     """Return a folder with the tokenizer.json of a model and its `small` files; None where none can be made.
 
     Raises NotMade where a later try may succeed.
     """
-    files = [folder / name for name in (*VOCABULARIES, *BESIDE, *small) if (folder / name).is_file()]
+    files = [folder / name for name in (*VOCABULARIES, *COMPANIONS, *small) if (folder / name).is_file()]
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.name} {file.stat().st_size} ".encode() + file.read_bytes())
     target = models_dir / "tokenizers" / digest.hexdigest()[:32]
     try:
         if not target.is_dir():
-            _run_apart("tokenizer", str(folder), str(target), *(file.name for file in files))
+            _run_child("tokenizer", str(folder), str(target), *(file.name for file in files))
     except NotMade as error:
         if error.status != NEVER:
             raise
@@ -288,6 +288,6 @@ def _files(folder: Path) -> list[list[Any]]:
 
 if __name__ == "__main__":
     if sys.argv[1] == "model":
-        make_packaged(*sys.argv[2:])
+        make_packaged_model(*sys.argv[2:])
     else:
         make_tokenizer(*sys.argv[2:])

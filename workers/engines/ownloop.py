@@ -52,13 +52,13 @@ class OwnLoop:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=_run, args=(self._loop,), name="engine", daemon=True)
                 self._thread.start()
-            await self._over(self._start())
+            await self._run_on_loop(self._start())
 
     async def answer(self, request: Request) -> Answer:
         if self._engine is None:
             await self.start()
         assert self._engine is not None
-        return await self._over(self._engine.answer(request))
+        return await self._run_on_loop(self._engine.answer(request))
 
     async def stream(self, request: Request, emit: Emit) -> Answer:
         if self._engine is None:
@@ -67,16 +67,16 @@ class OwnLoop:
         home = asyncio.get_running_loop()
 
         async def back(event: bytes) -> None:
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_given(emit, event), home))
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_emit(emit, event), home))
 
-        return await self._over(self._engine.stream(request, back))
+        return await self._run_on_loop(self._engine.stream(request, back))
 
     async def length(self, request: Request) -> Length | None:
         """Return the length of a prompt; None where the engine cannot count."""
         if self._engine is None:
             await self.start()
         count = getattr(self._engine, "length", None)
-        return await self._over(count(request)) if count else None
+        return await self._run_on_loop(count(request)) if count else None
 
     @property
     def version(self) -> str:
@@ -95,14 +95,14 @@ class OwnLoop:
         engine: object = self._engine
         if not isinstance(engine, AdapterEngine):
             raise AdapterRefused(f"The engine of {model} takes no adapters.")
-        return await self._over(engine.score(model, passages, adapter))
+        return await self._run_on_loop(engine.score(model, passages, adapter))
 
     async def close(self) -> None:
         async with self._starting:
             if self._loop is None or self._thread is None:
                 return
             if self._engine is not None:
-                await self._over(self._engine.close())
+                await self._run_on_loop(self._engine.close())
             self._loop.call_soon_threadsafe(self._loop.stop)
             await asyncio.to_thread(self._thread.join)
             self._engine = self._loop = self._thread = None
@@ -112,13 +112,13 @@ class OwnLoop:
             self._engine = self._make()
         await self._engine.start()
 
-    async def _over(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _run_on_loop(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the engine's loop. Cancelling the caller cancels the coroutine."""
         assert self._loop is not None
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
 
-async def _given(emit: Emit, event: bytes) -> None:
+async def _emit(emit: Emit, event: bytes) -> None:
     await emit(event)
 
 

@@ -182,10 +182,10 @@ class Suspect:
 class EngineHealth(Protocol):
     """Decide whether an engine that died is built again. Called on the engines' loop."""
 
-    async def builds(self, models: tuple[str, ...]) -> None:
+    async def note_start(self, models: tuple[str, ...]) -> None:
         """Note that the engine of `models` is started now, unless it runs."""
 
-    async def died(
+    async def note_death(
         self, models: tuple[str, ...], error: Exception, suspects: Sequence[Suspect], *, starting: bool
     ) -> bool:
         """Note a death; return whether the engine is not to be built again."""

@@ -50,7 +50,7 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     other_logprobs: tuple[float, ...] = ()
 
 
-class Comparison(msgspec.Struct, frozen=True):
+class ProbeComparison(msgspec.Struct, frozen=True):
     """The mean difference between trainer and engine, in nats a token, and the one that is allowed.
 
     `misread` says where the engine reads a chat as other tokens; then nothing else was compared.
@@ -83,7 +83,7 @@ def read(folder: Path) -> list[Probe]:
     return msgspec.json.decode(file.read_bytes(), type=list[Probe]) if file.is_file() else []
 
 
-def spread(probes: Sequence[Probe]) -> float:
+def dtype_difference(probes: Sequence[Probe]) -> float:
     """Return how far the log-probabilities of the same weights differ between two dtypes, in nats a token."""
     measured = [probe for probe in probes if probe.other_logprobs]
     other = [Score(probe.token_ids, probe.other_logprobs) for probe in measured]
@@ -109,21 +109,23 @@ async def check(adapter: Adapter, score: Scorer) -> None:
         log.warning("adapter_differs", extra={"adapter": adapter.name, "reason": str(comparison)})
 
 
-def compare(probes: Sequence[Probe], tuned: Sequence[Score], base: Sequence[Score]) -> Comparison:
+def compare(probes: Sequence[Probe], tuned: Sequence[Score], base: Sequence[Score]) -> ProbeComparison:
     """Return how far the engine's scores differ from the trainer's, and how far they may.
 
     Without `base` scores, and without log-probabilities in another dtype, the difference may be `TOLERANCE`.
     """
     for number, (probe, score) in enumerate(zip(probes, tuned, strict=True)):
         if probe.token_ids != score.token_ids:
-            at = next(_differing(probe.token_ids, score.token_ids))
-            return Comparison(math.inf, 0.0, f"the engine reads chat {number} as other tokens, from token {at} on.")
+            at = next(_differences(probe.token_ids, score.token_ids))
+            return ProbeComparison(
+                math.inf, 0.0, f"the engine reads chat {number} as other tokens, from token {at} on."
+            )
     theirs = _mean_difference([probe.logprobs for probe in probes], tuned)
     usual = _mean_difference([probe.base_logprobs for probe in probes], base) if base else 0.0
-    return Comparison(theirs, max(BASE_FACTOR * usual, DTYPE_FACTOR * spread(probes), TOLERANCE))
+    return ProbeComparison(theirs, max(BASE_FACTOR * usual, DTYPE_FACTOR * dtype_difference(probes), TOLERANCE))
 
 
-def _differing(ours: Sequence[int], theirs: Sequence[int]) -> Iterator[int]:
+def _differences(ours: Sequence[int], theirs: Sequence[int]) -> Iterator[int]:
     pairs = zip(ours, theirs, strict=False)
     yield from (at for at, (left, right) in enumerate(pairs) if left != right)
     yield min(len(ours), len(theirs))

@@ -49,7 +49,7 @@ def limit_in(answer: Answer) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def in_openais_words(url: str, answer: Answer) -> Answer:
+def translate_refusal(url: str, answer: Answer) -> Answer:
     """Return the engine's message under OpenAI's code, which clients look for."""
     if not is_too_long(answer):
         return answer

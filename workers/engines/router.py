@@ -60,25 +60,27 @@ class Router:
         return self.engines.models
 
     @property
-    def there(self) -> frozenset[str]:
+    def reachable_models(self) -> frozenset[str]:
         """Return the models that can be asked now, without models whose servers are all unreachable.
 
         `ANY_MODEL` of an unreachable server is among them: without it, a batch for a name that only this server has
         would be refused.
         """
         servers = [endpoint for engine in self.engines.servers for endpoint in engine.endpoints]
-        unavailable = frozenset[str]().union(*(server.models for server in servers if not server.circuit.closed))
+        unavailable = frozenset[str]().union(*(server.models for server in servers if not server.circuit.is_closed))
         own = (engine.models for engine in self.engines.own)
-        here = frozenset({ANY_MODEL}).union(*own, *(server.models for server in servers if server.circuit.closed))
+        here = frozenset({ANY_MODEL}).union(*own, *(server.models for server in servers if server.circuit.is_closed))
         return frozenset(self.models) - (unavailable - here)
 
     @property
-    def discovered(self) -> Mapping[str, bool]:
+    def discovered_models(self) -> Mapping[str, bool]:
         """Return the models that endpoints have listed, and whether only external endpoints have them."""
-        return {name: external for engine in self.engines.servers for name, external in engine.discovered.items()}
+        return {
+            name: external for engine in self.engines.servers for name, external in engine.discovered_models.items()
+        }
 
     @property
-    def shared(self) -> bool:
+    def is_shared(self) -> bool:
         """Return whether other processes may ask the same engines."""
         return bool(self.engines.servers)
 
@@ -92,7 +94,7 @@ class Router:
     def identity(self, name: str) -> tuple[str, str] | None:
         """Return the model's own name and a key of its weights; None where the models file does not have the model."""
         target = self.registry.target(name, self.models) or name
-        if target not in self._identities or target in self.discovered:
+        if target not in self._identities or target in self.discovered_models:
             return None
         return target, self._identities[target]
 
@@ -108,7 +110,7 @@ class Router:
 
     async def handle_death(self, death: EngineDead, suspects: Sequence[Suspect]) -> None:
         """Suspend the engine that died, or let `start` build it again."""
-        if (engine := self.engines.dead(death)) is not None:
+        if (engine := self.engines.find_dead(death)) is not None:
             in_flight = [suspect for suspect in suspects if self._target(base_model_of(suspect.model))[1] is engine]
             await self.engines.handle_death(engine, death, in_flight)
 
@@ -116,12 +118,12 @@ class Router:
         if refused := objection(request.url, request.body):
             return refused
         name = str(request.body.get("model"))
-        engine = self.engines.having(name)  # nearly always found: a million requests need no other look-up
+        engine = self.engines.find(name)  # nearly always found: a million requests need no other look-up
         if engine is None:
             engine, request = self._find(name, request)
         if engine is None:
-            return self._unserved(name)
-        if request.adapter is not None and (refused := _without_adapters(engine, name)):
+            return self._refuse_model(name)
+        if request.adapter is not None and (refused := _adapter_refusal(engine, name)):
             return refused
         try:
             return await engine.answer(request)
@@ -135,8 +137,8 @@ class Router:
         name = str(request.body.get("model"))
         engine, request = self._find(name, request)
         if engine is None:
-            return self._unserved(name)
-        if request.adapter is not None and (refused := _without_adapters(engine, name)):
+            return self._refuse_model(name)
+        if request.adapter is not None and (refused := _adapter_refusal(engine, name)):
             return refused
         try:
             return await engine.stream(request, emit)
@@ -155,7 +157,7 @@ class Router:
         name = str(request.body.get("model"))
         engine, request = self._find(name, request)
         if engine is None:
-            self._unserved(name)
+            self._refuse_model(name)
             return None
         if count := getattr(engine, "length", None):
             counted: Length | None = await count(request)
@@ -165,7 +167,7 @@ class Router:
 
     def version_of(self, name: str) -> str:
         """Return the name and version of the engine that has the model `name`; empty where it does not say."""
-        engine: object = self._target(name)[1] or self.engines.having(ANY_MODEL)  # which has whole tuned models
+        engine: object = self._target(name)[1] or self.engines.find(ANY_MODEL)  # which has whole tuned models
         return engine.version if isinstance(engine, AdapterEngine) else ""
 
     def rename(self, registry: Registry) -> None:
@@ -185,7 +187,7 @@ class Router:
     def _find(self, name: str, request: Request) -> tuple[Engine | None, Request]:
         """Return the engine that serves `name`, and the request with the engine's own name of the model."""
         if request.adapter is not None and request.adapter.whole:
-            return self.engines.having(ANY_MODEL), request  # its base may be served by other workers
+            return self.engines.find(ANY_MODEL), request  # its base may be served by other workers
         target, engine = self._target(name)
         if target not in (None, name):
             request = replace(request, body={**request.body, "model": target})
@@ -196,18 +198,18 @@ class Router:
         return target, self._engine_of(target) if target else None
 
     def _engine_of(self, target: str) -> Engine | None:
-        if (engine := self.engines.having(target)) or target in self.registry.models:
+        if (engine := self.engines.find(target)) or target in self.registry.models:
             return engine  # or None: the model has a worker of its own, so an endpoint that takes any name is not asked
-        return self.engines.having(ANY_MODEL)
+        return self.engines.find(ANY_MODEL)
 
-    def _unserved(self, name: str) -> Answer:
-        unsettled = any(not engine.settled for engine in self.engines.servers)
+    def _refuse_model(self, name: str) -> Answer:
+        unsettled = any(not engine.is_settled for engine in self.engines.servers)
         if unsettled or self.registry.resolve(name):
             raise Unserved(f"This worker does not serve the model `{name}` now.", retry_after=1.0)
         return unknown_model(name)
 
 
-def _without_adapters(engine: Engine, name: str) -> Answer | None:
+def _adapter_refusal(engine: Engine, name: str) -> Answer | None:
     """Refuse a tuned model whose base has an engine that takes no adapters: it would answer as the base."""
     taken: object = engine
     if isinstance(taken, AdapterEngine) and taken.adapters:

@@ -114,35 +114,35 @@ class SwappedEngine:
                 await self._engine.start()
             if start.error is not None:
                 log.error("tuned_model_not_loaded", exc_info=start.error, extra={"model": self._loaded})
-                self._failed(self._loaded, start.error)
+                self._note_failure(self._loaded, start.error)
                 await self._close()
 
     async def answer(self, request: Request) -> Answer:
         if request.adapter is None:
             return unknown_model(str(request.body.get("model")))
-        async with self._loaded_with(request, request.adapter) as engine:
-            return await engine.answer(_alone(request))
+        async with self._use_weights(request, request.adapter) as engine:
+            return await engine.answer(_strip_adapter(request))
 
     async def stream(self, request: Request, emit: Emit) -> Answer:
         if request.adapter is None:
             return unknown_model(str(request.body.get("model")))
-        async with self._loaded_with(request, request.adapter) as engine:
-            return await engine.stream(_alone(request), emit)
+        async with self._use_weights(request, request.adapter) as engine:
+            return await engine.stream(_strip_adapter(request), emit)
 
     async def length(self, request: Request) -> Length | None:
         """Return the length of a prompt; None where the engine cannot count."""
         if request.adapter is None:
             return None
-        async with self._loaded_with(request, request.adapter) as engine:
+        async with self._use_weights(request, request.adapter) as engine:
             count = getattr(engine, "length", None)
-            return await count(_alone(request)) if count else None
+            return await count(_strip_adapter(request)) if count else None
 
     async def score(self, model: str, passages: Sequence[Passage], adapter: Adapter | None) -> list[Score]:
         """Return how whole weights read and continue passages. Raises AdapterRefused without any."""
         if adapter is None:
             raise AdapterRefused("A model without weights of its own has another engine.")
-        async with self._loaded_with(Request("", {"model": model}, ""), adapter) as engine:
-            return await _scored(engine, model, passages)
+        async with self._use_weights(Request("", {"model": model}, ""), adapter) as engine:
+            return await _score(engine, model, passages)
 
     async def close(self) -> None:
         if self._swap is not None:
@@ -152,7 +152,7 @@ class SwappedEngine:
             await self._close()
 
     @asynccontextmanager
-    async def _loaded_with(self, request: Request, adapter: Adapter) -> AsyncIterator[Engine]:
+    async def _use_weights(self, request: Request, adapter: Adapter) -> AsyncIterator[Engine]:
         """Count a request as running on the engine with these weights, once they are loaded.
 
         Raises EngineBusy, AdapterRefused.
@@ -219,13 +219,13 @@ class SwappedEngine:
         try:
             engine = self._make(base, adapter)
             await engine.start()
-            await probes.check(adapter, partial(_scored, engine, base))
+            await probes.check(adapter, partial(_score, engine, base))
         except BaseException as error:  # what loads a model raises anything; a cancellation leaves no engine behind
-            await _closed(engine)
+            await _close_engine(engine)
             if not isinstance(error, Exception):
                 raise
             log.exception("tuned_model_not_loaded", extra={"model": adapter.name, "base": base})
-            self._failed(adapter.name, error, adapter.trial)
+            self._note_failure(adapter.name, error, adapter.trial)
             return
         self._engine, self._loaded, self._since = engine, adapter.name, time.monotonic()
         self._failures.pop(adapter.name, None)
@@ -234,9 +234,9 @@ class SwappedEngine:
 
     async def _close(self) -> None:
         engine, self._engine, self._loaded = self._engine, None, ""
-        await _closed(engine)
+        await _close_engine(engine)
 
-    def _failed(self, name: str, error: Exception, trial: int = 0) -> None:
+    def _note_failure(self, name: str, error: Exception, trial: int = 0) -> None:
         before = self._failures.pop(name, None)
         times = before.times + 1 if before else 1
         pause = self._timings.tuned_retry * times if times < _TRIES else self._timings.tuned_rest
@@ -245,12 +245,12 @@ class SwappedEngine:
             self._failures.popitem(last=False)
 
 
-def _alone(request: Request) -> Request:
+def _strip_adapter(request: Request) -> Request:
     """Return the request for an engine that has the weights, and knows them by the base's name."""
     return replace(request, adapter=None)
 
 
-async def _scored(
+async def _score(
     engine: Engine, model: str, passages: Sequence[Passage], _adapter: Adapter | None = None
 ) -> list[Score]:
     scoring: object = engine
@@ -259,7 +259,7 @@ async def _scored(
     return await scoring.score(model, passages, None)
 
 
-async def _closed(engine: Engine | None) -> None:
+async def _close_engine(engine: Engine | None) -> None:
     """Close an engine; one that failed may fail once more."""
     if engine is not None:
         with ForeignCall() as closing:

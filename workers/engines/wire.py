@@ -124,10 +124,10 @@ def answer_of(status: int, body: bytes) -> Answer:
         usage = usage_of(body)
     except NotJson as error:
         raise EngineFault(f"The endpoint's answer is not JSON: {error}") from error
-    return Answer(status, one_line(body), usage)
+    return Answer(status, join_lines(body), usage)
 
 
-def one_line(body: bytes) -> bytes:
+def join_lines(body: bytes) -> bytes:
     """Return the JSON without line breaks: in valid JSON they only stand between tokens."""
     if b"\n" in body or b"\r" in body:
         return body.replace(b"\n", b" ").replace(b"\r", b" ").strip()
@@ -139,13 +139,13 @@ def usage_of(body: bytes) -> Usage:
     try:
         if not body.isascii():
             body.decode()
-        usage = _reported_usage(body)
+        usage = _usage_of_body(body)
     except _UNREADABLE as error:
         raise NotJson(str(error)) from error
     return _usage(usage) if usage else Usage()
 
 
-def _reported_usage(body: bytes) -> _Usage | None:
+def _usage_of_body(body: bytes) -> _Usage | None:
     """Return the usage of an answer, None where it has unexpected types.
 
     Raises NotJson for a body that is no object.
@@ -197,17 +197,17 @@ def _is_sparse(chat: _Chat) -> bool:
     return False
 
 
-def as_events(url: str, body: bytes, request: Mapping[str, Any]) -> list[bytes]:
+def events_of_answer(url: str, body: bytes, request: Mapping[str, Any]) -> list[bytes]:
     """Return the events of an answer that came whole; none for a body that is not an answer."""
     try:
         return list(
-            map(msgspec.json.encode, _written_out(url, msgspec.json.decode(complete(url, body, request)), request))
+            map(msgspec.json.encode, _events_of(url, msgspec.json.decode(complete(url, body, request)), request))
         )
     except (msgspec.MsgspecError, RecursionError, KeyError, TypeError, AttributeError):  # a part has an unexpected type
         return []
 
 
-def _written_out(url: str, answer: Any, request: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _events_of(url: str, answer: Any, request: Mapping[str, Any]) -> list[dict[str, Any]]:
     usage = wants_usage(request)
     if url == RESPONSES and is_response(answer):
         return events_of_response(answer)
@@ -224,7 +224,7 @@ def wants_usage(body: Mapping[str, Any]) -> bool:
     return isinstance(options, dict) and options.get("include_usage") is True
 
 
-def with_usage(chunk: bytes) -> bytes:
+def add_null_usage(chunk: bytes) -> bytes:
     """Add a null usage to a chunk of such a stream; return any other data as it is."""
     try:
         unsaid = _chunk.decode(chunk).usage is msgspec.UNSET
@@ -276,14 +276,14 @@ def error_body(status: int, body: bytes) -> bytes:
         decoded: Any = msgspec.json.decode(body)
         error = decoded.get("error") if isinstance(decoded, dict) else None
         if isinstance(error, dict) and isinstance(error.get("message"), str):
-            shaped = in_shape(status, error)
-            return one_line(body) if shaped == error else msgspec.json.encode({"error": shaped})
+            shaped = complete_error(status, error)
+            return join_lines(body) if shaped == error else msgspec.json.encode({"error": shaped})
         return msgspec.json.encode({"error": _error(status, decoded)})
     except _UNREADABLE:
         return msgspec.json.encode({"error": _error(status, body.decode(errors="replace"))})
 
 
-def in_shape(status: int, error: Mapping[str, Any]) -> dict[str, Any]:
+def complete_error(status: int, error: Mapping[str, Any]) -> dict[str, Any]:
     """Return an error with all of OpenAI's fields: one of OpenAI's types, and `param` and `code` as a word or null.
 
     vLLM's server sends class names as types and the status as code; llama.cpp has no `param`.
@@ -301,7 +301,7 @@ def in_shape(status: int, error: Mapping[str, Any]) -> dict[str, Any]:
 def _error(status: int, decoded: Any) -> dict[str, Any]:
     fields = decoded if isinstance(decoded, dict) else {}
     known = {name: fields[name] for name in ("type", "param", "code") if name in fields}
-    return in_shape(status, {"message": _message(decoded) or _phrase(status), **known})
+    return complete_error(status, {"message": _message(decoded) or _phrase(status), **known})
 
 
 def _message(value: Any) -> str:
@@ -343,17 +343,17 @@ class _Cards(msgspec.Struct):
     data: list[_Card]
 
 
-class Listing(NamedTuple):
+class ModelListing(NamedTuple):
     """The names of a server's models, and whether the server is vLLM."""
 
     names: frozenset[str]
     of_vllm: bool
 
 
-def listing(body: bytes) -> Listing | None:
+def listing(body: bytes) -> ModelListing | None:
     """Read a list of models; return None if the body is none."""
     try:
         cards = msgspec.json.decode(body, type=_Cards).data
     except _UNREADABLE:
         return None
-    return Listing(frozenset(card.id for card in cards), any(card.owned_by == "vllm" for card in cards))
+    return ModelListing(frozenset(card.id for card in cards), any(card.owned_by == "vllm" for card in cards))

@@ -19,15 +19,15 @@ from jobs.fleet.models_file import ModelsFileError, Registry
 from jobs.ledger.tables import Job
 from workers.batches.finishing import outputs_of
 from workers.evals.imported_run import ImportedRun
-from workers.evals.item_sources import Case, ItemSource, LineItems, RetriedRun, StoredChats, StoredResponses
+from workers.evals.item_sources import ItemSource, LineItems, RetriedRun, RunCase, StoredChatItems, StoredResponseItems
 from workers.evals.sampled_model import add_sample, context_length_of
 from workers.runtime.attempts import Abandoned
 from workers.runtime.context import Context
 
 _BY_TYPE: Final[Mapping[str | None, type[ItemSource]]] = {
     None: LineItems,
-    "stored_completions": StoredChats,
-    "responses": StoredResponses,
+    "stored_completions": StoredChatItems,
+    "responses": StoredResponseItems,
 }
 _decode = msgspec.json.Decoder(dict).decode
 
@@ -42,18 +42,18 @@ def source_of(context: Context, run: Job, *, checked: bool) -> ItemSource:
     return kind(context, run, payload, checked=checked)
 
 
-def judged_cases(context: Context, run: Job) -> Iterator[Case | Bad]:
+def judged_cases(context: Context, run: Job) -> Iterator[RunCase | Bad]:
     """Yield the cases of a run with their samples and judgements, and the errors of items. Raises Abandoned."""
     judges = [(criterion, Records(context, job)) for criterion, job in _steps(context, run) if criterion is not None]
     for case in sampled_cases(context, run):
-        if isinstance(case, Case):
+        if isinstance(case, RunCase):
             for criterion, records in judges:
                 for key, answer in records.take(case).items():
                     case.row.judgements.setdefault(criterion, {})[key] = answer.status, answer.body
         yield case
 
 
-def sampled_cases(context: Context, run: Job) -> Iterator[Case | Bad]:
+def sampled_cases(context: Context, run: Job) -> Iterator[RunCase | Bad]:
     """Yield the cases of a run with their samples, and the errors of items. Raises Abandoned."""
     sampled = Evaluation.model_validate(run.payload).sampled
     source = source_of(context, run, checked=sampled is None)  # else they were checked before the model was asked
@@ -63,7 +63,7 @@ def sampled_cases(context: Context, run: Job) -> Iterator[Case | Bad]:
     (records,) = (Records(context, job) for criterion, job in _steps(context, run) if criterion is None)
     context_length = context_length_of(models_of(context), sampled.model)
     for case in source.cases():
-        if isinstance(case, Case) and case.needs_sample:
+        if isinstance(case, RunCase) and case.needs_sample:
             answer = records.take(case).get("", ModelAnswer(500, {}))
             add_sample(case.row, case.index, sampled, answer, context_length)
         yield case
@@ -77,7 +77,7 @@ def models_of(context: Context) -> Registry:
         raise Abandoned(5.0, "model") from None
 
 
-def name_of(case: Case, key: str = "") -> str:
+def name_of(case: RunCase, key: str = "") -> str:
     """Return the `custom_id` of a request about a case."""
     return f"{case.row.number}.{case.index}.{key}"
 
@@ -102,7 +102,7 @@ class Records:
         self._lines = map(_decode, outputs_of(context, job.id))
         self._next = next(self._lines, None)
 
-    def take(self, case: Case) -> dict[str, ModelAnswer]:
+    def take(self, case: RunCase) -> dict[str, ModelAnswer]:
         """Return the answers about a case by their keys.
 
         Those about earlier cases are left out: their items were deleted meanwhile.

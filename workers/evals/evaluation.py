@@ -37,13 +37,13 @@ from workers.batches.segments import SegmentRun
 from workers.batches.shard_writer import ShardWriter
 from workers.evals import shown
 from workers.evals.cases import judged_cases, models_of
-from workers.evals.item_sources import Row, decode_row
-from workers.evals.python_grader import PythonSandbox, Stopped
+from workers.evals.item_sources import CaseRow, decode_row
+from workers.evals.python_grader import PythonSandbox, RunStopped
 from workers.evals.sampling import close
 from workers.runtime import outcomes
 from workers.runtime.context import Context
 from workers.runtime.heartbeat import ClaimHandle
-from workers.runtime.output_lines import Record
+from workers.runtime.output_lines import LineRecord
 
 log = logging.getLogger(__name__)
 _CRASHED: Final = {"code": "worker_crashed", "message": "The worker died each time it graded this item."}
@@ -85,13 +85,13 @@ class GradingRun(SegmentRun):
         self.ports = Ports()
         self.began = self.committed = time.monotonic()
 
-    def all(self) -> None:
+    def run_lines(self) -> None:
         if self.context.low_on_disk():
             raise StorageFull
         self.ports = self._ports()
         with self.context.storage.reader(self.claim.job.input_path or "", self.claim.offset) as handle:
             texts = lines.split(handle.read(self.claim.length))
-        with closing(self.sandbox), suppress(Stopped):
+        with closing(self.sandbox), suppress(RunStopped):
             for line, raw in enumerate(texts):
                 if self.claim.covered >> line & 1:
                     continue
@@ -131,7 +131,7 @@ class GradingRun(SegmentRun):
         self.committed = time.monotonic()
         self.commit()
 
-    def _results(self, row: Row) -> list[dict[str, Any]]:
+    def _results(self, row: CaseRow) -> list[dict[str, Any]]:
         """Return the results of all criteria for a row. Raises: Stopped, where the run has ended meanwhile."""
         if row.results:
             return row.results
@@ -144,12 +144,12 @@ class GradingRun(SegmentRun):
             answers = judgements.get(index, {})
             given = grade(grader, row.item, row.sample, answers, self.ports, budget)
             if self.handle.ended:
-                raise Stopped  # a grader found no time after that
-            results.append(_result(given, self._judged(grader, row, answers, allowance)))
+                raise RunStopped  # a grader found no time after that
+            results.append(_result(given, self._judge_samples(grader, row, answers, allowance)))
         return results
 
-    def _judged(
-        self, grader: Grader, row: Row, answers: Mapping[str, ModelAnswer], allowance: shown.Allowance
+    def _judge_samples(
+        self, grader: Grader, row: CaseRow, answers: Mapping[str, ModelAnswer], allowance: shown.Allowance
     ) -> dict[str, dict[str, Any]]:
         """Return what the judges of a grader were asked and answered, by the keys of the requests."""
         asked = requests_of(grader, row.item, row.sample or {}, self.ports) if answers else ()
@@ -171,7 +171,7 @@ class GradingRun(SegmentRun):
             for definition in self.payload.criteria
         ]
 
-    def _output_item(self, row: Row, results: list[dict[str, Any]]) -> dict[str, Any]:
+    def _output_item(self, row: CaseRow, results: list[dict[str, Any]]) -> dict[str, Any]:
         if any("error" in result for result in results):
             status = runs.ERRORED
         else:
@@ -187,10 +187,10 @@ class GradingRun(SegmentRun):
             "sample": row.shown,
         }
 
-    def _record_of(self, line: int, row: Row, results: list[dict[str, Any]]) -> Record:
+    def _record_of(self, line: int, row: CaseRow, results: list[dict[str, Any]]) -> LineRecord:
         return self._item_record(line, self._output_item(row, results))
 
-    def _item_record(self, line: int, fields: Mapping[str, Any]) -> Record:
+    def _item_record(self, line: int, fields: Mapping[str, Any]) -> LineRecord:
         """Return the record of an output item, which gets the ids of this run."""
         job = self.claim.job
         item = {**fields, "id": runs.item_id(job.id, self.claim.first_line + line), "run_id": job.id}
@@ -201,7 +201,7 @@ class GradingRun(SegmentRun):
             word = outcomes.ERROR + (outcomes.word(code) or "other_error")
         good = status == runs.PASSED
         data = b"%d\t%d\t%b\n" % (line, good, msgspec.json.encode(item))
-        return Record(line, good, data, outcomes=(word,))
+        return LineRecord(line, good, data, outcomes=(word,))
 
 
 def _result(given: Grade, judged: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

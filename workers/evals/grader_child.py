@@ -1,7 +1,8 @@
 """The template process of python graders: fork a process for each input, which runs `grade(sample, item)`.
 
-The source is hostile: it runs only in the forked process, see `workers.sandbox.forking`. That process says an `Answer`,
-which the source may have written itself. The template passes it on unread, in an `Outcome` of its own.
+The source is hostile: it runs only in the forked process, see `workers.sandbox.forking`. That process says a
+`GraderAnswer`, which the source may have written itself. The template passes it on unread, in a
+`GraderOutcome` of its own.
 """
 
 import builtins
@@ -34,14 +35,14 @@ class Run(msgspec.Struct, frozen=True):
     seconds: float
 
 
-class Answer(msgspec.Struct, frozen=True):
+class GraderAnswer(msgspec.Struct, frozen=True):
     """The score or the error that the process of the code wrote. Anything may stand there."""
 
     score: float | None = None
     error: str = ""
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class GraderOutcome(msgspec.Struct, frozen=True):
     """The report of the template on a run: one of the three.
 
     `answer`: the bytes that the process of the code wrote.
@@ -55,8 +56,8 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 encode = msgspec.msgpack.encode
-decode_answer = msgspec.msgpack.Decoder(Answer).decode
-decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
+decode_answer = msgspec.msgpack.Decoder(GraderAnswer).decode
+decode_outcome = msgspec.msgpack.Decoder(GraderOutcome).decode
 _decode_run = msgspec.msgpack.Decoder(Run).decode
 
 
@@ -72,16 +73,18 @@ def main(channel: Channel) -> None:
         os.close(descriptor)
 
 
-def _run(descriptor: int, seconds: float) -> Outcome:
+def _run(descriptor: int, seconds: float) -> GraderOutcome:
     work = partial(_grade, descriptor)
     try:
-        return Outcome(forking.run_input(work, LIMITS, descriptors=[descriptor], seconds=seconds, largest=MAX_ANSWER))
+        return GraderOutcome(
+            forking.run_input(work, LIMITS, descriptors=[descriptor], seconds=seconds, largest=MAX_ANSWER)
+        )
     except forking.Unconfined:
-        return Outcome(fault="The process of the code could not be confined.")
+        return GraderOutcome(fault="The process of the code could not be confined.")
     except forking.OutOfTime:
-        return Outcome(error=f"TimeoutError: the code ran for more than {seconds:g} seconds")
+        return GraderOutcome(error=f"TimeoutError: the code ran for more than {seconds:g} seconds")
     except forking.Ended as ended:
-        return Outcome(error=_ending(ended.signal))
+        return GraderOutcome(error=_ending(ended.signal))
 
 
 def _ending(by_signal: int) -> str:
@@ -101,8 +104,8 @@ def _grade(descriptor: int) -> bytes:
         exec(compile(given["source"], "grader.py", "exec"), names)  # noqa: S102 (what the sandbox is for)
         score = _number(names["grade"](given["sample"], given["item"]))
     except BaseException as error:  # noqa: BLE001 (whatever the code raises is its result)
-        return encode(Answer(error=_described(error)))
-    return encode(Answer(score))
+        return encode(GraderAnswer(error=_describe(error)))
+    return encode(GraderAnswer(score))
 
 
 def _number(value: Any) -> float:
@@ -111,7 +114,7 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _described(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     if isinstance(error, KeyError) and error.args == ("grade",):
         return "NameError: the source defines no function 'grade'"
     return f"{type(error).__name__}: {error}"[:MAX_ERROR].encode(errors="replace").decode()

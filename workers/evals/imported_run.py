@@ -14,7 +14,7 @@ from jobs.batches import lines
 from jobs.batches.lines import Bad, InputLine
 from jobs.errors import NotFound
 from jobs.evals.graders.base import MAX_SCORE
-from workers.evals.item_sources import Case, ItemSource, Row, is_deep
+from workers.evals.item_sources import CaseRow, ItemSource, RunCase, is_deep
 
 _Object = dict[str, Any]
 _ERRORED: Final = ("error", "errored")
@@ -67,18 +67,18 @@ _decode = msgspec.json.Decoder(_OutputItem).decode
 class ImportedRun(ItemSource):
     """The output items of a run that was made elsewhere: its criteria are graded already."""
 
-    def cases(self) -> Iterator[Case | Bad]:
+    def cases(self) -> Iterator[RunCase | Bad]:
         names = [definition["name"] for definition in self.payload.criteria]
         try:
             with self.context.storage.reader(self.payload.items) as handle:
                 for text in lines.read(handle):
                     row = _row(text, names)
-                    yield row if isinstance(row, Bad) else Case(row, text.number)
+                    yield row if isinstance(row, Bad) else RunCase(row, text.number)
         except NotFound:
             yield Bad("invalid_request", "The items of the run are gone.", None, "file_id")
 
 
-def _row(text: InputLine, names: Sequence[str]) -> Row | Bad:
+def _row(text: InputLine, names: Sequence[str]) -> CaseRow | Bad:
     if text.raw is None:
         return Bad("line_too_long", "This line is too long.", text.number)
     try:
@@ -94,7 +94,7 @@ def _row(text: InputLine, names: Sequence[str]) -> Row | Bad:
         return Bad("invalid_item", f"This line is not an output item: {error}", text.number)
     sample = item.sample or _Sample()
     sample_shown = msgspec.to_builtins(sample) | {"input": sample.input or [], "output": sample.output or []}
-    return Row(item.datasource_item_id, item.datasource_item, shown=sample_shown, results=results)
+    return CaseRow(item.datasource_item_id, item.datasource_item, shown=sample_shown, results=results)
 
 
 def _by_criterion(item: _OutputItem, names: Sequence[str]) -> list[_Object]:

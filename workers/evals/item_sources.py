@@ -42,7 +42,7 @@ _MAX_DEPTH: Final = 100
 _decode = msgspec.json.Decoder(dict).decode
 
 
-class Row(msgspec.Struct, omit_defaults=True):
+class CaseRow(msgspec.Struct, omit_defaults=True):
     """A line of a run: what grading needs to know of a case, or the output item that is `kept`.
 
     `shown` is the sample as clients see it. An imported case has its `results`.
@@ -64,17 +64,17 @@ class Row(msgspec.Struct, omit_defaults=True):
         }
 
 
-decode_row = msgspec.json.Decoder(Row).decode
+decode_row = msgspec.json.Decoder(CaseRow).decode
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class RunCase:
     """A case of a run: number `index` among the samples of its item, as far as the row is known.
 
     `line` is the number of the line that has the item. `to_judge` are the criteria whose judges are still to be asked.
     """
 
-    row: Row
+    row: CaseRow
     line: int
     index: int = 0
     to_judge: Container[int] = ()
@@ -90,7 +90,7 @@ class ItemSource:
     def __init__(self, context: Context, run: Job, payload: Evaluation, *, checked: bool) -> None:
         self.context, self.run, self.payload, self.checked = context, run, payload, checked
 
-    def cases(self) -> Iterator[Case | Bad]:
+    def cases(self) -> Iterator[RunCase | Bad]:
         """Yield the cases as far as the source knows them, and the errors of items."""
         raise NotImplementedError
 
@@ -113,7 +113,7 @@ class _Item:
 class LineItems(ItemSource):
     """Items on lines: `{"item": …}`, with a `"sample"` where it is graded as it is."""
 
-    def cases(self) -> Iterator[Case | Bad]:
+    def cases(self) -> Iterator[RunCase | Bad]:
         try:
             with self.context.storage.reader(self.payload.items) as handle:
                 texts = lines.read(handle)
@@ -145,16 +145,16 @@ class LineItems(ItemSource):
                 return Bad("invalid_type", f"Invalid type for '{name}': expected an object.", text.number, name)
         return _Item(number, text.number, item, sample or {})
 
-    def _cases_of(self, item: _Item) -> Iterator[Case]:
+    def _cases_of(self, item: _Item) -> Iterator[RunCase]:
         """Yield the cases of an item: one for each sample that a model is asked for, or that of the item's answer."""
         criteria, sampled = range(len(self.payload.criteria)), self.payload.sampled
         if sampled is not None:
             for index in range(sampled.n):
-                yield Case(Row(item.number, item.item), item.line, index, criteria)
+                yield RunCase(CaseRow(item.number, item.item), item.line, index, criteria)
             return
         sample = sample_from_given(item.answer)
-        row = Row(item.number, item.item, sample, shown.of_item(sample, item.messages, item.request, item.answer))
-        yield Case(row, item.line, to_judge=criteria)
+        row = CaseRow(item.number, item.item, sample, shown.of_item(sample, item.messages, item.request, item.answer))
+        yield RunCase(row, item.line, to_judge=criteria)
 
     def _matching(self, items: Iterator[_Item | Bad]) -> Iterator[_Item | Bad]:
         """Yield the items that match their schema, and errors in place of the others."""
@@ -196,14 +196,14 @@ class _StoredAnswers(LineItems):
         return _Item(number, text.number, item, {**sample, **fields} if sample else {}, messages, request)
 
 
-class StoredChats(_StoredAnswers):
+class StoredChatItems(_StoredAnswers):
     endpoint, messages_field = CHAT, "messages"
 
     def path(self, answer_id: str) -> str:
         return stored.completion_path(answer_id)
 
 
-class StoredResponses(_StoredAnswers):
+class StoredResponseItems(_StoredAnswers):
     endpoint, messages_field = RESPONSES, "input"
 
     def path(self, answer_id: str) -> str:
@@ -233,10 +233,10 @@ class RetriedRun(ItemSource):
     A case whose grade stays has a row of its own kind in the retry, which may be retried too: {"number", "kept"}.
     """
 
-    def cases(self) -> Iterator[Case | Bad]:
+    def cases(self) -> Iterator[RunCase | Bad]:
         number = index = -1
         try:
-            for row, graded in self._graded_rows(self.payload.retried or ""):
+            for row, graded in self._rows_with_results(self.payload.retried or ""):
                 index = index + 1 if row.number == number else 0
                 number = row.number
                 yield self._case(row, index, graded)
@@ -244,7 +244,7 @@ class RetriedRun(ItemSource):
             message = f"The items of run '{self.payload.retried}', which this run retries, are gone."
             yield Bad("run_gone", message)
 
-    def _graded_rows(self, run_id: str) -> Iterator[tuple[Row, bytes]]:
+    def _rows_with_results(self, run_id: str) -> Iterator[tuple[CaseRow, bytes]]:
         """Yield the rows of the ended run, each with its output item if it has one. Raises NotFound."""
         with self.context.db.read() as session:
             job = session.get(Job, run_id)
@@ -256,15 +256,15 @@ class RetriedRun(ItemSource):
                 for line, raw in enumerate(lines.split(handle.read(shard.length))):
                     yield decode_row(raw), output_line(self.context, records[line][1]) if line in records else b""
 
-    def _case(self, row: Row, index: int, graded: bytes) -> Case:
+    def _case(self, row: CaseRow, index: int, graded: bytes) -> RunCase:
         line = row.number + 1
         if row.kept:
-            return Case(row, line, index)
+            return RunCase(row, line, index)
         grades = _decode_grades(graded) if graded else _Grades(runs.ERRORED, [])
         if grades.status != runs.ERRORED:
-            return Case(Row(row.number, kept=msgspec.Raw(graded)), line, index)
+            return RunCase(CaseRow(row.number, kept=msgspec.Raw(graded)), line, index)
         errored = [criterion for criterion, result in enumerate(grades.results) if result.error is not None]
-        return Case(row, line, index, range(len(self.payload.criteria)) if row.sample is None else errored)
+        return RunCase(row, line, index, range(len(self.payload.criteria)) if row.sample is None else errored)
 
 
 def is_deep(raw: bytes) -> bool:

@@ -27,14 +27,14 @@ from jobs.timings import Timings
 from workers.evals.grader_child import (
     MAX_ANSWER,
     MAX_ERROR,
-    Answer,
-    Outcome,
+    GraderAnswer,
+    GraderOutcome,
     Run,
     decode_answer,
     decode_outcome,
     encode,
 )
-from workers.runtime.context import Standing
+from workers.runtime.context import WorkerStatus
 from workers.sandbox.child import START_SECONDS, Child, Died, TimeUp
 from workers.sandbox.confinement import Policy
 
@@ -46,7 +46,7 @@ _MARGIN: Final = 30.0
 _LOOK_SECONDS: Final = 1.0  # between two looks at whether to stop
 
 
-class Stopped(Exception):
+class RunStopped(Exception):
     """The run that the code belongs to has ended, so that its template was killed."""
 
 
@@ -85,18 +85,18 @@ class PythonSandbox:
         if child is not None:
             child.end()
 
-    def _ask(self, project: str, raw: bytes, seconds: float) -> Outcome:
+    def _ask(self, project: str, raw: bytes, seconds: float) -> GraderOutcome:
         """Return what the template says; replace a template that says nothing, which tells nothing about the code."""
-        descriptor = _sealed(raw)
+        descriptor = _seal_input(raw)
         try:
-            child = self._started(project)
+            child = self._ensure_child(project)
             child.send(encode(Run(seconds)), [descriptor])
             self._await(child, seconds + _MARGIN)
             return decode_outcome(child.receive(_MARGIN, _MAX_OUTCOME))
         except (Died, TimeUp, msgspec.MsgspecError) as error:
             log.warning("grader_sandbox_replaced", extra={"reason": type(error).__name__})
             self.close()
-            return Outcome(fault="The sandbox of python graders gave no answer.")
+            return GraderOutcome(fault="The sandbox of python graders gave no answer.")
         finally:
             os.close(descriptor)
 
@@ -106,11 +106,11 @@ class PythonSandbox:
         while not child.has_answer(max(0.0, min(_LOOK_SECONDS, deadline - time.monotonic()))):
             if self._stopped():
                 self.close()
-                raise Stopped
+                raise RunStopped
             if time.monotonic() > deadline:
                 raise TimeUp
 
-    def _started(self, project: str) -> Child:
+    def _ensure_child(self, project: str) -> Child:
         """Return the project's template. Raises: Died, TimeUp, Stopped; GradingError, where a part is missing."""
         if self._project != project:
             self.close()
@@ -125,7 +125,7 @@ class PythonSandbox:
 
 def _score(answer: bytes) -> float:
     """Return the score in what the process of the code wrote. Raises: GradingError."""
-    given = Answer()
+    given = GraderAnswer()
     with suppress(msgspec.MsgspecError):
         given = decode_answer(answer)
     if given.score is None:
@@ -143,7 +143,7 @@ def _plain(text: str) -> str:
     return "".join(character if character.isprintable() or character == "\n" else " " for character in head)
 
 
-def look_for_sandbox(standing: Standing, stop: threading.Event, timings: Timings = Timings()) -> None:
+def look_for_sandbox(standing: WorkerStatus, stop: threading.Event, timings: Timings = Timings()) -> None:
     """Record in the worker's row which parts the sandbox lacks here, for the API to refuse graders that cannot run.
 
     A probe that gives no answer, as on a busy machine, says nothing: look again until one does or `stop` is set.
@@ -158,7 +158,7 @@ def look_for_sandbox(standing: Standing, stop: threading.Event, timings: Timings
             return
 
 
-def _sealed(raw: bytes) -> int:
+def _seal_input(raw: bytes) -> int:
     """Return a descriptor of a file in memory that nobody can change."""
     descriptor = os.memfd_create("input", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with os.fdopen(descriptor, "wb", closefd=False) as file:

@@ -15,7 +15,7 @@ from jobs.fleet.models_file import Registry
 from jobs.registry.models import base_model_of
 from jobs.requests.endpoints import CHAT
 from workers.evals import shown
-from workers.evals.item_sources import Row
+from workers.evals.item_sources import CaseRow
 
 #: The names of sampling parameters in the requests to each endpoint. Responses know no seed.
 _RESPONSE_FIELDS: Final = {"max_completion_tokens": "max_output_tokens", "reasoning_effort": "reasoning"}
@@ -46,7 +46,7 @@ def body_of(sampled: Sampled, messages: list[Any], index: int) -> dict[str, Any]
         params["seed"] += index
     if sampled.endpoint == CHAT:
         body = {"messages": messages, **params}
-        return body if index else cached(CHAT, body)
+        return body if index else enable_cache(CHAT, body)
     params.pop("seed", None)
     if "reasoning_effort" in params:
         params["reasoning_effort"] = {"effort": params["reasoning_effort"]}
@@ -54,7 +54,7 @@ def body_of(sampled: Sampled, messages: list[Any], index: int) -> dict[str, Any]
     return {"input": [_response_message(message) for message in messages], **named}
 
 
-def add_sample(row: Row, index: int, sampled: Sampled, answer: ModelAnswer, context_length: int | None) -> None:
+def add_sample(row: CaseRow, index: int, sampled: Sampled, answer: ModelAnswer, context_length: int | None) -> None:
     """Add to a row the sample that the model's answer is, if it is one, and what clients see of it."""
     messages = messages_of(sampled, row.item)
     request = body_of(sampled, messages, index) if sampled.text is None else {}
@@ -87,6 +87,6 @@ def _response_part(part: Any, role: str) -> Any:
     return part
 
 
-def cached(url: str, body: dict[str, Any]) -> dict[str, Any]:
+def enable_cache(url: str, body: dict[str, Any]) -> dict[str, Any]:
     """Let an answer be repeated that is the same each time."""
     return {**body, "cache": True} if url == CHAT and body.get("temperature") == 0 else body

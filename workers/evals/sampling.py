@@ -32,13 +32,13 @@ from workers.batches.planning import Planner
 from workers.batches.running import LineRun, read_items
 from workers.engines.port import Answer, Request
 from workers.evals.cases import name_of, sampled_cases, source_of
-from workers.evals.item_sources import Case
-from workers.evals.sampled_model import body_of, cached, messages_of
+from workers.evals.item_sources import RunCase
+from workers.evals.sampled_model import body_of, enable_cache, messages_of
 from workers.evals.store_search import StoreSearch
 from workers.runtime.context import Context
 from workers.runtime.heartbeat import ClaimHandle
 from workers.runtime.output_lines import Item as LineItem
-from workers.runtime.output_lines import Record
+from workers.runtime.output_lines import LineRecord
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def _samples(context: Context, run: Job) -> Iterator[tuple[str, dict[str, Any]] 
     """Yield the requests for samples, by name."""
     sampled = Evaluation.model_validate(run.payload).sampled
     assert sampled is not None
-    case: Case | Bad | None = None
+    case: RunCase | Bad | None = None
     for case in source_of(context, run, checked=True).cases():
         if isinstance(case, Bad):
             yield case
@@ -84,7 +84,7 @@ def _samples(context: Context, run: Job) -> Iterator[tuple[str, dict[str, Any]] 
         yield Bad("empty_file", "The run has no items.")
 
 
-def _request_of(sampled: Sampled, case: Case) -> Iterator[tuple[str, dict[str, Any]] | Bad]:
+def _request_of(sampled: Sampled, case: RunCase) -> Iterator[tuple[str, dict[str, Any]] | Bad]:
     """Yield the request for a sample, or why there is none, once for each item."""
     try:
         messages = messages_of(sampled, case.row.item)
@@ -110,7 +110,7 @@ def _judgements(
         elif case.row.sample is not None and step.criterion in case.to_judge:
             for request in requests_of(grader, case.row.item, case.row.sample, ports):
                 if (request.url, request.body["model"]) == (endpoint, step.model):
-                    yield name_of(case, request.key), cached(request.url, request.body)
+                    yield name_of(case, request.key), enable_cache(request.url, request.body)
 
 
 class SamplingRun(LineRun):
@@ -119,9 +119,9 @@ class SamplingRun(LineRun):
     ends_at_once = False  # `finish` ends the job
     _search: Callable[[Request], Awaitable[Answer]] | None = None
 
-    def all(self) -> None:
+    def run_lines(self) -> None:
         if self.claim.job.endpoint != SEARCH:
-            super().all()
+            super().run_lines()
             return
         with self.context.db.read() as session:
             run = session.get_one(Job, self.claim.job.parent_id)
@@ -131,12 +131,12 @@ class SamplingRun(LineRun):
         queue = self.claim.queue or self.claim.job.queue or ""
         with closing(StoreSearch(self.context, self.host, queue, sampled.retrieval)) as search:
             self._search = search.answer
-            super().all()
+            super().run_lines()
 
     def answer_function(self) -> Callable[[Request], Awaitable[Answer]] | None:
         return self._search
 
-    def read(self) -> tuple[list[LineItem], list[Record]]:
+    def read(self) -> tuple[list[LineItem], list[LineRecord]]:
         return read_items(self.context, self.claim, BatchPayload())
 
 

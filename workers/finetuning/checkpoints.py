@@ -21,7 +21,7 @@ from jobs.ids import new_id
 from jobs.platform.storage import CHUNK, Storage, remove_objects
 from jobs.registry.manifests import MANIFEST, RESUME, Manifest, decode_manifest
 from workers.engines.training import checkpoint_folder
-from workers.engines.training.checkpoint_folder import Damaged
+from workers.engines.training.checkpoint_folder import DamagedCheckpoint
 
 PREFIX: Final = "ftckpt_"
 FOLDER: Final = "training"
@@ -64,7 +64,7 @@ def download(storage: Storage, source: str, sha256: str, folder: Path, *, resume
     with storage.reader(f"{source}/{MANIFEST}") as handle:
         data = handle.read()
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise Damaged(f"{MANIFEST} does not have the bytes that were recorded.")
+        raise DamagedCheckpoint(f"{MANIFEST} does not have the bytes that were recorded.")
     manifest = decode_manifest(data)
     for name in manifest.files if resume else manifest.model_files:
         path = folder / PurePosixPath(name)
@@ -106,7 +106,7 @@ def remove_optimizer(storage: Storage, locations: Iterable[str]) -> None:
     remove_objects(storage, (f"{location}/{name}" for location in locations for name in sorted(RESUME)))
 
 
-def remove_unnamed(storage: Storage, job_id: str, named: Iterable[str]) -> None:
+def remove_partial_uploads(storage: Storage, job_id: str, named: Iterable[str]) -> None:
     """Remove what uploads that were cut off have left, given the locations that rows name."""
     known = {location.rpartition("/")[2] for location in named}
     for name in storage.folders(f"{FOLDER}/{job_id}"):

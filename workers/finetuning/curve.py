@@ -32,7 +32,7 @@ class Curve:
             self._every *= 2
             self._training = self._training[::2]
 
-    def drawn(self) -> str:
+    def draw(self) -> str:
         """Return the drawing."""
         curves = {"training loss": self._training, "validation loss": self._validation}
         values = [loss for points in curves.values() for _, loss in points]

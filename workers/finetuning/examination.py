@@ -32,7 +32,7 @@ from jobs.platform.storage import open_storage
 from jobs.settings import Settings
 from workers.engines.model_folders import ModelUnavailable, source_of
 from workers.finetuning import examination_child as child
-from workers.finetuning.examination_child import BadRow, Load, Loaded, NotLoaded, Read, Row
+from workers.finetuning.examination_child import BadRow, GoodRow, Load, Loaded, NotLoaded, Read
 from workers.sandbox.channel import MAX_BYTES
 from workers.sandbox.child import Child, Died, TimeUp
 from workers.sandbox.confinement import Policy
@@ -47,7 +47,7 @@ class Rows(Protocol):
     has_template: bool
     longest: int
 
-    def read(self, asked: Read, handle: BinaryIO) -> Generator[Row | BadRow]:
+    def read(self, asked: Read, handle: BinaryIO) -> Generator[GoodRow | BadRow]:
         """Yield what each row of a file is. Raises: ChildFailed."""
 
 
@@ -61,7 +61,7 @@ class ConfinedRows:
         loaded = self._load()
         self.has_template, self.longest = loaded.has_template, loaded.longest
 
-    def read(self, asked: Read, handle: BinaryIO) -> Generator[Row | BadRow]:
+    def read(self, asked: Read, handle: BinaryIO) -> Generator[GoodRow | BadRow]:
         if self._child is None:
             self._load()
         reading, writing = os.pipe()
@@ -137,7 +137,7 @@ class _File:
         self.first: dict[int, int] = {}  # fingerprint of a row → its first line
         self.repeated, self.truncated = array("q"), array("q")  # lines
 
-    def add(self, row: Row) -> None:
+    def add(self, row: GoodRow) -> None:
         self.lines.append(row.line)
         self.tokens.append(row.tokens)
         if row.time is not None:
@@ -159,7 +159,7 @@ class _Examination:
         training = self._read("training_file", asked.training)
         validation = self._read("validation_file", asked.validation) if asked.validation else None
         general = self._read("general_file", asked.general, MAX_GENERAL) if asked.general else None
-        held_out = self._held_out(training)
+        held_out = self._validation_rows(training)
         remaining = len(training.lines) - len(held_out)
         if remaining < examples.MIN_EXAMPLES and not findings.errors:
             message = f"There are {remaining} examples to train on; at least {examples.MIN_EXAMPLES} are needed."
@@ -200,8 +200,8 @@ class _Examination:
             self._complain(field, Bad("file_not_found", "The file does not exist any more."))
         return file
 
-    def _note(self, file: _File, row: Row | BadRow) -> None:
-        if isinstance(row, Row):
+    def _note(self, file: _File, row: GoodRow | BadRow) -> None:
+        if isinstance(row, GoodRow):
             file.add(row)
         else:
             self._complain(file.field, Bad(row.code, row.message, row.line, row.param))
@@ -213,7 +213,7 @@ class _Examination:
         param = f"{field}.{bad.param}" if bad.param else field
         self.findings.errors.append({**bad.as_dict(), "param": param})
 
-    def _held_out(self, training: _File) -> Collection[int]:
+    def _validation_rows(self, training: _File) -> Collection[int]:
         """Return the numbers of the rows that are validated on, counted from 0."""
         count = len(training.lines)
         part = max(1, round(count * self.asked.fraction))
@@ -226,15 +226,15 @@ class _Examination:
     def _warn(self, training: _File, validation: _File | None) -> None:
         if training.repeated:
             what = "rows of the training file are duplicates of earlier ones"
-            self.findings.warnings.append(_told(what, training.repeated))
+            self.findings.warnings.append(_describe_lines(what, training.repeated))
         for file in (training, validation):
             if file is not None and file.truncated:
                 what = f"rows of the {file.field.replace('_', ' ')} were truncated to {self.rows.longest} tokens"
-                self.findings.warnings.append(_told(what, file.truncated))
+                self.findings.warnings.append(_describe_lines(what, file.truncated))
         shared = [line for digest, line in training.first.items() if validation and digest in validation.first]
         if shared:
             what = "rows of the training file stand in the validation file too"
-            self.findings.warnings.append(_told(what, shared))
+            self.findings.warnings.append(_describe_lines(what, shared))
 
     def _snapshot(self, file: _File, numbers: Collection[int], *, chosen: bool) -> Part:
         """Return the snapshot of the rows that are among `numbers`, or with `chosen` False of the others."""
@@ -256,7 +256,7 @@ class _Examination:
                     yield (text.raw or b"") + b"\n"
 
 
-def _told(what: str, numbers: Collection[int]) -> str:
+def _describe_lines(what: str, numbers: Collection[int]) -> str:
     named = ", ".join(map(str, sorted(numbers)[:_NAMED_LINES]))
     more = ", …" if len(numbers) > _NAMED_LINES else ""
     return f"{len(numbers)} {what}: lines {named}{more}."

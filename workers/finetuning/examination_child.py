@@ -59,7 +59,7 @@ class NotLoaded(msgspec.Struct, frozen=True, tag=True):
     why: str
 
 
-class Row(msgspec.Struct, frozen=True, tag=True, array_like=True):
+class GoodRow(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """A good row: its line, its tokens, the hash of its content, its time in seconds, and whether it was cut."""
 
     line: int
@@ -81,7 +81,7 @@ class BadRow(msgspec.Struct, frozen=True, tag=True, array_like=True):
 class Checked(msgspec.Struct, frozen=True, tag=True):
     """Rows of a file, in their order. `last`: the file has no more."""
 
-    rows: list[Row | BadRow]
+    rows: list[GoodRow | BadRow]
     last: bool
 
 
@@ -96,7 +96,7 @@ def decode_loaded(message: bytes) -> Loaded | NotLoaded:
     return answer
 
 
-class Checker:
+class RowChecker:
     """Check rows by the tokenizer of a base."""
 
     def __init__(self, asked: Load) -> None:
@@ -106,25 +106,25 @@ class Checker:
         self._truncate = asked.truncate
         self.has_template = self._tokenizer.chat_template is not None
 
-    def read(self, asked: Read, handle: BinaryIO) -> Generator[Row | BadRow]:
+    def read(self, asked: Read, handle: BinaryIO) -> Generator[GoodRow | BadRow]:
         """Yield what each row of a file is."""
         return (self._check(asked, text) for text in lines.read(handle))
 
-    def _check(self, asked: Read, text: lines.InputLine) -> Row | BadRow:
+    def _check(self, asked: Read, text: lines.InputLine) -> GoodRow | BadRow:
         try:
             row = examples.check(text, asked.method, timed=asked.timed)
             if isinstance(row, Bad):
                 return BadRow(row.line, row.code, row.message[:_SHOWN], row.param)
-            encoded, is_truncated = self._encoded(asked.method, text.number, row)
+            encoded, is_truncated = self._encode_row(asked.method, text.number, row)
         except rows.RowRefused as error:
             return BadRow(text.number, "invalid_example", str(error)[:_SHOWN], None)
         except MemoryError:
             return BadRow(text.number, "invalid_example", "The row takes more memory than there is.", None)
         tokens = sum(len(ids) for name, ids in encoded.items() if name != "labels")
         time = examples.time_of(row) if asked.timed else None
-        return Row(text.number, tokens, _fingerprint(row), time, is_truncated)
+        return GoodRow(text.number, tokens, _fingerprint(row), time, is_truncated)
 
-    def _encoded(self, method: examples.Method, line: int, row: dict[str, Any]) -> tuple[dict[str, list[int]], bool]:
+    def _encode_row(self, method: examples.Method, line: int, row: dict[str, Any]) -> tuple[dict[str, list[int]], bool]:
         """Return the tokens of a row, and whether they were cut. Raises: RowRefused."""
         try:
             return _ENCODE[method](self._tokenizer, line, row, self.longest), False
@@ -141,14 +141,14 @@ def _fingerprint(row: dict[str, Any]) -> int:
 def main(channel: Channel) -> None:
     # Tokenizers need no torch, which takes seconds and a gigabyte, and writes files when it is imported.
     sys.modules["torch"] = None  # type: ignore[assignment]
-    checker: Checker | None = None
+    checker: RowChecker | None = None
     channel.ready()
     while (received := channel.receive()) is not None:
         message, descriptors = received
         asked = _decode_request(message)
         if isinstance(asked, Load):
             try:
-                checker = Checker(asked)
+                checker = RowChecker(asked)
                 channel.send(encode(Loaded(checker.has_template, checker.longest)))
             except (OSError, ValueError) as error:
                 channel.send(encode(NotLoaded(str(error)[:_SHOWN])))

@@ -23,10 +23,10 @@ class TrainingTime:
         self._device = 0.0
         self._trainer_began: float | None = None
 
-    def trainer_started(self) -> None:
+    def note_start(self) -> None:
         self._trainer_began = time.monotonic()
 
-    def trainer_ended(self) -> None:
+    def note_end(self) -> None:
         self._device = self.device_seconds - self._earlier_device
         self._trainer_began = None
 
@@ -42,7 +42,7 @@ class TrainingTime:
         return self._earlier_device + self._device + running
 
 
-def exceeded(spent: TrainingTime, limits: EarlyStopping, finetune_max_seconds: int) -> Failed | None:
+def time_error(spent: TrainingTime, limits: EarlyStopping, finetune_max_seconds: int) -> Failed | None:
     """Return the error of a job that has trained longer than it may; None while it may go on."""
     checks = (
         ("time_limit", f"{_FIELD}.max_seconds", spent.seconds, limits.max_seconds),
@@ -56,7 +56,7 @@ def exceeded(spent: TrainingTime, limits: EarlyStopping, finetune_max_seconds: i
     return None
 
 
-def memory_exceeded(limits: EarlyStopping) -> Failed:
+def memory_error(limits: EarlyStopping) -> Failed:
     """Return the error of a job one of whose steps took more memory than it may."""
     param = f"{_FIELD}.max_memory_bytes"
     message = f"A step took more than the {limits.max_memory_bytes} bytes that '{param}' allows."

@@ -19,7 +19,7 @@ from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetunePlan, FinetuneStep
 from jobs.ledger import shards
 from jobs.ledger.shards import ShardClaim
-from workers.engines.training.protocol import Evaluation, Forgetting, Started, Step
+from workers.engines.training.protocol import EvaluationReport, Forgetting, Started, Step
 from workers.finetuning.limits import TrainingTime
 from workers.runtime.context import Context
 
@@ -43,7 +43,7 @@ class Recorder:
     def __init__(self, context: Context, claim: ShardClaim, spent: TrainingTime) -> None:
         self._context, self._claim, self._spent = context, claim, spent
         self._steps: dict[int, dict[str, Any]] = {}
-        self._evaluations: dict[int, Evaluation] = {}
+        self._evaluations: dict[int, EvaluationReport] = {}
         self._events: list[_Event] = []
         self._total = self._first = 0
         self._began = self._flushed = time.monotonic()
@@ -51,7 +51,7 @@ class Recorder:
         asked = FineTuning.model_validate(claim.job.payload)
         self._trackers = tracking.trackers_of(context.config, asked)
 
-    def started(self, report: Started) -> None:
+    def record_start(self, report: Started) -> None:
         self._total, self._first, self._began = report.steps, report.resumed_step, time.monotonic()
         measured = "".join(f", {dtype} {seconds:.3g} s/step" for dtype, seconds in report.seconds_per_step.items())
         what = "started" if report.resumed_step == 0 else f"goes on after step {report.resumed_step}"
@@ -60,7 +60,7 @@ class Recorder:
             self._events.append(_Event(f"'{report.peft}' is trained, by memory: {numbers}.", data=report.memory_bytes))
         self.tell(f"Fine-tuning {what} on {report.device} in {report.dtype}{measured}.")
 
-    def step(self, report: Step) -> None:
+    def record_step(self, report: Step) -> None:
         self._steps[report.step] = {
             "job_id": self._claim.job.id,
             "step": report.step,
@@ -82,7 +82,7 @@ class Recorder:
             data = {"train_loss": report.loss, "train_mean_token_accuracy": report.accuracy, **report.preference}
             self._metrics(report.step, text, data)
 
-    def evaluation(self, report: Evaluation) -> None:
+    def record_evaluation(self, report: EvaluationReport) -> None:
         if (row := self._steps.get(report.step)) is not None:
             row |= {"valid_loss": report.loss, "valid_accuracy": report.accuracy}
         else:
@@ -92,7 +92,7 @@ class Recorder:
         data |= {f"full_valid_{name}": value for name, value in report.preference.items()}
         self._metrics(report.step, text, data)
 
-    def forgetting(self, report: Forgetting) -> None:
+    def record_forgetting(self, report: Forgetting) -> None:
         """Record how well the model predicts general text before training, or before and after it."""
         text = f"Mean loss on {report.texts} {report.source}: {report.before:.3f} nats a token before training"
         data: dict[str, Any] = {"general_nll_before": report.before}
@@ -113,10 +113,10 @@ class Recorder:
     def flush(self) -> None:
         """Write what was gathered. Raises ClaimLost."""
         self._context.db.retrying(self.write)
-        self.written()
+        self.reset()
 
     def write(self, session: Session) -> None:
-        """Write what was gathered, in a transaction of the caller's; `written` follows its commit. Raises ClaimLost."""
+        """Write what was gathered, in a transaction of the caller's; `reset` follows its commit. Raises ClaimLost."""
         job_id = self._claim.job.id
         if shards.heartbeat(session, [(job_id, self._claim.n, self._claim.epoch)]):
             raise ClaimLost
@@ -138,7 +138,7 @@ class Recorder:
         spent = {"seconds": self._spent.seconds, "device_seconds": self._spent.device_seconds}
         session.execute(plan.values(estimated_finish=self._estimate, **spent))
 
-    def written(self) -> None:
+    def reset(self) -> None:
         """Forget what was gathered: it is committed."""
         self._steps.clear()
         self._evaluations.clear()

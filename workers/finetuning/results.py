@@ -147,7 +147,7 @@ def _contents(context: Context, job: Job) -> Iterator[tuple[str, str, Iterable[b
         losses.add(row.step, row.train_loss, row.valid_loss)
     if losses.steps:
         yield "output_file_id", "step_metrics.csv", [text.getvalue().encode()]
-        yield "error_file_id", "loss.svg", [losses.drawn().encode()]
+        yield "error_file_id", "loss.svg", [losses.draw().encode()]
         events = tensorboard.encode(steps_after(context, job.id, 0), job.created_at)
         yield _EVENTS, tensorboard.file_name(job.id, job.created_at), events
 

@@ -21,7 +21,7 @@ def folder(data_dir: Path, name: str) -> Iterator[Path]:
     path = parent / name
     lock = FileLock(path, folder=True)
     with FileLock(parent / _LOCK).hold():
-        _remove_unlocked(parent)
+        _remove_unlocked_folders(parent)
         path.mkdir()
         lock.acquire()
     try:
@@ -31,11 +31,11 @@ def folder(data_dir: Path, name: str) -> Iterator[Path]:
         lock.close()
 
 
-def remove_abandoned(data_dir: Path) -> None:
+def remove_abandoned_folders(data_dir: Path) -> None:
     """Remove the folders of workers that were killed."""
     parent = _parent(data_dir)
     with FileLock(parent / _LOCK).hold():
-        _remove_unlocked(parent)
+        _remove_unlocked_folders(parent)
 
 
 def _parent(data_dir: Path) -> Path:
@@ -44,7 +44,7 @@ def _parent(data_dir: Path) -> Path:
     return parent
 
 
-def _remove_unlocked(parent: Path) -> None:
+def _remove_unlocked_folders(parent: Path) -> None:
     for path in parent.iterdir():
         if path.is_dir():
             with FileLock(path, folder=True).hold(wait=False) as free:

@@ -88,7 +88,7 @@ def send_due(context: Context, name: str, tracker: Tracker) -> bool:
 def _send(context: Context, tracker: Tracker, row: FinetuneTracking, claimed: float) -> None:
     """Send what a run lacks, and note how far it came."""
     with context.db.read() as session:
-        run, settled = _described(session, row)
+        run, settled = _run_of(session, row)
     limit = None if run.end else _STEPS if tracker.live else 0
     run_id, step = run.run_id, run.step
     if limit != 0:
@@ -100,7 +100,7 @@ def _send(context: Context, tracker: Tracker, row: FinetuneTracking, claimed: fl
         tracking.record_steps(session, row, claimed, step=step, run_id=run_id, due_at=due_at)
 
 
-def _described(session: Session, row: FinetuneTracking) -> tuple[TrackedRun, int]:
+def _run_of(session: Session, row: FinetuneTracking) -> tuple[TrackedRun, int]:
     """Return the run that a row is about, and the last step whose row does not change any more."""
     job = session.get_one(Job, row.job_id)
     asked = FineTuning.model_validate(job.payload)

@@ -44,13 +44,13 @@ def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
         message = f"The model '{asked.base}' is no longer one that this deployment can train."
         _reject(context, claim, [Bad("model_not_available", message, None, "model").as_dict()])
         return
-    findings = _examined(context, claim, asked, base, handle)
+    findings = _examine(context, claim, asked, base, handle)
     examination.check_steps(asked, findings)
     examination.warn_unserved(asked, findings, registry)
     if findings.errors:
         _reject(context, claim, findings.errors)
     else:
-        context.db.retrying(lambda session: _planned(session, claim, asked, findings), context.stop)
+        context.db.retrying(lambda session: _write_plan(session, claim, asked, findings), context.stop)
 
 
 def _registry(context: Context) -> Registry:
@@ -60,7 +60,7 @@ def _registry(context: Context) -> Registry:
         raise Abandoned(5.0, "model") from None
 
 
-def _examined(
+def _examine(
     context: Context, claim: JobClaim, asked: FineTuning, base: ModelConfig, handle: ClaimHandle
 ) -> DatasetFindings:
     with context.db.read() as session:
@@ -87,7 +87,7 @@ def _paths(session: Session, job: Job) -> dict[str, str]:
     return {role: paths.get(file_id, "") for role, file_id in files.items()}
 
 
-def _planned(session: Session, claim: JobClaim, asked: FineTuning, findings: DatasetFindings) -> None:
+def _write_plan(session: Session, claim: JobClaim, asked: FineTuning, findings: DatasetFindings) -> None:
     """Write what was found, cut the one shard that fills a slot, and let the job run. Raises ClaimLost."""
     job = claim.job
     ledger.assert_claim(session, claim)

@@ -41,10 +41,10 @@ from jobs.registry import models
 from jobs.registry.manifests import MANIFEST, decode_manifest
 from workers.engines import model_folders
 from workers.engines.model_folders import ModelUnavailable
-from workers.engines.training.checkpoint_folder import Damaged
+from workers.engines.training.checkpoint_folder import DamagedCheckpoint
 from workers.engines.training.protocol import (
-    Checkpoint,
-    Evaluation,
+    CheckpointReport,
+    EvaluationReport,
     Failed,
     Finished,
     Forgetting,
@@ -97,7 +97,7 @@ class TrainingRun(ShardRun):
         self._finished: Finished | Failed | None = None
         self._progressed = False
 
-    def all(self) -> None:
+    def run_lines(self) -> None:
         """Train to the end. Raises Abandoned, ClaimLost, StorageFull, StorageUnavailable, NotFound."""
         if self.context.low_on_disk():
             raise StorageFull
@@ -118,7 +118,7 @@ class TrainingRun(ShardRun):
                 message = "The trainer died each time it was started, see the worker's log."
                 message += _NO_MEMORY if error.was_killed else ""
                 self._finished = self._limit or (Failed("trainer_died", message) if died >= _TRIES else None)
-            except Damaged as error:
+            except DamagedCheckpoint as error:
                 self._finished = Failed("checkpoint_damaged", f"What is stored for this job was changed: {error}")
         self._conclude(self._finished)
 
@@ -126,11 +126,11 @@ class TrainingRun(ShardRun):
         """Return why the training is not begun; None where it is."""
         if self.claim.stalls >= _CLAIMS:
             return Failed("trainer_died", "The worker died each time it trained this job.")
-        return self._exceeded()
+        return self._time_error()
 
-    def _exceeded(self) -> Failed | None:
+    def _time_error(self) -> Failed | None:
         """Return the error of a job that has trained longer than it may; None while it may go on."""
-        return limits.exceeded(self._spent, self._payload.early_stopping, self.context.config.finetune_max_seconds)
+        return limits.time_error(self._spent, self._payload.early_stopping, self.context.config.finetune_max_seconds)
 
     def _await_device(self) -> None:
         """Wait until no engine uses this worker's device, where a training has it to itself.
@@ -163,7 +163,7 @@ class TrainingRun(ShardRun):
         spec = self._spec(folder)
         process = TrainerProcess(spec, folder, **self._module)
         self._turn_began = self._turn_began or time.monotonic()
-        self._spent.trainer_started()
+        self._spent.note_start()
         try:
             while self._finished is None:
                 for report in process.reports(_LOOK):
@@ -172,7 +172,7 @@ class TrainingRun(ShardRun):
                 self._check(process)
         finally:
             process.close()
-            self._spent.trainer_ended()
+            self._spent.note_end()
 
     def _check(self, process: TrainerProcess) -> None:
         """Ask the trainer for a checkpoint when this claim is to end soon, or the job has reached a limit.
@@ -184,21 +184,21 @@ class TrainingRun(ShardRun):
         if self.handle.lost.is_set():
             raise ClaimLost
         stopping, paused = self.context.stop.is_set(), self._ordered is None and self._is_paused()
-        self._limit = self._limit or self._exceeded()
+        self._limit = self._limit or self._time_error()
         if self._ordered is None and (stopping or paused or self._limit or self._others_wait()):
             self._ordered = time.monotonic()
             process.checkpoint_and_stop()
             if paused:
                 self._wait_for("checkpoint")
         if (self.handle.stop.is_set() and not stopping) or (
-            stopping and self._late(self.context.timings.training_stop)
+            stopping and self._is_late(self.context.timings.training_stop)
         ):
             self._recorder.flush()
             raise Abandoned
-        if self._limit and self._late(self.context.timings.training_limit):
+        if self._limit and self._is_late(self.context.timings.training_limit):
             self._finished = self._limit
 
-    def _late(self, patience: float) -> bool:
+    def _is_late(self, patience: float) -> bool:
         """Return whether the trainer has made no checkpoint within `patience` seconds after it was asked for one."""
         return self._ordered is not None and time.monotonic() - self._ordered > patience
 
@@ -231,14 +231,14 @@ class TrainingRun(ShardRun):
 
     def _take(self, report: Report) -> None:
         if isinstance(report, Started):
-            self._recorder.started(report)
+            self._recorder.record_start(report)
         elif isinstance(report, Step):
-            self._recorder.step(report)
-        elif isinstance(report, Evaluation):
-            self._recorder.evaluation(report)
+            self._recorder.record_step(report)
+        elif isinstance(report, EvaluationReport):
+            self._recorder.record_evaluation(report)
         elif isinstance(report, Forgetting):
-            self._recorder.forgetting(report)
-        elif isinstance(report, Checkpoint):
+            self._recorder.record_forgetting(report)
+        elif isinstance(report, CheckpointReport):
             self._store(report)
         else:
             self._take_end(report)
@@ -247,7 +247,7 @@ class TrainingRun(ShardRun):
         if isinstance(report, Failed) and report.code == "storage_full":
             raise StorageFull
         if isinstance(report, Finished) and report.reason == "memory_limit":
-            self._finished = limits.memory_exceeded(self._payload.early_stopping)
+            self._finished = limits.memory_error(self._payload.early_stopping)
         elif isinstance(report, Finished) and report.reason == "checkpoint":
             if self._limit is None:
                 raise Abandoned(0.0, None if self.context.stop.is_set() or self._turn_is_over else "pause")
@@ -255,7 +255,7 @@ class TrainingRun(ShardRun):
         else:
             self._finished = report
 
-    def _store(self, report: Checkpoint) -> None:
+    def _store(self, report: CheckpointReport) -> None:
         """Store a checkpoint, then add its row, and the model under which clients may ask for it."""
         folder, job = Path(report.folder), self.claim.job
         target = checkpoints.location(job.id, report.step, self.claim.epoch)
@@ -275,7 +275,7 @@ class TrainingRun(ShardRun):
             return forgotten
 
         forgotten = self.context.db.retrying(add)
-        self._recorder.written()
+        self._recorder.reset()
         self._progressed = True
         checkpoints.remove_optimizer(storage, forgotten)
         shutil.rmtree(folder)
@@ -312,15 +312,15 @@ class TrainingRun(ShardRun):
             stored = checkpoints.of_job(session, job.id)
             before = stored or (checkpoints.of_job(session, payload.resumed_from) if payload.resumed_from else [])
             parent = models.find(session, payload.parent, job.project_id) if payload.parent else None
-        checkpoints.remove_unnamed(self.context.storage, job.id, [row.location for row in stored])
+        checkpoints.remove_partial_uploads(self.context.storage, job.id, [row.location for row in stored])
         base, revision = self._base()
         adapter = None
         if payload.parent:
             if parent is None:
-                raise Damaged(f"the model '{payload.parent}' is gone.")
+                raise DamagedCheckpoint(f"the model '{payload.parent}' is gone.")
             model_folder = folder / "parent"
             checkpoints.download(self.context.storage, parent.location, parent.sha256, model_folder)
-            base, revision, adapter = _started_from(parent.method, str(model_folder), base, revision)
+            base, revision, adapter = _base_of(parent.method, str(model_folder), base, revision)
         resume, threads = self._resume(folder, before)
         training, chosen = payload.training, payload.hyperparameters
         trained = "full" if payload.peft == "full" else "lora"
@@ -398,10 +398,10 @@ class TrainingRun(ShardRun):
             shutil.copyfileobj(source, handle, CHUNK)
         with target.open("rb") as written:
             if hashlib.file_digest(written, "sha256").hexdigest() != sha256:
-                raise Damaged("the rows are not those that were examined.")
+                raise DamagedCheckpoint("the rows are not those that were examined.")
         return str(target)
 
 
-def _started_from(method: str, folder: str, base: str, revision: str | None) -> tuple[str, str | None, str | None]:
+def _base_of(method: str, folder: str, base: str, revision: str | None) -> tuple[str, str | None, str | None]:
     """Return the base, its revision and the adapter for a training that goes on from a tuned model."""
     return (folder, None, None) if method == "full" else (base, revision, folder)

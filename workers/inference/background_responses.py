@@ -55,7 +55,7 @@ from workers.runtime import outcomes, output_lines
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost
 from workers.runtime.heartbeat import ClaimHandle
-from workers.runtime.output_lines import Item, Record
+from workers.runtime.output_lines import Item, LineRecord
 
 log = logging.getLogger(__name__)
 _MAX_EVENTS: Final = 16_384  # limit of the published events of one attempt
@@ -113,7 +113,7 @@ class EventPublisher:
         async with connect(self._url) as server:
             memory = MemoryProbe(server)
             try:
-                while events := await self._next():
+                while events := await self._next_events():
                     async with asyncio.timeout(self._patience):
                         if not await self._has_room(server, memory, tenant, events):
                             self._published = _MAX_EVENTS
@@ -137,7 +137,7 @@ class EventPublisher:
             self._counted += BLOCK
         return True
 
-    async def _next(self) -> list[bytes]:
+    async def _next_events(self) -> list[bytes]:
         """Return the next events as soon as there is one; none at the end."""
         events = []
         event = await self._events.get()
@@ -163,7 +163,7 @@ class ResponseRun(LineRun):
 
     ends_at_once = False  # `respond` ends the job
 
-    def read(self) -> tuple[list[Item], list[Record]]:
+    def read(self) -> tuple[list[Item], list[LineRecord]]:
         """Take the line as it is: the API checked it, and it may continue a conversation."""
         return read_items(self.context, self.claim, None)
 

@@ -1,6 +1,6 @@
 """The consumer of interactive requests, which go to the engine of the batches before these, and without Celery.
 
-    request queue ──▶ turn ──▶ host.shared ──▶ engine.answer | engine.stream ──▶ answer writer
+    request queue ──▶ turn ──▶ host.shared_turn ──▶ engine.answer | engine.stream ──▶ answer writer
                         └── four times a second: are the clients still there? if not, the engine stops
 
 A paused worker leaves its queues to other workers. A client of a paused queue, model or project gets a refusal. A
@@ -58,7 +58,7 @@ LocalHandler = Callable[[QueuedRequest, int], Awaitable[Answer]]  # of a request
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ConsumerLimits:
     """Bounds of what one worker holds for interactive clients."""
 
     concurrent: int = (
@@ -70,7 +70,7 @@ class Limits:
     project_unread_bytes: int = 128 << 20  # of all streams of a project
 
     @classmethod
-    def of(cls, config: Settings) -> "Limits":
+    def of(cls, config: Settings) -> "ConsumerLimits":
         return cls(waiting=config.interactive_waiting, project_unread_bytes=max_stream_bytes(config))
 
 
@@ -85,7 +85,7 @@ class InteractiveConsumer:
         host: EngineHost,
         url: str,
         queue: str,
-        limits: Limits = Limits(),
+        limits: ConsumerLimits = ConsumerLimits(),
         timings: Timings = Timings(),
         handlers: Mapping[str, LocalHandler] | None = None,
         paused: Callable[[], Paused] = Paused,
@@ -105,7 +105,7 @@ class InteractiveConsumer:
             names += [searches.search_queue(queue), searches.rerank_queue(queue), routed_queue(queue)]
         self.queues = [self._new_queue(name, lambda: MAX_REQUESTS) for name in names]
         if self._handlers:
-            self.queues.append(self._new_queue(lines, self._routed_limit))
+            self.queues.append(self._new_queue(lines, self._line_limit))
         self._reviving: set[asyncio.Task[None]] = set()
         self._serving: asyncio.Task[Any] | None = None
         self._redis: Any
@@ -115,7 +115,7 @@ class InteractiveConsumer:
         limiter = ProjectLimiter(self._limits.concurrent, self._limits.waiting)
         return RequestQueue(name, limit, limiter, self._listening, self._begin, self._timings)
 
-    def _routed_limit(self) -> int:
+    def _line_limit(self) -> int:
         """Return how many lines of other queues' batches may be here: as many as the throttle allows."""
         limit = self._host.throttle.limit
         return ROUTED_LINES if limit is None else max(1, min(ROUTED_LINES, limit))
@@ -174,7 +174,7 @@ class InteractiveConsumer:
         try:
             awaited = now() < request.deadline and await self._answers.begin(request)
             try:
-                end = (refused or await self._while_awaited(request, queue.limiter)) if awaited else None
+                end = (refused or await self._answer_client(request, queue.limiter)) if awaited else None
             except HandedOver:
                 await queue.requeue(self._redis, request)
             else:
@@ -189,7 +189,7 @@ class InteractiveConsumer:
         finally:
             self._answers.forget(request)
 
-    async def _while_awaited(self, request: QueuedRequest, limiter: ProjectLimiter) -> AnswerEntry | None:
+    async def _answer_client(self, request: QueuedRequest, limiter: ProjectLimiter) -> AnswerEntry | None:
         """Return the end of the answer; None when its client has left."""
         watch = asyncio.create_task(self._watch(request))  # it begins first
         work = asyncio.create_task(self._answer_in_turn(request, limiter))
@@ -205,7 +205,7 @@ class InteractiveConsumer:
             log.info("interactive_client_left", extra={"request": request.id})
             return None
         finally:
-            await _ended(work, watch)
+            await _cancel(work, watch)
             self._given_up.pop(request.id, None)
 
     async def _watch(self, request: QueuedRequest) -> None:
@@ -248,9 +248,9 @@ class InteractiveConsumer:
             if request.url in self._handlers:  # an isolated line may hold the engine, and wait for this request
                 return end_of(await self._handlers[request.url](request, PRIORITY))
             with self._host.throttle.client() if request.priority == PRIORITY else nullcontext():
-                async with self._host.shared():
+                async with self._host.shared_turn():
                     generation = self._host.generation
-                    return end_of(await self._engine(request, engine_request))
+                    return end_of(await self._ask_engine(request, engine_request))
         except EngineBusy as busy:
             refused = refusal(503, "The engine is busy. Ask again in a moment.", code="engine_busy")
             return end_of(refused, busy.retry_after or 1.0)
@@ -269,7 +269,7 @@ class InteractiveConsumer:
             log.error("interactive_failed", extra=fields)  # noqa: TRY400
             return end_of(refusal(500, "The engine gave no answer.", code="engine_error"))
 
-    async def _engine(self, request: QueuedRequest, engine_request: Request) -> Answer:
+    async def _ask_engine(self, request: QueuedRequest, engine_request: Request) -> Answer:
         if not request.stream:
             return await self._host.engine.answer(engine_request)
 
@@ -294,7 +294,7 @@ class InteractiveConsumer:
         task.add_done_callback(self._reviving.discard)
 
 
-async def _ended(*tasks: asyncio.Task[Any]) -> None:
+async def _cancel(*tasks: asyncio.Task[Any]) -> None:
     """Cancel tasks until they have ended: redis-py swallows a cancellation now and then."""
     left = set(tasks)
     while left := {task for task in left if not task.done()}:

@@ -61,7 +61,9 @@ class ModelRouter:
             body = {"model": name, "input": list(texts[at : at + _TEXTS]), "encoding_format": "base64"}
             embedding_id = f"{request.request_id}-e{at}"
             part = replace(request, url=EMBEDDINGS, body=body, request_id=embedding_id, adapter=None)
-            answer = await (self._engine.answer(part) if queue == self._queue else self._forward_uncached(queue, part))
+            answer = await (
+                self._engine.answer(part) if queue == self._queue else self._forward_without_cache(queue, part)
+            )
             try:
                 vectors += read_vectors(answer)
             except Unusable:
@@ -69,7 +71,7 @@ class ModelRouter:
         is_valid = len(vectors) == len(texts) and len({len(vector) for vector in vectors}) == 1
         return vectors if is_valid else _no_vectors(name)
 
-    async def _forward_uncached(self, queue: str, request: Request) -> Answer:
+    async def _forward_without_cache(self, queue: str, request: Request) -> Answer:
         """Forward a request whose answer is not cached: it would outlive the files of its batch."""
         return await self._peers.forward(queue, replace(request, body={**request.body, "cache": False}))
 

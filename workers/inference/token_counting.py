@@ -24,7 +24,7 @@ from workers.engines.caps import objection
 from workers.engines.documented import refuse_unknown
 from workers.engines.model_folders import ModelUnavailable, source_of
 from workers.engines.port import Answer, Emit, Request, refusal
-from workers.middleware.base import unresolved
+from workers.middleware.base import keep_request
 from workers.middleware.cache import FIELD as CACHE
 from workers.middleware.compaction import CompactionMiddleware
 from workers.middleware.context_window import Measure
@@ -102,19 +102,19 @@ class TokenCounter:
         measure: Measure,
         search: Searcher,
         context_budgets: ContextBudgets,
-        resolve: Callable[[Request], Awaitable[Request | Answer]] = unresolved,
+        resolve: Callable[[Request], Awaitable[Request | Answer]] = keep_request,
     ) -> None:
         self._host, self._resolve = host, resolve
         self._engine = FileSearchMiddleware(CompactionMiddleware(_CountingEngine(measure)), search, context_budgets)
 
     async def answer(self, queued: QueuedRequest, priority: int) -> Answer:
         """Answer a request for a count. Raises what engines raise."""
-        body = _shown(msgspec.json.decode(queued.body))
+        body = _countable_body(msgspec.json.decode(queued.body))
         request = Request(RESPONSES, body, queued.id, priority, queued.tenant, cacheable=False)
         resolved = await self._resolve(request)
         if isinstance(resolved, Answer):
             return resolved
-        async with self._host.shared():
+        async with self._host.shared_turn():
             return await self._engine.answer(resolved)
 
 
@@ -145,7 +145,7 @@ class _CountingEngine:
         return await self.answer(request)
 
 
-def _shown(body: Mapping[str, Any]) -> dict[str, Any]:
+def _countable_body(body: Mapping[str, Any]) -> dict[str, Any]:
     """Return the body without the fields that only say what to leave out, or when to refuse."""
     shown = {name: value for name, value in body.items() if name not in _NOT_COUNTED}
     if isinstance(shown.get("tools"), list):

@@ -28,12 +28,12 @@ _DETAILS: Final = {
 Ask = Callable[[Request, Emit | None], Awaitable[Answer]]
 
 
-async def directly(request: Request, emit: Emit | None, ask: Ask) -> Answer:
+async def ask_model(request: Request, emit: Emit | None, ask: Ask) -> Answer:
     """Ask for the model under the name that the request has."""
     return await ask(request, emit)
 
 
-async def unresolved(request: Request) -> Request | Answer:
+async def keep_request(request: Request) -> Request | Answer:
     """Return the request as it is."""
     return request
 

@@ -66,7 +66,7 @@ class CacheMiddleware(Middleware):
     async def handle(self, request: Request) -> Answer:
         setting = request.body.get(FIELD)
         if request.url == EMBEDDINGS:
-            return await self._embedded(request, setting)
+            return await self._answer_embedding(request, setting)
         if setting is None or setting is False:
             return await self.engine.answer(without_cache_field(request))
         if request.url not in URLS:
@@ -79,7 +79,7 @@ class CacheMiddleware(Middleware):
         refused = None if setting is None or setting is False else objection(_streaming(request))
         return refused or await self.engine.stream(without_cache_field(request), emit)
 
-    async def _embedded(self, request: Request, setting: object) -> Answer:
+    async def _answer_embedding(self, request: Request, setting: object) -> Answer:
         if not isinstance(setting, bool | None):
             return refusal(400, "Invalid 'cache': here it is true or false.", param=FIELD, code="invalid_value")
         forwarded = without_cache_field(request) if FIELD in request.body else request
@@ -139,7 +139,7 @@ class AnswerCache:
         for entry in lookup.entries.values():
             if entry.created_at > now() - ttl:
                 self._cache.count(ANSWERS, 1, 0)
-                return _hit(request, entry)
+                return _answer_of_entry(request, entry)
         self._cache.count(ANSWERS, 0, 1)
         answer = await self._engine.answer(forwarded)
         self._store(request, key, answer, lookup.epoch, ttl)
@@ -179,18 +179,18 @@ def without_cache_field(request: Request) -> Request:
 def objection(request: Request) -> Answer | None:
     """Return a refusal if the request can never be answered from the cache; None otherwise."""
     body = request.body
-    if wrong := _malformed(body[FIELD]):
-        return _refused(wrong)
+    if wrong := _setting_fault(body[FIELD]):
+        return _refusal(wrong)
     if type(body.get("temperature")) not in (int, float) or body["temperature"] != 0:
-        return _refused("it needs a temperature of 0, given in the request.")
-    if why := _why_not_repeatable(body):
-        return _refused(why)
+        return _refusal("it needs a temperature of 0, given in the request.")
+    if why := _repeat_objection(body):
+        return _refusal(why)
     if request.url == RESPONSES:
         return _objection_to_response(body)
     return None
 
 
-def _why_not_repeatable(body: Mapping[str, Any]) -> str | None:
+def _repeat_objection(body: Mapping[str, Any]) -> str | None:
     """Return why the answer may differ from run to run or is not one whole answer; None if it is repeatable."""
     if any(body.get(name) not in (None, 1) for name in ("n", "best_of")):
         return "it needs one choice: 'n' and 'best_of' are 1."
@@ -211,15 +211,15 @@ def _uses_other_models(options: Any) -> bool:
 
 def _objection_to_response(body: Mapping[str, Any]) -> Answer | None:
     if name := next((name for name in _STORED_ELSEWHERE if body.get(name)), None):
-        return _refused(f"it cannot be given together with '{name}'.")
+        return _refusal(f"it cannot be given together with '{name}'.")
     tools = body.get("tools")
     kinds = [tool.get("type") for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
     if name := next((kind for kind in kinds if isinstance(kind, str) and kind in _SEARCHES), None):
-        return _refused(f"what the tool '{name}' finds may change.")
+        return _refusal(f"what the tool '{name}' finds may change.")
     return None
 
 
-def _malformed(value: Any) -> str | None:
+def _setting_fault(value: Any) -> str | None:
     if value is True:
         return None
     try:
@@ -228,7 +228,7 @@ def _malformed(value: Any) -> str | None:
         return "it is true, or an object with a 'ttl' in seconds."
 
 
-def _refused(why: str) -> Answer:
+def _refusal(why: str) -> Answer:
     return refusal(400, f"Invalid 'cache': {why}", param=FIELD, code="invalid_value")
 
 
@@ -236,7 +236,7 @@ def _ttl(value: Any, longest: int) -> int:
     return longest if value is True else msgspec.convert(value, _Ttl).ttl
 
 
-def _hit(request: Request, entry: CachedValue) -> Answer:
+def _answer_of_entry(request: Request, entry: CachedValue) -> Answer:
     """Return the cached answer with a new id, a new time and the fields of this request."""
     body = msgspec.json.decode(entry.value)
     old = str(body.get("id") or "")
@@ -249,12 +249,12 @@ def _hit(request: Request, entry: CachedValue) -> Answer:
             name: request.body.get(name, defaults.get(name)) for name in _IGNORED - {FIELD, "model"} if name in body
         }
     body["cached"] = True
-    _count_as_cached(body.get("usage"))
+    _mark_cached_tokens(body.get("usage"))
     encoded = msgspec.json.encode(body)
     return Answer(200, encoded, usage_of(encoded))
 
 
-def _count_as_cached(usage: Any) -> None:
+def _mark_cached_tokens(usage: Any) -> None:
     """Count all input tokens of `usage` as cached."""
     for name in ("prompt_tokens", "input_tokens"):
         if isinstance(usage, dict) and isinstance(usage.get(name), int):
@@ -297,7 +297,7 @@ class _CacheableRequest:
     def base64(self) -> bool:
         return self.request.body.get("encoding_format") == "base64"
 
-    def only(self, indexes: Sequence[int]) -> Request:
+    def select_inputs(self, indexes: Sequence[int]) -> Request:
         return replace(self.request, body={**self.request.body, "input": [self.inputs[n] for n in indexes]})
 
 
@@ -332,22 +332,22 @@ class VectorCache:
             return answer
         self._prolong(lookup)
         if not missing:
-            return _written(cacheable, lookup, {}, Usage(), cacheable.model)
-        return await self._completed(cacheable, lookup, missing)
+            return _join_vectors(cacheable, lookup, {}, Usage(), cacheable.model)
+        return await self._complete(cacheable, lookup, missing)
 
-    async def _completed(self, cacheable: _CacheableRequest, lookup: CacheLookup, missing: list[int]) -> Answer:
+    async def _complete(self, cacheable: _CacheableRequest, lookup: CacheLookup, missing: list[int]) -> Answer:
         """Join cached vectors with the engine's vectors for the `missing` inputs.
 
         If the engine's answer has no usable vectors, send the whole request, so that an error is about the request as
         it came.
         """
-        answer = await self._engine.answer(cacheable.only(missing))
+        answer = await self._engine.answer(cacheable.select_inputs(missing))
         try:
             vectors = _read(answer, len(missing))
         except ValueError:
             return await self._engine.answer(cacheable.request)
         self._store(cacheable, missing, answer, lookup.epoch)
-        return _written(cacheable, lookup, dict(zip(missing, vectors, strict=True)), answer.usage, cacheable.model)
+        return _join_vectors(cacheable, lookup, dict(zip(missing, vectors, strict=True)), answer.usage, cacheable.model)
 
     def _cacheable(self, request: Request) -> _CacheableRequest | None:
         body = request.body
@@ -441,7 +441,7 @@ def _floats(raw: msgspec.Raw) -> bytes:
     return value
 
 
-def _written(
+def _join_vectors(
     cacheable: _CacheableRequest, lookup: CacheLookup, vectors: Mapping[int, msgspec.Raw], usage: Usage, model: str
 ) -> Answer:
     """Return OpenAI's embedding answer, whose usage counts cached tokens apart."""
@@ -450,7 +450,7 @@ def _written(
         {
             "object": "embedding",
             "index": n,
-            "embedding": _shown(entry, base64=cacheable.base64) if entry else vectors[n],
+            "embedding": _encode_vector(entry, base64=cacheable.base64) if entry else vectors[n],
         }
         for n, entry in enumerate(entries)
     ]
@@ -461,7 +461,7 @@ def _written(
     return Answer(200, body, Usage(total, known + usage.cached_tokens))
 
 
-def _shown(entry: CachedValue, *, base64: bool) -> Any:
+def _encode_vector(entry: CachedValue, *, base64: bool) -> Any:
     if base64:
         return binascii.b2a_base64(entry.value, newline=False).decode()
     return np.frombuffer(entry.value, "<f4").astype("f8").round(DIGITS).tolist()

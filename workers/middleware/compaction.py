@@ -53,12 +53,12 @@ def expand_compactions(request: Request) -> Request | Answer:
         elif isinstance(item, dict) and item.get("role") == "user":
             user_items.append(item)
         else:
-            shown += [*_together(user_items), item]
+            shown += [*_join_summaries(user_items), item]
             user_items = []
-    return replace(request, body={**request.body, "input": [*shown, *_together(user_items)]})
+    return replace(request, body={**request.body, "input": [*shown, *_join_summaries(user_items)]})
 
 
-def _together(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _join_summaries(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return one user message if a summary is among `said`; otherwise the messages unchanged."""
     if not any(map(compaction.is_compaction, items)):
         return [dict(item) for item in items]

@@ -46,7 +46,7 @@ from numpy.typing import NDArray
 from jobs.inference.context_options import ContextOptions
 from jobs.retrieval.words import WIDE
 from workers.engines.port import Answer
-from workers.middleware.history import History, changed, texts
+from workers.middleware.history import History, change_texts, texts
 
 Body = dict[str, Any]
 Fits = Callable[[Body], Awaitable[bool]]
@@ -58,7 +58,7 @@ _OTHERS: Final = 10.0
 _FIRST_TURNS: Final = 1
 
 
-async def least(limit: int, fits: Callable[[int], Awaitable[bool]]) -> int | None:
+async def smallest_fit(limit: int, fits: Callable[[int], Awaitable[bool]]) -> int | None:
     """Return the smallest of 0 … `limit` for which `fits` is true; None if there is none.
 
     `fits` must stay true above the first number for which it is true.
@@ -76,42 +76,42 @@ async def least(limit: int, fits: Callable[[int], Awaitable[bool]]) -> int | Non
 
 
 async def sliding_window(history: History, terms: ContextOptions, fits: Fits) -> Cut | None:
-    older = history.older(terms.kept_turns)
-    return await _without_first(history, older, fits)
+    older = history.older_turns(terms.kept_turns)
+    return await _drop_groups(history, older, fits)
 
 
 async def truncation_auto(history: History, _: ContextOptions, fits: Fits) -> Cut | None:
     """Drop the oldest turns, then the oldest items of the last turn, except the question and the last item."""
     last = set(history.turns[-1]) if history.turns else set()
-    stay = {history.asked, max(last, default=None)}
+    stay = {history.question_index, max(last, default=None)}
     within = [group for group in history.groups if group[0] in last and not stay & set(group)]
-    return await _without_first(history, [*history.older(1), *within], fits)
+    return await _drop_groups(history, [*history.older_turns(1), *within], fits)
 
 
 async def rotate(history: History, terms: ContextOptions, fits: Fits) -> Cut | None:
     first = _FIRST_TURNS if terms.keep_first is None else terms.keep_first
-    older = history.older(terms.kept_turns)[first:]
-    return await _without_first(history, older, fits, aligned=True)
+    older = history.older_turns(terms.kept_turns)[first:]
+    return await _drop_groups(history, older, fits, aligned=True)
 
 
 async def priority(history: History, terms: ContextOptions, fits: Fits) -> Cut | None:
     """Drop the lowest priority first: a tool call with its results, a question with everything up to the next one."""
-    older = history.older(terms.kept_turns)
+    older = history.older_turns(terms.kept_turns)
     number_of = {n: number for number, turn in enumerate(older) for n in turn}
     calls: list[list[list[int]]] = [[] for _ in older]
     for group in history.groups:
-        if group[0] in number_of and history.calls(group):
+        if group[0] in number_of and history.is_tool_call(group):
             calls[number_of[group[0]]].append(group)
     removable = [
         (worth, number, indexes)
         for number, turn in enumerate(older)
-        for worth, indexes in _by_worth(history, turn, calls[number])
+        for worth, indexes in _parts_of_turn(history, turn, calls[number])
     ]
     removable.sort(key=lambda entry: entry[:2])
-    return await _without_first(history, [indexes for *_, indexes in removable], fits)
+    return await _drop_groups(history, [indexes for *_, indexes in removable], fits)
 
 
-def _by_worth(history: History, turn: list[int], calls: list[list[int]]) -> list[tuple[float, list[int]]]:
+def _parts_of_turn(history: History, turn: list[int], calls: list[list[int]]) -> list[tuple[float, list[int]]]:
     """Return the parts of a turn with their priorities: its tool calls, then the whole turn.
 
     The whole turn has the highest priority of its parts.
@@ -131,12 +131,12 @@ def _worth(history: History, indexes: list[int], usual: float) -> float:
 
 async def truncate_middle(history: History, terms: ContextOptions, fits: Fits) -> Cut | None:
     """Cut all texts to the greatest length, in characters, that fits."""
-    indexes = {n for turn in history.older(terms.kept_turns) for n in turn}
+    indexes = {n for turn in history.older_turns(terms.kept_turns) for n in turn}
     longest = max((len(text) for n in indexes for text in texts(history.items[n])), default=0)
 
     def body(length: int) -> Body:
         items = [
-            changed(item, lambda text: _middle_cut(text, length)) if n in indexes else item
+            change_texts(item, lambda text: _cut_middle(text, length)) if n in indexes else item
             for n, item in enumerate(history.items)
         ]
         return history.with_items(items)
@@ -144,7 +144,7 @@ async def truncate_middle(history: History, terms: ContextOptions, fits: Fits) -
     async def enough(taken: int) -> bool:
         return await fits(body(longest - taken))
 
-    taken = await least(longest, enough)
+    taken = await smallest_fit(longest, enough)
     if taken is None:
         return None
     left = longest - taken
@@ -153,7 +153,7 @@ async def truncate_middle(history: History, terms: ContextOptions, fits: Fits) -
     return shorter, {"dropped_messages": 0, "cut_messages": cut}
 
 
-async def _without_first(
+async def _drop_groups(
     history: History, removable: list[list[int]], fits: Fits, *, aligned: bool = False
 ) -> Cut | None:
     """Drop as few of the first `removable` groups as possible."""
@@ -161,16 +161,16 @@ async def _without_first(
     def dropped(many: int) -> set[int]:
         return {n for group in removable[:many] for n in group}
 
-    many = await least(len(removable), lambda many: fits(history.without(dropped(many))))
+    many = await smallest_fit(len(removable), lambda many: fits(history.drop_items(dropped(many))))
     if many is None:
         return None
     if aligned:
-        many = _aligned(many, len(removable))
+        many = _align(many, len(removable))
     removed = dropped(many)
-    return history.without(removed), {"dropped_messages": len(removed)}
+    return history.drop_items(removed), {"dropped_messages": len(removed)}
 
 
-def _aligned(many: int, all_of_them: int) -> int:
+def _align(many: int, all_of_them: int) -> int:
     """Round the number of dropped groups up to a multiple of a power of two (at most half of the remaining ones).
 
     So the window begins at the same turn for several requests; see the module.
@@ -180,7 +180,7 @@ def _aligned(many: int, all_of_them: int) -> int:
     return -(-many // step) * step
 
 
-def _middle_cut(text: str, length: int) -> str:
+def _cut_middle(text: str, length: int) -> str:
     """Return at most `length` characters of both ends of `text`, around a mark with the number of missing ones."""
     marked = f"\n[… {len(text) - length:,} characters left out …]\n"
     if len(text) <= length + len(marked):
@@ -197,28 +197,28 @@ _FACTS_NOTE: Final = "From earlier in this conversation:"
 
 
 async def key_facts(history: History, terms: ContextOptions, fits: Fits) -> Cut | None:
-    dropped = [n for turn in history.older(terms.kept_turns) for n in turn]
-    sentences_said, order = await asyncio.to_thread(_ranked, history, dropped)  # takes seconds for megabytes
+    dropped = [n for turn in history.older_turns(terms.kept_turns) for n in turn]
+    sentences_said, order = await asyncio.to_thread(_rank_sentences, history, dropped)  # takes seconds for megabytes
 
     def body(many: int) -> Body:
         selected = [sentences_said[n] for n in sorted(order[:many])]
-        return history.noted(dropped, _FACTS_NOTE, [f"{speaker}: {sentence}" for speaker, sentence in selected])
+        return history.add_note(dropped, _FACTS_NOTE, [f"{speaker}: {sentence}" for speaker, sentence in selected])
 
-    left_out = await least(len(order), lambda fewer: fits(body(len(order) - fewer)))
+    left_out = await smallest_fit(len(order), lambda fewer: fits(body(len(order) - fewer)))
     if left_out is None:
         return None
     many = len(order) - left_out
     return body(many), {"dropped_messages": len(dropped), "facts": many, "facts_left_out": left_out}
 
 
-def _ranked(history: History, indexes: list[int]) -> tuple[list[tuple[str, str]], list[int]]:
+def _rank_sentences(history: History, indexes: list[int]) -> tuple[list[tuple[str, str]], list[int]]:
     """Return each distinct sentence with its speaker, and the indexes of the sentences, most relevant first."""
     spoken = ((history.speaker(n), sentence) for n in indexes for sentence in sentences(history.text(n)))
     distinct_sentences = list(dict.fromkeys(spoken))
-    return distinct_sentences, _best_first([sentence for _, sentence in distinct_sentences], history.question)
+    return distinct_sentences, _order_sentences([sentence for _, sentence in distinct_sentences], history.question)
 
 
-def _best_first(sentences: list[str], question: str) -> list[int]:
+def _order_sentences(sentences: list[str], question: str) -> list[int]:
     weighed, question_weights = weights(sentences, question)
     middle = centre(weighed)
     scores = [
@@ -255,7 +255,7 @@ def weights(texts: Sequence[str], question: str) -> tuple[list[Weights], Weights
     for counts in counted:
         having.update(counts.keys())
     rare = {word: math.log(1 + len(texts) / many) for word, many in having.items()}
-    return [_weighted(counts, rare) for counts in counted], _weighted(words(question), rare)
+    return [_weigh(counts, rare) for counts in counted], _weigh(words(question), rare)
 
 
 def centre(of: Iterable[Weights]) -> Weights:
@@ -273,7 +273,7 @@ def cosine(left: Mapping[str, float], right: Mapping[str, float]) -> float:
     return math.fsum(weight * right.get(word, 0.0) for word, weight in left.items())
 
 
-def _weighted(counted: Counter[str], rare: Mapping[str, float]) -> Weights:
+def _weigh(counted: Counter[str], rare: Mapping[str, float]) -> Weights:
     return _unit({word: (1 + math.log(count)) * rare[word] for word, count in counted.items() if word in rare})
 
 
@@ -297,16 +297,16 @@ Embed = Callable[[Sequence[str]], Awaitable[Vectors | Answer]]
 async def memory(
     history: History, terms: ContextOptions, fits: Fits, embed: Embed, piece_bytes: int
 ) -> Cut | Answer | None:
-    older = history.older(terms.kept_turns)
+    older = history.older_turns(terms.kept_turns)
     every = [n for turn in older for n in turn]
-    if not await fits(history.without(every)):
+    if not await fits(history.drop_items(every)):
         return None
     each = max(1, _PIECES // max(1, len(older)))
     pieces_of_turn = [_pieces(_text(history, turn), piece_bytes)[:each] for turn in older]
     pieces = [(number, piece) for number, some in enumerate(pieces_of_turn) for piece in some]
     question = _pieces(history.question, piece_bytes)[:1]
     if not pieces or not question:
-        return history.without(every), _report(every, 0)
+        return history.drop_items(every), _report(every, 0)
     vectors = await embed([*question, *(text for _, text in pieces)])
     if isinstance(vectors, Answer):
         return vectors
@@ -314,20 +314,20 @@ async def memory(
     for (number, _), vector in zip(pieces, vectors[1:], strict=True):
         near[number] = max(near.get(number, -1.0), float(vector @ vectors[0]))
     best = sorted(near, key=lambda number: (-near[number], number))[:MAX_TRIED_TURNS]
-    return await _as_many(history, older, best, fits)
+    return await _recall_turns(history, older, best, fits)
 
 
-async def _as_many(history: History, older: list[list[int]], best: list[int], fits: Fits) -> Cut:
+async def _recall_turns(history: History, older: list[list[int]], best: list[int], fits: Fits) -> Cut:
     """Take back turns, best first, and skip those that do not fit."""
     back: set[int] = set()
     for number in best:
-        if await fits(history.without(_turns_without(older, back | {number}))):
+        if await fits(history.drop_items(_indexes_to_drop(older, back | {number}))):
             back.add(number)
-    dropped = _turns_without(older, back)
-    return history.without(dropped), _report(dropped, len(back))
+    dropped = _indexes_to_drop(older, back)
+    return history.drop_items(dropped), _report(dropped, len(back))
 
 
-def _turns_without(older: list[list[int]], back: set[int]) -> list[int]:
+def _indexes_to_drop(older: list[list[int]], back: set[int]) -> list[int]:
     return [n for number, turn in enumerate(older) if number not in back for n in turn]
 
 

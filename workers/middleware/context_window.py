@@ -28,8 +28,8 @@ from jobs.inference.context_options import (
 )
 from jobs.requests.endpoints import RESPONSES
 from workers.engines.port import Answer, Emit, Engine, Length, Request, Usage, refusal
-from workers.engines.refusals import in_openais_words, is_too_long, limit_in, too_long
-from workers.middleware.base import Ask, Middleware, add_usage, directly, retry_while_busy
+from workers.engines.refusals import is_too_long, limit_in, too_long, translate_refusal
+from workers.middleware.base import Ask, Middleware, add_usage, ask_model, retry_while_busy
 from workers.middleware.context_strategies import (
     Body,
     Cut,
@@ -65,7 +65,7 @@ class ContextReport:
         if answer.status != 200 or not answer.body or not (self.details or self.echo):
             return replace(answer, usage=usage)
         body = msgspec.json.decode(answer.body)
-        return Answer(200, msgspec.json.encode(self._with_it(body)), usage)
+        return Answer(200, msgspec.json.encode(self._add_report(body)), usage)
 
     def emit(self, emit: Emit) -> Emit:
         """Return an `emit` that adds the report: to the first chunk of a chat, or to each event with a response."""
@@ -77,22 +77,22 @@ class ContextReport:
             nonlocal first
             event = msgspec.json.decode(chunk)
             if isinstance(event, dict) and "response" in event:
-                event["response"] = self._with_it(event["response"])
+                event["response"] = self._add_report(event["response"])
             elif isinstance(event, dict) and "choices" in event:
-                event = self._with_it(event) if first else self._with_usage(event)
+                event = self._add_report(event) if first else self._add_usage(event)
                 first = False
             await emit(msgspec.json.encode(event))
 
         return emit_with_report
 
-    def _with_it(self, body: Any) -> Any:
+    def _add_report(self, body: Any) -> Any:
         if not isinstance(body, dict):
             return body
         theirs = body.get(FIELD)
         details = {**(theirs if isinstance(theirs, dict) else {}), **self.details}
-        return self._with_usage(body) | dict(self.echo) | ({FIELD: details} if details else {})
+        return self._add_usage(body) | dict(self.echo) | ({FIELD: details} if details else {})
 
-    def _with_usage(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _add_usage(self, body: dict[str, Any]) -> dict[str, Any]:
         shown = body.get("usage")
         if not isinstance(shown, dict) or not self.usage.total_tokens:
             return body
@@ -136,7 +136,7 @@ class ContextWindow(Middleware):
     """
 
     def __init__(
-        self, engine: Engine, measure: Measure, model_router: ModelRouting, ask_named: AskNamed = directly
+        self, engine: Engine, measure: Measure, model_router: ModelRouting, ask_named: AskNamed = ask_model
     ) -> None:
         super().__init__(engine)
         self.ask_named = ask_named
@@ -159,7 +159,7 @@ class ContextWindow(Middleware):
             request = replace(request, body=body)
         pending = self.engine.answer(request) if emit is None else self.engine.stream(request, emit)
         answer = await pending
-        return in_openais_words(request.url, answer) if request.url in PROMPT else answer
+        return translate_refusal(request.url, answer) if request.url in PROMPT else answer
 
     async def answer_or_stream(self, request: Request, emit: Emit | None) -> Answer:
         """Answer the request; with `emit` as a stream."""
@@ -203,19 +203,19 @@ class _LongPrompt:
             length = await self._length(body)
             if length is None:  # the engine will explain the refusal
                 return await self._ask(body, ContextReport())
-            if not length.exact and not self._capped(length):
+            if not length.exact and not self._exceeds_maximum(length):
                 answer = await self._ask(body, ContextReport())
                 if not is_too_long(answer):
                     return answer
                 limit = limit_in(answer) or length.limit
-                return await self._handled(replace(length, limit=limit))
+                return await self._shorten(replace(length, limit=limit))
             if length.limit is None or length.tokens > self._budget(length.limit):
-                return await self._handled(length)
+                return await self._shorten(length)
             return await self._ask(body, ContextReport())
         except SummaryFailed as error:
             return replace(error.answer, usage=self.spent)
 
-    def _capped(self, length: Length) -> bool:
+    def _exceeds_maximum(self, length: Length) -> bool:
         return self.terms.max_tokens is not None and length.tokens > self.terms.max_tokens
 
     def _budget(self, limit: int) -> int:
@@ -223,9 +223,9 @@ class _LongPrompt:
         left = limit - answer_reserve(self.history.body, limit)
         return left if self.terms.max_tokens is None else min(left, self.terms.max_tokens)
 
-    async def _handled(self, length: Length) -> Answer:
+    async def _shorten(self, length: Length) -> Answer:
         if self.terms.route_long is not None:
-            return await self._routed(self.terms.route_long, length)
+            return await self._route(self.terms.route_long, length)
         for n, budget in enumerate(self._budgets(length)):
             fit = await self._cut(budget, length) if budget > 0 else None
             if fit is None and n == 0 and not length.exact:  # estimates tend to be too high: let the engine decide
@@ -234,7 +234,7 @@ class _LongPrompt:
                 return fit
             if fit is None:
                 break
-            answer = await retry_while_busy(partial(self._ask, *fit), self._paid)
+            answer = await retry_while_busy(partial(self._ask, *fit), self._usage_so_far)
             if length.exact or not is_too_long(answer):
                 return answer
         refused = too_long(self.sent.url, length.limit, length.tokens, f"'{self._strategy}' cannot make it fit.")
@@ -257,7 +257,7 @@ class _LongPrompt:
             cut = await self._length(body)
             return cut is not None and cut.tokens <= budget
 
-        result = await self._by_strategy(fits, budget, length)
+        result = await self._apply_strategy(fits, budget, length)
         if result is None or isinstance(result, Answer):
             return result
         body, details = result
@@ -268,34 +268,34 @@ class _LongPrompt:
         estimated = {} if length.exact else {"estimated": True}
         return body, ContextReport({"strategy": self._strategy, **details, **counts, **estimated}, usage=self.spent)
 
-    async def _by_strategy(self, fits: Fits, budget: int, length: Length) -> Cut | Answer | None:
+    async def _apply_strategy(self, fits: Fits, budget: int, length: Length) -> Cut | Answer | None:
         name, history, terms = self._strategy, self.history, self.terms
         if name in _CUTTING:
             return await _CUTTING[name](history, terms, fits)
         if name == "memory":
             piece_bytes = await self.window.model_router.piece_bytes(terms.embedding_model)
             return await memory(history, terms, fits, self._embed, piece_bytes)
-        return await self._summarized(fits, budget, length.limit or budget)
+        return await self._summarize(fits, budget, length.limit or budget)
 
     async def _embed(self, texts: Sequence[str]) -> Vectors | Answer:
         vectors = await self.window.model_router.embed(self.sent, self.terms.embedding_model, list(texts))
         self.paid = True
         return vectors
 
-    async def _summarized(self, fits: Fits, budget: int, limit: int) -> Cut | None:
+    async def _summarize(self, fits: Fits, budget: int, limit: int) -> Cut | None:
         request = replace(self.sent, body=self.history.body)
         summaries = Summaries(request, self.terms, self._summary, self._count, budget, limit)
         return await summaries.summarize(self.history, fits)
 
     async def _summary(self, request: Request) -> Answer:
-        answer = await retry_while_busy(partial(self.window.engine.answer, request), self._paid)
+        answer = await retry_while_busy(partial(self.window.engine.answer, request), self._usage_so_far)
         self.paid, self.spent = True, self.spent + answer.usage
         return answer
 
-    def _paid(self) -> Usage | None:
+    def _usage_so_far(self) -> Usage | None:
         return self.spent if self.paid else None
 
-    async def _routed(self, model: str, length: Length) -> Answer:
+    async def _route(self, model: str, length: Length) -> Answer:
         """Send the request to a model with a longer context; its worker applies the strategy if needed."""
         terms = {name: value for name, value in self.sent.body[FIELD].items() if name != "route_long"}
         body = {name: value for name, value in self.sent.body.items() if name != FIELD} | {"model": model}

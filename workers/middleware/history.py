@@ -45,14 +45,14 @@ class History:
         groups = _groups(items, [n for n, item in enumerate(items) if item.get("role") not in _ABOVE])
         return cls(url, {**body, PROMPT[url]: items}, items, _turns(items, groups), groups, above, priorities)
 
-    def older(self, kept_turns: int) -> list[list[int]]:
+    def older_turns(self, kept_turns: int) -> list[list[int]]:
         """Return the turns that may be dropped."""
         return self.turns[: max(0, len(self.turns) - kept_turns)]
 
-    def calls(self, group: Sequence[int]) -> bool:
+    def is_tool_call(self, group: Sequence[int]) -> bool:
         """Return whether the group is a tool call with its results."""
         items = [self.items[n] for n in group]
-        return any(item.get("role") == _FUNCTION or _made(item) or _answered(item) for item in items)
+        return any(item.get("role") == _FUNCTION or _call_ids(item) or _result_ids(item) for item in items)
 
     def with_items(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self.body, PROMPT[self.url]: items}
@@ -61,23 +61,23 @@ class History:
         items: list[dict[str, Any]] = body[PROMPT[self.url]]
         return items
 
-    def without(self, dropped: Collection[int]) -> dict[str, Any]:
+    def drop_items(self, dropped: Collection[int]) -> dict[str, Any]:
         dropped = set(dropped)
         return self.with_items([item for n, item in enumerate(self.items) if n not in dropped])
 
-    def noted(self, dropped: Collection[int], title: str, lines: Sequence[str]) -> dict[str, Any]:
+    def add_note(self, dropped: Collection[int], title: str, lines: Sequence[str]) -> dict[str, Any]:
         """Return the body without the dropped items.
 
         A note about them stands at the beginning of the next user message.
         """
-        body = self.without(dropped)
+        body = self.drop_items(dropped)
         if not lines:
             return body
         items, note = self.items_of(body), quoting.note(title, lines)
         at = next((n for n, item in enumerate(items) if item.get("role") not in _ABOVE), len(items))
         next_, new = items[at : at + 1], [{"role": "user", "content": note}]
         if next_ and next_[0].get("role") == "user":
-            next_, new = [], quoting.beginning_with(note, next_[0], "input_text" if self.url == RESPONSES else "text")
+            next_, new = [], quoting.prepend(note, next_[0], "input_text" if self.url == RESPONSES else "text")
         return self.with_items([*items[:at], *new, *next_, *items[at + 1 :]])
 
     def text(self, n: int) -> str:
@@ -89,13 +89,13 @@ class History:
         return str(item.get("role") or item.get("type") or "unknown")[:32]
 
     @property
-    def asked(self) -> int | None:
+    def question_index(self) -> int | None:
         """Return the index of the user's last message."""
         return max((n for n, item in enumerate(self.items) if item.get("role") == "user"), default=None)
 
     @property
     def question(self) -> str:
-        return "" if self.asked is None else self.text(self.asked)
+        return "" if self.question_index is None else self.text(self.question_index)
 
 
 def texts(item: Mapping[str, Any]) -> Iterator[str]:
@@ -103,21 +103,21 @@ def texts(item: Mapping[str, Any]) -> Iterator[str]:
     for name in ("content", "output", "arguments"):
         value = item.get(name)
         if isinstance(value, str):
-            yield _divided(item, value)[1]
+            yield _split_excerpts(item, value)[1]
         for part in _list(value):
             if isinstance(part, dict) and part.get("type") in _TEXTS and isinstance(part.get("text"), str):
-                yield _divided(item, part["text"])[1]
+                yield _split_excerpts(item, part["text"])[1]
     for call in _list(item.get("tool_calls")):
         function = call.get("function") if isinstance(call, dict) else None
         if isinstance(function, dict):
             yield f"{function.get('name')}({function.get('arguments')})"
 
 
-def changed(item: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+def change_texts(item: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
     """Return the item with its message texts or tool results changed by `change`."""
 
     def own(text: str) -> str:
-        excerpts, rest = _divided(item, text)
+        excerpts, rest = _split_excerpts(item, text)
         return excerpts + change(rest)
 
     new = dict(item)
@@ -126,15 +126,15 @@ def changed(item: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any
         if isinstance(value, str):
             new[name] = own(value)
         elif isinstance(value, list):
-            new[name] = [_changed_part(part, own) for part in value]
+            new[name] = [_change_part(part, own) for part in value]
     return new
 
 
-def _divided(item: Mapping[str, Any], text: str) -> tuple[str, str]:
-    return quoting.divided(text) if item.get("role") == "user" else ("", text)
+def _split_excerpts(item: Mapping[str, Any], text: str) -> tuple[str, str]:
+    return quoting.split_message(text) if item.get("role") == "user" else ("", text)
 
 
-def _changed_part(part: Any, change: Callable[[str], str]) -> Any:
+def _change_part(part: Any, change: Callable[[str], str]) -> Any:
     if not isinstance(part, dict) or part.get("type") not in _TEXTS or not isinstance(part.get("text"), str):
         return part
     return {**part, "text": change(part["text"])}
@@ -154,8 +154,8 @@ def _groups(items: Sequence[Mapping[str, Any]], indexes: Sequence[int]) -> list[
     before: int | None = None
     for n in indexes:
         item = items[n]
-        calls |= dict.fromkeys(_made(item), n)
-        related = [calls[name] for name in _answered(item) if name in calls]
+        calls |= dict.fromkeys(_call_ids(item), n)
+        related = [calls[name] for name in _result_ids(item) if name in calls]
         if before is not None and (items[before].get("type") == "reasoning" or item.get("role") == _FUNCTION):
             related.append(before)
         for other in related:
@@ -167,7 +167,7 @@ def _groups(items: Sequence[Mapping[str, Any]], indexes: Sequence[int]) -> list[
     return sorted(members.values())
 
 
-def _made(item: Mapping[str, Any]) -> list[str]:
+def _call_ids(item: Mapping[str, Any]) -> list[str]:
     """Return the ids of the tool calls that an item makes."""
     names = [call.get("id") for call in _list(item.get("tool_calls")) if isinstance(call, dict)]
     if not str(item.get("type")).endswith("_output"):
@@ -175,7 +175,7 @@ def _made(item: Mapping[str, Any]) -> list[str]:
     return [name for name in names if isinstance(name, str)]
 
 
-def _answered(item: Mapping[str, Any]) -> list[str]:
+def _result_ids(item: Mapping[str, Any]) -> list[str]:
     """Return the ids of the tool calls that an item answers."""
     names = [item.get("tool_call_id")]
     if str(item.get("type")).endswith("_output"):

@@ -58,13 +58,13 @@ class JsonSchemaMiddleware(Middleware):
         if fault is None:
             return first
         if fault in (TOO_LONG, SPENT):  # a second answer would take as long to check
-            return replace(_failed(request, fault, "as far as can be told"), usage=first.usage)
-        second = await self._again(request, schema, text, fault, first.usage)
+            return replace(_mismatch_answer(request, fault, "as far as can be told"), usage=first.usage)
+        second = await self._ask_for_correction(request, schema, text, fault, first.usage)
         usage = first.usage + second.usage
         if second.status == 200:
             fault = (await self._first_fault_of(request, schema, second))[1]
         if fault is not None:
-            return replace(_failed(request, fault, "twice"), usage=usage)
+            return replace(_mismatch_answer(request, fault, "twice"), usage=usage)
         body = msgspec.json.decode(second.body)
         if isinstance(body.get("usage"), dict):
             body["usage"] = add_usage(body["usage"], first.usage)
@@ -78,7 +78,7 @@ class JsonSchemaMiddleware(Middleware):
             return schema
         stream = _CheckedStream(self._checker, request, schema, emit)
         answer = await self.engine.stream(request, stream.event)
-        return answer if stream.fault is None else _failed(request, stream.fault, "and has been sent")
+        return answer if stream.fault is None else _mismatch_answer(request, stream.fault, "and has been sent")
 
     async def _schema(self, request: Request) -> bytes | Answer | None:
         """Return the request's schema, checked; None if it has none; or a refusal."""
@@ -87,9 +87,9 @@ class JsonSchemaMiddleware(Middleware):
             if schema is not None:
                 await self._checker.check(schema, request.tenant)
         except BadSchema as error:
-            return _refused(invalid(request.url, error.why))
+            return _refusal(invalid(request.url, error.why))
         except InvalidRequest as error:
-            return _refused(error)
+            return _refusal(error)
         return schema
 
     async def _first_fault_of(self, request: Request, schema: bytes, answer: Answer) -> tuple[str, str | None]:
@@ -99,10 +99,10 @@ class JsonSchemaMiddleware(Middleware):
         found_texts = texts(request.url, msgspec.json.decode(answer.body))
         return await _first_fault(self._checker, schema, found_texts, request.tenant)
 
-    async def _again(self, request: Request, schema: bytes, text: str, fault: str, paid: Usage) -> Answer:
+    async def _ask_for_correction(self, request: Request, schema: bytes, text: str, fault: str, paid: Usage) -> Answer:
         """Ask again with the error in the prompt, or, if that is too long, with the unchanged prompt."""
         again = replace(request, request_id=f"{request.request_id}-2")
-        corrected = replace(again, body=_asked_again(request, schema, text, fault))
+        corrected = replace(again, body=_correction_body(request, schema, text, fault))
         answer = await retry_while_busy(partial(self.engine.answer, corrected), lambda: paid)
         return (
             await retry_while_busy(partial(self.engine.answer, again), lambda: paid) if is_too_long(answer) else answer
@@ -125,12 +125,12 @@ class _CheckedStream:
         if self.fault is not None:
             return  # later events would report success
         event = msgspec.json.decode(chunk)
-        completed = self._ended(event) if isinstance(event, dict) else []
+        completed = self._completed_texts(event) if isinstance(event, dict) else []
         self.fault = (await _first_fault(self.checker, self.schema, completed, self.request.tenant))[1]
         if self.fault is None:
             await self.emit(chunk)
 
-    def _ended(self, event: Mapping[str, Any]) -> list[str]:
+    def _completed_texts(self, event: Mapping[str, Any]) -> list[str]:
         """Return the texts that this event completes."""
         if self.request.url == RESPONSES:
             return texts(RESPONSES, event.get("response")) if event.get("type") == "response.completed" else []
@@ -159,7 +159,7 @@ async def _first_fault(checker: SchemaChecker, schema: bytes, texts: list[str], 
     return next(((text, fault) for text, fault in zip(texts, faults, strict=False) if fault), ("", None))
 
 
-def _asked_again(request: Request, schema: bytes, text: str, fault: str) -> dict[str, Any]:
+def _correction_body(request: Request, schema: bytes, text: str, fault: str) -> dict[str, Any]:
     """Return the body of the second request: the first, its answer, and the error."""
     name = "input" if request.url == RESPONSES else "messages"
     given = request.body.get(name)
@@ -169,12 +169,12 @@ def _asked_again(request: Request, schema: bytes, text: str, fault: str) -> dict
     return {**request.body, name: [*messages, *turn]}
 
 
-def _failed(request: Request, fault: str, when: str) -> Answer:
+def _mismatch_answer(request: Request, fault: str, when: str) -> Answer:
     message = f"The model's answer does not match the requested schema, {when}: {fault}"
     return Answer(422, refusal(422, message, param=param_of(request.url), code=CODE).body, Usage())
 
 
-def _refused(error: InvalidRequest) -> Answer:
+def _refusal(error: InvalidRequest) -> Answer:
     return refusal(400, error.message, param=error.param, code=error.code)
 
 

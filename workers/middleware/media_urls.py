@@ -81,12 +81,12 @@ class MediaUrlMiddleware(Middleware):
         return next(media_of(request.url, request.body), None) is not None
 
     async def handle(self, request: Request) -> Answer:
-        return await self._with_bytes(request, self.engine.answer)
+        return await self._ask_with_bytes(request, self.engine.answer)
 
     async def handle_stream(self, request: Request, emit: Emit) -> Answer:
-        return await self._with_bytes(request, partial(self.engine.stream, emit=emit))
+        return await self._ask_with_bytes(request, partial(self.engine.stream, emit=emit))
 
-    async def _with_bytes(self, request: Request, ask: Callable[[Request], Awaitable[Answer]]) -> Answer:
+    async def _ask_with_bytes(self, request: Request, ask: Callable[[Request], Awaitable[Answer]]) -> Answer:
         if not await self._allows(request.tenant):
             return await ask(request)
         body = deepcopy(request.body)
@@ -154,15 +154,15 @@ class MediaUrlMiddleware(Middleware):
         try:
             async with self._client.get(medium.url) as answer:
                 if answer.status != HTTPStatus.OK or is_compressed(answer):
-                    raise NotFetched(_failed(medium, f"the server answered {answer.status}"), medium.param)
+                    raise NotFetched(_failure_text(medium, f"the server answered {answer.status}"), medium.param)
                 kind = _type_of(medium, answer.content_type)
                 chunks = [take(chunk, medium) async for chunk in answer.content.iter_chunked(_CHUNK)]
         except InvalidRequest as error:
             raise NotFetched(f"{medium.key}: {error.message}", medium.param, "invalid_url") from error
         except TooManyRedirects as error:
-            raise NotFetched(_failed(medium, "it leads on too often"), medium.param) from error
+            raise NotFetched(_failure_text(medium, "it leads on too often"), medium.param) from error
         except (aiohttp.ClientError, OSError, UnicodeError) as error:  # a TimeoutError is an OSError
-            raise NotFetched(_failed(medium, reason(error)), medium.param) from error
+            raise NotFetched(_failure_text(medium, reason(error)), medium.param) from error
         return f"data:{kind};base64,{base64.b64encode(b''.join(chunks)).decode()}"
 
 
@@ -197,7 +197,7 @@ def _type_of(medium: Medium, declared: str) -> str:
         return kinds[0] if kinds else _ANY_TYPE
     if picture := next((kind for kind in kinds if kind.startswith("image/")), None):
         return picture
-    raise NotFetched(_failed(medium, f"it is no picture, but {declared}"[:100]), medium.param)
+    raise NotFetched(_failure_text(medium, f"it is no picture, but {declared}"[:100]), medium.param)
 
 
 def _put(medium: Medium, data: str) -> None:
@@ -213,5 +213,5 @@ def _put(medium: Medium, data: str) -> None:
         part[key] = data
 
 
-def _failed(medium: Medium, why: str) -> str:
+def _failure_text(medium: Medium, why: str) -> str:
     return f"{medium.key}: the URL cannot be fetched: {why}."

@@ -29,17 +29,17 @@ _TURNS: Final = re.compile(
 )
 
 
-def quoted(text: str) -> str:
+def quote(text: str) -> str:
     """Return the text with a mark before each line, whatever ends its lines."""
     return "\n".join(f"> {line}".rstrip() for line in _TURNS.sub(r"\g<0> ", text).splitlines())
 
 
 def excerpt(number: int, chunk: FoundChunk) -> str:
     """Return an excerpt as the model sees it."""
-    return "\n".join([f"[{number}]", quoted(f"{_title(chunk)}:"), quoted(chunk.text)])
+    return "\n".join([f"[{number}]", quote(f"{_title(chunk)}:"), quote(chunk.text)])
 
 
-def with_excerpts(prompt: Any, chunks: Sequence[FoundChunk]) -> Any:
+def add_excerpts(prompt: Any, chunks: Sequence[FoundChunk]) -> Any:
     """Return the input of a response with excerpts before the user's last message; unchanged if either is missing."""
     if not chunks:
         return prompt
@@ -50,10 +50,10 @@ def with_excerpts(prompt: Any, chunks: Sequence[FoundChunk]) -> Any:
     if not users:
         return prompt
     at = users[-1]
-    return [*prompt[:at], *beginning_with(shown, prompt[at], "input_text"), *prompt[at + 1 :]]
+    return [*prompt[:at], *prepend(shown, prompt[at], "input_text"), *prompt[at + 1 :]]
 
 
-def beginning_with(shown: str, item: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
+def prepend(shown: str, item: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
     """Return a user's message that begins with `shown`, as a part of type `kind`.
 
     Return two messages if the content is neither a string nor a list.
@@ -68,10 +68,10 @@ def beginning_with(shown: str, item: Mapping[str, Any], kind: str) -> list[dict[
 
 def note(title: str, lines: Iterable[str]) -> str:
     """Return a note of earlier messages, one quoted line each, to stand before a new message."""
-    return "\n".join([title, *(quoted(" ".join(line.split())) or ">" for line in lines)]) + "\n\n"
+    return "\n".join([title, *(quote(" ".join(line.split())) or ">" for line in lines)]) + "\n\n"
 
 
-def divided(text: str) -> tuple[str, str]:
+def split_message(text: str) -> tuple[str, str]:
     """Split a user's message into its excerpts and the user's own text."""
     if not text.startswith(_EXCERPTS):
         return "", text

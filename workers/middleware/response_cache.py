@@ -89,7 +89,7 @@ class ResponseCache:
         self._size = 0
         self._size_read_at = float("-inf")
         self._closing = threading.Event()
-        self._writer = threading.Thread(target=self._write_until_closed, name="cache-write", daemon=True)
+        self._writer = threading.Thread(target=self._run_writer, name="cache-write", daemon=True)
         self._writer.start()
 
     async def find(self, project_id: str, keys: Sequence[bytes]) -> CacheLookup | None:
@@ -179,7 +179,7 @@ class ResponseCache:
         self._suspended_until = time.monotonic() + SUSPEND_SECONDS
         self._failed.warn(error=type(error).__name__)
 
-    def _write_until_closed(self) -> None:
+    def _run_writer(self) -> None:
         while not self._closing.is_set():
             self._work.wait()
             self._closing.wait(self._timings.cache_gather)
@@ -192,14 +192,14 @@ class ResponseCache:
         """
         if writes.use_counts:
             self._counts_written_at = time.monotonic()
-            self._in_one_transaction(lambda session: cache.count(session, writes.use_counts))
+            self._write_rows(lambda session: cache.count(session, writes.use_counts))
         for at in range(0, len(writes.prolonged), ROWS):
             self._prolong(writes.prolonged[at : at + ROWS], writes.prolong_until)
         for entries in _parts(new for entries_of in writes.entry_sources for new in entries_of()):
             self._put(entries)
 
     def _prolong(self, keys: Sequence[bytes], expires_at: float) -> None:
-        self._in_one_transaction(lambda session: cache.prolong(session, keys, expires_at))
+        self._write_rows(lambda session: cache.prolong(session, keys, expires_at))
 
     def _put(self, entries: Sequence[NewEntry]) -> None:
         """Write entries; if the cache is full, delete those that expire first."""
@@ -214,9 +214,9 @@ class ResponseCache:
             full = self._size + added > self._max_bytes
             return cache.evict(session, min(2 * len(entries), WRITE_ROWS - len(entries))) if full else 0
 
-        self._size += added - self._in_one_transaction(work)
+        self._size += added - self._write_rows(work)
 
-    def _in_one_transaction(self, work: Callable[[Session], int | None]) -> int:
+    def _write_rows(self, work: Callable[[Session], int | None]) -> int:
         began = time.monotonic()
         with self._db.write() as session:
             rows = work(session)

@@ -56,7 +56,7 @@ class SchemaChecker:
         self._seconds = timings.schema_check
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="schemas")
         self._queue = FairQueue[tuple[str, bytes, bytes, Future[_Answer]]]()
-        self._budget = Budget(timings)
+        self._budget = SlownessBudget(timings)
         self._child: Child | None = None
         self._good: OrderedDict[bytes, None] = OrderedDict()  # hashes of valid schemas
         self._slow: dict[bytes, float] = {}  # schemas that took too long, and until when they are refused
@@ -123,7 +123,7 @@ class SchemaChecker:
         """
         if self._is_slow(schema):
             return None
-        child = self._started()
+        child = self._ensure_child()
         try:
             return self._exchange(child, tenant, ask)
         except (Died, TimeUp, msgspec.MsgspecError) as error:
@@ -143,12 +143,12 @@ class SchemaChecker:
             child.send(ask)
             return decode_answer(child.receive(self._seconds, MAX_ANSWER))
         finally:
-            self._budget.took(tenant, time.monotonic() - began)
+            self._budget.charge(tenant, time.monotonic() - began)
 
     def _is_slow(self, schema: bytes) -> bool:
         return self._slow.get(schema, 0.0) > time.monotonic()
 
-    def _started(self) -> Child:
+    def _ensure_child(self) -> Child:
         if self._child is None:
             self._child = Child(Policy("workers.middleware.schema_checker_child"))
             try:
@@ -164,7 +164,7 @@ class SchemaChecker:
             child.end()
 
 
-class Budget:
+class SlownessBudget:
     """The slow seconds of each tenant; they are forgiven at a constant rate."""
 
     def __init__(self, timings: Timings = Timings(), clock: Callable[[], float] = time.monotonic) -> None:
@@ -173,13 +173,13 @@ class Budget:
         self._spent: dict[str, tuple[float, float]] = {}  # seconds, and as of when
 
     def is_spent(self, tenant: str) -> bool:
-        return self._left_of(tenant) > self._share
+        return self._debt(tenant) > self._share
 
-    def took(self, tenant: str, seconds: float) -> None:
+    def charge(self, tenant: str, seconds: float) -> None:
         if seconds >= self._slow:
-            spent = {name: known for name, known in self._spent.items() if self._left_of(name)}
-            self._spent = spent | {tenant: (self._left_of(tenant) + seconds, self._clock())}
+            spent = {name: known for name, known in self._spent.items() if self._debt(name)}
+            self._spent = spent | {tenant: (self._debt(tenant) + seconds, self._clock())}
 
-    def _left_of(self, tenant: str) -> float:
+    def _debt(self, tenant: str) -> float:
         spent, at = self._spent.get(tenant, (0.0, 0.0))
         return max(spent - (self._clock() - at) * self._share / _MINUTE, 0.0)

@@ -72,10 +72,10 @@ class Summaries:
 
         Raises: SummaryFailed, and what engines raise.
         """
-        dropped = [n for turn in history.older(self._kept_turns) for n in turn]
+        dropped = [n for turn in history.older_turns(self._kept_turns) for n in turn]
         if not dropped:
             return None
-        left = self._budget - await self._count(replace(self._request, body=history.noted(dropped, _NOTE, [""])))
+        left = self._budget - await self._count(replace(self._request, body=history.add_note(dropped, _NOTE, [""])))
         max_tokens = min(self._most, left - _SLACK, self._limit // 4)
         if max_tokens < _MIN_ROOM:
             return None
@@ -85,7 +85,7 @@ class Summaries:
             if not parts or self.spent.levels == _LEVELS:
                 return None
             texts = await self._level(parts, max_tokens)
-            body = history.noted(dropped, _NOTE, texts)
+            body = history.add_note(dropped, _NOTE, texts)
             if await fits(body):
                 return body, self._report(len(dropped))
             if len(parts) == 1:
@@ -114,7 +114,7 @@ class Summaries:
         answer = await self._ask(request)
         self.spent.calls += 1
         if answer.status != 200:
-            raise SummaryFailed(_failed(answer))
+            raise SummaryFailed(_failure_answer(answer))
         choice = _choice(answer.body)
         text = (choice.message.content or "").strip() if choice and choice.message else ""
         if choice is None or not text:
@@ -195,7 +195,7 @@ def _choice(body: bytes) -> _Choice | None:
         return None
 
 
-def _failed(answer: Answer) -> Answer:
+def _failure_answer(answer: Answer) -> Answer:
     """Return the engine's error under the code `context_summary_failed`."""
     try:
         reason = msgspec.json.decode(answer.body)["error"]["message"]

@@ -83,7 +83,7 @@ class TunedModels:
             log.error("adapter_refused", extra={"model": name, "reason": str(error)})  # noqa: TRY400
             if error.failed_probe:
                 await self._fail_probe(request, str(error), resolved.adapter.trial)
-                return _probe_failed(name, str(error))
+                return _probe_refusal(name, str(error))
             return refusal(400, f"The model `{name}` cannot be served: {error}", code="adapter_refused", param="model")
 
     async def resolve(self, request: Request) -> Request | Answer:
@@ -98,10 +98,10 @@ class TunedModels:
         row = await self._rows.get((request.tenant, name))
         if row is None:
             return request
-        if (refused := await self._refused(name, row)) is not None:
+        if (refused := await self._find_refusal(name, row)) is not None:
             return refused
         try:
-            adapter = self._files.ready(row.sha256) or await self._fetched(row)
+            adapter = self._files.ready(row.sha256) or await self._fetch_adapter(row)
         except (TamperedAdapter, NotFound) as error:
             log.error("adapter_refused", extra={"model": name, "reason": str(error)})  # noqa: TRY400
             return refusal(500, f"The model `{name}` cannot be served: {error}", code="adapter_corrupt", param="model")
@@ -116,20 +116,20 @@ class TunedModels:
         if row is not None:
             await asyncio.to_thread(self._write_failure, row.id, reason, trial)
 
-    async def _refused(self, name: str, row: _Row) -> Answer | None:
+    async def _find_refusal(self, name: str, row: _Row) -> Answer | None:
         if row.state == models.DELETED:
             if self._files.ready(row.sha256) is not None:
-                await asyncio.to_thread(self._remove_deleted)
+                await asyncio.to_thread(self._remove_deleted_files)
             return refusal(404, f"The model `{name}` was deleted.", code="model_deleted", param="model")
         if row.state != models.READY:
-            return _probe_failed(name, row.probe.reason)
+            return _probe_refusal(name, row.probe.reason)
         if (row.method == models.FULL) != self._files.whole:
             kind = "weights of its own" if row.method == models.FULL else "an adapter"
             message = f"The model `{name}` has {kind}, which this worker does not serve."
             return refusal(400, message, code="model_not_supported", param="model")
         return None
 
-    async def _fetched(self, row: _Row) -> Adapter:
+    async def _fetch_adapter(self, row: _Row) -> Adapter:
         """Fetch an adapter once for all that wait for it: it may take minutes, and threads are few."""
         if (fetch := self._fetches.get(row.sha256)) is None:
             fetch = self._fetches[row.sha256] = asyncio.create_task(asyncio.to_thread(self._fetch, row))
@@ -138,10 +138,10 @@ class TunedModels:
 
     def _fetch(self, row: _Row) -> Adapter:
         adapter = self._files.fetch(row.location, row.sha256)
-        self._remove_deleted()  # of deleted models that were not requested since
+        self._remove_deleted_files()  # of deleted models that were not requested since
         return adapter
 
-    def _remove_deleted(self) -> None:
+    def _remove_deleted_files(self) -> None:
         """Remove the local files of models that are not served any more."""
         with suppress(DatabaseBusy):
             with self._db.read() as session:
@@ -165,7 +165,7 @@ class TunedModels:
             log.warning("failed_probe_not_recorded", extra={"model": model_id})
 
 
-def _probe_failed(name: str, reason: str | None) -> Answer:
+def _probe_refusal(name: str, reason: str | None) -> Answer:
     """Return the refusal of a model whose engine answers otherwise than its trainer. Earlier rows have no reason."""
     why = reason or "The engine does not answer as it did in training."
     message = f"The model `{name}` is not served until an operator has decided (`nightmill models probe`): {why}"
@@ -208,14 +208,14 @@ class _Naming:
         return replace(answer, body=msgspec.json.encode(body))
 
     def emit(self, emit: Emit) -> Emit:
-        async def named(chunk: bytes) -> None:
+        async def emit_named(chunk: bytes) -> None:
             event = msgspec.json.decode(chunk)
             self._name(event)
             if isinstance(event, dict):
                 self._name(event.get("response"))
             await emit(msgspec.json.encode(event))
 
-        return named
+        return emit_named
 
     def _name(self, shown: Any) -> None:
         """Name what answered. An answer of another model, to which a long prompt was routed, keeps its name."""

@@ -73,11 +73,11 @@ class Reranking:
         if not hits:
             return hits
         bodies = [_body(search.ranker, query, hits) for query in search.queries]
-        answers = await asyncio.gather(*(self._asked(body, queued, priority) for body in bodies))
+        answers = await asyncio.gather(*(self._ask(body, queued, priority) for body in bodies))
         scores = [-math.inf] * len(hits)
         for answer in answers:
             if answer.status >= 400:
-                return _refused(search.ranker, answer)
+                return _refusal(search.ranker, answer)
             try:
                 given = {result.index: result.relevance_score for result in _ranked(answer.body).results}
                 scores = [max(score, given[n]) for n, score in enumerate(scores)]
@@ -85,11 +85,11 @@ class Reranking:
                 return refusal(502, "The re-ranking model gave no score for some texts.", code="engine_error")
         if any(not -_ROUNDING <= score <= 1.0 + _ROUNDING for score in scores):
             self._logits.add(search.ranker)
-        shown = _logistic if search.ranker in self._logits else _clamped
+        shown = _logistic if search.ranker in self._logits else _clamp
         best = sorted(zip(scores, hits, strict=True), key=lambda pair: -pair[0])
-        return [_rescored(hit, shown(score)) for score, hit in best]
+        return [_rescore(hit, shown(score)) for score, hit in best]
 
-    async def _asked(self, body: dict[str, object], queued: QueuedRequest, priority: int) -> Answer:
+    async def _ask(self, body: dict[str, object], queued: QueuedRequest, priority: int) -> Answer:
         loop = asyncio.get_running_loop()
         try:
             queue = await loop.run_in_executor(self._threads, self._queue_for_model, str(body["model"]), queued.tenant)
@@ -98,20 +98,20 @@ class Reranking:
             if queue == self._queue:
                 request = Request(RERANK, body, queued.id, priority, queued.tenant)
                 return await self._host.engine.answer(request)
-            return await self._elsewhere(queue, body, queued)
+            return await self._ask_worker(queue, body, queued)
         except (TooManyRequests, Unavailable) as error:
             raise EngineBusy("The re-ranking model is not there now.", retry_after=_AGAIN) from error
 
-    async def _elsewhere(self, queue: str, body: dict[str, object], queued: QueuedRequest) -> Answer:
+    async def _ask_worker(self, queue: str, body: dict[str, object], queued: QueuedRequest) -> Answer:
         model = str(body["model"])
 
-        async def served() -> bool:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._served, queue, model)
+        async def is_served() -> bool:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._serves, queue, model)
 
         request = msgspec.structs.replace(
             queued, id=new_id("req_"), url=searches.RERANK_URL, body=msgspec.json.encode(body)
         )
-        end = await last_entry(self._client.submit(searches.rerank_queue(queue), request, served))
+        end = await last_entry(self._client.submit(searches.rerank_queue(queue), request, is_served))
         if end.status in (408, 429, 503):
             raise EngineBusy("The re-ranking model is not there now.", retry_after=end.retry_after or _AGAIN)
         return Answer(end.status, end.body)
@@ -128,7 +128,7 @@ class Reranking:
             except (routing.NotYet, ModelsFileError) as error:
                 raise EngineBusy("The re-ranking model is not there yet.", retry_after=_AGAIN) from error
 
-    def _served(self, queue: str, model: str) -> bool:
+    def _serves(self, queue: str, model: str) -> bool:
         try:
             name = self._context.models.now().aliases.get(model, model)
         except ModelsFileError as error:
@@ -137,12 +137,12 @@ class Reranking:
             return workers.serves(session, queue, name)
 
 
-def _rescored(hit: FoundChunk, score: float) -> FoundChunk:
+def _rescore(hit: FoundChunk, score: float) -> FoundChunk:
     scores = msgspec.structs.replace(hit.scores, reranked=round(score, 6))
     return msgspec.structs.replace(hit, score=score, scores=scores)
 
 
-def _clamped(score: float) -> float:
+def _clamp(score: float) -> float:
     return min(1.0, max(0.0, score))
 
 
@@ -156,7 +156,7 @@ def _body(model: str, query: str, hits: Sequence[FoundChunk]) -> dict[str, objec
     return {"model": model, "query": query, "documents": texts, "return_documents": False}
 
 
-def _refused(ranker: str, answer: Answer) -> Answer:
+def _refusal(ranker: str, answer: Answer) -> Answer:
     """Turn a refusal of the model into one of the request's ranker."""
     if answer.status >= 500:
         return answer

@@ -155,7 +155,7 @@ class Searching:
         if isinstance(ranked, Answer):
             return ranked
         self._threads.submit(self._note, store)  # not awaited
-        return Answer(200, searches.encode(await loop.run_in_executor(self._threads, chosen, search, ranked)))
+        return Answer(200, searches.encode(await loop.run_in_executor(self._threads, choose, search, ranked)))
 
     def _store(self, search: Search, project_id: str) -> VectorStore | None:
         with self._context.db.read() as session:
@@ -206,25 +206,27 @@ class Searching:
             return []
         for _ in range(_TRIES):
             began = now()
-            ranked, seen = self._best_of_all(search, store, vectors)
+            ranked, seen = self._rank_queries(search, store, vectors)
             removed = self._removed_documents(search.store_id, seen)
-            if not removed and not self._replaced(search.store_id, seen.hidden, began):
+            if not removed and not self._has_removals(search.store_id, seen.hidden, began):
                 break
         left = [scored for scored in ranked.values() if scored[0].document not in removed]
-        best = sorted(left, key=lambda scored: (-_fused(scored[2]), scored[0].document, scored[0].n))
-        chunks = (_found(search, seen.rows[scored[0].document], *scored) for scored in best)
+        best = sorted(left, key=lambda scored: (-_fused_score(scored[2]), scored[0].document, scored[0].n))
+        chunks = (_to_chunk(search, seen.rows[scored[0].document], *scored) for scored in best)
         lowest = 0.0 if search.ranker else search.threshold  # the scores of a ranker come later
         return list(islice((chunk for chunk in chunks if chunk.score >= lowest), search.candidates))
 
-    def _best_of_all(self, search: Search, store: VectorStore, vectors: Sequence[Vector | None]) -> tuple[Scored, Seen]:
+    def _rank_queries(
+        self, search: Search, store: VectorStore, vectors: Sequence[Vector | None]
+    ) -> tuple[Scored, Seen]:
         """Return the hits of all queries, each with the query for which fusion gives it most."""
-        only = self._filtered(search)
+        only = self._filter_documents(search)
         ranked: Scored = {}
         seen = Seen(hidden=set(only or ()))
         for query, vector in zip(search.queries, vectors, strict=True):
-            for hit, scores in self._ranked(search, store, query, vector, only, seen):
+            for hit, scores in self._rank(search, store, query, vector, only, seen):
                 key = (hit.document, hit.n)
-                if key not in ranked or _fused(ranked[key][2]) < _fused(scores):
+                if key not in ranked or _fused_score(ranked[key][2]) < _fused_score(scores):
                     ranked[key] = hit, query, scores
         seen.hidden -= seen.rows.keys()
         return ranked, seen
@@ -237,7 +239,7 @@ class Searching:
         self._look_up(store_id, seen.rows.keys(), now)
         return seen.rows.keys() - now.rows.keys()
 
-    def _replaced(self, store_id: str, documents: set[str], since: float) -> bool:
+    def _has_removals(self, store_id: str, documents: set[str], since: float) -> bool:
         """Return whether one of these documents was visible after `since`; purged removals are unknown."""
         if not documents:
             return False
@@ -246,7 +248,7 @@ class Searching:
             removed = session.scalars(select(VectorRemoval.document).where(*late, VectorRemoval.document.is_not(None)))
             return not documents.isdisjoint(removed)
 
-    def _ranked(
+    def _rank(
         self,
         search: Search,
         store: VectorStore,
@@ -265,15 +267,15 @@ class Searching:
             return vectors.matching(where, keywords(query), count, only) if search.text_weight else []
 
         weights = (search.vector_weight, search.text_weight)
-        lists = [self._visible(find, search, seen) for find in (near, worded)]
+        lists = [self._visible_hits(find, search, seen) for find in (near, worded)]
         cosines, words = ({(hit.document, hit.n): hit.score for hit in ranking} for ranking in lists)
         return [
-            (hit, Scores(_rounded(cosines.get(key)), _rounded(words.get(key)), score))
+            (hit, Scores(_round(cosines.get(key)), _round(words.get(key)), score))
             for hit, score in fuse(lists[0], lists[1], weights, search.fusion, search.k)
             for key in [(hit.document, hit.n)]
         ]
 
-    def _visible(self, find: Callable[[int], list[Hit]], search: Search, seen: Seen) -> list[Hit]:
+    def _visible_hits(self, find: Callable[[int], list[Hit]], search: Search, seen: Seen) -> list[Hit]:
         """Return the best visible hits; consider more hits if many are hidden."""
         needed = max(_MIN_HITS, search.limit * _DEPTH, search.candidates)
         count = needed
@@ -299,7 +301,7 @@ class Searching:
             seen.rows.update({str(row.document): row for row in session.scalars(files)})
         seen.looks += 1
 
-    def _filtered(self, search: Search) -> list[str] | None:
+    def _filter_documents(self, search: Search) -> list[str] | None:
         """Return the documents of files that the filters accept; None without filters."""
         if search.filters is None:
             return None
@@ -313,21 +315,21 @@ class Searching:
         return [document for document, attributes in rows if filters.holds(search.filters, attributes)]
 
 
-def _fused(scores: Scores) -> float:
+def _fused_score(scores: Scores) -> float:
     return scores.fused or 0.0
 
 
-def _rounded(score: float | None) -> float | None:
+def _round(score: float | None) -> float | None:
     return None if score is None else round(score, 6)
 
 
-def _found(search: Search, row: VectorStoreFile, hit: Hit, query: str, scores: Scores) -> FoundChunk:
+def _to_chunk(search: Search, row: VectorStoreFile, hit: Hit, query: str, scores: Scores) -> FoundChunk:
     score = round(score_of(query, hit.text, scores.vectors, (search.vector_weight, search.text_weight)), 6)
-    shown = msgspec.structs.replace(scores, fused=round(_fused(scores), 6))
+    shown = msgspec.structs.replace(scores, fused=round(_fused_score(scores), 6))
     return FoundChunk(row.id, row.filename, score, hit.text, row.attributes, hit.meta, hit.n, shown)
 
 
-def chosen(search: Search, ranked: Sequence[FoundChunk]) -> SearchResults:
+def choose(search: Search, ranked: Sequence[FoundChunk]) -> SearchResults:
     """Return the candidates above the threshold, best first, without near duplicates of better ones."""
     good = [hit for hit in ranked if hit.score >= search.threshold]
     if not search.deduplicate:

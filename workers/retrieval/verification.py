@@ -41,7 +41,7 @@ _AT_ONCE = 200
 
 
 @dataclass(slots=True)
-class FoundChunk:
+class StoreFaults:
     """The faults of one store. `unknown`: SQL does not have the store."""
 
     store_id: str
@@ -63,11 +63,11 @@ class FoundChunk:
         if self.left_over:
             yield f"{self.store_id}: {len(self.left_over)} documents belong to no file"
 
-    def both(self, other: "FoundChunk") -> "FoundChunk":
+    def common(self, other: "StoreFaults") -> "StoreFaults":
         """Return the faults that were found twice."""
         missing, textless = ({row.document for row in rows} for rows in (other.missing, other.textless))
         left_over = set(other.left_over)
-        return FoundChunk(
+        return StoreFaults(
             self.store_id,
             [row for row in self.missing if row.document in missing],
             [row for row in self.textless if row.document in textless],
@@ -76,13 +76,13 @@ class FoundChunk:
 
 
 @dataclass(slots=True)
-class Verdict:
+class Verification:
     stores: int
     files: int
-    faults: list[FoundChunk]
+    faults: list[StoreFaults]
 
 
-def verify(db: Database, vectors: Vectors, storage: Storage) -> Verdict:
+def verify(db: Database, vectors: Vectors, storage: Storage) -> Verification:
     """Compare all stores. Raises VectorsUnavailable, StorageUnavailable."""
     unknown = _unknown_stores(db, vectors)
     if unknown:
@@ -90,12 +90,12 @@ def verify(db: Database, vectors: Vectors, storage: Storage) -> Verdict:
     with db.read() as session:
         stores = session.scalars(select(VectorStore)).all()
     known = sum(store.parent_id is None for store in stores)
-    verdict = Verdict(known, 0, [FoundChunk(name, unknown=True) for name in sorted(unknown)])
+    verdict = Verification(known, 0, [StoreFaults(name, unknown=True) for name in sorted(unknown)])
     for store in stores:
         fault, files = _look(db, vectors, storage, store.id)
         if fault:
             again, files = _look(db, vectors, storage, store.id)
-            fault = fault.both(again)
+            fault = fault.common(again)
         verdict.files += files
         verdict.faults += [fault] if fault else []
     return verdict
@@ -109,41 +109,41 @@ def _unknown_stores(db: Database, vectors: Vectors) -> set[str]:
     return set(there) - known - going
 
 
-def _look(db: Database, vectors: Vectors, storage: Storage, store_id: str) -> tuple[FoundChunk, int]:
+def _look(db: Database, vectors: Vectors, storage: Storage, store_id: str) -> tuple[StoreFaults, int]:
     with db.read() as session:
         store = session.get(VectorStore, store_id)
     if store is None:
-        return FoundChunk(store_id), 0
+        return StoreFaults(store_id), 0
     where = store_of(store)
     before = vectors.counts(where)
     with db.read() as session:
-        jobs = _at_work(session, store)
+        jobs = _live_jobs(session, store)
         rows = session.scalars(select(VectorStoreFile).where(VectorStoreFile.store_id == store.id)).all()
         removals = session.scalars(select(VectorRemoval).where(VectorRemoval.store_id == store.id)).all()
         deleted = session.get(VectorStore, store.id) is None
     pending = {removal.what for removal in removals}
     if deleted or attachments.STORE in pending:
-        return FoundChunk(store.id), 0
+        return StoreFaults(store.id), 0
     published = {str(row.document): row for row in rows if row.document}
     after = vectors.counts(where) if any(key not in before for key in published) else before
-    missing = [row for key, row in published.items() if not _whole(vectors, where, row, after.get(key, 0))]
+    missing = [row for key, row in published.items() if not _is_whole(vectors, where, row, after.get(key, 0))]
     texts = set(storage.list(documents.folder(store.id))) if published else set()
     textless = [row for key, row in published.items() if _text_of(store, key) not in texts]
     going = {removal.document for removal in removals}
     dead = [key for key in before if key not in published and key not in going]
     if attachments.LEFTOVERS in pending:
         dead = []
-    return FoundChunk(store.id, missing, textless, _left_over(dead, rows, jobs)), len(published)
+    return StoreFaults(store.id, missing, textless, _leftover_keys(dead, rows, jobs)), len(published)
 
 
-def _at_work(session: Session, store: VectorStore) -> dict[str, int]:
+def _live_jobs(session: Session, store: VectorStore) -> dict[str, int]:
     """Return the jobs that add files to this index now, with the number of files of each."""
     live = Job.project_id == store.project_id, Job.kind == ingestions.NAME, Job.state.in_(LIVE)
     rows = session.execute(select(Job.id, Job.total, Job.payload).where(*live))
     return {job_id: total for job_id, total, payload in rows if index_of(payload) == store.id}
 
 
-def _left_over(keys: list[str], rows: Sequence[VectorStoreFile], jobs: dict[str, int]) -> list[str]:
+def _leftover_keys(keys: list[str], rows: Sequence[VectorStoreFile], jobs: dict[str, int]) -> list[str]:
     """Return the keys that belong to no file and to no live job. A live job removes its leftovers at its end.
 
     Return none while a live job writes files that were removed or attached again: their keys are unknown.
@@ -159,11 +159,11 @@ def _text_of(store: VectorStore, key: str) -> str:
     return documents.path(store.id, attachments.version_of(key))
 
 
-def _whole(vectors: Vectors, store: Store, row: VectorStoreFile, count: int) -> bool:
+def _is_whole(vectors: Vectors, store: Store, row: VectorStoreFile, count: int) -> bool:
     return count == row.entries and vectors.numbers(store, str(row.document)) == list(range(row.entries))
 
 
-def repair(db: Database, verdict: Verdict) -> None:
+def repair(db: Database, verdict: Verification) -> None:
     """Submit the repair, each store in its own transactions."""
     for fault in verdict.faults:
         lacking = sorted({row.id for row in (*fault.missing, *fault.textless)})
@@ -172,7 +172,7 @@ def repair(db: Database, verdict: Verdict) -> None:
                 _repair(session, fault, lacking[start : start + _AT_ONCE])
 
 
-def _repair(session: Session, fault: FoundChunk, file_ids: Sequence[str]) -> None:
+def _repair(session: Session, fault: StoreFaults, file_ids: Sequence[str]) -> None:
     store = session.get(VectorStore, fault.store_id)
     if store is None:
         attachments.remove_unknown_store(session, fault.store_id)
@@ -181,14 +181,14 @@ def _repair(session: Session, fault: FoundChunk, file_ids: Sequence[str]) -> Non
         project_id = store.project_id
         if fault.left_over:
             attachments.enqueue_removal(session, store, attachments.LEFTOVERS)
-        _again(session, store, file_ids)
+        _reingest(session, store, file_ids)
     details = {"files": len(file_ids), "left_over": len(fault.left_over)}
     audit.record(
         session, actor=ACTOR, action="vectors.repair", target=fault.store_id, project_id=project_id, details=details
     )
 
 
-def _again(session: Session, store: VectorStore, file_ids: Sequence[str]) -> None:
+def _reingest(session: Session, store: VectorStore, file_ids: Sequence[str]) -> None:
     """Ingest files again, without the recipe by which they would count as unchanged."""
     root = indexes.lock(session, store.root)
     if root is None:

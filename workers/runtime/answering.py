@@ -54,7 +54,7 @@ class Answering:
     async def _run(self, items: Sequence[Item]) -> list[Item]:
         left, spent = list(items), []
         while left:
-            width = max((item.failures.width(self._tries) for item in left), key=_or_all)
+            width = max((item.failures.width(self._tries) for item in left), key=_lane_count)
             ready = [item for item in left if item.failures.width(self._tries) == width]
             left = [item for item in left if item.failures.width(self._tries) != width]
             await self._round(ready, width)
@@ -83,34 +83,34 @@ class Answering:
 
     async def _try(self, item: Item) -> None:
         """Send a request until the engine takes it; record its answer or its failure."""
-        slot = self._host.isolated if item.failures.must_isolate(self._tries) else self._host.line
+        slot = self._host.isolated_turn if item.failures.must_isolate(self._tries) else self._host.line_turn
         while True:
             generation = self._host.generation
             try:
                 async with slot():
                     generation = self._host.generation
-                    answer = await self._asked(item)
+                    answer = await self._ask_engine(item)
             except EngineBusy as busy:
                 await self._wait(busy)
                 continue
             except EngineDead as death:
-                self._broke(item, death, died=True)
+                self._note_fault(item, death, died=True)
                 self._host.suspect(_suspect(item))
                 await self._host.revive(generation, death)
                 self._last_sign = time.monotonic()
                 return
             except EngineFault as fault:
-                self._broke(item, fault, died=fault.unreachable)
+                self._note_fault(item, fault, died=fault.unreachable)
                 return
             except Exception as error:
                 log.exception("engine_raised")
-                self._broke(item, error)
+                self._note_fault(item, error)
                 return
             self._last_sign = time.monotonic()
             self._emit(item, answer)
             return
 
-    async def _asked(self, item: Item) -> Answer:
+    async def _ask_engine(self, item: Item) -> Answer:
         begun = time.monotonic()
         self._begun[id(item)] = begun, item
         try:
@@ -123,7 +123,7 @@ class Answering:
     def _in_flight(self) -> Iterator[Suspect]:
         return (_suspect(item) for _, item in self._begun.values())
 
-    def _broke(self, item: Item, fault: Exception, *, died: bool = False) -> None:
+    def _note_fault(self, item: Item, fault: Exception, *, died: bool = False) -> None:
         item.failures.add(died=died, isolated=item.failures.must_isolate(self._tries))
         item.fault = fault
         self._last_sign = time.monotonic()
@@ -146,5 +146,5 @@ def _suspect(item: Item) -> Suspect:
     return Suspect(name, str(item.request.body.get("model")), item.failures.deaths)
 
 
-def _or_all(width: int | None) -> float:
+def _lane_count(width: int | None) -> float:
     return float("inf") if width is None else width

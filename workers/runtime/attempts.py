@@ -32,7 +32,7 @@ def claim_job(context: Context, job_id: str, task: Task) -> JobClaim | None:
         if session.scalar(select(Job.id).where(*conditions)) is not None:
             ledger.release(session, job_id, claim.epoch)
 
-    return _claimed(context, take, free)
+    return _claim(context, take, free)
 
 
 def claim_shard(context: Context, job_id: str, n: int, *, queue: str | None = None) -> ShardClaim | None:
@@ -51,10 +51,10 @@ def claim_shard(context: Context, job_id: str, n: int, *, queue: str | None = No
         if session.scalar(select(Shard.n).where(*conditions)) is not None:
             shards.release(session, claim)
 
-    return _claimed(context, take, free)
+    return _claim(context, take, free)
 
 
-def _claimed(context: Context, take: Callable[[Session], C | None], free: Callable[[Session, C], None]) -> C | None:
+def _claim(context: Context, take: Callable[[Session], C | None], free: Callable[[Session, C], None]) -> C | None:
     """Claim again where the database's answer to a claim was lost: the claim may have been committed.
 
     What may have been claimed is released and claimed again in one transaction, under another epoch. So a thread of
@@ -112,7 +112,7 @@ class ShardRun:
         """Return whether workers died of a line at each of its tries in isolation mode."""
         return line == self.claim.isolated_line and self.claim.isolated_attempts >= _ISOLATED_ATTEMPTS
 
-    def all(self) -> None:
+    def run_lines(self) -> None:
         """Run the lines that no segment covers.
 
         Raises Abandoned, ClaimLost, GaveUp, StorageFull, StorageUnavailable, NotFound.

@@ -29,7 +29,7 @@ _WRITES_BEFORE_TENDING = 64  # entries written since the last tending are search
 
 
 @dataclass(slots=True)
-class Standing:
+class WorkerStatus:
     """The worker's description of itself, written by each heartbeat."""
 
     state: str = "ready"
@@ -41,7 +41,7 @@ class Standing:
     training: dict[str, Any] | None = None  # see `jobs.fleet.tables.Worker`
     phase_of: Callable[[str], str] = lambda _model: ""  # the step at which the engine of a model starts
 
-    def described_engines(self) -> dict[str, Any]:
+    def describe_engines(self) -> dict[str, Any]:
         """Return `engines` with the phase of each engine that starts."""
         return {name: how if how["up"] else {**how, "phase": self.phase_of(name)} for name, how in self.engines.items()}
 
@@ -55,7 +55,7 @@ class LazyVectors:
         self._opened: Vectors | None = None
         self._writes = Counter[str]()
 
-    def wrote(self, store_id: str) -> bool:
+    def count_write(self, store_id: str) -> bool:
         """Count a write to a store; return whether the store should be tended now."""
         with self._lock:
             self._writes[store_id] += 1
@@ -90,7 +90,7 @@ class Context:
     storage: Storage
     worker_id: str
     stop: threading.Event
-    standing: Standing
+    standing: WorkerStatus
     heartbeat: Heartbeat
     models: Models
     lazy_vectors: LazyVectors = field(default_factory=LazyVectors)
@@ -125,7 +125,7 @@ def build(config: Settings, pool: Pool, timings: Timings = Timings()) -> Context
     db = Database(config.database, patience=10, max_connections=_CONNECTIONS)
     claim_host(db)
     stop = threading.Event()
-    standing = Standing(state=pool.state, models=pool.models, host_devices=processes.host_devices())
+    standing = WorkerStatus(state=pool.state, models=pool.models, host_devices=processes.host_devices())
     worker_id = new_id(f"{pool.name}-")
     describe = _describe(worker_id, pool, standing)
     heartbeat = Heartbeat(db, describe, heartbeat_seconds=config.heartbeat_seconds, stop=stop, timings=timings)
@@ -135,7 +135,7 @@ def build(config: Settings, pool: Pool, timings: Timings = Timings()) -> Context
     return Context(config, db, storage, worker_id, stop, standing, heartbeat, models, LazyVectors(db), timings)
 
 
-def _describe(worker_id: str, pool: Pool, standing: Standing) -> Callable[[], Worker]:
+def _describe(worker_id: str, pool: Pool, standing: WorkerStatus) -> Callable[[], Worker]:
     host, pid, start = processes.me()
 
     def describe() -> Worker:
@@ -151,7 +151,7 @@ def _describe(worker_id: str, pool: Pool, standing: Standing) -> Callable[[], Wo
             state=standing.state,
             restarts=standing.restarts,
             host_devices=standing.host_devices,
-            engines=standing.described_engines(),
+            engines=standing.describe_engines(),
             training=standing.training,
             sandbox_lacks=standing.sandbox_lacks,
             created_at=now(),

@@ -106,16 +106,16 @@ class EngineHost:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(timeout)
 
-    def shared(self) -> "_Shared":
+    def shared_turn(self) -> "_Shared":
         """Run a request with others; wait while one is isolated or the engine is being rebuilt."""
         return _Shared(self)
 
-    def line(self) -> "_Shared":
+    def line_turn(self) -> "_Shared":
         """Run a line of a batch with others: the throttle lets few in while an interactive client waits."""
         return _Shared(self, self.throttle)
 
     @asynccontextmanager
-    async def isolated(self) -> AsyncIterator[None]:
+    async def isolated_turn(self) -> AsyncIterator[None]:
         """Run a request with no other in flight."""
         async with self._isolated:
             self._open.clear()
@@ -152,7 +152,7 @@ class EngineHost:
                 log.warning("engine_died")
                 self._up.clear()  # a request would start it
                 try:
-                    await self._on_death(death, self._in_flight_now())
+                    await self._on_death(death, self._sort_suspects())
                     await self._rebuild()
                 finally:
                     self._up.set()
@@ -175,7 +175,7 @@ class EngineHost:
         """Note a request that was in flight when the engine died."""
         self._suspects.append(suspect)
 
-    def _in_flight_now(self) -> list[Suspect]:
+    def _sort_suspects(self) -> list[Suspect]:
         """Return each suspect once, first those that were in flight at most deaths."""
         suspects = {suspect.name: suspect for source in self._in_flight_reports for suspect in source()}
         suspects.update((suspect.name, suspect) for suspect in self._suspects)

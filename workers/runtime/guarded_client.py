@@ -67,7 +67,7 @@ class GuardedClient:
                 if answer.status not in _MOVED or location is None:
                     yield answer
                     return
-            url = _joined(url, location)
+            url = _join_url(url, location)
         raise TooManyRedirects
 
 
@@ -76,7 +76,7 @@ def is_compressed(answer: aiohttp.ClientResponse) -> bool:
     return answer.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity")
 
 
-def _joined(url: str, location: str) -> str:
+def _join_url(url: str, location: str) -> str:
     """Return the URL of a redirect; the guard checks it later."""
     try:
         return urldefrag(urljoin(url, location)).url

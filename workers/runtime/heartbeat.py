@@ -57,7 +57,7 @@ class UnderWay:
         return end
 
     @contextmanager
-    def at(self, queue: str) -> Iterator[None]:
+    def count_work(self, queue: str) -> Iterator[None]:
         end = self.begin(queue)
         try:
             yield

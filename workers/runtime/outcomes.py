@@ -93,7 +93,7 @@ def outcomes_of(url: str, answer: Answer) -> tuple[str, ...]:
     return (*sorted(outcomes - {""}), *([EMPTY] if empty else []))
 
 
-def unanswered(code: str) -> tuple[str, ...]:
+def error_outcomes(code: str) -> tuple[str, ...]:
     """Return the outcomes of a line without an answer."""
     return (ERROR + code,)
 
@@ -114,17 +114,17 @@ def word(value: Any) -> str:
 def _says_something(choice: _Choice) -> bool:
     message = choice.message
     if message is None:
-        return _filled(choice.text)
-    return bool(_filled(message.content) or message.tool_calls or message.function_call or message.refusal)
+        return _has_content(choice.text)
+    return bool(_has_content(message.content) or message.tool_calls or message.function_call or message.refusal)
 
 
 def _holds_something(output: _Output) -> bool:
     if output.type == "reasoning":
         return False
     if output.type == "message":
-        return any(_filled(part.text) or bool(part.refusal) for part in output.content or ())
+        return any(_has_content(part.text) or bool(part.refusal) for part in output.content or ())
     return True  # a call of a tool
 
 
-def _filled(text: Any) -> bool:
+def _has_content(text: Any) -> bool:
     return bool(text.strip()) if isinstance(text, str) else bool(text)

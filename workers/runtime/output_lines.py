@@ -87,7 +87,7 @@ class Item:
     followers: list["Item"] = field(default_factory=list)
 
 
-class Record(msgspec.Struct, frozen=True, gc=False):
+class LineRecord(msgspec.Struct, frozen=True, gc=False):
     """A line's result, ready for a segment, with its outcomes (see `workers.runtime.outcomes`).
 
     `seconds` is the time in the engine; None where the engine was not asked for this line.
@@ -101,14 +101,14 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     seconds: float | None = None
 
 
-def answered(item: Item, answer: Answer, leader: Item | None = None) -> Record:
+def answer_record(item: Item, answer: Answer, leader: Item | None = None) -> LineRecord:
     """Make the record of an engine's answer of any status. With a `leader` it is a copy, and costs nothing.
 
     A refusal that cost tokens has its usage in the line: a batch's usage is the sum over its lines.
     """
     good = 200 <= answer.status < 300
     usage = Usage() if leader else answer.usage
-    raw = answer.body if good or not usage.total_tokens else _with_usage(answer.body, item.request.url, usage)
+    raw = answer.body if good or not usage.total_tokens else _add_usage(answer.body, item.request.url, usage)
     body = raw if b"\n" not in raw else _compact(raw)
     extra = b',"duplicate_of":' + _encode(leader.custom_id) if leader else b""
     line = b'{"id":"%b","custom_id":%b,"response":{"status_code":%d,"request_id":"%b","body":%b},"error":null%b}' % (
@@ -121,16 +121,16 @@ def answered(item: Item, answer: Answer, leader: Item | None = None) -> Record:
     )
     words = outcomes.outcomes_of(item.request.url, answer)
     seconds = None if leader else item.seconds
-    return Record(item.line, good, _framed(item.line, good, line), usage, words, seconds)
+    return LineRecord(item.line, good, _frame(item.line, good, line), usage, words, seconds)
 
 
-def failed(line: int, item_id: str, custom_id: str, code: str, message: str) -> Record:
+def error_record(line: int, item_id: str, custom_id: str, code: str, message: str) -> LineRecord:
     """Make the record of a line without an answer."""
-    data = _framed(line, False, unanswered(item_id, custom_id, code, message))
-    return Record(line, False, data, outcomes=outcomes.unanswered(code))
+    data = _frame(line, False, error_line(item_id, custom_id, code, message))
+    return LineRecord(line, False, data, outcomes=outcomes.error_outcomes(code))
 
 
-def unanswered(item_id: str, custom_id: str, code: str, message: str) -> bytes:
+def error_line(item_id: str, custom_id: str, code: str, message: str) -> bytes:
     return b'{"id":"%b","custom_id":%b,"response":null,"error":{"code":%b,"message":%b}}' % (
         item_id.encode(),
         _encode(custom_id),
@@ -150,7 +150,7 @@ def line_id(job_id: str, n: int, line: int) -> str:
     return f"batch_req_{job_id.rpartition('_')[2]}{n:05x}{line:03x}"
 
 
-def _framed(line: int, good: bool, data: bytes) -> bytes:
+def _frame(line: int, good: bool, data: bytes) -> bytes:
     return b"%d\t%d\t%b\n" % (line, good, data)
 
 
@@ -158,16 +158,16 @@ def _compact(body: bytes) -> bytes:
     return msgspec.json.format(body, indent=-1) if body.strip() else b"null"
 
 
-def _with_usage(body: bytes, url: str, usage: Usage) -> bytes:
+def _add_usage(body: bytes, url: str, usage: Usage) -> bytes:
     """Add the usage to a body; return a body that is no JSON object as it is."""
     try:
         fields = msgspec.json.decode(body)
     except (msgspec.MsgspecError, RecursionError):
         return body
-    return _encode(fields | {"usage": _shown(url, usage)}) if isinstance(fields, dict) else body
+    return _encode(fields | {"usage": _usage_fields(url, usage)}) if isinstance(fields, dict) else body
 
 
-def _shown(url: str, usage: Usage) -> dict[str, Any]:
+def _usage_fields(url: str, usage: Usage) -> dict[str, Any]:
     """Return the usage in the fields of the endpoint's answers."""
     given, made = ("input", "output") if url == RESPONSES else ("prompt", "completion")
     return {

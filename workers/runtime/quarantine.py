@@ -35,7 +35,7 @@ _MAX_SUSPECTS = 64  # that are stored for one death
 _MAX_NAME = 300
 
 
-class EngineHealth:
+class QuarantineKeeper:
     """The health of the engines of one process, which serves `queue`."""
 
     def __init__(self, context: Context, router: Router, queue: str, log_tail: LogTail) -> None:
@@ -60,7 +60,7 @@ class EngineHealth:
             if (name := engine.models[0]) in held:
                 log.error("engine_quarantined", extra={"model": name, "reason": held[name]})
                 self._router.engines.suspend(engine)
-        self._set_engines({name: self._how(name, up=False) for name in self._entries if name not in held})
+        self._set_engines({name: self._engine_state(name, up=False) for name in self._entries if name not in held})
         self._write(_nothing)
 
     def _look_back(self, session: Session) -> dict[str, str]:
@@ -101,24 +101,24 @@ class EngineHealth:
             quarantine.excuse(session, self._context.worker_id)
         self._log_tail.flush()
 
-    async def builds(self, models: tuple[str, ...]) -> None:
+    async def note_start(self, models: tuple[str, ...]) -> None:
         name = models[0]
         if name in self._entries and name not in self._engines:
-            self._set_engines({**self._engines, name: self._how(name, up=False)})
+            self._set_engines({**self._engines, name: self._engine_state(name, up=False)})
             await asyncio.to_thread(self._write, _nothing)
 
     async def came_up(self, models: tuple[str, ...]) -> None:
         name = models[0]
         if name not in self._entries or self._engines.get(name, {}).get("up"):
             return
-        self._set_engines({**self._engines, name: self._how(name, up=True)})
+        self._set_engines({**self._engines, name: self._engine_state(name, up=True)})
         if name in self._trials:
             self._trials[name] = time.monotonic()
         await asyncio.to_thread(
             self._write, partial(quarantine.record_start, host_devices=self._host_devices, model=name)
         )
 
-    async def died(
+    async def note_death(
         self, models: tuple[str, ...], error: Exception, suspects: Sequence[Suspect], *, starting: bool
     ) -> bool:
         name = models[0]
@@ -137,7 +137,7 @@ class EngineHealth:
             "created_at": now(),
         }
         others = {other: how for other, how in self._engines.items() if other != name}
-        self._set_engines(others if starting else {**others, name: self._how(name, up=False)})
+        self._set_engines(others if starting else {**others, name: self._engine_state(name, up=False)})
         try:
             alone = await asyncio.to_thread(self._write, lambda session: self._note(session, row))
         except DatabaseBusy:  # the process ends
@@ -162,7 +162,7 @@ class EngineHealth:
     def _set_engines(self, engines: Mapping[str, Mapping[str, Any]]) -> None:
         self._context.standing.engines = dict(engines)
 
-    def _how(self, name: str, *, up: bool) -> dict[str, Any]:
+    def _engine_state(self, name: str, *, up: bool) -> dict[str, Any]:
         return {"entry": self._entries[name], "up": up, "since": now()}
 
     def _may_try(self, name: str) -> bool:

@@ -19,7 +19,7 @@ from jobs.platform.limiters import Limit
 LineLimits = tuple[int, int]
 
 
-def unlimited() -> LineLimits | None:
+def no_limits() -> LineLimits | None:
     """Set no limit."""
     return None
 
@@ -31,7 +31,7 @@ class BatchThrottle:
     `seconds` after its answer: its next request may come soon.
     """
 
-    def __init__(self, limits: Callable[[], LineLimits | None] = unlimited, seconds: float = 10.0) -> None:
+    def __init__(self, limits: Callable[[], LineLimits | None] = no_limits, seconds: float = 10.0) -> None:
         self._limits, self._seconds = limits, seconds
         self._lines = Limit(float("inf"))
         self._clients = 0

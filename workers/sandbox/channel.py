@@ -13,13 +13,13 @@ MAX_BYTES: Final = 1 << 20
 _MAX_DESCRIPTORS: Final = 4
 
 
-class Ready(msgspec.Struct, frozen=True, tag=True):
+class ChildReady(msgspec.Struct, frozen=True, tag=True):
     """Say that the child has started; `missing` are the parts of the confinement that the kernel refused."""
 
     missing: tuple[str, ...] = ()
 
 
-decode_ready = msgspec.msgpack.Decoder(Ready).decode
+decode_ready = msgspec.msgpack.Decoder(ChildReady).decode
 
 
 class Channel:
@@ -37,7 +37,7 @@ class Channel:
 
     def ready(self) -> None:
         """Tell the parent that messages can come."""
-        self.send(msgspec.msgpack.encode(Ready(self.missing)))
+        self.send(msgspec.msgpack.encode(ChildReady(self.missing)))
 
     def send(self, message: bytes) -> None:
         self._answers.write(HEADER.pack(len(message)) + message)

@@ -113,7 +113,7 @@ class Child:
 
     def end(self) -> int:
         """Kill the process if it lives; return its return code: minus the signal if it had died of one before."""
-        if self._hung_up():
+        if self._has_hung_up():
             self._await_death()
         self.kill()
         with self._lock:
@@ -124,7 +124,7 @@ class Child:
         self._process.stdout.close()
         return self._process.returncode
 
-    def _hung_up(self) -> bool:
+    def _has_hung_up(self) -> bool:
         """Return whether its end of the pipe is closed: the child is dying, of something that we want to know."""
         poll = select.poll()
         poll.register(self._process.stdout or 0, 0)

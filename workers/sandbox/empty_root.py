@@ -47,9 +47,9 @@ def enter(paths: Iterable[str]) -> bool:
         for path in real:
             if real.isdisjoint(path.parents):
                 _bind(path)
-        _in_new_root(Path(SCRATCH).resolve()).mkdir(parents=True, exist_ok=True)
+        _path_in_new_root(Path(SCRATCH).resolve()).mkdir(parents=True, exist_ok=True)
         for link, target in links.items():
-            new = _in_new_root(link)
+            new = _path_in_new_root(link)
             if not os.path.lexists(new):
                 new.parent.mkdir(parents=True, exist_ok=True)
                 new.symlink_to(target)
@@ -86,14 +86,14 @@ def mount_scratch(size: int) -> bool:
     return True
 
 
-def _in_new_root(path: Path) -> Path:
+def _path_in_new_root(path: Path) -> Path:
     """Return where a path of the host is put together."""
     return Path(_BUILT_AT, path.relative_to("/"))
 
 
 def _bind(path: Path) -> None:
     """Make a file or folder of the host appear at its path in the new root. Raises: OSError."""
-    target = _in_new_root(path)
+    target = _path_in_new_root(path)
     if path.is_dir():
         target.mkdir(parents=True)
     else:

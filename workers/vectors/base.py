@@ -38,7 +38,7 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # arrays do not compare to a truth value
-class Entry:
+class VectorEntry:
     """One chunk.
 
     `digest` is the SHA-256, in hex, of the embedded text: the model's prompt, if it has one, and then `text`. `vector`
@@ -70,10 +70,10 @@ class Vectors(Protocol):
     A vector of a wrong length raises ValueError; a store without writes is empty.
     """
 
-    def write(self, store: Store, entries: Sequence[Entry]) -> None:
+    def write(self, store: Store, entries: Sequence[VectorEntry]) -> None:
         """Append entries durably. The same (document, n) twice may be one entry or two."""
 
-    def known(self, store: Store, digests: Collection[str]) -> dict[str, Vector]:
+    def find_vectors(self, store: Store, digests: Collection[str]) -> dict[str, Vector]:
         """Return the vectors of those texts that the store has already, so that nothing is embedded twice."""
 
     def drop(self, store: Store, documents: Collection[str]) -> int:
@@ -119,7 +119,7 @@ def chunks(values: Collection[T], size: int) -> Iterator[list[T]]:
         yield some
 
 
-def checked(store: Store, vector: Vector) -> Vector:
+def check_vector(store: Store, vector: Vector) -> Vector:
     """Return the vector as it is stored. Raises ValueError if it has another length or is not finite."""
     row = np.asarray(vector, dtype=np.float32)
     if row.shape != (store.dimensions,):

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from workers.vectors.base import Entry, Hit, Store, Vector, checked, words
+from workers.vectors.base import Hit, Store, Vector, VectorEntry, check_vector, words
 
 K1, B = 1.2, 0.75  # BM25's customary constants
 _WORD: Final = re.compile(r"\w+")
@@ -20,18 +20,18 @@ class MemoryVectors:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._entries: dict[str, list[Entry]] = {}
+        self._entries: dict[str, list[VectorEntry]] = {}
 
-    def write(self, store: Store, entries: Sequence[Entry]) -> None:
+    def write(self, store: Store, entries: Sequence[VectorEntry]) -> None:
         for entry in entries:
-            checked(store, entry.vector)
+            check_vector(store, entry.vector)
         if entries:
             with self._lock:
                 self._entries.setdefault(store.id, []).extend(entries)
 
-    def known(self, store: Store, digests: Collection[str]) -> dict[str, Vector]:
+    def find_vectors(self, store: Store, digests: Collection[str]) -> dict[str, Vector]:
         requested = set(digests)
-        return {entry.digest: entry.vector for entry in self._of(store) if entry.digest in requested}
+        return {entry.digest: entry.vector for entry in self._entries_of(store) if entry.digest in requested}
 
     def drop(self, store: Store, documents: Collection[str]) -> int:
         with self._lock:
@@ -49,24 +49,24 @@ class MemoryVectors:
             self._entries.pop(store.id, None)
 
     def nearest(self, store: Store, vector: Vector, limit: int, documents: Collection[str] | None = None) -> list[Hit]:
-        query = checked(store, vector)
-        scored = [(_cosine(entry.vector, query), entry) for entry in self._of(store, documents)]
-        return _best(scored, limit)
+        query = check_vector(store, vector)
+        scored = [(_cosine(entry.vector, query), entry) for entry in self._entries_of(store, documents)]
+        return _best_hits(scored, limit)
 
     def matching(self, store: Store, query: str, limit: int, documents: Collection[str] | None = None) -> list[Hit]:
         query_words = set(_words(words(query)))
-        entries = self._of(store, documents)
+        entries = self._entries_of(store, documents)
         texts = [Counter(_words(entry.text)) for entry in entries]
         weights = {word: _rarity(sum(word in text for text in texts), len(texts)) for word in query_words}
         mean = sum(text.total() for text in texts) / max(1, len(texts))
         scored = [(_bm25(weights, text, mean), entry) for text, entry in zip(texts, entries, strict=True)]
-        return _best([(score, entry) for score, entry in scored if score > 0], limit)
+        return _best_hits([(score, entry) for score, entry in scored if score > 0], limit)
 
     def counts(self, store: Store) -> dict[str, int]:
-        return dict(Counter(entry.document for entry in self._of(store)))
+        return dict(Counter(entry.document for entry in self._entries_of(store)))
 
     def numbers(self, store: Store, document: str) -> list[int]:
-        return sorted(entry.n for entry in self._of(store, [document]))
+        return sorted(entry.n for entry in self._entries_of(store, [document]))
 
     def stores(self) -> list[str]:
         with self._lock:
@@ -81,7 +81,7 @@ class MemoryVectors:
     def close(self) -> None:
         """Do nothing: the vectors end with the process."""
 
-    def _of(self, store: Store, documents: Collection[str] | None = None) -> list[Entry]:
+    def _entries_of(self, store: Store, documents: Collection[str] | None = None) -> list[VectorEntry]:
         with self._lock:
             entries = list(self._entries.get(store.id, []))
         if documents is None:
@@ -108,6 +108,6 @@ def _cosine(left: Vector, right: Vector) -> float:
     return float(left @ right) / lengths if lengths else 0.0
 
 
-def _best(scored: list[tuple[float, Entry]], limit: int) -> list[Hit]:
+def _best_hits(scored: list[tuple[float, VectorEntry]], limit: int) -> list[Hit]:
     best = sorted(scored, key=lambda pair: -pair[0])[: max(0, limit)]
     return [Hit(entry.document, entry.n, entry.text, entry.meta, score) for score, entry in best]

@@ -12,7 +12,7 @@
 
 Up to INDEXED_FROM rows, `nearest` compares with every vector, which is exact; `tend` indexes larger tables. Commits are
 optimistic: a process that loses a race begins again, and so does one that reads a version that is cleaned up meanwhile.
-LanceDB commits by renaming and never syncs, so a power failure would lose commits; `Tables.synced` makes them durable.
+LanceDB commits by renaming and never syncs, so a power failure would lose commits; `Tables.sync` makes them durable.
 LanceDB starts threads of its own, so processes that use it are spawned, never forked.
 """
 
@@ -42,7 +42,7 @@ from lancedb.query import MatchQuery
 from jobs.platform.locks import FileLock
 from jobs.platform.storage import sync_path
 from jobs.timings import Timings
-from workers.vectors.base import Entry, Hit, Store, Vector, VectorsUnavailable, checked, chunks, words
+from workers.vectors.base import Hit, Store, Vector, VectorEntry, VectorsUnavailable, check_vector, chunks, words
 
 INDEXED_FROM: Final = 20_000  # rows; with fewer, comparing with all takes a few milliseconds
 PROBES: Final = 32  # partitions of the index per search, about 8,000 vectors each
@@ -69,56 +69,56 @@ class LanceVectors:
         self._tables = Tables(self._root)
         self._closing = threading.Event()
 
-    def write(self, store: Store, entries: Sequence[Entry]) -> None:
+    def write(self, store: Store, entries: Sequence[VectorEntry]) -> None:
         if not entries:
             return
-        vectors = np.stack([checked(store, entry.vector) for entry in entries])
+        vectors = np.stack([check_vector(store, entry.vector) for entry in entries])
 
         def append() -> None:
             table = self._tables.make(store)
-            with self._tables.synced(store.id):
+            with self._tables.sync(store.id):
                 table.add(_rows_of(table.schema, entries, vectors))
 
-        self._again(store, append)
+        self._repeat(store, append)
 
-    def known(self, store: Store, digests: Collection[str]) -> dict[str, Vector]:
+    def find_vectors(self, store: Store, digests: Collection[str]) -> dict[str, Vector]:
         vectors: dict[str, Vector] = {}
         for some in chunks(digests, _IN_LIST):
             nothing: dict[str, Vector] = {}
-            vectors |= self._with(store, partial(_vectors, some, store.dimensions), nothing)
+            vectors |= self._use_table(store, partial(_vectors, some, store.dimensions), nothing)
         return vectors
 
     def drop(self, store: Store, documents: Collection[str]) -> int:
         def delete(page: Collection[str], table: Any) -> int:
-            with self._tables.synced(store.id):
+            with self._tables.sync(store.id):
                 return int(table.delete(_within("document", page)).num_deleted_rows)
 
-        return sum([self._with(store, partial(delete, page), 0) for page in chunks(documents, _IN_LIST)])
+        return sum([self._use_table(store, partial(delete, page), 0) for page in chunks(documents, _IN_LIST)])
 
     def erase(self, store: Store) -> None:
         """Rewrite the rows that remain in files with deleted rows, because a file can only be deleted as a whole."""
 
         def work(table: Any) -> None:
-            with self._tables.tending(store.id), self._tables.synced(store.id):
+            with self._tables.hold_lock(store.id), self._tables.sync(store.id):
                 table.optimize(cleanup_older_than=_NO_TIME)
-                for fragment in self._tables.deleted_from(store.id):
+                for fragment in self._tables.fragments_to_rewrite(store.id):
                     rows = f"_rowid >= {fragment << 32} AND _rowid < {fragment + 1 << 32}"
                     table.update(where=rows, values_sql={"n": "n"})
                 table.optimize(cleanup_older_than=_NO_TIME)
 
-        self._with(store, work, None)
+        self._use_table(store, work, None)
 
     def drop_store(self, store: Store) -> None:
-        self._again(store, lambda: self._tables.drop(store.id))
+        self._repeat(store, lambda: self._tables.drop(store.id))
 
     def nearest(self, store: Store, vector: Vector, limit: int, documents: Collection[str] | None = None) -> list[Hit]:
-        vector_query = checked(store, vector)
+        vector_query = check_vector(store, vector)
 
         def search(table: Any) -> Any:
             query = table.search(vector_query, vector_column_name="vector").distance_type("cosine")
             return query.minimum_nprobes(PROBES).maximum_nprobes(0).refine_factor(REFINE)
 
-        return [_hit(row, 1.0 - row["_distance"]) for row in self._found(store, search, "_distance", limit, documents)]
+        return [_hit(row, 1.0 - row["_distance"]) for row in self._search(store, search, "_distance", limit, documents)]
 
     def matching(self, store: Store, query: str, limit: int, documents: Collection[str] | None = None) -> list[Hit]:
         match = MatchQuery(words(query), "text")
@@ -126,10 +126,10 @@ class LanceVectors:
         def search(table: Any) -> Any:
             return table.search(match, query_type="fts")
 
-        return [_hit(row, row["_score"]) for row in self._found(store, search, "_score", limit, documents)]
+        return [_hit(row, row["_score"]) for row in self._search(store, search, "_score", limit, documents)]
 
     def counts(self, store: Store) -> dict[str, int]:
-        return self._with(store, _count, {})
+        return self._use_table(store, _count, {})
 
     def numbers(self, store: Store, document: str) -> list[int]:
         batches = self._rows(store, "document", [document], ["n"])
@@ -140,13 +140,13 @@ class LanceVectors:
 
     def tend(self, store: Store) -> None:
         def work(table: Any) -> None:
-            with self._tables.alone(store.id) as locked:
+            with self._tables.try_lock(store.id) as locked:
                 if locked:
-                    with self._tables.synced(store.id):
+                    with self._tables.sync(store.id):
                         table.optimize(cleanup_older_than=KEEP)
                         _index(table)
 
-        self._with(store, work, None)
+        self._use_table(store, work, None)
 
     def check(self) -> None:
         try:
@@ -158,7 +158,7 @@ class LanceVectors:
         self._closing.set()
         self._tables.close()
 
-    def _found(
+    def _search(
         self, store: Store, search: Callable[[Any], Any], score: str, limit: int, documents: Collection[str] | None
     ) -> list[dict[str, Any]]:
         def work(table: Any) -> list[dict[str, Any]]:
@@ -168,7 +168,7 @@ class LanceVectors:
             rows: list[dict[str, Any]] = query.to_arrow().to_pylist()
             return rows
 
-        return self._with(store, work, []) if limit > 0 and (documents is None or documents) else []
+        return self._use_table(store, work, []) if limit > 0 and (documents is None or documents) else []
 
     def _rows(self, store: Store, column: str, values: Collection[str], columns: list[str]) -> list[Any]:
         """Return the table's rows with one of these values, in batches."""
@@ -177,18 +177,18 @@ class LanceVectors:
             query = table.search().where(_within(column, values)).select(columns).limit(None)
             return list(query.to_batches())
 
-        return self._with(store, work, [])
+        return self._use_table(store, work, [])
 
-    def _with(self, store: Store, work: Callable[[Any], T], nothing: T) -> T:
+    def _use_table(self, store: Store, work: Callable[[Any], T], nothing: T) -> T:
         """Run `work` with the store's table; return `nothing` if there is none."""
 
         def once() -> T:
             table = self._tables.find(store)
             return nothing if table is None else work(table)
 
-        return self._again(store, once)
+        return self._repeat(store, once)
 
-    def _again(self, store: Store, work: Callable[[], T]) -> T:
+    def _repeat(self, store: Store, work: Callable[[], T]) -> T:
         """Repeat `work` until it wins the race against other processes; a lost race has changed nothing."""
         deadline = time.monotonic() + self._patience
         delay = 0.01
@@ -196,9 +196,9 @@ class LanceVectors:
             try:
                 return work()
             except _FOREIGN as error:
-                if not _foreign(error):
+                if not _is_foreign(error):
                     raise
-                if not _lost_race(error) or time.monotonic() > deadline or self._closing.is_set():
+                if not _is_lost_race(error) or time.monotonic() > deadline or self._closing.is_set():
                     raise self._unavailable(error) from error
                 log.info("vectors.again", extra={"store": store.id, "reason": str(self._unavailable(error))})
             self._tables.forget(store.id)
@@ -221,7 +221,7 @@ def _index(table: Any) -> None:
         table.create_index(column, config=needed[column])
 
 
-def _rows_of(schema: Any, entries: Sequence[Entry], vectors: Vector) -> Any:
+def _rows_of(schema: Any, entries: Sequence[VectorEntry], vectors: Vector) -> Any:
     columns = {
         "document": [entry.document for entry in entries],
         "n": [entry.n for entry in entries],
@@ -269,12 +269,12 @@ def _within(column: str, values: Collection[str]) -> str:
     return f"{column} IN ({', '.join(quoted)})"
 
 
-def _foreign(error: Exception) -> bool:
+def _is_foreign(error: Exception) -> bool:
     """Return whether an error is LanceDB's: its ValueErrors say that a table was not found, others are our own."""
     return not isinstance(error, ValueError) or "was not found" in str(error)
 
 
-def _lost_race(error: Exception) -> bool:
+def _is_lost_race(error: Exception) -> bool:
     """Return whether another process committed first, or dropped or cleaned up the version that was read."""
     message = str(error).lower()
     return any(words in message for words in _LOST_RACE)
@@ -316,7 +316,7 @@ class Tables:
             table = self._open.get(store.id)
             if table is not None:
                 self._open.move_to_end(store.id)
-                return _fitting(table, store)
+                return _check_length(table, store)
         if not (path / "_versions").is_dir():
             return None
         return self._keep(store, self._connection().open_table(store.id))
@@ -330,7 +330,7 @@ class Tables:
         if table is not None:
             return table
         self._root.mkdir(parents=True, exist_ok=True)
-        with FileLock(self._root, folder=True).hold(), self.synced(store.id):
+        with FileLock(self._root, folder=True).hold(), self.sync(store.id):
             table = self._connection().create_table(store.id, schema=_schema(store.dimensions), exist_ok=True)
             if not table.list_indices():
                 table.create_index("text", config=WORDS)
@@ -370,7 +370,7 @@ class Tables:
             self._database = None
 
     @contextmanager
-    def synced(self, name: str) -> Iterator[None]:
+    def sync(self, name: str) -> Iterator[None]:
         """Make everything durable that is committed within."""
         since = time.time() - _MTIME_SLACK
         yield
@@ -380,18 +380,18 @@ class Tables:
         self._renew()
 
     @contextmanager
-    def alone(self, name: str) -> Iterator[bool]:
+    def try_lock(self, name: str) -> Iterator[bool]:
         """Take the table's lock if it is free; yield whether it was taken."""
         with FileLock(self.path(name), folder=True).hold(wait=False) as alone:
             yield alone
 
     @contextmanager
-    def tending(self, name: str) -> Iterator[None]:
+    def hold_lock(self, name: str) -> Iterator[None]:
         """Take the table's lock, and wait for its holder."""
         with FileLock(self.path(name), folder=True).hold():
             yield
 
-    def deleted_from(self, name: str) -> list[int]:
+    def fragments_to_rewrite(self, name: str) -> list[int]:
         """Return the fragments with deleted rows, in any version that is kept: `_deletions/<fragment>-…`."""
         fragments = (path.name.partition("-")[0] for path in (self.path(name) / "_deletions").glob("*-*"))
         return sorted({int(fragment) for fragment in fragments if fragment.isdigit()})
@@ -417,7 +417,7 @@ class Tables:
                 self._open.clear()
 
     def _keep(self, store: Store, table: Any) -> Any:
-        _fitting(table, store)
+        _check_length(table, store)
         with self._lock:
             self._open[store.id] = table
             while len(self._open) > OPEN_TABLES:
@@ -425,7 +425,7 @@ class Tables:
         return table
 
 
-def _fitting(table: Any, store: Store) -> Any:
+def _check_length(table: Any, store: Store) -> Any:
     length = table.schema.field("vector").type.list_size
     if store.dimensions and length != store.dimensions:
         raise ValueError(f"The vectors of {store.id} have {length} dimensions, not {store.dimensions}.")
@@ -450,7 +450,7 @@ def _sync_new(folder: Path, since: float) -> None:
         entries = list(os.scandir(folder))
     except FileNotFoundError:
         return
-    new = [entry for entry in entries if _written(entry) >= since]
+    new = [entry for entry in entries if _modified_at(entry) >= since]
     for entry in new:
         if entry.is_dir(follow_symlinks=False):
             _sync_new(Path(entry), since)
@@ -460,7 +460,7 @@ def _sync_new(folder: Path, since: float) -> None:
         _sync_if_there(folder)
 
 
-def _written(entry: "os.DirEntry[str]") -> float:
+def _modified_at(entry: "os.DirEntry[str]") -> float:
     try:
         return entry.stat().st_mtime
     except FileNotFoundError:  # cleaned up meanwhile

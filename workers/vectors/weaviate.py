@@ -39,7 +39,7 @@ from weaviate.exceptions import (
 )
 
 from jobs.timings import Timings
-from workers.vectors.base import Entry, Hit, Store, Vector, VectorsUnavailable, checked, chunks, words
+from workers.vectors.base import Hit, Store, Vector, VectorEntry, VectorsUnavailable, check_vector, chunks, words
 
 MAX_RESULTS: Final = 10_000  # of one query: the server's default QUERY_MAXIMUM_RESULTS
 AT_ONCE: Final = 200  # objects in one request
@@ -57,12 +57,12 @@ class WeaviateVectors:
     """The vector database of a server: `weaviate://host:port?grpc=host:port`, or `weaviates` for TLS."""
 
     def __init__(self, url: str, api_key: str = "", owner: str = "", timings: Timings = Timings()) -> None:
-        self._client = Client(url, api_key, timings)
+        self._client = WeaviateConnection(url, api_key, timings)
         self._mark = f"{owner}-" if owner else ""
         self._lock = threading.Lock()
         self._doubtful: dict[tuple[str, str], None] = {}  # documents of stores whose last write failed
 
-    def write(self, store: Store, entries: Sequence[Entry]) -> None:
+    def write(self, store: Store, entries: Sequence[VectorEntry]) -> None:
         """Write entries; first remove what a failed write may have left.
 
         The server does not rewrite an object that exists unchanged, although a kill may have lost it from the vector
@@ -100,7 +100,7 @@ class WeaviateVectors:
             for oldest in list(islice(self._doubtful, max(len(self._doubtful) - _DOUBTFUL, 0))):
                 del self._doubtful[oldest]
 
-    def known(self, store: Store, digests: Collection[str]) -> dict[str, Vector]:
+    def find_vectors(self, store: Store, digests: Collection[str]) -> dict[str, Vector]:
         vectors: dict[str, Vector] = {}
         nothing: dict[str, Vector] = {}
         for some in chunks(digests, _IN_LIST):
@@ -121,12 +121,12 @@ class WeaviateVectors:
         self._client.call(remove)
 
     def nearest(self, store: Store, vector: Vector, limit: int, documents: Collection[str] | None = None) -> list[Hit]:
-        query = checked(store, vector)
+        query = check_vector(store, vector)
 
         def search(tenant: Any, **options: Any) -> Any:
             return tenant.query.near_vector(query, return_metadata=MetadataQuery(distance=True), **options)
 
-        return [_hit(item, 1.0 - item.metadata.distance) for item in self._found(store, search, limit, documents)]
+        return [_hit(item, 1.0 - item.metadata.distance) for item in self._search(store, search, limit, documents)]
 
     def matching(self, store: Store, query: str, limit: int, documents: Collection[str] | None = None) -> list[Hit]:
         query_words = words(query)
@@ -135,7 +135,7 @@ class WeaviateVectors:
             metadata = MetadataQuery(score=True)
             return tenant.query.bm25(query_words, query_properties=["text"], return_metadata=metadata, **options)
 
-        objects = self._found(store, search, limit, documents) if query_words else []
+        objects = self._search(store, search, limit, documents) if query_words else []
         return [_hit(item, item.metadata.score) for item in objects]
 
     def counts(self, store: Store) -> dict[str, int]:
@@ -166,7 +166,7 @@ class WeaviateVectors:
     def close(self) -> None:
         self._client.close()
 
-    def _found(
+    def _search(
         self, store: Store, search: Callable[..., Any], limit: int, documents: Collection[str] | None
     ) -> list[Any]:
         if limit < 1 or (documents is not None and not documents):
@@ -179,7 +179,7 @@ class WeaviateVectors:
         """Query the store's tenant; return `nothing` if it does not exist."""
         try:
             return self._client.call(lambda client: work(self._tenant(client, store)))
-        except Missing:
+        except CollectionMissing:
             return nothing
 
     def _tenants(self, client: Any, store: Store) -> Any:
@@ -226,7 +226,7 @@ def _collections(client: Any) -> list[str]:
     return [name for name in client.collections.list_all(simple=True) if name.startswith(_PREFIX)]
 
 
-def _object(store: Store, entry: Entry) -> Any:
+def _object(store: Store, entry: VectorEntry) -> Any:
     properties = {
         "document": entry.document,
         "n": entry.n,
@@ -235,7 +235,7 @@ def _object(store: Store, entry: Entry) -> Any:
         "meta": json.dumps(entry.meta),
     }
     name = uuid.uuid5(uuid.NAMESPACE_OID, f"{entry.document}:{entry.n}")
-    return DataObject(properties=properties, uuid=name, vector=checked(store, entry.vector))
+    return DataObject(properties=properties, uuid=name, vector=check_vector(store, entry.vector))
 
 
 def _raise_for(errors: dict[int, Any], sent: int) -> None:
@@ -336,11 +336,11 @@ _CHANNEL: Final = [
 _SHOWN_CHARACTERS: Final = 300  # characters of the library's message
 
 
-class Missing(VectorsUnavailable):
+class CollectionMissing(VectorsUnavailable):
     """The collection or the tenant does not exist: an empty store to a reader, a lost race to a writer."""
 
 
-class Client:
+class WeaviateConnection:
     """The connection of one process. The library's client is safe to share between threads."""
 
     def __init__(self, url: str, api_key: str, timings: Timings = Timings()) -> None:
@@ -358,23 +358,23 @@ class Client:
         A starting server answers before it has loaded its data, and everything is missing until it is ready.
         """
         try:
-            return self._once(work)
-        except Missing:
-            if not self._once(lambda client: client.is_ready()):
+            return self._try_call(work)
+        except CollectionMissing:
+            if not self._try_call(lambda client: client.is_ready()):
                 raise VectorsUnavailable("The vector store is not ready.") from None
-            return self._once(work)
+            return self._try_call(work)
 
-    def _once(self, work: Callable[[Any], T]) -> T:
+    def _try_call(self, work: Callable[[Any], T]) -> T:
         client: Any = None
         try:
-            client = self._connected()
+            client = self._connect()
             return work(client)
         except Exception as error:  # the errors of four libraries have no common class
             if type(error).__module__.partition(".")[0] not in _CLIENTS:
                 raise
             message = str(error)
             if any(words in message for words in _MISSING_WORDS):
-                raise Missing("The vector store was dropped meanwhile.") from error
+                raise CollectionMissing("The vector store was dropped meanwhile.") from error
             if isinstance(error, _BROKEN) or any(words in message for words in _BROKEN_WORDS):
                 self._forget(client)
             raise VectorsUnavailable(
@@ -384,7 +384,7 @@ class Client:
     def close(self) -> None:
         self._forget(self._client)
 
-    def _connected(self) -> Any:
+    def _connect(self) -> Any:
         with self._lock:
             if self._client is None:
                 config = AdditionalConfig(timeout=self._timeout, grpc_config=GrpcConfig(channel_options=_CHANNEL))

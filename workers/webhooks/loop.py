@@ -97,7 +97,7 @@ class Lanes:
         lane = self._lanes[name]
         return len(lane.flights) < (1 if lane.slow else PER_LANE)
 
-    def finished(self, claim: DeliveryClaim, at: float) -> None:
+    def end_flight(self, claim: DeliveryClaim, at: float) -> None:
         lane = self._lanes[claim.lane]
         lane.slow = at - lane.flights.pop(claim.id) > SLOW_AFTER
         lane.used = at
@@ -133,13 +133,13 @@ class Lanes:
 
 def run(db: Database, config: Settings, worker_id: str, stop: threading.Event, timings: Timings = Timings()) -> None:
     """Deliver until nothing was due for a while or `stop` is set. Return at once if this worker already delivers."""
-    with _only_one(worker_id) as first:
+    with _hold_turn(worker_id) as first:
         if first:
             asyncio.run(_main(db, config, worker_id, stop, timings))
 
 
 @contextmanager
-def _only_one(worker_id: str) -> Iterator[bool]:
+def _hold_turn(worker_id: str) -> Iterator[bool]:
     with _lock:
         first = worker_id not in _running
         _running.add(worker_id)
@@ -209,7 +209,7 @@ class _Loop:
         active = time.monotonic()
         while not stop.is_set() and (self._is_at_it() or time.monotonic() - active < self._timings.deliveries_idle):
             self._lanes.watch(time.monotonic())
-            self._back += self._lanes.surrender(self._closed(), everything=self._paused)
+            self._back += self._lanes.surrender(self._closed_lanes(), everything=self._paused)
             if self._has_results() or await self._is_due():
                 await self._take_turn(claiming=True)
             self._send()
@@ -231,7 +231,7 @@ class _Loop:
                 log.warning("deliveries_left_claimed", extra={"count": len(self._held)})
                 return
 
-    def _closed(self) -> set[str]:
+    def _closed_lanes(self) -> set[str]:
         """Return the endpoints that have just answered 410."""
         return {claim.lane for claim, outcome in self._results if outcome.status_code == _GONE}
 
@@ -247,7 +247,7 @@ class _Loop:
 
     async def _is_due(self) -> bool:
         try:
-            self._next_due, self._paused = await self._in_sql(self._look)
+            self._next_due, self._paused = await self._run_sql(self._look)
         except DatabaseBusy:
             return False
         return self._next_due is not None and self._next_due <= now()
@@ -255,10 +255,10 @@ class _Loop:
     def _look(self) -> tuple[float | None, bool]:
         """Return when the next delivery is due, and whether deliveries are paused."""
         with self._db.read() as session:
-            paused = self._rests(session)
+            paused = self._is_paused(session)
             return None if paused else deliveries.next_due(session), paused
 
-    def _rests(self, session: Session) -> bool:
+    def _is_paused(self, session: Session) -> bool:
         return pauses.current_pauses(session).rests(Queue.WEBHOOKS, self._worker_id)
 
     async def _take_turn(self, *, claiming: bool) -> bool:
@@ -267,7 +267,7 @@ class _Loop:
         limit = min(_CLAIMS, self._lanes.room()) if claiming else 0
         allowances = self._lanes.allowances()
         try:
-            await self._in_sql(lambda: self._write(turn, limit, allowances))
+            await self._run_sql(lambda: self._write(turn, limit, allowances))
         except DatabaseBusy:
             self._waiting.warn(outcomes=len(turn.results))
             self._doubt = True  # it may be committed all the same; the guards prevent that anything counts twice
@@ -284,7 +284,7 @@ class _Loop:
             release_claims(session, turn.back)
             if limit > 0:
                 turn.claims = claim_due(session, self._worker_id, limit, AHEAD, allowances)
-            turn.paused = self._rests(session)
+            turn.paused = self._is_paused(session)
             turn.next_due = None if turn.paused else deliveries.next_due(session)
         if written < len(turn.results):
             log.warning("outcomes_fenced", extra={"count": len(turn.results) - written})
@@ -322,7 +322,7 @@ class _Loop:
             log.exception("delivery_broken", extra={"delivery": claim.id})
             outcome = AttemptOutcome(None, "internal error", None, 0.0)
         self._note(claim, outcome)
-        self._lanes.finished(claim, time.monotonic())
+        self._lanes.end_flight(claim, time.monotonic())
         self._results.append((claim, outcome))
         self._send()
         self._wake.set()
@@ -339,14 +339,14 @@ class _Loop:
         A full disk refuses immediately, and each time.
         """
         await asyncio.sleep(_BUSY_SECONDS if self._refused else _TURN_SECONDS)
-        rest = min(_POLL_SECONDS - _TURN_SECONDS, self._until_due())
+        rest = min(_POLL_SECONDS - _TURN_SECONDS, self._seconds_to_due())
         if rest > 0 and not self._results:
             with suppress(TimeoutError):
                 async with asyncio.timeout(rest):
                     await self._wake.wait()
         self._wake.clear()
 
-    def _until_due(self) -> float:
+    def _seconds_to_due(self) -> float:
         """Return the seconds until the next delivery is due.
 
         Due but unclaimed ones wait in full lanes, so they need no hurry.
@@ -354,6 +354,6 @@ class _Loop:
         until = self._next_due - now() if self._next_due is not None else _POLL_SECONDS
         return _POLL_SECONDS if until <= 0 and not self._claimed else until
 
-    async def _in_sql(self, work: Callable[[], T]) -> T:
+    async def _run_sql(self, work: Callable[[], T]) -> T:
         """Run SQL on one thread, outside of the event loop, so that requests go on meanwhile."""
         return await asyncio.get_running_loop().run_in_executor(self._sql, work)

@@ -10,9 +10,9 @@ import pytest
 from jobs.platform import memory
 from tests.support.fake_engine import FakeEngine
 from workers import engine_process as worker
-from workers.runtime.context import Standing
+from workers.runtime.context import WorkerStatus
 from workers.runtime.engine_host import EngineHost
-from workers.tasks import Process, signals
+from workers.tasks import Runtime, signals
 
 
 class Cycle:
@@ -54,9 +54,9 @@ def test_a_worker_settles_when_celery_is_up_when_its_engine_is_and_when_it_is_an
 ) -> None:
     settled: list[int] = []
     monkeypatch.setattr(memory, "freeze", lambda: settled.append(host.generation))
-    monkeypatch.setattr(worker, "_stay_announced", lambda *_: None)
-    context = SimpleNamespace(standing=Standing())
-    host = EngineHost(FakeEngine(), lambda: worker._restarted(context))  # type: ignore[arg-type]
+    monkeypatch.setattr(worker, "_keep_announced", lambda *_: None)
+    context = SimpleNamespace(standing=WorkerStatus())
+    host = EngineHost(FakeEngine(), lambda: worker._note_restart(context))  # type: ignore[arg-type]
 
     signals.worker_ready.send(None)
     assert settled == [0]
@@ -83,6 +83,6 @@ def test_a_process_that_is_told_to_stop_leaves_interactive_requests_to_others_fi
     calls: list[str] = []
     context = SimpleNamespace(heartbeat=SimpleNamespace(stop_all=lambda: calls.append("stop_all")))
 
-    Process(context, hand_over=lambda: calls.append("hand_over")).stop()  # type: ignore[arg-type]
+    Runtime(context, hand_over=lambda: calls.append("hand_over")).stop()  # type: ignore[arg-type]
 
     assert calls == ["hand_over", "stop_all"]

@@ -146,7 +146,7 @@ def test_a_models_file_that_is_wrong_is_told_once_and_waited_for(caplog: pytest.
 
     context: Any = SimpleNamespace(models=SimpleNamespace(now=now), stop=stop)
 
-    assert worker._models(context) is right
+    assert worker._await_models(context) is right
     assert [record.message for record in caplog.records] == ["models_file.rejected"]
     assert len(looks) == 3
 
@@ -164,17 +164,17 @@ class Announced:
 
 def test_a_worker_says_which_models_it_has_when_that_changes_and_not_each_second() -> None:
     context: Any = Announced()
-    engine: Any = SimpleNamespace(there=frozenset(), discovered=())
+    engine: Any = SimpleNamespace(reachable_models=frozenset(), discovered_models=())
 
     shown = worker._announce(context, engine, "gpu.generate", None)
     assert (context.standing.state, context.written) == ("ready", [()]), "it is there, though it has none"
     for there in ({"b", "a"}, {"b", "a"}, {"b"}, {"b"}):
-        engine.there = frozenset(there)
+        engine.reachable_models = frozenset(there)
         shown = worker._announce(context, engine, "gpu.generate", shown)
 
     assert context.written == [(), ("a", "b"), ("b",)]
 
-    engine.discovered = {"b": True}  # an external server has it now, and no other
+    engine.discovered_models = {"b": True}  # an external server has it now, and no other
     worker._announce(context, engine, "gpu.generate", shown)
     assert context.written[-2:] == [("b",), ("b",)]
 

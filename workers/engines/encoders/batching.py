@@ -21,7 +21,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 from jobs.fleet.models_file import EngineKind
 from jobs.platform import memory
 from workers.engines.documented import refuse_unknown
-from workers.engines.encoders.encoder_pool import Backlog, Entry, Job, JobSlice, Pool, flow_of, length_of
+from workers.engines.encoders.encoder_pool import Backlog, EncoderTask, Entry, InputPool, TaskSlice, flow_of, length_of
 from workers.engines.foreign_errors import ForeignCall
 from workers.engines.port import (
     Answer,
@@ -63,7 +63,7 @@ class Unacceptable(Exception):
         self.answer = refusal(400, message, param=param, code=code)
 
 
-def padded_to(tokens: int, longest: int) -> int:
+def padded_width(tokens: int, longest: int) -> int:
     """Return the padded width in tokens of a forward pass over inputs of so many tokens: one of a few widths.
 
     On a CPU torch makes kernels for each width and never drops them: with arbitrary widths memory grew with the input.
@@ -115,10 +115,10 @@ class BatchingEngine(ABC, Generic[M]):
         """Check a body; return the request, and the characters of each of its inputs. Raises Unacceptable."""
 
     @abstractmethod
-    def _tokenise(self, model: M, slices: Sequence[JobSlice]) -> list[list[Any]]:
+    def _tokenise(self, model: M, slices: Sequence[TaskSlice]) -> list[list[Any]]:
         """Return the tokens of each input of each slice. Run in the worker thread."""
 
-    def _fit(self, model: M, job: Job, inputs: list[Any]) -> list[Any]:  # noqa: ARG002 (for those that have limits)
+    def _fit(self, model: M, job: EncoderTask, inputs: list[Any]) -> list[Any]:  # noqa: ARG002 (for those that have limits)
         """Return the tokens of the next inputs of a request, cut off where the request asks for it.
 
         Raises Unacceptable where the tokens are too many, alone or with those of the inputs before.
@@ -130,7 +130,7 @@ class BatchingEngine(ABC, Generic[M]):
         """Run in the worker thread."""
 
     @abstractmethod
-    def _write(self, job: Job) -> Answer: ...
+    def _write(self, job: EncoderTask) -> Answer: ...
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -142,7 +142,7 @@ class BatchingEngine(ABC, Generic[M]):
                 return
             if self._model is None:
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
-                self._model = await self._in_thread(self._loaded)
+                self._model = await self._run_work(self._load_model)
             self._collector = asyncio.create_task(self._collect(self._model))
 
     async def close(self) -> None:
@@ -182,12 +182,12 @@ class BatchingEngine(ABC, Generic[M]):
 
     def _enqueue(self, request: Request, body: Any, sizes: Sequence[int], batch_tokens: int) -> asyncio.Future[Answer]:
         flow = flow_of(request.tenant, request.priority, sum(sizes), batch_tokens)
-        job = Job(body, sizes, flow, request.priority, asyncio.get_running_loop().create_future())
+        job = EncoderTask(body, sizes, flow, request.priority, asyncio.get_running_loop().create_future())
         self._backlog.add(job)
         self._arrived.set()
         return job.answer
 
-    def _loaded(self) -> M:
+    def _load_model(self) -> M:
         self.phase = "preparing the model's files"
         source = self._source if isinstance(self._source, str) else self._source()
         self.phase = "reading the weights"
@@ -196,17 +196,17 @@ class BatchingEngine(ABC, Generic[M]):
     async def _attempt(self, work: Callable[..., T], *args: Any) -> T | Exception:
         """Call `work` in the worker thread; return its result or its exception."""
         with ForeignCall() as call:
-            return await self._in_thread(work, *args)
+            return await self._run_work(work, *args)
         assert call.error is not None
         return call.error
 
-    async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
+    async def _run_work(self, work: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 
     async def _collect(self, model: M) -> None:
         """Tokenise and compute in turn while inputs wait."""
-        pool = Pool()
-        slices: list[JobSlice] = []
+        pool = InputPool()
+        slices: list[TaskSlice] = []
         batch: list[Entry] = []
         failure: EngineError = EngineBusy("The engine is closing.", retry_after=1.0)
         try:
@@ -233,7 +233,7 @@ class BatchingEngine(ABC, Generic[M]):
             for job in left:
                 job.fail(failure)
 
-    async def _admit(self, model: M, slices: Sequence[JobSlice], pool: Pool) -> None:
+    async def _admit(self, model: M, slices: Sequence[TaskSlice], pool: InputPool) -> None:
         if not slices:
             return
         lists = await self._attempt(self._tokenise, model, slices)
@@ -247,7 +247,7 @@ class BatchingEngine(ABC, Generic[M]):
         for part, inputs in zip(slices, lists, strict=True):
             self._admit_one(model, part.job, inputs, pool)
 
-    def _admit_one(self, model: M, job: Job, inputs: list[Any], pool: Pool) -> None:
+    def _admit_one(self, model: M, job: EncoderTask, inputs: list[Any], pool: InputPool) -> None:
         """Put all inputs of a request into the pool together, so that a refused request is not computed in part."""
         if job.answer.done():
             return
@@ -278,7 +278,7 @@ class BatchingEngine(ABC, Generic[M]):
 
     async def _run_apart(self, model: M, batch: list[Entry], error: Exception) -> None:
         """Compute the inputs of each request alone, after a forward pass over all has failed with `error`."""
-        of_jobs: dict[Job, list[Entry]] = {}
+        of_jobs: dict[EncoderTask, list[Entry]] = {}
         for entry in batch:
             of_jobs.setdefault(entry[2], []).append(entry)
         if len(of_jobs) > 1:
@@ -295,6 +295,6 @@ class BatchingEngine(ABC, Generic[M]):
         began = time.monotonic()
         if self._untrimmed < TRIMMED_TOKENS or began < self._untrimmed_until:
             return
-        await self._in_thread(memory.trim)
+        await self._run_work(memory.trim)
         now = time.monotonic()
         self._untrimmed, self._untrimmed_until = 0, now + (now - began) / TRIMMING

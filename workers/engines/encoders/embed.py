@@ -22,7 +22,7 @@ from workers.engines.encoders import bertscore
 from workers.engines.encoders.batching import MAX_TOKEN_LENGTH, BatchingEngine, Unacceptable
 from workers.engines.encoders.embed_model import SentenceModel
 from workers.engines.encoders.embed_runtime import Choices, Chooser
-from workers.engines.encoders.encoder_pool import TOKEN_CHARACTERS, Job, JobSlice
+from workers.engines.encoders.encoder_pool import TOKEN_CHARACTERS, EncoderTask, TaskSlice
 from workers.engines.foreign_errors import translate_errors
 from workers.engines.port import Answer, EngineFault, Request, Usage
 
@@ -34,7 +34,7 @@ Texts = list[str]
 Tokens = list[list[int]]
 
 
-class Facts(Protocol):
+class EmbedModelFacts(Protocol):
     """The properties of a model that bound its requests. Lengths include special tokens."""
 
     dimensions: int
@@ -42,11 +42,11 @@ class Facts(Protocol):
     longest: int
     prompts: Prompts
 
-    def least(self, prompt: str) -> int: ...
+    def min_tokens(self, prompt: str) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddingRequest:
+class EmbedInput:
     """A valid request. `inputs` are all texts with the prompt before them, or all token ids without it.
 
     Inputs with more than `max_tokens` tokens are cut off there; 0: refused. `cut` has the inputs whose end was dropped
@@ -61,15 +61,15 @@ class EmbeddingRequest:
     cut: frozenset[int] = frozenset()
 
 
-def read(body: dict[str, Any], model: Facts) -> EmbeddingRequest:
+def read(body: dict[str, Any], model: EmbedModelFacts) -> EmbedInput:
     """Check a body against OpenAI's rules and a model's size. Raises Unacceptable."""
     encoding = body.get("encoding_format")
     if encoding not in (None, "float", "base64"):  # it may be unhashable
         raise Unacceptable("encoding_format must be 'float' or 'base64'.", param="encoding_format")
     inputs, prompt = _inputs(body.get("input"), model.vocabulary), prompt_of(body, model.prompts)
-    dimensions, max_tokens = _dimensions(body, model.dimensions), _most(body, model, prompt)
-    inputs, cut = _bounded(prompted(inputs, prompt), model.longest, max_tokens)
-    return EmbeddingRequest(inputs, encoding == "base64", dimensions, prompt, max_tokens, cut)
+    dimensions, max_tokens = _dimensions(body, model.dimensions), _max_tokens_of(body, model, prompt)
+    inputs, cut = _cut_texts(add_prompt(inputs, prompt), model.longest, max_tokens)
+    return EmbedInput(inputs, encoding == "base64", dimensions, prompt, max_tokens, cut)
 
 
 def prompt_of(body: dict[str, Any], prompts: Prompts) -> str:
@@ -81,14 +81,14 @@ def prompt_of(body: dict[str, Any], prompts: Prompts) -> str:
     return prompt
 
 
-def prompted(inputs: Any, prompt: str) -> Any:
+def add_prompt(inputs: Any, prompt: str) -> Any:
     """Return texts with the prompt before each; token ids as they are."""
     if not prompt:
         return inputs
     return [prompt + item if isinstance(item, str) else item for item in inputs]
 
 
-def _bounded(inputs: Any, longest: int, max_tokens: int) -> tuple[Any, frozenset[int]]:
+def _cut_texts(inputs: Any, longest: int, max_tokens: int) -> tuple[Any, frozenset[int]]:
     """Return the texts without the end that is beyond any model's length, and the indexes of those that were cut.
 
     Raises Unacceptable where the request does not allow a cut.
@@ -106,13 +106,13 @@ def _bounded(inputs: Any, longest: int, max_tokens: int) -> tuple[Any, frozenset
     return [text[:room] if n in over else text for n, text in enumerate(inputs)], over
 
 
-def _most(body: dict[str, Any], model: Facts, prompt: str) -> int:
+def _max_tokens_of(body: dict[str, Any], model: EmbedModelFacts, prompt: str) -> int:
     truncate, tokens = body.get("truncate"), body.get("truncate_prompt_tokens")
     if not isinstance(truncate, bool | None):
         raise Unacceptable("truncate must be true or false.", param="truncate")
     if tokens is None or truncate is False:
         return model.longest if truncate else 0
-    least, integer = model.least(prompt), isinstance(tokens, int) and not isinstance(tokens, bool)
+    least, integer = model.min_tokens(prompt), isinstance(tokens, int) and not isinstance(tokens, bool)
     if not integer or not (tokens == -1 or least <= tokens <= model.longest):
         message = f"truncate_prompt_tokens must be -1 or an integer from {least} to {model.longest}."
         raise Unacceptable(message, param="truncate_prompt_tokens")
@@ -183,11 +183,11 @@ def check_lengths(lengths: list[int], longest: int) -> None:
 
 
 def write(
-    request: EmbeddingRequest, model: str, vectors: list[Any], lengths: tuple[int, ...], truncated: list[int]
+    request: EmbedInput, model: str, vectors: list[Any], lengths: tuple[int, ...], truncated: list[int]
 ) -> Answer:
     """Return OpenAI's answer, with the indexes of inputs that were cut off. `vectors` are numpy's rows of length 1."""
     data = [
-        {"object": "embedding", "index": index, "embedding": _shown(request, vector)}
+        {"object": "embedding", "index": index, "embedding": _encode_vector(request, vector)}
         for index, vector in enumerate(vectors)
     ]
     tokens = sum(lengths)
@@ -202,7 +202,7 @@ def write(
     return Answer(200, msgspec.json.encode(body), Usage(tokens), lengths)
 
 
-def _shown(request: EmbeddingRequest, vector: Any) -> Any:
+def _encode_vector(request: EmbedInput, vector: Any) -> Any:
     if request.dimensions < len(vector):
         vector = vector[: request.dimensions]
         vector = vector / max(float(vector @ vector) ** 0.5, 1e-12)
@@ -244,7 +244,7 @@ class EmbedEngine(BatchingEngine[SentenceModel]):
         try:
             with translate_errors(lambda error: EngineFault(f"The forward pass failed: {error}"), Unacceptable):
                 texts = bertscore.read(request.body)
-                return await self._in_thread(bertscore.answer, self._model, self._names[0], *texts)
+                return await self._run_work(bertscore.answer, self._model, self._names[0], *texts)
         except Unacceptable as wrong:
             return wrong.answer
 
@@ -254,16 +254,16 @@ class EmbedEngine(BatchingEngine[SentenceModel]):
     def _closing(self) -> None:
         self._chooser.close()
 
-    def _read(self, model: SentenceModel, body: Mapping[str, Any]) -> tuple[EmbeddingRequest, Sequence[int]]:
+    def _read(self, model: SentenceModel, body: Mapping[str, Any]) -> tuple[EmbedInput, Sequence[int]]:
         request = read(dict(body), model)
         return request, [
             len(item) if isinstance(item, str) else len(item) * TOKEN_CHARACTERS for item in request.inputs
         ]
 
-    def _tokenise(self, model: SentenceModel, slices: Sequence[JobSlice]) -> list[list[Any]]:
+    def _tokenise(self, model: SentenceModel, slices: Sequence[TaskSlice]) -> list[list[Any]]:
         return _tokenise(model, slices)
 
-    def _fit(self, model: SentenceModel, job: Job, inputs: list[Any]) -> list[Any]:
+    def _fit(self, model: SentenceModel, job: EncoderTask, inputs: list[Any]) -> list[Any]:
         if max_tokens := job.request.max_tokens:
             before = len(job.lengths)
             cut = job.request.cut
@@ -275,16 +275,16 @@ class EmbedEngine(BatchingEngine[SentenceModel]):
     def _forward(self, model: SentenceModel, batch: list[Any]) -> Any:
         return model.embed(batch)
 
-    def _write(self, job: Job) -> Answer:
+    def _write(self, job: EncoderTask) -> Answer:
         return write(job.request, self._names[0], job.results, tuple(job.lengths), job.truncated)
 
 
-def _tokenise(model: SentenceModel, slices: Sequence[JobSlice]) -> list[list[Any]]:
+def _tokenise(model: SentenceModel, slices: Sequence[TaskSlice]) -> list[list[Any]]:
     """Tokenise all texts of all slices in one call: the tokenizer runs them in parallel."""
     inputs = [(part.job.request, part.job.request.inputs[part.first : part.last]) for part in slices]
     texts = [item for _, some in inputs for item in some if isinstance(item, str)]
     ids = iter(model.tokens_of(texts) if texts else [])
     return [
-        [next(ids) if isinstance(item, str) else model.framed(item, request.prompt) for item in some]
+        [next(ids) if isinstance(item, str) else model.frame(item, request.prompt) for item in some]
         for request, some in inputs
     ]

@@ -17,7 +17,7 @@ from typing import Any, Final
 from jobs.fleet.checkpoint import ENDLESS, UNKNOWN_CONTEXT
 from jobs.requests import prompts
 from jobs.requests.prompts import Own, Prompts
-from workers.engines.encoders.batching import KERNELS, padded_to
+from workers.engines.encoders.batching import KERNELS, padded_width
 
 CPU_BATCH_TOKENS: Final = 4096  # padded tokens in one forward pass
 GPU_BATCH_TOKENS: Final = 65_536
@@ -83,13 +83,13 @@ class SentenceModel:
         ids: list[list[int]] = self._tokenizer(texts, truncation=False, verbose=False)["input_ids"]
         return ids
 
-    def framed(self, ids: list[int], prompt: str = "") -> list[int]:
+    def frame(self, ids: list[int], prompt: str = "") -> list[int]:
         """Put the prompt's token ids before a caller's, and the model's special tokens around both."""
         return [*self._before, *self._prompt_ids[prompt], *ids, *self._after]
 
-    def least(self, prompt: str = "") -> int:
+    def min_tokens(self, prompt: str = "") -> int:
         """Return the tokens of the shortest possible input: one token behind the prompt, between the special tokens."""
-        return len(self.framed([0], prompt))
+        return len(self.frame([0], prompt))
 
     def cut(self, ids: list[int], max_tokens: int) -> list[int]:
         """Return the beginning of an input, with its special tokens."""
@@ -122,7 +122,7 @@ class SentenceModel:
 
     def _features(self, transformer: Transformer, batch: list[list[int]]) -> dict[str, Any]:
         """Return what the transformer makes of token ids; sums over tokens are made in full precision."""
-        width = padded_to(max(map(len, batch)), self.longest)
+        width = padded_width(max(map(len, batch)), self.longest)
         padded = self._tokenizer.pad(
             {"input_ids": batch}, padding="max_length", max_length=width, return_tensors="pt", verbose=False
         )
@@ -138,7 +138,7 @@ class SentenceModel:
     def _check_prompts(self) -> None:
         """Raise BadEmbedArgs for a prompt that leaves no room for a text."""
         for prompt in (self.prompts.plain, self.prompts.query, self.prompts.passage):
-            if (least := self.least(prompt)) > self.longest:
+            if (least := self.min_tokens(prompt)) > self.longest:
                 reason = f"with it the shortest text has {least} tokens, and the model takes {self.longest}"
                 raise BadEmbedArgs(f"the prompt {prompt[:40]!r} is too long: {reason}")
 

@@ -100,7 +100,7 @@ class Chooser:
         key = key_of(self._name, source, revision, args, records.floor)
         order = Order(self._name, source, revision, dict(args), str(records.folder), records.floor, key)
         records.folder.mkdir(parents=True, exist_ok=True)
-        record = runtimes.read(records.folder, key) or self._measured(order)
+        record = runtimes.read(records.folder, key) or self._measure_runtime(order)
         return _load(order, record) if record else SentenceModel(source, revision, args)
 
     def close(self) -> None:
@@ -108,17 +108,17 @@ class Chooser:
         if self._child:
             self._child.kill()
 
-    def _measured(self, order: Order) -> RuntimeRecord | None:
+    def _measure_runtime(self, order: Order) -> RuntimeRecord | None:
         """Return the record of a measurement made now; None where it runs in the background."""
         if _gpu():
             return measure_here(order)
         if order.args.get("runtime") != "onnx":
-            threading.Thread(target=self._in_background, args=(order,), daemon=True, name="embed-runtime").start()
+            threading.Thread(target=self._measure_in_child, args=(order,), daemon=True, name="embed-runtime").start()
             return None
         self._run(order)
         return runtimes.read(Path(order.folder), order.key)
 
-    def _in_background(self, order: Order) -> None:
+    def _measure_in_child(self, order: Order) -> None:
         """Measure in a child, in a thread of its own: the kernel ends the child with its thread."""
         try:
             self._run(msgspec.structs.replace(order, quiet_after=QUIET_AFTER_SECONDS))

@@ -37,7 +37,7 @@ class Flow(NamedTuple):
 
 
 @dataclass(eq=False, slots=True)
-class Job:
+class EncoderTask:
     """One request in progress at an encoder (no job of the ledger). `sizes` are the characters of each input."""
 
     request: Any  # the checked request
@@ -71,42 +71,42 @@ def flow_of(project: str, priority: int, characters: int, batch_tokens: int) -> 
     return Flow(rank, characters > batch_tokens * TOKEN_CHARACTERS, project)
 
 
-class JobSlice(NamedTuple):
+class TaskSlice(NamedTuple):
     """Consecutive inputs of a request: `job.request`'s from `first` up to, and without, `last`."""
 
-    job: Job
+    job: EncoderTask
     first: int
     last: int
 
 
-Entry = tuple[int, int, Job, int, Any]  # length, order, job, index of the input, tokens
+Entry = tuple[int, int, EncoderTask, int, Any]  # length, order, job, index of the input, tokens
 
 
 class Backlog:
     """The requests whose inputs are not all tokenised."""
 
     def __init__(self) -> None:
-        self._flows: dict[Flow, list[tuple[int, int, Job]]] = defaultdict(list)
+        self._flows: dict[Flow, list[tuple[int, int, EncoderTask]]] = defaultdict(list)
         self._order = itertools.count()
 
     def __len__(self) -> int:
         return sum(map(len, self._flows.values()))
 
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[EncoderTask]:
         return [job for waiting in self._flows.values() for _, _, job in waiting]
 
-    def add(self, job: Job) -> None:
+    def add(self, job: EncoderTask) -> None:
         bisect.insort(self._flows[job.flow], (job.priority, next(self._order), job))
 
-    def slices(self, pooled: Counter[Flow], room: int, characters: int) -> list[JobSlice]:
+    def slices(self, pooled: Counter[Flow], room: int, characters: int) -> list[TaskSlice]:
         """Return the next inputs to tokenise, about `characters` together, and at least one.
 
         `pooled` are the tokens of each flow that wait already: within a rank, the flow with the fewest comes first, and
         a flow with `room` tokens or more is left out.
         """
-        self._forget_answered()
+        self._drop_answered()
         pooled = pooled.copy()
-        slices: list[JobSlice] = []
+        slices: list[TaskSlice] = []
         while characters > 0 and (open_flows := [flow for flow in self._flows if pooled[flow] < room]):
             flow = min(open_flows, key=lambda candidate: (candidate.rank, pooled[candidate], candidate.large))
             slices.append(self._next_slice(flow, characters))
@@ -115,7 +115,7 @@ class Backlog:
             pooled[flow] += taken // TOKEN_CHARACTERS
         return slices
 
-    def _next_slice(self, flow: Flow, characters: int) -> JobSlice:
+    def _next_slice(self, flow: Flow, characters: int) -> TaskSlice:
         job, first = self._flows[flow][0][2], self._flows[flow][0][2].given
         ends = itertools.accumulate(job.sizes[first:])
         job.given = first + max(1, sum(end <= characters for end in ends))
@@ -123,9 +123,9 @@ class Backlog:
             del self._flows[flow][0]
             if not self._flows[flow]:
                 del self._flows[flow]
-        return JobSlice(job, first, job.given)
+        return TaskSlice(job, first, job.given)
 
-    def _forget_answered(self) -> None:
+    def _drop_answered(self) -> None:
         """Drop requests that were cancelled or have failed."""
         for flow, waiting in list(self._flows.items()):
             waiting[:] = [item for item in waiting if not item[2].answer.done()]
@@ -133,7 +133,7 @@ class Backlog:
                 del self._flows[flow]
 
 
-class Pool:
+class InputPool:
     """The inputs that wait for a forward pass, sorted by length. `pooled` are the tokens of each flow."""
 
     def __init__(self) -> None:
@@ -148,10 +148,10 @@ class Pool:
     def __len__(self) -> int:
         return len(self._left)
 
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[EncoderTask]:
         return [entry[2] for entry in self._sorted]
 
-    def add(self, job: Job, which: int, tokens: Sized) -> None:
+    def add(self, job: EncoderTask, which: int, tokens: Sized) -> None:
         entry = (len(tokens), next(self._order), job, which, tokens)
         bisect.insort(self._sorted, entry)
         heapq.heappush(self._flows[job.flow], (job.priority, entry[1], entry))
@@ -225,10 +225,10 @@ class Pool:
         """Return the micro-batch around `chosen`: shorter neighbours first, then longer ones while there is room."""
         length, index = chosen[0], bisect.bisect_left(self._sorted, chosen)
         last, size = index + 1, max(1, budget // max(1, length))
-        first = max(last - size, bisect.bisect_left(self._sorted, _shortest_with(length), key=length_of), 0)
+        first = max(last - size, bisect.bisect_left(self._sorted, _min_length(length), key=length_of), 0)
         while last < len(self._sorted):
             longer = self._sorted[last][0]
-            if longer > _longest_with(length) or (last + 1 - first) * longer > budget:
+            if longer > _max_length(length) or (last + 1 - first) * longer > budget:
                 break
             last += 1
         return first, last
@@ -239,9 +239,9 @@ def length_of(entry: Entry) -> int:
     return entry[0]
 
 
-def _longest_with(length: int) -> float:
+def _max_length(length: int) -> float:
     return length * PADDING_RATIO + PADDING_TOKENS
 
 
-def _shortest_with(length: int) -> float:
+def _min_length(length: int) -> float:
     return (length - PADDING_TOKENS) / PADDING_RATIO

@@ -23,9 +23,9 @@ from jobs.fleet.checkpoint import padding_offset
 from jobs.fleet.models_file import EngineKind
 from jobs.ids import new_id
 from jobs.requests.endpoints import RERANK
-from workers.engines.encoders.batching import KERNELS, MAX_TOKEN_LENGTH, BatchingEngine, Unacceptable, padded_to
+from workers.engines.encoders.batching import KERNELS, MAX_TOKEN_LENGTH, BatchingEngine, Unacceptable, padded_width
 from workers.engines.encoders.embed_model import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, threads_of
-from workers.engines.encoders.encoder_pool import Job, JobSlice
+from workers.engines.encoders.encoder_pool import EncoderTask, TaskSlice
 from workers.engines.port import Answer, Usage
 
 MAX_DOCUMENTS: Final = 1000  # Cohere's limit
@@ -33,7 +33,7 @@ DIGITS: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
-class RerankRequest:
+class RerankInput:
     """A valid request. The answer has `top_n` results at most; `returned` says whether they repeat their documents."""
 
     query: str
@@ -42,7 +42,7 @@ class RerankRequest:
     returned: bool
 
 
-def read(body: Mapping[str, Any]) -> RerankRequest:
+def read(body: Mapping[str, Any]) -> RerankInput:
     """Check a body. Raises Unacceptable."""
     query = body.get("query")
     if not isinstance(query, str) or not query.strip():
@@ -50,7 +50,7 @@ def read(body: Mapping[str, Any]) -> RerankRequest:
     texts, returned = _texts(body.get("documents")), body.get("return_documents")
     if not isinstance(returned, bool | None):
         raise Unacceptable("return_documents must be true or false.", param="return_documents")
-    return RerankRequest(query, texts, _most(body.get("top_n"), len(texts)), returned is not False)
+    return RerankInput(query, texts, _result_count(body.get("top_n"), len(texts)), returned is not False)
 
 
 def _texts(documents: Any) -> list[str]:
@@ -66,7 +66,7 @@ def _text(document: Any, n: int) -> str:
     return text
 
 
-def _most(top_n: Any, count: int) -> int:
+def _result_count(top_n: Any, count: int) -> int:
     if top_n is None:
         return count
     if isinstance(top_n, bool) or not isinstance(top_n, int) or top_n < 1:
@@ -74,7 +74,7 @@ def _most(top_n: Any, count: int) -> int:
     return min(top_n, count)
 
 
-def write(request: RerankRequest, model: str, scores: Sequence[float], tokens: int) -> Answer:
+def write(request: RerankInput, model: str, scores: Sequence[float], tokens: int) -> Answer:
     """Return the answer to a request; `scores` are those of its texts, in their order."""
     best = sorted(enumerate(scores), key=lambda pair: (-pair[1], pair[0]))[: request.top_n]
     results = [_result(request, index, score) for index, score in best]
@@ -83,7 +83,7 @@ def write(request: RerankRequest, model: str, scores: Sequence[float], tokens: i
     return Answer(200, msgspec.json.encode(body), Usage(tokens))
 
 
-def _result(request: RerankRequest, index: int, score: float) -> dict[str, Any]:
+def _result(request: RerankInput, index: int, score: float) -> dict[str, Any]:
     document = {"document": {"text": request.texts[index]}} if request.returned else {}
     return {"index": index, "relevance_score": round(score, DIGITS), **document}
 
@@ -100,7 +100,7 @@ class BadRerankArgs(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class PairTokens:
     """The tokens of a query and a text; `types` say which of the two each belongs to, where the model needs it."""
 
     ids: list[int]
@@ -143,7 +143,7 @@ class CrossModel:
         self.characters = self.longest * MAX_TOKEN_LENGTH  # of a query, and of a text, that are read
         self.batch_tokens = int(args.get("batch_tokens") or (GPU_BATCH_TOKENS if gpu else CPU_BATCH_TOKENS))
 
-    def pairs_of(self, many: Sequence[tuple[str, str]]) -> list[Pair]:
+    def pairs_of(self, many: Sequence[tuple[str, str]]) -> list[PairTokens]:
         """Return the pairs with special tokens; the longer half of a pair is cut until the model takes both.
 
         The query is part of every pair: characters far beyond the model's length are not tokenised.
@@ -152,9 +152,9 @@ class CrossModel:
         queries, texts = [query[:characters] for query, _ in many], [text[:characters] for _, text in many]
         encoded = self._tokenizer(queries, texts, truncation="longest_first", max_length=self.longest, verbose=False)
         types = encoded.get("token_type_ids") or [None] * len(many)
-        return [Pair(ids, of_ids) for ids, of_ids in zip(encoded["input_ids"], types, strict=True)]
+        return [PairTokens(ids, of_ids) for ids, of_ids in zip(encoded["input_ids"], types, strict=True)]
 
-    def scores(self, batch: Sequence[Pair]) -> list[float]:
+    def scores(self, batch: Sequence[PairTokens]) -> list[float]:
         """Return scores between 0 and 1: the sigmoid of what the model computes.
 
         The activation function that the model's own files may name is not used.
@@ -164,7 +164,7 @@ class CrossModel:
         if batch[0].types is not None:
             given["token_type_ids"] = [pair.types for pair in batch]
         with torch.inference_mode():
-            width = padded_to(max(map(len, batch)), self.longest)
+            width = padded_width(max(map(len, batch)), self.longest)
             padded = self._tokenizer.pad(
                 given, padding="max_length", max_length=width, return_tensors="pt", verbose=False
             )
@@ -208,11 +208,11 @@ class RerankEngine(BatchingEngine[CrossModel]):
     def _load(self, source: str) -> CrossModel:
         return CrossModel(source, self._revision, self._args)
 
-    def _read(self, model: CrossModel, body: Mapping[str, Any]) -> tuple[RerankRequest, Sequence[int]]:
+    def _read(self, model: CrossModel, body: Mapping[str, Any]) -> tuple[RerankInput, Sequence[int]]:
         request, characters = read(body), model.characters
         return request, [min(characters, len(request.query)) + min(characters, len(text)) for text in request.texts]
 
-    def _tokenise(self, model: CrossModel, slices: Sequence[JobSlice]) -> list[list[Any]]:
+    def _tokenise(self, model: CrossModel, slices: Sequence[TaskSlice]) -> list[list[Any]]:
         parts = [(part.job.request, part.job.request.texts[part.first : part.last]) for part in slices]
         pairs = iter(model.pairs_of([(request.query, text) for request, texts in parts for text in texts]))
         return [[next(pairs) for _ in texts] for _, texts in parts]
@@ -220,5 +220,5 @@ class RerankEngine(BatchingEngine[CrossModel]):
     def _forward(self, model: CrossModel, batch: list[Any]) -> list[float]:
         return model.scores(batch)
 
-    def _write(self, job: Job) -> Answer:
+    def _write(self, job: EncoderTask) -> Answer:
         return write(job.request, self._names[0], job.results, job.tokens)

@@ -117,16 +117,16 @@ def _trials(model: SentenceModel, scratch: Path) -> Iterator[_Trial]:
     yield _Trial("torch", "bfloat16", lambda: copy.deepcopy(first).to(torch.bfloat16))
     if model.device.type == "cpu":
         whole, small = scratch / "float32.onnx", scratch / "int8.onnx"
-        yield _Trial("onnx", "float32", lambda: _exported(model, whole), whole)
-        yield _Trial("onnx", "int8", lambda: _quantised(model, whole, small), small)
+        yield _Trial("onnx", "float32", lambda: _export(model, whole), whole)
+        yield _Trial("onnx", "int8", lambda: _quantise(model, whole, small), small)
 
 
-def _exported(model: SentenceModel, path: Path) -> Transformer:
+def _export(model: SentenceModel, path: Path) -> Transformer:
     embed_model.export_onnx(model.transformer, path)
     return embed_model.OnnxTransformer(path, model.threads)
 
 
-def _quantised(model: SentenceModel, whole: Path, path: Path) -> Transformer:
+def _quantise(model: SentenceModel, whole: Path, path: Path) -> Transformer:
     if not whole.exists():
         raise embed_model.NotExportable("there is no export to quantise")
     embed_model.quantise_onnx(whole, path)

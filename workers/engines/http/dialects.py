@@ -22,8 +22,8 @@ import msgspec
 from jobs.requests.endpoints import RERANK
 from jobs.requests.prompts import RAW, Prompts
 from workers.engines.encoders.batching import Unacceptable
-from workers.engines.encoders.embed import prompt_of, prompted
-from workers.engines.encoders.rerank import RerankRequest, read, write
+from workers.engines.encoders.embed import add_prompt, prompt_of
+from workers.engines.encoders.rerank import RerankInput, read, write
 from workers.engines.http.endpoints import Endpoint
 from workers.engines.http.http_client import Reply
 from workers.engines.port import Request
@@ -40,11 +40,11 @@ def for_server(request: Request, prompts: Prompts | None) -> Request:
     body = request.body
     if not prompts and body.get("input_type") != RAW and "truncate" not in body:
         return request
-    body = _prompted(body, prompts or Prompts())
-    return replace(request, body=_truncated(body))
+    body = _apply_prompt(body, prompts or Prompts())
+    return replace(request, body=_translate_truncate(body))
 
 
-def _prompted(body: dict[str, Any], prompts: Prompts) -> dict[str, Any]:
+def _apply_prompt(body: dict[str, Any], prompts: Prompts) -> dict[str, Any]:
     if not prompts and body.get("input_type") != RAW:
         return body
     prompt, inputs = prompt_of(body, prompts), body.get("input")
@@ -57,10 +57,10 @@ def _prompted(body: dict[str, Any], prompts: Prompts) -> dict[str, Any]:
             "input must be texts that are not empty: this model has a prompt, which cannot stand before token ids."
         )
         raise Unacceptable(message)
-    return rest | {"input": prompted(many, prompt)}
+    return rest | {"input": add_prompt(many, prompt)}
 
 
-def _truncated(body: dict[str, Any]) -> dict[str, Any]:
+def _translate_truncate(body: dict[str, Any]) -> dict[str, Any]:
     truncate = body.get("truncate")
     if "truncate" not in body:
         return body
@@ -99,7 +99,7 @@ async def rerank(endpoint: Endpoint, body: Mapping[str, Any], post: Post) -> Rep
     return other
 
 
-async def _by_tei(request: RerankRequest, model: str, post: Post) -> Reply:
+async def _by_tei(request: RerankInput, model: str, post: Post) -> Reply:
     scores: list[float] = []
     for start in range(0, len(request.texts), TEXTS_PER_REQUEST):
         texts = request.texts[start : start + TEXTS_PER_REQUEST]

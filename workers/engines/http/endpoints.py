@@ -48,7 +48,7 @@ class Circuit:
     _until: float = 0.0
 
     @property
-    def closed(self) -> bool:
+    def is_closed(self) -> bool:
         return self.state is CircuitState.CLOSED
 
     @property
@@ -56,7 +56,7 @@ class Circuit:
         """Return the seconds until the next probe."""
         return max(0.0, self._until - self.clock())
 
-    def due(self) -> bool:
+    def is_due(self) -> bool:
         return self.state is CircuitState.OPEN and self.wait == 0
 
     def probe(self) -> None:
@@ -84,7 +84,7 @@ class Circuit:
 
 
 @dataclass(slots=True)
-class Window:
+class RequestWindow:
     """The number of requests that a server takes at once, as found by AIMD; at most `maximum`."""
 
     maximum: int
@@ -129,7 +129,7 @@ class Endpoint:
     unlisted_status: int = 0  # of the last listing that was no list; 0: it was one
     proving: asyncio.Lock = field(default_factory=asyncio.Lock)
     circuit: Circuit = field(init=False)
-    window: Window = field(init=False)
+    window: RequestWindow = field(init=False)
     slots: Limit = field(init=False)
     _listed_at: float = field(init=False)
 
@@ -138,7 +138,7 @@ class Endpoint:
         if self.external is None:
             self.external = not is_internal(self.url)
         self.circuit = Circuit(self.clock)
-        self.window = Window(self.concurrency)
+        self.window = RequestWindow(self.concurrency)
         self.slots = Limit(int(self.window.limit))
         self._listed_at = float("-inf")
 
@@ -150,7 +150,7 @@ class Endpoint:
     # -- models
 
     @property
-    def known(self) -> bool:
+    def has_models(self) -> bool:
         return self.serves is not None or self.listed_models is not None
 
     @property
@@ -172,7 +172,7 @@ class Endpoint:
         """Return the seconds for which the server is not asked for a model, because it refused the key."""
         return max(0.0, self.refusing.get(model, 0.0) - self.clock())
 
-    def refused(self, model: str, seconds: float) -> float:
+    def note_refusal(self, model: str, seconds: float) -> float:
         self.refusing[model] = self.clock() + seconds
         return seconds
 
@@ -185,11 +185,11 @@ class Endpoint:
 
     @property
     def takes_requests(self) -> bool:
-        return self.circuit.closed and (not self.paused_until or self.pause == 0)
+        return self.circuit.is_closed and (not self.paused_until or self.pause == 0)
 
     def wait(self) -> float:
         """Return the seconds until the server may take requests again."""
-        return self.pause if self.circuit.closed else max(self.pause, self.circuit.wait)
+        return self.pause if self.circuit.is_closed else max(self.pause, self.circuit.wait)
 
     def admit(self) -> None:
         """Bring the number of slots up to date, and give the free ones to requests that wait."""
@@ -212,12 +212,12 @@ class Endpoint:
 
     def fail(self, reason: object, *, unreachable: bool = False) -> None:
         """Count a fault; one of a server that is `unreachable` opens the circuit at once."""
-        was_closed = self.circuit.closed
+        was_closed = self.circuit.is_closed
         if unreachable:
             self.circuit.trip()
         else:
             self.circuit.fault()
-        if was_closed and not self.circuit.closed:
+        if was_closed and not self.circuit.is_closed:
             log.warning("engine.circuit_opened", extra={"endpoint": self.url, "reason": str(reason)})
             self.refuse_waiting()
 
@@ -234,28 +234,28 @@ class Endpoint:
 
     # -- the list of models, which is the probe of an open circuit too
 
-    def listing_due(self, timings: Timings) -> bool:
+    def is_listing_due(self, timings: Timings) -> bool:
         """Return whether to list the models: at first, to probe an open circuit, or as they may have changed."""
-        if not self.circuit.closed:
-            return self.circuit.due()
-        return self.clock() - self._listed_at >= (timings.http_relist if self.known else timings.http_first_list)
+        if not self.circuit.is_closed:
+            return self.circuit.is_due()
+        return self.clock() - self._listed_at >= (timings.http_relist if self.has_models else timings.http_first_list)
 
-    def listing(self) -> None:
+    def begin_listing(self) -> None:
         """Note that a listing is on its way."""
         self._listed_at = self.clock()
-        if not self.circuit.closed:
+        if not self.circuit.is_closed:
             self.circuit.probe()
 
-    def listed(self, names: frozenset[str] | None) -> None:
+    def finish_listing(self, names: frozenset[str] | None) -> None:
         """Note that the server answered a listing with the `names` of its models; None: with no list."""
-        if not self.circuit.closed:
+        if not self.circuit.is_closed:
             log.info("engine.circuit_closed", extra={"endpoint": self.url})
         self.circuit.close()
         self.doubtful = False
         self.listed_models = self.listed_models if names is None else names
         self.admit()
 
-    def unlisted(self) -> None:
+    def fail_listing(self) -> None:
         """Note that a listing failed. A busy server may be slow to list, so only a probe is judged by it."""
         if self.circuit.state is CircuitState.HALF_OPEN:
             self.circuit.trip()

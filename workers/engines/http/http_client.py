@@ -37,7 +37,7 @@ Read = Callable[[aiohttp.ClientResponse, Callable[[], None]], Awaitable[bytes]]
 log = logging.getLogger(__name__)
 
 
-class Refused(EngineBusy):
+class ServerBusy(EngineBusy):
     """The server didn't take the request; another server may."""
 
 
@@ -75,7 +75,7 @@ class HttpClient:
         """
         if endpoint.doubtful:
             await self._prove(endpoint)
-        headers = {"X-Request-Id": _traced(request_id), **_authorization(endpoint)}
+        headers = {"X-Request-Id": _trace_id(request_id), **_authorization(endpoint)}
         url = endpoint.url + path
         try:
             with self._deadlines.limit() as deadline:
@@ -84,7 +84,7 @@ class HttpClient:
                     return response.status, response.headers.get("Retry-After"), raw
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             endpoint.fail(error, unreachable=True)
-            raise Refused(f"The endpoint is not reachable: {error}") from error
+            raise ServerBusy(f"The endpoint is not reachable: {error}") from error
         except wire.BrokenStream as error:
             endpoint.fail(error)
             raise EngineFault(f"The endpoint's stream broke: {error}.") from error
@@ -115,16 +115,16 @@ class HttpClient:
 
     async def list_models(self, endpoint: Endpoint) -> None:
         """List the models of a server, and so probe its circuit."""
-        endpoint.listing()
+        endpoint.begin_listing()
         try:
             names = await self._names_of(endpoint)
         except EndpointUnavailable as error:
             if isinstance(error.__cause__, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
                 endpoint.fail(error.__cause__, unreachable=True)
             else:
-                endpoint.unlisted()
+                endpoint.fail_listing()
             return
-        endpoint.listed(names)
+        endpoint.finish_listing(names)
 
     async def _names_of(self, endpoint: Endpoint) -> frozenset[str] | None:
         """Return the names of the models; `*` if the server has no list, None if it refused.
@@ -144,7 +144,7 @@ class HttpClient:
         except (aiohttp.ClientError, TimeoutError, EngineFault) as error:
             raise EndpointUnavailable from error
         if listing is None and status not in _NO_LIST:
-            _note_unlisted(endpoint, status)
+            _note_missing_list(endpoint, status)
             return None
         endpoint.unlisted_status = 0
         endpoint.of_vllm = listing is not None and listing.of_vllm
@@ -157,17 +157,17 @@ class HttpClient:
         executed. One request checks, the others wait for the result.
         """
         async with endpoint.proving:
-            if endpoint.doubtful and endpoint.circuit.closed:
+            if endpoint.doubtful and endpoint.circuit.is_closed:
                 if not await self._is_there(endpoint):
                     endpoint.fail("gone after a broken connection", unreachable=True)
                 endpoint.doubtful = False
-            if not endpoint.circuit.closed:
-                raise Refused("The endpoint is gone.")
+            if not endpoint.circuit.is_closed:
+                raise ServerBusy("The endpoint is gone.")
 
     async def _is_unreachable(self, endpoint: Endpoint) -> bool:
         try:
             await self._prove(endpoint)
-        except Refused:
+        except ServerBusy:
             return True
         return False
 
@@ -183,7 +183,7 @@ class HttpClient:
             return False
 
 
-def _traced(request_id: str) -> str:
+def _trace_id(request_id: str) -> str:
     """Return the id of a request to an engine, behind that of the request to the API which it belongs to.
 
     The latter is not enough: all lines of a batch have the same one, and vLLM refuses an id that it has in progress.
@@ -195,7 +195,7 @@ def _authorization(endpoint: Endpoint) -> dict[str, str]:
     return {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
 
 
-def _note_unlisted(endpoint: Endpoint, status: int) -> None:
+def _note_missing_list(endpoint: Endpoint, status: int) -> None:
     """Log the first answer without a list. Where the models file names the server's models, no list is needed."""
     if endpoint.serves is None and endpoint.unlisted_status != status:
         log.error("engine.models_not_listed", extra={"endpoint": endpoint.url, "status": status})

@@ -27,11 +27,11 @@ from jobs.requests.endpoints import CHAT, EMBEDDINGS, RERANK, RESPONSES, SERVED_
 from jobs.requests.prompts import Prompts
 from jobs.timings import Timings
 from workers.engines import media, wire
-from workers.engines.documented import forwarded
+from workers.engines.documented import body_for_server
 from workers.engines.encoders.batching import Unacceptable
 from workers.engines.http import dialects
 from workers.engines.http.endpoints import MAX_PAUSE_SECONDS, Endpoint
-from workers.engines.http.http_client import HttpClient, Read, Refused, Reply
+from workers.engines.http.http_client import HttpClient, Read, Reply, ServerBusy
 from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, Unserved, refusal, unknown_model
 
 TRIES_WHEN_LIMITED: Final = 3  # after as many 429s a request goes back to its worker
@@ -86,7 +86,7 @@ class HttpEngine:
         return self._models
 
     @property
-    def discovered(self) -> dict[str, bool]:
+    def discovered_models(self) -> dict[str, bool]:
         """Return the models that servers have listed, and whether only external servers have them."""
         models: dict[str, bool] = {}
         for endpoint in self.endpoints:
@@ -95,9 +95,9 @@ class HttpEngine:
         return models
 
     @property
-    def settled(self) -> bool:
+    def is_settled(self) -> bool:
         """Return whether every server has listed its models. If not, a model may still turn up."""
-        return all(endpoint.known for endpoint in self.endpoints)
+        return all(endpoint.has_models for endpoint in self.endpoints)
 
     async def start(self) -> None:
         if self._client is not None:
@@ -137,22 +137,22 @@ class HttpEngine:
 
     async def discover(self) -> None:
         """List the models of every server whose listing is due."""
-        due = [endpoint for endpoint in self.endpoints if endpoint.listing_due(self._timings)]
-        await asyncio.gather(*map(self._started.list_models, due))
+        due = [endpoint for endpoint in self.endpoints if endpoint.is_listing_due(self._timings)]
+        await asyncio.gather(*map(self._open_client.list_models, due))
 
     def _watch_all(self) -> None:
         for endpoint in self.endpoints:
             if endpoint not in self._watchers:
-                self._watchers[endpoint] = asyncio.create_task(self._watch(self._started, endpoint))
+                self._watchers[endpoint] = asyncio.create_task(self._watch(self._open_client, endpoint))
 
     async def _watch(self, client: HttpClient, endpoint: Endpoint) -> None:
         while True:
             await asyncio.sleep(self._timings.http_watch)
-            if endpoint.listing_due(self._timings):
+            if endpoint.is_listing_due(self._timings):
                 await client.list_models(endpoint)
 
     @property
-    def _started(self) -> HttpClient:
+    def _open_client(self) -> HttpClient:
         assert self._client, "start() comes first"
         return self._client
 
@@ -177,38 +177,42 @@ class HttpEngine:
         usage = wire.wants_usage(request.body)
 
         async def read(response: aiohttp.ClientResponse, renew: Callable[[], None]) -> bytes:
-            client = self._started
+            client = self._open_client
             if response.status != 200 or response.content_type != wire.EVENT_STREAM:
                 return await client.read(response)
             async for event in wire.events(wire.lines(response.content.iter_any(), client.max_bytes)):
                 renew()
-                await emit(wire.with_usage(event) if usage else event)
+                await emit(wire.add_null_usage(event) if usage else event)
             return wire.STREAMED
 
         answer = await self._ask(replace(request, body={**request.body, "stream": True}), read)
-        events = wire.as_events(request.url, answer.body, request.body) if answer.status == 200 and answer.body else []
+        events = (
+            wire.events_of_answer(request.url, answer.body, request.body)
+            if answer.status == 200 and answer.body
+            else []
+        )
         for event in events:
             await emit(event)
         return Answer(200, b"", answer.usage) if events else answer
 
     async def _ask(self, request: Request, read: Read | None) -> Answer:
         model = str(request.body.get("model"))
-        having = self._having(model)
+        having = self._servers_of(model)
         if not having:
-            return self._unserved(model)
+            return self._refuse_model(model)
         outside = not any(endpoint.external for endpoint in having) or await self._allows_external(request.tenant)
         able = [endpoint for endpoint in having if outside or not endpoint.external]
         if not able:
             return self._forbidden(model)
-        if self._refuses_text_images and (refused := media.in_text(request.body)):
+        if self._refuses_text_images and (refused := media.find_images(request.body)):
             return refused
-        able = self._unrefused(model, able)
+        able = self._without_refusals(model, able)
         limited = 0
         while True:
             endpoint = await self._acquire(request.priority, able)
             try:
                 return await self._send(endpoint, request, model, read)
-            except Refused as refused:
+            except ServerBusy as refused:
                 able.remove(endpoint)
                 if not able:
                     raise EngineBusy(str(refused), refused.retry_after) from refused
@@ -216,12 +220,12 @@ class HttpEngine:
                 limited += 1
                 await self._back_off(error, limited)
 
-    def _having(self, model: str) -> list[Endpoint]:
+    def _servers_of(self, model: str) -> list[Endpoint]:
         """Return the servers that have the model by name, else those that take any name."""
         named = [endpoint for endpoint in self.endpoints if endpoint.upstream(model)]
         return named or [endpoint for endpoint in self.endpoints if endpoint.takes_any]
 
-    def _unrefused(self, model: str, able: list[Endpoint]) -> list[Endpoint]:
+    def _without_refusals(self, model: str, able: list[Endpoint]) -> list[Endpoint]:
         """Leave out the servers that refuse the key. Raises EngineBusy when none is left."""
         left = [endpoint for endpoint in able if not endpoint.refusing or not endpoint.refuses(model)]
         if not left:
@@ -231,13 +235,13 @@ class HttpEngine:
 
     def _forbidden(self, model: str) -> Answer:
         """Refuse a model that only external servers have, unless an internal one may still turn out to have it."""
-        if not all(endpoint.known or endpoint.external for endpoint in self.endpoints):
+        if not all(endpoint.has_models or endpoint.external for endpoint in self.endpoints):
             raise Unserved(f"No reachable internal endpoint serves the model `{model}`.", retry_after=1.0)
         message = f"The model `{model}` runs outside this deployment, which the project does not allow."
         return refusal(403, message, code="external_model_not_allowed", param="model")
 
-    def _unserved(self, model: str) -> Answer:
-        if self.settled:
+    def _refuse_model(self, model: str) -> Answer:
+        if self.is_settled:
             return unknown_model(model)
         raise Unserved(f"No reachable endpoint serves the model `{model}`.", retry_after=1.0)
 
@@ -268,7 +272,7 @@ class HttpEngine:
     def _expect(self, able: list[Endpoint]) -> None:
         """Raise EngineBusy where waiting is useless: no server is only full, or pauses only for a moment."""
         for endpoint in able:
-            if endpoint.circuit.closed and endpoint.pause <= MAX_PAUSE_SECONDS:
+            if endpoint.circuit.is_closed and endpoint.pause <= MAX_PAUSE_SECONDS:
                 return
         wait = max(min(endpoint.wait() for endpoint in able), self._timings.http_watch)
         raise EngineBusy("No endpoint of this model takes requests now.", retry_after=wait)
@@ -277,13 +281,13 @@ class HttpEngine:
         """Send a request to the server whose slot was taken, and return the slot."""
         try:
             if endpoint.external and not await self._allows_external(request.tenant):  # it may have waited
-                raise Refused("The project does not allow external endpoints any more.")
+                raise ServerBusy("The project does not allow external endpoints any more.")
             salt = request.tenant if endpoint.of_vllm else ""
-            body = forwarded(request.body, endpoint.upstream(model) or model, salt)
+            body = body_for_server(request.body, endpoint.upstream(model) or model, salt)
             cuts = endpoint.window.cuts
 
             def post(path: str, data: bytes) -> Awaitable[Reply]:
-                return self._started.post(endpoint, path, data, request.request_id, read)
+                return self._open_client.post(endpoint, path, data, request.request_id, read)
 
             if request.url == RERANK:
                 reply = await dialects.rerank(endpoint, body, post)
@@ -304,12 +308,12 @@ def _judge(endpoint: Endpoint, model: str, cuts: int, reply: Reply) -> Answer:
     if status in {429, 503}:
         pause = wire.retry_after(retry_after)
         endpoint.slow_down(cuts, pause)
-        raise (Limited if status == 429 else Refused)(f"The endpoint answered {status}.", pause)
+        raise (Limited if status == 429 else ServerBusy)(f"The endpoint answered {status}.", pause)
     if status in _CLOSED:  # its text is not passed on: it may quote a part of the key
         if not endpoint.refuses(model):
             log.error("engine.refuses_our_key", extra={"endpoint": endpoint.url, "model": model, "status": status})
-        pause = endpoint.refused(model, wire.retry_after(retry_after) or CLOSED_SECONDS)
-        raise Refused(f"The endpoint refuses our key ({status}).", pause)
+        pause = endpoint.note_refusal(model, wire.retry_after(retry_after) or CLOSED_SECONDS)
+        raise ServerBusy(f"The endpoint refuses our key ({status}).", pause)
     if status in {502, 504}:  # a proxy that lost its server
         endpoint.fail(f"status {status}")
     else:

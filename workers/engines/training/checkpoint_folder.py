@@ -19,14 +19,14 @@ from jobs.platform.storage import CHUNK, sync_path
 from jobs.registry.manifests import MANIFEST, Manifest, ManifestFile, decode_manifest
 
 
-class Damaged(Exception):
+class DamagedCheckpoint(Exception):
     """A file is missing, or its bytes are not those that the manifest names."""
 
 
 _encoder: Final = msgspec.json.Encoder(order="sorted")
 
 
-def complete(folder: Path, run: Mapping[str, Any]) -> Manifest:
+def seal(folder: Path, run: Mapping[str, Any]) -> Manifest:
     """Sync every file of a folder to the disk, then write and sync the manifest; return the manifest."""
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -48,14 +48,14 @@ def verify(folder: Path, *, resume: bool = False) -> Manifest:
     try:
         manifest = decode_manifest((folder / MANIFEST).read_bytes())
     except (OSError, msgspec.MsgspecError) as error:
-        raise Damaged(f"{MANIFEST} cannot be read.") from error
+        raise DamagedCheckpoint(f"{MANIFEST} cannot be read.") from error
     for name, file in (manifest.files if resume else manifest.model_files).items():
         try:
             actual = _file(folder / name)
         except OSError as error:
-            raise Damaged(f"{name} cannot be read.") from error
+            raise DamagedCheckpoint(f"{name} cannot be read.") from error
         if actual != file:
-            raise Damaged(f"{name} does not have the bytes that the manifest names.")
+            raise DamagedCheckpoint(f"{name} does not have the bytes that the manifest names.")
     return manifest
 
 

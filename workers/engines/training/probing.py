@@ -69,11 +69,11 @@ class Prober:
         # the base of 4 bits is served in another form, and its kernels take no other dtype
         is_quantized = any(weights.dtype is torch.uint8 for weights in model.parameters())
         if not self._is_whole and not is_quantized:
-            with _inference(model, torch.no_grad), _other_dtype(model):
+            with _inference(model, torch.no_grad), _alternate_dtype(model):
                 for number, probe in enumerate(written[: _OTHER_CHATS if own else 1]):
-                    written[number] = replace(probe, other_logprobs=_of(model, probe))
+                    written[number] = replace(probe, other_logprobs=_probe_logprobs(model, probe))
         probes.write(folder, written)
-        return probes.spread(written)
+        return probes.dtype_difference(written)
 
     def _reference(self, model: Any) -> AbstractContextManager[Any]:
         """Let the model compute as its base, or a whole model in bfloat16."""
@@ -112,16 +112,16 @@ class Prober:
 def score(model: Any, known: Sequence[Probe]) -> list[Score]:
     """Return how a model reads and continues the chats of these probes, as they were tokenised in training."""
     with _inference(model):
-        return [Score(probe.token_ids, _of(model, probe)) for probe in known]
+        return [Score(probe.token_ids, _probe_logprobs(model, probe)) for probe in known]
 
 
-def _of(model: Any, probe: Probe) -> tuple[float, ...]:
+def _probe_logprobs(model: Any, probe: Probe) -> tuple[float, ...]:
     """Return the log-probabilities that a model gives to the continuation of a probe."""
     return _logprobs(model, [*probe.token_ids, *probe.continuation], len(probe.token_ids))
 
 
 @contextmanager
-def _other_dtype(model: Any) -> Iterator[None]:
+def _alternate_dtype(model: Any) -> Iterator[None]:
     """Let a model compute in bfloat16 where its weights are float32, otherwise in float32.
 
     For float32 the weights of one layer at a time are float32, so that the memory of the model stays as it is.

@@ -101,7 +101,7 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     preference: dict[str, float] = {}
 
 
-class Evaluation(msgspec.Struct, frozen=True, tag="evaluation"):
+class EvaluationReport(msgspec.Struct, frozen=True, tag="evaluation"):
     """The loss and accuracy on the validation rows after a step."""
 
     step: int
@@ -119,7 +119,7 @@ class Forgetting(msgspec.Struct, frozen=True, tag="forgetting"):
     after: float | None = None
 
 
-class Checkpoint(msgspec.Struct, frozen=True, tag="checkpoint"):
+class CheckpointReport(msgspec.Struct, frozen=True, tag="checkpoint"):
     """A checkpoint whose folder is complete and synced to the disk. `files` are the SHA-256 by name."""
 
     step: int
@@ -147,7 +147,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     param: str | None = None
 
 
-Report = Started | Step | Evaluation | Forgetting | Checkpoint | Finished | Failed
+Report = Started | Step | EvaluationReport | Forgetting | CheckpointReport | Finished | Failed
 
 #: What the worker may write to the trainer: make a checkpoint at the next step boundary, then end.
 CHECKPOINT_AND_STOP: Final = b"checkpoint_and_stop\n"

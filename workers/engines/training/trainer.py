@@ -34,8 +34,8 @@ from jobs.registry.manifests import MANIFEST, decode_manifest
 from workers.engines.training import checkpoint_folder, forgetting, peft_choice, precision, quantization, rows
 from workers.engines.training.probing import Prober
 from workers.engines.training.protocol import (
-    Checkpoint,
-    Evaluation,
+    CheckpointReport,
+    EvaluationReport,
     Finished,
     Forgetting,
     Orders,
@@ -75,7 +75,7 @@ def run(spec: Spec, orders: Orders, send: Callable[[Report], None]) -> None:
     try:
         _run(spec, orders, send)
     except _Stopped:
-        send(Finished(_run_before(spec).get("step", 0), "checkpoint"))
+        send(Finished(_previous_run(spec).get("step", 0), "checkpoint"))
 
 
 def _run(spec: Spec, orders: Orders, send: Callable[[Report], None]) -> None:
@@ -90,7 +90,7 @@ def _run(spec: Spec, orders: Orders, send: Callable[[Report], None]) -> None:
     validation = _dataset(spec, tokenizer, Path(spec.validation), "validation") if spec.validation else None
     tokens = int(_lengths(train, [name for name in train.column_names if name != "labels"]).sum())
     _check_goes_on(orders)
-    spec, memory = _chosen(spec, train)
+    spec, memory = _resolve_peft(spec, train)
     dtype, seconds = _dtype(spec, train)
     _check_goes_on(orders)
     trainer = _trainer(spec, tokenizer, train, validation, dtype)
@@ -149,7 +149,7 @@ class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
         _check_goes_on(self._orders)
         self._prober = Prober(model, tokenizer)
         _check_goes_on(self._orders)
-        known = _run_before(self._spec).get("forgetting")
+        known = _previous_run(self._spec).get("forgetting")
         if known is not None:
             self._forgetting = convert(known, Forgetting)
         else:
@@ -167,8 +167,8 @@ class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
         control.should_log = True
         if spec.dry_run_steps is not None:
             return
-        control.should_evaluate = spec.validation is not None and (ends or _due(step, spec.eval_steps))
-        control.should_save = ends or _due(step, spec.save_steps)
+        control.should_evaluate = spec.validation is not None and (ends or _is_due(step, spec.eval_steps))
+        control.should_save = ends or _is_due(step, spec.save_steps)
         if self._orders.checkpoint_and_stop.is_set() and step < state.max_steps:
             self._stop(control, "checkpoint")
 
@@ -180,7 +180,7 @@ class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
         accuracy, memory = logs.get(_ACCURACY[self._spec.method]), _memory()
         tokens = logs.get("num_tokens", self._tokens)
         speed, self._tokens = (tokens - self._tokens) / self._seconds, tokens
-        self._last = _known(train_loss=loss, train_mean_token_accuracy=accuracy)
+        self._last = _drop_unknown(train_loss=loss, train_mean_token_accuracy=accuracy)
         rate = logs["learning_rate"]
         preference = {name: logs[name] for name in _PREFERENCE if name in logs}
         self._send(Step(state.global_step, state.epoch, loss, accuracy, norm, rate, speed, memory, preference))
@@ -190,10 +190,13 @@ class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
 
     def on_evaluate(self, _args: Any, state: Any, control: Any, *, metrics: Mapping[str, float], **_: Any) -> None:
         loss, accuracy = metrics["eval_loss"], metrics.get(f"eval_{_ACCURACY[self._spec.method]}")
-        self._last |= _known(valid_loss=loss, valid_mean_token_accuracy=accuracy)
-        self._evaluated = state.global_step, _known(full_valid_loss=loss, full_valid_mean_token_accuracy=accuracy)
+        self._last |= _drop_unknown(valid_loss=loss, valid_mean_token_accuracy=accuracy)
+        self._evaluated = (
+            state.global_step,
+            _drop_unknown(full_valid_loss=loss, full_valid_mean_token_accuracy=accuracy),
+        )
         preference = {name: metrics[f"eval_{name}"] for name in _PREFERENCE if f"eval_{name}" in metrics}
-        self._send(Evaluation(state.global_step, loss, accuracy, preference))
+        self._send(EvaluationReport(state.global_step, loss, accuracy, preference))
         losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
         if self._spec.load_best and loss == min(losses):
             control.should_save = True
@@ -222,15 +225,17 @@ class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
             "forgetting": to_builtins(self._forgetting),
             "probe_spread": spread,
         }
-        files = {name: file.sha256 for name, file in checkpoint_folder.complete(folder, run).files.items()}
+        files = {name: file.sha256 for name, file in checkpoint_folder.seal(folder, run).files.items()}
         step, evaluated = self._evaluated
         metrics = {"step": state.global_step} | self._last | (evaluated if step == state.global_step else {})
-        self._send(Checkpoint(state.global_step, str(folder), files, metrics))
+        self._send(CheckpointReport(state.global_step, str(folder), files, metrics))
 
     def _measure_forgetting(self, model: Any) -> None:
         assert self._forgetting is not None
         self._forgetting = replace(self._forgetting, after=forgetting.mean_nll(model, self._general))
-        self._last |= _known(general_nll_before=self._forgetting.before, general_nll_after=self._forgetting.after)
+        self._last |= _drop_unknown(
+            general_nll_before=self._forgetting.before, general_nll_after=self._forgetting.after
+        )
         self._send(self._forgetting)
 
     def _stop(self, control: Any, reason: Reason) -> None:
@@ -335,16 +340,16 @@ def _new_adapter(spec: Spec) -> Any:
     )
 
 
-def _measured(spec: Spec, dtype: str) -> Any:
+def _trial_model(spec: Spec, dtype: str) -> Any:
     """Return a model as it is trained, to measure steps with."""
     model, adapter = _load(spec, dtype), _new_adapter(spec)
     return peft.get_peft_model(model, adapter) if adapter else model
 
 
-def _chosen(spec: Spec, train: Any) -> tuple[Spec, dict[str, int]]:
+def _resolve_peft(spec: Spec, train: Any) -> tuple[Spec, dict[str, int]]:
     """Return the spec with what is trained in place of `auto`, and the numbers of that choice. Raises CannotTrain."""
     if spec.peft == "auto" and spec.resume:
-        spec = replace(spec, peft=_run_before(spec)["peft"])
+        spec = replace(spec, peft=_previous_run(spec)["peft"])
     if spec.peft not in ("auto", "qlora"):
         return spec, {}
     fault = quantization.nf4_fault()
@@ -353,20 +358,20 @@ def _chosen(spec: Spec, train: Any) -> tuple[Spec, dict[str, int]]:
             raise CannotTrain("unsupported_on_this_worker", fault)
         return spec, {}
     dtype = "bfloat16" if torch.cuda.is_available() else "float32"
-    load = partial(_measured_as, spec, dtype)
+    load = partial(_trial_model_of, spec, dtype)
     name, numbers = peft_choice.choose(load, _heaviest(spec, train), _base_bytes(spec, dtype), quantizes=not fault)
     if name is None:
         raise CannotTrain("out_of_memory", f"The model does not fit, in bytes: {numbers}. {fault or ''}".rstrip())
     return replace(spec, peft=name), numbers
 
 
-def _run_before(spec: Spec) -> dict[str, Any]:
+def _previous_run(spec: Spec) -> dict[str, Any]:
     """Return what the checkpoint that is resumed from says of its run; nothing where the run begins."""
     return decode_manifest((Path(spec.resume) / MANIFEST).read_bytes()).run if spec.resume else {}
 
 
-def _measured_as(spec: Spec, dtype: str, name: Any) -> Any:
-    return _measured(replace(spec, peft=name), dtype)
+def _trial_model_of(spec: Spec, dtype: str, name: Any) -> Any:
+    return _trial_model(replace(spec, peft=name), dtype)
 
 
 def _base_bytes(spec: Spec, dtype: str) -> int:
@@ -401,7 +406,7 @@ def _dtype(spec: Spec, train: Any) -> tuple[str, dict[str, float]]:
         return str(checkpoint_folder.verify(Path(spec.resume), resume=True).run["dtype"]), {}
     if spec.dtype != "auto":
         return spec.dtype, {}
-    return precision.choose(partial(_measured, spec), _heaviest(spec, train))
+    return precision.choose(partial(_trial_model, spec), _heaviest(spec, train))
 
 
 def _heaviest(spec: Spec, train: Any) -> list[list[int]]:
@@ -444,7 +449,7 @@ def _tidy(folder: Path, base: str, revision: str | None) -> None:
             (folder / name).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _due(step: int, every: int | None) -> bool:
+def _is_due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
@@ -460,7 +465,7 @@ def _check_finite(step: int, loss: float, norm: float | None) -> None:
             raise CannotTrain("non_finite", f"The {name} of step {step} is not a finite number ({value}).")
 
 
-def _known(**values: float | None) -> dict[str, float]:
+def _drop_unknown(**values: float | None) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 

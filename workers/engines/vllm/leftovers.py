@@ -22,19 +22,19 @@ GONE_SECONDS = 10.0  # the kernel frees tens of gigabytes in less
 TRACKER = "multiprocessing.resource_tracker"
 
 
-class Process(NamedTuple):
+class ProcessIdentity(NamedTuple):
     pid: int
     started: int  # clock ticks after boot
 
 
 @contextmanager
-def recorded(record: Path) -> Iterator[None]:
+def record_processes(record: Path) -> Iterator[None]:
     """Record every process that starts below this one inside the block."""
     before = descendants()
     done = threading.Event()
 
     def look() -> None:
-        known: set[Process] = set()
+        known: set[ProcessIdentity] = set()
         while True:
             last = done.is_set()
             current = {process for process in descendants() - before if not _is_tracker(process.pid)}
@@ -52,7 +52,7 @@ def recorded(record: Path) -> Iterator[None]:
         watch.join()
 
 
-def kill(record: Path, patience: float = GONE_SECONDS) -> list[Process]:
+def kill(record: Path, patience: float = GONE_SECONDS) -> list[ProcessIdentity]:
     """Kill the recorded processes of an earlier engine, and delete the record; return the killed ones."""
     alive_processes = [process for process in read(record) if alive(process)]
     processes.kill(process.pid for process in alive_processes)
@@ -65,26 +65,26 @@ def kill(record: Path, patience: float = GONE_SECONDS) -> list[Process]:
     return alive_processes
 
 
-def read(record: Path) -> list[Process]:
+def read(record: Path) -> list[ProcessIdentity]:
     if not record.exists():
         return []
     pairs = (line.split() for line in record.read_text().splitlines())
-    return [Process(int(pid), int(started)) for pid, started in pairs]
+    return [ProcessIdentity(int(pid), int(started)) for pid, started in pairs]
 
 
-def alive(process: Process) -> bool:
+def alive(process: ProcessIdentity) -> bool:
     """Return whether the recorded process still runs, and is not a zombie."""
     return processes.alive(*process)
 
 
-def descendants() -> set[Process]:
+def descendants() -> set[ProcessIdentity]:
     """Return every process below this one."""
     table = processes.table()
     below = processes.add_descendants([os.getpid()], table) & table.keys() - {os.getpid()}
-    return {Process(pid, table[pid].started) for pid in below}
+    return {ProcessIdentity(pid, table[pid].started) for pid in below}
 
 
-def _write_if_new(record: Path, known: set[Process], current: set[Process]) -> set[Process]:
+def _write_if_new(record: Path, known: set[ProcessIdentity], current: set[ProcessIdentity]) -> set[ProcessIdentity]:
     if current - known:
         record.parent.mkdir(parents=True, exist_ok=True)
         scratch = record.with_suffix(".new")

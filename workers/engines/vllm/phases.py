@@ -51,14 +51,14 @@ class PhaseHandler(logging.Handler):
 
     def __init__(self, file: str, named: dict[str, str] | None = None) -> None:
         super().__init__(logging.INFO)
-        self._file, self._named = Path(file), named or {}
+        self._file, self._phase_names = Path(file), named or {}
 
     def emit(self, record: logging.LogRecord) -> None:
         message = str(record.msg)
         for beginning, phase in BEGINS:
             if message.startswith(beginning):
                 with suppress(OSError):  # a full disk: an old phase is no harm
-                    self._file.write_text(self._named.get(beginning, phase))
+                    self._file.write_text(self._phase_names.get(beginning, phase))
                 return
 
 
@@ -75,10 +75,10 @@ def record(file: Path, variables: MutableMapping[str, str], model: str, args: Ma
     if variables.setdefault("VLLM_LOGGING_CONFIG_PATH", str(configuration)) == str(configuration):
         level = variables.get("VLLM_LOGGING_LEVEL", "INFO").upper()
         stream = variables.get("VLLM_LOGGING_STREAM", "ext://sys.stdout")
-        configuration.write_text(json.dumps(_configuration(file, _named(model, args), level, stream)))
+        configuration.write_text(json.dumps(_configuration(file, _phase_names(model, args), level, stream)))
 
 
-def _named(model: str, args: Mapping[str, Any]) -> dict[str, str]:
+def _phase_names(model: str, args: Mapping[str, Any]) -> dict[str, str]:
     """Return the names of what else begins with some records: a download, and graphs, of which no record tells."""
     named = {} if Path(model).is_dir() else dict.fromkeys(_LOADS, "downloading or reading the weights")
     return named if args.get("enforce_eager") else named | {_CACHED: "capturing graphs"}

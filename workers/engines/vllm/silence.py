@@ -23,15 +23,15 @@ BUSY: Final = 5
 _MIN_SHARE: Final = 0.01  # of a core, over a part, that a process takes which computes; one that waits takes less
 
 
-class Progress(NamedTuple):
+class EngineProgress(NamedTuple):
     """What an engine has done so far: `events` counts its answers and their parts, `cpu` its processes' seconds."""
 
     events: int
     cpu: float
 
 
-def no_progress() -> Progress:
-    return Progress(0, 0.0)
+def no_progress() -> EngineProgress:
+    return EngineProgress(0, 0.0)
 
 
 async def watch(
@@ -39,7 +39,7 @@ async def watch(
     is_dead: Callable[[], bool],
     patience: float,
     end: Callable[[], Awaitable[None]],
-    progress: Callable[[], Progress] = no_progress,
+    progress: Callable[[], EngineProgress] = no_progress,
 ) -> None:
     """Ping the engine again and again. Call `end` and return when it was silent for `patience` seconds.
 
@@ -48,7 +48,7 @@ async def watch(
     while not is_dead():
         pinging = asyncio.create_task(ping())
         try:
-            answered = await _answered(pinging, is_dead, patience, progress)
+            answered = await _await_answer(pinging, is_dead, patience, progress)
         finally:
             pinging.cancel()
         if not answered:
@@ -60,8 +60,11 @@ async def watch(
         await asyncio.sleep(patience / PARTS)
 
 
-async def _answered(
-    pinging: "asyncio.Task[object]", is_dead: Callable[[], bool], patience: float, progress: Callable[[], Progress]
+async def _await_answer(
+    pinging: "asyncio.Task[object]",
+    is_dead: Callable[[], bool],
+    patience: float,
+    progress: Callable[[], EngineProgress],
 ) -> bool:
     """Wait until the engine answers the ping or dies; return False when it was silent for too long before."""
     silent = busy = 0  # parts without any progress, and with no other than CPU time

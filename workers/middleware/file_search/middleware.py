@@ -23,19 +23,19 @@ from workers.middleware.file_search.excerpts import (
     join_neighbours,
     select_excerpts,
 )
-from workers.middleware.file_search.refusal import refused_events, refused_message, refused_response, refused_stream
+from workers.middleware.file_search.refusal import refusal_events, refusal_message, refusal_response, refusal_stream
 from workers.middleware.file_search.tool import (
     CALL,
     DEFAULT_RESULTS,
     FileSearch,
+    find_type_fault,
     for_engine,
     is_search,
-    mistyped_field,
     query_of,
     tool_of,
     uses_file_search,
 )
-from workers.middleware.quoting import with_excerpts
+from workers.middleware.quoting import add_excerpts
 from workers.retrieval.lexical import distinct
 
 _ECHOED: Final = ("instructions", "tools", "tool_choice")  # fields of the request that an engine repeats
@@ -72,11 +72,11 @@ class FileSearchMiddleware(Middleware):
         if isinstance(results, Answer):
             return results
         if results.refuses_at_once:
-            return Answer(200, msgspec.json.encode(results.shown(refused_response(request))))
+            return Answer(200, msgspec.json.encode(results.rewrite_response(refusal_response(request))))
         answer = await self.engine.answer(results.request)
         if answer.status != 200:
             return answer
-        return replace(answer, body=msgspec.json.encode(results.shown(msgspec.json.decode(answer.body))))
+        return replace(answer, body=msgspec.json.encode(results.rewrite_response(msgspec.json.decode(answer.body))))
 
     async def handle_stream(self, request: Request, emit: Emit) -> Answer:
         request = for_engine(request)
@@ -87,29 +87,29 @@ class FileSearchMiddleware(Middleware):
             return results
         stream = _FileSearchStream(results, emit)
         if results.refuses_at_once:
-            for event in refused_stream(request):
-                await stream.event(msgspec.json.encode(event))
+            for event in refusal_stream(request):
+                await stream.send_event(msgspec.json.encode(event))
             return Answer(200, b"")
-        return await self.engine.stream(results.request, stream.event)
+        return await self.engine.stream(results.request, stream.send_event)
 
     async def _search_files(self, request: Request) -> "FileSearchResults | Answer":
         try:
             tool = tool_of(request.body)
         except (msgspec.ValidationError, InvalidRequest) as error:
             return refusal(400, f"Invalid tool 'file_search': {error}", param="tools", code="invalid_value")
-        if odd := mistyped_field(request.body):
+        if odd := find_type_fault(request.body):
             name, kind = odd
             return refusal(400, f"Invalid '{name}': it is {kind}.", param=name, code="invalid_type")
         query = query_of(request.body.get("input"))
-        chunks = await self._found(request, tool, query)
+        chunks = await self._search_stores(request, tool, query)
         if isinstance(chunks, Answer):
             return chunks
-        shown = await asyncio.to_thread(self._packed, request.body, chunks)
+        shown = await asyncio.to_thread(self._select_excerpts, request.body, chunks)
         excerpts = join_neighbours(shown)
-        searched = replace(request, body=_asked(request.body, excerpts))
+        searched = replace(request, body=_body_for_engine(request.body, excerpts))
         return FileSearchResults(searched, request.body, query, shown, excerpts, tool.min_support)
 
-    async def _found(self, request: Request, tool: FileSearch, query: str) -> list[FoundChunk] | Answer:
+    async def _search_stores(self, request: Request, tool: FileSearch, query: str) -> list[FoundChunk] | Answer:
         """Return the best chunks of all stores.
 
         For a batch line the query is not cached: it would outlive the batch's file.
@@ -131,7 +131,7 @@ class FileSearchMiddleware(Middleware):
             return (await asyncio.to_thread(distinct, chunks, alike, limit))[0]
         return chunks[:limit]
 
-    def _packed(self, body: Mapping[str, Any], chunks: list[FoundChunk]) -> list[FoundChunk]:
+    def _select_excerpts(self, body: Mapping[str, Any], chunks: list[FoundChunk]) -> list[FoundChunk]:
         """Select the excerpts that fit. Runs in a thread, because counting the tokens of a long prompt takes time."""
         budget = self._context_budgets(str(body.get("model")))
         return select_excerpts(chunks, budget, excerpt_budget(budget, body))
@@ -176,19 +176,19 @@ class FileSearchResults:
         item = {"id": self.call_id, "type": CALL, "status": status, "queries": [self.query]}
         return {**item, "results": results}
 
-    def shown(self, response: Any) -> Any:
+    def rewrite_response(self, response: Any) -> Any:
         """Return the engine's response as the client sees it; anything else than a response is returned unchanged."""
         if not isinstance(response, dict) or not isinstance(response.get("output"), list):
             return response
         echo = request_echo(self.body)
         response |= {name: echo[name] for name in _ECHOED}
         if response["output"] or response.get("status") in ("completed", "incomplete"):
-            response["output"] = [self.call("completed"), *map(self.cited, response["output"])]
+            response["output"] = [self.call("completed"), *map(self.add_citations, response["output"])]
         return response
 
-    def cited(self, item: Any) -> Any:
+    def add_citations(self, item: Any) -> Any:
         if self.refuses(item):
-            return refused_message(item)
+            return refusal_message(item)
         content = item.get("content") if isinstance(item, dict) and item.get("type") == "message" else None
         return item | {"content": [self.part(part) for part in content]} if isinstance(content, list) else item
 
@@ -217,7 +217,7 @@ class _FileSearchStream:
         self._searched = False
         self._held: dict[Any, list[dict[str, Any]]] = {}  # by the index of their message
 
-    async def event(self, chunk: bytes) -> None:
+    async def send_event(self, chunk: bytes) -> None:
         event = msgspec.json.decode(chunk)
         if not isinstance(event, dict):
             await self._emit(chunk)
@@ -226,32 +226,32 @@ class _FileSearchStream:
         if not self._searched and kind not in ("response.created", "response.queued", "response.in_progress"):
             self._searched = True
             await self._send_search_events()
-        for passed in self._passed(kind, event):
-            for changed in self._changed(str(passed.get("type")), passed):
+        for passed in self._release_events(kind, event):
+            for changed in self._rewrite_event(str(passed.get("type")), passed):
                 await self._send(changed)
 
-    def _passed(self, kind: str, event: dict[str, Any]) -> list[dict[str, Any]]:
+    def _release_events(self, kind: str, event: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the events that may be sent now: this one, all that were held back with it, or none."""
         position = event.get("output_index")
-        if self._results.min_support is None or not (position in self._held or _of_message(kind, event)):
+        if self._results.min_support is None or not (position in self._held or _belongs_to_message(kind, event)):
             return [event]
         held = self._held.setdefault(position, [])
         held.append(event)
         if kind != "response.output_item.done":
             return []
         del self._held[position]
-        return refused_events(event["item"], position) if self._results.refuses(event["item"]) else held
+        return refusal_events(event["item"], position) if self._results.refuses(event["item"]) else held
 
-    def _changed(self, kind: str, event: dict[str, Any]) -> list[dict[str, Any]]:
+    def _rewrite_event(self, kind: str, event: dict[str, Any]) -> list[dict[str, Any]]:
         results = self._results
         if isinstance(event.get("output_index"), int):
             event["output_index"] += 1
         if "response" in event:
-            event["response"] = results.shown(event["response"])
+            event["response"] = results.rewrite_response(event["response"])
         elif kind == "response.content_part.done":
             event["part"] = results.part(event.get("part"))
         elif kind == "response.output_item.done":
-            event["item"] = results.cited(event.get("item"))
+            event["item"] = results.add_citations(event.get("item"))
         elif kind == "response.output_text.done":
             return [*self._annotations(event), event]
         return [event]
@@ -281,14 +281,14 @@ class _FileSearchStream:
         self._number += 1
 
 
-def _of_message(kind: str, event: Mapping[str, Any]) -> bool:
+def _belongs_to_message(kind: str, event: Mapping[str, Any]) -> bool:
     if kind == "response.output_item.added":
         item = event.get("item")
         return isinstance(item, dict) and item.get("type") == "message"
     return kind.startswith(("response.output_text.", "response.content_part."))
 
 
-def _asked(body: Mapping[str, Any], chunks: Sequence[FoundChunk]) -> dict[str, Any]:
+def _body_for_engine(body: Mapping[str, Any], chunks: Sequence[FoundChunk]) -> dict[str, Any]:
     """Return the body as an engine gets it: without the tool, and with the excerpts."""
     tools = [tool for tool in body["tools"] if not is_search(tool)]
     body_for_engine = {name: value for name, value in body.items() if name not in ("tools", "tool_choice", "include")}
@@ -301,7 +301,7 @@ def _asked(body: Mapping[str, Any], chunks: Sequence[FoundChunk]) -> dict[str, A
     body_for_engine["instructions"] = "\n\n".join(
         filter(None, [body.get("instructions"), _FOUND if chunks else _NOTHING])
     )
-    return body_for_engine | ({"input": with_excerpts(body.get("input"), chunks)} if chunks else {})
+    return body_for_engine | ({"input": add_excerpts(body.get("input"), chunks)} if chunks else {})
 
 
 def _result(chunk: FoundChunk) -> dict[str, Any]:

@@ -17,36 +17,36 @@ _NONE: Final = {
 }
 
 
-def refused_message(item: Mapping[str, Any]) -> dict[str, Any]:
+def refusal_message(item: Mapping[str, Any]) -> dict[str, Any]:
     """Return the message with the refusal as its content."""
     return {**item, "content": [dict(_PART)]}
 
 
-def refused_response(request: Request) -> dict[str, Any]:
+def refusal_response(request: Request) -> dict[str, Any]:
     """Return the response of a request that was refused before any engine was asked: it has no usage."""
     name = request.request_id.rpartition("_")[2]
     item = {"type": "message", "id": f"msg_{name}", "status": "completed", "role": "assistant"}
     return {
         **new_response(request.body, "completed"),
         "id": f"resp_{name}",
-        "output": [refused_message(item)],
+        "output": [refusal_message(item)],
         "usage": _NONE,
     }
 
 
-def refused_stream(request: Request) -> list[dict[str, Any]]:
+def refusal_stream(request: Request) -> list[dict[str, Any]]:
     """Return the events of such a response."""
-    whole = refused_response(request)
+    whole = refusal_response(request)
     begun = {**whole, "status": "in_progress", "output": [], "usage": None}
     return [
         {"type": "response.created", "response": begun},
         {"type": "response.in_progress", "response": begun},
-        *refused_events(whole["output"][0], 0),
+        *refusal_events(whole["output"][0], 0),
         {"type": "response.completed", "response": whole},
     ]
 
 
-def refused_events(item: Mapping[str, Any], index: Any) -> list[dict[str, Any]]:
+def refusal_events(item: Mapping[str, Any], index: Any) -> list[dict[str, Any]]:
     """Return the events of the refused message alone; `index` is its index in the output."""
     position = {"item_id": item.get("id"), "output_index": index, "content_index": 0}
     begun = {**item, "status": "in_progress", "content": []}
@@ -56,5 +56,5 @@ def refused_events(item: Mapping[str, Any], index: Any) -> list[dict[str, Any]]:
         {"type": "response.refusal.delta", **position, "delta": REFUSAL},
         {"type": "response.refusal.done", **position, "refusal": REFUSAL},
         {"type": "response.content_part.done", **position, "part": dict(_PART)},
-        {"type": "response.output_item.done", "output_index": index, "item": refused_message(item)},
+        {"type": "response.output_item.done", "output_index": index, "item": refusal_message(item)},
     ]

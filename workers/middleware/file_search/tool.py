@@ -21,17 +21,17 @@ MAX_STORES: Final = 8
 _RESULTS: Final = (None, *range(1, searches.MAX_RESULTS + 1))
 
 
-class HybridSearch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class HybridOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     embedding_weight: float = 1.0
     text_weight: float = 1.0
     fusion: searches.Fusion = "rrf"
     rrf_k: int = 1
 
 
-class RankingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SearchRanking(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ranker: str = "auto"
     score_threshold: float = 0.0
-    hybrid_search: HybridSearch | None = None
+    hybrid_search: HybridOptions | None = None
     rerank_depth: int = searches.DEPTH
     deduplicate: float | None = None
 
@@ -48,7 +48,7 @@ class FileSearch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vector_store_ids: list[str]
     max_num_results: int | None = None
     filters: dict[str, Any] | None = None
-    ranking_options: RankingOptions | None = None
+    ranking_options: SearchRanking | None = None
     refuse: bool | RefusalOptions = False
 
     @property
@@ -87,7 +87,7 @@ def tool_of(body: Mapping[str, Any]) -> FileSearch:
     given, *others = [tool for tool in body["tools"] if is_search(tool)]
     if others:
         raise InvalidRequest("it is given more than once; one names all the vector stores.")
-    tool = msgspec.convert(_given({name: value for name, value in given.items() if name != "type"}), FileSearch)
+    tool = msgspec.convert(_drop_nulls({name: value for name, value in given.items() if name != "type"}), FileSearch)
     if not 1 <= len(tool.vector_store_ids) <= MAX_STORES or tool.max_num_results not in _RESULTS:
         limits = f"1 to {MAX_STORES} vector stores, and takes 1 to {searches.MAX_RESULTS} results"
         raise InvalidRequest(f"it names {limits}.")
@@ -100,16 +100,16 @@ def tool_of(body: Mapping[str, Any]) -> FileSearch:
     return tool
 
 
-def _given(options: Mapping[str, Any], depth: int = 2) -> dict[str, Any]:
+def _drop_nulls(options: Mapping[str, Any], depth: int = 2) -> dict[str, Any]:
     """Return the options without nulls, which stand for defaults, down to the depth at which options are nested."""
     return {
-        name: _given(value, depth - 1) if depth and isinstance(value, dict) and name != "filters" else value
+        name: _drop_nulls(value, depth - 1) if depth and isinstance(value, dict) and name != "filters" else value
         for name, value in options.items()
         if value is not None
     }
 
 
-def mistyped_field(body: Mapping[str, Any]) -> tuple[str, str] | None:
+def find_type_fault(body: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return the first of the other fields of a search that has a wrong type, and the right type; None if all fit."""
     if not isinstance(body.get("input"), str | list | None):
         return "input", "a text or an array"
@@ -121,8 +121,8 @@ def mistyped_field(body: Mapping[str, Any]) -> tuple[str, str] | None:
     return None
 
 
-def _check_ranking(options: RankingOptions) -> None:
-    weights = options.hybrid_search or HybridSearch()
+def _check_ranking(options: SearchRanking) -> None:
+    weights = options.hybrid_search or HybridOptions()
     smaller, larger = sorted((weights.embedding_weight, weights.text_weight))
     if not 0 <= smaller <= larger <= searches.MAX_WEIGHT or larger == 0:
         raise InvalidRequest(f"weights are 0 to {searches.MAX_WEIGHT}, and at least one of them is above 0.")
@@ -176,9 +176,9 @@ def _is_refusal(part: Any) -> bool:
 
 
 def _item_for_engine(item: Any) -> Any:
-    parts = [_said(part) if _is_refusal(part) else part for part in _parts(item)]
+    parts = [_text_part(part) if _is_refusal(part) else part for part in _parts(item)]
     return {**item, "content": parts} if parts else item
 
 
-def _said(part: Mapping[str, Any]) -> dict[str, Any]:
+def _text_part(part: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "output_text", "text": str(part.get("refusal") or ""), "annotations": []}

@@ -46,7 +46,7 @@ _OF_A_TEXT: Final = frozenset({400, 403, 413, 422})
 _MAX_ERROR: Final = 500  # characters of an engine's error
 
 
-class Embedder:
+class ClaimEmbedder:
     """Embed texts for one claim on a shard. `prompt` stands before each text."""
 
     def __init__(self, context: Context, host: EngineHost, claim: ShardClaim, handle: ClaimHandle) -> None:
@@ -68,22 +68,22 @@ class Embedder:
         tally, self._tally = self._tally, Tally()
         return tally
 
-    def known(self, row: VectorStore, recipes: set[str], texts: dict[str, str]) -> dict[str, Vector]:
+    def find_vectors(self, row: VectorStore, recipes: set[str], texts: dict[str, str]) -> dict[str, Vector]:
         """Return vectors that this store or another one of the project has."""
         vectors: dict[str, Vector] = {}
-        for store in self._alike(row, recipes):
+        for store in self._similar_stores(row, recipes):
             missing = texts.keys() - vectors.keys()
             if not missing:
                 break
             try:
-                vectors |= self._context.vectors.known(store_of(store), missing)
+                vectors |= self._context.vectors.find_vectors(store_of(store), missing)
             except VectorsUnavailable:
                 if store.id == row.id:
                     raise
                 log.warning("store_not_looked_at", extra={"store": store.id})
         return vectors
 
-    def _alike(self, row: VectorStore, recipes: set[str]) -> list[VectorStore]:
+    def _similar_stores(self, row: VectorStore, recipes: set[str]) -> list[VectorStore]:
         """Return stores of the project whose vectors would be the same.
 
         First this store, then one store for each recipe that was made there, then those used last.
@@ -149,9 +149,9 @@ class Embedder:
                 log.warning("embedding_unusable", extra={"job_id": self._claim.job.id, "status": answer.status})
                 if refused.reason:
                     why |= dict.fromkeys(batches[item.line], ("server_error", f"{REFUSED}: {refused.reason}"))
-        if any(refused.closed for refused in refusals.values()):
+        if any(refused.is_closed for refused in refusals.values()):
             raise GaveUp(AWAY_SECONDS, grows=True)
-        not_about_a_text = {n for n, refused in refusals.items() if not refused.of_a_text}
+        not_about_a_text = {n for n, refused in refusals.items() if not refused.is_of_text}
         retryable = [batch for n, batch in enumerate(batches) if n not in not_about_a_text]
         return [batch for batch in retryable if not vectors.keys() >= set(batch)]
 
@@ -209,13 +209,13 @@ class Unusable(Exception):
         self._code = str(error.get("code"))
 
     @property
-    def closed(self) -> bool:
+    def is_closed(self) -> bool:
         """Return whether the engine refuses all requests until an operator acts."""
         of_the_model = "model" in f"{self._code} {self.reason}".casefold()
         return self.status in _CLOSED or (self.status == 404 and of_the_model)
 
     @property
-    def of_a_text(self) -> bool:
+    def is_of_text(self) -> bool:
         """Return whether the other texts of the request may get vectors without one of them."""
         return not 400 <= self.status < 500 or self.status in _OF_A_TEXT
 

@@ -77,10 +77,10 @@ def folder_of(config: Settings, model: ModelConfig | None) -> Path:
         if model.source.packaged:
             return materialise(model.source.packaged, models_dir(config))
         if model.source.repo is not None:
-            return _checked(_downloaded(model.source.repo, str(model.source.revision)), models_dir(config))
+            return _ensure_tokenizer(_download(model.source.repo, str(model.source.revision)), models_dir(config))
         folder = model.tokenizer or model.source.path
         assert folder is not None
-        return _checked(folder, models_dir(config))
+        return _ensure_tokenizer(folder, models_dir(config))
     except ModelUnavailable as error:
         raise NoTokenizer(str(error)) from error
 
@@ -91,14 +91,14 @@ def _is_guessed(model: ModelConfig) -> bool:
     return not (embeds_here or model.tokenizer or model.source.path or model.source.repo)
 
 
-def _checked(folder: Path, models: Path) -> Path:
+def _ensure_tokenizer(folder: Path, models: Path) -> Path:
     """Return the folder, or one with the tokenizer that its vocabulary gives."""
     if (folder / "tokenizer.json").is_file():
         return folder
     if not model_folders.has_vocabulary(folder):
         raise NoTokenizer("The embedding model's folder has no tokenizer.json, nor a vocabulary to make one from.")
     try:
-        made = model_folders.written_tokenizer(folder, models, _FILES)
+        made = model_folders.convert_tokenizer(folder, models, _FILES)
     except model_folders.NotMade as error:
         raise TokenizerUnavailable(f"The tokenizer of {folder} could not be made: {error}") from error
     if made is None:
@@ -107,11 +107,11 @@ def _checked(folder: Path, models: Path) -> Path:
 
 
 @lru_cache(maxsize=16)
-def _downloaded(repo: str, revision: str) -> Path:
+def _download(repo: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = [*_FILES, *model_folders.VOCABULARIES, *model_folders.BESIDE]
+        patterns = [*_FILES, *model_folders.VOCABULARIES, *model_folders.COMPANIONS]
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except OSError as error:
         raise TokenizerUnavailable(f"The tokenizer of {repo} cannot be fetched.") from error

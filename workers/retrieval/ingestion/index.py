@@ -30,13 +30,13 @@ from jobs.retrieval.documents import Document
 from jobs.retrieval.indexes import index_of
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from workers.retrieval.ingestion import embedding_model, semantic
-from workers.retrieval.ingestion.embedding import AWAY_SECONDS, DIFFERENT, Embedder, digest_of
+from workers.retrieval.ingestion.embedding import AWAY_SECONDS, DIFFERENT, ClaimEmbedder, digest_of
 from workers.retrieval.ingestion.parse import BROKE, CRASHED, recipe_of
 from workers.runtime.attempts import Abandoned, ShardRun
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost
 from workers.runtime.heartbeat import ClaimHandle
-from workers.vectors.base import Entry, Vector, VectorsUnavailable
+from workers.vectors.base import Vector, VectorEntry, VectorsUnavailable
 from workers.vectors.open_vectors import store_of
 
 log = logging.getLogger(__name__)
@@ -64,12 +64,12 @@ class Indexing(ShardRun):
 
     def __init__(self, context: Context, host: EngineHost, claim: ShardClaim, handle: ClaimHandle) -> None:
         super().__init__(context, claim, handle)
-        self.embedder = Embedder(context, host, claim, handle)
+        self.embedder = ClaimEmbedder(context, host, claim, handle)
         self.left = claim.lines - claim.covered.bit_count()  # lines that no segment covers yet
         self.written = 0  # the length of vectors that are not published yet
         self.rewrote = False  # whether a document was cut and stored again
 
-    def all(self) -> None:
+    def run_lines(self) -> None:
         """Embed, write and publish every document.
 
         Raises: Abandoned, ClaimLost, GaveUp, StorageFull, StorageUnavailable.
@@ -77,7 +77,7 @@ class Indexing(ShardRun):
         if self.context.low_on_disk():
             raise StorageFull
         try:
-            self._all()
+            self._index_files()
         except VectorsUnavailable as error:
             log.warning("vectors_unavailable", extra={"job_id": self.claim.job.id, "error": str(error)})
             raise Abandoned(AWAY_SECONDS, "vectors") from error
@@ -96,7 +96,7 @@ class Indexing(ShardRun):
                 self.context.db.retrying(lambda session: attachments.enqueue_cleanup(session, job, dimensions))
             raise
 
-    def _all(self) -> None:
+    def _index_files(self) -> None:
         claim = self.claim
         with self.context.db.read() as session:
             self.store = indexes.alive(session, index_of(claim.job.payload))
@@ -176,14 +176,14 @@ class Indexing(ShardRun):
         for part in _slices(group):
             self.embedder.stop_if_ended()
             self._write(part, row)
-        made = [self._made(file, row.dimensions) for file in group]
+        made = [self._result_of(file, row.dimensions) for file in group]
         self._commit(made, self.embedder.take_tally(), row.dimensions)
         self.written, self.rewrote = 0, False
 
     def _write(self, part: list[tuple[_File, int]], row: VectorStore) -> None:
         """Write the vectors of some chunks. A document fails if one of its chunks gets no vector."""
         texts = {file.digests[n]: file.document.piece(n) for file, n in part}
-        vectors = self.embedder.known(row, {file.recipe for file, _ in part}, texts)
+        vectors = self.embedder.find_vectors(row, {file.recipe for file, _ in part}, texts)
         why = self.embedder.embed(texts, vectors, row)
         dimensions = self._dimensions(row, vectors)
         for file, n in part:
@@ -194,7 +194,7 @@ class Indexing(ShardRun):
         if entries:
             self.written = dimensions
             self.context.vectors.write(store_of(row), entries)
-            if self.context.lazy_vectors.wrote(row.id):  # after many writes: compact and index the store
+            if self.context.lazy_vectors.count_write(row.id):  # after many writes: compact and index the store
                 self.context.vectors.tend(store_of(row))
 
     def _dimensions(self, row: VectorStore, vectors: dict[str, Vector]) -> int:
@@ -206,7 +206,7 @@ class Indexing(ShardRun):
             )
         return row.dimensions
 
-    def _made(self, file: _File, dimensions: int) -> Made:
+    def _result_of(self, file: _File, dimensions: int) -> Made:
         row = file.row
         if file.failed:
             return Made(file.line, row.id, row.version, error=file.failed)
@@ -216,7 +216,7 @@ class Indexing(ShardRun):
     def _key(self, row: VectorStoreFile) -> str:
         return f"{row.version}.{self.claim.epoch}"
 
-    def _entry(self, file: _File, n: int, vectors: dict[str, Vector]) -> Entry:
+    def _entry(self, file: _File, n: int, vectors: dict[str, Vector]) -> VectorEntry:
         document, text = file.document, file.document.piece(n)
         fields = {
             "title": document.title,
@@ -227,7 +227,7 @@ class Indexing(ShardRun):
         }
         meta = {name: value for name, value in fields.items() if value is not None}
         meta |= msgspec.to_builtins(document.chunks[n])
-        return Entry(self._key(file.row), n, text, file.digests[n], vectors[file.digests[n]], meta)
+        return VectorEntry(self._key(file.row), n, text, file.digests[n], vectors[file.digests[n]], meta)
 
     def _commit(self, made: list[Made], tally: Tally, dimensions: int) -> None:
         self.embedder.stop_if_lost()

@@ -45,7 +45,7 @@ def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
     """
     job = claim.job
     if claim.epoch > 1:  # an earlier attempt may have cut it already
-        _uncut(context, claim)
+        _remove_cuts(context, claim)
     try:
         model, queue = _resolve_model(context, claim)
     except routing.NotServed as refusal:
@@ -68,12 +68,12 @@ def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
         context.db.breathe(context.stop)
 
     def planned(session: Session) -> None:
-        _planned(session, claim, cuts[last:], total=total, model=model, queue=queue)
+        _begin_run(session, claim, cuts[last:], total=total, model=model, queue=queue)
 
     context.db.retrying(planned, context.stop)
 
 
-def _planned(session: Session, claim: JobClaim, cuts: list[tuple[int, int, int]], **columns: Any) -> None:
+def _begin_run(session: Session, claim: JobClaim, cuts: list[tuple[int, int, int]], **columns: Any) -> None:
     """Run the job; also attach files of a source to the store's other indexes."""
     _cut(session, claim, cuts)
     if source_id := claim.job.payload.get("source_id"):
@@ -126,7 +126,7 @@ def _cut(session: Session, claim: JobClaim, cuts: list[tuple[int, int, int]]) ->
     shards.cut(session, claim, Queue.INGEST, rows)
 
 
-def _uncut(context: Context, claim: JobClaim) -> None:
+def _remove_cuts(context: Context, claim: JobClaim) -> None:
     while context.db.retrying(lambda session: shards.uncut(session, claim, WRITE_ROWS), context.stop):
         context.db.breathe(context.stop)
 

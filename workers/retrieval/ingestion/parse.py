@@ -30,7 +30,7 @@ from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from workers.retrieval.ingestion import embedding_model
 from workers.retrieval.ingestion.embedding_model import Prompt
 from workers.retrieval.parsing import office
-from workers.retrieval.parsing.parser import Interrupted, Parser, Refused
+from workers.retrieval.parsing.parser import FileRefused, Interrupted, Parser
 from workers.runtime.attempts import Abandoned, ShardRun
 from workers.runtime.context import Context
 from workers.runtime.heartbeat import ClaimHandle
@@ -56,12 +56,12 @@ class Parsing(ShardRun):
         self.began = self.committed = time.monotonic()
         self.tired = False  # other tasks wait for this process; parsed documents are in storage
 
-    def all(self) -> None:
+    def run_lines(self) -> None:
         if self.context.low_on_disk():
             raise StorageFull
         try:
-            with _interrupting(self.handle, self.parser):
-                self._all()
+            with _interrupt_parser(self.handle, self.parser):
+                self._parse_files()
         except ClaimLost:
             self.context.db.retrying(lambda session: attachments.enqueue_cleanup(session, self.claim.job))
             raise
@@ -69,7 +69,7 @@ class Parsing(ShardRun):
             log.warning("parsing_waits", extra={"job_id": self.claim.job.id, "error": type(error).__name__})
             raise Abandoned(AGAIN_SECONDS) from error
 
-    def _all(self) -> None:
+    def _parse_files(self) -> None:
         claim = self.claim
         with self.context.db.read() as session:
             self.store = indexes.alive(session, index_of(claim.job.payload))
@@ -80,7 +80,7 @@ class Parsing(ShardRun):
             self.tired = time.monotonic() - self.began > SHIFT_SECONDS
             if self.handle.ended or self.tired:
                 break
-            self._line(line, rows.get(line))
+            self._parse_line(line, rows.get(line))
             if self.is_isolated or time.monotonic() - self.committed > self.context.config.segment_seconds:
                 self._commit(last=False)
         self._close()
@@ -99,7 +99,7 @@ class Parsing(ShardRun):
             self._commit(last=True)
             self.closed = True
 
-    def _line(self, line: int, row: VectorStoreFile | None) -> None:
+    def _parse_line(self, line: int, row: VectorStoreFile | None) -> None:
         if row is None or self.store is None:
             self.made.append(Made(line, "", ""))  # removed from the store, or attached again
         elif self.is_isolated and self.has_killed_workers(line):
@@ -107,17 +107,17 @@ class Parsing(ShardRun):
         else:
             if self.is_isolated:
                 self.context.db.retrying(lambda session: shards.record_isolated_attempt(session, self.claim, line))
-            made = self._file(line, row, self.store)
+            made = self._parse_file(line, row, self.store)
             self.made += [made] if made else []
 
-    def _file(self, line: int, row: VectorStoreFile, store: VectorStore) -> Made | None:
+    def _parse_file(self, line: int, row: VectorStoreFile, store: VectorStore) -> Made | None:
         """Return the result of a file.
 
         None if its document is ready for the next stage, or no time is left to make the document.
         """
         try:
             return self._parse(line, row, store)
-        except Refused as refusal:
+        except FileRefused as refusal:
             return Made(line, row.id, row.version, error=(refusal.code, refusal.message))
         except embedding_model.NoTokenizer as error:
             return Made(line, row.id, row.version, error=("server_error", str(error)))
@@ -140,15 +140,15 @@ class Parsing(ShardRun):
         if row.document and row.recipe in same:
             return Made(line, row.id, row.version, row.document, row.entries, row.usage_bytes, row.recipe)
         path = documents.path(store.id, row.version)
-        if not self._there(path):
+        if not self._is_stored(path):
             cut = embedding_model.cutting_of(self.context.config, store.model, row.chunking)
-            with on_disk(self.context.storage, file.path) as source:
+            with local_path(self.context.storage, file.path) as source:
                 document = self.parser.parse(source, row.filename, cut)
             self.context.storage.put(path, documents.encode(document))
         self.parsed += 1
         return None
 
-    def _there(self, path: str) -> bool:
+    def _is_stored(self, path: str) -> bool:
         try:
             return self.context.storage.size(path) > 0
         except NotFound:
@@ -171,7 +171,7 @@ def recipe_of(store: VectorStore, file: File, row: VectorStoreFile, prompt: Prom
 
 
 @contextmanager
-def _interrupting(handle: ClaimHandle, parser: Parser) -> Iterator[None]:
+def _interrupt_parser(handle: ClaimHandle, parser: Parser) -> Iterator[None]:
     """Interrupt the parser when the claim ends."""
     done = threading.Event()
 
@@ -191,7 +191,7 @@ def _interrupting(handle: ClaimHandle, parser: Parser) -> Iterator[None]:
 
 
 @contextmanager
-def on_disk(storage: Storage, path: str) -> Iterator[Path]:
+def local_path(storage: Storage, path: str) -> Iterator[Path]:
     """Yield a local path of a stored file, for libraries that read nothing else.
 
     Raises: NotFound, StorageUnavailable.

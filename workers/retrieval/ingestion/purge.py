@@ -32,7 +32,7 @@ def purge(context: Context) -> None:
     While the queue or this worker is paused they stay pending.
     """
     with (
-        context.heartbeat.under_way.at(Queue.INGEST),
+        context.heartbeat.under_way.count_work(Queue.INGEST),
         hold_exclusively(context.config.data_dir / "run" / "purge") as locked,
     ):
         while locked and not context.stop.is_set() and (removals := _due_removals(context)):

@@ -18,7 +18,7 @@ from datetime import UTC, date, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final, Literal
 
-from workers.retrieval.parsing.contract import Limits, invalid, no_text
+from workers.retrieval.parsing.contract import ParserLimits, invalid_file, no_text
 
 Kind = Literal["heading", "paragraph", "code", "table", "list"]
 Section = tuple[str, ...]
@@ -78,7 +78,7 @@ class Laid:
     unread: bool = False
 
 
-def lay(reading: Reading, limits: Limits) -> Laid:
+def lay(reading: Reading, limits: ParserLimits) -> Laid:
     """Join the blocks to one text.
 
     Raises: Refused, if there is no text or too much.
@@ -95,7 +95,7 @@ def lay(reading: Reading, limits: Limits) -> Laid:
             continue
         size += len(text.encode()) + len(GAP)
         if size > limits.text_bytes:
-            raise invalid(f"The file has more than {limits.text_bytes >> 20} MiB of text.")
+            raise invalid_file(f"The file has more than {limits.text_bytes >> 20} MiB of text.")
         if block.kind == "heading":
             _descend(path, block.level, _one_line(block.name or text, _HEADING_CHARACTERS))
         section = tuple(name for _, name in path)
@@ -145,11 +145,11 @@ _SHORT: Final = re.compile(r"\d{4}(?:-(?:0[1-9]|1[0-2]))?", re.ASCII)  # EPUB: a
 
 def first_date(*texts: str | None) -> str | None:
     """Return the first text that is a date in the form of ISO 8601, mail or PDF, as ISO 8601."""
-    dates = (_found(text.strip()) for text in texts if text and len(text.strip()) <= _MAX_CHARACTERS)
+    dates = (_parse_date(text.strip()) for text in texts if text and len(text.strip()) <= _MAX_CHARACTERS)
     return next((day for day in dates if day), None)
 
 
-def _found(text: str) -> str | None:
+def _parse_date(text: str) -> str | None:
     for read in (_iso, _mail, _pdf):
         try:
             date = read(text)
@@ -167,11 +167,11 @@ def _iso(text: str) -> str | None:
         return None
     if len(text) <= len("2024-01-31"):
         return date.fromisoformat(text).isoformat()
-    return _shown(datetime.fromisoformat(text))
+    return _format_date(datetime.fromisoformat(text))
 
 
 def _mail(text: str) -> str | None:
-    return _shown(parsedate_to_datetime(text)) if not text[:4].isdigit() and not text.startswith("D:") else None
+    return _format_date(parsedate_to_datetime(text)) if not text[:4].isdigit() and not text.startswith("D:") else None
 
 
 def _pdf(text: str) -> str | None:
@@ -184,10 +184,10 @@ def _pdf(text: str) -> str | None:
     if hour is None:
         return date(int(year), int(month), int(day)).isoformat()
     zone = "+00:00" if zulu else f"{hours}:{minutes or '00'}" if hours else ""
-    return _shown(datetime.fromisoformat(f"{year}-{month}-{day}T{hour}:{minute}:{second or '00'}{zone}"))
+    return _format_date(datetime.fromisoformat(f"{year}-{month}-{day}T{hour}:{minute}:{second or '00'}{zone}"))
 
 
-def _shown(at: datetime) -> str:
+def _format_date(at: datetime) -> str:
     if at.tzinfo is None:
         return at.date().isoformat()
     return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ").zfill(len("2024-01-31T10:00:00Z"))

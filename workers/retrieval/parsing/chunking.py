@@ -37,7 +37,7 @@ from tokenizers import Tokenizer
 
 from jobs.retrieval.documents import Chunk
 from workers.retrieval.parsing.blocks import Laid, PlacedBlock
-from workers.retrieval.parsing.contract import Cutting, Limits, invalid, no_text
+from workers.retrieval.parsing.contract import Cutting, ParserLimits, invalid_file, no_text
 
 # ── borders ──
 
@@ -106,7 +106,7 @@ def next_word(text: str, low: int, high: int) -> int | None:
     return match.end() if match else None
 
 
-def trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+def trim(text: str, start: int, end: int) -> tuple[int, int]:
     """Return the range without white space around; an empty one (start == end) when there is nothing else."""
     match = _WORD.search(text, start, end)
     if match is None:
@@ -223,7 +223,7 @@ class Tokens:
     def count(self, text: str) -> int:
         return len(self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0])
 
-    def spans(self, text: str, limits: Limits) -> Spans:
+    def spans(self, text: str, limits: ParserLimits) -> Spans:
         """Return the tokens of a whole text. Raises Refused when there are too many."""
         spans = Spans()
         for start, end in pieces(text):
@@ -231,7 +231,7 @@ class Tokens:
                 spans.mark(start)
             spans.add(start, self._offsets(text[start:end]))
             if len(spans.starts) > limits.tokens:
-                raise invalid(f"The file has more than {limits.tokens} tokens.")
+                raise invalid_file(f"The file has more than {limits.tokens} tokens.")
         spans.close(len(text))
         return spans
 
@@ -272,7 +272,7 @@ _PREFERRED: Final[tuple[Border, ...]] = (paragraph_border, line_border, sentence
 _ALONE: Final = frozenset({"code", "table"})
 _OF_LINES: Final = frozenset({"code", "table", "list"})
 #: Tokens: a sentence that is shorter goes with the next. It says little by itself, and each costs an embedding.
-SHORTEST: Final = 12
+MIN_SENTENCE: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +282,7 @@ class Piece:
     tokens: int
 
 
-def chunks(laid: Laid, tokens: Tokens, cutting: Cutting, limits: Limits) -> tuple[Chunk, ...]:
+def chunks(laid: Laid, tokens: Tokens, cutting: Cutting, limits: ParserLimits) -> tuple[Chunk, ...]:
     """Cut a document into chunks. Raises Refused when there are too many tokens, or none."""
     spans = tokens.spans(laid.text, limits)
     if not spans.starts:
@@ -293,7 +293,7 @@ def chunks(laid: Laid, tokens: Tokens, cutting: Cutting, limits: Limits) -> tupl
     return tuple(_chunk_of(laid, piece) for start, end in segments for piece in cutter.cut(start, end))
 
 
-def sentences(laid: Laid, tokens: Tokens, cutting: Cutting, limits: Limits) -> tuple[Chunk, ...]:
+def sentences(laid: Laid, tokens: Tokens, cutting: Cutting, limits: ParserLimits) -> tuple[Chunk, ...]:
     """Cut a document into sentences and lines that fit; a heading goes with what follows. Raises as `chunks` does."""
     spans = tokens.spans(laid.text, limits)
     if not spans.starts:
@@ -315,17 +315,17 @@ class Cutter:
         return self._index(end) - self._index(start) <= self._most
 
     def is_short(self, start: int, end: int) -> bool:
-        return self._index(end) - self._index(start) < SHORTEST
+        return self._index(end) - self._index(start) < MIN_SENTENCE
 
     def cut(self, start: int, end: int) -> Iterator[Piece]:
         """Yield the chunks of text[start:end]. Every chunk goes beyond `floor`, where the chunk before ended."""
-        start, end = trimmed(self._text, start, end)
+        start, end = trim(self._text, start, end)
         floor = start
         while floor < end:
             piece, cut = self._next(start, floor, end)
             if piece is not None:
                 yield piece
-            floor = trimmed(self._text, cut, end)[0]
+            floor = trim(self._text, cut, end)[0]
             start = floor if piece is None else self._overlapping(piece, cut, floor)
 
     def _next(self, start: int, floor: int, end: int) -> tuple[Piece | None, int]:
@@ -344,7 +344,7 @@ class Cutter:
             step *= 2
 
     def _piece(self, start: int, end: int) -> Piece | None:
-        first, last = trimmed(self._text, start, end)
+        first, last = trim(self._text, start, end)
         return Piece(first, last, self._count(first, last)) if first < last else None
 
     def _by_characters(self, piece: Piece) -> tuple[Piece, int]:
@@ -409,7 +409,7 @@ def _segments(laid: Laid, cutter: Cutter) -> Iterator[tuple[int, int]]:
     for at, block in enumerate(laid.blocks):
         start = block.start if start is None else start
         following = laid.blocks[at + 1] if at + 1 < len(laid.blocks) else None
-        if following is None or not _together(block, following, cutter.fits(start, following.end)):
+        if following is None or not _belong_together(block, following, cutter.fits(start, following.end)):
             yield start, block.end
             start = None
 
@@ -434,7 +434,7 @@ def _sentences(laid: Laid, cutter: Cutter) -> Iterator[tuple[int, int]]:
         yield start, before.end
 
 
-def _together(block: PlacedBlock, following: PlacedBlock, fits: bool) -> bool:
+def _belong_together(block: PlacedBlock, following: PlacedBlock, fits: bool) -> bool:
     if block.kind == "heading":
         below = following.section[: len(block.section)] == block.section
         return below and (fits or following.kind not in _ALONE)

@@ -36,7 +36,7 @@ class Cutting:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ParserLimits:
     """Limits for one file."""
 
     seconds: float = 120  # wall time
@@ -47,7 +47,7 @@ class Limits:
     tokens: int = 5_000_000
 
 
-class Refused(Exception):
+class FileRefused(Exception):
     """The file cannot be made searchable; the message is for the client."""
 
     def __init__(self, code: Code, message: str) -> None:
@@ -60,16 +60,16 @@ class Interrupted(Exception):
     """`Parser.interrupt` ended the parsing: nothing is known about the file."""
 
 
-def invalid(message: str) -> Refused:
-    return Refused("invalid_file", message)
+def invalid_file(message: str) -> FileRefused:
+    return FileRefused("invalid_file", message)
 
 
-def unsupported(message: str) -> Refused:
-    return Refused("unsupported_file", message)
+def unsupported_file(message: str) -> FileRefused:
+    return FileRefused("unsupported_file", message)
 
 
-def no_text() -> Refused:
-    return invalid("The file contains no text.")
+def no_text() -> FileRefused:
+    return invalid_file("The file contains no text.")
 
 
 # ── messages ──
@@ -80,7 +80,7 @@ class Ask(msgspec.Struct, frozen=True):
     max_tokens: int
     overlap: int
     strategy: Strategy
-    limits: Limits
+    limits: ParserLimits
 
 
 class Parsed(msgspec.Struct, frozen=True, tag=True):
@@ -102,25 +102,25 @@ decode_ask = msgspec.msgpack.Decoder(Ask).decode
 decode_answer = msgspec.msgpack.Decoder(Answer).decode
 
 
-def ask(filename: str, cutting: Cutting, limits: Limits) -> Ask:
+def ask(filename: str, cutting: Cutting, limits: ParserLimits) -> Ask:
     return Ask(filename, cutting.max_tokens, cutting.overlap, cutting.strategy, limits)
 
 
-def largest_answer(limits: Limits) -> int:
+def largest_answer(limits: ParserLimits) -> int:
     """Return the maximum bytes of an answer: the text, and as much again for its chunks."""
     return 2 * limits.text_bytes + (1 << 20)
 
 
-def check(document: Document, limits: Limits) -> Document:
+def check(document: Document, limits: ParserLimits) -> Document:
     """Return the document if it is consistent: the child that made it may have read a hostile file. Raises Refused."""
     if len(document.text) > limits.text_bytes or not all(
         _are_in(document.text, pieces, limits) for pieces in (document.chunks, document.sentences)
     ):
-        raise nonsense()
+        raise invalid_answer()
     return document
 
 
-def _are_in(text: str, pieces: tuple[Chunk, ...], limits: Limits) -> bool:
+def _are_in(text: str, pieces: tuple[Chunk, ...], limits: ParserLimits) -> bool:
     good, before = len(pieces) <= len(text), 0
     for piece in pieces:
         good = good and before <= piece.start < piece.end <= len(text) and 0 <= piece.tokens <= limits.tokens
@@ -128,5 +128,5 @@ def _are_in(text: str, pieces: tuple[Chunk, ...], limits: Limits) -> bool:
     return good
 
 
-def nonsense() -> Refused:
-    return Refused("server_error", "The parser gave an answer that makes no sense.")
+def invalid_answer() -> FileRefused:
+    return FileRefused("server_error", "The parser gave an answer that makes no sense.")

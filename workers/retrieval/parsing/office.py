@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from workers.retrieval.parsing import markdown
 from workers.retrieval.parsing.blocks import Block, Reading, first_date
-from workers.retrieval.parsing.contract import Limits, Refused, invalid, unsupported
+from workers.retrieval.parsing.contract import FileRefused, ParserLimits, invalid_file, unsupported_file
 
 _OPENXML: Final = "application/vnd.openxmlformats-officedocument."
 WORD: Final = _OPENXML + "wordprocessingml.document"
@@ -75,31 +75,33 @@ def kind(data: bytes, filename: str) -> str | None:
     return next((media for mark, media in _PICTURES if data.startswith(mark)), None)
 
 
-def read(data: bytes, media: str, limits: Limits) -> Reading:
+def read(data: bytes, media: str, limits: ParserLimits) -> Reading:
     """Return the blocks of a file of the type `media`. Raises Refused."""
-    if not installed():
-        raise unsupported(f"{_NAMES} can be read where Nightmill is installed with the extra 'parse', which it needs.")
+    if not is_installed():
+        raise unsupported_file(
+            f"{_NAMES} can be read where Nightmill is installed with the extra 'parse', which it needs."
+        )
     if data.startswith(b"PK"):
         check_archive(data, limits)
-    result = _extracted(_with_references(data) if media == WORD else data, media)
+    result = _extract(_with_references(data) if media == WORD else data, media)
     text = result.content.translate(_FROM_PRIVATE) if media == WORD else result.content
     if media == MAIL:
         text = html.unescape(text)
     reading = markdown.read(text)
     metadata = result.metadata
     return Reading(
-        _unescaped(reading.blocks), metadata.get("title") or None, time=first_date(*map(metadata.get, _TIMES))
+        _unescape(reading.blocks), metadata.get("title") or None, time=first_date(*map(metadata.get, _TIMES))
     )
 
 
 def picture_text(data: bytes, media: str) -> str:
     """Return what Tesseract sees. Raises Refused."""
-    return str(_extracted(data, media).content)
+    return str(_extract(data, media).content)
 
 
 def sees() -> bool:
     """Tell whether pictures can be read: kreuzberg and Tesseract are there."""
-    return installed() and shutil.which("tesseract") is not None
+    return is_installed() and shutil.which("tesseract") is not None
 
 
 def load() -> None:
@@ -108,11 +110,11 @@ def load() -> None:
     importlib.import_module("kreuzberg")
 
 
-def installed() -> bool:
+def is_installed() -> bool:
     return importlib.util.find_spec("kreuzberg") is not None
 
 
-def _extracted(data: bytes, media: str) -> Any:
+def _extract(data: bytes, media: str) -> Any:
     import kreuzberg
 
     picture = media.startswith("image/")
@@ -126,12 +128,12 @@ def _extracted(data: bytes, media: str) -> Any:
     try:
         return kreuzberg.extract_bytes_sync(data, media, config)
     except (kreuzberg.MissingDependencyError, kreuzberg.OCRError):
-        raise unsupported("Pictures can be read where Tesseract is installed.") from None
+        raise unsupported_file("Pictures can be read where Tesseract is installed.") from None
     except kreuzberg.KreuzbergError:
-        raise invalid("The file is damaged: it could not be read as what it says it is.") from None
+        raise invalid_file("The file is damaged: it could not be read as what it says it is.") from None
 
 
-def _unescaped(blocks: Iterator[Block]) -> Iterator[Block]:
+def _unescape(blocks: Iterator[Block]) -> Iterator[Block]:
     for block in blocks:
         if block.kind == "code":
             yield block
@@ -149,13 +151,13 @@ def _zip_kind(data: bytes) -> str:
     for media in _MIMETYPES:
         if data[30:38] == b"mimetype" and declared.startswith(media.encode()):
             return media
-    raise damaged_archive() if not names else unsupported("Archives can't be searched: upload the files in it.")
+    raise archive_error() if not names else unsupported_file("Archives can't be searched: upload the files in it.")
 
 
-def _old_office(data: bytes) -> Refused:
+def _old_office(data: bytes) -> FileRefused:
     if _OLE_ENCRYPTED in data:
-        return invalid("The file is encrypted: it can't be read without its password.")
-    return unsupported("Old binary formats of Office can't be searched: save it as DOCX, PPTX or XLSX.")
+        return invalid_file("The file is encrypted: it can't be read without its password.")
+    return unsupported_file("Old binary formats of Office can't be searched: save it as DOCX, PPTX or XLSX.")
 
 
 def _is_mail(head: bytes, filename: str) -> bool:
@@ -194,30 +196,30 @@ _ENTITY: Final = re.compile(rb"<!ENTITY", re.IGNORECASE)
 _XML: Final = (".xml", ".rels", ".xhtml", ".html", ".htm", ".opf", ".ncx", ".vml", ".svg")
 
 
-class Budget:
+class UnpackBudget:
     """The amount of data that may still be unpacked, from all nested archives together."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ParserLimits) -> None:
         self.left = EXPANSION * limits.text_bytes
         self.entries = ENTRIES
 
     def spend(self, size: int) -> None:
         self.left -= size
         if self.left < 0:
-            raise invalid("The file unpacks to more data than is allowed.")
+            raise invalid_file("The file unpacks to more data than is allowed.")
 
     def open(self, entries: int) -> None:
         self.entries -= entries
         if self.entries < 0:
-            raise invalid(f"The file is an archive of more than {ENTRIES} parts.")
+            raise invalid_file(f"The file is an archive of more than {ENTRIES} parts.")
 
 
-def check_archive(data: bytes, limits: Limits) -> None:
+def check_archive(data: bytes, limits: ParserLimits) -> None:
     """Check that a library may unpack this archive. Raises Refused."""
     try:
-        _check_parts(data, Budget(limits), 0)
+        _check_parts(data, UnpackBudget(limits), 0)
     except (zipfile.BadZipFile, zlib.error, struct.error, UnicodeDecodeError, NotImplementedError):
-        raise damaged_archive() from None
+        raise archive_error() from None
 
 
 def part_names(data: bytes) -> frozenset[str]:
@@ -229,11 +231,11 @@ def part_names(data: bytes) -> frozenset[str]:
         return frozenset()
 
 
-def damaged_archive() -> Refused:
-    return invalid("The file is damaged: its parts can't be unpacked.")
+def archive_error() -> FileRefused:
+    return invalid_file("The file is damaged: its parts can't be unpacked.")
 
 
-def _check_parts(data: bytes, budget: Budget, depth: int) -> None:
+def _check_parts(data: bytes, budget: UnpackBudget, depth: int) -> None:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         infos = archive.infolist()
     budget.open(len(infos))
@@ -249,24 +251,24 @@ def _check_offsets(infos: list[zipfile.ZipInfo]) -> None:
     end = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
         if info.header_offset < end:
-            raise invalid("The file is an archive whose parts overlap.")
+            raise invalid_file("The file is an archive whose parts overlap.")
         end = info.header_offset + _LOCAL.size + info.compress_size
 
 
-def _check_entry(data: bytes, info: zipfile.ZipInfo, budget: Budget, depth: int) -> None:
+def _check_entry(data: bytes, info: zipfile.ZipInfo, budget: UnpackBudget, depth: int) -> None:
     if info.flag_bits & _ENCRYPTED:
-        raise invalid("The file is encrypted: it can't be read without its password.")
+        raise invalid_file("The file is encrypted: it can't be read without its password.")
     inner = _Inner(info)
     size = 0
-    for piece in _inflated(data, info):
+    for piece in _inflate(data, info):
         budget.spend(len(piece))
         size += len(piece)
         inner.see(piece)
     if size != info.file_size:
-        raise damaged_archive()
+        raise archive_error()
     if inner.archive is not None:
         if depth + 1 >= DEPTH:
-            raise invalid("The file has archives inside of archives.")
+            raise invalid_file("The file has archives inside of archives.")
         _check_parts(bytes(inner.archive), budget, depth + 1)
 
 
@@ -291,26 +293,26 @@ class _Inner:
     def _look_for_entities(self, piece: bytes) -> None:
         written = self._tail + piece.replace(b"\x00", b"")  # UTF-16 is XML too
         if _ENTITY.search(written):
-            raise invalid("The file defines XML entities, which is not allowed.")
+            raise invalid_file("The file defines XML entities, which is not allowed.")
         self._tail = written[-16:]
 
 
-def _inflated(data: bytes, info: zipfile.ZipInfo) -> Iterator[bytes]:
+def _inflate(data: bytes, info: zipfile.ZipInfo) -> Iterator[bytes]:
     """Yield the stream's real content, whatever its header declares."""
     mark, *_, name, extra = _LOCAL.unpack_from(data, info.header_offset)
     start = info.header_offset + _LOCAL.size + name + extra
     packed = memoryview(data)[start : start + info.compress_size]
     if mark != _LOCAL_MARK or len(packed) != info.compress_size:
-        raise damaged_archive()
+        raise archive_error()
     if info.compress_type == zipfile.ZIP_STORED:
         yield from (bytes(packed[at : at + _PIECE]) for at in range(0, len(packed), _PIECE))
     elif info.compress_type == zipfile.ZIP_DEFLATED:
-        yield from _deflated(packed)
+        yield from _inflate_stream(packed)
     else:
-        raise damaged_archive()
+        raise archive_error()
 
 
-def _deflated(packed: memoryview) -> Iterator[bytes]:
+def _inflate_stream(packed: memoryview) -> Iterator[bytes]:
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     for at in range(0, len(packed), _PIECE):
         rest = bytes(packed[at : at + _PIECE])

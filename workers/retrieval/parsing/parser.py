@@ -23,11 +23,19 @@ import msgspec
 from jobs.retrieval.documents import Document
 from jobs.settings import Settings
 from workers.retrieval.parsing import contract
-from workers.retrieval.parsing.contract import Code, Cutting, Interrupted, Limits, Refused, Strategy, invalid
+from workers.retrieval.parsing.contract import (
+    Code,
+    Cutting,
+    FileRefused,
+    Interrupted,
+    ParserLimits,
+    Strategy,
+    invalid_file,
+)
 from workers.sandbox.child import Child, Died, TimeUp, TooLarge
 from workers.sandbox.confinement import Policy
 
-__all__ = ["Code", "Cutting", "Interrupted", "Limits", "Parser", "Refused", "Strategy", "limits_of"]
+__all__ = ["Code", "Cutting", "FileRefused", "Interrupted", "Parser", "ParserLimits", "Strategy", "limits_of"]
 
 FILES: Final = 200  # parsed by one child, because libraries leak
 STARTS: Final = 3  # attempts to start a child: one that ends as it starts says nothing about the file
@@ -42,7 +50,7 @@ _LIBRARIES_BYTES: Final = 4 << 30
 class Parser:
     """Parse files for one thread; other threads may `interrupt`. `policy` is what the child runs and may use."""
 
-    def __init__(self, limits: Limits, policy: Policy | None = None) -> None:
+    def __init__(self, limits: ParserLimits, policy: Policy | None = None) -> None:
         self._limits = limits
         self._policy = policy or policy_of(limits)
         self._lock = threading.Lock()
@@ -52,11 +60,11 @@ class Parser:
         self._interrupted = False
 
     def parse(self, source: Path, filename: str, cutting: Cutting) -> Document:
-        """Parse one file in the child. Raises Refused or Interrupted."""
+        """Parse one file in the child. Raises FileRefused or Interrupted."""
         with self._lock:
             self._busy, self._interrupted = True, False
         try:
-            with _opened(source, _NO_FILE) as file, _opened(cutting.tokenizer, _NO_TOKENIZER) as tokenizer:
+            with _open_file(source, _NO_FILE) as file, _open_file(cutting.tokenizer, _NO_TOKENIZER) as tokenizer:
                 ask = contract.encode(contract.ask(filename, cutting, self._limits))
                 return self._parse(ask, (file.fileno(), tokenizer.fileno()))
         finally:
@@ -77,15 +85,15 @@ class Parser:
     def _parse(self, ask: bytes, descriptors: tuple[int, int], *, again: bool = True) -> Document:
         """Ask the child, and once more after a kill: what kills a worker may kill its children first."""
         try:
-            child = self._started()
+            child = self._ensure_child()
             child.send(ask, descriptors)
-            return self._taken(child.receive(self._limits.seconds, contract.largest_answer(self._limits)))
+            return self._take_answer(child.receive(self._limits.seconds, contract.largest_answer(self._limits)))
         except TooLarge:
             self._end()
-            raise contract.nonsense() from None
+            raise contract.invalid_answer() from None
         except TimeUp:
             self._end()
-            raise invalid(_beyond(f"{self._limits.seconds:g} seconds")) from None
+            raise invalid_file(_limit_message(f"{self._limits.seconds:g} seconds")) from None
         except Died:
             returncode = self._end()
             if returncode != -signal.SIGKILL or not again:
@@ -95,22 +103,22 @@ class Parser:
             raise
         return self._parse(ask, descriptors, again=False)
 
-    def _taken(self, message: bytes) -> Document:
+    def _take_answer(self, message: bytes) -> Document:
         try:
             answer = contract.decode_answer(message)
         except msgspec.MsgspecError:
-            raise contract.nonsense() from None
+            raise contract.invalid_answer() from None
         if isinstance(answer, contract.Refusal):
-            raise Refused(answer.code, answer.message)
+            raise FileRefused(answer.code, answer.message)
         if not isinstance(answer, contract.Parsed):
-            raise contract.nonsense()
+            raise contract.invalid_answer()
         document = contract.check(answer.document, self._limits)
         self._files += 1
         if self._files >= FILES or answer.grown > self._limits.memory_bytes:
             self._drop()
         return document
 
-    def _started(self) -> Child:
+    def _ensure_child(self) -> Child:
         if self._child is not None:
             return self._child
         for _ in range(STARTS):
@@ -126,7 +134,7 @@ class Parser:
                 self._end()
             else:
                 return child
-        raise Refused("server_error", "The parser could not be started.")
+        raise FileRefused("server_error", "The parser could not be started.")
 
     def _end(self) -> int:
         """Drop the child; raise Interrupted if that is why it ended."""
@@ -140,22 +148,22 @@ class Parser:
             child, self._child = self._child, None
         return 0 if child is None else child.end()
 
-    def _describe_exit(self, returncode: int) -> Refused:
+    def _describe_exit(self, returncode: int) -> FileRefused:
         memory = f"{self._limits.memory_bytes >> 20} MiB of memory"
         cpu = f"{self._limits.cpu_seconds} seconds of CPU time"
         if returncode == -signal.SIGXCPU:
-            return invalid(_beyond(cpu))
+            return invalid_file(_limit_message(cpu))
         if returncode in (-signal.SIGABRT, -signal.SIGKILL):  # by Rust and by the kernel, without memory
-            return invalid(_beyond(memory))
-        return invalid(_beyond(f"{memory} and {cpu}"))
+            return invalid_file(_limit_message(memory))
+        return invalid_file(_limit_message(f"{memory} and {cpu}"))
 
 
-def limits_of(config: Settings) -> Limits:
+def limits_of(config: Settings) -> ParserLimits:
     """Return the limits of the settings. CPU time ends first only where a library starts more threads."""
-    return Limits(config.parse_seconds, cpu_seconds=math.ceil(config.parse_seconds))
+    return ParserLimits(config.parse_seconds, cpu_seconds=math.ceil(config.parse_seconds))
 
 
-def policy_of(limits: Limits) -> Policy:
+def policy_of(limits: ParserLimits) -> Policy:
     """Return what the child may use: Tesseract's data, and no more memory than a child that has grown and one file."""
     tessdata = os.environ.get("TESSDATA_PREFIX")
     memory_bytes = _LIBRARIES_BYTES + 2 * limits.memory_bytes
@@ -165,15 +173,15 @@ def policy_of(limits: Limits) -> Policy:
 
 
 @contextmanager
-def _opened(path: Path, failure: str) -> Iterator[BinaryIO]:
-    """Open a file to read. Raises Refused."""
+def _open_file(path: Path, failure: str) -> Iterator[BinaryIO]:
+    """Open a file to read. Raises FileRefused."""
     try:
         file = path.open("rb")
     except OSError as error:
-        raise Refused("server_error", failure) from error
+        raise FileRefused("server_error", failure) from error
     with file:
         yield file
 
 
-def _beyond(limit: str) -> str:
+def _limit_message(limit: str) -> str:
     return f"The file could not be parsed within its limits of {limit}."

@@ -35,7 +35,7 @@ from jobs.retrieval.documents import Chunk, Document
 from workers.retrieval.parsing import blocks, chunking, contract, markdown, office, pdf, plain, webpage
 from workers.retrieval.parsing.blocks import Reading
 from workers.retrieval.parsing.chunking import Tokens
-from workers.retrieval.parsing.contract import Cutting, Limits, Refused, invalid, no_text
+from workers.retrieval.parsing.contract import Cutting, FileRefused, ParserLimits, invalid_file, no_text
 from workers.sandbox import resource_limits as resources
 from workers.sandbox.channel import Channel
 
@@ -60,8 +60,8 @@ def answer(work: Work, ask: contract.Ask, file: BinaryIO, tokenizer: BinaryIO) -
     try:
         encoded = contract.encode(work(ask, file, tokenizer))
         if len(encoded) > contract.largest_answer(ask.limits):
-            raise invalid("The file has too much text.")
-    except Refused as no:
+            raise invalid_file("The file has too much text.")
+    except FileRefused as no:
         encoded = contract.encode(contract.Refusal(no.code, no.message))
     except MemoryError:
         limit = ask.limits.memory_bytes >> 20
@@ -84,7 +84,7 @@ class Reader:
     """Read any number of files, one after the other."""
 
     def __init__(self) -> None:
-        if office.installed():
+        if office.is_installed():
             office.load()  # so that its 100 MiB of address space do not count for the first file
         load_languages()
         self._tokens: dict[tuple[int, int, int], Tokens] = {}
@@ -96,7 +96,7 @@ class Reader:
         tokens = self._tokenizer(tokenizer)
         resources.allow(ask.limits.memory_bytes, ask.limits.cpu_seconds)
         try:
-            document = read_document(_bytes(file, ask.limits), ask.filename, tokens, cutting, ask.limits)
+            document = read_document(_read_bytes(file, ask.limits), ask.filename, tokens, cutting, ask.limits)
         finally:
             resources.relax()
         return contract.Parsed(document, resources.address_space() - self._rest)
@@ -108,13 +108,13 @@ class Reader:
             if key not in self._tokens:
                 if len(self._tokens) >= _TOKENIZERS:
                     self._tokens.clear()
-                self._tokens[key] = Tokens.read(_whole(file))
+                self._tokens[key] = Tokens.read(_read_whole(file))
         except Exception as error:  # the library raises nothing narrower
-            raise Refused("server_error", "The embedding model's tokenizer could not be read.") from error
+            raise FileRefused("server_error", "The embedding model's tokenizer could not be read.") from error
         return self._tokens[key]
 
 
-def read_document(data: bytes, filename: str, tokens: Tokens, cutting: Cutting, limits: Limits) -> Document:
+def read_document(data: bytes, filename: str, tokens: Tokens, cutting: Cutting, limits: ParserLimits) -> Document:
     """Return the document that a file's bytes are. Raises Refused."""
     reading = read_format(data, filename, limits)
     laid = blocks.lay(reading, limits)
@@ -125,17 +125,17 @@ def read_document(data: bytes, filename: str, tokens: Tokens, cutting: Cutting, 
     return Document(laid.text, chunks, laid.title, language, sentences, reading.time, laid.unread)
 
 
-def _bytes(file: BinaryIO, limits: Limits) -> bytes:
+def _read_bytes(file: BinaryIO, limits: ParserLimits) -> bytes:
     largest = office.EXPANSION * limits.text_bytes
     try:
         if os.fstat(file.fileno()).st_size > largest:
-            raise invalid(f"The file has more than {largest >> 20} MiB.")
-        return _whole(file)
+            raise invalid_file(f"The file has more than {largest >> 20} MiB.")
+        return _read_whole(file)
     except OSError as error:
-        raise Refused("server_error", "The stored file could not be read.") from error
+        raise FileRefused("server_error", "The stored file could not be read.") from error
 
 
-def _whole(file: BinaryIO) -> bytes:
+def _read_whole(file: BinaryIO) -> bytes:
     """Read from the beginning: a child that died over this file may have moved the shared offset."""
     file.seek(0)
     return file.read()
@@ -175,7 +175,7 @@ _BY_NAME: Final[dict[str, Callable[[str], Reading]]] = {
 }
 
 
-def read_format(data: bytes, filename: str, limits: Limits) -> Reading:
+def read_format(data: bytes, filename: str, limits: ParserLimits) -> Reading:
     """Recognise the format of a file, and return its blocks. Raises Refused."""
     if not data.strip():
         raise no_text()
@@ -188,11 +188,11 @@ def read_format(data: bytes, filename: str, limits: Limits) -> Reading:
     return read_text(plain.decode(data, webpage.declared_charset(data[:_HEAD])), filename)
 
 
-def _read_pdf(data: bytes, limits: Limits) -> Reading | None:
+def _read_pdf(data: bytes, limits: ParserLimits) -> Reading | None:
     """Return None for a text that only mentions the mark of PDF. Raises Refused."""
     try:
         return pdf.read(data, limits)
-    except pdf.Damaged:
+    except pdf.DamagedPdf:
         if data.removeprefix(codecs.BOM_UTF8).lstrip().startswith(_PDF) or not plain.is_text(data):
             raise
         return None
@@ -251,8 +251,8 @@ def mark_languages(pieces: Sequence[Chunk], text: str, declared: str | None) -> 
             sizes[name] += piece.end - piece.start
     language = max(sizes, key=lambda name: (sizes[name], name)) if sizes else language_of(text[:SAMPLE]) or declared
     both = zip(pieces, own, strict=True)
-    return language, tuple(_said(piece, None if name == language else name) for piece, name in both)
+    return language, tuple(_set_language(piece, None if name == language else name) for piece, name in both)
 
 
-def _said(piece: Chunk, language: str | None) -> Chunk:
+def _set_language(piece: Chunk, language: str | None) -> Chunk:
     return piece if language is None else msgspec.structs.replace(piece, language=language)

@@ -15,7 +15,7 @@ from pypdfium2 import raw
 
 from workers.retrieval.parsing import office, plain
 from workers.retrieval.parsing.blocks import Block, Reading, clean, first_date
-from workers.retrieval.parsing.contract import Limits, Refused, invalid, unsupported
+from workers.retrieval.parsing.contract import FileRefused, ParserLimits, invalid_file, unsupported_file
 
 _OUTLINE_ENTRIES: Final = 10_000
 _POINTS: Final = 72  # to the inch
@@ -26,34 +26,34 @@ _HYPHEN: Final = re.compile("[\x02\ufffe]\\s*")  # PDFium's mark for a word that
 Entry = tuple[int, str]  # level from 1, title in one line
 
 
-class Damaged(Refused):
+class DamagedPdf(FileRefused):
     """PDFium cannot read the file: it is damaged, or no PDF at all."""
 
     def __init__(self) -> None:
         super().__init__("invalid_file", "The file is damaged: it is no PDF that can be read.")
 
 
-def read(data: bytes, limits: Limits) -> Reading:
+def read(data: bytes, limits: ParserLimits) -> Reading:
     """Return the blocks of a PDF. Raises Refused."""
-    document = _opened(data)
+    document = _open(data)
     if len(document) > limits.pages:
-        raise invalid(f"The file has {len(document)} pages; at most {limits.pages} can be searched.")
+        raise invalid_file(f"The file has {len(document)} pages; at most {limits.pages} can be searched.")
     metadata = document.get_metadata_value
     time = first_date(metadata("ModDate"), metadata("CreationDate"))
     return Reading(_blocks(document), metadata("Title") or None, time=time)
 
 
-def _opened(data: bytes) -> pypdfium2.PdfDocument:
+def _open(data: bytes) -> pypdfium2.PdfDocument:
     try:
         return pypdfium2.PdfDocument(data)
     except pypdfium2.PdfiumError as error:
         raise _refusal(error) from None
 
 
-def _refusal(error: pypdfium2.PdfiumError) -> Refused:
+def _refusal(error: pypdfium2.PdfiumError) -> FileRefused:
     if error.err_code in (raw.FPDF_ERR_PASSWORD, raw.FPDF_ERR_SECURITY):
-        return invalid("The file is encrypted: it can't be read without its password.")
-    return Damaged()
+        return invalid_file("The file is encrypted: it can't be read without its password.")
+    return DamagedPdf()
 
 
 def _blocks(document: pypdfium2.PdfDocument) -> Iterator[Block]:
@@ -68,7 +68,7 @@ def _blocks(document: pypdfium2.PdfDocument) -> Iterator[Block]:
         else:
             yield from _page(text, number + 1, outline.get(number, []))
     if unread and not has_text:
-        raise unsupported(
+        raise unsupported_file(
             "Scanned pages can be read where Nightmill is installed with the extra 'parse' and Tesseract is there."
         )
 
@@ -79,14 +79,14 @@ def _text(document: pypdfium2.PdfDocument, number: int) -> str | None:
         page = document[number]
         try:
             text = clean(_HYPHEN.sub("", page.get_textpage().get_text_range()))
-            return text or _seen(page)
+            return text or _picture_text(page)
         finally:
             page.close()
     except pypdfium2.PdfiumError:
         return ""
 
 
-def _seen(page: pypdfium2.PdfPage) -> str | None:
+def _picture_text(page: pypdfium2.PdfPage) -> str | None:
     """Return the text of a page of pictures; None where there is nothing to read them with."""
     if not any(page.get_objects(filter=[raw.FPDF_PAGEOBJ_IMAGE], max_depth=3)):
         return ""
@@ -97,7 +97,7 @@ def _seen(page: pypdfium2.PdfPage) -> str | None:
     picture = page.render(scale=scale, grayscale=True, rev_byteorder=True).to_numpy()
     try:
         return clean(office.picture_text(_png(picture), "image/png"))
-    except Refused:  # it is no picture that Tesseract makes sense of
+    except FileRefused:  # it is no picture that Tesseract makes sense of
         return ""
 
 

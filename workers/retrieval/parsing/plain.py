@@ -20,7 +20,7 @@ import msgspec
 from charset_normalizer import from_bytes
 
 from workers.retrieval.parsing.blocks import Block, Kind, Reading
-from workers.retrieval.parsing.contract import unsupported
+from workers.retrieval.parsing.contract import unsupported_file
 
 _MARKS: Final = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -59,19 +59,19 @@ def decode(data: bytes, declared: str | None = None) -> str:
         if data.startswith(mark):
             return data[len(mark) :].decode(encoding, errors="replace")
     if b"\x00" in data:
-        return _wide(data)
-    text = _strictly(data, "iso2022_jp" if _JAPANESE_ESCAPE in data else "utf-8")
+        return _decode_wide(data)
+    text = _decode_strict(data, "iso2022_jp" if _JAPANESE_ESCAPE in data else "utf-8")
     if text is None:
         _check_text(data)
-        text = _declared(data, declared) if declared else None
-    return _guessed(data) if text is None else text
+        text = _decode_declared(data, declared) if declared else None
+    return _decode_guessed(data) if text is None else text
 
 
 def is_text(data: bytes) -> bool:
     """Tell whether bytes are text, of a byte or more a character, in an encoding that need not be known."""
     if b"\x00" in data or data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return False
-    return _strictly(data, "utf-8") is not None or not _often(_CONTROL, data)
+    return _decode_strict(data, "utf-8") is not None or not _is_frequent(_CONTROL, data)
 
 
 def blocks(text: str, kind: Kind = "paragraph") -> Iterator[Block]:
@@ -93,30 +93,30 @@ def read_code(text: str) -> Reading:
 
 
 def not_text() -> Exception:
-    return unsupported("Files of this kind can't be searched: it is neither text nor a document that can be read.")
+    return unsupported_file("Files of this kind can't be searched: it is neither text nor a document that can be read.")
 
 
 def _line_ends(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _strictly(data: bytes, encoding: str) -> str | None:
+def _decode_strict(data: bytes, encoding: str) -> str | None:
     try:
         return data.decode(encoding)
     except (UnicodeDecodeError, LookupError, ValueError):
         return None
 
 
-def _declared(data: bytes, label: str) -> str | None:
+def _decode_declared(data: bytes, label: str) -> str | None:
     """Return None where the bytes are of another encoding; one or two stray bytes don't say so."""
-    name = _meant(label)
-    text = _strictly(data, name)
-    if text is None and name == "cp1252" and not _often(_NOT_IN_CP1252, data):
+    name = _codec_name(label)
+    text = _decode_strict(data, name)
+    if text is None and name == "cp1252" and not _is_frequent(_NOT_IN_CP1252, data):
         return data.decode(name, errors="replace")
     return text
 
 
-def _meant(label: str) -> str:
+def _codec_name(label: str) -> str:
     try:
         name = codecs.lookup(label).name
     except LookupError:
@@ -125,34 +125,34 @@ def _meant(label: str) -> str:
 
 
 def _check_text(data: bytes) -> None:
-    if _often(_CONTROL, data):
+    if _is_frequent(_CONTROL, data):
         raise not_text()
 
 
-def _often(unlikely: re.Pattern[bytes], data: bytes) -> bool:
+def _is_frequent(unlikely: re.Pattern[bytes], data: bytes) -> bool:
     sample = data[:_GUESSED_FROM]
     return len(unlikely.findall(sample)) > max(1, len(sample) * _CONTROL_SHARE)
 
 
-def _wide(data: bytes) -> str:
+def _decode_wide(data: bytes) -> str:
     """Decode UTF-16 or UTF-32 without a mark, or UTF-8 with a stray zero."""
     for encoding in _WIDE:
-        sample = _strictly(data[:4096], encoding)  # a multiple of the width, unless that is the whole
-        if sample is not None and _looks_written(sample):
+        sample = _decode_strict(data[:4096], encoding)  # a multiple of the width, unless that is the whole
+        if sample is not None and _looks_readable(sample):
             return data.decode(encoding, errors="replace")
     _check_text(data)
-    text = _strictly(data, "utf-8")
+    text = _decode_strict(data, "utf-8")
     if text is None:
         raise not_text()
     return text
 
 
-def _looks_written(sample: str) -> bool:
+def _looks_readable(sample: str) -> bool:
     odd, ascii_ = len(_CONTROL_WIDE.findall(sample)), len(_ASCII.findall(sample))
     return odd <= len(sample) * _CONTROL_SHARE and ascii_ >= len(sample) * _ASCII_SHARE
 
 
-def _guessed(data: bytes) -> str:
+def _decode_guessed(data: bytes) -> str:
     matches = from_bytes(data[:_GUESSED_FROM], cp_isolation=list(_GUESSES), enable_fallback=False)
     best = matches.best()
     if best is None:
@@ -190,11 +190,11 @@ def read_json(text: str) -> Reading:
     edges = text.strip(" \t\r\n")
     if edges.count("\n") < len(edges) // 2000 + 1:
         edges = msgspec.json.format(edges, indent=2)
-    return Reading(iter([Block(_unescaped(edges), "code")]))
+    return Reading(iter([Block(_unescape(edges), "code")]))
 
 
 def read_lines(text: str) -> Reading:
-    return Reading(Block(_unescaped(line)) for line in io.StringIO(text))
+    return Reading(Block(_unescape(line)) for line in io.StringIO(text))
 
 
 def read_table(text: str) -> Reading:
@@ -239,7 +239,7 @@ def _tables(rows: Iterator[list[str]]) -> Iterator[Block]:
     yield Block("\n".join(lines), "table")
 
 
-def _unescaped(text: str) -> str:
+def _unescape(text: str) -> str:
     return _ESCAPE.sub(_character, text) if "\\u" in text else text
 
 

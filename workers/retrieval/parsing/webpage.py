@@ -88,7 +88,7 @@ class Walk:
             yield from self._flush()
         if tag == "pre" or (tag == "table" and _is_data(node)):
             yield from self._flush_list()
-            yield Block(_as_written(node), "code") if tag == "pre" else Block(_rows(node), "table")
+            yield Block(_raw_text(node), "code") if tag == "pre" else Block(_rows(node), "table")
             return
         self._enter(tag)
         stack.append(tag)
@@ -158,7 +158,7 @@ def _is_noise(node: LexborNode) -> bool:
     return "hidden" in attributes or attributes.get("role") == "navigation" or attributes.get("aria-hidden") == "true"
 
 
-def _as_written(pre: LexborNode) -> str:
+def _raw_text(pre: LexborNode) -> str:
     parts = ("\n" if node.tag == "br" else node.text_content for node in pre.traverse(include_text=True))
     return "".join(part or "" for part in parts)
 

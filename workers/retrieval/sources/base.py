@@ -31,7 +31,7 @@ class ItemDeleted(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class SourceEntry:
     """An item of a source. Equal fingerprints mean equal content; without a fingerprint nothing is known."""
 
     key: str
@@ -56,10 +56,10 @@ Take = Callable[[bytes], None]
 class SourceReader(Protocol):
     """A source of documents."""
 
-    def entries(self, limit: int, look: Callable[[], None]) -> list[Entry]:
+    def entries(self, limit: int, look: Callable[[], None]) -> list[SourceEntry]:
         """Return all items; `look` is called often and may raise. Raises SourceUnavailable, also for too many items."""
 
-    def fetch(self, entry: Entry, known: dict[str, Any] | None, take: Take) -> Fetched | None:
+    def fetch(self, entry: SourceEntry, known: dict[str, Any] | None, take: Take) -> Fetched | None:
         """Pass an item's bytes to `take`; return None if `known` is its fingerprint. Raises ItemFailed, ItemDeleted."""
 
 
@@ -67,7 +67,7 @@ def too_many(limit: int) -> SourceUnavailable:
     return SourceUnavailable("too_many_items", f"The source has more than {limit} items; nothing was brought in.")
 
 
-def named(path: str) -> str:
+def display_name(path: str) -> str:
     """Return the last part of a path as a printable file name of limited length, with its extension."""
     base = "".join(filter(_shows, path.rstrip("/").rpartition("/")[2])).strip()
     stem, dot, ending = base.rpartition(".")

@@ -7,33 +7,42 @@ from typing import Any, Final
 from jobs.errors import InvalidRequest
 from jobs.platform.storage import CLIENTS, PATIENCE
 from jobs.retrieval import source_locations
-from workers.retrieval.sources.base import CHUNK, Entry, Fetched, ItemFailed, SourceUnavailable, Take, named, too_many
+from workers.retrieval.sources.base import (
+    CHUNK,
+    Fetched,
+    ItemFailed,
+    SourceEntry,
+    SourceUnavailable,
+    Take,
+    display_name,
+    too_many,
+)
 
 _PAGE: Final = 1000  # objects of one answer: S3's maximum
 _BLOCK: Final = 8 << 20  # bytes of one request, held in memory
 
 
-class Bucket:
+class BucketReader:
     """The objects below a prefix, without those that stand for folders."""
 
     def __init__(self, allowed: Sequence[str], url: str, options: Mapping[str, Any]) -> None:
         self._allowed, self._url, self._options = allowed, url, options
         self._opened: Any = None
 
-    def entries(self, limit: int, look: Callable[[], None]) -> list[Entry]:
-        entries: list[Entry] = []
+    def entries(self, limit: int, look: Callable[[], None]) -> list[SourceEntry]:
+        entries: list[SourceEntry] = []
         bucket, prefix = self._bucket_and_prefix()
-        for item in self._listed(bucket, prefix, look):
+        for item in self._list_objects(bucket, prefix, look):
             key = str(item["Key"]).removeprefix(prefix)
             if not key or key.endswith("/"):
                 continue
             fingerprint = {"etag": item.get("ETag"), "size": item["Size"]}
-            entries.append(Entry(key, named(key), fingerprint, int(item["Size"])))
+            entries.append(SourceEntry(key, display_name(key), fingerprint, int(item["Size"])))
             if len(entries) > limit:
                 raise too_many(limit)
         return entries
 
-    def fetch(self, entry: Entry, known: dict[str, Any] | None, take: Take) -> Fetched | None:
+    def fetch(self, entry: SourceEntry, known: dict[str, Any] | None, take: Take) -> Fetched | None:
         if known is not None and entry.fingerprint == known:
             return None
         try:
@@ -64,7 +73,7 @@ class Bucket:
             self._opened = fsspec.filesystem("s3", use_listings_cache=False, **options)
         return self._opened
 
-    def _listed(self, bucket: str, prefix: str, look: Callable[[], None]) -> Iterator[dict[str, Any]]:
+    def _list_objects(self, bucket: str, prefix: str, look: Callable[[], None]) -> Iterator[dict[str, Any]]:
         more: dict[str, str] = {}
         while True:
             look()

@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobs.retrieval.source_locations import allowed_root
-from workers.retrieval.sources.base import CHUNK, Entry, Fetched, ItemFailed, SourceUnavailable, Take, named, too_many
+from workers.retrieval.sources.base import (
+    CHUNK,
+    Fetched,
+    ItemFailed,
+    SourceEntry,
+    SourceUnavailable,
+    Take,
+    display_name,
+    too_many,
+)
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe must not block for a writer
@@ -26,7 +35,7 @@ _MOVED: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _LISTINGS: Final = 3  # at most, if folders move meanwhile
 
 
-class Folder:
+class FolderReader:
     """The files below a folder that match a pattern, without hidden ones.
 
     A file that changed less than `settled` seconds ago has no fingerprint.
@@ -37,19 +46,19 @@ class Folder:
         self._pattern = tuple(glob.split("/"))
         self._settled = settled
 
-    def entries(self, limit: int, look: Callable[[], None]) -> list[Entry]:
+    def entries(self, limit: int, look: Callable[[], None]) -> list[SourceEntry]:
         for _ in range(_LISTINGS):
-            entries, whole = self._listed(limit, look)
+            entries, whole = self._list_files(limit, look)
             if whole:
                 break
         return entries
 
-    def _listed(self, limit: int, look: Callable[[], None]) -> tuple[list[Entry], bool]:
+    def _list_files(self, limit: int, look: Callable[[], None]) -> tuple[list[SourceEntry], bool]:
         """List the files, and return whether the list is complete: no folder moved meanwhile."""
-        entries: list[Entry] = []
+        entries: list[SourceEntry] = []
         waiting: list[tuple[str, ...]] = [()]
         passed_over: list[tuple[str, ...]] = []
-        with self._opened() as top:
+        with self._open() as top:
             while waiting:
                 look()
                 parts = waiting.pop()
@@ -62,12 +71,12 @@ class Folder:
                         raise too_many(limit)
         return entries, not passed_over
 
-    def fetch(self, entry: Entry, known: dict[str, Any] | None, take: Take) -> Fetched | None:
+    def fetch(self, entry: SourceEntry, known: dict[str, Any] | None, take: Take) -> Fetched | None:
         *parts, name = entry.key.split("/")
         if {"", ".", ".."} & {*parts, name}:
             raise ItemFailed("bad_name", "Its name is not a path below the folder.")
         try:
-            with self._opened() as top, _step(top, parts) as folder:
+            with self._open() as top, _open_below(top, parts) as folder:
                 descriptor = os.open(name, _FILE, dir_fd=folder)
             with os.fdopen(descriptor, "rb", buffering=0) as file:
                 status = os.fstat(file.fileno())
@@ -85,14 +94,14 @@ class Folder:
 
     def _scan(
         self, top: int, parts: tuple[str, ...], passed_over: list[tuple[str, ...]]
-    ) -> Iterator[tuple[str, bool, Entry | None]]:
+    ) -> Iterator[tuple[str, bool, SourceEntry | None]]:
         """Yield the names in one folder: whether each is a folder, and the entry of a matching file.
 
         A folder that was removed or moved since its parent was read is skipped. Raises: SourceUnavailable.
         """
-        with _ours():
+        with _translate_errors():
             try:
-                with _step(top, parts) as descriptor, os.scandir(descriptor) as names:
+                with _open_below(top, parts) as descriptor, os.scandir(descriptor) as names:
                     for item in names:
                         if not item.name.startswith("."):
                             yield self._judge(item, parts)
@@ -101,7 +110,7 @@ class Folder:
                     raise
                 passed_over.append(parts)
 
-    def _judge(self, item: "os.DirEntry[str]", parts: tuple[str, ...]) -> tuple[str, bool, Entry | None]:
+    def _judge(self, item: "os.DirEntry[str]", parts: tuple[str, ...]) -> tuple[str, bool, SourceEntry | None]:
         if item.is_dir(follow_symlinks=False):
             return item.name, True, None
         if not item.is_file(follow_symlinks=False) or not matches(self._pattern, (*parts, item.name)):
@@ -114,13 +123,13 @@ class Folder:
             return (
                 item.name,
                 False,
-                Entry(readable, named(readable), fault=ItemFailed("bad_name", "Its name is not UTF-8.")),
+                SourceEntry(readable, display_name(readable), fault=ItemFailed("bad_name", "Its name is not UTF-8.")),
             )
         try:
             status = item.stat(follow_symlinks=False)
         except FileNotFoundError:
             return item.name, False, None
-        return item.name, False, Entry(key, named(key), self._fingerprint(status), status.st_size)
+        return item.name, False, SourceEntry(key, display_name(key), self._fingerprint(status), status.st_size)
 
     def _fingerprint(self, status: os.stat_result) -> dict[str, Any] | None:
         """Return the fingerprint; None while the file is so new that another change might not show."""
@@ -129,16 +138,16 @@ class Folder:
         return {"size": status.st_size, "mtime": status.st_mtime_ns, "ctime": status.st_ctime_ns}
 
     @contextmanager
-    def _opened(self) -> Iterator[int]:
+    def _open(self) -> Iterator[int]:
         """Open the folder itself. Raises SourceUnavailable."""
         allowed = allowed_root(self._roots, self._path, self._own)
         if allowed is None:
             raise SourceUnavailable("folder_not_allowed", "The operator does not allow this folder (any more).")
         top, parts = allowed
-        with _ours():
+        with _translate_errors():
             root = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            with _ours(), _step(root, parts) as opened:
+            with _translate_errors(), _open_below(root, parts) as opened:
                 descriptor = os.dup(opened)
         finally:
             os.close(root)
@@ -149,7 +158,7 @@ class Folder:
 
 
 @contextmanager
-def _ours() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -157,7 +166,7 @@ def _ours() -> Iterator[None]:
 
 
 @contextmanager
-def _step(top: int, parts: Sequence[str]) -> Iterator[int]:
+def _open_below(top: int, parts: Sequence[str]) -> Iterator[int]:
     """Open a folder below another. Raises OSError."""
     descriptor = os.dup(top)
     try:
@@ -174,11 +183,11 @@ def matches(pattern: tuple[str, ...], parts: tuple[str, ...]) -> bool:
     """Match like a shell's glob, part by part: `**` is any number of folders, and at the end everything in them."""
     reached = {0}  # positions in the pattern that may be reached
     for part in parts:
-        reached = {after for at in _skipped(pattern, reached) for after in _after(pattern, at, part)}
-    return len(pattern) in _skipped(pattern, reached)
+        reached = {after for at in _skip_stars(pattern, reached) for after in _next_positions(pattern, at, part)}
+    return len(pattern) in _skip_stars(pattern, reached)
 
 
-def _skipped(pattern: tuple[str, ...], reached: set[int]) -> set[int]:
+def _skip_stars(pattern: tuple[str, ...], reached: set[int]) -> set[int]:
     """Add the positions behind each `**`, which may match nothing."""
     positions = set(reached)
     for at in range(len(pattern)):
@@ -187,14 +196,14 @@ def _skipped(pattern: tuple[str, ...], reached: set[int]) -> set[int]:
     return positions
 
 
-def _after(pattern: tuple[str, ...], at: int, part: str) -> tuple[int, ...]:
+def _next_positions(pattern: tuple[str, ...], at: int, part: str) -> tuple[int, ...]:
     if at == len(pattern):
         return ()
     if pattern[at] == "**":
         return (at,)
-    return (at + 1,) if _compiled(pattern[at]).match(part) else ()
+    return (at + 1,) if _compile(pattern[at]).match(part) else ()
 
 
 @lru_cache(maxsize=64)
-def _compiled(pattern: str) -> re.Pattern[str]:
+def _compile(pattern: str) -> re.Pattern[str]:
     return re.compile(fnmatch.translate(pattern))

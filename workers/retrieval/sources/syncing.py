@@ -35,10 +35,17 @@ from jobs.retrieval.indexes import index_of
 from jobs.retrieval.source_items import ADDED, CHANGED, FAILED, REMOVED, UNCHANGED, digest, readable
 from jobs.retrieval.tables import Source, SourceItem, VectorStore, VectorStoreFile
 from jobs.usage import stored_bytes
-from workers.retrieval.sources.base import Entry, Fetched, ItemDeleted, ItemFailed, SourceReader, SourceUnavailable
-from workers.retrieval.sources.bucket import Bucket
-from workers.retrieval.sources.folder import Folder
-from workers.retrieval.sources.web import Pages
+from workers.retrieval.sources.base import (
+    Fetched,
+    ItemDeleted,
+    ItemFailed,
+    SourceEntry,
+    SourceReader,
+    SourceUnavailable,
+)
+from workers.retrieval.sources.bucket import BucketReader
+from workers.retrieval.sources.folder import FolderReader
+from workers.retrieval.sources.web import PageReader
 from workers.runtime.attempts import Abandoned, stop_all
 from workers.runtime.context import Context
 from workers.runtime.heartbeat import ClaimHandle
@@ -84,7 +91,7 @@ class SourceSyncRecorder:
         self.written = 0
         self.actor = f"source:{source.id}"
 
-    def attach(self, entry: Entry, file_id: str, fingerprint: Facts | None, stored: Stored | None) -> None:
+    def attach(self, entry: SourceEntry, file_id: str, fingerprint: Facts | None, stored: Stored | None) -> None:
         """Add a file as a line of the job; with `stored` the file is new, and the item's newest version.
 
         Raises Deleted, Expired, SourceUnavailable.
@@ -93,7 +100,7 @@ class SourceSyncRecorder:
         def attach(session: Session, item: SourceItem) -> None:
             if stored is not None:
                 self._insert(session, stored)
-                item.previous_id = self._outlived(session, item)
+                item.previous_id = self._visible_version(session, item)
                 item.file_id, item.sha256 = file_id, stored.sha256
             alive = File.id == file_id, File.deleted_at.is_(None)
             filename = session.scalar(select(File.filename).where(*alive))
@@ -108,11 +115,11 @@ class SourceSyncRecorder:
         self._once(entry, attach, lock=True)
         self.line += 1
 
-    def settle(self, entry: Entry, fingerprint: Facts | None) -> None:
+    def settle(self, entry: SourceEntry, fingerprint: Facts | None) -> None:
         """Record an item as unchanged, for the next sync and for the next attempt at this one."""
         self._once(entry, lambda _, item: self._stamp(item, UNCHANGED, fingerprint))
 
-    def fail(self, entry: Entry, failure: ItemFailed) -> None:
+    def fail(self, entry: SourceEntry, failure: ItemFailed) -> None:
         """Record why an item failed. The store keeps its version."""
 
         def fail(_: Session, item: SourceItem) -> None:
@@ -121,17 +128,17 @@ class SourceSyncRecorder:
 
         self._once(entry, fail)
 
-    def deleted(self, entry: Entry) -> None:
+    def record_removal(self, entry: SourceEntry) -> None:
         """Remove the versions of an item, and record that it existed: its absence is not a failure.
 
         Raises Expired, SourceUnavailable.
         """
 
-        def deleted(session: Session, item: SourceItem) -> None:
-            self._removed(session, sources.strip(session, [item], actor=self.actor))
+        def record_removal(session: Session, item: SourceItem) -> None:
+            self._count_removals(session, sources.strip(session, [item], actor=self.actor))
             self._stamp(item, REMOVED, None)
 
-        self._once(entry, deleted, lock=True)
+        self._once(entry, record_removal, lock=True)
 
     def remove(self, digests: Sequence[str]) -> None:
         """Remove the items that are no longer listed."""
@@ -142,7 +149,7 @@ class SourceSyncRecorder:
             items = session.scalars(
                 select(SourceItem).where(*conditions).order_by(SourceItem.digest).with_for_update()
             ).all()
-            self._removed(session, sources.strip(session, items, actor=self.actor))
+            self._count_removals(session, sources.strip(session, items, actor=self.actor))
             session.execute(delete(SourceItem).where(*conditions))
 
         self.write(remove)
@@ -166,15 +173,15 @@ class SourceSyncRecorder:
     def write(self, work: Callable[[Session], T]) -> T:
         """Run a transaction under the claim, which ends with the source. Raises ClaimLost."""
 
-        def held(session: Session) -> T:
+        def write_claimed(session: Session) -> T:
             ledger.assert_claim(session, self.claim)
             return work(session)
 
-        done = self.context.db.retrying(held, self.context.stop)
+        done = self.context.db.retrying(write_claimed, self.context.stop)
         self.context.db.breathe(self.context.stop)
         return done
 
-    def _once(self, entry: Entry, work: Callable[[Session, SourceItem], None], *, lock: bool = False) -> None:
+    def _once(self, entry: SourceEntry, work: Callable[[Session, SourceItem], None], *, lock: bool = False) -> None:
         """Call `work` on the item or a new one, unless this job has written it. `lock`: the store is locked too."""
 
         def once(session: Session) -> None:
@@ -220,7 +227,7 @@ class SourceSyncRecorder:
             details={**columns, "source": self.source.id},
         )
 
-    def _outlived(self, session: Session, item: SourceItem) -> str | None:
+    def _visible_version(self, session: Session, item: SourceItem) -> str | None:
         """Return the version that stays visible until the new one is complete; delete one that was never published."""
         ids = [file_id for file_id in (item.file_id, item.previous_id) if file_id]
         in_use = session.get_one(VectorStore, self.source.store_id).current_id  # which may not be the sync's index
@@ -234,7 +241,7 @@ class SourceSyncRecorder:
             source_items.drop(session, others, actor=self.actor)
         return found_id
 
-    def _removed(self, session: Session, count: int) -> None:
+    def _count_removals(self, session: Session, count: int) -> None:
         counted = update(Source).where(Source.id == self.source.id).values(removed=Source.removed + count)
         session.execute(counted)
 
@@ -255,10 +262,10 @@ def open_reader(context: Context, source: Source) -> SourceReader:
     config, spec = context.config, source.spec
     if source.type == "folder":
         settled = context.timings.source_settled
-        return Folder(config.source_folders, config.own_folders, spec["path"], spec["glob"], settled)
+        return FolderReader(config.source_folders, config.own_folders, spec["path"], spec["glob"], settled)
     if source.type == "s3":
-        return Bucket(config.source_s3, spec["prefix"], {})
-    return Pages(tuple(spec["urls"]), context.timings.source_fetch, config.source_allow_private)
+        return BucketReader(config.source_s3, spec["prefix"], {})
+    return PageReader(tuple(spec["urls"]), context.timings.source_fetch, config.source_allow_private)
 
 
 # ── the sync ──
@@ -284,7 +291,7 @@ class _SinkBroke(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _KnownItem:
     """The store's version of an item. `settled`: nothing to do unless its content changes."""
 
     item: SourceItem
@@ -334,7 +341,7 @@ class _Sync:
         self.recorder.note(began_at=began)
         error: dict[str, Any] | None = None
         try:
-            self._all()
+            self._sync_items()
         except SourceUnavailable as reason:
             error = {"code": reason.code, "message": reason.message}
         except _Overdue:
@@ -351,39 +358,39 @@ class _Sync:
         log.info("source_read", extra={"source": self.source.id, "seen": self.seen, "attached": self.recorder.line})
         return self.recorder.line
 
-    def _all(self) -> None:
+    def _sync_items(self) -> None:
         entries = self.reader.entries(self.config.source_max_items, self._look)
         if not entries and self._has_items():
             # a mount that is unavailable looks like an empty folder, a mistaken prefix like an empty bucket
             raise SourceUnavailable("source_empty", "Nothing is there now, where something was: nothing was removed.")
-        failing = self._failing()
+        failing = self._failed_digests()
         entries.sort(
             key=lambda entry: digest(entry.key) in failing
         )  # items that failed before come last, because they may hang
         for start in range(0, len(entries), WRITE_ROWS):
-            self._page({digest(entry.key): entry for entry in entries[start : start + WRITE_ROWS]})
-        self._remove_deleted({digest(entry.key) for entry in entries})
+            self._sync_page({digest(entry.key): entry for entry in entries[start : start + WRITE_ROWS]})
+        self._remove_missing({digest(entry.key) for entry in entries})
 
     def _has_items(self) -> bool:
         brought = SourceItem.source_id == self.source.id, SourceItem.file_id.is_not(None)
         with self.context.db.read() as session:
             return session.scalar(select(SourceItem.digest).where(*brought).limit(1)) is not None
 
-    def _failing(self) -> set[str]:
+    def _failed_digests(self) -> set[str]:
         """Return the digests of the items that failed the last time."""
         conditions = SourceItem.source_id == self.source.id, SourceItem.change == FAILED
         with self.context.db.read() as session:
             return set(session.scalars(select(SourceItem.digest).where(*conditions)))
 
-    def _page(self, entries: dict[str, Entry]) -> None:
-        known = self._known(list(entries))
+    def _sync_page(self, entries: dict[str, SourceEntry]) -> None:
+        known = self._find_known(list(entries))
         for name, entry in entries.items():
             self._look()
-            self._item(entry, known.get(name))
+            self._sync_item(entry, known.get(name))
             if self.recorder.written and time.monotonic() - self.began > self.context.timings.sync_shift:
                 raise Abandoned
 
-    def _known(self, digests: list[str]) -> dict[str, _Known]:
+    def _find_known(self, digests: list[str]) -> dict[str, _KnownItem]:
         row = VectorStoreFile
         of_store = (row.store_id == self.recorder.index.id) & (row.id == SourceItem.file_id)
         alive = (File.id == SourceItem.file_id) & File.deleted_at.is_(None)
@@ -395,7 +402,7 @@ class _Sync:
         )
         with self.context.db.read() as session:
             return {
-                item.digest: _Known(item, file_id is not None, self._is_settled(status, code, recipe))
+                item.digest: _KnownItem(item, file_id is not None, self._is_settled(status, code, recipe))
                 for item, file_id, status, code, recipe in session.execute(rows)
             }
 
@@ -412,39 +419,39 @@ class _Sync:
 
     # ── one item ──
 
-    def _item(self, entry: Entry, known: _Known | None) -> None:
+    def _sync_item(self, entry: SourceEntry, known: _KnownItem | None) -> None:
         if known is not None and known.item.job_id == self.recorder.claim.job.id:
-            self._counted(known.item.change)
+            self._count(known.item.change)
             return
         try:
             self._bring(entry, known)
         except ItemDeleted as deleted:
             if known is not None and (known.item.file_id or known.item.change == REMOVED):
-                self.recorder.deleted(entry)
+                self.recorder.record_removal(entry)
             else:
                 self._fail(entry, ItemFailed("not_found", str(deleted)))
         except ItemFailed as failure:
             self._fail(entry, failure)
 
-    def _fail(self, entry: Entry, failure: ItemFailed) -> None:
+    def _fail(self, entry: SourceEntry, failure: ItemFailed) -> None:
         self.recorder.fail(entry, failure)
-        self._counted(FAILED)
+        self._count(FAILED)
 
-    def _counted(self, change: str = "") -> None:
+    def _count(self, change: str = "") -> None:
         self.seen += change != REMOVED
         self.failed += change == FAILED
 
-    def _bring(self, entry: Entry, known: _Known | None) -> None:
+    def _bring(self, entry: SourceEntry, known: _KnownItem | None) -> None:
         """Fetch one item, and attach it where it is new or has changed. Raises ItemGone, ItemFailed."""
         if entry.fault is not None:
             raise entry.fault
         self._check_size(entry.size)
-        stored = self._fetch_again(entry, known) if known and known.has_file else self._fetch(entry, None)
+        stored = self._refetch(entry, known) if known and known.has_file else self._fetch(entry, None)
         if stored is not None:
             self.recorder.attach(entry, stored.file_id, stored.fetched.fingerprint, stored)
-        self._counted()
+        self._count()
 
-    def _fetch_again(self, entry: Entry, known: _Known) -> Stored | None:
+    def _refetch(self, entry: SourceEntry, known: _KnownItem) -> Stored | None:
         """Fetch an item that the store has; return None where nothing new was stored."""
         before = known.item.fingerprint
         same = before is not None and before == entry.fingerprint
@@ -470,7 +477,7 @@ class _Sync:
         if size > limit:
             raise ItemFailed("file_too_large", f"It has more than {limit} bytes.")
 
-    def _fetch(self, entry: Entry, known: dict[str, Any] | None) -> Stored | None:
+    def _fetch(self, entry: SourceEntry, known: dict[str, Any] | None) -> Stored | None:
         """Fetch an item into storage; return None if it is unchanged. An interrupted download leaves nothing."""
         file_id = new_id("file-")
         size, sha = 0, hashlib.sha256()
@@ -488,7 +495,7 @@ class _Sync:
                     except Exception as error:  # the source must not take it for its own error
                         raise _SinkBroke(error) from error
 
-                fetched = self._fetched(entry, known, take)
+                fetched = self._fetch_entry(entry, known, take)
                 self._reserve(size)
         except _Unchanged:
             return None
@@ -503,7 +510,7 @@ class _Sync:
         except ProjectFull as full:
             raise ItemFailed("project_storage_full", full.message) from full
 
-    def _fetched(self, entry: Entry, known: dict[str, Any] | None, take: Callable[[bytes], None]) -> Fetched:
+    def _fetch_entry(self, entry: SourceEntry, known: dict[str, Any] | None, take: Callable[[bytes], None]) -> Fetched:
         try:
             fetched = self.reader.fetch(entry, known, take)
         except _SinkBroke as broke:
@@ -514,7 +521,7 @@ class _Sync:
 
     # ── deleted items, and the claim ──
 
-    def _remove_deleted(self, there: set[str]) -> None:
+    def _remove_missing(self, there: set[str]) -> None:
         for page in self._digests():
             deleted = [name for name in page if name not in there]
             for start in range(0, len(deleted), sources.ITEMS_AT_ONCE):

@@ -16,7 +16,16 @@ import aiohttp
 from jobs.errors import InvalidRequest
 from jobs.platform.url_guard import Resolve
 from jobs.webhooks.sending import reason
-from workers.retrieval.sources.base import CHUNK, Entry, Fetched, ItemDeleted, ItemFailed, Take, named, too_many
+from workers.retrieval.sources.base import (
+    CHUNK,
+    Fetched,
+    ItemDeleted,
+    ItemFailed,
+    SourceEntry,
+    Take,
+    display_name,
+    too_many,
+)
 from workers.runtime.guarded_client import REDIRECTS, GuardedClient, TooManyRedirects, is_compressed
 
 _GONE: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
@@ -25,7 +34,7 @@ _CONDITIONS: Final = {"etag": "If-None-Match", "last-modified": "If-Modified-Sin
 
 
 @dataclass(frozen=True, slots=True)
-class Pages:
+class PageReader:
     """Documents behind URLs, one each. `seconds` is the limit for one of them with all its redirects."""
 
     urls: Sequence[str]
@@ -33,16 +42,16 @@ class Pages:
     allow_private: bool = False
     resolve: Resolve | None = None
 
-    def entries(self, limit: int, look: Callable[[], None]) -> list[Entry]:
+    def entries(self, limit: int, look: Callable[[], None]) -> list[SourceEntry]:
         look()
         if len(self.urls) > limit:
             raise too_many(limit)
-        return [Entry(url, named(unquote(urlsplit(url).path))) for url in self.urls]
+        return [SourceEntry(url, display_name(unquote(urlsplit(url).path))) for url in self.urls]
 
-    def fetch(self, entry: Entry, known: dict[str, Any] | None, take: Take) -> Fetched | None:
+    def fetch(self, entry: SourceEntry, known: dict[str, Any] | None, take: Take) -> Fetched | None:
         return asyncio.run(self._fetch(entry, known, take))
 
-    async def _fetch(self, entry: Entry, known: dict[str, Any] | None, take: Take) -> Fetched | None:
+    async def _fetch(self, entry: SourceEntry, known: dict[str, Any] | None, take: Take) -> Fetched | None:
         conditions = {_CONDITIONS[name]: value for name, value in (known or {}).items()}
         try:
             async with GuardedClient(self.seconds, self.allow_private, self.resolve).get(
@@ -53,7 +62,7 @@ class Pages:
                 _judge(answer)
                 async for chunk in answer.content.iter_chunked(CHUNK):
                     take(chunk)
-                return _told(answer, entry)
+                return _describe(answer, entry)
         except InvalidRequest as error:
             raise ItemFailed("url_refused", error.message) from error
         except TooManyRedirects as error:
@@ -71,7 +80,7 @@ def _judge(answer: aiohttp.ClientResponse) -> None:
         raise ItemFailed("content_encoding", "The server compresses its answer, although it was asked not to.")
 
 
-def _told(answer: aiohttp.ClientResponse, entry: Entry) -> Fetched:
+def _describe(answer: aiohttp.ClientResponse, entry: SourceEntry) -> Fetched:
     """Return what the answer says; a name without an extension gets that of the content's type."""
     conditions = {name: value for name in _CONDITIONS if (value := answer.headers.get(name, "")) and value.isascii()}
     name = entry.filename

@@ -34,7 +34,7 @@ from tests.support.mill import MODEL, chat_line, jsonl
 from workers.batches import planning
 from workers.batches.planning import Planner
 from workers.lifecycle import plan
-from workers.runtime.context import Context, Standing
+from workers.runtime.context import Context, WorkerStatus
 from workers.runtime.heartbeat import Heartbeat
 
 EMBED = "/v1/embeddings"
@@ -48,7 +48,7 @@ class Harness:
         self.db, self.storage = db, DiskStorage(folder / "files")
         heartbeat = Heartbeat(db, _nobody, heartbeat_seconds=60, stop=threading.Event())
         self.context = Context(
-            config, db, self.storage, "planner", threading.Event(), Standing(), heartbeat, Models(config)
+            config, db, self.storage, "planner", threading.Event(), WorkerStatus(), heartbeat, Models(config)
         )
         with db.write() as session:
             self.project = keys.ensure_project(session, "p").id

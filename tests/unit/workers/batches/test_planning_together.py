@@ -23,7 +23,7 @@ from tests.support.mill import MODEL, chat_line, jsonl
 from workers import lifecycle
 from workers.batches import planning
 from workers.lifecycle import plan_all
-from workers.runtime.context import Context, Standing
+from workers.runtime.context import Context, WorkerStatus
 from workers.runtime.heartbeat import Heartbeat
 
 GOOD = jsonl([chat_line(f"r{n}", "hello") for n in range(3)])
@@ -36,7 +36,7 @@ class Harness:
         config = Settings(data_dir=folder, database_url=db.url, **{"min_free_bytes": 0, **settings})
         self.db, self.storage = db, DiskStorage(folder / "files")
         heartbeat = Heartbeat(db, lambda: Worker(id="planner"), heartbeat_seconds=60, stop=threading.Event())
-        stop, standing, models = threading.Event(), Standing(), Models(config)
+        stop, standing, models = threading.Event(), WorkerStatus(), Models(config)
         self.context = Context(config, db, self.storage, "planner", stop, standing, heartbeat, models)
         with db.write() as session:
             self.project = keys.ensure_project(session, "p").id

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.ledger.outbox import DueMessage
 from jobs.queues import largest_share
-from workers.dispatcher.publisher import FairSchedule, Share, choose
+from workers.dispatcher.publisher import FairSchedule, SlotShare, choose
 
 
 def _messages(project: str, count: int) -> list[DueMessage]:
@@ -56,7 +56,7 @@ def test_a_project_gets_no_more_than_its_share_of_a_pool_although_there_is_room(
     for n, word in enumerate(waiting.split()):
         message = replace(_messages(word[0], 1)[0], id=n, slot_weight=1 / 8 if word[1] == "⅛" else 1)
         messages.setdefault(word[0], []).append(message)
-    of_pool = Share(share, dict(taken))
+    of_pool = SlotShare(share, dict(taken))
 
     chosen = choose(messages, {}, {}, 100, share=of_pool)
 
@@ -154,7 +154,7 @@ def test_a_head_start_is_over_when_its_messages_are() -> None:
     choose({"old": _messages("old", 4)}, {}, {}, 4, fair_schedule=fair_schedule)
 
     assert _rounds(fair_schedule, load, ["new", "old"], 2) == "newnew"
-    assert fair_schedule.hurried(["old", "new"]) == []
+    assert fair_schedule.favoured_projects(["old", "new"]) == []
 
 
 def test_nobody_is_remembered_who_is_not_ahead_of_the_others() -> None:

@@ -23,29 +23,29 @@ def test_heartbeat_that_stands_still_for_a_lease_is_stale() -> None:
     seen = []
     for step in range(4):
         clock.at = 1000 + 10 * step
-        seen.append(observer.stale([("dead", 7), ("alive", step)]))
+        seen.append(observer.find_stale([("dead", 7), ("alive", step)]))
 
     assert seen == [[], [], [], [("dead", 7)]]
 
 
 def test_new_observer_waits_a_whole_lease_before_it_judges() -> None:
     clock = Clock()
-    Observer[str](30, clock).stale([("k", 1)])
+    Observer[str](30, clock).find_stale([("k", 1)])
     clock.at += 1000
 
-    assert Observer[str](30, clock).stale([("k", 1)]) == []
+    assert Observer[str](30, clock).find_stale([("k", 1)]) == []
 
 
 def test_time_in_which_nobody_looked_is_no_lease() -> None:
     """All stand still together: a paused deployment, a suspended machine."""
     clock = Clock()
     observer = Observer[str](30, clock)
-    observer.stale([("k", 1)])
+    observer.find_stale([("k", 1)])
     clock.at += 1000
 
     seen = []
     for _ in range(3):
-        seen.append(observer.stale([("k", 1)]))
+        seen.append(observer.find_stale([("k", 1)]))
         clock.at += 10
 
     assert seen == [[], [], [("k", 1)]]
@@ -58,7 +58,7 @@ def test_who_starts_afresh_waits_a_whole_lease_again() -> None:
     for step in range(7):
         if step == 3:
             observer.start_afresh()
-        seen.append(bool(observer.stale([("k", 1)])))
+        seen.append(bool(observer.find_stale([("k", 1)])))
         clock.at += 10
 
     assert seen == [False] * 6 + [True]
@@ -67,12 +67,12 @@ def test_who_starts_afresh_waits_a_whole_lease_again() -> None:
 def test_key_that_went_and_came_back_starts_afresh() -> None:
     clock = Clock()
     observer = Observer[str](30, clock)
-    observer.stale([("k", 1)])
+    observer.find_stale([("k", 1)])
     clock.at += 20
-    observer.stale([])
+    observer.find_stale([])
     clock.at += 20
 
-    assert observer.stale([("k", 1)]) == []
+    assert observer.find_stale([("k", 1)]) == []
 
 
 def test_age_counts_from_first_sight() -> None:

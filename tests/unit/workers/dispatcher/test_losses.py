@@ -142,7 +142,7 @@ def test_a_duty_that_fails_time_and_again_keeps_nobody_alive(
     def busy() -> None:
         raise DatabaseBusy
 
-    monkeypatch.setattr(harness.dispatcher._maintenance, "_fire", busy)
+    monkeypatch.setattr(harness.dispatcher._maintenance, "_fire_schedules", busy)
     for _ in range(8):
         harness.heartbeat("near")
         with pytest.raises(DatabaseBusy):

@@ -271,7 +271,7 @@ def test_of_a_job_that_is_emptied_in_part_nothing_is_known_and_the_next_pass_emp
     with monkeypatch.context() as patch:
         patch.setattr(harness.db, "breathe", dies)
         with pytest.raises(StopIteration):
-            keeping._empty([job.id])
+            keeping._remove_results([job.id])
     with harness.db.write() as session:
         known = batches.results_known(session, job, batches.FAILED)
         session.execute(update(Job).where(Job.id == job.id).values(completed_at=1.0))

@@ -167,7 +167,7 @@ def test_a_walk_that_a_busy_database_ends_begins_anew_at_the_next_pass(
         raise DatabaseBusy
 
     with monkeypatch.context() as patch:
-        patch.setattr(keeping, "_empty", busy)
+        patch.setattr(keeping, "_remove_results", busy)
         with pytest.raises(DatabaseBusy):
             keeping.run()
 
@@ -220,7 +220,7 @@ def test_old_rows_go_some_at_a_time_and_are_looked_for_while_others_write(
         event.remove(db.engine, "after_cursor_execute", note)
     monkeypatch.setattr(db, "write", _not_reachable)
 
-    assert not keeping._old_rows()
+    assert not keeping._remove_rows()
     assert deleted == [2, 2, 1] * 2
     with db.read() as session:
         assert session.scalars(select(Idempotency.key)).all() == ["new"]

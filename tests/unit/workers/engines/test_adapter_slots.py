@@ -178,7 +178,7 @@ async def test_what_is_to_run_alone_waits_for_others_and_others_for_it() -> None
         assert weights.running == 0
         return "done"
 
-    alone = asyncio.create_task(weights.slots.run_alone(A, work))
+    alone = asyncio.create_task(weights.slots.run_exclusively(A, work))
     await asyncio.sleep(0)
     later = asyncio.create_task(weights.ask(None))
     await asyncio.sleep(0.01)
@@ -196,7 +196,7 @@ async def test_what_fails_alone_fails_for_nobody_else() -> None:
         await asyncio.sleep(0.01)
         raise ValueError
 
-    alone = asyncio.create_task(weights.slots.run_alone(None, work))
+    alone = asyncio.create_task(weights.slots.run_exclusively(None, work))
     await asyncio.sleep(0)
     await weights.ask(None)
 

@@ -14,7 +14,14 @@ from jobs.fleet.models_file import EngineKind
 from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
 from jobs.requests.fields import HANDLED, OPENAI, RETIRED, VLLM, unknown
 from tests.support.services import need
-from workers.engines.documented import STEERING, documented, forwarded, malformed, refuse_unknown, undone
+from workers.engines.documented import (
+    STEERING,
+    body_for_server,
+    body_for_vllm,
+    malformed_field,
+    refuse_unknown,
+    untranslated,
+)
 from workers.engines.port import Request
 
 #: vLLM's own fields that a request here may not have, for what they do.
@@ -54,7 +61,7 @@ def test_a_field_that_vllm_is_not_to_see_is_never_passed_on() -> None:
     steering = {"priority": -1, "cache_salt": "x", "kv_transfer_params": {}, "chat_template": "", "vllm_xargs": {}}
 
     for url in OPENAI:
-        assert documented(url, {"model": "m", **steering}) == {"model": "m"}
+        assert body_for_vllm(url, {"model": "m", **steering}) == {"model": "m"}
         assert all(unknown("vllm", url, [name]) == name for name in steering)
 
 
@@ -78,7 +85,7 @@ def test_a_field_that_vllm_is_not_to_see_is_never_passed_on() -> None:
 def test_what_would_change_the_answer_is_not_passed_over_without_a_word(
     url: str, fields: dict[str, object], param: str | None
 ) -> None:
-    found = undone(url, {"model": "m", **fields})
+    found = untranslated(url, {"model": "m", **fields})
 
     assert (found and found[0]) == param
     assert found is None or found[1].startswith(f"{param} is not supported")
@@ -86,7 +93,7 @@ def test_what_would_change_the_answer_is_not_passed_over_without_a_word(
 
 
 def test_null_means_not_given() -> None:
-    assert documented(CHAT, {"model": "m", "max_tokens": None, "seed": 0}) == {"model": "m", "seed": 0}
+    assert body_for_vllm(CHAT, {"model": "m", "max_tokens": None, "seed": 0}) == {"model": "m", "seed": 0}
 
 
 def test_what_steers_a_server_does_not_reach_it() -> None:
@@ -99,19 +106,22 @@ def test_what_steers_a_server_does_not_reach_it() -> None:
     }
     body = {"model": "m", "top_k": 5, "response_format": {"type": "text"}}
 
-    assert forwarded(body | steering, "m") == body
-    assert forwarded(body | steering, "org/m", "mine") == body | {"model": "org/m", "cache_salt": "mine"}
-    assert forwarded(body, "m") is body
+    assert body_for_server(body | steering, "m") == body
+    assert body_for_server(body | steering, "org/m", "mine") == body | {"model": "org/m", "cache_salt": "mine"}
+    assert body_for_server(body, "m") is body
 
 
 def test_a_templates_switches_reach_it_and_no_template() -> None:
     switches = {"enable_thinking": False, "chat_template": "x", "tokenize": False, "tools": [{}]}
 
-    assert forwarded({"model": "m", "chat_template_kwargs": switches}, "m") == {
+    assert body_for_server({"model": "m", "chat_template_kwargs": switches}, "m") == {
         "model": "m",
         "chat_template_kwargs": {"enable_thinking": False},
     }
-    assert forwarded({"model": "m", "chat_template_kwargs": "odd"}, "m") == {"model": "m", "chat_template_kwargs": {}}
+    assert body_for_server({"model": "m", "chat_template_kwargs": "odd"}, "m") == {
+        "model": "m",
+        "chat_template_kwargs": {},
+    }
 
 
 @pytest.mark.parametrize(
@@ -125,14 +135,14 @@ def test_a_templates_switches_reach_it_and_no_template() -> None:
     ],
 )
 def test_what_shapes_the_answer_reaches_vllm(url: str, own: dict[str, object]) -> None:
-    assert documented(url, {"model": "m", **own, "seed": own.get("seed")}) == {"model": "m", **own}
+    assert body_for_vllm(url, {"model": "m", **own, "seed": own.get("seed")}) == {"model": "m", **own}
     assert unknown("vllm", url, own) is None
 
 
 def test_a_template_is_no_switch_of_a_template() -> None:
     body = {"model": "m", "chat_template_kwargs": {"chat_template": "x"}}
 
-    assert documented(CHAT, body) == {"model": "m", "chat_template_kwargs": {}}
+    assert body_for_vllm(CHAT, body) == {"model": "m", "chat_template_kwargs": {}}
 
 
 @pytest.mark.parametrize("url", [CHAT, COMPLETIONS, RESPONSES])
@@ -149,8 +159,8 @@ def test_a_template_is_no_switch_of_a_template() -> None:
 def test_a_retired_constraint_is_translated(url: str, old: dict[str, object], constraint: dict[str, object]) -> None:
     body = {"model": "m", **old}
 
-    assert documented(url, body) == {"model": "m", "structured_outputs": constraint}
-    assert (unknown("vllm", url, old), malformed(url, body)) == (None, None)
+    assert body_for_vllm(url, body) == {"model": "m", "structured_outputs": constraint}
+    assert (unknown("vllm", url, old), malformed_field(url, body)) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +178,7 @@ def test_a_retired_constraint_is_translated(url: str, old: dict[str, object], co
     ],
 )
 def test_a_value_that_vllm_must_not_see_is_named(url: str, fields: dict[str, object], param: str | None) -> None:
-    found = malformed(url, {"model": "m", **fields})
+    found = malformed_field(url, {"model": "m", **fields})
 
     assert (found and found[0]) == param
 
@@ -183,7 +193,7 @@ def test_a_value_that_vllm_must_not_see_is_named(url: str, fields: dict[str, obj
     ],
 )
 def test_an_embedding_is_truncated_in_vllms_words(given: dict[str, object], expected: dict[str, object]) -> None:
-    assert documented(EMBEDDINGS, {"model": "m", "input": "x", **given}) == {"model": "m", "input": "x", **expected}
+    assert body_for_vllm(EMBEDDINGS, {"model": "m", "input": "x", **given}) == {"model": "m", "input": "x", **expected}
 
 
 @pytest.mark.parametrize("engine", ["vllm", "embed", "rerank"])

@@ -8,7 +8,7 @@ import pytest
 from tests.support import stub_engine
 from tests.support.fake_engine import FakeEngine
 from tests.support.scripted_server import engine_of
-from workers.engines.echo import joined
+from workers.engines.echo import join_answers
 from workers.engines.http.endpoints import Endpoint
 from workers.engines.port import Answer, Engine, Request, Usage
 
@@ -83,7 +83,7 @@ def test_answers_to_single_prompts_are_joined() -> None:
         body = {"id": text, "choices": [{"index": 0, "text": text}], "usage": usage}
         return Answer(200, msgspec.json.encode(body), Usage(tokens, 0, 1))
 
-    whole = joined([answer("a", 3), answer("b", 4)])
+    whole = join_answers([answer("a", 3), answer("b", 4)])
 
     body = msgspec.json.decode(whole.body)
     assert [(choice["index"], choice["text"]) for choice in body["choices"]] == [(0, "a"), (1, "b")]

@@ -75,7 +75,7 @@ class Scoring:
         return Score((len(model),), (-float(len(text)),))
 
     async def all(self, texts: list[str], adapter: Adapter | None = None) -> list[Any]:
-        asked = (self.likelihoods.of("m", text, adapter) for text in texts)
+        asked = (self.likelihoods.score_text("m", text, adapter) for text in texts)
         return await asyncio.gather(*asked, return_exceptions=True)
 
 
@@ -150,7 +150,9 @@ async def test_texts_of_a_refused_adapter_are_refused_and_others_scored() -> Non
 async def test_text_of_a_client_that_left_is_not_scored() -> None:
     engine = Scoring()
     async with engine.slots.running(None):
-        left, stays = (asyncio.create_task(engine.likelihoods.of("m", text, None)) for text in ("left", "stays"))
+        left, stays = (
+            asyncio.create_task(engine.likelihoods.score_text("m", text, None)) for text in ("left", "stays")
+        )
         await asyncio.sleep(0.01)
         left.cancel()
         await asyncio.sleep(0)

@@ -14,9 +14,9 @@ from tests.support.mill import chat_line, jsonl, running
 from tests.support.scripted_server import Server, engine_of, error_of, request, serving
 from workers.engines.build_engines import build
 from workers.engines.caps import objection
-from workers.engines.documented import forwarded
+from workers.engines.documented import body_for_server
 from workers.engines.http.endpoints import Endpoint
-from workers.engines.media import in_text
+from workers.engines.media import find_images
 from workers.engines.router import Router
 
 CHAT, RESPONSES, EMBEDDINGS, RERANK = "/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/v1/rerank"
@@ -205,7 +205,7 @@ def test_bytes_in_the_request_and_what_is_no_medium_go_on(url: str, body: dict[s
 
 @pytest.mark.parametrize("name", ["adapter_id", "adapter_source", "lora_adapter", "lora_name"])
 def test_no_adapter_is_chosen_by_a_request(name: str) -> None:
-    assert forwarded({"model": "m", "prompt": "x", name: "other"}, "m") == {"model": "m", "prompt": "x"}
+    assert body_for_server({"model": "m", "prompt": "x", name: "other"}, "m") == {"model": "m", "prompt": "x"}
 
 
 def test_lines_of_a_batch_with_such_media_fail(sqlite: Database, tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ MARKED = f"Look: ![]({WEB}) here"
     ],
 )
 def test_an_image_that_the_text_names_by_its_url_is_found(body: dict[str, Any], param: str) -> None:
-    answer = in_text({"model": "m", **body})
+    answer = find_images({"model": "m", **body})
 
     assert answer is not None
     assert (answer.status, error_of(answer)["param"]) == (400, param)
@@ -275,7 +275,9 @@ def test_an_image_that_the_text_names_by_its_url_is_found(body: dict[str, Any], 
     ],
 )
 def test_other_texts_go_on(text: str) -> None:
-    assert in_text({"model": "m", "messages": [{"role": "user", "content": text}], "metadata": {"a": MARKED}}) is None
+    assert (
+        find_images({"model": "m", "messages": [{"role": "user", "content": text}], "metadata": {"a": MARKED}}) is None
+    )
 
 
 async def test_a_deployment_may_refuse_them_for_its_servers() -> None:

@@ -45,8 +45,8 @@ def test_a_model_that_is_there_is_not_made_again(tmp_path: Path) -> None:
 
 
 def test_who_comes_second_finds_the_folder(tmp_path: Path, converted: list[Path]) -> None:
-    model_folders.make_packaged(SMOLLM2, str(tmp_path))
-    model_folders.make_packaged(SMOLLM2, str(tmp_path))
+    model_folders.make_packaged_model(SMOLLM2, str(tmp_path))
+    model_folders.make_packaged_model(SMOLLM2, str(tmp_path))
 
     assert len(converted) == 1
     assert (tmp_path / SMOLLM2 / "config.json").read_text() == "{}"
@@ -56,7 +56,7 @@ def test_who_comes_second_finds_the_folder(tmp_path: Path, converted: list[Path]
 def test_what_a_killed_conversion_left_is_cleared(tmp_path: Path, converted: list[Path]) -> None:
     (tmp_path / f".{SMOLLM2}-old").mkdir()
 
-    model_folders.make_packaged(SMOLLM2, str(tmp_path))
+    model_folders.make_packaged_model(SMOLLM2, str(tmp_path))
 
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [SMOLLM2]
 

@@ -147,15 +147,15 @@ async def test_what_only_servers_have_that_are_away_is_not_there(tmp_path: Path)
     )
     wild = Endpoint(NOWHERE, listed_models=frozenset({"*"}))
     router = Router([FakeEngine(("own",)), HttpEngine([both, gone, other, wild], timeout=2)], registry(tmp_path))
-    before = router.there
+    before = router.reachable_models
     for endpoint in (gone, other, wild):
         endpoint.circuit.trip()
 
-    assert (before, router.there) == ({"own", "tiny", "mini", "qwen", "*"}, {"own", "tiny", "mini", "*"})
+    assert (before, router.reachable_models) == ({"own", "tiny", "mini", "qwen", "*"}, {"own", "tiny", "mini", "*"})
     both.circuit.trip()
-    assert router.there == {"own", "*"}
+    assert router.reachable_models == {"own", "*"}
     gone.circuit.close()
-    assert router.there == {"own", "tiny", "*"}
+    assert router.reachable_models == {"own", "tiny", "*"}
 
 
 async def test_what_is_loaded_here_is_there_though_a_server_that_has_it_too_is_away(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ async def test_what_is_loaded_here_is_there_though_a_server_that_has_it_too_is_a
     router = Router([FakeEngine(("own",)), HttpEngine([gone], timeout=2)], registry(tmp_path))
     gone.circuit.trip()
 
-    assert router.there == {"own"}
+    assert router.reachable_models == {"own"}
 
 
 async def test_replaced_registry_counts_from_then_on(tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ async def test_models_that_an_endpoint_shows_are_served_and_told(tmp_path: Path)
         await router.close()
 
     assert [model_of(answer) for answer in answers] == ["qwen", "gpt-4o"]
-    assert router.discovered == {"qwen": False, "gpt-4o": False}
+    assert router.discovered_models == {"qwen": False, "gpt-4o": False}
 
 
 async def test_engine_of_its_own_loop_is_made_and_runs_in_one_thread() -> None:

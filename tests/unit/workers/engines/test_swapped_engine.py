@@ -284,7 +284,7 @@ def test_a_whole_model_has_an_engine_with_the_arguments_of_its_base_but_for_adap
     config = Settings(data_dir=tmp_path, models_file=str(tmp_path / "models.yaml"))
     adapter = Adapter("full-1", "1", tmp_path / "weights", whole=True)
 
-    own = build_engines._whole(config, Models(config), base, adapter)
+    own = build_engines._tuned_engine(config, Models(config), base, adapter)
     assert isinstance(own, OwnLoop)
     engine = own._make()
 
@@ -299,7 +299,7 @@ def test_router_of_whole_models_names_the_version_of_their_engine_for_each_base(
     (tmp_path / "models.yaml").write_text(json.dumps({"models": models}))
     settings = Settings(data_dir=tmp_path, models_file=str(tmp_path / "models.yaml"))
 
-    router = build_engines.build_tuned(settings, Models(settings))
+    router = build_engines.build_tuned_router(settings, Models(settings))
 
     assert router.version_of("tiny").startswith("vllm")
 

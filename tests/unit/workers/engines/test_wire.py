@@ -92,7 +92,7 @@ def test_an_error_that_is_nested_too_deeply_is_told_as_the_text_it_is(depth: int
     ],
 )  # fmt: skip
 def test_a_chunk_says_that_its_usage_is_not_told_yet(chunk: bytes, told: bytes) -> None:
-    assert wire.with_usage(chunk) == told
+    assert wire.add_null_usage(chunk) == told
 
 
 CHOICE = {"index": 0, "logprobs": None, "finish_reason": "stop"}
@@ -142,7 +142,7 @@ def test_a_message_that_lacks_a_field_gets_it(name: str) -> None:
 @pytest.mark.parametrize("url", [CHAT, RESPONSES, EMBEDDINGS])
 def test_what_is_whole_or_no_answer_stays_byte_for_byte(url: str, body: bytes) -> None:
     assert wire.complete(url, body, {}) == body
-    assert url == CHAT or wire.as_events(url, body, {}) == []
+    assert url == CHAT or wire.events_of_answer(url, body, {}) == []
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_usage_is_read() -> None:
     ],
 )
 def test_an_answer_with_a_part_that_is_none_is_not_written_out(url: str, body: bytes) -> None:
-    assert wire.as_events(url, body, {}) == []
+    assert wire.events_of_answer(url, body, {}) == []
 
 
 @pytest.mark.parametrize("count", ['"5"', "1.5", "{}", "null"])

@@ -25,8 +25,8 @@ from jobs.settings import Settings
 from jobs.timings import Timings
 from tests.unit.workers.evals.escapes import BY_LANDLOCK, ESCAPES, Scene, body, is_refused, source_of
 from workers.evals import grader_child
-from workers.evals.python_grader import PythonSandbox, Stopped, look_for_sandbox
-from workers.runtime.context import Standing, build
+from workers.evals.python_grader import PythonSandbox, RunStopped, look_for_sandbox
+from workers.runtime.context import WorkerStatus, build
 from workers.sandbox.confinement import FORK_PARTS, landlock_abi
 from workers.tasks import EVALUATE_POOL
 
@@ -128,7 +128,7 @@ def test_what_code_writes_itself_is_an_error_of_the_code(sandbox: PythonSandbox,
 
 def test_the_template_passes_on_what_code_wrote_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grader_child.forking, "run_input", lambda *_, **__: b"\xc1 no message")
-    assert grader_child._run(0, 1.0) == grader_child.Outcome(answer=b"\xc1 no message")
+    assert grader_child._run(0, 1.0) == grader_child.GraderOutcome(answer=b"\xc1 no message")
 
 
 def test_nothing_of_one_item_is_there_for_the_next(sandbox: PythonSandbox) -> None:
@@ -225,7 +225,7 @@ def test_code_is_killed_when_its_run_has_ended() -> None:
     processes = [psutil.Process(sandbox._child._process.pid)]
     processes += processes[0].children(recursive=True)
     threading.Timer(0.5, ended.set).start()
-    with pytest.raises(Stopped):
+    with pytest.raises(RunStopped):
         sandbox.run("proj_1", body("import time\ntime.sleep(600)"), ITEM, SAMPLE)
     assert psutil.wait_procs(processes, timeout=30)[1] == []
 
@@ -328,7 +328,7 @@ def test_a_worker_without_a_part_says_so_and_logs_it(
 ) -> None:
     probe = subprocess.CompletedProcess([], returncode, stdout=printed)
     monkeypatch.setattr("workers.evals.python_grader.probe_sandbox", lambda *, forks: probe)
-    standing, stop = Standing(), threading.Event()
+    standing, stop = WorkerStatus(), threading.Event()
     stop.set()
     look_for_sandbox(standing, stop)
     assert standing.sandbox_lacks == lacks
@@ -346,7 +346,7 @@ def test_a_worker_on_a_busy_machine_looks_until_the_probe_answers(monkeypatch: p
         return answer
 
     monkeypatch.setattr("workers.evals.python_grader.probe_sandbox", probe)
-    standing = Standing()
+    standing = WorkerStatus()
 
     look_for_sandbox(standing, threading.Event(), replace(Timings(), sandbox_retry=0.0))
 

@@ -12,7 +12,7 @@ from jobs.evals.runs import Sampled
 from jobs.evals.samples import sample_from_given
 from jobs.requests.endpoints import CHAT, RESPONSES
 from workers.evals import shown
-from workers.evals.item_sources import Row
+from workers.evals.item_sources import CaseRow
 from workers.evals.sampled_model import add_sample
 
 NO_TOKENS = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0, "cached_tokens": 0}
@@ -34,7 +34,7 @@ def of_given(sample: dict[str, Any]) -> dict[str, Any]:
 def of_sampled(endpoint: str, body: dict[str, Any], index: int = 0, **params: Any) -> dict[str, Any]:
     template = [{"role": "user", "content": "{{ item.q }}"}]
     sampled = Sampled(endpoint=endpoint, model="m", template=template, params=params, n=3)
-    row = Row(0, {"q": "Where?"})
+    row = CaseRow(0, {"q": "Where?"})
     add_sample(row, index, sampled, ModelAnswer(200, body), 2048)
     return row.shown
 

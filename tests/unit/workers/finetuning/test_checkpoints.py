@@ -8,7 +8,7 @@ from jobs.errors import NotFound
 from jobs.platform.storage import DiskStorage
 from jobs.registry.manifests import MANIFEST
 from workers.engines.training import checkpoint_folder
-from workers.engines.training.checkpoint_folder import Damaged
+from workers.engines.training.checkpoint_folder import DamagedCheckpoint
 from workers.finetuning import checkpoints
 
 TARGET = checkpoints.location("ftjob-1", 4, 1)
@@ -25,7 +25,7 @@ def sha256(storage: DiskStorage, tmp_path: Path) -> str:
     folder.mkdir()
     (folder / "adapter_model.safetensors").write_bytes(b"weights")
     (folder / "optimizer.pt").write_bytes(b"moments")
-    checkpoint_folder.complete(folder, {"step": 4})
+    checkpoint_folder.seal(folder, {"step": 4})
     columns = checkpoints.upload(storage, folder, TARGET)
     assert columns["bytes"] == len(b"weights") + len(b"moments")
     return str(columns["sha256"])
@@ -43,17 +43,17 @@ def test_checkpoint_with_another_manifest_is_damaged(storage: DiskStorage, sha25
     other.mkdir()
     (other / "adapter_model.safetensors").write_bytes(b"other weights")
     (other / "optimizer.pt").write_bytes(b"moments")
-    checkpoint_folder.complete(other, {"step": 4})
+    checkpoint_folder.seal(other, {"step": 4})
     checkpoints.upload(storage, other, TARGET)
 
-    with pytest.raises(Damaged, match=MANIFEST):
+    with pytest.raises(DamagedCheckpoint, match=MANIFEST):
         checkpoints.download(storage, TARGET, sha256, tmp_path / "fetched")
 
 
 def test_checkpoint_with_changed_weights_is_damaged(storage: DiskStorage, sha256: str, tmp_path: Path) -> None:
     storage.put(f"{TARGET}/adapter_model.safetensors", b"wheights")
 
-    with pytest.raises(Damaged, match="adapter_model"):
+    with pytest.raises(DamagedCheckpoint, match="adapter_model"):
         checkpoints.download(storage, TARGET, sha256, tmp_path / "fetched")
 
 
@@ -68,7 +68,7 @@ def test_run_is_not_resumed_without_an_optimiser(storage: DiskStorage, sha256: s
 def test_uploads_that_no_row_names_are_removed(storage: DiskStorage, sha256: str) -> None:
     storage.put(f"{checkpoints.location('ftjob-1', 6, 2)}/optimizer.pt", b"half of it")
 
-    checkpoints.remove_unnamed(storage, "ftjob-1", [TARGET])
+    checkpoints.remove_partial_uploads(storage, "ftjob-1", [TARGET])
 
     assert list(storage.folders("training/ftjob-1")) == [TARGET.rpartition("/")[2]]
     assert sha256

@@ -9,7 +9,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def lines(curve: Curve) -> list[list[tuple[float, float]]]:
     """Return the points of each line of a drawing."""
-    drawn = ET.fromstring(curve.drawn())
+    drawn = ET.fromstring(curve.draw())
     points = [line.get("points", "").split() for line in drawn.iter(f"{SVG}polyline")]
     return [[(float(x), float(y)) for x, y in (point.split(",") for point in line)] for line in points]
 

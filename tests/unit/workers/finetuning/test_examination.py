@@ -19,7 +19,7 @@ from tests.support import tiny_llama
 from workers.engines.model_folders import ModelUnavailable
 from workers.finetuning import examination
 from workers.finetuning.examination import ConfinedRows
-from workers.finetuning.examination_child import BadRow, Load, Read, Row
+from workers.finetuning.examination_child import BadRow, GoodRow, Load, Read
 from workers.sandbox.child import Child
 
 LIMITS = ChildLimits(seconds=100, cpu_seconds=100, memory_bytes=8 << 30)
@@ -58,7 +58,7 @@ def test_rows_are_checked_in_a_process_that_can_read_the_base_alone(base: Path, 
         first = next(more)
     again = list(rows.read(READ, io.BytesIO(content)))
 
-    assert [type(row) for row in checked] == [Row, BadRow] * 400
+    assert [type(row) for row in checked] == [GoodRow, BadRow] * 400
     assert (checked[:2], checked) == ([first, checked[1]], again)
     assert rows.has_template
     assert [process._policy.readable for process in started] == [(str(base),)] * 2

@@ -7,7 +7,7 @@ import pytest
 from jobs.finetuning.payload import EarlyStopping
 from jobs.finetuning.tables import FinetunePlan
 from workers.engines.training.protocol import Failed
-from workers.finetuning.limits import TrainingTime, exceeded
+from workers.finetuning.limits import TrainingTime, time_error
 
 
 @pytest.fixture
@@ -25,12 +25,12 @@ def test_times_of_this_claim_are_added_to_those_of_earlier_claims(clock: list[fl
     spent = trained(10.0, 5.0)
 
     clock[0] += 2
-    spent.trainer_started()
+    spent.note_start()
     clock[0] += 3
     during = (spent.seconds, spent.device_seconds)
-    spent.trainer_ended()
+    spent.note_end()
     clock[0] += 4
-    spent.trainer_started()
+    spent.note_start()
     clock[0] += 1
 
     assert during == (15.0, 8.0)
@@ -50,14 +50,14 @@ def test_times_of_this_claim_are_added_to_those_of_earlier_claims(clock: list[fl
 def test_first_limit_that_is_reached_is_named(
     clock: list[float], limits: dict[str, int], deployment: int, code: str | None, param: str | None
 ) -> None:
-    error = exceeded(trained(10.0, 5.0), EarlyStopping(**limits), deployment)
+    error = time_error(trained(10.0, 5.0), EarlyStopping(**limits), deployment)
 
     assert (error and error.code, error and error.param) == (code, param)
     assert error is None or isinstance(error, Failed)
 
 
 def test_limit_of_the_deployment_is_named_by_its_setting(clock: list[float]) -> None:
-    error = exceeded(trained(10.0), EarlyStopping(), 10)
+    error = time_error(trained(10.0), EarlyStopping(), 10)
 
     assert error is not None
     assert error.message == "The job has trained for the 10 seconds that NIGHTMILL_FINETUNE_MAX_SECONDS allows."

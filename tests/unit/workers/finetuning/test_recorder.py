@@ -16,7 +16,7 @@ from jobs.ledger.shards import ShardClaim
 from jobs.security.tables import Project
 from jobs.settings import Settings
 from tests.support import ledgers
-from workers.engines.training.protocol import Evaluation, Started, Step
+from workers.engines.training.protocol import EvaluationReport, Started, Step
 from workers.finetuning.limits import TrainingTime
 from workers.finetuning.recorder import Recorder
 
@@ -43,7 +43,7 @@ def recorder_of(db: Database, claim: ShardClaim) -> Recorder:
     with db.read() as session:
         spent = TrainingTime(session.get_one(FinetunePlan, claim.job.id))
     recorder = Recorder(context, claim, spent)
-    recorder.started(Started(4, 8, 80, "float32", "cpu", 0, {}, {}))
+    recorder.record_start(Started(4, 8, 80, "float32", "cpu", 0, {}, {}))
     return recorder
 
 
@@ -64,9 +64,9 @@ def count_events(db: Database) -> int:
 def test_step_that_is_trained_again_has_one_row(db: Database, claim: ShardClaim) -> None:
     recorder = recorder_of(db, claim)
     for number, loss in ((1, 3.0), (2, 2.0), (1, 3.5)):
-        recorder.step(step(number, loss))
+        recorder.record_step(step(number, loss))
         recorder.flush()
-    recorder.evaluation(Evaluation(2, 2.5, None))
+    recorder.record_evaluation(EvaluationReport(2, 2.5, None))
     recorder.flush()
 
     assert losses(db) == {1: 3.5, 2: 2.0}
@@ -76,8 +76,8 @@ def test_step_that_is_trained_again_has_one_row(db: Database, claim: ShardClaim)
 
 def test_events_of_metrics_have_the_rewards_of_preferences(db: Database, claim: ShardClaim) -> None:
     recorder = recorder_of(db, claim)
-    recorder.step(replace(step(1, 0.6), preference={"rewards/margins": 0.25, "logps/chosen": -3.0}))
-    recorder.evaluation(Evaluation(1, 0.5, 0.75, {"rewards/margins": 0.5}))
+    recorder.record_step(replace(step(1, 0.6), preference={"rewards/margins": 0.25, "logps/chosen": -3.0}))
+    recorder.record_evaluation(EvaluationReport(1, 0.5, 0.75, {"rewards/margins": 0.5}))
     recorder.flush()
 
     with db.read() as session:
@@ -89,7 +89,7 @@ def test_events_of_metrics_have_the_rewards_of_preferences(db: Database, claim: 
 
 def test_former_holder_of_the_claim_records_nothing(db: Database, claim: ShardClaim) -> None:
     recorder = recorder_of(db, claim)
-    recorder.step(step(1, 3.0))
+    recorder.record_step(step(1, 3.0))
     with db.write() as session:
         shards.release(session, claim)
     ledgers.claim_shard(db, claim.job.id, worker="another")

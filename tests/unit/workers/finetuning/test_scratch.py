@@ -24,7 +24,7 @@ def test_folder_is_empty_and_removed_at_the_end(tmp_path: Path) -> None:
     with scratch.folder(tmp_path, "ftjob-1-1") as folder:
         assert list(folder.iterdir()) == []
         (folder / "data").write_text("x")
-        scratch.remove_abandoned(tmp_path)
+        scratch.remove_abandoned_folders(tmp_path)
         with scratch.folder(tmp_path, "ftjob-2-1"):
             assert names(tmp_path) == {"ftjob-1-1", "ftjob-2-1"}
 
@@ -37,11 +37,11 @@ def test_folder_of_a_killed_worker_is_removed_at_the_next_start(tmp_path: Path) 
     ) as worker:
         assert worker.stdout is not None
         assert worker.stdout.readline() == b"ready\n"
-        scratch.remove_abandoned(tmp_path)
+        scratch.remove_abandoned_folders(tmp_path)
         assert names(tmp_path) == {"ftjob-dead-1"}
         worker.kill()
         worker.wait()
 
-    scratch.remove_abandoned(tmp_path)
+    scratch.remove_abandoned_folders(tmp_path)
 
     assert names(tmp_path) == set()

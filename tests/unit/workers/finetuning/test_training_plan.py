@@ -30,9 +30,9 @@ from jobs.settings import Settings
 from tests.support import ledgers, tiny_llama
 from workers.finetuning import examination as child
 from workers.finetuning import training_plan
-from workers.finetuning.examination_child import Checker
+from workers.finetuning.examination_child import RowChecker
 from workers.runtime.attempts import Abandoned
-from workers.runtime.context import Context, Standing
+from workers.runtime.context import Context, WorkerStatus
 from workers.runtime.heartbeat import ClaimHandle, Heartbeat
 
 USER = {"role": "user", "content": "Hi"}
@@ -72,7 +72,7 @@ class Planning:
         self.db, self.storage = db, DiskStorage(folder / "files")
         stop = threading.Event()
         heartbeat = Heartbeat(db, _nobody, heartbeat_seconds=60, stop=stop)
-        self.context = Context(config, db, self.storage, "planner", stop, Standing(), heartbeat, Models(config))
+        self.context = Context(config, db, self.storage, "planner", stop, WorkerStatus(), heartbeat, Models(config))
         with db.write() as session:
             self.project = keys.ensure_project(session, "p").id
 
@@ -127,7 +127,7 @@ def planner(db: Database, tmp_path: Path, base: Path, monkeypatch: pytest.Monkey
     """Return a planner that examines files in this process: a child takes seconds to load its libraries."""
 
     def examine(asked: ExaminationTask, _stopped: Callable[[], bool] = lambda: False) -> DatasetFindings:
-        findings = child.examine(asked, lambda load, _limits: Checker(load))
+        findings = child.examine(asked, lambda load, _limits: RowChecker(load))
         return examination.decode(json.dumps(asdict(findings)).encode())
 
     monkeypatch.setattr(examination, "examine", examine)

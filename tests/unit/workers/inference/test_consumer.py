@@ -28,7 +28,7 @@ from tests.support.fake_engine import FakeEngine
 from tests.support.system import eventually
 from workers.engines.port import Answer, Emit, Request
 from workers.inference import consumer
-from workers.inference.consumer import InteractiveConsumer, Limits
+from workers.inference.consumer import ConsumerLimits, InteractiveConsumer
 from workers.runtime.engine_host import EngineHost
 
 BODY = msgspec.json.encode({"model": "fake-model", "messages": [{"role": "user", "content": "Hi"}]})
@@ -203,7 +203,7 @@ class Serving:
     def __init__(self, host: EngineHost, **facts: Any) -> None:
         timings = replace(Timings(), interactive_look=0.01, interactive_retry=0.01)
         self.host = host
-        self.consumer = InteractiveConsumer(host, "redis://nowhere", "gpu.generate", Limits(**facts), timings)
+        self.consumer = InteractiveConsumer(host, "redis://nowhere", "gpu.generate", ConsumerLimits(**facts), timings)
 
     def __enter__(self) -> InteractiveConsumer:
         self.serving = self.host.call(self.consumer.serve())
@@ -282,7 +282,7 @@ def test_a_resumable_stream_whose_client_has_left_frees_its_place(
         eventually(lambda: streams.evaluated, 10, "the stream is counted as ended")
 
     *_, stream_id, freed = streams.evaluated[0]
-    assert (stream_id, freed) == (asked.id, -Limits().unread_bytes)
+    assert (stream_id, freed) == (asked.id, -ConsumerLimits().unread_bytes)
 
 
 def test_while_the_server_is_away_nobody_is_taken_to_have_left(

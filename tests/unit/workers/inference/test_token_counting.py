@@ -29,7 +29,7 @@ class Host:
         self.inside = 0
 
     @asynccontextmanager
-    async def shared(self) -> AsyncIterator[None]:
+    async def shared_turn(self) -> AsyncIterator[None]:
         self.inside += 1
         yield
         self.inside -= 1

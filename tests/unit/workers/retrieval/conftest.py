@@ -6,12 +6,12 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.ingesting import ReadOnce
-from workers.retrieval.parsing.parser import Limits, Parser
+from workers.retrieval.parsing.parser import Parser, ParserLimits
 
 
 @pytest.fixture(scope="session")
 def parser() -> Iterator[ReadOnce]:
-    parser = Parser(Limits())
+    parser = Parser(ParserLimits())
     yield ReadOnce(parser)
     parser.close()
 

@@ -7,7 +7,7 @@ from jobs.retrieval import words
 from jobs.retrieval.searches import FoundChunk, Search
 from workers.retrieval import lexical
 from workers.retrieval.lexical import distinct, likeness, shingles
-from workers.retrieval.search import chosen
+from workers.retrieval.search import choose
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_likeness_is_the_share_of_triples(one: str, other: str, alike: float) ->
 def test_the_threshold_comes_first_and_nothing_is_looked_for_unless_asked() -> None:
     search = Search(model="m", store_id="vs", queries=("q",), threshold=0.65, limit=10)
 
-    plain = chosen(search, [KIWI, COPY, NEAR, LAVA])
-    strict = chosen(Search(model="m", store_id="vs", queries=("q",), deduplicate=0.9), [KIWI, COPY])
+    plain = choose(search, [KIWI, COPY, NEAR, LAVA])
+    strict = choose(Search(model="m", store_id="vs", queries=("q",), deduplicate=0.9), [KIWI, COPY])
 
     assert ([one.file_id for one in plain.chunks], plain.duplicates) == (["kiwi", "copy", "near"], None)
     assert ([one.file_id for one in strict.chunks], strict.duplicates) == (["kiwi"], 1)

@@ -22,7 +22,7 @@ from workers.engines.port import Answer, EngineBusy, EngineFault, refusal
 from workers.engines.refusals import CODE
 from workers.retrieval import search as searching
 from workers.retrieval.search import fuse, score_of
-from workers.vectors.base import Entry, Hit, Store, VectorsUnavailable
+from workers.vectors.base import Hit, Store, VectorEntry, VectorsUnavailable
 from workers.vectors.open_vectors import open_vectors
 
 TEXTS = {
@@ -59,7 +59,9 @@ class SearchableStore:
     def write(self, **texts: list[str]) -> None:
         """Chunks by the key of their document."""
         entries = [
-            Entry(f"vsd_{key}", n, text, sha256(f"{key}/{n}".encode()).hexdigest(), vector_of(text), facts_of(text))
+            VectorEntry(
+                f"vsd_{key}", n, text, sha256(f"{key}/{n}".encode()).hexdigest(), vector_of(text), facts_of(text)
+            )
             for key, chunks in texts.items()
             for n, text in enumerate(chunks)
         ]

@@ -149,8 +149,8 @@ def test_a_request_waits_until_other_processes_let_it_begin_and_says_when_none_i
 
     async def two() -> list[list[str]]:
         heard = []
-        async with shared.shared():
-            async with shared.shared():
+        async with shared.shared_turn():
+            async with shared.shared_turn():
                 heard.append(list(others.heard))
             heard.append(list(others.heard))
         return [*heard, others.heard]
@@ -164,12 +164,12 @@ def test_isolated_request_is_the_only_one_of_all_engines(shared: EngineHost) -> 
     shared._others = others
 
     async def ask(order: list[str]) -> None:
-        async with shared.shared():
+        async with shared.shared_turn():
             order.append("among others")
 
     async def isolated() -> list[str]:
         order: list[str] = []
-        async with shared.isolated():
+        async with shared.isolated_turn():
             task = asyncio.create_task(ask(order))
             for _ in range(5):
                 await asyncio.sleep(0)

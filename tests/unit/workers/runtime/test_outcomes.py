@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from workers.engines.port import Answer
-from workers.runtime.outcomes import outcomes_of, unanswered
+from workers.runtime.outcomes import error_outcomes, outcomes_of
 
 CHAT, TEXT, RESPONSES, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"
 
@@ -75,4 +75,4 @@ def test_a_refusal_counts_under_its_code_or_its_status(status: int, body: Any, e
 
 
 def test_a_line_without_an_answer_counts_under_its_code() -> None:
-    assert unanswered("worker_crashed") == ("error:worker_crashed",)
+    assert error_outcomes("worker_crashed") == ("error:worker_crashed",)

@@ -7,7 +7,7 @@ import pytest
 from jobs.requests.endpoints import CHAT, RESPONSES
 from workers.engines.port import Answer, Request, Usage, refusal
 from workers.engines.wire import usage_of
-from workers.runtime.output_lines import Item, answered, parse
+from workers.runtime.output_lines import Item, answer_record, parse
 
 COST = Usage(20, 4, 10, 2)
 
@@ -24,7 +24,7 @@ def body_of(record: bytes) -> bytes:
 def test_a_refusal_that_has_cost_something_says_what(url: str) -> None:
     refused = refusal(422, "Not of the schema.", code="invalid_json_schema_output")
 
-    record = answered(item(url=url), Answer(422, refused.body, COST))
+    record = answer_record(item(url=url), Answer(422, refused.body, COST))
 
     body = body_of(record.data)
     assert record.usage == usage_of(body) == COST
@@ -35,7 +35,7 @@ def test_a_refusal_that_has_cost_something_says_what(url: str) -> None:
 def test_a_copy_of_it_costs_nothing_and_says_nothing() -> None:
     refused = Answer(422, refusal(422, "Not of the schema.").body, COST)
 
-    record = answered(item(1), refused, item(0))
+    record = answer_record(item(1), refused, item(0))
 
     assert (record.usage, usage_of(body_of(record.data))) == (Usage(), Usage())
 
@@ -50,4 +50,4 @@ def test_a_copy_of_it_costs_nothing_and_says_nothing() -> None:
     ],
 )
 def test_other_bodies_are_passed_on_as_they_are(answer: Answer, body: bytes) -> None:
-    assert b'"body":' + body + b"}" in answered(item(), answer).data
+    assert b'"body":' + body + b"}" in answer_record(item(), answer).data

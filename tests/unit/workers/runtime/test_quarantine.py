@@ -22,10 +22,10 @@ from tests.support.system import eventually
 from workers.engines.port import Answer, EngineDead, Request
 from workers.engines.router import Router
 from workers.runtime.answering import Answering
-from workers.runtime.context import Standing
+from workers.runtime.context import WorkerStatus
 from workers.runtime.engine_host import EngineHost, GaveUp
 from workers.runtime.output_lines import Item
-from workers.runtime.quarantine import EngineHealth
+from workers.runtime.quarantine import QuarantineKeeper
 
 FILE = """
 models:
@@ -96,7 +96,7 @@ class Process:
         self.other = FakeEngine(("other",))
         self.router = Router([self.tiny, self.other], Registry.read(file))
         self.stop = threading.Event()
-        self.standing = Standing()
+        self.standing = WorkerStatus()
         self.context: Any = SimpleNamespace(
             config=shop.config, db=shop.db, stop=self.stop, worker_id=worker_id, standing=self.standing
         )
@@ -105,7 +105,7 @@ class Process:
         row = Worker(id=worker_id, pool="gpu", queues=[QUEUE], models=[], slots=1, state="starting", **facts)
         with shop.db.write() as session:
             workers.register(session, row)
-        self.engine_health = EngineHealth(self.context, self.router, QUEUE, shop.log_tail)  # type: ignore[arg-type]
+        self.engine_health = QuarantineKeeper(self.context, self.router, QUEUE, shop.log_tail)  # type: ignore[arg-type]
         self.host = EngineHost(self.router, lambda: None, on_death=self.router.handle_death)
 
     def begin(self) -> None:
@@ -281,12 +281,12 @@ def test_a_worker_says_since_when_it_loads_an_engine_and_how_far_that_is(shop: S
     began = now()
     one.tiny.phase = "reading the weights"  # type: ignore[attr-defined]
     one.engine_health.begin()
-    before = one.standing.described_engines()
+    before = one.standing.describe_engines()
     one.host.start()
 
     assert began <= before["tiny"]["since"] <= now()
     assert (before["tiny"]["phase"], before["other"]["phase"]) == ("reading the weights", "")
-    assert "phase" not in one.standing.described_engines()["tiny"]
+    assert "phase" not in one.standing.describe_engines()["tiny"]
 
 
 def test_devices_that_a_process_was_given_are_a_place_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

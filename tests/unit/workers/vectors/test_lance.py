@@ -17,7 +17,7 @@ import pytest
 from jobs.timings import Timings
 from tests.unit.workers.vectors.writer import ENTRIES, a_document, a_store, an_entry, digest_of, towards
 from workers.vectors import lance
-from workers.vectors.base import Entry, Store, Vectors, VectorsUnavailable
+from workers.vectors.base import Store, VectorEntry, Vectors, VectorsUnavailable
 from workers.vectors.lance import LanceVectors
 
 DIMENSIONS = 64
@@ -36,11 +36,11 @@ def vectors(root: Path) -> Iterator[LanceVectors]:
     opened.close()
 
 
-def random_entries(count: int) -> list[Entry]:
+def random_entries(count: int) -> list[VectorEntry]:
     """Without any structure in them, which is the hardest for an index."""
     made = np.random.default_rng(1).normal(size=(count, DIMENSIONS)).astype(np.float32)
     made /= np.linalg.norm(made, axis=1, keepdims=True)
-    return [Entry(f"vsd_{n // 1000}.1", n, f"text {n}", digest_of(str(n)), row) for n, row in enumerate(made)]
+    return [VectorEntry(f"vsd_{n // 1000}.1", n, f"text {n}", digest_of(str(n)), row) for n, row in enumerate(made)]
 
 
 def indexed(vectors: LanceVectors, store: Store) -> set[str]:
@@ -68,7 +68,7 @@ def test_a_large_store_gets_an_index_that_misses_next_to_nothing(vectors: LanceV
     newest = entries[-1]
     assert vectors.nearest(store, newest.vector, 1)[0].n == newest.n
     assert [hit.n for hit in vectors.nearest(store, newest.vector, 3, ["vsd_0.1"])] < [1000] * 3
-    assert list(vectors.known(store, [newest.digest])) == [newest.digest]
+    assert list(vectors.find_vectors(store, [newest.digest])) == [newest.digest]
     assert vectors.drop(store, ["vsd_3.1"]) == 1000
 
 
@@ -309,10 +309,10 @@ def test_a_race_that_is_lost_is_run_again_for_a_while(root: Path, said: str) -> 
             raise RuntimeError(f"lance error: {said}, /usr/src/lance-13.0.0/src/io/commit.rs:653:26")
         return 42
 
-    assert vectors._again(STORE, lambda: lose(2)) == 42
+    assert vectors._repeat(STORE, lambda: lose(2)) == 42
     assert len(tries) == 3
     with pytest.raises(VectorsUnavailable, match=r"^The vector store fails: lance error: [^/]*(/x\.lance)?$"):
-        vectors._again(STORE, lambda: lose(10_000))
+        vectors._repeat(STORE, lambda: lose(10_000))
 
 
 def test_other_errors_are_told_at_once(vectors: LanceVectors) -> None:
@@ -323,7 +323,7 @@ def test_other_errors_are_told_at_once(vectors: LanceVectors) -> None:
         raise RuntimeError("lance error: IO: No space left on device (os error 28)")
 
     with pytest.raises(VectorsUnavailable, match="No space left"):
-        vectors._again(STORE, fail)
+        vectors._repeat(STORE, fail)
     assert len(tries) == 1
 
 

@@ -10,7 +10,7 @@ from workers.vectors.base import VectorsUnavailable
 from workers.vectors.in_memory import MemoryVectors
 from workers.vectors.lance import LanceVectors
 from workers.vectors.open_vectors import claim_vectors, open_vectors
-from workers.vectors.weaviate import Client, WeaviateVectors
+from workers.vectors.weaviate import WeaviateConnection, WeaviateVectors
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_refused_url_is_not_repeated(tmp_path: Path) -> None:
 def test_grpc_is_at_the_same_host_unless_said_otherwise(
     url: str, http: tuple[str, int, bool], grpc: tuple[str, int, bool]
 ) -> None:
-    where = Client(url, "")._where
+    where = WeaviateConnection(url, "")._where
 
     assert (where.http.host, where.http.port, where.http.secure) == http
     assert (where.grpc.host, where.grpc.port, where.grpc.secure) == grpc

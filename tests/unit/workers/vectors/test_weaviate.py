@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from workers.vectors.base import Entry, Store, VectorsUnavailable
-from workers.vectors.weaviate import Client, WeaviateVectors, collection_name
+from workers.vectors.base import Store, VectorEntry, VectorsUnavailable
+from workers.vectors.weaviate import WeaviateConnection, WeaviateVectors, collection_name
 
 STORE = Store("vs_1", "proj_1", "a-model", 3)
-ENTRY = Entry("doc", 0, "text", "0" * 64, [1.0, 0.0, 0.0])  # type: ignore[arg-type]
+ENTRY = VectorEntry("doc", 0, "text", "0" * 64, [1.0, 0.0, 0.0])  # type: ignore[arg-type]
 
 
 class Server:
@@ -130,8 +130,8 @@ def of_weaviate(said: str) -> Exception:
     return error
 
 
-def connected(*, ready: bool = True) -> tuple[Client, Connection]:
-    client, connection = Client("weaviate://nowhere", ""), Connection(ready=ready)
+def connected(*, ready: bool = True) -> tuple[WeaviateConnection, Connection]:
+    client, connection = WeaviateConnection("weaviate://nowhere", ""), Connection(ready=ready)
     client._client = connection
     return client, connection
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tests.support.system import ROOT
-from workers.vectors.base import Entry, Store, Vector
+from workers.vectors.base import Store, Vector, VectorEntry
 from workers.vectors.open_vectors import open_vectors
 
 DIMENSIONS = 8
@@ -35,11 +35,11 @@ def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def an_entry(document: str, n: int, text: str, vector: Vector | None = None, **meta: Any) -> Entry:
-    return Entry(document, n, text, digest_of(text), towards(1, n) if vector is None else vector, meta)
+def an_entry(document: str, n: int, text: str, vector: Vector | None = None, **meta: Any) -> VectorEntry:
+    return VectorEntry(document, n, text, digest_of(text), towards(1, n) if vector is None else vector, meta)
 
 
-def a_document(key: str, entries: int = ENTRIES) -> list[Entry]:
+def a_document(key: str, entries: int = ENTRIES) -> list[VectorEntry]:
     return [an_entry(key, n, f"passage {n} of {key}") for n in range(entries)]
 
 

@@ -29,7 +29,7 @@ def test_lane_has_two_in_flight_and_the_next_starts_when_one_ends() -> None:
     first = lanes.start(0.0)
     assert (len(first), lanes.start(0.0)) == (PER_LANE, [])
 
-    lanes.finished(first[0], 0.1)
+    lanes.end_flight(first[0], 0.1)
     assert [claim.id for claim in lanes.start(0.1)] == ["a-2"]
 
 
@@ -52,7 +52,7 @@ def test_lane_that_hangs_becomes_slow_gives_up_what_waits_and_may_hold_one() -> 
     assert lanes.surrender() == []
 
     for claim in claims("good", 2):
-        lanes.finished(claim, 0.1)
+        lanes.end_flight(claim, 0.1)
     lanes.watch(SLOW_AFTER + 0.1)
 
     assert [claim.id for claim in lanes.surrender()] == ["hang-2", "hang-3", "hang-4"]
@@ -63,11 +63,11 @@ def test_slow_lane_sends_one_at_a_time_and_recovers_when_it_answers_fast() -> No
     lanes = Lanes()
     lanes.add(claims("a", 1))
     (slow,) = lanes.start(0.0)
-    lanes.finished(slow, 15.0)
+    lanes.end_flight(slow, 15.0)
     lanes.add(claims("a", 3))
 
     (one,) = lanes.start(20.0)
-    lanes.finished(one, 20.1)
+    lanes.end_flight(one, 20.1)
 
     assert lanes.allowances() == {}
     assert len(lanes.start(20.1)) == PER_LANE
@@ -97,7 +97,7 @@ def test_idle_lanes_are_forgotten_slow_ones_later() -> None:
     lanes = Lanes()
     lanes.add([*claims("quick", 1), *claims("slow", 1)])
     for claim in lanes.start(0.0):
-        lanes.finished(claim, 0.1 if claim.lane == "quick" else 9.0)
+        lanes.end_flight(claim, 0.1 if claim.lane == "quick" else 9.0)
 
     lanes.watch(10.0)
     assert lanes.allowances() == {"slow": 1}

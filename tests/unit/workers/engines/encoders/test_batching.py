@@ -15,7 +15,7 @@ from jobs.inference.interactive import LINE_PRIORITY, PRIORITY
 from workers.engines.encoders import batching
 from workers.engines.encoders.batching import BatchingEngine, Unacceptable
 from workers.engines.encoders.embed import EmbedEngine, read
-from workers.engines.encoders.encoder_pool import Flow, Job, JobSlice, Pool
+from workers.engines.encoders.encoder_pool import EncoderTask, Flow, InputPool, TaskSlice
 from workers.engines.encoders.rerank import RerankEngine
 from workers.engines.port import Answer, EngineFault, Request
 
@@ -63,14 +63,14 @@ class Encoder(BatchingEngine[Model]):
     def _read(self, model: Model, body: Mapping[str, Any]) -> tuple[list[str], list[int]]:
         return body["input"], [len(text) for text in body["input"]]
 
-    def _tokenise(self, model: Model, slices: Sequence[JobSlice]) -> list[list[Any]]:
+    def _tokenise(self, model: Model, slices: Sequence[TaskSlice]) -> list[list[Any]]:
         lists = iter(model.tokens_of([text for job, first, last in slices for text in job.request[first:last]]))
         return [[next(lists) for _ in range(first, last)] for _, first, last in slices]
 
     def _forward(self, model: Model, batch: list[Any]) -> list[str]:
         return model.forward(batch)
 
-    def _write(self, job: Job) -> Answer:
+    def _write(self, job: EncoderTask) -> Answer:
         return Answer(200, msgspec.json.encode(job.results))
 
     @property
@@ -281,7 +281,7 @@ async def test_many_documents_are_tokenised_a_part_at_a_time(monkeypatch: pytest
 
 
 FACTS: Any = SimpleNamespace(
-    dimensions=2, vocabulary=9, longest=4, prompts=SimpleNamespace(of=lambda _: "", types=()), least=lambda _: 3
+    dimensions=2, vocabulary=9, longest=4, prompts=SimpleNamespace(of=lambda _: "", types=()), min_tokens=lambda _: 3
 )
 
 
@@ -300,12 +300,12 @@ def test_the_end_of_such_a_text_is_cut_off_where_that_is_asked_for() -> None:
 
 
 async def test_inputs_that_were_computed_beside_others_are_not_kept_behind_one_that_waits() -> None:
-    pool, answer = Pool(), asyncio.get_running_loop().create_future()
-    pool.add(Job(None, [4], Flow(1, False, "batches"), 0, answer), 0, "x" * 100)
+    pool, answer = InputPool(), asyncio.get_running_loop().create_future()
+    pool.add(EncoderTask(None, [4], Flow(1, False, "batches"), 0, answer), 0, "x" * 100)
 
     for _ in range(50):  # clients keep the encoder busy, and short inputs of the batch fill their passes
         for rank, project in ((0, "client"), (1, "batches"), (1, "batches"), (1, "batches")):
-            pool.add(Job(None, [4], Flow(rank, False, project), 0, answer), 0, "x" * 8)
+            pool.add(EncoderTask(None, [4], Flow(rank, False, project), 0, answer), 0, "x" * 8)
         assert len(pool.pick(32)) == 4
 
     assert len(pool) == 1

@@ -19,9 +19,9 @@ import pytest
 
 from jobs.platform import memory
 from workers.engines.encoders import batching, embed_model
-from workers.engines.encoders.batching import Unacceptable, padded_to
-from workers.engines.encoders.embed import MAX_INPUTS, EmbeddingRequest, EmbedEngine, check_lengths
-from workers.engines.encoders.encoder_pool import Job, Pool, flow_of
+from workers.engines.encoders.batching import Unacceptable, padded_width
+from workers.engines.encoders.embed import MAX_INPUTS, EmbedEngine, EmbedInput, check_lengths
+from workers.engines.encoders.encoder_pool import EncoderTask, InputPool, flow_of
 from workers.engines.model_folders import MINILM, materialise
 from workers.engines.port import Answer, EngineBusy, EngineDead, EngineFault, Request
 
@@ -484,13 +484,13 @@ def test_tokens_of_all_inputs_together_are_limited() -> None:
         check_lengths([256] * 1200, 256)
 
 
-async def job(priority: int = 0) -> Job:
+async def job(priority: int = 0) -> EncoderTask:
     future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-    return Job(EmbeddingRequest(["x"], False, 1), [1], flow_of("p", priority, 1, 4096), priority, future)
+    return EncoderTask(EmbedInput(["x"], False, 1), [1], flow_of("p", priority, 1, 4096), priority, future)
 
 
 async def test_pool_gives_the_oldest_input_and_its_neighbours_in_length() -> None:
-    pool, owner = Pool(), await job()
+    pool, owner = InputPool(), await job()
     for length in (100, 3, 90, 101, 4, 300):
         pool.add(owner, length, [0] * length)
 
@@ -503,7 +503,7 @@ async def test_pool_gives_the_oldest_input_and_its_neighbours_in_length() -> Non
 
 async def test_pool_never_pads_beyond_its_budget_and_loses_nothing() -> None:
     random.seed(3)
-    pool, owner = Pool(), await job()
+    pool, owner = InputPool(), await job()
     lengths = [random.randint(1, 256) for _ in range(500)]
     for which, length in enumerate(lengths):
         pool.add(owner, which, [0] * length)
@@ -518,7 +518,7 @@ async def test_pool_never_pads_beyond_its_budget_and_loses_nothing() -> None:
 
 
 async def test_pool_takes_an_input_without_tokens() -> None:
-    pool, owner = Pool(), await job()
+    pool, owner = InputPool(), await job()
     for length in (0, 5):
         pool.add(owner, length, [0] * length)
 
@@ -526,7 +526,7 @@ async def test_pool_takes_an_input_without_tokens() -> None:
 
 
 async def test_pool_serves_a_lower_priority_number_first() -> None:
-    pool, later, sooner = Pool(), await job(5), await job(-5)
+    pool, later, sooner = InputPool(), await job(5), await job(-5)
     pool.add(later, 0, [0] * 100)
     pool.add(sooner, 0, [0] * 10)
 
@@ -534,7 +534,7 @@ async def test_pool_serves_a_lower_priority_number_first() -> None:
 
 
 async def test_pool_forgets_inputs_of_cancelled_requests() -> None:
-    pool, gone, here = Pool(), await job(), await job()
+    pool, gone, here = InputPool(), await job(), await job()
     for _ in range(3):
         pool.add(gone, 0, [0] * 10)
     pool.add(here, 0, [0] * 50)
@@ -546,8 +546,8 @@ async def test_pool_forgets_inputs_of_cancelled_requests() -> None:
 
 
 def test_forward_passes_have_few_widths() -> None:
-    widths = {tokens: padded_to(tokens, 250) for tokens in range(1, 251)}
+    widths = {tokens: padded_width(tokens, 250) for tokens in range(1, 251)}
 
     assert len(set(widths.values())) == 19
     assert all(tokens <= width <= 250 for tokens, width in widths.items())
-    assert padded_to(300, 250) == 300, "what is too long was refused, or the model says too little of itself"
+    assert padded_width(300, 250) == 300, "what is too long was refused, or the model says too little of itself"

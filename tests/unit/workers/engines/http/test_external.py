@@ -86,14 +86,14 @@ async def test_a_server_that_does_not_show_its_list_is_sent_no_prompts(
     async with engine_of(Endpoint(outside.url)) as engine:
         engine.endpoints[0].circuit.trip()
         engine.endpoints[0].circuit.probe()
-        await engine._started.list_models(engine.endpoints[0])
+        await engine._open_client.list_models(engine.endpoints[0])
 
         assert engine.models == ()
-        assert engine.endpoints[0].circuit.closed
+        assert engine.endpoints[0].circuit.is_closed
         with pytest.raises(Unserved):
             await engine.answer(ask(project=FREE))
         outside.on_list = None
-        await engine._started.list_models(engine.endpoints[0])
+        await engine._open_client.list_models(engine.endpoints[0])
         assert engine.models == ("m",)
 
     assert outside.asked == []
@@ -111,7 +111,7 @@ async def test_a_server_that_has_no_list_takes_any_name(inside: Server, status: 
 async def test_a_server_whose_key_is_refused_keeps_the_models_that_it_has_shown(inside: Server) -> None:
     async with engine_of(Endpoint(inside.url)) as engine:
         inside.on_list = says(401)
-        await engine._started.list_models(engine.endpoints[0])
+        await engine._open_client.list_models(engine.endpoints[0])
 
         assert engine.models == ("m",)
 
@@ -122,7 +122,7 @@ async def test_a_server_of_the_models_file_comes_back_without_a_list(
     inside.on_list = says(401)
     async with engine_of(Endpoint(inside.url, serves={"m": "m"})) as engine:
         engine.endpoints[0].circuit.trip()
-        await until(lambda: engine.endpoints[0].circuit.closed)
+        await until(lambda: engine.endpoints[0].circuit.is_closed)
 
         assert (await engine.answer(ask())).status == 200
     assert "engine.models_not_listed" not in caplog.text
@@ -168,7 +168,7 @@ async def test_of_internal_and_external_servers_such_a_project_gets_the_internal
     inside: Server, outside: Server
 ) -> None:
     async with engine_of(Endpoint(inside.url), external(outside), allows_external=only_free) as engine:
-        assert engine.discovered == {"m": False}
+        assert engine.discovered_models == {"m": False}
         await asyncio.gather(*(engine.answer(ask()) for _ in range(10)))
         assert (len(inside.asked), len(outside.asked)) == (10, 0)
 

@@ -83,7 +83,7 @@ async def test_another_server_answers_when_one_is_loading() -> None:
 async def test_engine_is_busy_when_every_server_refuses() -> None:
     endpoint = Endpoint(unused_url(), serves={"m": "m"})
     async with engine_of(endpoint) as engine:
-        endpoint.listed(None)  # as if it had been there a moment ago
+        endpoint.finish_listing(None)  # as if it had been there a moment ago
         with pytest.raises(EngineBusy) as first:
             await engine.answer(request())
         with pytest.raises(EngineBusy, match="takes requests now") as second:
@@ -98,10 +98,10 @@ async def test_a_server_that_cannot_be_reached_is_away_before_any_request_is_sen
     server = Server()
     async with engine_of(endpoint) as engine:
         router = Router([engine], Registry({}, {}, Path("models.yaml")))
-        before = router.there
+        before = router.reachable_models
         async with serving(server, int(endpoint.url.rpartition(":")[2])):
-            await until(lambda: endpoint.circuit.closed, 30)
-            after = router.there
+            await until(lambda: endpoint.circuit.is_closed, 30)
+            after = router.reachable_models
 
     assert (before, after) == (frozenset(), frozenset({"m"}))
     assert server.asked == []
@@ -319,7 +319,7 @@ async def test_other_servers_are_asked_from_now_on_and_those_that_stay_go_on_as_
             assert (await engine.answer(request())).status == 200
             assert (len(server.asked), [body["model"] for body in new.asked]) == (1, ["new"])
             assert engine.endpoints[1] is away
-            assert not away.circuit.closed
+            assert not away.circuit.is_closed
             assert engine.models == ("also", "away", "m")
 
 

@@ -11,7 +11,7 @@ from aiohttp import web
 from jobs.timings import Timings
 from tests.support.scripted_server import Server, engine_of, request, says, serving, until, unused_url
 from workers.engines import wire
-from workers.engines.http.endpoints import FAULTS, FIRST_DELAY_SECONDS, Circuit, CircuitState, Endpoint, Window
+from workers.engines.http.endpoints import FAULTS, FIRST_DELAY_SECONDS, Circuit, CircuitState, Endpoint, RequestWindow
 from workers.engines.http.http_engine import HttpEngine
 from workers.engines.port import EngineBusy, EngineFault
 
@@ -28,7 +28,7 @@ async def test_circuit_opens_after_faults_in_a_row_and_closes_when_the_server_li
         await engine.answer(request())
 
     server.script = None
-    await until(lambda: circuit.closed)
+    await until(lambda: circuit.is_closed)
     assert (await engine.answer(request())).status == 200
 
 
@@ -40,7 +40,7 @@ async def test_poisonous_requests_between_answers_leave_the_circuit_closed(serve
         server.script = None
         await engine.answer(request())
 
-    assert engine.endpoints[0].circuit.closed
+    assert engine.endpoints[0].circuit.is_closed
 
 
 async def test_server_that_starts_later_is_found() -> None:
@@ -90,9 +90,9 @@ def test_circuit_waits_twice_as_long_after_each_failed_probe() -> None:
     for _ in range(7):
         waits.append(circuit.wait)
         time += circuit.wait
-        assert circuit.due()
+        assert circuit.is_due()
         circuit.probe()
-        assert not circuit.due()
+        assert not circuit.is_due()
         circuit.trip()
 
     assert waits == [1, 2, 4, 8, 16, 30, 30]
@@ -120,7 +120,7 @@ def test_late_answers_of_an_open_circuit_do_not_close_it() -> None:
 
 
 def test_window_grows_by_one_per_window_of_answers_and_only_while_full() -> None:
-    window = Window(100)
+    window = RequestWindow(100)
     window.grow(63)
     assert window.limit == 64
 
@@ -131,7 +131,7 @@ def test_window_grows_by_one_per_window_of_answers_and_only_while_full() -> None
 
 
 def test_window_never_leaves_its_bounds() -> None:
-    window = Window(2)
+    window = RequestWindow(2)
     for _ in range(10):
         window.grow(2)
     assert window.limit == 2
@@ -159,5 +159,5 @@ async def test_busy_server_that_is_slow_to_list_keeps_its_circuit(server: Server
 
         await engine.discover()
 
-        assert engine.endpoints[0].circuit.closed
+        assert engine.endpoints[0].circuit.is_closed
         assert engine.models == ("m",)

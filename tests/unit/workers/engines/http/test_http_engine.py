@@ -288,7 +288,7 @@ async def test_server_that_dies_of_a_request_takes_no_others_with_it_that_it_nev
     assert all(isinstance(outcome, EngineBusy) for outcome in outcomes)
     assert len(server.asked) == 1
     server.script = server.on_list = None
-    await until(lambda: engine.endpoints[0].circuit.closed)
+    await until(lambda: engine.endpoints[0].circuit.is_closed)
     assert (await engine.answer(request())).status == 200
 
 
@@ -340,7 +340,7 @@ async def test_models_that_only_external_servers_have_are_marked(server: Server)
     outside.listed_models = frozenset({"m", "far"})
     engine = HttpEngine([Endpoint(server.url, listed_models=frozenset({"m", "near"})), outside], timeout=5)
 
-    assert engine.discovered == {"m": False, "near": False, "far": True}
+    assert engine.discovered_models == {"m": False, "near": False, "far": True}
 
 
 async def test_what_steers_a_server_is_left_out_and_its_cache_is_kept_apart_if_it_is_a_vllm(server: Server) -> None:

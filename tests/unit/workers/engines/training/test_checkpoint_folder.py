@@ -6,7 +6,7 @@ import pytest
 
 from jobs.registry.manifests import MANIFEST
 from workers.engines.training import checkpoint_folder
-from workers.engines.training.checkpoint_folder import Damaged
+from workers.engines.training.checkpoint_folder import DamagedCheckpoint
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_manifest_names_every_file_and_the_run(folder: Path) -> None:
-    written = checkpoint_folder.complete(folder, {"step": 3})
+    written = checkpoint_folder.seal(folder, {"step": 3})
 
     assert checkpoint_folder.verify(folder, resume=True) == written
     assert written.run == {"step": 3}
@@ -30,24 +30,24 @@ def test_the_manifest_names_every_file_and_the_run(folder: Path) -> None:
 
 
 def test_a_folder_without_a_manifest_is_not_complete(folder: Path) -> None:
-    with pytest.raises(Damaged, match=MANIFEST):
+    with pytest.raises(DamagedCheckpoint, match=MANIFEST):
         checkpoint_folder.verify(folder)
 
 
 @pytest.mark.parametrize("data", [b"w3ights", b"weights and more", None])
 def test_a_file_that_was_tampered_with_is_refused(folder: Path, data: bytes | None) -> None:
-    checkpoint_folder.complete(folder, {})
+    checkpoint_folder.seal(folder, {})
     path = folder / "adapter_model.safetensors"
     path.unlink() if data is None else path.write_bytes(data)
 
-    with pytest.raises(Damaged, match="adapter_model"):
+    with pytest.raises(DamagedCheckpoint, match="adapter_model"):
         checkpoint_folder.verify(folder)
 
 
 def test_the_optimiser_may_be_gone_unless_the_run_goes_on(folder: Path) -> None:
-    checkpoint_folder.complete(folder, {})
+    checkpoint_folder.seal(folder, {})
     (folder / "optimizer.pt").unlink()
 
     checkpoint_folder.verify(folder)
-    with pytest.raises(Damaged, match="optimizer"):
+    with pytest.raises(DamagedCheckpoint, match="optimizer"):
         checkpoint_folder.verify(folder, resume=True)

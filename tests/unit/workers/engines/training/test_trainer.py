@@ -16,8 +16,8 @@ from workers.engines import probes
 from workers.engines.training import checkpoint_folder
 from workers.engines.training.__main__ import _failure
 from workers.engines.training.protocol import (
-    Checkpoint,
-    Evaluation,
+    CheckpointReport,
+    EvaluationReport,
     Failed,
     Finished,
     Forgetting,
@@ -122,8 +122,8 @@ def assert_reports_all(whole: Ended) -> None:
     (started,) = whole.of(Started)
     assert (started.steps, started.rows, started.dtype, started.resumed_step) == (12, 24, "float32", 0)
     assert [step.step for step in whole.of(Step)] == list(range(1, 13))
-    assert [one.step for one in whole.of(Evaluation)] == [4, 8, 12]
-    assert [one.step for one in whole.of(Checkpoint)] == [3, 6, 9, 12]
+    assert [one.step for one in whole.of(EvaluationReport)] == [4, 8, 12]
+    assert [one.step for one in whole.of(CheckpointReport)] == [3, 6, 9, 12]
     assert whole.reports[-1] == Finished(12, "complete")
     last = whole.of(Step)[-1]
     assert last.loss < whole.of(Step)[0].loss
@@ -131,16 +131,16 @@ def assert_reports_all(whole: Ended) -> None:
     assert last.memory_bytes > 1 << 20
     assert last.tokens_per_second > 0
     assert 0 < last.accuracy <= 1
-    checkpoint = whole.of(Checkpoint)[-1]
+    checkpoint = whole.of(CheckpointReport)[-1]
     manifest = checkpoint_folder.verify(Path(checkpoint.folder), resume=True)
     assert {name: file.sha256 for name, file in manifest.files.items()} == checkpoint.files
-    assert checkpoint.metrics["valid_loss"] == whole.of(Evaluation)[-1].loss
-    losses = {evaluation.step: evaluation.loss for evaluation in whole.of(Evaluation)}
-    saved = whole.of(Checkpoint)
+    assert checkpoint.metrics["valid_loss"] == whole.of(EvaluationReport)[-1].loss
+    losses = {evaluation.step: evaluation.loss for evaluation in whole.of(EvaluationReport)}
+    saved = whole.of(CheckpointReport)
     measured = {one.step: one.metrics["full_valid_loss"] for one in saved if "full_valid_loss" in one.metrics}
     assert measured == {one.step: losses[one.step] for one in saved if one.step in losses}
     assert set(measured) == {12}
-    assert_probes(whole.of(Checkpoint))
+    assert_probes(whole.of(CheckpointReport))
     before, after = whole.of(Forgetting)
     assert (before.texts, before.source) == (64, "docstrings of Python's standard library")
     assert before.before == after.before == pytest.approx(math.log(259), rel=0.05)  # random weights know nothing
@@ -152,7 +152,7 @@ def assert_reports_all(whole: Ended) -> None:
     assert config["base_model_name_or_path"] == "tiny"
 
 
-def assert_probes(checkpoints: list[Checkpoint]) -> None:
+def assert_probes(checkpoints: list[CheckpointReport]) -> None:
     """Check that each checkpoint has probes of itself: the last one all, the others few, continued as by the base."""
     *before, last = [probes.read(Path(checkpoint.folder)) for checkpoint in checkpoints]
     assert {len(probed) for probed in before} == {len(probes.BRIEF)}
@@ -169,7 +169,7 @@ def assert_probes(checkpoints: list[Checkpoint]) -> None:
         measured = [probe for probe in probed if probe.other_logprobs]
         assert len(measured) == (3 if probed is last else 1)
         assert all(len(probe.other_logprobs) == len(probe.logprobs) for probe in measured)
-        assert 0 < probes.spread(probed) < 0.05  # of the same weights in bfloat16
+        assert 0 < probes.dtype_difference(probed) < 0.05  # of the same weights in bfloat16
     same_chats = [last[number] for number in probes.BRIEF]
     assert [probe.token_ids for probe in same_chats] == [probe.token_ids for probe in first]
     assert [probe.continuation for probe in same_chats] != [probe.continuation for probe in first]
@@ -181,7 +181,7 @@ def test_a_run_in_bfloat16_is_probed_in_float32_too_and_keeps_its_weights(traine
 
     probed = probes.read(Path(ended.last_checkpoint or ""))
     manifest = checkpoint_folder.verify(Path(ended.last_checkpoint or ""))
-    assert 0 < manifest.run["probe_spread"] == probes.spread(probed) < 0.05
+    assert 0 < manifest.run["probe_spread"] == probes.dtype_difference(probed) < 0.05
     assert ended.losses[len(ended.losses)] < ended.losses[1]
 
 
@@ -206,7 +206,7 @@ def test_a_run_that_is_told_to_stop_makes_a_checkpoint_first(trainers: Trainers,
     finished = ended.reports[-1]
     assert isinstance(finished, Finished)
     assert finished.reason == "checkpoint"
-    assert ended.of(Checkpoint)[-1].step == finished.step < 12
+    assert ended.of(CheckpointReport)[-1].step == finished.step < 12
     resumed = trainers.run(replace(spec, output=str(tmp_path / "resumed"), resume=ended.last_checkpoint))
     assert resumed.of(Started)[0].resumed_step == finished.step
     assert min(resumed.losses) == finished.step + 1
@@ -216,7 +216,7 @@ def test_a_run_that_is_told_to_stop_makes_a_checkpoint_first(trainers: Trainers,
 def test_a_run_that_is_told_to_stop_while_it_starts_trains_no_step(trainers: Trainers, spec: Spec) -> None:
     ended = trainers.run(spec, 0, "stop")
 
-    assert (ended.status, ended.of(Step), ended.of(Checkpoint)) == (0, [], [])
+    assert (ended.status, ended.of(Step), ended.of(CheckpointReport)) == (0, [], [])
     assert ended.of(Finished) == [Finished(0, "checkpoint")]
 
 
@@ -245,7 +245,7 @@ def test_forgetting_is_measured_on_the_rows_of_a_file(trainers: Trainers, spec: 
 
     report = ended.of(Forgetting)[-1]
     assert (report.texts, report.source) == (4, "rows of the general file")
-    assert report.after == pytest.approx(ended.of(Evaluation)[-1].loss, rel=0.05)
+    assert report.after == pytest.approx(ended.of(EvaluationReport)[-1].loss, rel=0.05)
     assert report.after < report.before - 0.5
 
 
@@ -301,7 +301,7 @@ def test_what_is_trained_learns(trainers: Trainers, spec: Spec, tmp_path: Path) 
     spec = replace(spec, base=str(wide))
     full = trainers.run(replace(spec, peft="full", n_epochs=10, learning_rate=1e-2, output=str(tmp_path / "full")))
     assert full.losses[120] < 0.7 * full.losses[1]
-    assert "model.safetensors" in full.of(Checkpoint)[-1].files
+    assert "model.safetensors" in full.of(CheckpointReport)[-1].files
 
     news = write(tmp_path / "news.jsonl", [turned(row) for row in ROWS])
     spec = replace(spec, base=str(full.last_checkpoint), rows=news, validation=news, n_epochs=2)
@@ -311,13 +311,13 @@ def test_what_is_trained_learns(trainers: Trainers, spec: Spec, tmp_path: Path) 
         assert ended.status == 0
         ends[name] = ended
 
-    idle = ends["idle"].of(Evaluation)[-1].loss
-    assert ends["lora"].of(Evaluation)[-1].loss < 0.9 * idle
+    idle = ends["idle"].of(EvaluationReport)[-1].loss
+    assert ends["lora"].of(EvaluationReport)[-1].loss < 0.9 * idle
     refused = ends["qlora"].of(Failed)
     if refused:  # a machine without kernels for 4-bit weights
         assert [failed.code for failed in refused] == ["unsupported_on_this_worker"]
     else:
-        assert ends["qlora"].of(Evaluation)[-1].loss < 0.9 * idle
+        assert ends["qlora"].of(EvaluationReport)[-1].loss < 0.9 * idle
         assert ends["qlora"].of(Started)[0].peft == "qlora"
 
 
@@ -345,7 +345,7 @@ def test_preferences_are_learnt(trainers: Trainers, spec: Spec, tmp_path: Path) 
 
     ended = trainers.run(replace(spec, method="dpo", rows=pairs, validation=pairs, n_epochs=4))
 
-    steps, evaluation = ended.of(Step), ended.of(Evaluation)[-1]
+    steps, evaluation = ended.of(Step), ended.of(EvaluationReport)[-1]
     assert steps[-1].loss < steps[0].loss
     assert evaluation.accuracy > 0.9
     for report in (steps[-1], evaluation):
@@ -383,9 +383,9 @@ def test_a_run_that_learns_no_more_stops_early(trainers: Trainers, spec: Spec) -
     assert ended.reports[-1] == Finished(6, "early_stopping")
     saving = replace(spec, eval_steps=1, save_steps=None, load_best=True, output=f"{spec.output}-best")
     best = trainers.run(saving)
-    losses = {one.step: one.loss for one in best.of(Evaluation)}
-    assert min(losses, key=losses.__getitem__) in {one.step for one in best.of(Checkpoint)}
-    assert [one.step for one in ended.of(Evaluation)] == [2, 4, 6]
+    losses = {one.step: one.loss for one in best.of(EvaluationReport)}
+    assert min(losses, key=losses.__getitem__) in {one.step for one in best.of(CheckpointReport)}
+    assert [one.step for one in ended.of(EvaluationReport)] == [2, 4, 6]
 
 
 @pytest.mark.verify
@@ -393,7 +393,7 @@ def test_a_run_that_takes_too_much_memory_stops_after_a_checkpoint(trainers: Tra
     ended = trainers.run(replace(spec, max_memory_bytes=1))
 
     assert ended.reports[-1] == Finished(1, "memory_limit")
-    assert [checkpoint.step for checkpoint in ended.of(Checkpoint)] == [1]
+    assert [checkpoint.step for checkpoint in ended.of(CheckpointReport)] == [1]
 
 
 @pytest.mark.verify

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from workers.engines.vllm import leftovers
-from workers.engines.vllm.leftovers import Process
+from workers.engines.vllm.leftovers import ProcessIdentity
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def record(tmp_path: Path) -> Path:
 def child(record: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Start a child with its own child, while the record is kept."""
     script = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, flush=True); sys.stdin.read()"
-    with leftovers.recorded(record):
+    with leftovers.record_processes(record):
         child = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert child.stdout is not None
         child.stdout.readline()
@@ -59,7 +59,7 @@ def test_a_number_given_to_another_process_is_left_alone(record: Path, child: su
 
 def test_nothing_recorded_is_nothing_to_kill(record: Path) -> None:
     assert leftovers.kill(record) == []
-    assert not leftovers.alive(Process(2**22 + 1, 0))
+    assert not leftovers.alive(ProcessIdentity(2**22 + 1, 0))
 
 
 def test_one_that_does_not_die_holds_the_next_start_up_for_a_while_only(

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.system import pause
 from workers.engines.vllm import silence
-from workers.engines.vllm.silence import Progress
+from workers.engines.vllm.silence import EngineProgress
 
 PATIENCE = 0.5
 
@@ -40,7 +40,7 @@ class Engine:
         self.ended += 1
 
 
-def watching(engine: Engine, progress: Callable[[], Progress] = silence.no_progress) -> "asyncio.Task[None]":
+def watching(engine: Engine, progress: Callable[[], EngineProgress] = silence.no_progress) -> "asyncio.Task[None]":
     return asyncio.create_task(silence.watch(engine.ping, lambda: engine.dead, PATIENCE, engine.end, progress))
 
 
@@ -59,7 +59,7 @@ async def test_one_that_answers_late_lives_while_its_answers_go_on_and_not_beyon
     engine, looks = Engine(None), itertools.count()
     limit = 2 * silence.PARTS
 
-    await asyncio.wait_for(watching(engine, lambda: Progress(min(next(looks), limit), 0.0)), 60)
+    await asyncio.wait_for(watching(engine, lambda: EngineProgress(min(next(looks), limit), 0.0)), 60)
 
     assert (engine.ended, next(looks)) == (1, limit + silence.PARTS + 1)
 
@@ -68,7 +68,7 @@ async def test_one_whose_processes_compute_is_given_more_time_and_not_for_ever()
     """It may turn in a circle: many libraries wait for a device in one."""
     engine, looks = Engine(None), itertools.count()
 
-    await asyncio.wait_for(watching(engine, lambda: Progress(0, float(next(looks)))), 60)
+    await asyncio.wait_for(watching(engine, lambda: EngineProgress(0, float(next(looks)))), 60)
 
     assert (engine.ended, next(looks)) == (1, silence.BUSY * silence.PARTS + 1)
 
@@ -76,7 +76,7 @@ async def test_one_whose_processes_compute_is_given_more_time_and_not_for_ever()
 async def test_one_whose_processes_hardly_compute_is_silent() -> None:
     engine, looks = Engine(None), itertools.count()
 
-    await asyncio.wait_for(watching(engine, lambda: Progress(0, next(looks) * PATIENCE / 10_000)), 60)
+    await asyncio.wait_for(watching(engine, lambda: EngineProgress(0, next(looks) * PATIENCE / 10_000)), 60)
 
     assert (engine.ended, next(looks)) == (1, silence.PARTS + 1)
 

@@ -176,10 +176,10 @@ def test_an_answer_that_is_plain_already_is_passed_on() -> None:
 def test_what_vllm_refuses_for_now_or_lacks_or_breaks_on_are_three_things() -> None:
     url = "/v1/chat/completions"
     with pytest.raises(EngineBusy, match="Full"):
-        vllm_engine._refused(url, 503, "Full.", None)
+        vllm_engine._refusal_of(url, 503, "Full.", None)
     with pytest.raises(EngineFault, match="Broken") as broken:
-        vllm_engine._refused(url, 500, "Broken.", None)
-    lacking = vllm_engine._refused(url, 501, "No tools here.", "tools")
+        vllm_engine._refusal_of(url, 500, "Broken.", None)
+    lacking = vllm_engine._refusal_of(url, 501, "No tools here.", "tools")
 
     assert broken.value.answer is not None
     assert (broken.value.answer.status, lacking.status) == (500, 400)

@@ -19,7 +19,7 @@ from tests.unit.workers.middleware.context_window.engines import (
     said,
 )
 from workers.engines.port import Answer, EngineBusy, EngineFault, Length, Request, Usage, refusal
-from workers.middleware.quoting import with_excerpts
+from workers.middleware.quoting import add_excerpts
 
 LONG = [{"role": "user", "content": f"{n} " * 20} for n in range(10)]
 SLIDING = {"strategy": "sliding_window"}
@@ -201,7 +201,7 @@ async def test_a_note_stands_before_what_no_text_can_be_added_to() -> None:
 
 async def test_excerpts_of_files_are_neither_cut_nor_taken_for_the_question() -> None:
     engine, others = Counting(), Nobody()
-    shown = with_excerpts("Cats and birds?", [FoundChunk("file-1", "dogs.md", 1.0, "dogs dogs fish\n" * 4, None, {})])
+    shown = add_excerpts("Cats and birds?", [FoundChunk("file-1", "dogs.md", 1.0, "dogs dogs fish\n" * 4, None, {})])
     turns = [{"role": "user", "content": f"{topic} " * 14} for topic in ("cats", "dogs", "birds", "fish", "sun")]
     asked = {"role": "user", "content": shown}
 

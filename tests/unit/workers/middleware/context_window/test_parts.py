@@ -120,13 +120,13 @@ async def test_key_facts_that_never_fit_are_none() -> None:
 
 
 def test_a_note_stands_before_what_is_said_next_whoever_says_it() -> None:
-    by_user = history_of("uone", "atwo", "uthree").noted([0, 1], "Note:", ["x"])["messages"]
-    by_model = history_of("uone", "atwo", "uthree").noted([0], "Note:", ["x"])["messages"]
+    by_user = history_of("uone", "atwo", "uthree").add_note([0, 1], "Note:", ["x"])["messages"]
+    by_model = history_of("uone", "atwo", "uthree").add_note([0], "Note:", ["x"])["messages"]
 
     assert [(one["role"], one["content"]) for one in by_user] == [("user", "Note:\n> x\n\nthree")]
     assert [one["role"] for one in by_model] == ["user", "assistant", "user"]
     assert by_model[0]["content"] == "Note:\n> x\n\n"
-    assert history_of("uone", "atwo").noted([0], "Note:", [])["messages"] == said("atwo")
+    assert history_of("uone", "atwo").add_note([0], "Note:", [])["messages"] == said("atwo")
 
 
 def test_what_an_engine_says_that_is_no_object_is_shown_as_it_is() -> None:

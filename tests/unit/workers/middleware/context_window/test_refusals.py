@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from workers.engines.port import Answer
-from workers.engines.refusals import CODE, in_openais_words, is_too_long, limit_in
+from workers.engines.refusals import CODE, is_too_long, limit_in, translate_refusal
 
 
 def refused(status: int = 400, **error: Any) -> Answer:
@@ -33,7 +33,7 @@ def test_it_is_understood_and_said_in_openais_words(error: dict[str, Any], limit
 
     assert is_too_long(answer)
     assert limit_in(answer) == limit
-    told = msgspec.json.decode(in_openais_words("/v1/responses", answer).body)["error"]
+    told = msgspec.json.decode(translate_refusal("/v1/responses", answer).body)["error"]
     assert (told["code"], told["message"]) == (CODE, error["message"])
 
 
@@ -50,4 +50,4 @@ def test_it_is_understood_and_said_in_openais_words(error: dict[str, Any], limit
 )
 def test_what_is_something_else_stays_as_it_is(answer: Answer) -> None:
     assert not is_too_long(answer)
-    assert in_openais_words("/v1/responses", answer) is answer
+    assert translate_refusal("/v1/responses", answer) is answer

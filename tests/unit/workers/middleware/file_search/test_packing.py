@@ -109,13 +109,17 @@ def test_the_question_and_its_answer_take_their_part(tokenizer: Tokenizer) -> No
     room = ContextBudget(2048, tokenizer)
     short: dict[str, Any] = {"input": "hello"}
 
-    assert room.left(short | {"max_output_tokens": 100}) - room.left(short | {"max_output_tokens": 300}) == 200
-    assert 1300 < room.left(short) < 2048 - 512
+    assert (
+        room.remaining_tokens(short | {"max_output_tokens": 100})
+        - room.remaining_tokens(short | {"max_output_tokens": 300})
+        == 200
+    )
+    assert 1300 < room.remaining_tokens(short) < 2048 - 512
     longer = {"input": "hello " * 500}
-    assert room.left(short) - room.left(longer) == pytest.approx(499, abs=3)
-    assert room.left({"input": "x" * 70_000}) == 0
+    assert room.remaining_tokens(short) - room.remaining_tokens(longer) == pytest.approx(499, abs=3)
+    assert room.remaining_tokens({"input": "x" * 70_000}) == 0
     picture = {"type": "input_image", "image_url": f"data:image/png;base64,{'iVBORw0KGgo+/' * 9000}=="}
-    assert room.left({"input": [{"role": "user", "content": [picture]}]}) > 1200
+    assert room.remaining_tokens({"input": [{"role": "user", "content": [picture]}]}) > 1200
 
 
 MODELS = """

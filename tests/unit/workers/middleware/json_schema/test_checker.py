@@ -15,7 +15,7 @@ import pytest
 
 from jobs.timings import Timings
 from workers.middleware import schema_checker as checking
-from workers.middleware.schema_checker import SPENT, TOO_LONG, BadSchema, Budget, SchemaChecker
+from workers.middleware.schema_checker import SPENT, TOO_LONG, BadSchema, SchemaChecker, SlownessBudget
 
 CITY: dict[str, Any] = {
     "type": "object",
@@ -235,17 +235,17 @@ async def test_a_schema_that_is_itself_too_much_for_the_child_is_none() -> None:
 
 def test_spent_time_of_slow_schemas_is_forgiven_over_time() -> None:
     at = 0.0
-    budget = Budget(clock=lambda: at)
+    budget = SlownessBudget(clock=lambda: at)
 
     for _ in range(1000):
-        budget.took("quick", 0.9)
+        budget.charge("quick", 0.9)
     for _ in range(5):
         assert not budget.is_spent("slow")
-        budget.took("slow", 5.0)
+        budget.charge("slow", 5.0)
 
     assert (budget.is_spent("quick"), budget.is_spent("slow")) == (False, True)
     at = 16.0
     assert not budget.is_spent("slow")
     at = 200.0
-    budget.took("other", 5.0)
+    budget.charge("other", 5.0)
     assert set(budget._spent) == {"other"}

@@ -120,14 +120,14 @@ def test_another_store_that_cannot_be_read_is_not_needed(mill: Works, monkeypatc
     first, second = mill.store(), mill.store()
     mill.attach(first, mill.upload(PROSE))
     mill.drive()
-    real = mill.vectors.inner.known
+    real = mill.vectors.inner.find_vectors
 
-    def known(store: Store, digests: Any) -> Any:
+    def find_vectors(store: Store, digests: Any) -> Any:
         if store.id == first:
             raise VectorsUnavailable
         return real(store, digests)
 
-    monkeypatch.setattr(mill.vectors.inner, "known", known)
+    monkeypatch.setattr(mill.vectors.inner, "find_vectors", find_vectors)
     file = mill.upload(PROSE + "!")
     mill.attach(second, file)
     mill.drive()

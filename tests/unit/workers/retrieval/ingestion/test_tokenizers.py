@@ -61,8 +61,8 @@ def test_a_vocabulary_makes_the_models_own_tokenizer_once(
     chunking = {"type": "static", "static": {"max_chunk_size_tokens": 4096, "chunk_overlap_tokens": 0}}
 
     made = embedding_model.cutting_of(config, "plain", chunking)
-    monkeypatch.setattr("workers.engines.model_folders._run_apart", None)
-    model_folders.written_tokenizer.cache_clear()
+    monkeypatch.setattr("workers.engines.model_folders._run_child", None)
+    model_folders.convert_tokenizer.cache_clear()
     again = embedding_model.cutting_of(config, "plain", chunking)
 
     assert made == again

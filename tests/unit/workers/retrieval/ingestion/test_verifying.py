@@ -18,9 +18,9 @@ from jobs.retrieval.tables import VectorStore
 from tests.support.ingesting import DIMENSIONS, MODEL, ReadOnce, Works, refuses, vector_of, works
 from workers.retrieval import verification
 from workers.retrieval.ingestion import index
-from workers.retrieval.verification import Verdict
+from workers.retrieval.verification import Verification
 from workers.runtime.context import LazyVectors
-from workers.vectors.base import Entry, Store, Vectors, VectorsUnavailable
+from workers.vectors.base import Store, VectorEntry, Vectors, VectorsUnavailable
 from workers.vectors.open_vectors import open_vectors
 
 OTHER = "A volcano is a mountain that opens to molten rock. " * 40
@@ -75,7 +75,7 @@ def test_a_file_that_lost_entries_is_brought_in_again(both: Works, filled_store:
 
 
 def stray(mill: Works, store: str) -> None:
-    entry = Entry("vsd_gone.3", 0, "Nobody points here.", "0" * 64, vector_of("nobody"))
+    entry = VectorEntry("vsd_gone.3", 0, "Nobody points here.", "0" * 64, vector_of("nobody"))
     mill.vectors.inner.write(where(mill, store), [entry, replace(entry, n=1)])
 
 
@@ -107,7 +107,7 @@ def test_files_in_progress_are_no_fault(both: Works, filled_store: tuple[str, st
     other = both.upload(PROSE + "And it is small.")
     both.attach(store, other)
     both.drive(until="index")
-    half = Entry(f"{both.row(store, other).version}.2", 0, "half", "1" * 64, vector_of("half"))
+    half = VectorEntry(f"{both.row(store, other).version}.2", 0, "half", "1" * 64, vector_of("half"))
     both.vectors.inner.write(where(both, store), [half])
 
     assert told(both) == []
@@ -115,7 +115,7 @@ def test_files_in_progress_are_no_fault(both: Works, filled_store: tuple[str, st
 
 def stray_of(mill: Works, store: str, file: str) -> None:
     """Write entries of an earlier attempt at a file, which nothing refers to."""
-    entry = Entry(f"{mill.row(store, file).version}.0", 0, "half", "1" * 64, vector_of("half"))
+    entry = VectorEntry(f"{mill.row(store, file).version}.0", 0, "half", "1" * 64, vector_of("half"))
     mill.vectors.inner.write(where(mill, store), [entry])
 
 
@@ -374,7 +374,7 @@ def test_a_vector_database_that_is_away_is_told(
 def test_a_storage_that_is_away_is_told(
     mill: Works, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def away(*_: object) -> Verdict:
+    def away(*_: object) -> Verification:
         raise StorageUnavailable("The file storage cannot be reached: nobody answers")
 
     monkeypatch.setattr(verification, "verify", away)

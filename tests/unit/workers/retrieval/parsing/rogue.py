@@ -11,7 +11,7 @@ from typing import BinaryIO
 from jobs.retrieval.documents import Chunk, Document
 from workers.retrieval.parsing import contract, parser_child
 from workers.sandbox import resource_limits
-from workers.sandbox.channel import HEADER, Channel, Ready
+from workers.sandbox.channel import HEADER, Channel, ChildReady
 
 
 def work(ask: contract.Ask, file: BinaryIO, _tokenizer: BinaryIO) -> contract.Parsed:
@@ -32,7 +32,7 @@ def work(ask: contract.Ask, file: BinaryIO, _tokenizer: BinaryIO) -> contract.Pa
     if name == "bad offsets":
         return contract.Parsed(Document("short", (Chunk(0, 99, 1),)), 0)
     if name == "begins again":
-        return Ready()  # type: ignore[return-value]
+        return ChildReady()  # type: ignore[return-value]
     grown = 1 << 40 if name == "grown" else 0
     return contract.Parsed(Document(text or "unset", (Chunk(0, 4, 1),), title=str(os.getpid())), grown)
 

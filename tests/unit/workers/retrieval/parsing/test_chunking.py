@@ -15,9 +15,9 @@ from tests.unit.workers.retrieval.parsing import samples
 from workers.retrieval.parsing import blocks, chunking, markdown, plain
 from workers.retrieval.parsing.blocks import Block, Laid, Reading
 from workers.retrieval.parsing.chunking import PIECE, Tokens, pieces
-from workers.retrieval.parsing.contract import Cutting, Limits, Refused, Strategy
+from workers.retrieval.parsing.contract import Cutting, FileRefused, ParserLimits, Strategy
 
-LIMITS = Limits()
+LIMITS = ParserLimits()
 STRATEGIES: Sequence[Strategy] = ("static", "sentence", "structure")
 FAMILIES = ("word_piece", "byte_level")
 
@@ -88,7 +88,7 @@ def test_chunks_cover_the_text_in_order_and_keep_the_limit(
 ) -> None:
     tokens = TOKENS[family]
     if tokens.count(blocks.clean(text)) == 0:
-        with pytest.raises(Refused, match="no text"):
+        with pytest.raises(FileRefused, match="no text"):
             cut(laid(text), tokens, most)
         return
     document = laid(text)
@@ -324,7 +324,7 @@ def test_cutting_that_makes_no_sense_is_no_value(most: int, overlap: int) -> Non
 
 
 def test_too_many_tokens_and_none_are_refused() -> None:
-    with pytest.raises(Refused, match="more than 10 tokens"):
-        chunking.chunks(laid("word " * 50), TOKENS["word_piece"], Cutting(Path(), 10, 0), Limits(tokens=10))
-    with pytest.raises(Refused, match="no text"):
+    with pytest.raises(FileRefused, match="more than 10 tokens"):
+        chunking.chunks(laid("word " * 50), TOKENS["word_piece"], Cutting(Path(), 10, 0), ParserLimits(tokens=10))
+    with pytest.raises(FileRefused, match="no text"):
         chunking.chunks(laid("\u200b"), TOKENS["word_piece"], Cutting(Path(), 10, 0), LIMITS)

@@ -5,7 +5,7 @@ import pytest
 from tests.unit.workers.retrieval.parsing import samples
 from tests.unit.workers.retrieval.parsing.test_formats import needs_kreuzberg
 from workers.retrieval.parsing import blocks, parser_child
-from workers.retrieval.parsing.contract import Limits
+from workers.retrieval.parsing.contract import ParserLimits
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_the_first_that_is_one_counts() -> None:
 
 
 def time_of(data: bytes, name: str) -> str | None:
-    return parser_child.read_format(data, name, Limits()).time
+    return parser_child.read_format(data, name, ParserLimits()).time
 
 
 def test_pdf_says_when_it_was_changed_or_made() -> None:

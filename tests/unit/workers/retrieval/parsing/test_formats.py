@@ -5,13 +5,13 @@ import pytest
 from tests.unit.workers.retrieval.parsing import samples
 from workers.retrieval.parsing import blocks, office, parser_child, plain
 from workers.retrieval.parsing.blocks import Laid
-from workers.retrieval.parsing.contract import Limits, Refused
+from workers.retrieval.parsing.contract import FileRefused, ParserLimits
 
 needs_kreuzberg = pytest.mark.usefixtures("kreuzberg")
 
 
-def laid(data: bytes, filename: str, limits: Limits | None = None) -> Laid:
-    limits = limits or Limits()
+def laid(data: bytes, filename: str, limits: ParserLimits | None = None) -> Laid:
+    limits = limits or ParserLimits()
     return blocks.lay(parser_child.read_format(data, filename, limits), limits)
 
 
@@ -19,8 +19,8 @@ def kinds(document: Laid) -> list[str]:
     return [block.kind for block in document.blocks]
 
 
-def refusal(data: bytes, filename: str, limits: Limits | None = None) -> Refused:
-    with pytest.raises(Refused) as no:
+def refusal(data: bytes, filename: str, limits: ParserLimits | None = None) -> FileRefused:
+    with pytest.raises(FileRefused) as no:
         laid(data, filename, limits)
     return no.value
 
@@ -110,7 +110,7 @@ def test_damaged_pdf_behind_a_mark_or_no_text_is_invalid(data: bytes) -> None:
 
 
 def test_pdf_with_too_many_pages_is_invalid() -> None:
-    no = refusal(samples.pdf([["x"]] * 4), "a.pdf", Limits(pages=3))
+    no = refusal(samples.pdf([["x"]] * 4), "a.pdf", ParserLimits(pages=3))
 
     assert no.code == "invalid_file"
     assert "4 pages" in no.message
@@ -146,7 +146,7 @@ def test_html_keeps_what_is_read_and_drops_what_is_not() -> None:
     assert kinds(found) == ["heading", "paragraph", "heading", "list", "code", "table"]
     assert found.blocks[-1].section == ("Install & run", "Steps")
     assert found.title == "The title"
-    assert parser_child.read_format(PAGE.encode(), "page.html", Limits()).language == "de"
+    assert parser_child.read_format(PAGE.encode(), "page.html", ParserLimits()).language == "de"
 
 
 def test_html_code_whose_lines_are_broken_by_tags_keeps_its_lines() -> None:
@@ -343,7 +343,7 @@ def test_archive_is_unsupported() -> None:
 
 
 def test_more_text_than_allowed_is_invalid() -> None:
-    no = refusal(b"word " * 300_000, "a.txt", Limits(text_bytes=1 << 20))
+    no = refusal(b"word " * 300_000, "a.txt", ParserLimits(text_bytes=1 << 20))
 
     assert no.code == "invalid_file"
     assert "1 MiB" in no.message
@@ -414,7 +414,7 @@ def test_picture_that_is_none_is_refused() -> None:
 
 
 def test_office_without_the_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(office, "installed", lambda: False)
+    monkeypatch.setattr(office, "is_installed", lambda: False)
 
     no = refusal(samples.docx(samples.paragraph("x")), "a.docx")
 

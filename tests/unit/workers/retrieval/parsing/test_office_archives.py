@@ -9,13 +9,13 @@ import pytest
 
 from tests.unit.workers.retrieval.parsing import samples
 from workers.retrieval.parsing import office
-from workers.retrieval.parsing.contract import Limits, Refused
+from workers.retrieval.parsing.contract import FileRefused, ParserLimits
 
-LIMITS = Limits(text_bytes=1 << 20)  # 8 MiB unpacked
+LIMITS = ParserLimits(text_bytes=1 << 20)  # 8 MiB unpacked
 
 
-def refused(data: bytes, limits: Limits = LIMITS) -> str:
-    with pytest.raises(Refused) as no:
+def refused(data: bytes, limits: ParserLimits = LIMITS) -> str:
+    with pytest.raises(FileRefused) as no:
         office.check_archive(data, limits)
     assert no.value.code == "invalid_file"
     return no.value.message

@@ -17,7 +17,7 @@ from jobs.retrieval.documents import Document
 from jobs.settings import Settings
 from tests.unit.workers.retrieval.parsing import samples
 from workers.retrieval.parsing import parser as parsing
-from workers.retrieval.parsing.parser import STARTS, Cutting, Interrupted, Limits, Parser, Refused, limits_of
+from workers.retrieval.parsing.parser import STARTS, Cutting, FileRefused, Interrupted, Parser, ParserLimits, limits_of
 from workers.sandbox import child as process
 from workers.sandbox.child import Child
 from workers.sandbox.confinement import Policy
@@ -25,7 +25,7 @@ from workers.sandbox.confinement import Policy
 HERE = Path(__file__)
 TESTS = HERE.parents[4]
 ROGUE = Policy("tests.unit.workers.retrieval.parsing.rogue", readable=(str(TESTS),))
-LIMITS = Limits(seconds=20, cpu_seconds=10, memory_bytes=256 << 20)
+LIMITS = ParserLimits(seconds=20, cpu_seconds=10, memory_bytes=256 << 20)
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 (it counts itself both times)
 
 
-def refused(parser: Parser, name: str, cutting: Cutting) -> Refused:
-    with pytest.raises(Refused) as no:
+def refused(parser: Parser, name: str, cutting: Cutting) -> FileRefused:
+    with pytest.raises(FileRefused) as no:
         parser.parse(HERE, name, cutting)
     return no.value
 
@@ -107,7 +107,7 @@ def test_the_real_child_is_confined(real: Parser, cutting: Cutting, tmp_path: Pa
 def test_refusal_says_nothing_of_path_or_content(real: Parser, cutting: Cutting, tmp_path: Path) -> None:
     (tmp_path / "stored").write_bytes(b"%PDF-1.4 secret")
 
-    with pytest.raises(Refused) as no:
+    with pytest.raises(FileRefused) as no:
         real.parse(tmp_path / "stored", "a.pdf", cutting)
 
     assert no.value.code == "invalid_file"
@@ -116,12 +116,12 @@ def test_refusal_says_nothing_of_path_or_content(real: Parser, cutting: Cutting,
 
 
 def test_file_or_tokenizer_that_is_missing_is_the_servers_fault(real: Parser, cutting: Cutting, tmp_path: Path) -> None:
-    with pytest.raises(Refused) as no:
+    with pytest.raises(FileRefused) as no:
         real.parse(tmp_path / "none", "a.txt", cutting)
     assert no.value.code == "server_error"
     assert "file" in no.value.message
     (tmp_path / "stored").write_bytes(b"text")
-    with pytest.raises(Refused) as no:
+    with pytest.raises(FileRefused) as no:
         real.parse(tmp_path / "stored", "a.txt", replace(cutting, tokenizer=tmp_path / "none.json"))
     assert no.value.code == "server_error"
     assert "tokenizer" in no.value.message
@@ -130,7 +130,7 @@ def test_file_or_tokenizer_that_is_missing_is_the_servers_fault(real: Parser, cu
 def test_memory_that_a_file_needs_is_bounded(cutting: Cutting, tmp_path: Path) -> None:
     (tmp_path / "stored").write_bytes(b"word " * 8_000_000)
     for parser in closing(Parser(replace(LIMITS, memory_bytes=48 << 20))):
-        with pytest.raises(Refused) as no:
+        with pytest.raises(FileRefused) as no:
             parser.parse(tmp_path / "stored", "a.txt", cutting)
 
     assert no.value.code == "invalid_file"
@@ -140,7 +140,7 @@ def test_memory_that_a_file_needs_is_bounded(cutting: Cutting, tmp_path: Path) -
 def test_too_many_tokens_are_refused(cutting: Cutting, tmp_path: Path) -> None:
     (tmp_path / "stored").write_bytes(b"word " * 9_000)
     for parser in closing(Parser(replace(LIMITS, tokens=5000))):
-        with pytest.raises(Refused, match="more than 5000 tokens"):
+        with pytest.raises(FileRefused, match="more than 5000 tokens"):
             parser.parse(tmp_path / "stored", "a.txt", cutting)
 
 
@@ -174,8 +174,8 @@ def test_child_that_hangs_is_killed_in_time(cutting: Cutting) -> None:
 
 
 def test_time_is_a_setting() -> None:
-    assert limits_of(Settings(parse_seconds=600.5)) == Limits(600.5, cpu_seconds=601)
-    assert limits_of(Settings()) == Limits(120, cpu_seconds=120)
+    assert limits_of(Settings(parse_seconds=600.5)) == ParserLimits(600.5, cpu_seconds=601)
+    assert limits_of(Settings()) == ParserLimits(120, cpu_seconds=120)
 
 
 def test_child_that_computes_for_ever_meets_the_limit_of_cpu_time_each_time(cutting: Cutting) -> None:

@@ -13,10 +13,10 @@ from tests.unit.workers.retrieval.parsing import samples
 from tests.unit.workers.retrieval.parsing.test_chunking import TOKENS
 from workers.retrieval.parsing import contract, office, parser_child
 from workers.retrieval.parsing.chunking import Tokens
-from workers.retrieval.parsing.contract import Cutting, Limits, Refused, Strategy
+from workers.retrieval.parsing.contract import Cutting, FileRefused, ParserLimits, Strategy
 from workers.retrieval.parsing.parser_child import Reader
 
-LIMITS = Limits(memory_bytes=8 << 30)  # this process has threads, and may need stacks for more of them
+LIMITS = ParserLimits(memory_bytes=8 << 30)  # this process has threads, and may need stacks for more of them
 _BOTH = (resource.RLIMIT_AS, resource.RLIMIT_CPU)
 
 
@@ -33,12 +33,12 @@ def own_limits() -> Iterator[None]:
         resource.setrlimit(which, limits)
 
 
-def asked(limits: Limits = LIMITS) -> contract.Ask:
+def asked(limits: ParserLimits = LIMITS) -> contract.Ask:
     return contract.ask("a.txt", Cutting(samples.word_piece(), 100, 20), limits)
 
 
 def answered(
-    work: parser_child.Work, path: Path, tokenizer: Path | None = None, limits: Limits = LIMITS
+    work: parser_child.Work, path: Path, tokenizer: Path | None = None, limits: ParserLimits = LIMITS
 ) -> contract.Answer:
     with path.open("rb") as file, (tokenizer or samples.word_piece()).open("rb") as described:
         return contract.decode_answer(parser_child.answer(work, asked(limits), file, described))
@@ -99,7 +99,7 @@ def test_a_tokenizer_is_loaded_once_until_it_changes_and_a_few_are_kept(
 
 
 def test_an_answer_that_is_larger_than_the_parent_takes_is_a_refusal(file: Path) -> None:
-    limits = Limits(text_bytes=10)
+    limits = ParserLimits(text_bytes=10)
 
     def answer(length: int) -> bytes:
         answer = answered(lambda *_: contract.Parsed(Document("x" * length, ()), 0), file, limits=limits)
@@ -113,7 +113,7 @@ def test_an_answer_that_is_larger_than_the_parent_takes_is_a_refusal(file: Path)
 @pytest.mark.parametrize(
     ("raised", "refusal"),
     [
-        (Refused("unsupported_file", "No."), contract.Refusal("unsupported_file", "No.")),
+        (FileRefused("unsupported_file", "No."), contract.Refusal("unsupported_file", "No.")),
         (
             MemoryError(),
             contract.Refusal("invalid_file", "The file could not be parsed within its limits of 8192 MiB of memory."),

@@ -14,8 +14,8 @@ from jobs.retrieval.documents import Document
 from tests.support.ingesting import ReadOnce
 from tests.unit.workers.retrieval.parsing import samples
 from workers.retrieval.parsing import office, pdf
-from workers.retrieval.parsing.contract import Cutting, Refused
-from workers.retrieval.parsing.parser import Limits, Parser
+from workers.retrieval.parsing.contract import Cutting, FileRefused
+from workers.retrieval.parsing.parser import Parser, ParserLimits
 
 needs_tesseract = pytest.mark.usefixtures("tesseract")
 WORDS = "The quick brown fox jumps over the lazy dog"
@@ -66,7 +66,7 @@ def parse(parser: Parser | ReadOnce, folder: Path, data: bytes, name: str) -> Do
 def blind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Parser]:
     """Return a parser whose child finds no Tesseract."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    with closing(Parser(Limits())) as parser:
+    with closing(Parser(ParserLimits())) as parser:
         yield parser
 
 
@@ -88,7 +88,7 @@ def test_scanned_pages_are_read_and_known_by_their_number(parser: ReadOnce, tmp_
 
 
 def test_without_tesseract_a_scan_is_refused_by_a_code_that_says_so(blind: Parser, tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="'parse' and Tesseract") as refused:
+    with pytest.raises(FileRefused, match="'parse' and Tesseract") as refused:
         parse(blind, tmp_path, scanned(WORDS, "Second page of the scan"), "scan.pdf")
 
     assert refused.value.code == "unsupported_file"
@@ -100,7 +100,7 @@ def test_what_has_text_or_no_pictures_needs_no_tesseract(
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
 
-    assert [block.text for block in pdf.read(samples.pdf([*pages]), Limits()).blocks] == texts
+    assert [block.text for block in pdf.read(samples.pdf([*pages]), ParserLimits()).blocks] == texts
 
 
 @pytest.mark.parametrize("seen", ["What Tesseract saw.", None])
@@ -113,13 +113,13 @@ def test_a_scanned_page_has_the_text_that_tesseract_sees_or_none(
         pictures.append(data[:8])
         assert media == "image/png"
         if seen is None:
-            raise Refused("invalid_file", "It is no picture.")
+            raise FileRefused("invalid_file", "It is no picture.")
         return seen
 
     monkeypatch.setattr(office, "sees", lambda: True)
     monkeypatch.setattr(office, "picture_text", look)
 
-    assert [block.text for block in pdf.read(scanned("A picture"), Limits()).blocks] == [seen or ""]
+    assert [block.text for block in pdf.read(scanned("A picture"), ParserLimits()).blocks] == [seen or ""]
     assert pictures == [b"\x89PNG\r\n\x1a\n"]
 
 
@@ -128,14 +128,14 @@ def test_scanned_pages_that_nobody_here_can_read_are_refused_when_none_has_text(
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
 
-    with pytest.raises(Refused, match="Tesseract"):
-        list(pdf.read(scanned("A picture"), Limits()).blocks)
+    with pytest.raises(FileRefused, match="Tesseract"):
+        list(pdf.read(scanned("A picture"), ParserLimits()).blocks)
 
 
 def test_without_tesseract_a_page_of_text_is_read_beside_scanned_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
 
-    blocks = list(pdf.read(mixed("A picture", WORDS), Limits()).blocks)
+    blocks = list(pdf.read(mixed("A picture", WORDS), ParserLimits()).blocks)
 
     assert [(block.text, block.unread) for block in blocks] == [("", True), (WORDS, False)]
 
@@ -149,5 +149,5 @@ def test_a_document_says_that_pages_of_it_were_not_read(blind: Parser, tmp_path:
 
 @needs_tesseract
 def test_picture_without_text_says_so(parser: ReadOnce, tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="no text"):
+    with pytest.raises(FileRefused, match="no text"):
         parse(parser, tmp_path, scanned(""), "scan.pdf")

@@ -4,7 +4,7 @@
 import pytest
 
 from workers.retrieval.parsing import blocks, plain
-from workers.retrieval.parsing.contract import Limits, Refused
+from workers.retrieval.parsing.contract import FileRefused, ParserLimits
 
 RUSSIAN = "Это русский текст для проверки кодировки. Он достаточно длинный, чтобы его узнать."
 JAPANESE = "これは日本語の文章です。検索のための文書を分割します。"
@@ -75,7 +75,7 @@ def test_declared_encoding_that_lacks_many_of_the_bytes_is_none_and_one_stray_by
 
 @pytest.mark.parametrize("data", [bytes(range(1, 256)) * 9, bytes(range(256)) * 9, b"\x00\xff\x00\xfe\x80\x81" * 99])
 def test_bytes_that_are_no_text_are_unsupported(data: bytes) -> None:
-    with pytest.raises(Refused) as no:
+    with pytest.raises(FileRefused) as no:
         plain.decode(data)
 
     assert no.value.code == "unsupported_file"
@@ -88,7 +88,7 @@ def test_text_is_cleaned_but_not_changed() -> None:
 
 
 def test_paragraphs_keep_their_lines_and_indents() -> None:
-    found = blocks.lay(plain.read("one\n  two\r\n\r\n \r\n\r\n    three\n"), Limits())
+    found = blocks.lay(plain.read("one\n  two\r\n\r\n \r\n\r\n    three\n"), ParserLimits())
 
     assert found.text == "one\n  two\n\n    three"
     assert [(block.start, block.end) for block in found.blocks] == [(0, 9), (11, 20)]
@@ -98,7 +98,7 @@ def test_a_stray_zero_makes_no_wide_text_of_utf_8_and_no_text_of_other_bytes() -
     written = f"{FRENCH} " * 20
 
     assert plain.decode(b"\x00" + written.encode()) == "\x00" + written
-    with pytest.raises(Refused) as no:
+    with pytest.raises(FileRefused) as no:
         plain.decode(b"\x00" + written.encode("latin-1"))
     assert no.value.code == "unsupported_file"
 

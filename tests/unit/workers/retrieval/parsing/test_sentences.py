@@ -16,7 +16,7 @@ from workers.retrieval.ingestion import semantic
 from workers.retrieval.parsing import blocks, chunking, contract
 from workers.retrieval.parsing.blocks import Laid
 from workers.retrieval.parsing.chunking import Tokens
-from workers.retrieval.parsing.contract import Cutting, Refused
+from workers.retrieval.parsing.contract import Cutting, FileRefused
 
 PERCENTILE = {"percentile": 95.0}
 
@@ -47,7 +47,7 @@ def test_chunks_that_fit_cover_every_text_for_all_distances(
 ) -> None:
     tokens = TOKENS[family]
     if tokens.count(blocks.clean(text)) == 0:
-        with pytest.raises(Refused, match="no text"):
+        with pytest.raises(FileRefused, match="no text"):
             sentences(laid(text), tokens, most)
         return
     document = laid(text)
@@ -101,7 +101,7 @@ def test_long_texts_without_a_border_take_linear_work() -> None:
 
 @pytest.mark.parametrize("bad", [Chunk(0, 99, 1), Chunk(2, 2, 1), Chunk(-1, 2, 1), Chunk(0, 2, -1)])
 def test_sentences_that_make_no_sense_are_not_believed(bad: Chunk) -> None:
-    with pytest.raises(Refused, match="makes no sense"):
+    with pytest.raises(FileRefused, match="makes no sense"):
         contract.check(Document("text", (), sentences=(bad,)), LIMITS)
 
 

@@ -9,8 +9,8 @@ from jobs.errors import InvalidRequest
 from jobs.retrieval import source_locations
 from tests.support.services import S3
 from workers.retrieval.sources import bucket as bucket_module
-from workers.retrieval.sources.base import Entry, ItemFailed, SourceUnavailable
-from workers.retrieval.sources.bucket import Bucket
+from workers.retrieval.sources.base import ItemFailed, SourceEntry, SourceUnavailable
+from workers.retrieval.sources.bucket import BucketReader
 
 
 @pytest.fixture
@@ -21,12 +21,12 @@ def objects(s3: S3) -> Any:
     return files
 
 
-def bucket(s3: S3, prefix: str = "docs", **options: Any) -> Bucket:
+def bucket(s3: S3, prefix: str = "docs", **options: Any) -> BucketReader:
     given = {"skip_instance_cache": True, **s3.options, **options}
-    return Bucket((f"s3://{s3.bucket}/docs",), f"s3://{s3.bucket}/{prefix}/", given)
+    return BucketReader((f"s3://{s3.bucket}/docs",), f"s3://{s3.bucket}/{prefix}/", given)
 
 
-def read(where: Bucket, entry: Entry) -> bytes:
+def read(where: BucketReader, entry: SourceEntry) -> bytes:
     chunks: list[bytes] = []
     assert where.fetch(entry, None, chunks.append) is not None
     return b"".join(chunks)
@@ -78,9 +78,9 @@ def test_an_s3_that_is_away_or_has_no_such_bucket_says_nothing_of_its_objects(s3
     with pytest.raises(ItemFailed):
         read(away, entry)
     with pytest.raises(SourceUnavailable):
-        Bucket(("s3://no-such-bucket",), "s3://no-such-bucket/", {**s3.options}).entries(10, bool)
+        BucketReader(("s3://no-such-bucket",), "s3://no-such-bucket/", {**s3.options}).entries(10, bool)
     with pytest.raises(ItemFailed):
-        read(bucket(s3), Entry("gone.txt", "gone.txt"))
+        read(bucket(s3), SourceEntry("gone.txt", "gone.txt"))
 
 
 def test_source_that_is_no_longer_allowed_is_not_read(s3: S3, objects: Any) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from jobs.errors import InvalidRequest
 from jobs.retrieval import source_locations
-from workers.retrieval.sources.base import Entry, ItemFailed, SourceUnavailable, named
-from workers.retrieval.sources.folder import Folder, matches
+from workers.retrieval.sources.base import ItemFailed, SourceEntry, SourceUnavailable, display_name
+from workers.retrieval.sources.folder import FolderReader, matches
 
 
 @pytest.fixture
@@ -21,17 +21,17 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "allowed"
 
 
-def place(root: Path, glob: str = "**/*", settled: float = 2.0) -> Folder:
-    return Folder((str(root),), (root.parent / "data",), str(root / "docs"), glob, settled)
+def place(root: Path, glob: str = "**/*", settled: float = 2.0) -> FolderReader:
+    return FolderReader((str(root),), (root.parent / "data",), str(root / "docs"), glob, settled)
 
 
-def listed(where: Folder) -> set[str]:
+def listed(where: FolderReader) -> set[str]:
     return {entry.key for entry in where.entries(100, bool)}
 
 
-def read(where: Folder, key: str) -> bytes:
+def read(where: FolderReader, key: str) -> bytes:
     chunks: list[bytes] = []
-    assert where.fetch(Entry(key, "x"), None, chunks.append) is not None
+    assert where.fetch(SourceEntry(key, "x"), None, chunks.append) is not None
     return b"".join(chunks)
 
 
@@ -103,7 +103,7 @@ def test_a_source_s_folder_that_becomes_a_link_is_away(root: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("roots", [(), ("/nowhere",)])
 def test_source_that_is_no_longer_allowed_is_not_read(root: Path, roots: tuple[str, ...]) -> None:
-    where = Folder(roots, (), str(root / "docs"), "**/*", 2.0)
+    where = FolderReader(roots, (), str(root / "docs"), "**/*", 2.0)
 
     with pytest.raises(SourceUnavailable, match="does not allow"):
         listed(where)
@@ -127,7 +127,7 @@ def test_a_folder_is_allowed_where_it_really_lies(root: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("own", ["", "docs", "docs/deep", "..", "to-deep"])
 def test_a_folder_that_contains_the_servers_own_or_lies_in_it_is_not_read(root: Path, own: str) -> None:
     (root / "to-deep").symlink_to(root / "docs/deep")
-    where = Folder((str(root),), (root / "elsewhere", root / own), str(root / "docs"), "**/*", 2.0)
+    where = FolderReader((str(root),), (root / "elsewhere", root / own), str(root / "docs"), "**/*", 2.0)
 
     with pytest.raises(SourceUnavailable, match="does not allow") as away:
         listed(where)
@@ -169,7 +169,7 @@ def test_errors_of_the_consumer_are_passed_on(root: Path) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        place(root).fetch(Entry("a.md", "a.md"), None, full)
+        place(root).fetch(SourceEntry("a.md", "a.md"), None, full)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_errors_of_the_consumer_are_passed_on(root: Path) -> None:
     ],
 )
 def test_a_file_is_named_after_the_end_of_its_path(path: str, name: str) -> None:
-    assert named(path) == name
+    assert display_name(path) == name
 
 
 def test_a_folder_that_goes_while_it_is_listed_is_passed_over_and_the_whole_one_is_not(root: Path) -> None:

@@ -16,7 +16,7 @@ from tests.support.ingesting import Killed, Works
 from tests.support.site import Site
 from tests.support.sourcing import TEXTS, Sync, alive, assert_mirrors, of_folder, write
 from workers.retrieval.sources import folder
-from workers.retrieval.sources.base import Entry
+from workers.retrieval.sources.base import SourceEntry
 
 
 @pytest.fixture
@@ -106,17 +106,17 @@ def test_a_sync_that_is_ended_while_it_fetches_attaches_nothing_more(
 ) -> None:
     source = Sync(each, each.store(), type="folder", path=str(library))
     batch = source.now()["file_batch_id"]
-    whole = folder.Folder.fetch
+    whole = folder.FolderReader.fetch
 
     def ending(*given: Any) -> Any:
-        monkeypatch.setattr(folder.Folder, "fetch", whole)
+        monkeypatch.setattr(folder.FolderReader, "fetch", whole)
         if end == "deleted":
             each.delete(f"{source.path}/{source.id}")
         else:
             each.ok(f"/jobs/{batch}/cancel")
         return whole(*given)
 
-    monkeypatch.setattr(folder.Folder, "fetch", ending)
+    monkeypatch.setattr(folder.FolderReader, "fetch", ending)
     each.drive()
 
     assert each.job(batch).state == "cancelled"
@@ -128,7 +128,7 @@ def test_planner_with_a_lost_claim_attaches_nothing(
 ) -> None:
     """A planner that was taken for dead goes on with its file when another has planned the sync."""
     source = Sync(each, each.store(), type="folder", path=str(library))
-    whole = folder.Folder.fetch
+    whole = folder.FolderReader.fetch
     late: list[bool] = []
 
     def slow(*given: Any) -> Any:
@@ -138,7 +138,7 @@ def test_planner_with_a_lost_claim_attaches_nothing(
             each.drive(until="parse")
         return whole(*given)
 
-    monkeypatch.setattr(folder.Folder, "fetch", slow)
+    monkeypatch.setattr(folder.FolderReader, "fetch", slow)
     each.drive()
 
     assert late
@@ -199,17 +199,17 @@ def test_a_worker_that_is_told_to_go_while_it_fetches_leaves_the_rest_to_the_nex
     mill: Works, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = Sync(mill, mill.store(), type="folder", path=str(library))
-    whole = folder.Folder.fetch
+    whole = folder.FolderReader.fetch
     fetched: list[str] = []
 
-    def fetch(place: folder.Folder, entry: Entry, *given: Any) -> Any:
+    def fetch(place: folder.FolderReader, entry: SourceEntry, *given: Any) -> Any:
         fetched.append(entry.key)
         if len(fetched) == 2:
             for handle in set(mill.context.heartbeat._handles):
                 handle.end()
         return whole(place, entry, *given)
 
-    monkeypatch.setattr(folder.Folder, "fetch", fetch)
+    monkeypatch.setattr(folder.FolderReader, "fetch", fetch)
     mill.handle(mill.messages()[0])
     left = mill.job(source.now()["file_batch_id"])
     kept = len(source.items())

@@ -228,15 +228,15 @@ def test_a_source_that_goes_while_its_sync_is_planned_brings_in_nothing(
     if goes == "before":
         with mill.db.write() as session:
             session.execute(update(Source).values(deleted_at=now()))
-        monkeypatch.setattr(folder.Folder, "fetch", None)
+        monkeypatch.setattr(folder.FolderReader, "fetch", None)
     else:
-        whole = folder.Folder.fetch
+        whole = folder.FolderReader.fetch
 
         def fetch(*given: Any) -> Any:
             monkeypatch.setattr(indexes, "lock", lambda *_: None)  # of its store
             return whole(*given)
 
-        monkeypatch.setattr(folder.Folder, "fetch", fetch)
+        monkeypatch.setattr(folder.FolderReader, "fetch", fetch)
 
     mill.handle(mill.messages()[0])
 

@@ -19,9 +19,9 @@ from tests.support.site import Site
 from tests.support.sourcing import TEXTS, Sync, alive, assert_mirrors, of_folder, write
 from tests.unit.workers.retrieval.sources.conftest import running
 from workers.retrieval.parsing import office
-from workers.retrieval.parsing.contract import unsupported
+from workers.retrieval.parsing.contract import unsupported_file
 from workers.retrieval.sources import folder
-from workers.retrieval.sources.base import Entry
+from workers.retrieval.sources.base import SourceEntry
 from workers.retrieval.sources.syncing import SourceSyncRecorder
 from workers.vectors.open_vectors import open_vectors
 
@@ -67,7 +67,7 @@ def test_what_looks_new_and_is_the_same_is_not_brought_in_again(mill: Works, lib
 
 def test_nothing_is_read_that_looks_the_same(mill: Works, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = of_folder(mill, library)
-    monkeypatch.setattr(folder.Folder, "fetch", None)
+    monkeypatch.setattr(folder.FolderReader, "fetch", None)
 
     assert source.again()["status"] == "completed"
 
@@ -121,7 +121,7 @@ def test_what_this_installation_could_not_read_is_tried_again_when_a_client_asks
     """Try again after the installation has got another library, a higher limit, or a moment's rest."""
 
     def lacks(*_: object) -> None:
-        raise unsupported("Word can be read where Nightmill is installed with the extra 'parse'.")
+        raise unsupported_file("Word can be read where Nightmill is installed with the extra 'parse'.")
 
     with monkeypatch.context() as patched:
         patched.setattr(mill.parser, "parse", lacks)
@@ -201,7 +201,7 @@ def test_what_a_client_deletes_while_it_is_brought_in_again_comes_back_as_anothe
     gone = source.items()["a.txt"].file_id
     attach, asked = SourceSyncRecorder.attach, list[str]()
 
-    def late(recorder: SourceSyncRecorder, entry: Entry, file_id: str, *facts: Any) -> None:
+    def late(recorder: SourceSyncRecorder, entry: SourceEntry, file_id: str, *facts: Any) -> None:
         if file_id == gone:
             mill.delete(f"/files/{gone}")
             asked.append(file_id)

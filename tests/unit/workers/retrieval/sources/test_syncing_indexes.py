@@ -15,7 +15,7 @@ from tests.support.sourcing import TEXTS, Sync, alive, of_folder, write
 from workers.retrieval import verification
 from workers.retrieval.ingestion import job as ingestion
 from workers.retrieval.sources.base import Fetched
-from workers.retrieval.sources.folder import Folder
+from workers.retrieval.sources.folder import FolderReader
 
 OTHER = {"embedding_dimensions": 32}
 
@@ -95,7 +95,7 @@ def test_an_index_is_being_built_while_a_sync_reads_what_will_come_into_it(
     write(library / "a.txt", "apricot " * 30)
     write(library / "new.txt", "quince quince")
     told: list[tuple[str, int]] = []
-    fetch = Folder.fetch
+    fetch = FolderReader.fetch
 
     def looked(*given: Any) -> Fetched | None:
         index = each.get(path)
@@ -103,7 +103,7 @@ def test_an_index_is_being_built_while_a_sync_reads_what_will_come_into_it(
         return fetch(*given)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Folder, "fetch", looked)
+        patched.setattr(FolderReader, "fetch", looked)
         assert source.again()["status"] == "completed"
 
     assert ("building", 1) in told
@@ -122,14 +122,14 @@ def test_a_file_that_failed_in_every_index_makes_none_fail_while_a_sync_reads(
     write(library / "a.txt", "apricot " * 30)
     write(library / "new.txt", "quince quince")
     told: list[str] = []
-    fetch = Folder.fetch
+    fetch = FolderReader.fetch
 
     def looked(*given: Any) -> Fetched | None:
         told.append(mill.get(path)["status"])
         return fetch(*given)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Folder, "fetch", looked)
+        patched.setattr(FolderReader, "fetch", looked)
         assert source.again()["status"] == "completed"
 
     assert "building" in told
@@ -274,7 +274,7 @@ def test_a_sync_whose_index_is_removed_while_it_fetches_says_so_and_the_next_goe
     source = of_folder(each, library)
     second = beside(each, source)
     write(library / "a.txt", "apple apricot " * 20)
-    fetch = Folder.fetch
+    fetch = FolderReader.fetch
 
     def removed(*given: Any) -> Fetched | None:
         switch(each, source, second)
@@ -283,7 +283,7 @@ def test_a_sync_whose_index_is_removed_while_it_fetches_says_so_and_the_next_goe
 
     each.ok(f"{source.path}/{source.id}/sync")
     with monkeypatch.context() as patched:
-        patched.setattr(Folder, "fetch", removed)
+        patched.setattr(FolderReader, "fetch", removed)
         each.drive()
 
     assert source.now()["last_error"]["code"] == "index_removed"
@@ -303,7 +303,7 @@ def test_what_searches_show_stays_although_the_sync_fills_another_index(
     with each.db.write() as session:
         session.execute(update(VectorStoreFile).where(*ours).values(failed))
     write(library / "a.txt", "apple apricot " * 20)
-    fetch = Folder.fetch
+    fetch = FolderReader.fetch
 
     def switched(*given: Any) -> Fetched | None:
         switch(each, source, second)
@@ -311,7 +311,7 @@ def test_what_searches_show_stays_although_the_sync_fills_another_index(
 
     each.ok(f"{source.path}/{source.id}/sync")
     with monkeypatch.context() as patched:
-        patched.setattr(Folder, "fetch", switched)
+        patched.setattr(FolderReader, "fetch", switched)
         each.drive(until="parse")
     assert shown(each, source, "apple").total() == 1
     each.drive()

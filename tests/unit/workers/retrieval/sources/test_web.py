@@ -6,12 +6,12 @@ from ipaddress import ip_address
 import pytest
 
 from tests.support.site import Site
-from workers.retrieval.sources.base import Entry, Fetched, ItemDeleted, ItemFailed, SourceUnavailable
-from workers.retrieval.sources.web import Pages
+from workers.retrieval.sources.base import Fetched, ItemDeleted, ItemFailed, SourceEntry, SourceUnavailable
+from workers.retrieval.sources.web import PageReader
 
 
 def fetch(url: str, known: dict[str, str] | None = None, *, seconds: float = 5.0) -> tuple[Fetched | None, bytes]:
-    pages, chunks = Pages((url,), seconds, allow_private=True), list[bytes]()
+    pages, chunks = PageReader((url,), seconds, allow_private=True), list[bytes]()
     [entry] = pages.entries(1, bool)
     return pages.fetch(entry, known, chunks.append), b"".join(chunks)
 
@@ -63,11 +63,11 @@ def test_no_request_reaches_a_private_address(site: Site) -> None:
     private = [ip_address("127.0.0.1")]
     for url in (site.url("/a"), f"https://127.0.0.1:{site.port}/a", "https://10.0.0.7/a", "https://[::1]/a"):
         with pytest.raises(ItemFailed) as refused:
-            Pages((url,), 2.0).fetch(Entry(url, "a"), None, bytes)
+            PageReader((url,), 2.0).fetch(SourceEntry(url, "a"), None, bytes)
         assert refused.value.code == "url_refused"
     url = "https://docs.example.com:8443/a"
     with pytest.raises(ItemFailed, match="address not public"):
-        Pages((url,), 2.0, resolve=lambda *_: private).fetch(Entry(url, "a"), None, bytes)
+        PageReader((url,), 2.0, resolve=lambda *_: private).fetch(SourceEntry(url, "a"), None, bytes)
     assert not site.asked
 
 
@@ -75,11 +75,11 @@ def test_a_name_that_answers_differently_the_second_time_gains_nothing(site: Sit
     """Connect to the address that was checked: the name is resolved once, at the connection."""
     answers = iter([[ip_address("93.184.216.34"), ip_address("127.0.0.1")], [ip_address("127.0.0.1")]])
     url = "https://docs.example.com:8443/a"
-    pages = Pages((url,), 2.0, resolve=lambda *_: next(answers))
+    pages = PageReader((url,), 2.0, resolve=lambda *_: next(answers))
 
     for _ in range(2):
         with pytest.raises(ItemFailed, match="address not public"):
-            pages.fetch(Entry(url, "a"), None, bytes)
+            pages.fetch(SourceEntry(url, "a"), None, bytes)
 
 
 @pytest.mark.parametrize("status", [404, 410])
@@ -144,12 +144,12 @@ def test_consumer_may_stop_a_download(site: Site) -> None:
             raise ItemFailed("file_too_large", "Enough.")
 
     with pytest.raises(ItemFailed, match="Enough"):
-        Pages((url,), 5.0, allow_private=True).fetch(Entry(url, "a"), None, enough)
+        PageReader((url,), 5.0, allow_private=True).fetch(SourceEntry(url, "a"), None, enough)
     assert sum(taken) < 3 << 20
 
 
 def test_more_urls_than_a_source_may_have_are_refused_before_any_is_asked(site: Site) -> None:
-    pages = Pages((site.url("/a"), site.url("/b")), 5.0, allow_private=True)
+    pages = PageReader((site.url("/a"), site.url("/b")), 5.0, allow_private=True)
 
     assert [entry.filename for entry in pages.entries(2, bool)] == ["a", "b"]
     with pytest.raises(SourceUnavailable) as no:
