@@ -76,16 +76,16 @@ def main() -> None:
         folder = Path(name)
         chats(folder / "in.jsonl", 10, "fake-model")
         environment = {"NIGHTMILL_VLLM_ENABLED": "false"}
-        with deployed(folder, _LINES, (), environment) as mill:
-            file_id = mill.upload(folder / "in.jsonl")
-            ids = {"job": str(mill.run(file_id).job["id"]), "failed": _seed_errors(mill, folder, options.errors)}
+        with deployed(folder, _LINES, (), environment) as inline:
+            file_id = inline.upload(folder / "in.jsonl")
+            ids = {"job": str(inline.run(file_id).job["id"]), "failed": _seed_errors(inline, folder, options.errors)}
             with chromium() as browser:
-                _measure_first_page(console, mill, browser, options.opens)
-                ids |= _seed(console, mill, options)
+                _measure_first_page(console, inline, browser, options.opens)
+                ids |= _seed(console, inline, options)
                 for title, path in _PAGES.items():
-                    _measure_page(console, mill, browser, title, path.format(**ids))
+                    _measure_page(console, inline, browser, title, path.format(**ids))
             # After Chromium: Playwright keeps a loop of its own in this thread.
-            asyncio.run(_measure_feed(console, mill, file_id, options.clients, options.seconds))
+            asyncio.run(_measure_feed(console, inline, file_id, options.clients, options.seconds))
 
 
 def _options() -> argparse.Namespace:
@@ -110,53 +110,53 @@ def _measure_size(console: Console) -> None:
     console.print(f"size     {len(files)} files, {shown}")
 
 
-def _measure_first_page(console: Console, mill: Deployment, browser: Browser, opens: int) -> None:
-    seconds = [_opened(mill, browser) for _ in range(opens)]
+def _measure_first_page(console: Console, inline: Deployment, browser: Browser, opens: int) -> None:
+    seconds = [_opened(inline, browser) for _ in range(opens)]
     middle = statistics.median(seconds)
     console.print(f"first    {middle:.2f} s ({_aim(middle, 'first')}), at most {max(seconds):.2f} s of {opens}")
 
 
-def _opened(mill: Deployment, browser: Browser) -> float:
-    with _signed_in(mill, browser) as page:
+def _opened(inline: Deployment, browser: Browser) -> float:
+    with _signed_in(inline, browser) as page:
         began = time.monotonic()
-        page.goto(f"{mill.system.url}/console/", wait_until="commit")
+        page.goto(f"{inline.system.url}/console/", wait_until="commit")
         page.locator("main h1").wait_for()
         return time.monotonic() - began
 
 
 @contextmanager
-def _signed_in(mill: Deployment, browser: Browser) -> Iterator[Page]:
+def _signed_in(inline: Deployment, browser: Browser) -> Iterator[Page]:
     """Yield a tab with the key and an empty cache."""
     context = browser.new_context()
     try:
         page = context.new_page()
-        store_keys(page, mill.system.url, {"nightmill.key": mill.system.api_key})
+        store_keys(page, inline.system.url, {"nightmill.key": inline.system.api_key})
         yield page
     finally:
         context.close()
 
 
-def _measure_page(console: Console, mill: Deployment, browser: Browser, name: str, address: str) -> None:
+def _measure_page(console: Console, inline: Deployment, browser: Browser, name: str, address: str) -> None:
     paths: dict[str, None] = {}
-    with _signed_in(mill, browser) as page:
-        page.on("request", lambda request: paths.setdefault(request.url.removeprefix(mill.system.url)))
-        page.goto(f"{mill.system.url}/console/{address}")
+    with _signed_in(inline, browser) as page:
+        page.on("request", lambda request: paths.setdefault(request.url.removeprefix(inline.system.url)))
+        page.goto(f"{inline.system.url}/console/{address}")
         page.locator("main h1").wait_for()
         page.wait_for_timeout(2_000)  # for what it asks after its heading stands
     requests = [path for path in paths if path.startswith("/v1/") and not path.startswith("/v1/events")]
     if not requests:
         raise SystemExit(f"the page {name} asks nothing of the API: the build is older than the page")
-    seconds = {path: _median(mill, path) for path in requests}
+    seconds = {path: _median(inline, path) for path in requests}
     total = sum(seconds.values())
     console.print(f"{name:<8} {total * 1000:.0f} ms in {len(requests)} requests ({_aim(total, 'page')})")
     for path, median in seconds.items():
         console.print(f"         {median * 1000:6.1f} ms  GET {path}")
 
 
-def _median(mill: Deployment, path: str) -> float:
-    headers = {"Authorization": f"Bearer {mill.system.api_key}"}
+def _median(inline: Deployment, path: str) -> float:
+    headers = {"Authorization": f"Bearer {inline.system.api_key}"}
     seconds = []
-    with httpx2.Client(base_url=mill.system.url, headers=headers, timeout=60) as client:
+    with httpx2.Client(base_url=inline.system.url, headers=headers, timeout=60) as client:
         for _ in range(_REPEATS):
             began = time.perf_counter()
             client.get(path).raise_for_status()
@@ -167,11 +167,11 @@ def _median(mill: Deployment, path: str) -> float:
 # -- the data
 
 
-def _seed(console: Console, mill: Deployment, options: argparse.Namespace) -> dict[str, str]:
+def _seed(console: Console, inline: Deployment, options: argparse.Namespace) -> dict[str, str]:
     """Write the rows of a deployment that has been used for long. Return the id of its vector store."""
-    store_id = mill.client.vector_stores.create(name="bench", extra_body={"embedding_model": MINILM}).id
+    store_id = inline.client.vector_stores.create(name="bench", extra_body={"embedding_model": MINILM}).id
     began = time.monotonic()
-    with closing(Database(f"sqlite:///{mill.system.folder.path / 'nightmill.db'}", patience=60)) as db:
+    with closing(Database(f"sqlite:///{inline.system.folder.path / 'nightmill.db'}", patience=60)) as db:
         _seed_jobs(db, options.jobs)
         _seed_segments(db, options.segments)
         _seed_files(db, options.files)
@@ -180,15 +180,17 @@ def _seed(console: Console, mill: Deployment, options: argparse.Namespace) -> di
     return {"store": store_id}
 
 
-def _seed_errors(mill: Deployment, folder: Path, count: int) -> str:
+def _seed_errors(inline: Deployment, folder: Path, count: int) -> str:
     """Run a job whose lines all fail; return its id."""
     chats(folder / "refused.jsonl", count, "fake-model", user=REFUSED)
-    file_id = mill.upload(folder / "refused.jsonl")
-    batch = mill.client.batches.create(input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h")
+    file_id = inline.upload(folder / "refused.jsonl")
+    batch = inline.client.batches.create(
+        input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
     while batch.status in LIVE:
         threading.Event().wait(1)
-        mill.system.check()
-        batch = mill.client.batches.retrieve(batch.id)
+        inline.system.check()
+        batch = inline.client.batches.retrieve(batch.id)
     assert batch.request_counts is not None
     assert batch.request_counts.failed == count, batch
     return batch.id
@@ -247,19 +249,19 @@ def _seed_documents(db: Database, store_id: str, count: int) -> None:
 # -- the feed
 
 
-async def _measure_feed(console: Console, mill: Deployment, file_id: str, clients: int, seconds: float) -> None:
-    keys = [mill.system.api_key]
-    keys += [mill.project(f"clients-{n}").api_key for n in range(1, -(-clients // _OF_A_PROJECT))]
+async def _measure_feed(console: Console, inline: Deployment, file_id: str, clients: int, seconds: float) -> None:
+    keys = [inline.system.api_key]
+    keys += [inline.project(f"clients-{n}").api_key for n in range(1, -(-clients // _OF_A_PROJECT))]
     stop = asyncio.Event()
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session, asyncio.TaskGroup() as group:
         listeners = [
-            group.create_task(_listen(session, mill.system.url, keys[n // _OF_A_PROJECT])) for n in range(clients)
+            group.create_task(_listen(session, inline.system.url, keys[n // _OF_A_PROJECT])) for n in range(clients)
         ]
         await asyncio.sleep(3)
-        idle = await asyncio.to_thread(_share_of_core, mill, seconds)
-        creator = threading.Thread(target=_create_jobs, args=(mill, file_id, stop))
+        idle = await asyncio.to_thread(_share_of_core, inline, seconds)
+        creator = threading.Thread(target=_create_jobs, args=(inline, file_id, stop))
         creator.start()
-        busy = await asyncio.to_thread(_share_of_core, mill, seconds)
+        busy = await asyncio.to_thread(_share_of_core, inline, seconds)
         stop.set()
         await asyncio.to_thread(creator.join)
         for listener in listeners:
@@ -279,16 +281,16 @@ async def _listen(session: aiohttp.ClientSession, url: str, key: str) -> None:
             pass
 
 
-def _share_of_core(mill: Deployment, seconds: float) -> float:
-    before, began = mill.cpu()["web"], time.monotonic()
+def _share_of_core(inline: Deployment, seconds: float) -> float:
+    before, began = inline.cpu()["web"], time.monotonic()
     threading.Event().wait(seconds)
-    return (mill.cpu()["web"] - before) / (time.monotonic() - began)
+    return (inline.cpu()["web"] - before) / (time.monotonic() - began)
 
 
-def _create_jobs(mill: Deployment, file_id: str, stop: asyncio.Event) -> None:
+def _create_jobs(inline: Deployment, file_id: str, stop: asyncio.Event) -> None:
     pause = threading.Event()
     while not stop.is_set():
-        mill.client.batches.create(input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h")
+        inline.client.batches.create(input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h")
         pause.wait(1)
 
 

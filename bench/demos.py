@@ -37,10 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"starting Nightmill in {options.data_dir}", flush=True)
     lines, data_dir = _LINES[options.example], options.data_dir
     try:
-        with tempfile.TemporaryDirectory() as folder, deployed(Path(folder), lines, words, data_dir=data_dir) as mill:
-            mill.cancel_live()
+        with tempfile.TemporaryDirectory() as folder, deployed(Path(folder), lines, words, data_dir=data_dir) as inline:
+            inline.cancel_live()
             print(f"the API answers after {time.monotonic() - began:.0f} s", flush=True)
-            run_example(mill.system, options.example, others, began + options.patience)
+            run_example(inline.system, options.example, others, began + options.patience)
     except CliError as trouble:
         print(trouble)
         return 1

@@ -70,9 +70,9 @@ def main() -> None:
         folder = Path(name)
         (folder / "texts.json").write_text(json.dumps(texts))
         _write_batch(folder / "in.jsonl", texts)
-        with embedding_deployment(folder, chosen=options.chosen) as mill:
-            settings = engine_environment(mill, chosen=options.chosen)
-            runs = [_round(mill, folder, settings, n) for n in range(options.pairs)]
+        with embedding_deployment(folder, chosen=options.chosen) as inline:
+            settings = engine_environment(inline, chosen=options.chosen)
+            runs = [_round(inline, folder, settings, n) for n in range(options.pairs)]
         _show(console, runs, len(texts))
         for part in ("batch", "engine"):
             same = cosines(np.load(folder / f"{part}.npy"), np.load(folder / "encode.npy"))
@@ -114,19 +114,19 @@ def _write_batch(path: Path, texts: Sequence[str]) -> None:
             handle.write(json.dumps({"custom_id": str(n), "method": "POST", "url": EMBEDDINGS, "body": body}) + "\n")
 
 
-def _round(mill: Deployment, folder: Path, settings: Mapping[str, str], n: int) -> Run:
+def _round(inline: Deployment, folder: Path, settings: Mapping[str, str], n: int) -> Run:
     encode = _alone("encode", folder, settings) if n % 2 else None
-    batch, whole = _through_api(mill, folder)
+    batch, whole = _through_api(inline, folder)
     engine = _alone("engine", folder, settings)
     return Run(batch, whole, engine, encode or _alone("encode", folder, settings))
 
 
-def _through_api(mill: Deployment, folder: Path) -> tuple[float, float]:
+def _through_api(inline: Deployment, folder: Path) -> tuple[float, float]:
     """Return the seconds in state `running`, and the seconds from creation to output. Store the vectors."""
-    file_id = mill.upload(folder / "in.jsonl")
+    file_id = inline.upload(folder / "in.jsonl")
     began = time.monotonic()
-    done = mill.run(file_id, endpoint=EMBEDDINGS)
-    content = mill.client.files.content(done.job["output_file_id"]).content
+    done = inline.run(file_id, endpoint=EMBEDDINGS)
+    content = inline.client.files.content(done.job["output_file_id"]).content
     whole = time.monotonic() - began
     np.save(folder / "batch.npy", _in_order(content))
     return done.running, whole

@@ -56,11 +56,11 @@ def main() -> None:
     console = Console(width=160)
     console.print(_graders(cases(options.graded), options.processes))
     sizes = [int(word) for word in options.items.split(",") if word]
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder, deployment(Path(folder), "stub") as mill:
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder, deployment(Path(folder), "stub") as inline:
         for queue in ("cpu.plan", "cpu.evaluate", "gpu.generate"):
-            mill.wait_for(queue)
+            inline.wait_for(queue)
         table = Table("items", "whole run s", "items/s", "output items s", "peak MB", title="runs", box=box.SIMPLE)
-        peaks = [_measure(mill, Path(folder), size, table) for size in sizes]
+        peaks = [_measure(inline, Path(folder), size, table) for size in sizes]
         console.print(table)
         for name in peaks[0] if peaks else ():
             console.print(
@@ -153,21 +153,21 @@ def _in_a_process(case: Case) -> None:
 # ── runs ──
 
 
-def _measure(mill: Deployment, folder: Path, size: int, table: Table) -> dict[str, int]:
+def _measure(inline: Deployment, folder: Path, size: int, table: Table) -> dict[str, int]:
     """Run `size` items to their end, and add a row; return the peak memory by line of the Procfile."""
     path = folder / f"{size}.jsonl"
     with path.open("w") as out:
         out.writelines(json.dumps({"item": item_of(n)}) + "\n" for n in range(size))
     with path.open("rb") as handle:
-        file_id = mill.client.files.create(file=handle, purpose="evals").id
-    mill.forget_peaks()
+        file_id = inline.client.files.create(file=handle, purpose="evals").id
+    inline.forget_peaks()
     began = time.monotonic()
-    eval_id, run_id = _ended(mill, file_id, size)
+    eval_id, run_id = _ended(inline, file_id, size)
     whole = time.monotonic() - began
-    numbers = sorted(_numbers(mill, eval_id, run_id))
+    numbers = sorted(_numbers(inline, eval_id, run_id))
     read = time.monotonic() - began - whole
     assert numbers == list(range(size)), f"{len(numbers)} output items of {size}"
-    peaks = mill.peaks()
+    peaks = inline.peaks()
     shown = " ".join(f"{name} {peak / MB:.0f}" for name, peak in peaks.items())
     table.add_row(f"{size:,}", f"{whole:.1f}", f"{size / whole:,.0f}", f"{read:.1f}", shown)
     return peaks
@@ -177,31 +177,31 @@ def item_of(number: int) -> Row:
     return {"question": f"Question {number}: {'what is the weather like today? ' * 4}", "answer": "echo"}
 
 
-def _ended(mill: Deployment, file_id: str, size: int) -> tuple[str, str]:
+def _ended(inline: Deployment, file_id: str, size: int) -> tuple[str, str]:
     """Run the items of a file to the end; return the ids of the eval and the run."""
     config: Any = {"type": "custom", "item_schema": {"type": "object"}, "include_sample_schema": True}
     criteria: Any = [
         {"type": "string_check", "name": "contains", "operation": "ilike", **_TEXTS},
         {"type": "text_similarity", "name": "near", "evaluation_metric": "fuzzy_match", **_TEXTS},
     ]
-    eval_id = mill.client.evals.create(data_source_config=config, testing_criteria=criteria).id
+    eval_id = inline.client.evals.create(data_source_config=config, testing_criteria=criteria).id
     source: Any = {
         "type": "completions",
         "model": MODEL,
         "source": {"type": "file_id", "id": file_id},
         "input_messages": {"type": "template", "template": [{"role": "user", "content": "{{ item.question }}"}]},
     }
-    run_id = mill.client.evals.runs.create(eval_id, data_source=source).id
-    while (run := mill.client.evals.runs.retrieve(run_id, eval_id=eval_id)).status in _LIVE:
-        mill.system.check()
+    run_id = inline.client.evals.runs.create(eval_id, data_source=source).id
+    while (run := inline.client.evals.runs.retrieve(run_id, eval_id=eval_id)).status in _LIVE:
+        inline.system.check()
         threading.Event().wait(_LOOK_SECONDS)
     counts = run.result_counts
     assert (run.status, counts.total, counts.errored) == ("completed", size, 0), run
     return eval_id, run_id
 
 
-def _numbers(mill: Deployment, eval_id: str, run_id: str) -> Iterator[int]:
-    for item in mill.client.evals.runs.output_items.list(run_id, eval_id=eval_id, limit=_PAGE):
+def _numbers(inline: Deployment, eval_id: str, run_id: str) -> Iterator[int]:
+    for item in inline.client.evals.runs.output_items.list(run_id, eval_id=eval_id, limit=_PAGE):
         yield item.datasource_item_id
 
 

@@ -39,11 +39,11 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as name,
         stub_engine.running(Path(name) / "prompts.log", "--models", _MODEL, "--delay-ms", str(options.delay_ms)) as url,
-        deployed(Path(name), _LINES, ("--engine-url", f"{url}/v1"), _ENVIRONMENT) as mill,
+        deployed(Path(name), _LINES, ("--engine-url", f"{url}/v1"), _ENVIRONMENT) as inline,
     ):
-        mill.wait_for("cpu.plan")
-        mill.wait_for("gpu.generate")
-        small, big = (mill.project(name) for name in ("small", "big"))
+        inline.wait_for("cpu.plan")
+        inline.wait_for("gpu.generate")
+        small, big = (inline.project(name) for name in ("small", "big"))
         path = Path(name) / "small.jsonl"
         chats(path, options.lines, _MODEL)
         alone = _waits(small, _upload(small, path), options.jobs)

@@ -43,14 +43,14 @@ def main() -> None:
     console = Console(width=120)
     with (
         tempfile.TemporaryDirectory(dir=options.folder) as name,
-        deployed(Path(name), _LINES, (), {}) as mill,
+        deployed(Path(name), _LINES, (), {}) as inline,
     ):
-        mill.wait_for("cpu.plan")
-        mill.wait_for("gpu.generate")
+        inline.wait_for("cpu.plan")
+        inline.wait_for("gpu.generate")
         lines = tuning.rows(options.steps * tuning.BATCH)
-        names, results = _train(console, mill, lines, options.pairs)
-        _load(console, mill, Path(name), names, results, options.loads)
-        _serve(console, mill, Path(name), [*names, *results][-_BATCHES:], options.lines)
+        names, results = _train(console, inline, lines, options.pairs)
+        _load(console, inline, Path(name), names, results, options.loads)
+        _serve(console, inline, Path(name), [*names, *results][-_BATCHES:], options.lines)
 
 
 def _options() -> argparse.Namespace:
@@ -66,25 +66,27 @@ def _options() -> argparse.Namespace:
 # ── training ──
 
 
-def _train(console: Console, mill: Deployment, lines: Sequence[tuning.Row], count: int) -> tuple[list[str], list[str]]:
+def _train(
+    console: Console, inline: Deployment, lines: Sequence[tuning.Row], count: int
+) -> tuple[list[str], list[str]]:
     """Measure all pairs; return the names of the first job's checkpoints by step, and of the other jobs' results."""
-    first = tuning.measure(mill, lines, "warm")  # chooses the dtype, and fills the caches of files
+    first = tuning.measure(inline, lines, "warm")  # chooses the dtype, and fills the caches of files
     console.print(f"the first job: {first.trained.total:.0f} s, {first.dtype}")
-    pairs = [_pair(console, mill, lines, first.dtype, n) for n in range(count)]
+    pairs = [_pair(console, inline, lines, first.dtype, n) for n in range(count)]
     if pairs:
         console.print(_training([(measured.trained, theirs) for measured, theirs in pairs]))
-    page = mill.client.fine_tuning.jobs.checkpoints.list(first.job.id, limit=100)
+    page = inline.client.fine_tuning.jobs.checkpoints.list(first.job.id, limit=100)
     names = [checkpoint.fine_tuned_model_checkpoint for checkpoint in page][::-1]
     return names, [str(measured.job.fine_tuned_model) for measured, _ in pairs]
 
 
 def _pair(
-    console: Console, mill: Deployment, lines: Sequence[tuning.Row], dtype: str, n: int
+    console: Console, inline: Deployment, lines: Sequence[tuning.Row], dtype: str, n: int
 ) -> tuple[Measured, Trained]:
     seed = tuning.SEED + 1 + n  # another one for each pair: equal adapters would be one for the engine
-    theirs = tuning.plain(mill, lines, dtype, seed) if n % 2 else None
-    measured = tuning.measure(mill, lines, f"pair{n}", seed=seed)
-    theirs = theirs or tuning.plain(mill, lines, dtype, seed)
+    theirs = tuning.plain(inline, lines, dtype, seed) if n % 2 else None
+    measured = tuning.measure(inline, lines, f"pair{n}", seed=seed)
+    theirs = theirs or tuning.plain(inline, lines, dtype, seed)
     ours = measured.trained
     console.print(
         f"pair {n + 1}: {ours.steps_per_second:.3f} steps/s ({measured.dtype}) against {theirs.steps_per_second:.3f}, "
@@ -107,19 +109,19 @@ def _training(pairs: Sequence[tuple[Trained, Trained]]) -> Table:
 
 
 def _load(
-    console: Console, mill: Deployment, folder: Path, names: Sequence[str], results: Sequence[str], count: int
+    console: Console, inline: Deployment, folder: Path, names: Sequence[str], results: Sequence[str], count: int
 ) -> None:
     """Measure how long a request waits for its adapter. The last checkpoint is loaded first, to compare with."""
-    loaded = statistics.median(_seconds(mill, names[-1]) for _ in range(9))
+    loaded = statistics.median(_seconds(inline, names[-1]) for _ in range(9))
     table = Table("an adapter is loaded, s", "loads", "p50", "p95", box=box.SIMPLE)
-    probed = [_seconds(mill, name) for name in results]
-    first = [_seconds(mill, name) for name in names[:-1]]
+    probed = [_seconds(inline, name) for name in results]
+    first = [_seconds(inline, name) for name in names[:-1]]
     adapters = [*names, *results]
     turns = [adapters[n % len(adapters)] for n in range(count)]
-    idle = [_seconds(mill, name) for name in turns]
-    with _working(mill, folder):
-        busy = [_seconds(mill, name) for name in turns]
-        beside = statistics.median(_seconds(mill, turns[-1]) for _ in range(9))
+    idle = [_seconds(inline, name) for name in turns]
+    with _working(inline, folder):
+        busy = [_seconds(inline, name) for name in turns]
+        beside = statistics.median(_seconds(inline, turns[-1]) for _ in range(9))
     for title, seconds, usual in (
         ("first, ten probes", probed, loaded),
         ("first, three probes", first, loaded),
@@ -139,44 +141,44 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[max(0, math.ceil(len(ordered) * share) - 1)]
 
 
-def _seconds(mill: Deployment, name: str) -> float:
+def _seconds(inline: Deployment, name: str) -> float:
     began = time.monotonic()
-    mill.client.with_options(timeout=_TIMEOUT).chat.completions.create(
+    inline.client.with_options(timeout=_TIMEOUT).chat.completions.create(
         model=name, messages=[{"role": "user", "content": "Hello."}], max_tokens=1, temperature=0
     )
     return time.monotonic() - began
 
 
 @contextmanager
-def _working(mill: Deployment, folder: Path) -> Iterator[None]:
+def _working(inline: Deployment, folder: Path) -> Iterator[None]:
     """Keep a batch on the base running."""
     path = folder / "beside.jsonl"
     chats(path, 20_000, BASE, max_tokens=_TOKENS, temperature=0)
-    batch = mill.client.batches.create(
-        input_file_id=mill.upload(path), endpoint="/v1/chat/completions", completion_window="24h"
+    batch = inline.client.batches.create(
+        input_file_id=inline.upload(path), endpoint="/v1/chat/completions", completion_window="24h"
     )
-    while not (counts := mill.client.batches.retrieve(batch.id).request_counts) or not counts.completed:
+    while not (counts := inline.client.batches.retrieve(batch.id).request_counts) or not counts.completed:
         threading.Event().wait(0.2)
-        mill.system.check()
+        inline.system.check()
     try:
         yield
-        assert mill.client.batches.retrieve(batch.id).status == "in_progress", "the batch ended too early"
+        assert inline.client.batches.retrieve(batch.id).status == "in_progress", "the batch ended too early"
     finally:
-        mill.client.batches.cancel(batch.id)
-        while mill.client.batches.retrieve(batch.id).status in LIVE:
+        inline.client.batches.cancel(batch.id)
+        while inline.client.batches.retrieve(batch.id).status in LIVE:
             threading.Event().wait(0.2)
 
 
 # ── batches ──
 
 
-def _serve(console: Console, mill: Deployment, folder: Path, names: Sequence[str], count: int) -> None:
+def _serve(console: Console, inline: Deployment, folder: Path, names: Sequence[str], count: int) -> None:
     """Measure batches with an adapter each against the same lines on the base."""
     for name in names:
-        _seconds(mill, name)
+        _seconds(inline, name)
     ratios, tuned, base = [], [], []
     for n in range(_ROUNDS):
-        both = [_together(mill, folder, models, count) for models in ((names, [BASE] * len(names))[:: (-1) ** n])]
+        both = [_together(inline, folder, models, count) for models in ((names, [BASE] * len(names))[:: (-1) ** n])]
         ours, theirs = both[:: (-1) ** n]
         tuned.append(ours)
         base.append(theirs)
@@ -187,22 +189,22 @@ def _serve(console: Console, mill: Deployment, folder: Path, names: Sequence[str
     console.print(table)
 
 
-def _together(mill: Deployment, folder: Path, models: Sequence[str], count: int) -> float:
+def _together(inline: Deployment, folder: Path, models: Sequence[str], count: int) -> float:
     """Run a batch for each model, all at once; return the seconds until the last one has ended."""
     files = []
     for n, model in enumerate(models):
         path = folder / f"lines-{n}.jsonl"
         chats(path, count, model, max_tokens=_TOKENS, temperature=0)
-        files.append(mill.upload(path))
+        files.append(inline.upload(path))
     began = time.monotonic()
     batches = [
-        mill.client.batches.create(input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h")
+        inline.client.batches.create(input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h")
         for file in files
     ]
     while any(batch.status in LIVE for batch in batches):
         threading.Event().wait(0.2)
-        mill.system.check()
-        batches = [mill.client.batches.retrieve(batch.id) for batch in batches]
+        inline.system.check()
+        batches = [inline.client.batches.retrieve(batch.id) for batch in batches]
     seconds = time.monotonic() - began
     for batch in batches:
         counts = batch.request_counts

@@ -30,9 +30,9 @@ Ask = Callable[[int], object]
 
 def measure(console: Console, asks: int, patience: float) -> None:
     """Show how long `asks` requests of each kind take; each is cancelled after `patience` seconds."""
-    with tempfile.TemporaryDirectory() as name, embedding_deployment(Path(name)) as mill:
-        small, big = mill.project("small").with_options(timeout=patience, max_retries=0), mill.project("big")
-        kinds = {"two words": _vector_of(small), "a search": _search_of(mill, small)}
+    with tempfile.TemporaryDirectory() as name, embedding_deployment(Path(name)) as inline:
+        small, big = inline.project("small").with_options(timeout=patience, max_retries=0), inline.project("big")
+        kinds = {"two words": _vector_of(small), "a search": _search_of(inline, small)}
         numbers = count()  # no text twice: the second would be cached
         alone = {kind: _seconds(ask, asks, numbers, patience) for kind, ask in kinds.items()}
         with _flooded(big):
@@ -50,13 +50,13 @@ def _vector_of(client: OpenAI) -> Ask:
     return lambda n: client.embeddings.create(model=MINILM, input=f"word {n}")
 
 
-def _search_of(mill: Deployment, client: OpenAI) -> Ask:
+def _search_of(inline: Deployment, client: OpenAI) -> Ask:
     store = client.vector_stores.create(name="bench", extra_body={"embedding_model": MINILM}).id
     file = client.files.create(file=("text.txt", b"A sentence that can be found."), purpose="user_data").id
     client.vector_stores.files.create(store, file_id=file)
     while client.vector_stores.files.retrieve(file, vector_store_id=store).status == "in_progress":
         threading.Event().wait(0.1)
-        mill.system.check()
+        inline.system.check()
     return lambda n: client.vector_stores.search(store, query=f"sentence {n}")
 
 

@@ -51,14 +51,14 @@ class Run:
 class _Meter:
     """The CPU time of each line while a batch is in progress, read periodically."""
 
-    mill: Deployment
+    inline: Deployment
     readings: list[tuple[float, dict[str, float]]] = field(default_factory=list)
     _looks: int = 0
 
     def seen(self, status: str) -> None:
         if status == "in_progress":
             if self._looks % _LOOKS_PER_READING == 0:
-                self.readings.append((time.monotonic(), self.mill.cpu()))
+                self.readings.append((time.monotonic(), self.inline.cpu()))
             self._looks += 1
 
     def cores(self) -> dict[str, float]:
@@ -74,11 +74,11 @@ def main() -> None:
         chats(folder / "in.jsonl", options.chats, _MODEL, max_tokens=options.max_tokens, temperature=0)
         if options.without_lora:
             os.environ["NIGHTMILL_MODELS_FILE"] = str(without_lora(folder / "models.yaml"))
-        with deployed(folder, _LINES, (), {}) as mill:
-            mill.wait_for("cpu.plan")
-            mill.wait_for("gpu.generate")
-            console.print(f"the first job, on a worker that has just loaded: {_ours(mill, folder).whole:.1f} s")
-            pairs = [_pair(mill, folder, console, n) for n in range(options.pairs)]
+        with deployed(folder, _LINES, (), {}) as inline:
+            inline.wait_for("cpu.plan")
+            inline.wait_for("gpu.generate")
+            console.print(f"the first job, on a worker that has just loaded: {_ours(inline, folder).whole:.1f} s")
+            pairs = [_pair(inline, folder, console, n) for n in range(options.pairs)]
     _show(console, pairs)
 
 
@@ -99,32 +99,32 @@ def without_lora(path: Path) -> Path:
     return path
 
 
-def _pair(mill: Deployment, folder: Path, console: Console, n: int) -> tuple[Run, Run]:
+def _pair(inline: Deployment, folder: Path, console: Console, n: int) -> tuple[Run, Run]:
     """Measure one pair. The order changes from pair to pair."""
-    theirs = _theirs(mill, folder) if n % 2 else None
-    ours = _ours(mill, folder)
-    theirs = theirs or _theirs(mill, folder)
+    theirs = _theirs(inline, folder) if n % 2 else None
+    ours = _ours(inline, folder)
+    theirs = theirs or _theirs(inline, folder)
     console.print(f"pair {n + 1}: generating {ours.generating:.1f} s against {theirs.generating:.1f} s, "
                   f"whole {ours.whole:.1f} s against {theirs.whole:.1f} s")  # fmt: skip
     return ours, theirs
 
 
-def _ours(mill: Deployment, folder: Path) -> Run:
-    file_id = mill.upload(folder / "in.jsonl")
-    meter, before, began = _Meter(mill), mill.cpu(), time.monotonic()
-    done = mill.run(file_id, seen=meter.seen, every=1.0)
-    used = mill.cpu()["gpu"] - before["gpu"]
-    content = mill.client.files.content(done.job["output_file_id"]).content
+def _ours(inline: Deployment, folder: Path) -> Run:
+    file_id = inline.upload(folder / "in.jsonl")
+    meter, before, began = _Meter(inline), inline.cpu(), time.monotonic()
+    done = inline.run(file_id, seen=meter.seen, every=1.0)
+    used = inline.cpu()["gpu"] - before["gpu"]
+    content = inline.client.files.content(done.job["output_file_id"]).content
     whole = time.monotonic() - began
     assert len(content.splitlines()) == done.job["progress"]["total"]
     others = {name: cores for name, cores in meter.cores().items() if name != "gpu"}
     return Run(done.running, whole, used, others)
 
 
-def _theirs(mill: Deployment, folder: Path) -> Run:
+def _theirs(inline: Deployment, folder: Path) -> Run:
     """Run the runner, and find in its log the two lines between which it generates."""
     model = Registry.load(Settings()).models[_MODEL]
-    weights = mill.system.folder.path / "models" / _MODEL
+    weights = inline.system.folder.path / "models" / _MODEL
     words = ["-i", str(folder / "in.jsonl"), "-o", str(folder / "theirs.jsonl"), "--model", str(weights)]
     same = {**DEFAULTS, **wide(str(weights), model.engine_args), **model.engine_args}
     words += ["--served-model-name", _MODEL, *argv(same, {})]

@@ -31,7 +31,7 @@ from jobs.ids import new_id
 from jobs.ledger import audit, feed, totals
 from jobs.ledger.tables import Audit, AuditHead, Job, Outcome, Segment, Shard
 from jobs.webhooks.tables import Event
-from tests.support import runs
+from tests.support import worker_steps
 from tests.support.services import chosen_database
 from tests.support.web import make_key, running_app
 from workers.dispatcher.retention import Retention
@@ -96,7 +96,7 @@ def run_one(app: FastAPI, client: TestClient) -> str:
     file = client.post("/v1/files", files={"file": ("f.jsonl", line)}, data={"purpose": "batch"}).json()
     batch = {"input_file_id": file["id"], "endpoint": "/v1/embeddings", "completion_window": "24h"}
     job_id: str = client.post("/v1/batches", json={**batch, "metadata": {"customer": "c-1"}}).json()["id"]
-    runs.run(services.db, services.storage, job_id, 1)
+    worker_steps.run(services.db, services.storage, job_id, 1)
     with services.db.write() as session:
         audit.seal(session)
         feed.number(session)

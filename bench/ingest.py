@@ -69,12 +69,12 @@ def main() -> None:
     console = Console(width=120)
     with (
         tempfile.TemporaryDirectory(dir=options.folder) as name,
-        embedding_deployment(Path(name), chosen=options.chosen) as mill,
+        embedding_deployment(Path(name), chosen=options.chosen) as inline,
     ):
         if options.flat:
-            _flat(console, mill, [int(word) for word in options.sizes.split(",")])
+            _flat(console, inline, [int(word) for word in options.sizes.split(",")])
         else:
-            _compare(console, mill, Path(name), options)
+            _compare(console, inline, Path(name), options)
 
 
 def _options() -> argparse.Namespace:
@@ -88,7 +88,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _compare(console: Console, mill: Deployment, folder: Path, options: argparse.Namespace) -> None:
+def _compare(console: Console, inline: Deployment, folder: Path, options: argparse.Namespace) -> None:
     papers = documents.gathered(options.documents)
     files = documents.written(papers, folder / "files")
     try:
@@ -96,28 +96,28 @@ def _compare(console: Console, mill: Deployment, folder: Path, options: argparse
     except rival.NotToBeHad as error:
         console.print(f"LlamaIndex is not to be had here: {error}")
         python = None
-    settings = engine_environment(mill, chosen=options.chosen)
-    rounds = [_round(mill, papers, files, python, settings, n) for n in range(options.rounds)]
+    settings = engine_environment(inline, chosen=options.chosen)
+    rounds = [_round(inline, papers, files, python, settings, n) for n in range(options.rounds)]
     _show(console, papers, rounds)
 
 
 def _round(
-    mill: Deployment, papers: Sequence[Paper], files: Path, python: Path | None, settings: Mapping[str, str], n: int
+    inline: Deployment, papers: Sequence[Paper], files: Path, python: Path | None, settings: Mapping[str, str], n: int
 ) -> Round:
     theirs = _theirs(python, files) if n % 2 else None
-    ours = _ours(mill, papers)
+    ours = _ours(inline, papers)
     stages = rival.run(["-m", "bench.stages", files, str(TOKENS), str(OVERLAP)], environment=settings)
     return Round(ours, stages, _theirs(python, files) if theirs is None else theirs)
 
 
-def _ours(mill: Deployment, papers: Sequence[Paper]) -> Ours:
-    store = BenchStore(mill)
-    mill.forget_peaks()
-    before, began = sum(mill.cpu().values()), time.monotonic()
+def _ours(inline: Deployment, papers: Sequence[Paper]) -> Ours:
+    store = BenchStore(inline)
+    inline.forget_peaks()
+    before, began = sum(inline.cpu().values()), time.monotonic()
     ids = store.upload(papers)
     upload = time.monotonic() - began
     first = store.ingest(ids)
-    cpu, peaks, chunks = sum(mill.cpu().values()) - before, mill.peaks(), store.chunks()
+    cpu, peaks, chunks = sum(inline.cpu().values()) - before, inline.peaks(), store.chunks()
     again = store.ingest(ids)
     began = time.monotonic()
     store.ingest(store.upload(papers))
@@ -179,15 +179,15 @@ def _figures(one: Round, count: int, size: float) -> Iterator[tuple[str, tuple[f
     yield "uploaded anew, s", (ours.anew, None)
 
 
-def _flat(console: Console, mill: Deployment, sizes: Sequence[int]) -> None:
+def _flat(console: Console, inline: Deployment, sizes: Sequence[int]) -> None:
     table = Table("documents", "documents/s", "peak MB", title="small documents", box=box.SIMPLE)
     for size in sizes:
-        store = BenchStore(mill)
+        store = BenchStore(inline)
         ids = store.upload(documents.small(size))
-        mill.forget_peaks()
+        inline.forget_peaks()
         done = store.ingest(ids)
         store.remove()
-        peaks = " ".join(f"{name} {peak / MB:.0f}" for name, peak in mill.peaks().items() if name != "broker")
+        peaks = " ".join(f"{name} {peak / MB:.0f}" for name, peak in inline.peaks().items() if name != "broker")
         table.add_row(f"{size:,}", f"{size / done.seconds:.1f}", peaks)
     console.print(table)
 

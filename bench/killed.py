@@ -35,10 +35,10 @@ def main() -> None:
     options = _options()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        with deployment(folder, "stub") as mill:
-            mill.wait_for("cpu.plan")
-            mill.wait_for("gpu.generate")
-            _measure(mill, folder, options, Console(width=150))
+        with deployment(folder, "stub") as inline:
+            inline.wait_for("cpu.plan")
+            inline.wait_for("gpu.generate")
+            _measure(inline, folder, options, Console(width=150))
 
 
 def _options() -> argparse.Namespace:
@@ -81,7 +81,7 @@ class PromptLog:
 class Killer:
     """Kill the worker when the agreed number of prompts has arrived."""
 
-    mill: Deployment
+    inline: Deployment
     asked: PromptLog
     due: list[int]
     resumed: list[float] = field(default_factory=list)
@@ -96,11 +96,11 @@ class Killer:
             self.resumed.append(self._until_asked())
 
     def weigh(self) -> None:
-        for name, peak in self.mill.peaks().items():
+        for name, peak in self.inline.peaks().items():
             self.peaks[name] = max(peak, self.peaks.get(name, 0))
 
     def _kill(self) -> None:
-        for process in self.mill.groups()["gpu"]:
+        for process in self.inline.groups()["gpu"]:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGKILL)
 
@@ -112,19 +112,19 @@ class Killer:
         return time.monotonic() - began
 
 
-def _measure(mill: Deployment, folder: Path, options: argparse.Namespace, console: Console) -> None:
+def _measure(inline: Deployment, folder: Path, options: argparse.Namespace, console: Console) -> None:
     path = folder / "input.jsonl"
     chats(path, options.lines, MODEL)
-    file_id = mill.upload(path)
-    mill.forget_peaks()
+    file_id = inline.upload(path)
+    inline.forget_peaks()
     asked = PromptLog(folder / PROMPTS)
-    killer = Killer(mill, asked, moments(options.lines, options.kills, random.Random(options.seed)))
+    killer = Killer(inline, asked, moments(options.lines, options.kills, random.Random(options.seed)))
     thread = threading.Thread(target=killer.run, name="killer", daemon=True)
     thread.start()
-    done = mill.run(file_id, killing=True)
+    done = inline.run(file_id, killing=True)
     thread.join()
     killer.weigh()
-    check(mill, done, options.lines)
+    check(inline, done, options.lines)
     config, again = Settings(), asked.count() - options.lines
     bound = options.kills * SLOTS * config.shard_lines
     console.print(f"{options.lines:,} lines, {options.kills} kills (seed {options.seed}), each custom_id once")

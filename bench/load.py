@@ -71,17 +71,17 @@ def main() -> None:
         variables = {"BENCH_ANSWER_SECONDS": str(options.answer)}
         variables |= {"NIGHTMILL_DATABASE_URL": url} if url else {}
         folder = Path(name)
-        with _started(folder, {**_WEB, **_WORKERS}, variables) as (mill, ports):
-            mill.wait_for("cpu.plan")
-            mill.wait_for("gpu.generate")
-            file_id = _uploaded(mill, folder)
-            with _ledger(mill, url) as db:
-                _intake(console, mill, ports, file_id, db, options)
-        with _started(folder, _WEB, variables) as (mill, ports), _ledger(mill, url) as db:
-            _burst(console, mill, ports, file_id, options.burst)
-            _queued(console, mill, ports, file_id, db, options.queued)
+        with _started(folder, {**_WEB, **_WORKERS}, variables) as (inline, ports):
+            inline.wait_for("cpu.plan")
+            inline.wait_for("gpu.generate")
+            file_id = _uploaded(inline, folder)
+            with _ledger(inline, url) as db:
+                _intake(console, inline, ports, file_id, db, options)
+        with _started(folder, _WEB, variables) as (inline, ports), _ledger(inline, url) as db:
+            _burst(console, inline, ports, file_id, options.burst)
+            _queued(console, inline, ports, file_id, db, options.queued)
             if options.listed:
-                _listed(console, mill, ports, db, options.listed)
+                _listed(console, inline, ports, db, options.listed)
 
 
 def _options() -> argparse.Namespace:
@@ -104,9 +104,9 @@ def _started(
 ) -> Iterator[tuple[Deployment, Sequence[int]]]:
     port = free_port()
     chosen = {name: line.format(port=port) for name, line in lines.items()}
-    with deployed(folder, chosen, (), {"NIGHTMILL_VLLM_ENABLED": "false", **variables}) as mill:
+    with deployed(folder, chosen, (), {"NIGHTMILL_VLLM_ENABLED": "false", **variables}) as inline:
         eventually(lambda: _listens(port), 60, "the second web process listens")
-        yield mill, (int(mill.system.url.rsplit(":", 1)[1]), port)
+        yield inline, (int(inline.system.url.rsplit(":", 1)[1]), port)
 
 
 def _listens(port: int) -> bool:
@@ -115,18 +115,18 @@ def _listens(port: int) -> bool:
 
 
 @contextmanager
-def _ledger(mill: Deployment, url: str) -> Iterator[Database]:
-    db = Database(url or f"sqlite:///{mill.system.folder.path / 'nightmill.db'}", patience=30)
+def _ledger(inline: Deployment, url: str) -> Iterator[Database]:
+    db = Database(url or f"sqlite:///{inline.system.folder.path / 'nightmill.db'}", patience=30)
     try:
         yield db
     finally:
         db.close()
 
 
-def _uploaded(mill: Deployment, folder: Path) -> str:
+def _uploaded(inline: Deployment, folder: Path) -> str:
     path = folder / "one.jsonl"
     chats(path, 1, "fake-model")
-    return mill.upload(path)
+    return inline.upload(path)
 
 
 # -- the parts
@@ -134,16 +134,16 @@ def _uploaded(mill: Deployment, folder: Path) -> str:
 
 def _intake(
     console: Console,
-    mill: Deployment,
+    inline: Deployment,
     ports: Sequence[int],
     file_id: str,
     db: Database,
     options: argparse.Namespace,
 ) -> None:
     count = int(options.rate * options.seconds)
-    used = mill.cpu()
+    used = inline.cpu()
     began = time.monotonic()
-    answers = asyncio.run(_crowd(mill, ports, _posts(file_id, count), options.rate))
+    answers = asyncio.run(_crowd(inline, ports, _posts(file_id, count), options.rate))
     took = time.monotonic() - began
     done = before = _ended(db)
     console.print(f"intake   {count / took:.0f} POST/s for {took:.0f} s: {answers.shown()}")
@@ -154,20 +154,20 @@ def _intake(
     rate = (done - before) / (time.monotonic() - began)
     left = answers.statuses[200] - done
     console.print(f"         {before / took:.0f} jobs/s ended meanwhile, {rate:.0f}/s afterwards; {left:,} are left")
-    spent = ", ".join(f"{name} {1000 * (now - used[name]) / max(1, done):.1f}" for name, now in mill.cpu().items())
+    spent = ", ".join(f"{name} {1000 * (now - used[name]) / max(1, done):.1f}" for name, now in inline.cpu().items())
     console.print(f"         CPU, in ms for each job that ended: {spent}")
 
 
-def _burst(console: Console, mill: Deployment, ports: Sequence[int], file_id: str, count: int) -> None:
+def _burst(console: Console, inline: Deployment, ports: Sequence[int], file_id: str, count: int) -> None:
     began = time.monotonic()
-    answers = asyncio.run(_crowd(mill, ports, _posts(file_id, count), float(count)))
+    answers = asyncio.run(_crowd(inline, ports, _posts(file_id, count), float(count)))
     console.print(f"burst    {count} POST within 1 s: {answers.shown()}; over after {time.monotonic() - began:.1f} s")
 
 
-def _queued(console: Console, mill: Deployment, ports: Sequence[int], file_id: str, db: Database, count: int) -> None:
+def _queued(console: Console, inline: Deployment, ports: Sequence[int], file_id: str, db: Database, count: int) -> None:
     with db.read() as session:
         waiting = session.scalar(select(func.count()).where(Job.state == JobState.QUEUED)) or 0
-    made = asyncio.run(_crowd(mill, ports, _posts(file_id, max(0, count - waiting)), 150.0))
+    made = asyncio.run(_crowd(inline, ports, _posts(file_id, max(0, count - waiting)), 150.0))
     with db.read() as session:
         ids = session.scalars(select(Job.id).where(Job.state == JobState.QUEUED).limit(_LOOKS)).all()
     seconds = []
@@ -176,13 +176,13 @@ def _queued(console: Console, mill: Deployment, ports: Sequence[int], file_id: s
         with db.write() as session:
             assert ledger.claim(session, job_id, Task.PLAN, "bench") is not None
         seconds.append(time.perf_counter() - began)
-    looks = asyncio.run(_crowd(mill, ports, [("GET", f"/v1/jobs/{job_id}", None) for job_id in ids], 50.0))
+    looks = asyncio.run(_crowd(inline, ports, [("GET", f"/v1/jobs/{job_id}", None) for job_id in ids], 50.0))
     more = f", {len(made.ids):,} of them made now: {made.shown()}" if made.ids else ""
     console.print(f"queued   {max(count, waiting):,} jobs wait{more}")
     console.print(f"         a claim {_spread(seconds)}; GET /v1/jobs/{{id}} {looks.shown()}")
 
 
-def _listed(console: Console, mill: Deployment, ports: Sequence[int], db: Database, count: int) -> None:
+def _listed(console: Console, inline: Deployment, ports: Sequence[int], db: Database, count: int) -> None:
     copy_history(db, count)
     first = [("GET", "/v1/jobs?limit=100", None)] * 100
     failed = [("GET", "/v1/jobs?limit=100&state=failed", None)] * 100
@@ -195,7 +195,7 @@ def _listed(console: Console, mill: Deployment, ports: Sequence[int], db: Databa
         "batches": [("GET", "/v1/batches?limit=100", None)] * 100,
     }
     for what, requests in pages.items():
-        console.print(f"listed   of {count:,}, {what}: {asyncio.run(_crowd(mill, ports, requests, 10.0)).shown()}")
+        console.print(f"listed   of {count:,}, {what}: {asyncio.run(_crowd(inline, ports, requests, 10.0)).shown()}")
 
 
 def copy_history(db: Database, count: int) -> None:
@@ -233,11 +233,11 @@ def _posts(file_id: str, count: int) -> list[tuple[str, str, Any]]:
 
 
 async def _crowd(
-    mill: Deployment, ports: Sequence[int], requests: Sequence[tuple[str, str, Any]], rate: float
+    inline: Deployment, ports: Sequence[int], requests: Sequence[tuple[str, str, Any]], rate: float
 ) -> Answers:
     """Send each request at its time, to the web processes in turn."""
     answers = Answers()
-    headers = {"Authorization": f"Bearer {mill.system.api_key}"}
+    headers = {"Authorization": f"Bearer {inline.system.api_key}"}
     connector = aiohttp.TCPConnector(limit=0)
     async with (
         aiohttp.ClientSession(headers=headers, connector=connector) as client,

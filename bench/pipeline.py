@@ -37,16 +37,16 @@ def main() -> None:
     options = _options()
     sizes = [int(word) for word in options.lines.split(",")]
     console = Console(width=200)
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder, deployment(Path(folder), options.engine) as mill:
-        mill.wait_for("cpu.plan")
-        mill.wait_for("gpu.generate")
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder, deployment(Path(folder), options.engine) as inline:
+        inline.wait_for("cpu.plan")
+        inline.wait_for("gpu.generate")
         table = Table(
             "lines", "plan s", "run s", "finish s", "total s", "items/s", "running", "µs CPU an item", "peak MB",
             "gpu / bare loops",
             title=f"pipeline, engine {options.engine}, SQLite", box=box.SIMPLE,
         )  # fmt: skip
         for size in sizes:
-            table.add_row(*_measure(mill, Path(folder), size))
+            table.add_row(*_measure(inline, Path(folder), size))
         console.print(table)
 
 
@@ -62,42 +62,42 @@ def _options() -> argparse.Namespace:
 def deployment(folder: Path, engine: str, **given: str) -> Iterator[Deployment]:
     environment = {**_LIMITS, "NIGHTMILL_VLLM_ENABLED": "false", **given}
     if engine == "fake":
-        with deployed(folder, {**_LINES, "gpu": "python -m bench.fake_worker"}, (), environment) as mill:
-            yield mill
+        with deployed(folder, {**_LINES, "gpu": "python -m bench.fake_worker"}, (), environment) as inline:
+            yield inline
         return
     with (
         stub_engine.running(folder / PROMPTS, "--models", MODEL) as url,
-        deployed(folder, {**_LINES, "gpu": ""}, ("--engine-url", f"{url}/v1"), environment) as mill,
+        deployed(folder, {**_LINES, "gpu": ""}, ("--engine-url", f"{url}/v1"), environment) as inline,
     ):
-        mill.engine_url = url
-        yield mill
+        inline.engine_url = url
+        yield inline
 
 
-def _measure(mill: Deployment, folder: Path, size: int) -> Iterator[str]:
+def _measure(inline: Deployment, folder: Path, size: int) -> Iterator[str]:
     path = folder / f"{size}.jsonl"
     chats(path, size, MODEL)
-    file_id = mill.upload(path)
-    mill.forget_peaks()
-    before = mill.cpu()
-    done = mill.run(file_id)
-    used = {name: seconds - before[name] for name, seconds in mill.cpu().items()}
-    check(mill, done, size)
+    file_id = inline.upload(path)
+    inline.forget_peaks()
+    before = inline.cpu()
+    done = inline.run(file_id)
+    used = {name: seconds - before[name] for name, seconds in inline.cpu().items()}
+    check(inline, done, size)
     yield f"{size:,}"
     yield from (f"{phase:.1f}" for phase in (done.planning, done.running, done.finishing))
     yield f"{done.seconds:.1f}"
     yield f"{size / done.seconds:,.0f}"
     yield f"{size / done.running:,.0f}"
     yield f"{sum(used.values()) / size * 1e6:.0f} ({_by_name({k: v / size * 1e6 for k, v in used.items()})})"
-    yield _by_name({name: peak / MB for name, peak in mill.peaks().items()})
-    yield _beside_bare_loops(mill, path, used["gpu"] / size * 1e6, size)
+    yield _by_name({name: peak / MB for name, peak in inline.peaks().items()})
+    yield _beside_bare_loops(inline, path, used["gpu"] / size * 1e6, size)
 
 
-def _beside_bare_loops(mill: Deployment, path: Path, worker: float, size: int) -> str:
-    if not mill.engine_url:
+def _beside_bare_loops(inline: Deployment, path: Path, worker: float, size: int) -> str:
+    if not inline.engine_url:
         return ""
     ratios = []
     for loop in LOOPS:
-        done = rival.run(["-m", "bench.bare_loop", mill.engine_url, path, str(Settings().engine_concurrency), loop])
+        done = rival.run(["-m", "bench.bare_loop", inline.engine_url, path, str(Settings().engine_concurrency), loop])
         bare = done["cpu"] / size * 1e6
         ratios.append(f"{loop} {bare:.0f} = {worker / bare:.2f}")
     return f"{worker:.0f} / {', '.join(ratios)}"
@@ -107,9 +107,9 @@ def _by_name(figures: Mapping[str, float]) -> str:
     return " ".join(f"{name} {figure:.0f}" for name, figure in figures.items() if name != "broker")
 
 
-def check(mill: Deployment, done: Finished, size: int) -> None:
+def check(inline: Deployment, done: Finished, size: int) -> None:
     """Check that every custom_id occurs once."""
-    with mill.client.files.with_streaming_response.content(done.job["output_file_id"]) as answer:
+    with inline.client.files.with_streaming_response.content(done.job["output_file_id"]) as answer:
         names = [line.split('"custom_id":"', 1)[1].split('"', 1)[0] for line in answer.iter_lines()]
     assert len(names) == len(set(names)) == size, (len(names), len(set(names)), size)
 

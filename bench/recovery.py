@@ -34,7 +34,7 @@ from jobs.ledger.slot_weights import SLOTS
 from jobs.queues import Queue
 from jobs.settings import Settings
 from tests.support import stub_engine
-from tests.support.beside import beside
+from tests.support.background_thread import beside
 from tests.support.distributed import Servers, servers
 
 MODEL = "stub-model"
@@ -106,24 +106,24 @@ def _measure(
     options: argparse.Namespace,
     console: Console,
 ) -> None:
-    with _up(folder, engine, shared) as mill:
-        with _held(mill, shared):
-            batches = [_begun(mill, folder, n, options.lines) for n in range(options.batches)]
-            _until(lambda: _are(mill, batches, "in_progress"), mill, "every batch is planned")
-            processes = _family(mill)
-        _until(lambda: asked.counts.total() >= options.lines // 2, mill, "the first is asked for half", _LOOK_SECONDS)
+    with _up(folder, engine, shared) as inline:
+        with _held(inline, shared):
+            batches = [_begun(inline, folder, n, options.lines) for n in range(options.batches)]
+            _until(lambda: _are(inline, batches, "in_progress"), inline, "every batch is planned")
+            processes = _family(inline)
+        _until(lambda: asked.counts.total() >= options.lines // 2, inline, "the first is asked for half", _LOOK_SECONDS)
         _kill(processes)
     if shared is not None:
         _die_and_come_back(shared)
     threading.Event().wait(_SETTLED_SECONDS)
     asked.forget()
     before, began = asked.counts.total(), time.monotonic()
-    with _up(folder, engine, shared) as mill:
+    with _up(folder, engine, shared) as inline:
         ready = time.monotonic() - began
-        _until(lambda: _are(mill, batches, "completed"), mill, "every batch is completed")
+        _until(lambda: _are(inline, batches, "completed"), inline, "every batch is completed")
         over = time.monotonic() - began
         for n, batch in enumerate(batches):
-            _check(mill, batch, n, options.lines)
+            _check(inline, batch, n, options.lines)
     whole = options.batches * options.lines
     again, config = asked.counts.total() - whole, Settings()
     bound = SLOTS * config.shard_lines
@@ -155,9 +155,9 @@ def _up(folder: Path, engine: str, shared: Servers | None) -> Iterator[Deploymen
         yield Deployment(system)
 
 
-def _family(mill: Deployment) -> Sequence[psutil.Process]:
+def _family(inline: Deployment) -> Sequence[psutil.Process]:
     """Return every process of the deployment, those that would restart others first."""
-    leaders = [psutil.Process(one["pid"]) for one in mill.system.folder.read_run()["processes"] if one["pid"]]
+    leaders = [psutil.Process(one["pid"]) for one in inline.system.folder.read_run()["processes"] if one["pid"]]
     supervisor = leaders[0].parent()
     assert supervisor is not None
     guard = supervisor.parent()
@@ -183,10 +183,10 @@ def _die_and_come_back(shared: Servers) -> None:
         server.start()
 
 
-def _until(true: Callable[[], bool], mill: Deployment, what: str, every: float = 0.5) -> None:
+def _until(true: Callable[[], bool], inline: Deployment, what: str, every: float = 0.5) -> None:
     deadline = time.monotonic() + _GIVEN_UP_SECONDS
     while not true():
-        mill.system.check()
+        inline.system.check()
         assert time.monotonic() < deadline, f"{what}: not within {_GIVEN_UP_SECONDS:.0f} s"
         threading.Event().wait(every)
 
@@ -195,9 +195,9 @@ def _until(true: Callable[[], bool], mill: Deployment, what: str, every: float =
 
 
 @contextmanager
-def _held(mill: Deployment, shared: Servers | None) -> Iterator[None]:
+def _held(inline: Deployment, shared: Servers | None) -> Iterator[None]:
     """Pause generation while the block runs."""
-    db = Database(shared.database if shared else f"sqlite:///{mill.system.folder.path / 'nightmill.db'}", patience=30)
+    db = Database(shared.database if shared else f"sqlite:///{inline.system.folder.path / 'nightmill.db'}", patience=30)
     try:
         with db.write() as session:
             pauses.pause(session, pauses.Scope.QUEUE, Queue.GENERATE, actor="bench")
@@ -208,33 +208,33 @@ def _held(mill: Deployment, shared: Servers | None) -> Iterator[None]:
         db.close()
 
 
-def _begun(mill: Deployment, folder: Path, batch: int, lines: int) -> str:
+def _begun(inline: Deployment, folder: Path, batch: int, lines: int) -> str:
     path = folder / "input.jsonl"
     with path.open("w") as file:
         for n in range(lines):
             messages = [{"role": "user", "content": f"batch {batch} line {n}"}]
             line = {"custom_id": f"{batch}-{n}", "method": "POST", "url": "/v1/chat/completions"}
             file.write(json.dumps({**line, "body": {"model": MODEL, "messages": messages}}) + "\n")
-    made = mill.client.batches.create(
-        input_file_id=mill.upload(path), endpoint="/v1/chat/completions", completion_window="24h"
+    made = inline.client.batches.create(
+        input_file_id=inline.upload(path), endpoint="/v1/chat/completions", completion_window="24h"
     )
     return made.id
 
 
-def _are(mill: Deployment, batches: Sequence[str], status: str) -> bool:
+def _are(inline: Deployment, batches: Sequence[str], status: str) -> bool:
     """Return whether all batches have the status. Raises AssertionError for a batch that cannot reach it any more."""
-    found = [mill.client.batches.retrieve(batch) for batch in batches]
+    found = [inline.client.batches.retrieve(batch) for batch in batches]
     failed = [batch for batch in found if batch.status not in (*LIVE, "completed")]
     assert not failed, failed
     return all(batch.status == status for batch in found)
 
 
-def _check(mill: Deployment, batch_id: str, batch: int, lines: int) -> None:
+def _check(inline: Deployment, batch_id: str, batch: int, lines: int) -> None:
     """Check that a batch succeeded, and has each custom_id once."""
-    made = mill.client.batches.retrieve(batch_id)
+    made = inline.client.batches.retrieve(batch_id)
     assert made.error_file_id is None, made
     assert made.output_file_id is not None
-    with mill.client.files.with_streaming_response.content(made.output_file_id) as answer:
+    with inline.client.files.with_streaming_response.content(made.output_file_id) as answer:
         names = Counter(json.loads(line)["custom_id"] for line in answer.iter_lines())
     assert names == Counter(f"{batch}-{n}" for n in range(lines)), f"{batch_id}: not each custom_id once"
 

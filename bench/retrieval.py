@@ -83,8 +83,8 @@ def main() -> None:
         models = _models(console, folder, options)
         environment = {"NIGHTMILL_VECTORS_URL": options.vectors_url} if options.vectors_url else {}
         environment |= {"NIGHTMILL_MODELS_FILE": str(models)} if models else {}
-        with embedding_deployment(folder, environment=environment) as mill:
-            runs = [_measured(console, mill, collections, re_ranked=models is not None) for collections in sets]
+        with embedding_deployment(folder, environment=environment) as inline:
+            runs = [_measured(console, inline, collections, re_ranked=models is not None) for collections in sets]
         lost = []
         for collections, found in zip(sets, runs, strict=True):
             whole = judged.joined(collections)
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def _measured(
-    console: Console, mill: Deployment, collections: Sequence[Collection], *, re_ranked: bool
+    console: Console, inline: Deployment, collections: Sequence[Collection], *, re_ranked: bool
 ) -> dict[str, tuple[Run, float]]:
     """Return the results of each way in the stores of these collections, and the seconds of a search."""
     asked: dict[str, dict[str, Any]] = {_DEFAULT: {}}
@@ -105,7 +105,7 @@ def _measured(
     runs = {way: Run() for way in asked}
     seconds: dict[str, list[float]] = {way: [] for way in asked}
     for collection in collections:
-        store = BenchStore(mill)
+        store = BenchStore(inline)
         ids = store.upload(collection.papers)
         done = store.ingest(ids)
         assert not done.failed, done
@@ -113,9 +113,9 @@ def _measured(
             f"{collection.name}: {len(ids)} documents, {store.chunks():,} chunks came in within {done.seconds:.0f} s"
         )
         names = dict(zip(ids, (paper.name for paper in collection.papers), strict=True))
-        _searched(mill.client, store.id, collection, names, {})  # embeds the queries before any search is timed
+        _searched(inline.client, store.id, collection, names, {})  # embeds the queries before any search is timed
         for way, how in asked.items():
-            run, took = _searched(mill.client, store.id, collection, names, how)
+            run, took = _searched(inline.client, store.id, collection, names, how)
             runs[way] |= run
             seconds[way] += took
     return {way: (runs[way], statistics.median(seconds[way])) for way in asked}

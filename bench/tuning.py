@@ -93,7 +93,7 @@ def jsonl(lines: Sequence[Row]) -> bytes:
 
 
 def train(
-    mill: Deployment,
+    inline: Deployment,
     lines: Sequence[Row],
     suffix: str,
     on_event: Callable[[FineTuningJobEvent], None] = lambda _: None,
@@ -107,7 +107,7 @@ def train(
     Raises:
         AssertionError: The job does not succeed.
     """
-    client = mill.client
+    client = inline.client
     file = client.files.create(file=("rows.jsonl", jsonl(lines)), purpose="fine-tune")
     hyperparameters: Any = {"n_epochs": 1, "batch_size": BATCH, "learning_rate_multiplier": MULTIPLIER}
     job = client.fine_tuning.jobs.create(
@@ -121,17 +121,17 @@ def train(
     seen: set[str] = set()
     while job.status not in ENDS or job.finished_at is None:
         threading.Event().wait(_LOOK_SECONDS)
-        mill.system.check()
+        inline.system.check()
         on_poll()
         job = client.fine_tuning.jobs.retrieve(job.id)
-        for event in _new_events(mill, job.id, seen):
+        for event in _new_events(inline, job.id, seen):
             on_event(event)
     assert job.status == "succeeded", job
     return job
 
 
 def measure(
-    mill: Deployment,
+    inline: Deployment,
     lines: Sequence[Row],
     suffix: str,
     on_event: Callable[[FineTuningJobEvent], None] = lambda _: None,
@@ -139,19 +139,19 @@ def measure(
 ) -> Measured:
     """Train as `train` does, and measure the phases. The deployment has SQLite."""
     peaks = [0]
-    job = train(mill, lines, suffix, on_event, lambda: peaks.append(mill.peaks()["finetune"]), seed)
-    events = list(mill.client.fine_tuning.jobs.list_events(job.id, limit=100))
-    return Measured(job, _phases(mill, job.id, max(peaks)), _dtype(events))
+    job = train(inline, lines, suffix, on_event, lambda: peaks.append(inline.peaks()["finetune"]), seed)
+    events = list(inline.client.fine_tuning.jobs.list_events(job.id, limit=100))
+    return Measured(job, _phases(inline, job.id, max(peaks)), _dtype(events))
 
 
-def plain(mill: Deployment, lines: Sequence[Row], dtype: str, seed: int = SEED) -> Trained:
+def plain(inline: Deployment, lines: Sequence[Row], dtype: str, seed: int = SEED) -> Trained:
     """Train with trl alone on the same rows, with the same options, in a process of its own."""
     steps = -(-len(lines) // BATCH)
-    with tempfile.TemporaryDirectory(dir=mill.system.folder.path) as name:
+    with tempfile.TemporaryDirectory(dir=inline.system.folder.path) as name:
         folder = Path(name)
         (folder / "rows.jsonl").write_bytes(jsonl(lines))
         spec = PlainSpec(
-            base=base_folder(mill),
+            base=base_folder(inline),
             rows=str(folder / "rows.jsonl"),
             output=str(folder),
             learning_rate=_RATE * MULTIPLIER,
@@ -173,15 +173,15 @@ def plain(mill: Deployment, lines: Sequence[Row], dtype: str, seed: int = SEED) 
     return Trained(0.0, first - report.began, last - first, report.ended - last, len(report.steps), losses, report.peak)
 
 
-def base_folder(mill: Deployment) -> str:
+def base_folder(inline: Deployment) -> str:
     """Return the folder of the packaged model's weights."""
     assert BASE in Registry.load(Settings()).models
-    return str(mill.system.folder.path / "models" / BASE)
+    return str(inline.system.folder.path / "models" / BASE)
 
 
-def _new_events(mill: Deployment, job_id: str, seen: set[str]) -> Iterator[FineTuningJobEvent]:
+def _new_events(inline: Deployment, job_id: str, seen: set[str]) -> Iterator[FineTuningJobEvent]:
     """Return the events that were not seen before, the oldest first."""
-    for event in reversed(mill.client.fine_tuning.jobs.list_events(job_id, limit=100).data):
+    for event in reversed(inline.client.fine_tuning.jobs.list_events(job_id, limit=100).data):
         if event.id not in seen:
             seen.add(event.id)
             yield event
@@ -192,9 +192,9 @@ def _dtype(events: Sequence[FineTuningJobEvent]) -> str:
     return "bfloat16" if " in bfloat16" in started else "float32"
 
 
-def _phases(mill: Deployment, job_id: str, peak: int) -> Trained:
+def _phases(inline: Deployment, job_id: str, peak: int) -> Trained:
     """Return the phases of a job from the ledger, in microseconds; the API rounds to seconds."""
-    with closing(sqlite3.connect(mill.system.folder.path / "nightmill.db")) as database:
+    with closing(sqlite3.connect(inline.system.folder.path / "nightmill.db")) as database:
         [(created, planned, ended)] = database.execute(
             "SELECT created_at, in_progress_at, completed_at FROM job WHERE id = ?", (job_id,)
         )

@@ -37,9 +37,9 @@ class Ingested:
 class BenchStore:
     """One vector store."""
 
-    def __init__(self, mill: Deployment) -> None:
-        self._mill = mill
-        self.id = mill.client.vector_stores.create(name="bench", extra_body={"embedding_model": MINILM}).id
+    def __init__(self, inline: Deployment) -> None:
+        self._mill = inline
+        self.id = inline.client.vector_stores.create(name="bench", extra_body={"embedding_model": MINILM}).id
 
     def upload(self, papers: Sequence[Paper]) -> list[str]:
         """Upload papers; return their ids in the same order."""
@@ -90,31 +90,31 @@ def embedding_deployment(
     """Yield a warm deployment that embeds with torch, or with the runtime that it has `chosen` in an earlier start."""
     environment = {"NIGHTMILL_VLLM_ENABLED": "false", **({} if chosen else _TORCH), **(environment or {})}
     if chosen:
-        with deployed(folder, _LINES, (), environment) as mill:
-            _wait_until_served(mill)
-            _wait_for_choice(mill)
-    with deployed(folder, _LINES, (), environment) as mill:
-        _wait_until_served(mill)
-        yield mill
+        with deployed(folder, _LINES, (), environment) as inline:
+            _wait_until_served(inline)
+            _wait_for_choice(inline)
+    with deployed(folder, _LINES, (), environment) as inline:
+        _wait_until_served(inline)
+        yield inline
 
 
-def engine_environment(mill: Deployment, *, chosen: bool) -> dict[str, str]:
+def engine_environment(inline: Deployment, *, chosen: bool) -> dict[str, str]:
     """Return the settings of a process whose engine is configured as the deployment's."""
-    return {"NIGHTMILL_DATA_DIR": str(mill.system.folder.path), **({} if chosen else _TORCH)}
+    return {"NIGHTMILL_DATA_DIR": str(inline.system.folder.path), **({} if chosen else _TORCH)}
 
 
-def _wait_until_served(mill: Deployment) -> None:
+def _wait_until_served(inline: Deployment) -> None:
     """Wait until the workers are ready and the model has run once."""
-    mill.wait_for("cpu.plan")
-    mill.wait_for("gpu.embed")
-    store = BenchStore(mill)
+    inline.wait_for("cpu.plan")
+    inline.wait_for("gpu.embed")
+    store = BenchStore(inline)
     store.ingest(store.upload([Paper("warm.txt", b"A sentence, so that the model has run once.")]))
     store.remove()
 
 
-def _wait_for_choice(mill: Deployment) -> None:
-    records, deadline = mill.system.folder.path / "models" / "runtimes", time.monotonic() + _CHOICE_SECONDS
+def _wait_for_choice(inline: Deployment) -> None:
+    records, deadline = inline.system.folder.path / "models" / "runtimes", time.monotonic() + _CHOICE_SECONDS
     while not any(records.glob("*.json")):
-        mill.system.check()
+        inline.system.check()
         assert time.monotonic() < deadline, "no runtime was chosen"
         threading.Event().wait(1.0)

@@ -94,15 +94,15 @@ def _run(folder: Path, options: argparse.Namespace, limit: int, console: Console
         folder / "in.jsonl", options.lines, options.model, max_tokens=options.max_tokens, temperature=0, ignore_eos=True
     )
     words = ("--no-vllm", "--engine-url", options.engine_url) if options.engine_url else ()
-    with deployed(folder, _LINES, words, {"NIGHTMILL_BATCH_REQUESTS_WHILE_INTERACTIVE": str(limit)}) as mill:
-        mill.wait_for("cpu.plan")
-        mill.wait_for("gpu.generate")
-        with _Asker(mill, options.model) as asker:
+    with deployed(folder, _LINES, words, {"NIGHTMILL_BATCH_REQUESTS_WHILE_INTERACTIVE": str(limit)}) as inline:
+        inline.wait_for("cpu.plan")
+        inline.wait_for("gpu.generate")
+        with _Asker(inline, options.model) as asker:
             asker.many(_WARM_UP)
             idle = asker.many(options.asks)
             console.print(f"beside {limit}, idle: {_percentiles([one.ours for one in idle], 50)[0]:.0f} ms (median)")
-            alone = mill.run(mill.upload(folder / "alone.jsonl"))
-            loaded, beside = _loaded(mill, asker, folder / "in.jsonl", options.asks)
+            alone = inline.run(inline.upload(folder / "alone.jsonl"))
+            loaded, beside = _loaded(inline, asker, folder / "in.jsonl", options.asks)
             console.print(f"beside {limit}, under a batch: {_percentiles([one.ours for one in loaded], 50)[0]:.0f} ms")
     return Run(limit, idle, loaded, _ALONE / alone.running, beside)
 
@@ -110,14 +110,14 @@ def _run(folder: Path, options: argparse.Namespace, limit: int, console: Console
 class _Asker:
     """A client that sends one request after another."""
 
-    def __init__(self, mill: Deployment, model: str) -> None:
+    def __init__(self, inline: Deployment, model: str) -> None:
         self._model = model
         key = {
-            "Authorization": f"Bearer {mill.system.api_key}",
+            "Authorization": f"Bearer {inline.system.api_key}",
             "X-Nightmill-Resume": "10",
         }  # keep the stream
-        self._http = httpx2.Client(base_url=mill.system.url, headers=key, timeout=600)
-        self._redis: Any = redis.Redis(unix_socket_path=str(broker.socket_path(mill.system.folder.path)))
+        self._http = httpx2.Client(base_url=inline.system.url, headers=key, timeout=600)
+        self._redis: Any = redis.Redis(unix_socket_path=str(broker.socket_path(inline.system.folder.path)))
         self._random = random.Random(7)
         self._pause = threading.Event()
 
@@ -164,26 +164,26 @@ def _has_words(line: str) -> bool:
     return data != line and any(choice["delta"].get("content") for choice in json.loads(data)["choices"])
 
 
-def _loaded(mill: Deployment, asker: _Asker, path: Path, asks: int) -> tuple[list[First], float]:
+def _loaded(inline: Deployment, asker: _Asker, path: Path, asks: int) -> tuple[list[First], float]:
     """Send requests while a batch runs, and measure the batch."""
-    batch = mill.client.batches.create(
-        input_file_id=mill.upload(path), endpoint="/v1/chat/completions", completion_window="24h"
+    batch = inline.client.batches.create(
+        input_file_id=inline.upload(path), endpoint="/v1/chat/completions", completion_window="24h"
     )
-    while not (before := _done(mill, batch.id)):
+    while not (before := _done(inline, batch.id)):
         threading.Event().wait(0.2)
     began, found = time.monotonic(), list[First]()
-    while len(found) < asks and mill.client.batches.retrieve(batch.id).status == "in_progress":
+    while len(found) < asks and inline.client.batches.retrieve(batch.id).status == "in_progress":
         found.append(asker.one())
-    rate = (_done(mill, batch.id) - before) / (time.monotonic() - began)
+    rate = (_done(inline, batch.id) - before) / (time.monotonic() - began)
     with suppress(ConflictError):  # the batch has ended
-        mill.client.batches.cancel(batch.id)
+        inline.client.batches.cancel(batch.id)
     if len(found) < asks:
         raise SystemExit(f"the batch ended after {len(found)} questions: give it more --lines")
     return found, rate
 
 
-def _done(mill: Deployment, job_id: str) -> int:
-    job: Any = mill.client.get(f"/jobs/{job_id}", cast_to=object)
+def _done(inline: Deployment, job_id: str) -> int:
+    job: Any = inline.client.get(f"/jobs/{job_id}", cast_to=object)
     return int(job["progress"]["completed"])
 
 

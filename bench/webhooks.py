@@ -104,16 +104,18 @@ def _paced(db: Database, names: list[str], rate: float, seconds: float, pipe: Co
 
 def _of_jobs(folder: Path, port: int, pipe: Connection, count: int) -> None:
     variables = {"NIGHTMILL_VLLM_ENABLED": "false", "NIGHTMILL_WEBHOOK_ALLOW_PRIVATE": "true"}
-    with deployed(folder / "jobs", _LINES, (), variables) as mill:
-        mill.wait_for("cpu.plan")
-        mill.wait_for("gpu.generate")
+    with deployed(folder / "jobs", _LINES, (), variables) as inline:
+        inline.wait_for("cpu.plan")
+        inline.wait_for("gpu.generate")
         url = f"http://127.0.0.1:{port}/jobs"
-        mill.client.webhooks.create(name="bench", url=url, event_types=["batch.completed"])
+        inline.client.webhooks.create(name="bench", url=url, event_types=["batch.completed"])
         chats(folder / "one.jsonl", 1, "fake-model")
-        file_id = mill.upload(folder / "one.jsonl")
+        file_id = inline.upload(folder / "one.jsonl")
         for _ in range(count):
-            mill.client.batches.create(input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h")
-        db = Database(f"sqlite:///{mill.system.folder.path / 'nightmill.db'}", patience=30)
+            inline.client.batches.create(
+                input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h"
+            )
+        db = Database(f"sqlite:///{inline.system.folder.path / 'nightmill.db'}", patience=30)
         _wait_for(db, count)
         arrived = _arrivals(pipe)
         with db.read() as session:

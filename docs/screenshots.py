@@ -28,8 +28,8 @@ from tests.integration.test_vector_stores import running
 from tests.support.browsers import chromium
 from tests.support.console import Console, Deployment, console_of, deployed
 from tests.support.databases import fresh
-from tests.support.shop import MODEL as SHOP_MODEL
-from tests.support.shop import running_broker, shops
+from tests.support.interactive_api import MODEL as SHOP_MODEL
+from tests.support.interactive_api import running_broker, shops
 from workers.engines.port import Answer, Emit, Request
 
 IMAGES: Final = Path(__file__).parent / "images" / "console"
@@ -136,12 +136,12 @@ def _fill_table(tab: Page) -> None:
 @contextmanager
 def _help_centre(browser: Browser) -> Iterator[tuple[Console, str]]:
     """Yield the console of a deployment with real embeddings, and the id of a store with the team's articles."""
-    with tempfile.TemporaryDirectory() as folder, running(Path(folder)) as mill:
-        store = mill.client.vector_stores.create(name="Help centre").id
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder)) as inline:
+        store = inline.client.vector_stores.create(name="Help centre").id
         files = [(name, text.encode()) for name, text in HELP_CENTRE.items()]
-        mill.client.vector_stores.file_batches.upload_and_poll(store, files=files)
-        parts, system = cast("Any", None), mill.system
-        deployment = Deployment(parts, parts, system.url, mill.client, system.api_key, "nm-no-operator")
+        inline.client.vector_stores.file_batches.upload_and_poll(store, files=files)
+        parts, system = cast("Any", None), inline.system
+        deployment = Deployment(parts, parts, system.url, inline.client, system.api_key, "nm-no-operator")
         with console_of(browser, deployment) as console:
             yield console, store
 

@@ -28,10 +28,10 @@ from jobs.queues import Queue
 from jobs.registry import models
 from jobs.security.keys import create_key, ensure_project
 from jobs.webhooks.tables import Attempt, Delivery, Event, WebhookEndpoint
-from tests.support import runs
+from tests.support import worker_steps
 from tests.support.console import Deployment
 from tests.support.fake_engine import FakeEngine
-from tests.support.mill import jsonl
+from tests.support.inline_deployment import jsonl
 from workers.engines.port import Answer, Request, Usage
 
 CHAT_MODEL: Final = "qwen2.5-7b-instruct"
@@ -135,7 +135,7 @@ class SupportTeam:
         self._add_workers()
         self._add_schedules(ids["file"])
         ids["endpoint"] = self._add_webhook(ids["table"])
-        with self.deployment.mill.db.write() as session:
+        with self.deployment.inline.db.write() as session:
             create_key(session, "default")
             create_key(session, "default", manages=True)
         return ids
@@ -169,27 +169,27 @@ class SupportTeam:
         return batch.id
 
     def _make_batches(self) -> dict[str, str]:
-        mill = self.deployment.mill
+        inline = self.deployment.inline
         table = self._batch("Tickets of November", self._lines(TICKETS, CHAT_MODEL))
         weekly = self._batch("Weekly digest", self._lines(TICKETS[:6], SMALL_MODEL))
-        mill.drain(table, weekly, timeout=60)
+        inline.drain(table, weekly, timeout=60)
         self._file("tickets-2026-11.csv", tickets_csv(), "user_data")
-        mill.wait_until_idle()
+        inline.wait_until_idle()
         return {"table": table, "file": self.deployment.client.batches.retrieve(table).input_file_id}
 
     def _make_live_batches(self) -> dict[str, str]:
         """Make a batch that runs and one that waits for the embedding model, which nobody serves."""
-        mill = self.deployment.mill
-        waiting = mill.submit(_embedding_lines(), endpoint="/v1/embeddings", metadata_={"name": "Similar tickets"})
-        mill.until(lambda: mill.job(waiting).waiting_for is not None, 60)
-        mill.wait_until_idle()
+        inline = self.deployment.inline
+        waiting = inline.submit(_embedding_lines(), endpoint="/v1/embeddings", metadata_={"name": "Similar tickets"})
+        inline.until(lambda: inline.job(waiting).waiting_for is not None, 60)
+        inline.wait_until_idle()
         running = self._batch("Backlog 2026", self._lines(TICKETS * 20, CHAT_MODEL))
-        runs.plan(mill.db, running, 240, CHAT_MODEL)
-        runs.answer(mill.db, mill.storage, runs.take(mill.db, running), range(97))
+        worker_steps.plan(inline.db, running, 240, CHAT_MODEL)
+        worker_steps.answer(inline.db, inline.storage, worker_steps.take(inline.db, running), range(97))
         return {"running": running, "waiting": waiting}
 
     def _make_evaluation(self) -> dict[str, str]:
-        client, mill = self.deployment.client, self.deployment.mill
+        client, inline = self.deployment.client, self.deployment.inline
         properties = {"ticket": {"type": "string"}, "category": {"type": "string"}}
         schema = {"type": "object", "properties": properties, "required": list(properties)}
         config: Any = {"type": "custom", "item_schema": schema, "include_sample_schema": True}
@@ -207,7 +207,7 @@ class SupportTeam:
                 "input_messages": {"type": "template", "template": template},
             }  # fmt: skip
             by_model[model] = client.evals.runs.create(made.id, name=model, data_source=source).id
-            mill.drain(by_model[model], timeout=120)
+            inline.drain(by_model[model], timeout=120)
         return {"eval": made.id, "run": by_model[SMALL_MODEL], "better": by_model[CHAT_MODEL]}
 
     def _make_trainings(self) -> dict[str, str]:
@@ -229,7 +229,7 @@ class SupportTeam:
         ).id
         client.fine_tuning.jobs.pause(job_id)
         at = now()
-        with self.deployment.mill.db.write() as session:
+        with self.deployment.inline.db.write() as session:
             row = session.get_one(Job, job_id)
             plan = _TRAINED | {"n_epochs": epochs, "learning_rate_multiplier": rate}
             session.add(FinetunePlan(job_id=job_id, seconds=1_240.0, device_seconds=1_180.0, **plan))
@@ -263,7 +263,7 @@ class SupportTeam:
     def _add_history(self) -> None:
         """Add the segments of a week of work, more of them by day than by night."""
         draw, at = random.Random(7), now()
-        with self.deployment.mill.db.write() as session:
+        with self.deployment.inline.db.write() as session:
             job_id = session.scalars(select(Job.id).where(Job.model == CHAT_MODEL).limit(1)).one()
             for hour in range(1, 24 * 7 * 2):
                 moment = at - hour * 1_800
@@ -281,7 +281,7 @@ class SupportTeam:
     def _add_workers(self) -> None:
         at = now()
         ready = {"state": "ready", "created_at": at - 86_400, "seen_at": at + 3_600, "started": 1}
-        with self.deployment.mill.db.write() as session:
+        with self.deployment.inline.db.write() as session:
             workers.store_models(session, dict.fromkeys(MODELS, False), Queue.GENERATE)
             for number in (1, 2):
                 row = Worker(
@@ -299,7 +299,7 @@ class SupportTeam:
     def _add_webhook(self, batch_id: str) -> str:
         """Add an endpoint with two deliveries, of which one did not arrive at first."""
         at = now()
-        with self.deployment.mill.db.write() as session:
+        with self.deployment.inline.db.write() as session:
             project_id = ensure_project(session, "default").id
             endpoint = WebhookEndpoint(
                 id="we_helpdesk", project_id=project_id, name="Ticket system", url="https://helpdesk.example.com/hooks/nightmill",
@@ -327,7 +327,7 @@ class SupportTeam:
 
 def spread_jobs(deployment: Deployment) -> None:
     """Move ended jobs into the past, so that a list looks like that of a working day."""
-    with deployment.mill.db.write() as session:
+    with deployment.inline.db.write() as session:
         ended = session.scalars(select(Job).where(Job.completed_at.is_not(None)).order_by(Job.created_at)).all()
         for number, job in enumerate(ended):
             for column in ("created_at", "in_progress_at", "finalizing_at", "completed_at"):

@@ -7,7 +7,7 @@ import pytest
 from fastapi import FastAPI
 from openai.types import Batch
 
-from tests.support import runs
+from tests.support import worker_steps
 
 LINE = b'{"custom_id":"a","method":"POST","url":"/v1/embeddings","body":{"model":"all-minilm-l6-v2","input":"x"}}\n'
 
@@ -30,7 +30,7 @@ def test_a_batch_is_created_retrieved_and_listed(sdk: openai.OpenAI, other_sdk: 
 
 def test_a_batch_is_followed_to_its_output(sdk: openai.OpenAI, web: FastAPI) -> None:
     batch = create(sdk)
-    runs.run(web.state.services.db, web.state.services.storage, batch.id, 2)
+    worker_steps.run(web.state.services.db, web.state.services.storage, batch.id, 2)
 
     ended = sdk.batches.retrieve(batch.id)
 
@@ -46,7 +46,7 @@ def test_a_batch_is_followed_to_its_output(sdk: openai.OpenAI, web: FastAPI) -> 
 def test_a_failed_batch_tells_why(sdk: openai.OpenAI, web: FastAPI) -> None:
     batch = create(sdk)
     error = {"code": "invalid_url", "line": 7, "message": "The URL …", "param": "url"}
-    runs.fail(web.state.services.db, batch.id, [error])
+    worker_steps.fail(web.state.services.db, batch.id, [error])
 
     ended = sdk.batches.retrieve(batch.id)
 
@@ -71,7 +71,7 @@ def test_our_fields_travel_in_extra_body(sdk: openai.OpenAI) -> None:
 
 def test_cancelling_is_answered_once_and_not_retried(sdk: openai.OpenAI, web: FastAPI) -> None:
     batch, ended = create(sdk), create(sdk)
-    runs.run(web.state.services.db, web.state.services.storage, ended.id, 1)
+    worker_steps.run(web.state.services.db, web.state.services.storage, ended.id, 1)
     asked: list[str] = []
     sdk._client.event_hooks["request"].append(lambda request: asked.append(request.url.path))
 

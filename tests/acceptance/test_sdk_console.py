@@ -13,20 +13,20 @@ from fastapi import FastAPI
 from jobs.db.engine import Database
 from jobs.security.keys import create_operator_key
 from tests.support.fake_engine import FakeEngine
-from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
+from tests.support.inline_deployment import MODEL, InlineDeployment, chat_line, jsonl, running
 from tests.support.web import make_key, running_app, serve
 
 EMBEDDER = "all-minilm-l6-v2"
 
 
 @pytest.fixture
-def mill(db: Database, tmp_path: Path) -> Iterator[Mill]:
-    with running(db, tmp_path, FakeEngine((MODEL,))) as mill:
-        yield mill
+def inline(db: Database, tmp_path: Path) -> Iterator[InlineDeployment]:
+    with running(db, tmp_path, FakeEngine((MODEL,))) as inline:
+        yield inline
 
 
 @pytest.fixture
-def web(mill: Mill, db: Database, tmp_path: Path) -> Iterator[FastAPI]:
+def web(inline: InlineDeployment, db: Database, tmp_path: Path) -> Iterator[FastAPI]:
     with running_app(tmp_path, db.url) as app:
         yield app
 
@@ -47,12 +47,14 @@ def get(sdk: openai.OpenAI, path: str, **query: Any) -> Any:
     return sdk.get(path, cast_to=object, options={"params": query})
 
 
-def test_a_batch_is_explained_and_its_results_stand_beside_their_requests(sdk: openai.OpenAI, mill: Mill) -> None:
+def test_a_batch_is_explained_and_its_results_stand_beside_their_requests(
+    sdk: openai.OpenAI, inline: InlineDeployment
+) -> None:
     lines = [chat_line(f"c{n}", f"question {n}") for n in range(5)]
     file = sdk.files.create(file=("input.jsonl", jsonl(lines)), purpose="batch")
     batch = sdk.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
     waiting = get(sdk, f"/jobs/{batch.id}/explain")
-    mill.drain(batch.id)
+    inline.drain(batch.id)
 
     explained = get(sdk, f"/jobs/{batch.id}/explain")
     first = get(sdk, f"/jobs/{batch.id}/results", format="json", limit=3)
@@ -87,7 +89,7 @@ def test_a_project_makes_its_own_keys_and_reads_its_audit_log(sdk: openai.OpenAI
 
 
 def test_only_an_operators_key_steers_and_it_opens_no_project(
-    sdk: openai.OpenAI, url: str, web: FastAPI, mill: Mill
+    sdk: openai.OpenAI, url: str, web: FastAPI, inline: InlineDeployment
 ) -> None:
     with web.state.services.db.write() as session:
         key = create_operator_key(session)

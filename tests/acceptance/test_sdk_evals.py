@@ -10,8 +10,8 @@ import openai
 import pytest
 
 from jobs.db.engine import Database
-from tests.support.evaluating import JUDGE, SAME, SCORE, World, echo, evaluating, items, judged
-from tests.support.mill import MODEL
+from tests.support.eval_client import JUDGE, SAME, SCORE, World, echo, evaluating, items, judged
+from tests.support.inline_deployment import MODEL
 from tests.support.web import keep_completion_in
 
 
@@ -122,7 +122,7 @@ def test_evaluation_that_was_written_for_openai_runs_unchanged(world: World) -> 
 
 def test_logs_are_evaluated_as_they_are_and_with_another_model(world: World) -> None:
     client, source = world.client, {"type": "stored_completions", "metadata": {"use": "chat"}, "limit": 10}
-    keep_completion_in(world.mill.db, world.mill.storage, "default", said="Hello?", metadata_={"use": "chat"})
+    keep_completion_in(world.inline.db, world.inline.storage, "default", said="Hello?", metadata_={"use": "chat"})
     logs: Any = {"type": "logs", "metadata": {"use": "chat"}}
     greets: Any = {**SAME, "name": "greets", "operation": "ilike", "reference": "hello"}
     eval_id = client.evals.create(name="logs", data_source_config=logs, testing_criteria=[greets]).id

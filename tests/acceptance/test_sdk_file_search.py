@@ -15,7 +15,7 @@ from openai.types.responses import Response
 
 from jobs.db.engine import Database
 from tests.sdk.deployment import Deployment, deployed
-from tests.support.mill import MODEL
+from tests.support.inline_deployment import MODEL
 
 pytestmark = pytest.mark.timeout(120)
 TEXTS = {"leave.md": "Everybody has thirty days of leave.", "travel.md": "Trains are booked by the office."}
@@ -45,7 +45,7 @@ def test_files_are_searched_and_cited_whichever_way_it_is_asked(deployment: Depl
             await asyncio.gather(*(way(client, store.id, asked) for way in ways for asked in QUESTIONS))
 
     asyncio.run(ask())
-    assert deployment.mill.errors == []
+    assert deployment.inline.errors == []
 
 
 def _asking(store: str, asked: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from openai.types import Batch
 
 from jobs.db.engine import Database
 from tests.support.fake_engine import FakeEngine
-from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
+from tests.support.inline_deployment import MODEL, InlineDeployment, chat_line, jsonl, running
 from tests.support.web import make_key, running_app, serve
 
 
@@ -25,13 +25,13 @@ def asked() -> list[str]:
 
 
 @pytest.fixture
-def mill(db: Database, tmp_path: Path, asked: list[str]) -> Iterator[Mill]:
-    with running(db, tmp_path, FakeEngine((MODEL,), on_prompt=asked.append)) as mill:
-        yield mill
+def inline(db: Database, tmp_path: Path, asked: list[str]) -> Iterator[InlineDeployment]:
+    with running(db, tmp_path, FakeEngine((MODEL,), on_prompt=asked.append)) as inline:
+        yield inline
 
 
 @pytest.fixture
-def web(mill: Mill, db: Database, tmp_path: Path) -> Iterator[FastAPI]:
+def web(inline: InlineDeployment, db: Database, tmp_path: Path) -> Iterator[FastAPI]:
     with running_app(tmp_path, db.url) as app:
         yield app
 
@@ -48,8 +48,8 @@ def submit(sdk: openai.OpenAI, lines: list[dict[str, Any]] | bytes, **more: Any)
     return sdk.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", **more)
 
 
-def ended(sdk: openai.OpenAI, mill: Mill, batch: Batch) -> Batch:
-    mill.drain(batch.id)
+def ended(sdk: openai.OpenAI, inline: InlineDeployment, batch: Batch) -> Batch:
+    inline.drain(batch.id)
     return sdk.batches.retrieve(batch.id)
 
 
@@ -60,8 +60,8 @@ def lines_of(sdk: openai.OpenAI, file_id: str | None) -> dict[str, dict[str, Any
     return {line["custom_id"]: line for line in lines}
 
 
-def test_a_batch_goes_from_file_to_file(sdk: openai.OpenAI, mill: Mill) -> None:
-    batch = ended(sdk, mill, submit(sdk, [chat_line(f"c{n}", f"question {n}") for n in range(30)]))
+def test_a_batch_goes_from_file_to_file(sdk: openai.OpenAI, inline: InlineDeployment) -> None:
+    batch = ended(sdk, inline, submit(sdk, [chat_line(f"c{n}", f"question {n}") for n in range(30)]))
 
     output = lines_of(sdk, batch.output_file_id)
     assert (batch.status, batch.error_file_id, batch.model) == ("completed", None, MODEL)
@@ -77,7 +77,7 @@ def test_a_batch_goes_from_file_to_file(sdk: openai.OpenAI, mill: Mill) -> None:
 
 
 def test_a_batch_begins_when_those_that_it_waits_for_have_completed(
-    sdk: openai.OpenAI, mill: Mill, asked: list[str]
+    sdk: openai.OpenAI, inline: InlineDeployment, asked: list[str]
 ) -> None:
     first = submit(sdk, [chat_line("a", "first")])
     second = submit(sdk, [chat_line("a", "second")], extra_body={"after": [first.id]})
@@ -89,7 +89,7 @@ def test_a_batch_begins_when_those_that_it_waits_for_have_completed(
         {"after": sorted([first.id, second.id]), "waiting_for": "waiting_for_job"},
     ]
     for batch in (third, second, first, second, third):
-        mill.drain(batch.id)
+        inline.drain(batch.id)
 
     assert [sdk.batches.retrieve(batch.id).status for batch in (first, second, third)] == ["completed"] * 3
     assert [next(word for word in ("first", "second", "third") if word in prompt) for prompt in asked] == [
@@ -108,9 +108,9 @@ def test_a_batch_begins_when_those_that_it_waits_for_have_completed(
     ],
 )
 def test_a_file_that_is_no_good_fails_the_batch_with_its_line(
-    sdk: openai.OpenAI, mill: Mill, asked: list[str], content: bytes, code: str, line: int | None
+    sdk: openai.OpenAI, inline: InlineDeployment, asked: list[str], content: bytes, code: str, line: int | None
 ) -> None:
-    batch = ended(sdk, mill, submit(sdk, content))
+    batch = ended(sdk, inline, submit(sdk, content))
 
     assert batch.status == "failed"
     assert batch.errors is not None
@@ -119,10 +119,10 @@ def test_a_file_that_is_no_good_fails_the_batch_with_its_line(
     assert asked == []
 
 
-def test_a_file_that_does_not_exist_fails_the_batch(sdk: openai.OpenAI, mill: Mill) -> None:
+def test_a_file_that_does_not_exist_fails_the_batch(sdk: openai.OpenAI, inline: InlineDeployment) -> None:
     batch = ended(
         sdk,
-        mill,
+        inline,
         sdk.batches.create(input_file_id="file-unknown", endpoint="/v1/chat/completions", completion_window="24h"),
     )
 
@@ -135,22 +135,24 @@ def test_a_file_that_does_not_exist_fails_the_batch(sdk: openai.OpenAI, mill: Mi
     )
 
 
-def test_a_deleted_input_is_read_to_its_end(sdk: openai.OpenAI, mill: Mill) -> None:
+def test_a_deleted_input_is_read_to_its_end(sdk: openai.OpenAI, inline: InlineDeployment) -> None:
     batch = submit(sdk, [chat_line(f"c{n}", "x") for n in range(3)])
     sdk.files.delete(batch.input_file_id)
 
-    done = ended(sdk, mill, batch)
+    done = ended(sdk, inline, batch)
 
     assert (done.status, len(lines_of(sdk, done.output_file_id))) == ("completed", 3)
 
 
-def test_a_cancelled_batch_keeps_what_is_finished_and_names_the_rest(sdk: openai.OpenAI, mill: Mill) -> None:
+def test_a_cancelled_batch_keeps_what_is_finished_and_names_the_rest(
+    sdk: openai.OpenAI, inline: InlineDeployment
+) -> None:
     lines = [chat_line(f"c{n}", "quick" if n < 8 else "!slow") for n in range(24)]
     batch = submit(sdk, lines)
-    mill.until(lambda: (sdk.batches.retrieve(batch.id).request_counts or batch.request_counts).completed >= 8)  # type: ignore[union-attr]
+    inline.until(lambda: (sdk.batches.retrieve(batch.id).request_counts or batch.request_counts).completed >= 8)  # type: ignore[union-attr]
 
     assert sdk.batches.cancel(batch.id).status == "cancelling"
-    done = ended(sdk, mill, batch)
+    done = ended(sdk, inline, batch)
 
     output, errors = lines_of(sdk, done.output_file_id), lines_of(sdk, done.error_file_id)
     assert done.status == "cancelled"
@@ -159,11 +161,13 @@ def test_a_cancelled_batch_keeps_what_is_finished_and_names_the_rest(sdk: openai
     assert {line["error"]["code"] for line in errors.values()} == {"batch_cancelled"}
 
 
-def test_a_retry_runs_only_what_failed_with_the_overrides(sdk: openai.OpenAI, mill: Mill, asked: list[str]) -> None:
+def test_a_retry_runs_only_what_failed_with_the_overrides(
+    sdk: openai.OpenAI, inline: InlineDeployment, asked: list[str]
+) -> None:
     lines = [chat_line(f"c{n}", "fine" if n % 3 else "bad", **({} if n % 3 else {"model": MODEL})) for n in range(9)]
     for n in (0, 3, 6):
         lines[n]["body"]["messages"] = "!500"
-    old = ended(sdk, mill, submit(sdk, lines))
+    old = ended(sdk, inline, submit(sdk, lines))
     before = sdk.batches.retrieve(old.id)
     assert old.request_counts is not None
     assert (old.request_counts.completed, old.request_counts.failed) == (6, 3)
@@ -172,14 +176,14 @@ def test_a_retry_runs_only_what_failed_with_the_overrides(sdk: openai.OpenAI, mi
     overrides = {"messages": [{"role": "user", "content": "now it works"}]}
     new = sdk.post(f"/jobs/{old.id}/retry", cast_to=object, body={"overrides": overrides})
     assert isinstance(new, dict)
-    done = ended(sdk, mill, sdk.batches.retrieve(new["id"]))
+    done = ended(sdk, inline, sdk.batches.retrieve(new["id"]))
 
     assert (done.status, set(lines_of(sdk, done.output_file_id))) == ("completed", {"c0", "c3", "c6"})
     assert asked == ["now it works"] * 3
     assert sdk.batches.retrieve(old.id) == before
 
 
-def test_results_and_events_are_followed_while_it_runs(sdk: openai.OpenAI, mill: Mill) -> None:
+def test_results_and_events_are_followed_while_it_runs(sdk: openai.OpenAI, inline: InlineDeployment) -> None:
     http = httpx2.Client(base_url=sdk.base_url, headers=sdk.auth_headers, timeout=30)
     batch = submit(sdk, [chat_line(f"c{n}", f"q {n}") for n in range(20)])
     got: list[str] = []
@@ -196,7 +200,7 @@ def test_results_and_events_are_followed_while_it_runs(sdk: openai.OpenAI, mill:
     threads = [threading.Thread(target=one) for one in (follow, listen)]
     for thread in threads:
         thread.start()
-    mill.drain(batch.id)
+    inline.drain(batch.id)
     for thread in threads:
         thread.join(30)
     http.close()

@@ -23,7 +23,20 @@ _MIB = 1 << 20
 _BODY = 4 * _MIB - 1024  # bytes of a JSON body, a little under the limit of 4 MiB
 _TIMEOUT = 60.0  # seconds for one request
 _PLACES = 64  # requests of interactive clients that a worker takes at once
-_WORDS = ["okapi", "river", "night", "mill", "stone", "water", "grain", "wheel", "miller", "flour", "bread", "morning"]
+_WORDS = [
+    "okapi",
+    "river",
+    "night",
+    "inline",
+    "stone",
+    "water",
+    "grain",
+    "wheel",
+    "miller",
+    "flour",
+    "bread",
+    "morning",
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from jobs.security.keys import revoke_key
 from tests.badinputs.case import WORLDS, Case
 from tests.badinputs.json_bodies import BATCH, routes
 from tests.badinputs.world import Asker, World, raw_said, said
-from tests.support.mill import MODEL, chat_line, jsonl
+from tests.support.inline_deployment import MODEL, chat_line, jsonl
 from tests.support.system import pause
 from tests.support.web import keep_completion_in
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.badinputs.case import Case
 from tests.badinputs.world import World, said
-from tests.support.mill import MODEL, chat_line, jsonl
+from tests.support.inline_deployment import MODEL, chat_line, jsonl
 
 AREA = "Contexts"
 SAID: list[Any] = [{"role": "user", "content": "Hi"}]

@@ -167,7 +167,7 @@ def brought(world: World, name: str, make: Make) -> str:
 
     def over() -> bool:
         nonlocal most
-        most = max(most, world.processes["mill"].children_peak())
+        most = max(most, world.processes["inline"].children_peak())
         return str(world.client.get(f"{path}/file_batches/{batch}").json()["status"]) != "in_progress"
 
     world.eventually(over, f"the end of {batch}", _SECONDS, every=0.1)

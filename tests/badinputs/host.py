@@ -35,7 +35,7 @@ from jobs.platform import url_guard
 from jobs.settings import Settings, settings
 from jobs.timings import Timings
 from tests.badinputs.ingester import Ingester
-from tests.support.mill import running
+from tests.support.inline_deployment import running
 from workers.runtime.context import Pool
 from workers.runtime.context import build as build_worker
 from workers.webhooks import loop
@@ -104,7 +104,7 @@ def _hurry(app: FastAPI) -> None:
         limit.kwargs["idle_seconds"] = float(idle)
 
 
-def mill(config: Settings) -> None:
+def inline(config: Settings) -> None:
     stop = _stopped_by_signal()
     db = Database(config.database, patience=10)
     calm = {"shard_lines": 256, "lease_seconds": 20.0, "redelivery_seconds": 2.0}
@@ -142,7 +142,7 @@ def _with_site(permitted: Callable[..., bool]) -> Callable[..., bool]:
     return judge
 
 
-ROLES: Mapping[str, Callable[[Settings], None]] = {"web": web, "mill": mill}
+ROLES: Mapping[str, Callable[[Settings], None]] = {"web": web, "inline": inline}
 
 
 def main(role: str) -> None:

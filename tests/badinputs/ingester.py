@@ -13,7 +13,7 @@ from typing import Any
 from jobs.queues import Queue, Task
 from jobs.settings import Settings
 from tests.support.fake_engine import FakeEngine
-from tests.support.ingesting import MODEL, Reaper, Wordy
+from tests.support.ingestion import MODEL, Reaper, Wordy
 from workers.lifecycle import run, run_shard
 from workers.retrieval.ingestion.purge import purge
 from workers.retrieval.parsing.parser import Parser, limits_of

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from tests.badinputs.case import Case
 from tests.badinputs.world import World, raw_said, said
-from tests.support.mill import chat_line, jsonl
+from tests.support.inline_deployment import chat_line, jsonl
 
 AREA = "JSONL"
 _SHOWN = 3

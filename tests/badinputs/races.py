@@ -14,7 +14,7 @@ from jobs.queues import Queue
 from tests.badinputs.case import Case
 from tests.badinputs.json_bodies import BATCH
 from tests.badinputs.world import Asker, World, at_once, said
-from tests.support.mill import chat_line
+from tests.support.inline_deployment import chat_line
 from tests.support.system import pause
 
 AREA = "Idempotency"

@@ -142,13 +142,13 @@ def _status_of(pid: int, name: str) -> int:
 
 
 class World:
-    """A web process and a mill over one data folder, and clients of two projects.
+    """A web process and a deployment over one data folder, and clients of two projects.
 
     `settings` as the environment has. What may take some seconds may take `margin` times as many.
     """
 
     def __init__(
-        self, folder: Path, *, full: bool = False, margin: float = 1.0, mill: bool = True, **settings: str
+        self, folder: Path, *, full: bool = False, margin: float = 1.0, inline: bool = True, **settings: str
     ) -> None:
         self.folder, self.full, self.margin = folder, full, margin
         self.data = folder / "data"
@@ -182,7 +182,7 @@ class World:
         self.client = self.asker(self.key)
         self.stranger = self.asker(self.other_key)
         self.nobody = self.asker(None)
-        for role in ("web", "mill") if mill else ("web",):
+        for role in ("web", "inline") if inline else ("web",):
             self._start(role)
         self._wait()
 
@@ -285,8 +285,8 @@ class World:
 
         self.eventually(up, "the web process listens", _UP_SECONDS)
         self.nobody.get("/openapi.json").raise_for_status()  # composed once, in more time than an answer may take
-        if "mill" in self.processes:
-            self.eventually(self._works, "the mill's workers have joined", _UP_SECONDS)
+        if "inline" in self.processes:
+            self.eventually(self._works, "the deployment's workers have joined", _UP_SECONDS)
 
     def _works(self) -> bool:
         """Wait until the ingestion worker works, which joins last."""

@@ -7,7 +7,7 @@ from typing import Any
 import openai
 
 from tests.chaos.job_clients import JobClients
-from tests.support.evaluated import Evaluation
+from tests.support.eval_oracle import Evaluation
 
 _ITEMS = (20, 120)
 _JUDGED, _CANCELLED, _DELETED = 0.3, 0.15, 0.1  # shares of the runs

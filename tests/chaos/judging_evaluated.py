@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import openai
 
-from tests.support import evaluated
-from tests.support.evaluated import Evaluation
+from tests.support import eval_oracle
+from tests.support.eval_oracle import Evaluation
 
 if TYPE_CHECKING:
     from tests.chaos.campaign import Campaign
@@ -41,5 +41,5 @@ def _faults(campaign: "Campaign", evaluation: Evaluation) -> Iterator[str]:
     runs = [run.id for run in client.evals.runs.list(evaluation.eval_id)]
     if runs != [evaluation.id]:
         yield f"{evaluation.key} is {evaluation.id}, and its eval has the runs {runs}"
-    yield from evaluated.judge(evaluation, evaluated.fetch(client, evaluation))
-    yield from evaluated.told(evaluation, campaign.load.told)
+    yield from eval_oracle.judge(evaluation, eval_oracle.fetch(client, evaluation))
+    yield from eval_oracle.told(evaluation, campaign.load.told)

@@ -9,8 +9,8 @@ import openai
 from tests.chaos.faults import VLLM_FAULTS
 from tests.chaos.load import Broken
 from tests.chaos.source_client import SHOWN, SourceClient
-from tests.support import mirrored, recalled
-from tests.support.mirrored import Mirror, Version
+from tests.support import cache_oracle, source_oracle
+from tests.support.source_oracle import Mirror, Version
 
 if TYPE_CHECKING:
     from tests.chaos.campaign import Campaign
@@ -43,9 +43,11 @@ def judge_mirror(campaign: "Campaign") -> None:
     path = f"/vector_stores/{mirror.id}"
     items: Any = client.get(f"{path}/sources/{mirror.source}/items?limit=100", cast_to=object)
     files = {file.id: file.status for file in client.vector_stores.files.list(mirror.id, limit=100)}
-    blame(*mirrored.listed(mirror, items["data"], files))
+    blame(*source_oracle.listed(mirror, items["data"], files))
     page: Any = client.get(f"{path}/indexes", cast_to=object)
-    blame(*mirrored.indexed(mirror, page["data"], {one["id"]: _files_of(client, path, one) for one in page["data"]}))
+    blame(
+        *source_oracle.indexed(mirror, page["data"], {one["id"]: _files_of(client, path, one) for one in page["data"]})
+    )
     for index in sorted(page["data"], key=lambda one: bool(one["status"] == "active")):  # the last one stays in use
         blame(*_searched(client, source_client, index["id"]))
     blame(*contents(client, mirror), *_needles(source_client))
@@ -69,7 +71,9 @@ def _searched(client: openai.OpenAI, source_client: SourceClient, index: str) ->
         yield f"{mirror.key}: {error.message}"
         return
     found = source_client.find_patiently()
-    for why in mirrored.shown(mirror, found, list(mirror.here.values()), set(_gone(mirror)), cut=len(found) >= SHOWN):
+    for why in source_oracle.shown(
+        mirror, found, list(mirror.here.values()), set(_gone(mirror)), cut=len(found) >= SHOWN
+    ):
         yield f"{index}: {why}"
 
 
@@ -101,15 +105,15 @@ def judge_caches(campaign: "Campaign") -> None:
     """Check that cached answers were given before, to the same project, and since its cache was last cleared."""
     repeaters, blame = campaign.load.repeaters, campaign.journal.violation
     ends = [one.all_anew(_WRITTEN_SECONDS * campaign.patience) for one in repeaters]
-    blame(*(why for end in ends for why in recalled.anew(end)))
+    blame(*(why for end in ends for why in cache_oracle.anew(end)))
     clearings = [cut for one in repeaters for cut in one.clearings] + [end.clearing for end in ends]
     answers = [answer for one in repeaters for answer in one.answers]
     answers += [answer for end in ends for asked in end.answers for answer in asked]
-    blame(*recalled.answered(answers, clearings))
+    blame(*cache_oracle.answered(answers, clearings))
     vectors = [vector for one in repeaters for vector in one.vectors]
     vectors += [vector for end in ends for asked in end.vectors for vector in asked]
     log = [prompt for prompts in campaign.prompts() for prompt in prompts]
-    blame(*recalled.embedded(vectors, clearings, log))
+    blame(*cache_oracle.embedded(vectors, clearings, log))
 
 
 def judge_broken(campaign: "Campaign") -> None:

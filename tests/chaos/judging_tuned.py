@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from tests.chaos.judging import opened
-from tests.support import tuned
+from tests.support import tuning_oracle
 
 if TYPE_CHECKING:
     from tests.chaos.campaign import Campaign
@@ -24,7 +24,7 @@ def judge_tuned(campaign: "Campaign") -> None:
     load, blame = campaign.load, campaign.journal.violation
     tunings = [tuning for tuning in load.tuners.jobs if tuning.ended]
     for tuning in tunings:
-        blame(*tuned.judge(load.client.sdk, tuning), *tuned.told(tuning, load.told))
+        blame(*tuning_oracle.judge(load.client.sdk, tuning), *tuning_oracle.told(tuning, load.told))
     with opened(campaign) as stores:
-        blame(*tuned.stored(stores.db, stores.storage, tunings))
-    blame(*tuned.answered(load.tuners.answers, load.tuners.jobs))
+        blame(*tuning_oracle.stored(stores.db, stores.storage, tunings))
+    blame(*tuning_oracle.answered(load.tuners.answers, load.tuners.jobs))

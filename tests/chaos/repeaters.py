@@ -4,7 +4,7 @@
     vectors   of one text or two, as numbers or packed
     clearing  DELETE /v1/cache
 
-All answers are recorded; `tests.support.recalled` judges them.
+All answers are recorded; `tests.support.cache_oracle` judges them.
 """
 
 import random
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tests.chaos.journal import Journal
-from tests.support.recalled import CHAT, RESPONSE, TEXT, Anew, Clearing, Embedded, Recalled, floats
+from tests.support.cache_oracle import CHAT, RESPONSE, TEXT, Anew, Clearing, Embedded, Recalled, floats
 from tests.support.stub_engine import STAMP
 from tests.support.system import CACHED_MODEL, EMBED_MODEL, pause
 

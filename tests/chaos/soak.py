@@ -19,7 +19,7 @@ import psutil
 
 from tests.chaos.campaign import Campaign
 from tests.chaos.faults import ALL_FAULTS
-from tests.support.beside import beside
+from tests.support.background_thread import beside
 from tests.support.system import System
 
 #: Of two rivals, the ones that live from beginning to end.

@@ -3,8 +3,8 @@
     writer   one step after the other: it alone begins syncs, so it knows what each must have read
     reader   searches all the while, and knows what an answer must show and may not
 
-What a sync that ended well began with holds from then on (`tests.support.mirrored`). A sync that fails is a violation,
-unless an index was removed under it, or what it could not read was gone from the folder.
+What a sync that ended well began with holds from then on (`tests.support.source_oracle`). A sync that fails is a
+violation, unless an index was removed under it, or what it could not read was gone from the folder.
 """
 
 import os
@@ -19,9 +19,9 @@ import openai
 from openai.types import VectorStoreSearchResponse as Found
 
 from tests.chaos.journal import Journal
-from tests.support import mirrored
+from tests.support import source_oracle
 from tests.support.fake_engine import DIMENSIONS
-from tests.support.mirrored import Mirror, Version
+from tests.support.source_oracle import Mirror, Version
 from tests.support.store_oracle import KINDS, LARGE, SMALL, new_stem, written
 from tests.support.stub_engine import text_mark
 from tests.support.system import pause, wait_for
@@ -211,7 +211,7 @@ class SourceClient:
         if items is None:
             return
         told = f"{self.mirror.key}: sync {sync.id} is {now['status']}: {now['last_error']}, {now['counts']}"
-        if mirrored.excused(now["last_error"], items["data"], sync.here, dropped=sync.dropped):
+        if source_oracle.excused(now["last_error"], items["data"], sync.here, dropped=sync.dropped):
             self.journal.note(told)
         else:
             self.journal.violation(told)
@@ -236,9 +236,9 @@ class SourceClient:
         items = self._get(f"/sources/{self.mirror.source}/items?limit=100")
         if items is None:
             return False
-        self.journal.violation(*mirrored.listed(self.mirror, items["data"], files))
+        self.journal.violation(*source_oracle.listed(self.mirror, items["data"], files))
         same = sync.changes == self._known
-        self.journal.violation(*mirrored.counted(self.mirror, now["counts"], len(sync.here), same=same))
+        self.journal.violation(*source_oracle.counted(self.mirror, now["counts"], len(sync.here), same=same))
         return True
 
     # ── its indexes ──
@@ -261,7 +261,7 @@ class SourceClient:
         if page is None:
             return None
         self._building = any(one["file_counts"]["in_progress"] for one in page["data"])
-        self.journal.violation(*(why for one in page["data"] for why in mirrored.standing(self.mirror, one)))
+        self.journal.violation(*(why for one in page["data"] for why in source_oracle.standing(self.mirror, one)))
         return [one for one in page["data"] if one["status"] != "active"]
 
     def _build(self) -> None:
@@ -306,7 +306,7 @@ class SourceClient:
             return
         self.searches += 1
         steady = [one for one in due if one.due]
-        self.journal.violation(*mirrored.shown(mirror, found, steady, removed, cut=len(found) >= SHOWN))
+        self.journal.violation(*source_oracle.shown(mirror, found, steady, removed, cut=len(found) >= SHOWN))
 
     def find(self, words: str = "") -> list[Found] | None:
         """Everything, or where one word is. None when nobody answers."""

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.support import evaluated
-from tests.support.evaluated import Evaluation, Outcome
+from tests.support import eval_oracle
+from tests.support.eval_oracle import Evaluation, Outcome
 from tests.support.oracle import Told
 
 RIGHT = (True, False, True)
@@ -27,9 +27,9 @@ def test_items_that_are_graded_once_pass() -> None:
     )
     cancelled = Outcome("canceled", {**COUNTS, "total": 1, "passed": 1, "failed": 0}, [], [(2, "pass")])
 
-    assert list(evaluated.judge(evaluation(), WHOLE)) == []
-    assert list(evaluated.judge(evaluation(is_judged=True), errored)) == []
-    assert list(evaluated.judge(evaluation(cancelled=True), cancelled)) == []
+    assert list(eval_oracle.judge(evaluation(), WHOLE)) == []
+    assert list(eval_oracle.judge(evaluation(is_judged=True), errored)) == []
+    assert list(eval_oracle.judge(evaluation(cancelled=True), cancelled)) == []
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_items_that_are_graded_once_pass() -> None:
     ],
 )
 def test_wrong_outcome_is_blamed(change: dict[str, Any], words: str) -> None:
-    assert any(words in fault for fault in evaluated.judge(evaluation(), replace(WHOLE, **change)))
+    assert any(words in fault for fault in eval_oracle.judge(evaluation(), replace(WHOLE, **change)))
 
 
 def test_end_is_told_as_one_event() -> None:
@@ -54,5 +54,5 @@ def test_end_is_told_as_one_event() -> None:
     other = replace(event, webhook_id="wh_2", id="evt_2")
     wrong = replace(event, type="eval.run.failed")
 
-    assert evaluated.told(evaluation(), [event, event]) == []
-    assert [bool(evaluated.told(evaluation(), hooks)) for hooks in ([], [event, other], [wrong])] == [True] * 3
+    assert eval_oracle.told(evaluation(), [event, event]) == []
+    assert [bool(eval_oracle.told(evaluation(), hooks)) for hooks in ([], [event, other], [wrong])] == [True] * 3

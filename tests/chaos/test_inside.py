@@ -15,7 +15,7 @@ from jobs.queues import Queue, Task
 from jobs.retrieval import attachments
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from tests.chaos.inside import Inside
-from tests.support import ledgers
+from tests.support import sample_jobs
 from tests.support.databases import fresh
 from workers.vectors.base import Store, VectorEntry
 from workers.vectors.in_memory import MemoryVectors
@@ -101,16 +101,16 @@ def test_vectors_that_differ_from_sql_are_reported(
 
 
 def test_a_job_that_began_before_one_that_it_waits_for_is_found(found: Inside) -> None:
-    first = ledgers.finishing(found.db, [1]).id
-    second = ledgers.submitted(found.db, after=[first]).id
+    first = sample_jobs.finishing(found.db, [1]).id
+    second = sample_jobs.submitted(found.db, after=[first]).id
     assert found.violations() == []
     with found.db.write() as session:
         session.execute(update(Job).where(Job.id == second).values(waiting_for=None))
-    claim = ledgers.claim_job(found.db, second, Task.PLAN)
+    claim = sample_jobs.claim_job(found.db, second, Task.PLAN)
     with found.db.write() as session:
         ledger.begin_running(session, claim, total=0, model="stub", queue=Queue.GENERATE)
 
     early = [f"{second} began before {first} had completed"]
     assert found.violations() == early
-    ledgers.close(found.db, first)
+    sample_jobs.close(found.db, first)
     assert found.violations() == early

@@ -13,7 +13,7 @@ from openai.types import VectorStoreSearchResponse as Found
 from tests.chaos.journal import Journal
 from tests.chaos.judging_ours import contents, judge_broken, judge_mirror, own_failures, unexcused
 from tests.chaos.load import Broken
-from tests.support.mirrored import Mirror, Version
+from tests.support.source_oracle import Mirror, Version
 
 pytestmark = pytest.mark.verify
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from openai.types import VectorStoreSearchResponse as Found
 
-from tests.support import mirrored
-from tests.support.mirrored import Mirror, Version
+from tests.support import source_oracle
+from tests.support.source_oracle import Mirror, Version
 
 pytestmark = pytest.mark.verify
 
@@ -37,7 +37,7 @@ _ALL = [_chunk("d"), _chunk("c", range(2, 4)), _chunk("c", range(2))]
 
 def _shown(found: list[Found], *, cut: bool = False) -> Iterable[str]:
     mirror = _mirror()
-    return mirrored.shown(mirror, found, mirror.due, mirror.removed, cut=cut)
+    return source_oracle.shown(mirror, found, mirror.due, mirror.removed, cut=cut)
 
 
 def _items(**changes: Any) -> list[dict[str, Any]]:
@@ -53,7 +53,7 @@ def _index(name: str, status: str, missing: int = 0) -> dict[str, Any]:
 
 
 def _indexed(indexes: list[dict[str, Any]], files: dict[str, str]) -> Iterable[str]:
-    return mirrored.indexed(_mirror(), indexes, {one["id"]: files for one in indexes})
+    return source_oracle.indexed(_mirror(), indexes, {one["id"]: files for one in indexes})
 
 
 @pytest.mark.parametrize(
@@ -76,21 +76,21 @@ def _indexed(indexes: list[dict[str, Any]], files: dict[str, str]) -> Iterable[s
             _shown([*_ALL[:1], _chunk("c", range(2)), _chunk("c", file_id="file-x")], cut=True),
             "a.txt is found in 2 versions",
         ),
-        (mirrored.listed(_mirror(), _items(), _FILES), ""),
+        (source_oracle.listed(_mirror(), _items(), _FILES), ""),
         (
-            mirrored.listed(_mirror(), _items()[:1], {"file-c": "completed"}),
+            source_oracle.listed(_mirror(), _items()[:1], {"file-c": "completed"}),
             "items ['a.txt'], in the folder ['a.txt', 'b.txt']",
         ),
-        (mirrored.listed(_mirror(), _items(key="a.txt"), _FILES), "items ['a.txt'], in the folder"),
+        (source_oracle.listed(_mirror(), _items(key="a.txt"), _FILES), "items ['a.txt'], in the folder"),
         (
-            mirrored.listed(_mirror(), _items(), {**_FILES, "file-b": "completed"}),
+            source_oracle.listed(_mirror(), _items(), {**_FILES, "file-b": "completed"}),
             "['file-b'] are in the store or of the source alone",
         ),
-        (mirrored.listed(_mirror(), _items(file_id="file-c"), {"file-c": "completed"}), "alone"),
-        (mirrored.listed(_mirror(), _items(previous_file_id="file-0"), _FILES), "has file-0 before it still"),
-        (mirrored.listed(_mirror(), _items(), {**_FILES, "file-d": "failed"}), "file-d is failed"),
+        (source_oracle.listed(_mirror(), _items(file_id="file-c"), {"file-c": "completed"}), "alone"),
+        (source_oracle.listed(_mirror(), _items(previous_file_id="file-0"), _FILES), "has file-0 before it still"),
+        (source_oracle.listed(_mirror(), _items(), {**_FILES, "file-d": "failed"}), "file-d is failed"),
         (
-            mirrored.listed(_mirror(), _items(file_id="file-e"), {"file-c": "completed", "file-e": "completed"}),
+            source_oracle.listed(_mirror(), _items(file_id="file-e"), {"file-c": "completed", "file-e": "completed"}),
             "was file-d and is file-e, though it is as it was",
         ),
         (_indexed([_index("x", "active"), _index("y", "previous")], _FILES), ""),
@@ -115,7 +115,7 @@ def test_two_versions_of_a_document_are_never_shown_at_once() -> None:
     mirror = _mirror()
     mirror.versions[0].removed = False
 
-    [found] = mirrored.shown(mirror, [*_ALL, _chunk("b")], mirror.due, mirror.removed)
+    [found] = source_oracle.shown(mirror, [*_ALL, _chunk("b")], mirror.due, mirror.removed)
 
     assert "a.txt is found in 2 versions at once" in found
 
@@ -162,11 +162,11 @@ def test_a_sync_may_fail_only_for_an_index_that_was_removed_or_documents_that_we
 ) -> None:
     here = [_version("a.txt", "b", gone=True), _version("b.txt", "c")]
 
-    assert mirrored.excused({"code": code, "message": "no"}, items, here, dropped=dropped) is passes
+    assert source_oracle.excused({"code": code, "message": "no"}, items, here, dropped=dropped) is passes
 
 
 def test_a_sync_that_fails_without_a_word_is_not_excused() -> None:
-    assert not mirrored.excused(None, [], [], dropped=True)
+    assert not source_oracle.excused(None, [], [], dropped=True)
 
 
 def _counts(**changes: int) -> dict[str, int]:
@@ -188,7 +188,7 @@ def _counts(**changes: int) -> dict[str, int]:
 def test_counts_of_a_sync_are_of_all_documents_and_nothing_comes_in_that_is_as_it_was(
     counts: dict[str, int], same: bool, passes: bool
 ) -> None:
-    assert (not mirrored.counted(_mirror(), counts, 2, same=same)) is passes
+    assert (not source_oracle.counted(_mirror(), counts, 2, same=same)) is passes
 
 
 @pytest.mark.parametrize(
@@ -201,4 +201,4 @@ def test_counts_of_a_sync_are_of_all_documents_and_nothing_comes_in_that_is_as_i
     ],
 )
 def test_an_index_of_which_something_failed_is_found(status: str, counts: dict[str, int], passes: bool) -> None:
-    assert (not mirrored.standing(_mirror(), {**_index("x", status), "file_counts": counts})) is passes
+    assert (not source_oracle.standing(_mirror(), {**_index("x", status), "file_counts": counts})) is passes

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.support import recalled
+from tests.support import cache_oracle
+from tests.support.cache_oracle import CHAT, EMBEDDINGS, RESPONSE, TEXT, Anew, Clearing, Embedded, Recalled, floats
 from tests.support.fake_engine import reply
-from tests.support.recalled import CHAT, EMBEDDINGS, RESPONSE, TEXT, Anew, Clearing, Embedded, Recalled, floats
 from tests.support.stub_engine import STAMP, stamped, text_mark
 
 pytestmark = pytest.mark.verify
@@ -33,7 +33,7 @@ def _answer(at: float, stamp: float = 0.0, url: str = CHAT, **changes: Any) -> R
 def test_one_answer_is_given_again_until_the_cache_is_cleared(url: str) -> None:
     told = [_answer(1, url=url), _answer(2, 1.1, url), _answer(3, 1.1, url), _answer(6, url=url), _answer(7, 6.1, url)]
 
-    assert recalled.answered(told, [Clearing("a", 4, 5), Clearing("b", 6.5, 6.8)]) == []
+    assert cache_oracle.answered(told, [Clearing("a", 4, 5), Clearing("b", 6.5, 6.8)]) == []
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_one_answer_is_given_again_until_the_cache_is_cleared(url: str) -> None:
     ],
 )
 def test_an_answer_that_is_not_its_clients_is_found(told: list[Recalled], violation: str) -> None:
-    [found] = recalled.answered(told, [Clearing("a", 4, 5)])
+    [found] = cache_oracle.answered(told, [Clearing("a", 4, 5)])
 
     assert violation in found
 
@@ -57,7 +57,7 @@ def test_an_answer_that_is_not_its_clients_is_found(told: list[Recalled], violat
 def test_an_answer_of_before_a_clearing_may_come_while_it_is_cleared_and_another_one_after_it() -> None:
     told = [_answer(1), _answer(2, 1.1), _answer(4.5, 1.1), _answer(6), _answer(7, 6.1)]
 
-    assert recalled.answered(told, [Clearing("a", 4, 5)]) == []
+    assert cache_oracle.answered(told, [Clearing("a", 4, 5)]) == []
 
 
 def _vectors(*texts: str, at: float = 1, **changes: Any) -> Embedded:
@@ -88,7 +88,7 @@ _MISS, _HIT = (_answer(6), _vectors("x", at=6)), (_answer(8, 6.1), _vectors("x",
     ],
 )
 def test_a_cache_that_was_cleared_in_peace_is_empty_and_then_is_not(told: Anew, violation: str) -> None:
-    found = "; ".join(recalled.anew(told))
+    found = "; ".join(cache_oracle.anew(told))
 
     assert violation in found
     assert bool(found) is bool(violation)
@@ -98,7 +98,7 @@ def test_a_cache_that_was_cleared_in_peace_is_empty_and_then_is_not(told: Anew, 
 def test_vectors_come_as_numbers_or_packed() -> None:
     packed = json.loads(reply(EMBEDDINGS, {"encoding_format": "base64"}, "x").body)["data"][0]["embedding"]
 
-    assert recalled.embedded([_vectors("x", vectors=(floats(packed),))], [], ["x"]) == []
+    assert cache_oracle.embedded([_vectors("x", vectors=(floats(packed),))], [], ["x"]) == []
 
 
 @pytest.mark.parametrize(
@@ -121,4 +121,4 @@ def test_vectors_come_as_numbers_or_packed() -> None:
 def test_vectors_are_those_of_the_text_and_computed_for_whoever_has_them(
     told: list[Embedded], log: list[str], passes: bool
 ) -> None:
-    assert (not recalled.embedded(told, [Clearing("a", 4, 5)], log)) is passes
+    assert (not cache_oracle.embedded(told, [Clearing("a", 4, 5)], log)) is passes

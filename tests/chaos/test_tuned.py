@@ -7,11 +7,11 @@ import pytest
 
 from jobs.finetuning.tables import FinetuneCheckpoint
 from jobs.platform.storage import DiskStorage
-from tests.support import tuned
+from tests.support import tuning_oracle
 from tests.support.fake_trainer import loss_of, weights_of
+from tests.support.idle_workers import BASE
 from tests.support.oracle import Told
-from tests.support.stand_ins import BASE
-from tests.support.tuned import STEPS, Answered, Tuning
+from tests.support.tuning_oracle import STEPS, Answered, Tuning
 from workers.engines.training import checkpoint_folder
 
 NAME = "ft:stub-base:default:tuning-000:abc"
@@ -31,7 +31,7 @@ def answer(model: str, weights: str, named: str = "") -> Answered:
 def test_answers_of_the_right_adapters_pass() -> None:
     right = [answer(name, weights_of(SEED, step)) for name, step in tuning().models.items()] + [answer(BASE, "echo")]
 
-    assert list(tuned.answered(right, [tuning()])) == []
+    assert list(tuning_oracle.answered(right, [tuning()])) == []
 
 
 @pytest.mark.parametrize(
@@ -45,14 +45,14 @@ def test_answers_of_the_right_adapters_pass() -> None:
     ],
 )
 def test_answer_of_another_adapter_is_blamed(wrong: Answered) -> None:
-    assert len(list(tuned.answered([wrong], [tuning()]))) == 1
+    assert len(list(tuning_oracle.answered([wrong], [tuning()]))) == 1
 
 
 def test_steps_are_there_once_with_the_losses_of_their_training() -> None:
-    assert list(tuned.losses(tuning(), CURVE, STEPS)) == []
-    assert list(tuned.losses(tuning(), CURVE, STEPS + 1))
-    assert list(tuned.losses(tuning(), {step: loss for step, loss in CURVE.items() if step != 5}, STEPS - 1))
-    assert list(tuned.losses(tuning(), CURVE | {5: 9.0}, STEPS))
+    assert list(tuning_oracle.losses(tuning(), CURVE, STEPS)) == []
+    assert list(tuning_oracle.losses(tuning(), CURVE, STEPS + 1))
+    assert list(tuning_oracle.losses(tuning(), {step: loss for step, loss in CURVE.items() if step != 5}, STEPS - 1))
+    assert list(tuning_oracle.losses(tuning(), CURVE | {5: 9.0}, STEPS))
 
 
 def test_end_is_told_as_one_event() -> None:
@@ -60,8 +60,8 @@ def test_end_is_told_as_one_event() -> None:
     other = Told("/slow/all", "wh_2", "evt_2", "fine_tuning.job.succeeded", "ftjob-1")
     failed = Told("/slow/all", "wh_1", "evt_1", "fine_tuning.job.failed", "ftjob-1")
 
-    assert tuned.told(tuning(), [one, one]) == []
-    assert [bool(tuned.told(tuning(), hooks)) for hooks in ([], [one, other], [failed])] == [True] * 3
+    assert tuning_oracle.told(tuning(), [one, one]) == []
+    assert [bool(tuning_oracle.told(tuning(), hooks)) for hooks in ([], [one, other], [failed])] == [True] * 3
 
 
 @pytest.mark.parametrize("damage", ["", "optimizer.pt", "adapter_model.safetensors", "manifest.json", "nothing there"])
@@ -77,6 +77,6 @@ def test_checkpoint_is_whole_only_with_every_byte(tmp_path: Path, damage: str) -
             storage.put(f"{location}/{path.name}", b"{}" if path.name == damage else path.read_bytes())
     row = FinetuneCheckpoint(step=4, location=location, sha256=sha256, keeps_optimizer=True)
 
-    assert bool(list(tuned.whole(storage, row))) == bool(damage)
+    assert bool(list(tuning_oracle.whole(storage, row))) == bool(damage)
     row.keeps_optimizer = False
-    assert bool(list(tuned.whole(storage, row))) == (damage not in ("", "optimizer.pt"))
+    assert bool(list(tuning_oracle.whole(storage, row))) == (damage not in ("", "optimizer.pt"))

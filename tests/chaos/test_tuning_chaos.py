@@ -8,7 +8,7 @@ import pytest
 from tests.chaos.campaign import Campaign
 from tests.chaos.faults import TUNING_FAULTS
 from tests.chaos.short import QUIET, short_campaign
-from tests.support.stand_ins import BASE
+from tests.support.idle_workers import BASE
 
 # The first test waits for the whole run: three minutes on a quiet machine.
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]

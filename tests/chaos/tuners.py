@@ -15,9 +15,9 @@ import openai
 from openai.types.fine_tuning import FineTuningJob
 
 from tests.chaos.job_clients import JobClients
-from tests.support import tuned
-from tests.support.stand_ins import BASE
-from tests.support.tuned import Answered, Tuning
+from tests.support import tuning_oracle
+from tests.support.idle_workers import BASE
+from tests.support.tuning_oracle import Answered, Tuning
 
 _PAUSED_SECONDS = (1.0, 4.0)
 _LINES = 8  # of a batch that asks for one model
@@ -62,8 +62,10 @@ class Tuners(JobClients[Tuning]):
         self.jobs.append(tuning)
         key = {"Idempotency-Key": tuning.key}
         sdk = self.client.sdk
-        file = sdk.files.create(file=(f"{tuning.key}.jsonl", tuned.ROWS), purpose="fine-tune", extra_headers=key)
-        hyperparameters: Any = {"n_epochs": tuned.EPOCHS, "batch_size": tuned.BATCH}
+        file = sdk.files.create(
+            file=(f"{tuning.key}.jsonl", tuning_oracle.ROWS), purpose="fine-tune", extra_headers=key
+        )
+        hyperparameters: Any = {"n_epochs": tuning_oracle.EPOCHS, "batch_size": tuning_oracle.BATCH}
         made = sdk.fine_tuning.jobs.create(
             model=BASE,
             training_file=file.id,
@@ -118,7 +120,7 @@ class Tuners(JobClients[Tuning]):
             self.moved()
         tuning.status, tuning.ended = job.status, job.finished_at is not None
         if job.fine_tuned_model:
-            tuning.models[job.fine_tuned_model] = tuned.STEPS
+            tuning.models[job.fine_tuned_model] = tuning_oracle.STEPS
 
     # -- the asker
 

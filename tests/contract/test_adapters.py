@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from tests.contract.test_vllm_engine import MODELS
-from tests.support import adapter_maker
+from tests.support import random_adapters
 from tests.support.fake_engine import FakeEngine
 from tests.support.vllm_host import Host
 from workers.engines import probes
@@ -79,7 +79,7 @@ async def _of(engine: Engine, folder: Path) -> Subject:
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
     model, folder = materialise(SMOLLM2, MODELS), tmp_path_factory.mktemp("adapters")
     made = [_named(folder / str(number), number) for number in range(5)]
-    adapter_maker.make(model, [adapter.folder for adapter in made[:3]])
+    random_adapters.make(model, [adapter.folder for adapter in made[:3]])
     made[3].folder.mkdir()
     (made[3].folder / "adapter_config.json").write_text("{}")
     shutil.copytree(made[0].folder, made[4].folder)

@@ -16,7 +16,7 @@ import pytest
 from bench.deployment import Deployment
 from cli.demo.system import running
 from tests.contract.test_vllm_engine import MODELS
-from tests.support import harness
+from tests.support import lm_eval
 from tests.support.system import eventually, free_port
 from tests.support.vllm_host import START_SECONDS
 from workers.engines.model_folders import SMOLLM2, materialise
@@ -129,7 +129,7 @@ def plain_vllm(folder: Path, model: Path) -> Iterator[str]:
         server.wait()
 
 
-def likelihoods(evaluated: harness.Evaluated) -> list[float]:
+def likelihoods(evaluated: lm_eval.Evaluated) -> list[float]:
     """Return the log-likelihood of each choice of each item."""
     return [float(likelihood) for sample in evaluated.samples for likelihood, _ in sample["filtered_resps"]]
 
@@ -137,9 +137,9 @@ def likelihoods(evaluated: harness.Evaluated) -> list[float]:
 def test_multiple_choice_has_the_accuracy_and_the_log_likelihoods_of_plain_vllm(tmp_path: Path) -> None:
     model = materialise(SMOLLM2, MODELS)
 
-    def evaluated(name: str, url: str, key: str, fields: Mapping[str, object], *options: str) -> harness.Evaluated:
+    def evaluated(name: str, url: str, key: str, fields: Mapping[str, object], *options: str) -> lm_eval.Evaluated:
         arguments = {"model": _NAME, "base_url": f"{url}/v1/completions", "tokenizer": str(model), **fields}
-        return harness.evaluate(tmp_path / name, _TASK, rows(), "local-completions", arguments, key, *options)
+        return lm_eval.evaluate(tmp_path / name, _TASK, rows(), "local-completions", arguments, key, *options)
 
     with nightmill(tmp_path, model) as (url, key):
         ours = [

@@ -58,32 +58,32 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Deployment
     making += "tiny_llama.write(Path(sys.argv[1]), hidden_size=128, max_position_embeddings=1024)"
     subprocess.run([sys.executable, "-c", making, str(folder / BASE)], check=True, cwd=ROOT)
     (folder / "models.yaml").write_text(json.dumps({"models": _MODELS}))
-    with deployed(folder, _TRAINING) as mill:
-        name = train(mill, "lora")
+    with deployed(folder, _TRAINING) as inline:
+        name = train(inline, "lora")
     rewriting = {"NIGHTMILL_REWRITE_MODEL": name}
-    with deployed(folder, _SERVING, rewriting) as mill:
-        mill.wait_for("gpu.generate")
-        mill.wait_for("gpu.embed")
-        yield mill, name
+    with deployed(folder, _SERVING, rewriting) as inline:
+        inline.wait_for("gpu.generate")
+        inline.wait_for("gpu.embed")
+        yield inline, name
 
 
-def ended(mill: Deployment, look: Callable[[], Any], live: tuple[str, ...] | frozenset[str]) -> Any:
+def ended(inline: Deployment, look: Callable[[], Any], live: tuple[str, ...] | frozenset[str]) -> Any:
     """Return what `look` returns once its status is none of `live`."""
     while (seen := look()).status in live:
-        mill.system.check()
+        inline.system.check()
         pause(0.3)
     return seen
 
 
 def test_chats_and_completions_are_answered_by_the_adapter(tuned: tuple[Deployment, str]) -> None:
-    mill, name = tuned
+    inline, name = tuned
     asked: Any = {"messages": _QUESTION, "max_tokens": 8, "temperature": 0}
     prompt = "<|im_start|>user\nIs it 3?<|im_end|>\n<|im_start|>assistant\n"
 
-    raw = mill.client.chat.completions.with_raw_response.create(model=name, **asked)
-    base = mill.client.chat.completions.create(model=BASE, **asked)
-    chunks = list(mill.client.chat.completions.create(model=name, stream=True, **asked))
-    text = mill.client.completions.create(model=name, prompt=prompt, max_tokens=8, temperature=0)
+    raw = inline.client.chat.completions.with_raw_response.create(model=name, **asked)
+    base = inline.client.chat.completions.create(model=BASE, **asked)
+    chunks = list(inline.client.chat.completions.create(model=name, stream=True, **asked))
+    text = inline.client.completions.create(model=name, prompt=prompt, max_tokens=8, temperature=0)
 
     chat = raw.parse()
     assert (chat.model, chat.choices[0].message.content, chat.choices[0].finish_reason) == (name, ANSWER, "stop")
@@ -98,15 +98,15 @@ def test_chats_and_completions_are_answered_by_the_adapter(tuned: tuple[Deployme
 def test_responses_are_answered_by_the_adapter_at_once_streamed_and_in_the_background(
     tuned: tuple[Deployment, str],
 ) -> None:
-    mill, name = tuned
+    inline, name = tuned
     asked: Any = {"model": name, "max_output_tokens": 8, "temperature": 0}
-    create = mill.client.responses.create
+    create = inline.client.responses.create
 
     first = create(input="Is it 3?", **asked)
     following = create(input="Is it 4?", previous_response_id=first.id, **asked)
     events = list(create(input="Is it 5?", stream=True, **asked))
     begun = create(input="Is it 6?", background=True, **asked)
-    background = ended(mill, lambda: mill.client.responses.retrieve(begun.id), ("queued", "in_progress"))
+    background = ended(inline, lambda: inline.client.responses.retrieve(begun.id), ("queued", "in_progress"))
 
     last: Any = events[-1]
     answers = [first, following, last.response, background]
@@ -123,18 +123,18 @@ def test_responses_are_answered_by_the_adapter_at_once_streamed_and_in_the_backg
 def test_lines_of_a_batch_are_answered_by_the_adapter(
     tuned: tuple[Deployment, str], url: Any, body: dict[str, Any]
 ) -> None:
-    mill, name = tuned
+    inline, name = tuned
     lines = [
         {"custom_id": str(n), "method": "POST", "url": url, "body": {"model": name, "temperature": 0, **body}}
         for n in range(3)
     ]
-    file = mill.client.files.create(file=("lines.jsonl", jsonl(lines)), purpose="batch")
+    file = inline.client.files.create(file=("lines.jsonl", jsonl(lines)), purpose="batch")
 
-    batch = mill.client.batches.create(input_file_id=file.id, endpoint=url, completion_window="24h")
-    done = ended(mill, lambda: mill.client.batches.retrieve(batch.id), tuple(LIVE))
+    batch = inline.client.batches.create(input_file_id=file.id, endpoint=url, completion_window="24h")
+    done = ended(inline, lambda: inline.client.batches.retrieve(batch.id), tuple(LIVE))
 
     assert (done.status, done.request_counts.completed, done.request_counts.failed) == ("completed", 3, 0)
-    results = [json.loads(line)["response"] for line in mill.client.files.content(done.output_file_id).iter_lines()]
+    results = [json.loads(line)["response"] for line in inline.client.files.content(done.output_file_id).iter_lines()]
     assert [result["body"]["model"] for result in results] == [name] * 3
     assert [text_of(result["body"]) for result in results] == [ANSWER] * 3
 
@@ -146,11 +146,11 @@ def text_of(body: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("kind", ["completions", "responses"])
 def test_runs_of_evaluations_are_answered_by_the_adapter(tuned: tuple[Deployment, str], kind: str) -> None:
-    mill, name = tuned
+    inline, name = tuned
     schema = {"type": "object", "properties": {"question": {"type": "string"}}, "required": ["question"]}
     same: Any = {"type": "string_check", "name": "same", "operation": "eq", "reference": ANSWER}
     config: Any = {"type": "custom", "item_schema": schema, "include_sample_schema": True}
-    made = mill.client.evals.create(
+    made = inline.client.evals.create(
         name="e", data_source_config=config, testing_criteria=[same | {"input": "{{ sample.output_text }}"}]
     )
     source: Any = {
@@ -161,25 +161,25 @@ def test_runs_of_evaluations_are_answered_by_the_adapter(tuned: tuple[Deployment
         "sampling_params": {"temperature": 0, "max_completion_tokens": 8},
     }
 
-    run = mill.client.evals.runs.create(made.id, name="r", data_source=source)
-    done = ended(mill, lambda: mill.client.evals.runs.retrieve(run.id, eval_id=made.id), LIVE_RUN)
+    run = inline.client.evals.runs.create(made.id, name="r", data_source=source)
+    done = ended(inline, lambda: inline.client.evals.runs.retrieve(run.id, eval_id=made.id), LIVE_RUN)
 
     assert (done.status, done.result_counts.passed, done.result_counts.total) == ("completed", 3, 3)
     assert [(usage.run_model_name, usage.invocation_count) for usage in done.per_model_usage] == [(name, 3)]
 
 
 def test_perplexity_of_a_text_is_lower_to_the_adapter_than_to_its_base(tuned: tuple[Deployment, str]) -> None:
-    mill, name = tuned
+    inline, name = tuned
     text = f"<|im_start|>user\nIs it 3?<|im_end|>\n<|im_start|>assistant\n{ANSWER}<|im_end|>\n"
     config: Any = {"type": "custom", "item_schema": {"type": "object", "properties": {"text": {"type": "string"}}}}
     criterion: Any = {"type": "perplexity", "name": "likely", "max_perplexity": 1e6}
-    made = mill.client.evals.create(name="p", data_source_config=config, testing_criteria=[criterion])
+    made = inline.client.evals.create(name="p", data_source_config=config, testing_criteria=[criterion])
     rows = {"type": "file_content", "content": [{"item": {"text": text}}]}
 
     def perplexity(model: str) -> float:
         source: Any = {"type": "perplexity", "model": model, "text": "{{ item.text }}", "source": rows}
-        run = mill.client.evals.runs.create(made.id, name=model, data_source=source)
-        done = ended(mill, lambda: mill.client.evals.runs.retrieve(run.id, eval_id=made.id), LIVE_RUN)
+        run = inline.client.evals.runs.create(made.id, name=model, data_source=source)
+        done = ended(inline, lambda: inline.client.evals.runs.retrieve(run.id, eval_id=made.id), LIVE_RUN)
         assert (done.status, done.result_counts.errored) == ("completed", 0)
         return float(done.per_testing_criteria_results[0].to_dict()["perplexity"])
 
@@ -187,21 +187,21 @@ def test_perplexity_of_a_text_is_lower_to_the_adapter_than_to_its_base(tuned: tu
 
 
 def test_queries_are_rewritten_and_files_searched_by_the_adapter(tuned: tuple[Deployment, str]) -> None:
-    mill, name = tuned
-    store = mill.client.vector_stores.create(name="s", extra_body={"embedding_model": _EMBEDDER})
+    inline, name = tuned
+    store = inline.client.vector_stores.create(name="s", extra_body={"embedding_model": _EMBEDDER})
     for file_name, text in {"a.txt": "It says yes.", "b.txt": "Lava flows from a volcano."}.items():
-        mill.client.vector_stores.files.upload_and_poll(vector_store_id=store.id, file=(file_name, text.encode()))
+        inline.client.vector_stores.files.upload_and_poll(vector_store_id=store.id, file=(file_name, text.encode()))
 
     found: Any = None
 
     def has_rewritten() -> bool:  # a slow machine loads the adapter longer than a rewrite may take
         nonlocal found
-        found = mill.client.vector_stores.search(store.id, query="Is it 3?", rewrite_query=True)
+        found = inline.client.vector_stores.search(store.id, query="Is it 3?", rewrite_query=True)
         return bool(found.model_extra["search_query"] == [ANSWER])
 
     eventually(has_rewritten, 120, "the adapter has rewritten the query")
     tool: Any = {"type": "file_search", "vector_store_ids": [store.id], "max_num_results": 1}
-    response = mill.client.responses.create(
+    response = inline.client.responses.create(
         model=name, input="Is it 3?", tools=[tool], max_output_tokens=8, temperature=0
     )
 

@@ -36,7 +36,7 @@ _RATES = {"full": 100, "lora": 10}
 
 
 @pytest.fixture
-def mill(tmp_path: Path) -> Iterator[Deployment]:
+def inline(tmp_path: Path) -> Iterator[Deployment]:
     tiny_llama.write(tmp_path / BASE, hidden_size=128, max_position_embeddings=1024)
     models = {BASE: {"source": {"path": BASE}, "engine": "vllm", "engine_args": ENGINE}}
     (tmp_path / "models.yaml").write_text(json.dumps({"models": models}))
@@ -48,11 +48,11 @@ def mill(tmp_path: Path) -> Iterator[Deployment]:
         yield Deployment(system)
 
 
-def test_model_with_weights_of_its_own_is_trained_and_served_by_the_optional_process(mill: Deployment) -> None:
-    name = train(mill, "full")
+def test_model_with_weights_of_its_own_is_trained_and_served_by_the_optional_process(inline: Deployment) -> None:
+    name = train(inline, "full")
 
-    mill.wait_for("gpu.tuned")
-    chat = mill.client.chat.completions.create(
+    inline.wait_for("gpu.tuned")
+    chat = inline.client.chat.completions.create(
         model=name, messages=[{"role": "user", "content": "Is it 3?"}], max_tokens=8, temperature=0
     )
 
@@ -61,15 +61,15 @@ def test_model_with_weights_of_its_own_is_trained_and_served_by_the_optional_pro
     assert chat.choices[0].finish_reason == "stop"
 
 
-def train(mill: Deployment, peft: str) -> str:
+def train(inline: Deployment, peft: str) -> str:
     """Train the model to answer each question by `ANSWER`; return the name of the result."""
     rows = [
         {"messages": [{"role": "user", "content": f"Is it {n}?"}, {"role": "assistant", "content": ANSWER}]}
         for n in range(24)
     ]
-    file = mill.client.files.create(file=("rows.jsonl", jsonl(rows)), purpose="fine-tune")
+    file = inline.client.files.create(file=("rows.jsonl", jsonl(rows)), purpose="fine-tune")
     hyperparameters: Any = {"n_epochs": 20, "batch_size": 4, "learning_rate_multiplier": _RATES[peft]}
-    job = mill.client.fine_tuning.jobs.create(
+    job = inline.client.fine_tuning.jobs.create(
         model=BASE,
         training_file=file.id,
         method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
@@ -77,7 +77,7 @@ def train(mill: Deployment, peft: str) -> str:
     )
     while job.finished_at is None:
         pause(0.5)
-        mill.system.check()
-        job = mill.client.fine_tuning.jobs.retrieve(job.id)
+        inline.system.check()
+        job = inline.client.fine_tuning.jobs.retrieve(job.id)
     assert job.fine_tuned_model, job
     return job.fine_tuned_model

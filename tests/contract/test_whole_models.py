@@ -48,7 +48,7 @@ def test_whole_models_are_swapped_and_each_answers_with_its_own_weights(tmp_path
     expected = [complete(text) for text in json.loads(run(["-c", _PREPARE, *map(str, folders)]).splitlines()[-1])]
     (folders[2] / "probes.json").write_bytes((folders[1] / "probes.json").read_bytes())
 
-    served = json.loads(run(["-m", "tests.support.whole_models", str(tmp_path)]))
+    served = json.loads(run(["-m", "tests.support.serve_whole_models", str(tmp_path)]))
 
     assert expected[0] != expected[1]
     assert [complete(served["first"]), complete(served["second"])] == expected[:2]

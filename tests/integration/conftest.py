@@ -8,7 +8,7 @@ from playwright.sync_api import Browser
 
 from tests.conftest import copied
 from tests.support.browsers import chromium
-from tests.support.shop import Shop, running_broker, shops
+from tests.support.interactive_api import Shop, running_broker, shops
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from sqlalchemy import select
 from jobs.clock import now
 from jobs.inference.tables import StoredCompletion, StoredResponse
 from jobs.ledger.tables import Audit
-from tests.support.citing import RESULTS, TEXT, TOOL, citing, found, searching
-from tests.support.lost import look_twice
-from tests.support.shop import CHAT, MODEL, RESPONSE, STORED_CHAT, Endpoint, Shop, endpoints, text_of
+from tests.support.cited_responses import RESULTS, TEXT, TOOL, citing, found, searching
+from tests.support.interactive_api import CHAT, MODEL, RESPONSE, STORED_CHAT, Endpoint, Shop, endpoints, text_of
+from tests.support.orphan_files import look_twice
 from tests.support.system import eventually
 from workers.dispatcher.retention import Retention
 from workers.engines.port import Answer, Emit, EngineFault, Request, refusal

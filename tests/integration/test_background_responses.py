@@ -23,8 +23,8 @@ from jobs.ledger.tables import Job
 from jobs.platform.storage import DiskStorage
 from jobs.webhooks.tables import Event
 from tests.support.fake_engine import FakeEngine, reply
-from tests.support.lost import look_twice
-from tests.support.mill import MODEL, Mill, running
+from tests.support.inline_deployment import MODEL, InlineDeployment, running
+from tests.support.orphan_files import look_twice
 from tests.support.web import make_key, running_app, serve
 from workers.dispatcher.retention import Retention
 from workers.engines.port import Answer, Request, refusal
@@ -36,7 +36,7 @@ from workers.kinds import HANDLERS
 class World:
     """A client, and those who work for it when they are told to."""
 
-    mill: Mill
+    inline: InlineDeployment
     client: OpenAI
     faults: list[Answer] = field(default_factory=list)
 
@@ -46,16 +46,16 @@ class World:
         return made
 
     def ended(self, made: Response) -> Response:
-        self.mill.drain(made.id)
+        self.inline.drain(made.id)
         return self.client.responses.retrieve(made.id)
 
     def told(self, response_id: str) -> list[str]:
-        with self.mill.db.read() as session:
+        with self.inline.db.read() as session:
             told = session.scalars(select(Event.type).where(Event.subject_id == response_id).order_by(Event.seq)).all()
         return [kind for kind in told if not kind.startswith("job.")]
 
     def objects(self) -> list[str]:
-        return self.mill.storage.list("responses")
+        return self.inline.storage.list("responses")
 
 
 @pytest.fixture
@@ -63,12 +63,12 @@ def world(db: Database, tmp_path: Path) -> Iterator[World]:
     faults: list[Answer] = []
     engine = FakeEngine((MODEL,), fault=lambda _: faults.pop() if faults else None)
     with (
-        running(db, tmp_path, engine) as mill,
+        running(db, tmp_path, engine) as inline,
         running_app(tmp_path, db.url) as app,
         serve(app) as url,
         OpenAI(base_url=f"{url}/v1", api_key=make_key(app), max_retries=0) as client,
     ):
-        yield World(mill, client, faults)
+        yield World(inline, client, faults)
 
 
 def test_a_response_is_queued_at_once_and_answered_later(world: World) -> None:
@@ -86,7 +86,7 @@ def test_a_response_is_queued_at_once_and_answered_later(world: World) -> None:
     assert done.output_text.startswith("echo ")
     assert (made.safety_identifier, done.safety_identifier) == ("s1", "s1")
     assert done.usage
-    job = world.mill.job(made.id)
+    job = world.inline.job(made.id)
     assert (job.kind, job.state, job.completed, job.failed) == ("response", JobState.SUCCEEDED, 1, 0)
     assert job.input_tokens + job.output_tokens == done.usage.total_tokens
     assert world.told(made.id) == ["response.completed"]
@@ -94,13 +94,13 @@ def test_a_response_is_queued_at_once_and_answered_later(world: World) -> None:
 
 def test_its_row_knows_the_size_of_what_was_asked_and_of_what_is_answered(world: World) -> None:
     def size() -> int | None:
-        with world.mill.db.read() as session:
+        with world.inline.db.read() as session:
             return session.scalars(select(StoredResponse.bytes)).one()
 
     made = world.create()
-    assert size() == world.mill.storage.size(f"responses/{made.id}")
+    assert size() == world.inline.storage.size(f"responses/{made.id}")
     world.ended(made)
-    assert size() == world.mill.storage.size(f"responses/{made.id}")
+    assert size() == world.inline.storage.size(f"responses/{made.id}")
 
 
 def test_it_is_no_batch_and_has_no_files(world: World) -> None:
@@ -137,7 +137,7 @@ def test_a_refusal_fails_it_with_the_engines_words(world: World) -> None:
     assert failed.status == "failed"
     assert failed.error
     assert (failed.error.code, failed.error.message) == ("server_error", "The prompt is too long.")
-    job = world.mill.job(failed.id)
+    job = world.inline.job(failed.id)
     assert (job.state, job.completed, job.failed) == (JobState.FAILED, 0, 1)
     assert job.errors
     assert job.errors[0]["code"] == "context_length_exceeded"
@@ -168,11 +168,11 @@ def test_an_answer_that_is_no_response_is_a_failure(world: World, body: bytes) -
 
 def test_deleted_answered_response_leaves_nothing(world: World) -> None:
     done = world.ended(world.create())
-    assert world.mill.storage.list(f"jobs/{done.id}")
+    assert world.inline.storage.list(f"jobs/{done.id}")
 
     world.client.responses.delete(done.id)
 
-    assert world.mill.storage.list(f"jobs/{done.id}") == world.objects() == []
+    assert world.inline.storage.list(f"jobs/{done.id}") == world.objects() == []
 
 
 def test_truncated_response_is_incomplete(world: World) -> None:
@@ -225,7 +225,7 @@ def test_response_cancelled_during_its_answer_ends_as_cancelled_without_the_answ
 
     done = world.ended(made)
 
-    assert (len(segments), done.status, world.mill.job(made.id).completed) == (1, "cancelled", 1)
+    assert (len(segments), done.status, world.inline.job(made.id).completed) == (1, "cancelled", 1)
     assert world.told(made.id) == ["response.cancelled"]
 
 
@@ -237,7 +237,7 @@ def test_to_cancel_what_is_answered_changes_nothing(world: World) -> None:
 
 def test_response_that_is_not_answered_in_time_fails(world: World) -> None:
     made = world.create()
-    with world.mill.db.write() as session:
+    with world.inline.db.write() as session:
         session.execute(update(Job).where(Job.id == made.id).values(deadline=now() - 1))
 
     failed = world.ended(made)
@@ -252,8 +252,8 @@ def test_deleted_response_is_not_answered_and_leaves_nothing(world: World) -> No
 
     world.client.responses.delete(made.id)
 
-    world.mill.drain(made.id)
-    assert world.mill.job(made.id).state == JobState.CANCELLED
+    world.inline.drain(made.id)
+    assert world.inline.job(made.id).state == JobState.CANCELLED
     with pytest.raises(openai.NotFoundError):
         world.client.responses.retrieve(made.id)
     assert world.objects() == []
@@ -275,12 +275,12 @@ def test_response_deleted_during_its_answer_leaves_nothing(
         monkeypatch.setattr(background_responses, step, deleted_before)
     made = world.create()
 
-    world.mill.drain(made.id)
-    world.mill.wait_until_idle()
+    world.inline.drain(made.id)
+    world.inline.wait_until_idle()
 
-    job = world.mill.job(made.id)
+    job = world.inline.job(made.id)
     assert (job.state, job.failed_attempts) == (JobState.SUCCEEDED, 0)
-    assert world.objects() == world.mill.storage.list(f"jobs/{made.id}") == []
+    assert world.objects() == world.inline.storage.list(f"jobs/{made.id}") == []
 
 
 def test_response_is_deleted_while_storage_deletes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,16 +291,16 @@ def test_response_is_deleted_while_storage_deletes_nothing(world: World, monkeyp
 
     def deleted_before(context: Any, response_id: str) -> Any:
         world.client.responses.delete(response_id)
-        monkeypatch.setattr(world.mill.storage, "delete", away)
+        monkeypatch.setattr(world.inline.storage, "delete", away)
         return found(context, response_id)
 
     monkeypatch.setattr(background_responses, "_object", deleted_before)
     made = world.create()
 
-    world.mill.drain(made.id)
-    world.mill.wait_until_idle()
+    world.inline.drain(made.id)
+    world.inline.wait_until_idle()
 
-    assert world.mill.job(made.id).state == JobState.SUCCEEDED
+    assert world.inline.job(made.id).state == JobState.SUCCEEDED
 
 
 def test_a_worker_that_dies_with_the_answer_written_leaves_it_to_the_next(
@@ -349,7 +349,7 @@ def test_invalid_requests_are_refused_at_once(world: World, fields: dict[str, An
 def test_response_is_not_retried_but_requested_again(world: World) -> None:
     made = world.create()
     world.client.responses.cancel(made.id)
-    world.mill.drain(made.id)
+    world.inline.drain(made.id)
 
     with pytest.raises(openai.BadRequestError, match="not retried"):
         world.client.post(f"/jobs/{made.id}/retry", cast_to=object)
@@ -357,23 +357,23 @@ def test_response_is_not_retried_but_requested_again(world: World) -> None:
 
 def test_retention_keeps_what_still_waits(world: World) -> None:
     made = world.create()
-    retention = Retention(world.mill.config, world.mill.db, world.mill.storage)
+    retention = Retention(world.inline.config, world.inline.db, world.inline.storage)
 
     retention.run()
-    look_twice(world.mill.config, world.mill.db, world.mill.storage)
+    look_twice(world.inline.config, world.inline.db, world.inline.storage)
 
     assert world.ended(made).status == "completed"
 
 
 def test_its_prompt_is_asked_once(world: World) -> None:
     asked: list[Request] = []
-    answer = world.mill.engine.answer
+    answer = world.inline.engine.answer
 
     async def noting(request: Request) -> Answer:
         asked.append(request)
         return await answer(request)
 
-    world.mill.engine.answer = noting  # type: ignore[method-assign]
+    world.inline.engine.answer = noting  # type: ignore[method-assign]
 
     world.ended(world.create([{"role": "user", "content": "only once"}], temperature=0.5))
 

@@ -27,9 +27,9 @@ from jobs.inference.stored import StoredAnswer
 from jobs.ledger import shards
 from jobs.security.keys import revoke_key
 from jobs.settings import Settings
-from tests.support.citing import RESULTS, TEXT, TOOL, citing, found, searching
+from tests.support.cited_responses import RESULTS, TEXT, TOOL, citing, found, searching
 from tests.support.fake_engine import FakeEngine
-from tests.support.mill import MODEL, Mill, running
+from tests.support.inline_deployment import MODEL, InlineDeployment, running
 from tests.support.system import eventually
 from tests.support.web import hurry, make_key, running_app, serve
 from workers.engines.port import Answer, Emit, EngineFault, Request, refusal
@@ -46,7 +46,7 @@ BODY = {"model": MODEL, "input": "Hello"}
 
 @dataclass
 class World:
-    mill: Mill
+    inline: InlineDeployment
     client: OpenAI
     redis_url: str
     app: FastAPI
@@ -65,23 +65,23 @@ def make_world(db: Database, tmp_path: Path, redis_url: str) -> Iterator[Callabl
 
         def make(engine: FakeEngine, **settings: Any) -> World:
             given = {"streams_url": redis_url, **settings}
-            mill = stack.enter_context(running(db, tmp_path, engine, **given))
+            inline = stack.enter_context(running(db, tmp_path, engine, **given))
             app = stack.enter_context(running_app(tmp_path, db.url, **given))
             url = stack.enter_context(serve(app))
             client = stack.enter_context(OpenAI(base_url=f"{url}/v1", api_key=make_key(app), max_retries=0, timeout=30))
             stop = threading.Event()
-            ticking = threading.Thread(target=_tick, args=(mill, stop), daemon=True)
+            ticking = threading.Thread(target=_tick, args=(inline, stop), daemon=True)
             ticking.start()
             stack.callback(ticking.join)
             stack.callback(stop.set)
-            return World(mill, client, redis_url, app)
+            return World(inline, client, redis_url, app)
 
         yield make
 
 
-def _tick(mill: Mill, stop: threading.Event) -> None:
+def _tick(inline: InlineDeployment, stop: threading.Event) -> None:
     while not stop.wait(0.01):
-        mill.dispatcher.tick()
+        inline.dispatcher.tick()
 
 
 class Paced(FakeEngine):
@@ -278,8 +278,8 @@ def test_an_attempt_that_breaks_when_its_output_has_ended_leaves_nothing_open(ma
     assert _ids(_helped(events)) == _ids(events[-1].response)  # type: ignore[union-attr]
 
 
-def _lose(mill: Mill) -> bool:
-    with mill.db.write() as session:
+def _lose(inline: InlineDeployment) -> bool:
+    with inline.db.write() as session:
         [(job_id, n, epoch, heartbeat, _)] = shards.running(session)
         return shards.revoke_lease(session, job_id, n, epoch, heartbeat)
 
@@ -288,7 +288,7 @@ def test_a_worker_whose_lease_is_lost_has_its_answer_given_by_the_next(make_worl
     world = make_world(Paced(pause=0.2), lease_seconds=60.0)
     stream = world.create()
     seen = [next(stream) for _ in range(5)]
-    eventually(lambda: _lose(world.mill), 10, "between two heartbeats it is taken from its worker")
+    eventually(lambda: _lose(world.inline), 10, "between two heartbeats it is taken from its worker")
     events = seen + list(stream)
 
     numbers = [event.sequence_number for event in events]
@@ -312,7 +312,7 @@ def test_events_of_a_lost_worker_are_not_shown(make_world: Any) -> None:
 
     host: Any = SimpleNamespace(engine=Late())
     zombie = EventPublisher(host, Settings(streams_url=world.redis_url), response_id, 0)
-    world.mill.host.call(zombie.answer(Request("/v1/responses", BODY, "r"))).result(30)
+    world.inline.host.call(zombie.answer(Request("/v1/responses", BODY, "r"))).result(30)
     with redis.Redis.from_url(world.redis_url) as server:
         assert any(b"LATE" in entry[b"p"] for _, entry in server.xrange(interactive.answer_key(response_id)))
     events = seen + list(stream)
@@ -400,7 +400,7 @@ def test_it_ends_when_its_key_is_revoked(make_world: Any, monkeypatch: pytest.Mo
     hurry(world.app, response_look=0.05)
     stream = world.create()
     first = next(stream)
-    with world.mill.db.write() as session:
+    with world.inline.db.write() as session:
         revoke_key(session, world.client.api_key.split("_")[1])
 
     rest = list(stream)

@@ -22,7 +22,7 @@ from jobs.queues import Queue, Task
 from jobs.requests.endpoints import RESPONSES
 from jobs.timings import Timings
 from tests.support.fake_engine import FakeEngine
-from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
+from tests.support.inline_deployment import MODEL, InlineDeployment, chat_line, jsonl, running
 from workers import lifecycle
 from workers.batches import finishing
 from workers.engines.port import Answer, EngineBusy, Request, refusal
@@ -34,7 +34,7 @@ def asked() -> list[str]:
 
 
 @pytest.fixture
-def mill(db: Database, tmp_path: Path, asked: list[str]) -> Iterator[Mill]:
+def inline(db: Database, tmp_path: Path, asked: list[str]) -> Iterator[InlineDeployment]:
     with running(db, tmp_path, FakeEngine((MODEL,), on_prompt=asked.append)) as made:
         yield made
 
@@ -61,17 +61,17 @@ def _measured(db: Database, name: str) -> dict[str, int]:
     return dict(sums)
 
 
-def test_every_line_comes_out_once_in_order_with_exact_usage(mill: Mill, asked: list[str]) -> None:
-    (job,) = mill.drain(mill.submit(_batch(50)))
+def test_every_line_comes_out_once_in_order_with_exact_usage(inline: InlineDeployment, asked: list[str]) -> None:
+    (job,) = inline.drain(inline.submit(_batch(50)))
 
-    output, errors = mill.results(job)
+    output, errors = inline.results(job)
     assert job.state == JobState.SUCCEEDED
     assert _ids(output) == [f"r{n}" for n in range(50)]
     assert errors == []
     assert (job.total, job.completed, job.failed) == (50, 50, 0)
     assert _usage(output) == job.input_tokens + job.output_tokens
     assert len(asked) == 50
-    found = {name: _measured(mill.db, name) for name in (measures.WAIT, measures.ENGINE, measures.ENDED)}
+    found = {name: _measured(inline.db, name) for name in (measures.WAIT, measures.ENGINE, measures.ENDED)}
     assert found == {"wait": {"generation": 1}, "engine": {MODEL: 50}, "ended": {"generation": 1}}
 
 
@@ -87,9 +87,9 @@ def test_a_response_that_needs_more_than_its_line_is_refused_and_its_neighbours_
         for n, body in enumerate(bodies)
     ]
 
-    with running(db, tmp_path, FakeEngine((MODEL,), fault=asked.append)) as mill:
-        (job,) = mill.drain(mill.submit(jsonl(lines), endpoint=RESPONSES))
-        output, errors = mill.results(job)
+    with running(db, tmp_path, FakeEngine((MODEL,), fault=asked.append)) as inline:
+        (job,) = inline.drain(inline.submit(jsonl(lines), endpoint=RESPONSES))
+        output, errors = inline.results(job)
 
     assert (job.state, job.completed, job.failed) == (JobState.SUCCEEDED, 2, 3)
     assert _ids(output) == ["r3", "r4"]
@@ -107,8 +107,8 @@ def test_an_engine_that_could_keep_a_chat_is_not_told_to(db: Database, tmp_path:
         chat_line("not", "b", store=False, metadata={"a": "b"}),
     ]
 
-    with running(db, tmp_path, FakeEngine((MODEL,), fault=asked.append)) as mill:
-        (job,) = mill.drain(mill.submit(jsonl(lines)))
+    with running(db, tmp_path, FakeEngine((MODEL,), fault=asked.append)) as inline:
+        (job,) = inline.drain(inline.submit(jsonl(lines)))
 
     assert job.completed == 2
     assert sorted((sorted(request.body) for request in asked), key=len) == [
@@ -122,17 +122,19 @@ def test_what_became_of_the_lines_is_counted(db: Database, tmp_path: Path) -> No
         too_long = "long" in str(request.body)
         return refusal(400, "Too long.", code="context_length_exceeded") if too_long else None
 
-    with running(db, tmp_path, FakeEngine((MODEL,), fault=judge)) as mill:
-        job_id = mill.submit(_batch(5) + jsonl([chat_line("l", "long"), chat_line("m", "long too")]))
-        mill.drain(job_id)
+    with running(db, tmp_path, FakeEngine((MODEL,), fault=judge)) as inline:
+        job_id = inline.submit(_batch(5) + jsonl([chat_line("l", "long"), chat_line("m", "long too")]))
+        inline.drain(job_id)
 
     with db.read() as session:
         rows = session.execute(select(Outcome.name, Outcome.count).where(Outcome.job_id == job_id)).all()
     assert sorted(map(tuple, rows)) == [("error:context_length_exceeded", 2), ("stop", 5)]
 
 
-def test_a_storage_that_is_away_blames_no_line_and_loses_nothing(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
-    put, away = mill.storage.put, [40]
+def test_a_storage_that_is_away_blames_no_line_and_loses_nothing(
+    inline: InlineDeployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, away = inline.storage.put, [40]
 
     def sometimes(path: str, data: bytes) -> None:
         if path.startswith("jobs/") and away[0] > 0:
@@ -141,10 +143,10 @@ def test_a_storage_that_is_away_blames_no_line_and_loses_nothing(mill: Mill, mon
         put(path, data)
 
     monkeypatch.setattr(DiskStorage, "put", lambda _self, path, data: sometimes(path, data))
-    mill.gpu = replace(mill.gpu, timings=replace(Timings(), storage_retry=0.05))
-    (job,) = mill.drain(mill.submit(_batch(50)))
+    inline.gpu = replace(inline.gpu, timings=replace(Timings(), storage_retry=0.05))
+    (job,) = inline.drain(inline.submit(_batch(50)))
 
-    output, errors = mill.results(job)
+    output, errors = inline.results(job)
     assert (job.state, len(output), errors) == (JobState.SUCCEEDED, 50, [])
     assert away == [0]
 
@@ -158,18 +160,18 @@ def test_a_shard_whose_answers_cannot_be_stored_asks_nothing_more(
     def full(_self: DiskStorage, path: str, _data: bytes) -> None:
         raise StorageFull(path)
 
-    with running(db, tmp_path, FakeEngine((MODEL,), fault=refuse)) as mill:
-        job_id = mill.submit(_batch(2))
+    with running(db, tmp_path, FakeEngine((MODEL,), fault=refuse)) as inline:
+        job_id = inline.submit(_batch(2))
         monkeypatch.setattr(DiskStorage, "put", full)
-        mill.until(lambda: mill.job(job_id).waiting_for == "disk")
+        inline.until(lambda: inline.job(job_id).waiting_for == "disk")
 
-        mill.until(lambda: not asyncio.all_tasks(mill.host.loop), timeout=Timings().engine_busy / 2)
+        inline.until(lambda: not asyncio.all_tasks(inline.host.loop), timeout=Timings().engine_busy / 2)
 
-        assert mill.job(job_id).state == JobState.RUNNING
+        assert inline.job(job_id).state == JobState.RUNNING
 
 
 def test_a_database_that_cannot_be_read_while_results_are_assembled_costs_the_job_nothing(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch
+    inline: InlineDeployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, busy = finishing._Finisher.run, [lifecycle.MAX_TRIES + 2]
 
@@ -180,52 +182,58 @@ def test_a_database_that_cannot_be_read_while_results_are_assembled_costs_the_jo
         run(finisher)
 
     monkeypatch.setattr(finishing._Finisher, "run", sometimes)
-    mill.cpu, mill.gpu = (replace(one, timings=replace(Timings(), database_retry=0.02)) for one in (mill.cpu, mill.gpu))
-    (job,) = mill.drain(mill.submit(_batch(50)))
+    inline.cpu, inline.gpu = (
+        replace(one, timings=replace(Timings(), database_retry=0.02)) for one in (inline.cpu, inline.gpu)
+    )
+    (job,) = inline.drain(inline.submit(_batch(50)))
 
-    output, errors = mill.results(job)
+    output, errors = inline.results(job)
     assert (job.state, job.failed_attempts, len(output), errors) == (JobState.SUCCEEDED, 0, 50, [])
     assert busy == [0]
 
 
-def test_results_that_storage_has_lost_fail_the_job_after_some_tries_and_a_retry_runs_everything(mill: Mill) -> None:
-    job_id = mill.submit(_batch(50))
-    mill.lose_messages = lambda task: task == Task.FINISH
-    mill.until(lambda: mill.job(job_id).state == JobState.FINISHING)
-    for path in mill.storage.list(f"jobs/{job_id}"):
-        mill.storage.delete(path)
-    mill.lose_messages = lambda _task: False
+def test_results_that_storage_has_lost_fail_the_job_after_some_tries_and_a_retry_runs_everything(
+    inline: InlineDeployment,
+) -> None:
+    job_id = inline.submit(_batch(50))
+    inline.lose_messages = lambda task: task == Task.FINISH
+    inline.until(lambda: inline.job(job_id).state == JobState.FINISHING)
+    for path in inline.storage.list(f"jobs/{job_id}"):
+        inline.storage.delete(path)
+    inline.lose_messages = lambda _task: False
 
-    (job,) = mill.drain(job_id)
+    (job,) = inline.drain(job_id)
 
     assert job.state == JobState.FAILED
     assert [error["code"] for error in job.errors or []] == ["results_lost"]
     assert (job.failed_attempts, job.completed) == (lifecycle.MAX_TRIES, 50)
-    assert mill.results(job) == ([], [])
+    assert inline.results(job) == ([], [])
 
-    (again,) = mill.drain(mill.submit(b"", input_path=job.input_path, retry_of=job_id))
+    (again,) = inline.drain(inline.submit(b"", input_path=job.input_path, retry_of=job_id))
 
     assert (again.state, again.total) == (JobState.SUCCEEDED, 50)
-    assert _ids(mill.results(again)[0]) == [f"r{n}" for n in range(50)]
+    assert _ids(inline.results(again)[0]) == [f"r{n}" for n in range(50)]
 
 
-def test_a_job_that_cannot_be_planned_fails_after_some_tries(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_cannot_be_planned_fails_after_some_tries(
+    inline: InlineDeployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("a bug, with a prompt in its message")
 
     monkeypatch.setattr("jobs.fleet.routing.route", broken)
 
-    (job,) = mill.drain(mill.submit(_batch(5)))
+    (job,) = inline.drain(inline.submit(_batch(5)))
 
     assert (job.state, job.failed_attempts) == (JobState.FAILED, lifecycle.MAX_TRIES)
     assert [error["code"] for error in job.errors or []] == ["internal_error"]
     assert "prompt" not in str(job.errors)
 
 
-def test_output_line_has_the_shape_of_openai(mill: Mill) -> None:
-    (job,) = mill.drain(mill.submit(_batch(1)))
+def test_output_line_has_the_shape_of_openai(inline: InlineDeployment) -> None:
+    (job,) = inline.drain(inline.submit(_batch(1)))
 
-    (line,) = mill.results(job)[0]
+    (line,) = inline.results(job)[0]
     assert set(line) == {"id", "custom_id", "response", "error"}
     assert line["id"].startswith("batch_req_")
     assert line["response"]["status_code"] == 200
@@ -234,12 +242,12 @@ def test_output_line_has_the_shape_of_openai(mill: Mill) -> None:
     assert line["error"] is None
 
 
-def test_events_and_audit_tell_each_transition_once(mill: Mill) -> None:
-    job_id = mill.submit(_batch(3))
-    mill.drain(job_id)
-    mill.until(lambda: not _unsealed(mill.db))
+def test_events_and_audit_tell_each_transition_once(inline: InlineDeployment) -> None:
+    job_id = inline.submit(_batch(3))
+    inline.drain(job_id)
+    inline.until(lambda: not _unsealed(inline.db))
 
-    with mill.db.read() as session:
+    with inline.db.read() as session:
         told = [event.type for event in events.after(session, job_id, 0, 100)]
         moves = session.execute(select(Audit.source, Audit.destination).where(Audit.target == job_id)).all()
         verdict = audit.verify(session)
@@ -248,11 +256,13 @@ def test_events_and_audit_tell_each_transition_once(mill: Mill) -> None:
     assert verdict.faults == ()
 
 
-def test_bad_lines_fail_the_job_with_their_numbers_and_nothing_is_run(mill: Mill, asked: list[str]) -> None:
+def test_bad_lines_fail_the_job_with_their_numbers_and_nothing_is_run(
+    inline: InlineDeployment, asked: list[str]
+) -> None:
     good = chat_line("a", "x")
     content = jsonl([good]) + b"\n{broken\n" + jsonl([good, {**chat_line("b", "y"), "url": "/v1/embeddings"}])
 
-    (job,) = mill.drain(mill.submit(content))
+    (job,) = inline.drain(inline.submit(content))
 
     assert job.state == JobState.FAILED
     assert [(error["code"], error["line"]) for error in job.errors or []] == [
@@ -261,7 +271,7 @@ def test_bad_lines_fail_the_job_with_their_numbers_and_nothing_is_run(mill: Mill
         ("invalid_url", 5),
     ]
     assert asked == []
-    with mill.db.read() as session:
+    with inline.db.read() as session:
         assert session.scalar(select(func.count()).select_from(Shard)) == 0
 
 
@@ -276,19 +286,19 @@ def test_bad_lines_fail_the_job_with_their_numbers_and_nothing_is_run(mill: Mill
     ],
 )
 def test_unusable_input_fails_with_a_code(db: Database, tmp_path: Path, content: bytes, code: str) -> None:
-    with running(db, tmp_path) as mill:
-        mill.gpu.standing.models = (MODEL,)
-        mill.gpu.heartbeat.announce()
+    with running(db, tmp_path) as inline:
+        inline.gpu.standing.models = (MODEL,)
+        inline.gpu.heartbeat.announce()
         with db.write() as session:
             workers.store_models(session, {MODEL: False}, Queue.GENERATE)
-        (job,) = mill.drain(mill.submit(content))
+        (job,) = inline.drain(inline.submit(content))
 
     assert job.state == JobState.FAILED
     assert [error["code"] for error in job.errors or []] == [code]
 
 
-def test_missing_input_fails_with_openais_words(mill: Mill) -> None:
-    (job,) = mill.drain(mill.submit(b"", input_path=None, input_file_id="file-gone"))
+def test_missing_input_fails_with_openais_words(inline: InlineDeployment) -> None:
+    (job,) = inline.drain(inline.submit(b"", input_path=None, input_file_id="file-gone"))
 
     assert job.errors == [
         {
@@ -300,21 +310,21 @@ def test_missing_input_fails_with_openais_words(mill: Mill) -> None:
     ]
 
 
-def test_crlf_blank_lines_and_a_byte_order_mark_are_no_trouble(mill: Mill) -> None:
+def test_crlf_blank_lines_and_a_byte_order_mark_are_no_trouble(inline: InlineDeployment) -> None:
     lines = [json.dumps(chat_line(f"r{n}", "x")).encode() for n in range(20)]
     content = b"\xef\xbb\xbf" + b"\r\n\r\n\n".join(lines)
 
-    (job,) = mill.drain(mill.submit(content))
+    (job,) = inline.drain(inline.submit(content))
 
-    assert _ids(mill.results(job)[0]) == [f"r{n}" for n in range(20)]
+    assert _ids(inline.results(job)[0]) == [f"r{n}" for n in range(20)]
 
 
-def test_engine_errors_become_error_lines_and_the_job_completes(mill: Mill) -> None:
+def test_engine_errors_become_error_lines_and_the_job_completes(inline: InlineDeployment) -> None:
     content = jsonl([chat_line("a", "fine"), chat_line("b", "!500"), chat_line("c", "!html")])
 
-    (job,) = mill.drain(mill.submit(content))
+    (job,) = inline.drain(inline.submit(content))
 
-    output, errors = mill.results(job)
+    output, errors = inline.results(job)
     assert job.state == JobState.SUCCEEDED
     assert _ids(output) == ["a"]
     assert {line["custom_id"]: (line["response"] or {}).get("status_code") for line in errors} == {"b": 500, "c": None}
@@ -322,31 +332,31 @@ def test_engine_errors_become_error_lines_and_the_job_completes(mill: Mill) -> N
     assert (job.completed, job.failed) == (1, 2)
 
 
-def test_all_failed_batch_completes_without_an_output_file(mill: Mill) -> None:
-    (job,) = mill.drain(mill.submit(jsonl([chat_line("a", "!reset")])))
+def test_all_failed_batch_completes_without_an_output_file(inline: InlineDeployment) -> None:
+    (job,) = inline.drain(inline.submit(jsonl([chat_line("a", "!reset")])))
 
     assert (job.state, job.output_file_id, job.failed) == (JobState.SUCCEEDED, None, 1)
     assert job.error_file_id is not None
 
 
-def test_poison_that_kills_the_engine_costs_its_own_line_only(mill: Mill, asked: list[str]) -> None:
+def test_poison_that_kills_the_engine_costs_its_own_line_only(inline: InlineDeployment, asked: list[str]) -> None:
     content = jsonl([chat_line(f"r{n}", "!crash" if n == 11 else f"fine {n}") for n in range(40)])
 
-    (job,) = mill.drain(mill.submit(content))
+    (job,) = inline.drain(inline.submit(content))
 
-    output, errors = mill.results(job)
+    output, errors = inline.results(job)
     assert len(output) == 39
     assert _ids(errors) == ["r11"]
-    assert mill.engine.starts <= 1 + 4  # twice among others, twice isolated
+    assert inline.engine.starts <= 1 + 4  # twice among others, twice isolated
     assert asked.count("!crash") == 4
 
 
-def test_item_refused_twice_and_then_answered_succeeds(mill: Mill) -> None:
+def test_item_refused_twice_and_then_answered_succeeds(inline: InlineDeployment) -> None:
     content = jsonl([chat_line("a", "!flaky2 one"), chat_line("b", "!crash"), chat_line("c", "fine")])
 
-    (job,) = mill.drain(mill.submit(content))
+    (job,) = inline.drain(inline.submit(content))
 
-    assert sorted(_ids(mill.results(job)[0])) == ["a", "c"]  # type: ignore[type-var]
+    assert sorted(_ids(inline.results(job)[0])) == ["a", "c"]  # type: ignore[type-var]
 
 
 def test_busy_engine_delays_and_never_fails_a_line(db: Database, tmp_path: Path) -> None:
@@ -356,21 +366,21 @@ def test_busy_engine_delays_and_never_fails_a_line(db: Database, tmp_path: Path)
         refused[request.request_id] += 1
         return EngineBusy("full", retry_after=0.0) if refused[request.request_id] <= 6 else None
 
-    with running(db, tmp_path, FakeEngine((MODEL,), fault=full)) as mill:
-        (job,) = mill.drain(mill.submit(_batch(4)))
+    with running(db, tmp_path, FakeEngine((MODEL,), fault=full)) as inline:
+        (job,) = inline.drain(inline.submit(_batch(4)))
 
     assert (job.completed, job.failed) == (4, 0)
 
 
 def test_cancel_keeps_what_is_finished_and_names_the_rest(db: Database, tmp_path: Path, asked: list[str]) -> None:
-    with running(db, tmp_path, FakeEngine((MODEL,), on_prompt=asked.append)) as mill:
-        job_id = mill.submit(jsonl([chat_line(f"r{n}", "!hang" if n >= 8 else "x") for n in range(24)]))
-        mill.until(lambda: len(asked) >= 16 and _committed(mill.db, job_id) >= 8)
-        with mill.db.write() as session:
+    with running(db, tmp_path, FakeEngine((MODEL,), on_prompt=asked.append)) as inline:
+        job_id = inline.submit(jsonl([chat_line(f"r{n}", "!hang" if n >= 8 else "x") for n in range(24)]))
+        inline.until(lambda: len(asked) >= 16 and _committed(inline.db, job_id) >= 8)
+        with inline.db.write() as session:
             ledger.cancel(session, job_id, actor="test")
-        (job,) = mill.drain(job_id, timeout=6)
+        (job,) = inline.drain(job_id, timeout=6)
 
-        output, errors = mill.results(job)
+        output, errors = inline.results(job)
     assert job.state == JobState.CANCELLED
     assert _ids(output) == [f"r{n}" for n in range(8)]
     assert _ids(errors) == [f"r{n}" for n in range(8, 24)]
@@ -378,25 +388,25 @@ def test_cancel_keeps_what_is_finished_and_names_the_rest(db: Database, tmp_path
     assert (job.total, job.completed, job.failed) == (24, 8, 0)
 
 
-def test_batch_cancelled_before_it_was_planned_names_every_line(mill: Mill, asked: list[str]) -> None:
-    job_id = mill.submit(_batch(5))
-    with mill.db.write() as session:
+def test_batch_cancelled_before_it_was_planned_names_every_line(inline: InlineDeployment, asked: list[str]) -> None:
+    job_id = inline.submit(_batch(5))
+    with inline.db.write() as session:
         ledger.cancel(session, job_id, actor="test")
 
-    (job,) = mill.drain(job_id)
+    (job,) = inline.drain(job_id)
 
     assert job.state == JobState.CANCELLED
-    assert _ids(mill.results(job)[1]) == [f"r{n}" for n in range(5)]
+    assert _ids(inline.results(job)[1]) == [f"r{n}" for n in range(5)]
     assert asked == []
 
 
-def test_expired_batch_has_openais_exact_lines_for_the_rest(mill: Mill) -> None:
-    job_id = mill.submit(_batch(3), deadline=now() - 1)
+def test_expired_batch_has_openais_exact_lines_for_the_rest(inline: InlineDeployment) -> None:
+    job_id = inline.submit(_batch(3), deadline=now() - 1)
 
-    (job,) = mill.drain(job_id)
+    (job,) = inline.drain(job_id)
 
     assert job.state == JobState.EXPIRED
-    assert [line["error"] for line in mill.results(job)[1]] == [
+    assert [line["error"] for line in inline.results(job)[1]] == [
         {
             "code": "batch_expired",
             "message": "This request could not be executed before the completion window expired.",
@@ -405,84 +415,86 @@ def test_expired_batch_has_openais_exact_lines_for_the_rest(mill: Mill) -> None:
     assert (job.completed, job.failed) == (0, 0)
 
 
-def test_lost_messages_are_published_again(mill: Mill) -> None:
+def test_lost_messages_are_published_again(inline: InlineDeployment) -> None:
     messages: Counter[str] = Counter()
 
     def first_of_each(task: str) -> bool:
         messages[task] += 1
         return messages[task] == 1
 
-    mill.lose_messages = first_of_each
-    (job,) = mill.drain(mill.submit(_batch(10)))
+    inline.lose_messages = first_of_each
+    (job,) = inline.drain(inline.submit(_batch(10)))
 
     assert job.completed == 10
     assert messages["plan"] >= 2
 
 
-def test_messages_published_many_times_cost_no_second_answer(mill: Mill, asked: list[str]) -> None:
-    job_id = mill.submit(_batch(30))
-    (job,) = mill.drain(job_id)
+def test_messages_published_many_times_cost_no_second_answer(inline: InlineDeployment, asked: list[str]) -> None:
+    job_id = inline.submit(_batch(30))
+    (job,) = inline.drain(job_id)
 
     for _ in range(3):
-        mill.publish("plan", "", [job_id])
-        mill.publish("finish", "", [job_id])
+        inline.publish("plan", "", [job_id])
+        inline.publish("finish", "", [job_id])
         for n in range(4):
-            mill.publish("run", "", [job_id, n])
-    mill.drain(mill.submit(_batch(1, "after")))
+            inline.publish("run", "", [job_id, n])
+    inline.drain(inline.submit(_batch(1, "after")))
 
     assert len(asked) == 31
-    assert mill.job(job_id).output_file_id == job.output_file_id
+    assert inline.job(job_id).output_file_id == job.output_file_id
 
 
-def test_attempt_after_a_lost_lease_runs_only_what_is_missing(mill: Mill, asked: list[str]) -> None:
+def test_attempt_after_a_lost_lease_runs_only_what_is_missing(inline: InlineDeployment, asked: list[str]) -> None:
     """A claim that died with half its lines committed: its zombie's late segment changes nothing."""
-    job_id = _planned_only(mill, _batch(8))
-    with mill.db.write() as session:
+    job_id = _planned_only(inline, _batch(8))
+    with inline.db.write() as session:
         zombie = shards.claim(session, job_id, 0, "dead-worker")
     assert zombie is not None
     half = shards.Tally(covered=0b1111, good=0b1111, output_tokens=40)
-    mill.storage.put("half", b"".join(b'%d\t1\t{"custom_id":"r%d"}\n' % (n, n) for n in range(4)))
-    with mill.db.write() as session:
-        shards.commit(session, zombie, 0, "half", mill.storage.size("half"), half, last=False)
+    inline.storage.put("half", b"".join(b'%d\t1\t{"custom_id":"r%d"}\n' % (n, n) for n in range(4)))
+    with inline.db.write() as session:
+        shards.commit(session, zombie, 0, "half", inline.storage.size("half"), half, last=False)
 
-    mill.lose_messages = lambda _task: False
-    (job,) = mill.drain(job_id)
+    inline.lose_messages = lambda _task: False
+    (job,) = inline.drain(job_id)
 
-    with pytest.raises(Exception, match="newer claim"), mill.db.write() as session:
+    with pytest.raises(Exception, match="newer claim"), inline.db.write() as session:
         shards.commit(session, zombie, 1, "late", 1, shards.Tally(covered=0b11110000), last=True)
-    assert _ids(mill.results(job)[0]) == [f"r{n}" for n in range(8)]
+    assert _ids(inline.results(job)[0]) == [f"r{n}" for n in range(8)]
     assert len(asked) == 4
 
 
-def test_line_that_kills_its_worker_is_named_and_given_up(mill: Mill, asked: list[str]) -> None:
+def test_line_that_kills_its_worker_is_named_and_given_up(inline: InlineDeployment, asked: list[str]) -> None:
     """Two lost leases without progress, then isolation mode; the line that was being tried each time is the one."""
-    job_id = _planned_only(mill, _batch(8))
-    with mill.db.write() as session:
+    job_id = _planned_only(inline, _batch(8))
+    with inline.db.write() as session:
         session.execute(
             update(Shard).where(Shard.job_id == job_id).values(stalls=2, isolated_line=3, isolated_attempts=2)
         )
 
-    mill.lose_messages = lambda _task: False
-    (job,) = mill.drain(job_id)
+    inline.lose_messages = lambda _task: False
+    (job,) = inline.drain(job_id)
 
-    output, errors = mill.results(job)
+    output, errors = inline.results(job)
     assert len(output) == 7
     assert [(line["custom_id"], line["error"]["code"]) for line in errors] == [("r3", "worker_crashed")]
 
 
-def test_retry_runs_only_what_failed_and_lays_overrides_over_the_body(mill: Mill, asked: list[str]) -> None:
+def test_retry_runs_only_what_failed_and_lays_overrides_over_the_body(
+    inline: InlineDeployment, asked: list[str]
+) -> None:
     content = jsonl([chat_line(f"r{n}", "!500" if n % 3 == 0 else f"x {n}") for n in range(20)])
-    (first,) = mill.drain(mill.submit(content))
+    (first,) = inline.drain(inline.submit(content))
     asked.clear()
 
     overrides = {"messages": [{"role": "user", "content": "again"}]}
-    (second,) = mill.drain(
-        mill.submit(b"", input_path=first.input_path, retry_of=first.id, payload={"overrides": overrides})
+    (second,) = inline.drain(
+        inline.submit(b"", input_path=first.input_path, retry_of=first.id, payload={"overrides": overrides})
     )
 
-    assert _ids(mill.results(second)[0]) == [f"r{n}" for n in range(0, 20, 3)]
+    assert _ids(inline.results(second)[0]) == [f"r{n}" for n in range(0, 20, 3)]
     assert set(asked) == {"again"}
-    assert mill.job(first.id).failed == first.failed
+    assert inline.job(first.id).failed == first.failed
 
 
 def test_retry_of_answers_that_were_cut_off_runs_these_alone_with_a_higher_limit(
@@ -496,43 +508,43 @@ def test_retry_of_answers_that_were_cut_off_runs_these_alone_with_a_higher_limit
         return Answer(200, json.dumps(body).encode())
 
     lines = [chat_line(f"r{n}", ("!500", "long", "x")[n % 3] + f" {n}") for n in range(12)]
-    with running(db, tmp_path, FakeEngine((MODEL,), fault=cut_off, on_prompt=asked.append)) as mill:
-        (first,) = mill.drain(mill.submit(jsonl(lines)))
+    with running(db, tmp_path, FakeEngine((MODEL,), fault=cut_off, on_prompt=asked.append)) as inline:
+        (first,) = inline.drain(inline.submit(jsonl(lines)))
         payload = {"which": "length", "overrides": {"max_completion_tokens": 4096}}
-        (second,) = mill.drain(mill.submit(b"", input_path=first.input_path, retry_of=first.id, payload=payload))
-        output, errors = mill.results(second)
+        (second,) = inline.drain(inline.submit(b"", input_path=first.input_path, retry_of=first.id, payload=payload))
+        output, errors = inline.results(second)
 
     assert (_ids(output), errors) == ([f"r{n}" for n in range(1, 12, 3)], [])
     assert {line["response"]["body"]["choices"][0]["finish_reason"] for line in output} == {"stop"}
 
 
-def test_identical_requests_are_computed_once_only_if_the_job_asks(mill: Mill, asked: list[str]) -> None:
+def test_identical_requests_are_computed_once_only_if_the_job_asks(inline: InlineDeployment, asked: list[str]) -> None:
     content = jsonl([chat_line(f"r{n}", "same") for n in range(6)])
 
-    plain, deduped = mill.drain(mill.submit(content), mill.submit(content, payload={"dedupe": True}))
+    plain, deduped = inline.drain(inline.submit(content), inline.submit(content, payload={"dedupe": True}))
 
     assert len(asked) == 6 + 1
-    output = mill.results(deduped)[0]
+    output = inline.results(deduped)[0]
     assert [line.get("duplicate_of") for line in output] == [None] + ["r0"] * 5
     assert deduped.output_tokens == plain.output_tokens // 6
-    assert _measured(mill.db, measures.ENGINE) == {MODEL: 6 + 1}
+    assert _measured(inline.db, measures.ENGINE) == {MODEL: 6 + 1}
 
 
 def test_project_with_little_work_is_not_kept_waiting_by_one_with_much(db: Database, tmp_path: Path) -> None:
-    with running(db, tmp_path, FakeEngine((MODEL,), delay=0.02), shard_lines=1) as mill:
-        large = mill.submit(_batch(200), project="large")
-        mill.until(lambda: mill.job(large).state == JobState.RUNNING)
-        small = mill.submit(_batch(4), project="small")
-        mill.drain(small)
+    with running(db, tmp_path, FakeEngine((MODEL,), delay=0.02), shard_lines=1) as inline:
+        large = inline.submit(_batch(200), project="large")
+        inline.until(lambda: inline.job(large).state == JobState.RUNNING)
+        small = inline.submit(_batch(4), project="small")
+        inline.drain(small)
 
-        assert mill.job(large).state == JobState.RUNNING
+        assert inline.job(large).state == JobState.RUNNING
 
 
-def _planned_only(mill: Mill, content: bytes) -> str:
+def _planned_only(inline: InlineDeployment, content: bytes) -> str:
     """Create a job whose shards are not published yet."""
-    mill.lose_messages = lambda task: task == "run"
-    job_id = mill.submit(content)
-    mill.until(lambda: mill.job(job_id).state == JobState.RUNNING)
+    inline.lose_messages = lambda task: task == "run"
+    job_id = inline.submit(content)
+    inline.until(lambda: inline.job(job_id).state == JobState.RUNNING)
     return job_id
 
 

@@ -17,8 +17,8 @@ from jobs.inference.admission import SHARE
 from jobs.queues import Queue
 from jobs.setting_groups import MB
 from jobs.settings import Settings
+from tests.support.interactive_api import MODEL, Shop, running_broker, shops
 from tests.support.servers import Valkey
-from tests.support.shop import MODEL, Shop, running_broker, shops
 from tests.support.system import eventually
 from workers.dispatcher.publisher import CeleryPublisher
 from workers.engines.port import Answer, Emit, Request

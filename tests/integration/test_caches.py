@@ -16,8 +16,8 @@ from jobs.inference.tables import CacheEntry
 from jobs.ledger.tables import Audit, Job
 from jobs.platform.storage import DiskStorage
 from tests.support.fake_engine import FakeEngine
-from tests.support.mill import Mill, chat_line, jsonl, running
-from tests.support.shop import MODEL, Shop
+from tests.support.inline_deployment import InlineDeployment, chat_line, jsonl, running
+from tests.support.interactive_api import MODEL, Shop
 from workers.dispatcher.retention import Retention
 
 pytestmark = pytest.mark.verify
@@ -156,31 +156,33 @@ def asked() -> list[str]:
 
 
 @pytest.fixture
-def mill(db: Database, tmp_path: Path, asked: list[str]) -> Iterator[Mill]:
+def inline(db: Database, tmp_path: Path, asked: list[str]) -> Iterator[InlineDeployment]:
     with running(db, tmp_path, FakeEngine((MODEL,), on_prompt=asked.append), lease_seconds=60) as made:
         yield made
 
 
-def _file(mill: Mill, name: str = "file-in") -> str:
+def _file(inline: InlineDeployment, name: str = "file-in") -> str:
     facts = {"purpose": "batch", "filename": "f", "bytes": 1, "path": f"files/{name}", "created_at": now()}
-    with mill.db.write() as session:
+    with inline.db.write() as session:
         session.add(File(id=name, project_id="proj_x", **facts))
     return name
 
 
-def _run(mill: Mill, content: bytes, **fields: Any) -> tuple[Job, list[Any], list[Any]]:
-    [job] = mill.drain(mill.submit(content, **fields))
-    mill.response_cache.flush()
-    return job, *(sorted(lines, key=lambda line: line["custom_id"]) for lines in mill.results(job))
+def _run(inline: InlineDeployment, content: bytes, **fields: Any) -> tuple[Job, list[Any], list[Any]]:
+    [job] = inline.drain(inline.submit(content, **fields))
+    inline.response_cache.flush()
+    return job, *(sorted(lines, key=lambda line: line["custom_id"]) for lines in inline.results(job))
 
 
-def test_lines_of_later_batches_are_answered_from_the_cache_and_say_so(mill: Mill, asked: list[str]) -> None:
+def test_lines_of_later_batches_are_answered_from_the_cache_and_say_so(
+    inline: InlineDeployment, asked: list[str]
+) -> None:
     lines = [chat_line(f"c{n}", f"prompt {n}", temperature=0, cache={"ttl": 600}) for n in range(20)]
-    first, before, _ = _run(mill, jsonl(lines))
+    first, before, _ = _run(inline, jsonl(lines))
     del asked[:]
     lines += [chat_line("new", "prompt new", temperature=0, cache=True)]
-    second, after, _ = _run(mill, jsonl(lines))
-    third, _, _ = _run(mill, jsonl(lines), project="strangers")
+    second, after, _ = _run(inline, jsonl(lines))
+    third, _, _ = _run(inline, jsonl(lines), project="strangers")
 
     bodies = [[line["response"]["body"] for line in some] for some in (before, after)]
     assert asked[:1] == ["prompt new"]
@@ -193,10 +195,10 @@ def test_lines_of_later_batches_are_answered_from_the_cache_and_say_so(mill: Mil
     assert third.cached_tokens < third.input_tokens
 
 
-def test_a_line_that_cannot_be_cached_is_a_line_s_error(mill: Mill, asked: list[str]) -> None:
+def test_a_line_that_cannot_be_cached_is_a_line_s_error(inline: InlineDeployment, asked: list[str]) -> None:
     lines = [chat_line("good", "a", temperature=0, cache=True), chat_line("bad", "b", cache=True)]
 
-    job, good, bad = _run(mill, jsonl(lines))
+    job, good, bad = _run(inline, jsonl(lines))
 
     assert (job.completed, job.failed, asked) == (1, 1, ["a"])
     assert [line["custom_id"] for line in good] == ["good"]
@@ -204,14 +206,14 @@ def test_a_line_that_cannot_be_cached_is_a_line_s_error(mill: Mill, asked: list[
     assert bad[0]["response"]["body"]["error"]["param"] == "cache"
 
 
-def test_a_second_batch_of_the_same_texts_embeds_nothing(mill: Mill, asked: list[str]) -> None:
+def test_a_second_batch_of_the_same_texts_embeds_nothing(inline: InlineDeployment, asked: list[str]) -> None:
     url = "/v1/embeddings"
     lines = [
         {"custom_id": f"c{n}", "method": "POST", "url": url, "body": {"model": MODEL, "input": f"text {n}"}}
         for n in range(20)
     ]
-    first, before, _ = _run(mill, jsonl(lines), endpoint=url)
-    second, after, _ = _run(mill, jsonl(lines), endpoint=url)
+    first, before, _ = _run(inline, jsonl(lines), endpoint=url)
+    second, after, _ = _run(inline, jsonl(lines), endpoint=url)
 
     assert len(asked) == 20
     assert [line["response"]["body"]["data"][0]["index"] for line in after] == [0] * 20
@@ -223,23 +225,23 @@ def test_a_second_batch_of_the_same_texts_embeds_nothing(mill: Mill, asked: list
 
 @pytest.mark.parametrize("which", ["input", "output"])
 def test_what_came_from_a_batch_goes_with_its_files(
-    mill: Mill, storage: DiskStorage, asked: list[str], which: str
+    inline: InlineDeployment, storage: DiskStorage, asked: list[str], which: str
 ) -> None:
     lines = jsonl([chat_line("a", "secret", temperature=0, cache=True)])
-    job, _, _ = _run(mill, lines, input_file_id=_file(mill))
-    _run(mill, lines)
+    job, _, _ = _run(inline, lines, input_file_id=_file(inline))
+    _run(inline, lines)
     assert asked == ["secret"]
     deleted = str(job.input_file_id if which == "input" else job.output_file_id)
 
-    with mill.db.write() as session:
+    with inline.db.write() as session:
         session.get_one(File, deleted).deleted_at = now()
-    _run(mill, lines)
+    _run(inline, lines)
 
     assert asked == ["secret"] * 2, "it is not found from the moment on"
-    with mill.db.write() as session:
+    with inline.db.write() as session:
         session.get_one(CacheEntry, session.scalars(select(CacheEntry.key)).one()).job_id = job.id
-    Retention(mill.config, mill.db, storage).run()
-    assert _entries(mill.db) == 0
-    assert [target for target, _ in _receipts(mill.db, "cache.purge")] == [deleted]
-    with mill.db.read() as session:
+    Retention(inline.config, inline.db, storage).run()
+    assert _entries(inline.db) == 0
+    assert [target for target, _ in _receipts(inline.db, "cache.purge")] == [deleted]
+    with inline.db.read() as session:
         assert session.get(File, deleted) is None

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from jobs.db.engine import Database
-from tests.support.evaluating import JUDGE, SCORE, World, evaluating, judged
+from tests.support.eval_client import JUDGE, SCORE, World, evaluating, judged
 
 SENTIMENT = {
     "type": "exact_match",

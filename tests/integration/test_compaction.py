@@ -9,7 +9,7 @@ import pytest
 
 from jobs.inference import compaction
 from tests.support.fake_engine import prompt_of
-from tests.support.shop import MODEL, Shop
+from tests.support.interactive_api import MODEL, Shop
 from tests.unit.workers.middleware.context_window.engines import Nobody
 from workers.engines.port import Answer, Length, Request
 from workers.middleware.compaction import CompactionMiddleware

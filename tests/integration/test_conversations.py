@@ -11,8 +11,8 @@ from sqlalchemy import select
 from api.http.idempotency import Once
 from jobs.errors import DatabaseBusy, StorageUnavailable
 from jobs.ledger.tables import Audit
-from tests.support.lost import look_twice
-from tests.support.shop import MODEL, Shop
+from tests.support.interactive_api import MODEL, Shop
+from tests.support.orphan_files import look_twice
 from workers.engines.port import refusal
 
 KEY = {"Idempotency-Key": "k"}

@@ -14,7 +14,7 @@ from jobs.finetuning.tables import FinetuneCheckpoint
 from jobs.settings import Settings
 from tests.chaos.inside import inside
 from tests.contract.test_vllm_engine import MODELS
-from tests.support import tuned
+from tests.support import tuning_oracle
 from tests.support.distributed import Servers, servers
 from tests.support.services import need
 from workers.engines.model_folders import SMOLLM2, materialise
@@ -37,22 +37,22 @@ def shared(tmp_path: Path) -> Iterator[Servers]:
 
 
 @pytest.fixture
-def mill(tmp_path: Path, shared: Servers) -> Iterator[Deployment]:
+def inline(tmp_path: Path, shared: Servers) -> Iterator[Deployment]:
     materialise(SMOLLM2, MODELS)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "models").symlink_to(MODELS)
-    with deployed(tmp_path, ("web", "dispatcher", "cpu", "finetune"), (), shared.variables) as mill:
-        yield mill
+    with deployed(tmp_path, ("web", "dispatcher", "cpu", "finetune"), (), shared.variables) as inline:
+        yield inline
 
 
-def test_packaged_model_is_trained_on_postgresql_and_s3(tmp_path: Path, shared: Servers, mill: Deployment) -> None:
+def test_packaged_model_is_trained_on_postgresql_and_s3(tmp_path: Path, shared: Servers, inline: Deployment) -> None:
     lines = tuning.rows(STEPS * tuning.BATCH)
     events: list[str] = []
 
-    job = tuning.train(mill, lines, "s3", lambda event: events.append(event.message))
+    job = tuning.train(inline, lines, "s3", lambda event: events.append(event.message))
 
     assert events[-1] == "The job has successfully completed"
-    contents = [mill.client.files.content(name).content for name in job.result_files]
+    contents = [inline.client.files.content(name).content for name in job.result_files]
     [data] = [data for data in contents if data.startswith(HEADER.encode())]
     table = list(csv.DictReader(data.decode().splitlines()))
     assert [int(row["step"]) for row in table] == list(range(1, STEPS + 1))
@@ -60,7 +60,7 @@ def test_packaged_model_is_trained_on_postgresql_and_s3(tmp_path: Path, shared: 
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
     assert any(b"<svg" in data for data in contents)
     assert job.fine_tuned_model
-    assert mill.client.models.retrieve(job.fine_tuned_model).id == job.fine_tuned_model
+    assert inline.client.models.retrieve(job.fine_tuned_model).id == job.fine_tuned_model
     config = Settings(
         data_dir=tmp_path / "data",
         database_url=shared.database,
@@ -70,4 +70,4 @@ def test_packaged_model_is_trained_on_postgresql_and_s3(tmp_path: Path, shared: 
         with stores.db.read() as session:
             saved = session.scalars(select(FinetuneCheckpoint).where(FinetuneCheckpoint.job_id == job.id)).all()
         assert max(row.step for row in saved) == STEPS
-        assert [fault for row in saved for fault in tuned.whole(stores.storage, row)] == []
+        assert [fault for row in saved for fault in tuning_oracle.whole(stores.storage, row)] == []

@@ -41,7 +41,7 @@ VECTORS_ALONE = {"hybrid_search": {"embedding_weight": 1, "text_weight": 0}}
 
 
 @dataclass
-class Mill:
+class InlineDeployment:
     system: System
     client: OpenAI
 
@@ -51,7 +51,7 @@ class Mill:
 
 
 @pytest.fixture(scope="module")
-def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
+def inline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InlineDeployment]:
     folder = tmp_path_factory.mktemp("embedders")
     for name, write in (("tiny", tiny_bert.write), ("code", tiny_roberta.write)):
         (folder / name).mkdir()
@@ -74,7 +74,7 @@ def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
             system.start()
             eventually(lambda: alive(system) >= {"gpu.embed", "gpu.code"}, 120, "the embedding models are there")
             with OpenAI(base_url=f"{system.url}/v1", api_key=system.api_key, timeout=60) as client:
-                yield Mill(system, client)
+                yield InlineDeployment(system, client)
         finally:
             system.destroy()
 
@@ -85,32 +85,34 @@ def alive(system: System) -> set[str]:
     return set()
 
 
-def test_each_model_answers_with_its_own_vectors(mill: Mill) -> None:
-    found = {model: mill.vectors(model, ["a bird"]) for model in (MINILM, PROMPTED, TINY, CODE)}
+def test_each_model_answers_with_its_own_vectors(inline: InlineDeployment) -> None:
+    found = {model: inline.vectors(model, ["a bird"]) for model in (MINILM, PROMPTED, TINY, CODE)}
 
     assert {model: rows.shape for model, rows in found.items()} == {
         MINILM: (1, 384), PROMPTED: (1, 384), TINY: (1, 64), CODE: (1, 64),
     }  # fmt: skip
     assert found[MINILM] == pytest.approx(found[PROMPTED], abs=1e-5)
-    assert mill.vectors(PROMPTED, ["a bird"], input_type="query") == pytest.approx(
-        mill.vectors(MINILM, ["query: a bird"]), abs=1e-5
+    assert inline.vectors(PROMPTED, ["a bird"], input_type="query") == pytest.approx(
+        inline.vectors(MINILM, ["query: a bird"]), abs=1e-5
     )
 
 
 @pytest.mark.parametrize(("model", "longest"), [(MINILM, 256), (TINY, 128), (CODE, 512)])
-def test_too_long_is_an_error_unless_truncation_is_asked_for(mill: Mill, model: str, longest: int) -> None:
+def test_too_long_is_an_error_unless_truncation_is_asked_for(
+    inline: InlineDeployment, model: str, longest: int
+) -> None:
     for inputs in (LONG, [5] * 600):
         with pytest.raises(openai.BadRequestError, match=f"maximum context length is {longest} tokens") as caught:
-            mill.vectors(model, inputs)
+            inline.vectors(model, inputs)
         assert caught.value.code == "context_length_exceeded"
 
-        cut = mill.client.embeddings.create(model=model, input=inputs, extra_body={"truncate": True})
+        cut = inline.client.embeddings.create(model=model, input=inputs, extra_body={"truncate": True})
         assert cut.usage.prompt_tokens == longest
         assert (cut.model_extra or {})["truncated"] == [0]
-    assert mill.client.models.retrieve(model).model_extra["max_model_len"] == longest  # type: ignore[index]
+    assert inline.client.models.retrieve(model).model_extra["max_model_len"] == longest  # type: ignore[index]
 
 
-def test_lines_of_a_batch_say_what_they_are(mill: Mill, tmp_path: Path) -> None:
+def test_lines_of_a_batch_say_what_they_are(inline: InlineDeployment, tmp_path: Path) -> None:
     bodies = {
         "query": {"input": "a bird", "input_type": "query"},
         "plain": {"input": "a bird"},
@@ -125,60 +127,60 @@ def test_lines_of_a_batch_say_what_they_are(mill: Mill, tmp_path: Path) -> None:
     file = tmp_path / "batch.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with file.open("rb") as handle:
-        uploaded = mill.client.files.create(file=handle, purpose="batch")
-    batch = mill.client.batches.create(input_file_id=uploaded.id, endpoint="/v1/embeddings", completion_window="24h")
-    eventually(lambda: mill.client.batches.retrieve(batch.id).status == "completed", 60, "the batch has ended")
+        uploaded = inline.client.files.create(file=handle, purpose="batch")
+    batch = inline.client.batches.create(input_file_id=uploaded.id, endpoint="/v1/embeddings", completion_window="24h")
+    eventually(lambda: inline.client.batches.retrieve(batch.id).status == "completed", 60, "the batch has ended")
 
-    done = mill.client.batches.retrieve(batch.id)
-    good, bad = (results(mill, name) for name in (done.output_file_id, done.error_file_id))
+    done = inline.client.batches.retrieve(batch.id)
+    good, bad = (results(inline, name) for name in (done.output_file_id, done.error_file_id))
     assert {name: one["error"]["code"] for name, one in bad.items()} == {"odd": None, "long": "context_length_exceeded"}
     assert good.keys() == {"query", "plain", "cut"}
     query = good["query"]["data"][0]["embedding"]
-    assert query == pytest.approx(mill.vectors(MINILM, "query: a bird")[0], abs=1e-5)
+    assert query == pytest.approx(inline.vectors(MINILM, "query: a bird")[0], abs=1e-5)
 
 
-def results(mill: Mill, file_id: str | None) -> dict[str, Any]:
+def results(inline: InlineDeployment, file_id: str | None) -> dict[str, Any]:
     assert file_id
-    lines = mill.client.files.content(file_id).text.splitlines()
+    lines = inline.client.files.content(file_id).text.splitlines()
     return {line["custom_id"]: line["response"]["body"] for line in map(json.loads, lines)}
 
 
 @pytest.fixture(scope="module")
-def stores(mill: Mill) -> dict[str, str]:
+def stores(inline: InlineDeployment) -> dict[str, str]:
     """Return a store of the same files for each model, by the name of the model."""
     files = [
-        mill.client.files.create(file=(f"{name}.txt", text.encode()), purpose="assistants").id
+        inline.client.files.create(file=(f"{name}.txt", text.encode()), purpose="assistants").id
         for name, text in TEXTS.items()
     ]
     stores = {}
     for model in (MINILM, PROMPTED, TINY, CODE):
-        store = mill.client.vector_stores.create(extra_body={"embedding_model": model})
-        batch = mill.client.vector_stores.file_batches.create_and_poll(store.id, file_ids=files, poll_interval_ms=200)
+        store = inline.client.vector_stores.create(extra_body={"embedding_model": model})
+        batch = inline.client.vector_stores.file_batches.create_and_poll(store.id, file_ids=files, poll_interval_ms=200)
         assert (batch.file_counts.completed, batch.file_counts.failed) == (len(files), 0), model
         stores[model] = store.id
     return stores
 
 
-def test_stores_of_different_models_are_searched_side_by_side(mill: Mill, stores: dict[str, str]) -> None:
+def test_stores_of_different_models_are_searched_side_by_side(inline: InlineDeployment, stores: dict[str, str]) -> None:
     for model, store in stores.items():
-        found = mill.client.vector_stores.search(
+        found = inline.client.vector_stores.search(
             store, query="a bird that cannot fly", extra_body={"ranking_options": VECTORS_ALONE}
         )
         names = [one.filename for one in found]
         assert set(names) <= {f"{name}.txt" for name in TEXTS}
         if model in (MINILM, PROMPTED):  # the others' weights are random
             assert names[0] == "kiwi.txt"
-        assert mill.client.vector_stores.retrieve(store).model_extra["embedding_model"] == model  # type: ignore[index]
+        assert inline.client.vector_stores.retrieve(store).model_extra["embedding_model"] == model  # type: ignore[index]
 
 
-def test_models_are_compared_by_an_eval_over_their_stores(mill: Mill, stores: dict[str, str]) -> None:
+def test_models_are_compared_by_an_eval_over_their_stores(inline: InlineDeployment, stores: dict[str, str]) -> None:
     fields = {"input": "{{ sample.output_json.filenames }}", "reference": "{{ item.relevant }}"}
     criteria: Any = [
         {"type": "ranking", "name": f"{measure}@10", "evaluation_metric": measure, "k": 10, **fields}
         for measure in ("recall", "mrr")
     ]
     config: Any = {"type": "custom", "item_schema": {"type": "object"}, "include_sample_schema": True}
-    made = mill.client.evals.create(name="models", data_source_config=config, testing_criteria=criteria)
+    made = inline.client.evals.create(name="models", data_source_config=config, testing_criteria=criteria)
     runs = {}
     for model in (TINY, MINILM):
         source: Any = {
@@ -187,10 +189,12 @@ def test_models_are_compared_by_an_eval_over_their_stores(mill: Mill, stores: di
             "ranking_options": VECTORS_ALONE,
             "source": {"type": "file_content", "content": [{"item": item} for item in QUERIES]},
         }
-        runs[model] = mill.client.evals.runs.create(made.id, name=model, data_source=source).id
-    eventually(lambda: {run.status for run in mill.client.evals.runs.list(made.id)} == {"completed"}, 60, "both ended")
+        runs[model] = inline.client.evals.runs.create(made.id, name=model, data_source=source).id
+    eventually(
+        lambda: {run.status for run in inline.client.evals.runs.list(made.id)} == {"completed"}, 60, "both ended"
+    )
 
-    compared = mill.system.cli("evals", "compare", runs[TINY], runs[MINILM], "--slice-by", "item.language", "--json")
+    compared = inline.system.cli("evals", "compare", runs[TINY], runs[MINILM], "--slice-by", "item.language", "--json")
 
     assert compared.returncode == 0, compared.stderr
     rows = map(json.loads, compared.stdout.splitlines())

@@ -14,8 +14,8 @@ from jobs.db.engine import Database
 from jobs.ledger import ledger, shards
 from jobs.ledger.tables import Segment
 from jobs.queues import Queue, Task
-from tests.support.evaluating import JUDGE, SAME, SCORE, World, evaluating, items
-from tests.support.mill import MODEL
+from tests.support.eval_client import JUDGE, SAME, SCORE, World, evaluating, items
+from tests.support.inline_deployment import MODEL
 from workers.batches import running
 from workers.engines.port import refusal
 
@@ -95,14 +95,14 @@ def test_model_that_broke_is_asked_again_and_its_answer_judged(world: World, mon
 
 
 def test_items_that_a_cancelled_run_left_are_graded(world: World) -> None:
-    world.mill.elsewhere = lambda _task, queue, _arguments: queue == Queue.EVALUATE
+    world.inline.elsewhere = lambda _task, queue, _arguments: queue == Queue.EVALUATE
     run = world.run(world.eval(SAME, SCORE), items("a", "b"))
-    world.mill.until(lambda: world.mill.job(run.id).state == "running", 60)
+    world.inline.until(lambda: world.inline.job(run.id).state == "running", 60)
     with pytest.raises(openai.ConflictError):
         retry(world, run)
     world.client.evals.runs.cancel(run.id, eval_id=run.eval_id)
-    world.mill.drain(run.id, timeout=60)
-    world.mill.elsewhere = lambda *_: False
+    world.inline.drain(run.id, timeout=60)
+    world.inline.elsewhere = lambda *_: False
     world.asked.clear()
 
     again = world.ended(retry(world, run))
@@ -172,6 +172,6 @@ def test_every_item_of_a_retry_is_graded_once_however_often_workers_die(
     assert (counts_of(run)[2], counts_of(again)) == (2, (4, 1, 0))
     assert died
     assert [row.datasource_item_id for row in world.output(again)] == list(range(5))
-    with world.mill.db.read() as session:
+    with world.inline.db.read() as session:
         segments = session.scalars(select(Segment).where(Segment.job_id == again.id)).all()
     assert sum(int.from_bytes(segment.covered, "little").bit_count() for segment in segments) == 5

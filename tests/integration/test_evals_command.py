@@ -13,8 +13,8 @@ from typer.testing import CliRunner, Result
 
 from cli.main import app
 from jobs.db.engine import Database
-from tests.support.evaluating import SAME, World, echo, evaluating
-from tests.support.mill import MODEL
+from tests.support.eval_client import SAME, World, echo, evaluating
+from tests.support.inline_deployment import MODEL
 
 PROMPT = "{{ item.question }}"
 
@@ -26,7 +26,7 @@ def working(world: World) -> Iterator[None]:
 
     def work() -> None:
         while not done.wait(0.01):
-            world.mill.dispatcher.tick()
+            world.inline.dispatcher.tick()
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -15,9 +15,9 @@ from typer.testing import CliRunner, Result
 
 from cli.main import app
 from jobs.db.engine import Database
-from tests.support.beside import beside
+from tests.support.background_thread import beside
 from tests.support.databases import fresh
-from tests.support.evaluating import SAME, SCORE, World, evaluating, items
+from tests.support.eval_client import SAME, SCORE, World, evaluating, items
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def call(world: World, *words: str) -> Result:
 
 def _tick(world: World, stop: Any) -> None:
     while not stop.wait(0.01):
-        world.mill.dispatcher.tick()
+        world.inline.dispatcher.tick()
 
 
 def evaluated(world: World, *, right: int, wrong: int) -> Any:

@@ -23,8 +23,8 @@ from jobs.ledger.tables import Segment
 from jobs.queues import Task
 from jobs.requests.endpoints import RESPONSES
 from jobs.security import keys
-from tests.support.evaluating import JUDGE, SAME, SCORE, World, echo, evaluating, items
-from tests.support.mill import MODEL
+from tests.support.eval_client import JUDGE, SAME, SCORE, World, echo, evaluating, items
+from tests.support.inline_deployment import MODEL
 from tests.support.web import keep_completion_in
 from workers.engines.port import refusal
 
@@ -262,7 +262,7 @@ def test_cancelled_run_cancels_its_jobs(world: World) -> None:
     again = world.client.post(f"/evals/{run.eval_id}/runs/{run.id}", cast_to=dict[str, Any])
 
     assert (cancelled.status, again["status"]) == ("canceled", "canceled")
-    world.mill.until(lambda: all(job.state in TERMINAL for job in world.steps(run.id)), 60)
+    world.inline.until(lambda: all(job.state in TERMINAL for job in world.steps(run.id)), 60)
     assert {job.state for job in world.steps(run.id)} == {JobState.CANCELLED}
     assert world.ended(run).status == "canceled"
     assert world.told(run.id) == ["eval.run.canceled"]
@@ -271,17 +271,17 @@ def test_cancelled_run_cancels_its_jobs(world: World) -> None:
 def test_removed_run_leaves_nothing(world: World) -> None:
     eval_id = world.eval(SAME, SCORE)
     ended, live = world.run(eval_id, items("a")), world.run(eval_id, items("b"))
-    world.mill.drain(ended.id, timeout=60)
+    world.inline.drain(ended.id, timeout=60)
 
     deleted = world.client.evals.runs.delete(ended.id, eval_id=eval_id)
     world.client.evals.delete(eval_id)
-    world.mill.drain(live.id, timeout=60)
-    world.mill.until(lambda: all(job.state in TERMINAL for job in world.steps(live.id)), 60)
-    world.mill.wait_until_idle()
+    world.inline.drain(live.id, timeout=60)
+    world.inline.until(lambda: all(job.state in TERMINAL for job in world.steps(live.id)), 60)
+    world.inline.wait_until_idle()
 
     assert (deleted.deleted, deleted.run_id) == (True, ended.id)
-    assert world.mill.storage.list("jobs") == []
-    with world.mill.db.read() as session:
+    assert world.inline.storage.list("jobs") == []
+    with world.inline.db.read() as session:
         assert session.scalars(select(EvalRun)).all() == []
     with pytest.raises(openai.NotFoundError):
         world.client.evals.runs.retrieve(ended.id, eval_id=eval_id)
@@ -297,9 +297,9 @@ def keep_response(world: World, text: str, model: str, **columns: Any) -> str:
     output = [{"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [part]}]
     response = {"id": name, "object": "response", "model": model, "status": "completed", "output": output}
     request = {"model": model, "input": [{"role": "user", "content": "q"}]}
-    world.mill.storage.put(f"responses/{name}", encode(RESPONSES, StoredAnswer(request, response)))
+    world.inline.storage.put(f"responses/{name}", encode(RESPONSES, StoredAnswer(request, response)))
     row = {"requested_model": model, "model": model, "created_at": now(), "expires_at": now() + 3600, **columns}
-    with world.mill.db.write() as session:
+    with world.inline.db.write() as session:
         project = keys.ensure_project(session, "default").id
         session.add(StoredResponse(id=name, project_id=project, **row))
     return name
@@ -317,7 +317,7 @@ def run_over_stored(
 
 
 def keep_chat(world: World, text: str, project: str = "default", **facts: Any) -> str:
-    return keep_completion_in(world.mill.db, world.mill.storage, project, said=text, **facts)
+    return keep_completion_in(world.inline.db, world.inline.storage, project, said=text, **facts)
 
 
 def inputs(rows: list[Any]) -> list[str]:
@@ -445,6 +445,6 @@ def test_every_item_is_graded_once_however_often_workers_die(
     assert (done.status, done.result_counts.total, done.result_counts.passed) == ("completed", 5, 5)
     assert died
     assert [item.datasource_item_id for item in world.output(run)] == list(range(5))
-    with world.mill.db.read() as session:
+    with world.inline.db.read() as session:
         segments = session.scalars(select(Segment).where(Segment.job_id == run.id)).all()
     assert sum(int.from_bytes(segment.covered, "little").bit_count() for segment in segments) == 5

@@ -15,7 +15,7 @@ from jobs.evals.tables import EvalRun
 from jobs.ledger.states import TERMINAL, JobState
 from jobs.queues import Queue, Task
 from jobs.timings import Timings
-from tests.support.evaluating import SAME, SCORE, World, evaluating, items
+from tests.support.eval_client import SAME, SCORE, World, evaluating, items
 from workers.evals.python_grader import RunStopped
 
 Swallows = Callable[[str, str, Sequence[Any], str], bool]
@@ -63,16 +63,16 @@ def brought_to(world: World, stage: str) -> Any:
     """Return a run of five items with a judge that stays in a stage."""
     swallows, step, state = STAGES[stage]
     run = world.run(world.eval(SAME, SCORE), items(*(f"q{n}" for n in range(5))))
-    world.mill.elsewhere = lambda task, queue, arguments: swallows(task, queue, arguments, run.id)
-    world.mill.until(lambda: (world.steps(run.id)[0].state, world.mill.job(run.id).state) == (step, state), 60)
+    world.inline.elsewhere = lambda task, queue, arguments: swallows(task, queue, arguments, run.id)
+    world.inline.until(lambda: (world.steps(run.id)[0].state, world.inline.job(run.id).state) == (step, state), 60)
     return run
 
 
 def end(world: World, run_id: str, steps: Sequence[str]) -> None:
     """Let messages arrive again until all jobs of the run have ended."""
-    world.mill.elsewhere = lambda *_: False
-    world.mill.drain(run_id, *steps, timeout=60)
-    world.mill.wait_until_idle()
+    world.inline.elsewhere = lambda *_: False
+    world.inline.drain(run_id, *steps, timeout=60)
+    world.inline.wait_until_idle()
 
 
 @pytest.mark.parametrize("stage", STOPPED)
@@ -105,8 +105,8 @@ def test_eval_is_deleted_while_its_run_is_in_each_state(world: World, stage: str
     assert world.client.evals.delete(run.eval_id).deleted
     end(world, run.id, steps)
 
-    assert world.mill.storage.list("jobs") == []
-    with world.mill.db.read() as session:
+    assert world.inline.storage.list("jobs") == []
+    with world.inline.db.read() as session:
         assert session.scalars(select(EvalRun)).all() == []
     with pytest.raises(openai.NotFoundError):
         world.client.evals.retrieve(run.eval_id)
@@ -141,21 +141,21 @@ class Sandbox:
 def test_run_that_ends_within_an_item_frees_its_worker(world: World, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     monkeypatch.setattr("workers.evals.evaluation.PythonSandbox", Sandbox)
     monkeypatch.setattr(Sandbox, "calls", [])
-    world.mill.cpu.standing.sandbox_lacks = []
-    world.mill.cpu.heartbeat.announce()
+    world.inline.cpu.standing.sandbox_lacks = []
+    world.inline.cpu.heartbeat.announce()
     parts = {f"g{n}": {**CODE, "name": "code"} for n in range(20)}
     multi = {"type": "multi", "name": "many", "graders": parts, "calculate_output": "g1"}
     run = world.run(world.eval(multi, {**CODE, "name": "one"}), items("q0"))
     steps = [step.id for step in world.steps(run.id)]
-    world.mill.until(lambda: bool(Sandbox.calls), 60)
+    world.inline.until(lambda: bool(Sandbox.calls), 60)
 
     if way == "cancelled":
         world.client.evals.runs.cancel(run.id, eval_id=run.eval_id)
     else:
         world.client.evals.runs.delete(run.id, eval_id=run.eval_id)
-    world.mill.wait_until_idle(30)
+    world.inline.wait_until_idle(30)
 
     assert len(Sandbox.calls) == 1
-    world.mill.drain(run.id, *steps, timeout=60)
-    assert world.mill.job(run.id).state == JobState.CANCELLED
-    assert world.mill.job(run.id).completed == 0
+    world.inline.drain(run.id, *steps, timeout=60)
+    assert world.inline.job(run.id).state == JobState.CANCELLED
+    assert world.inline.job(run.id).completed == 0

@@ -21,7 +21,7 @@ from jobs.queues import Queue
 from tests.integration import test_finetuning
 from tests.integration.test_finetuning import FAKE, Site, assert_whole, freed, trainer_of, worker_process
 from tests.support.fake_engine import FakeEngine
-from tests.support.mill import chat_line, jsonl
+from tests.support.inline_deployment import chat_line, jsonl
 from workers.runtime.exclusive_device import ExclusiveDevice
 
 module, site = test_finetuning.module, test_finetuning.site  # fixtures
@@ -42,8 +42,8 @@ def db(sqlite: Database) -> Database:
 def yielding(site: Site) -> Iterator[list[bool]]:
     """Let the worker with the engine look for trainings; yield what it has its consumers do: listen, or not."""
     listens: list[bool] = []
-    soon = replace(site.mill.gpu.timings, heartbeat_look=0.05)
-    device = ExclusiveDevice(replace(site.mill.gpu, timings=soon), site.mill.host, listens.append)
+    soon = replace(site.inline.gpu.timings, heartbeat_look=0.05)
+    device = ExclusiveDevice(replace(site.inline.gpu, timings=soon), site.inline.host, listens.append)
     ended = threading.Event()
 
     def look() -> None:
@@ -61,8 +61,8 @@ def yielding(site: Site) -> Iterator[list[bool]]:
 
 
 def engine_of(site: Site) -> FakeEngine:
-    assert isinstance(site.mill.engine, FakeEngine)
-    return site.mill.engine
+    assert isinstance(site.inline.engine, FakeEngine)
+    return site.inline.engine
 
 
 def never_together(job_id: str, is_open: Callable[[], bool]) -> None:
@@ -73,27 +73,27 @@ def never_together(job_id: str, is_open: Callable[[], bool]) -> None:
 
 
 def test_a_batch_in_progress_loses_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    mill, engine = site.mill, engine_of(site)
+    inline, engine = site.inline, engine_of(site)
     engine._delay = 0.3
     lines = jsonl([chat_line(f"line-{n}", f"say {n}") for n in range(48)])
     with yielding(site) as listens:
-        batch_id = mill.submit(lines)
-        mill.until(lambda: mill.host._in_flight > 0)
+        batch_id = inline.submit(lines)
+        inline.until(lambda: inline.host._in_flight > 0)
         job_id = site.submit(monkeypatch)
         waits: set[str | None] = set()
 
         def ended() -> bool:
             never_together(job_id, lambda: engine._alive)
-            waits.add(mill.job(job_id).waiting_for)
-            return mill.job(job_id).state == JobState.SUCCEEDED
+            waits.add(inline.job(job_id).waiting_for)
+            return inline.job(job_id).state == JobState.SUCCEEDED
 
-        mill.until(ended, 60)
-        [job, batch] = mill.drain(job_id, batch_id, timeout=60)
+        inline.until(ended, 60)
+        [job, batch] = inline.drain(job_id, batch_id, timeout=60)
 
     assert_whole(site, job)
     assert "device" in waits
     assert (batch.state, batch.completed, batch.failed) == (JobState.SUCCEEDED, 48, 0)
-    answers, _ = mill.results(batch)
+    answers, _ = inline.results(batch)
     assert {answer["custom_id"] for answer in answers} == {f"line-{n}" for n in range(48)}
     assert engine.starts == 2
     assert listens == [False, True]
@@ -102,15 +102,15 @@ def test_a_batch_in_progress_loses_nothing(site: Site, monkeypatch: pytest.Monke
 def test_the_engine_opens_again_when_the_job_is_paused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     with yielding(site):
         job_id = site.submit(monkeypatch)
-        site.mill.until(lambda: site.count(FinetuneStep, job_id) > 0)
+        site.inline.until(lambda: site.count(FinetuneStep, job_id) > 0)
         assert not engine_of(site)._alive
-        with site.mill.db.write() as session:
+        with site.inline.db.write() as session:
             jobs.pause(session, session.get_one(Job, job_id), actor="test")
-        site.mill.until(lambda: freed(site, job_id))
-        site.mill.until(lambda: engine_of(site)._alive)
-        with site.mill.db.write() as session:
+        site.inline.until(lambda: freed(site, job_id))
+        site.inline.until(lambda: engine_of(site)._alive)
+        with site.inline.db.write() as session:
             jobs.resume(session, session.get_one(Job, job_id), actor="test")
-        [job] = site.mill.drain(job_id, timeout=60)
+        [job] = site.inline.drain(job_id, timeout=60)
 
     assert_whole(site, job)
 
@@ -122,23 +122,23 @@ def test_the_engine_opens_again_when_the_worker_that_trains_is_killed(
 ) -> None:
     """Killed while it waits for the device, and while it trains."""
     job_id = site.submit(monkeypatch)
-    site.mill.elsewhere = lambda _task, queue, _arguments: queue == Queue.FINETUNE
-    site.mill.until(lambda: site.mill.job(job_id).state == JobState.RUNNING)
+    site.inline.elsewhere = lambda _task, queue, _arguments: queue == Queue.FINETUNE
+    site.inline.until(lambda: site.inline.job(job_id).state == JobState.RUNNING)
 
     waiting = worker_process(site, job_id, FAKE)
-    site.mill.until(lambda: site.mill.job(job_id).waiting_for == "device", 60)
+    site.inline.until(lambda: site.inline.job(job_id).waiting_for == "device", 60)
     kill(waiting)
-    site.mill.until(lambda: freed(site, job_id))
+    site.inline.until(lambda: freed(site, job_id))
     assert engine_of(site).starts == 1
     with yielding(site):
         trains = worker_process(site, job_id, FAKE)
-        site.mill.until(lambda: site.count(FinetuneCheckpoint, job_id) > 0, 60)
+        site.inline.until(lambda: site.count(FinetuneCheckpoint, job_id) > 0, 60)
         assert not engine_of(site)._alive
         kill(trains)
-        site.mill.until(lambda: engine_of(site)._alive)
+        site.inline.until(lambda: engine_of(site)._alive)
         assert freed(site, job_id)
         last = worker_process(site, job_id, FAKE)
-        [job] = site.mill.drain(job_id, timeout=60)
+        [job] = site.inline.drain(job_id, timeout=60)
         kill(last)
 
     assert_whole(site, job)
@@ -152,32 +152,32 @@ def test_an_engines_worker_that_is_killed_at_any_step_holds_up_no_training(
     monkeypatch: pytest.MonkeyPatch,
     fatal: str,
 ) -> None:
-    site.mill.gpu.standing.state = "closed"  # the workers of this test are others
-    site.mill.gpu.heartbeat.announce()
-    arguments = [str(site.mill.config.data_dir), site.mill.db.url]
+    site.inline.gpu.standing.state = "closed"  # the workers of this test are others
+    site.inline.gpu.heartbeat.announce()
+    arguments = [str(site.inline.config.data_dir), site.inline.db.url]
     command = [sys.executable, "-m", "tests.support.engine_worker", *arguments]
     first = subprocess.Popen([*command, fatal])
-    site.mill.until(lambda: first.poll() is not None or "ready" in states(site), 60)
+    site.inline.until(lambda: first.poll() is not None or "ready" in states(site), 60)
     job_id = site.submit(monkeypatch)
-    site.mill.until(lambda: first.poll() is not None or site.mill.job(job_id).state == JobState.SUCCEEDED, 60)
+    site.inline.until(lambda: first.poll() is not None or site.inline.job(job_id).state == JobState.SUCCEEDED, 60)
     second = subprocess.Popen(command)
 
     def ended() -> bool:
         never_together(job_id, lambda: bool(states(site) - {"closed"}))
-        return site.mill.job(job_id).state == JobState.SUCCEEDED
+        return site.inline.job(job_id).state == JobState.SUCCEEDED
 
-    site.mill.until(ended, 60)
-    site.mill.until(lambda: "ready" in states(site), 60)
+    site.inline.until(ended, 60)
+    site.inline.until(lambda: "ready" in states(site), 60)
     kill(second)
 
     assert first.wait() == -9
-    assert_whole(site, site.mill.job(job_id))
+    assert_whole(site, site.inline.job(job_id))
 
 
 def states(site: Site) -> set[str]:
-    """Return the states of the living workers with engines, but for the mill's own."""
-    with site.mill.db.read() as session:
-        rows = session.scalars(select(Worker).where(Worker.pool == "gpu", Worker.id != site.mill.gpu.worker_id)).all()
+    """Return the states of the living workers with engines, but for the deployment's own."""
+    with site.inline.db.read() as session:
+        rows = session.scalars(select(Worker).where(Worker.pool == "gpu", Worker.id != site.inline.gpu.worker_id)).all()
     return {row.state for row in rows if processes.start_time(row.pid) == row.started}
 
 

@@ -15,7 +15,7 @@ from openai import OpenAI
 from jobs.fleet.models_file import Registry
 from tests.support import stub_engine
 from tests.support.fake_engine import FakeEngine
-from tests.support.shop import MODEL, Shop
+from tests.support.interactive_api import MODEL, Shop
 from tests.support.stub_engine import prompts
 from tests.support.system import SCALED, System, eventually
 from workers.engines.http.endpoints import Endpoint

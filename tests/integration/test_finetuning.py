@@ -35,8 +35,8 @@ from jobs.queues import Queue
 from jobs.registry.tables import TunedModel
 from jobs.security import keys
 from tests.support import training_worker
-from tests.support.mill import Mill, running
-from tests.support.training import training
+from tests.support.inline_deployment import InlineDeployment, running
+from tests.support.training_thread import training
 from workers.finetuning import results
 from workers.kinds import HANDLERS
 from workers.runtime.context import Context
@@ -56,7 +56,7 @@ STEPS = 20  # two epochs of batches of two
 class Site:
     """A deployment with a worker that trains."""
 
-    mill: Mill
+    inline: InlineDeployment
     worker: Context
     base: Path
 
@@ -67,14 +67,14 @@ class Site:
     def submit(self, monkeypatch: pytest.MonkeyPatch, project: str = "default", **payload: Any) -> str:
         """Submit a job whose files have been examined already."""
         sha256 = hashlib.sha256(ROWS).hexdigest()
-        self.mill.storage.put(datasets.location(sha256), ROWS)
+        self.inline.storage.put(datasets.location(sha256), ROWS)
         part = Part(sha256, len(ROWS), 20)
         general = Part(sha256, len(ROWS), 20) if "general_file" in payload else None
         found = DatasetFindings(training=part, validation=part, general=general, tokens=400, longest=40)
         monkeypatch.setattr(examination, "examine", lambda _question, _stopped: found)
         file_id, job_id = new_id("file-"), new_id(jobs.FINETUNING.prefix)
         path = f"files/{file_id}"
-        self.mill.storage.put(path, ROWS)
+        self.inline.storage.put(path, ROWS)
         asked = {
             "model": "tiny",
             "base": "tiny",
@@ -84,7 +84,7 @@ class Site:
             "validation": {"type": "holdout"},
             "training": {"eval_steps": 5},
         }
-        with self.mill.db.write() as session:
+        with self.inline.db.write() as session:
             owner = keys.ensure_project(session, project)
             file = File(
                 id=file_id,
@@ -105,19 +105,19 @@ class Site:
         return len(self.rows(table, job_id))
 
     def rows(self, table: Any, job_id: str) -> list[Any]:
-        with self.mill.db.read() as session:
+        with self.inline.db.read() as session:
             return list(session.scalars(select(table).where(table.job_id == job_id)))
 
     def events(self, job_id: str) -> list[str]:
         return [event.message for event in sorted(self.rows(FinetuneEvent, job_id), key=lambda one: one.position)]
 
     def read(self, location: str) -> bytes:
-        with self.mill.storage.reader(location) as handle:
+        with self.inline.storage.reader(location) as handle:
             data: bytes = handle.read()
             return data
 
     def model(self, name: str) -> TunedModel:
-        with self.mill.db.read() as session:
+        with self.inline.db.read() as session:
             return session.scalars(select(TunedModel).where(TunedModel.name == name)).one()
 
 
@@ -135,8 +135,8 @@ def site(db: Database, tmp_path: Path, module: str, monkeypatch: pytest.MonkeyPa
     models = tmp_path / "models.yaml"
     source = {"path": str(base)}
     models.write_text(json.dumps({"models": {"tiny": {"source": source, "engine": "vllm", "queue": Queue.GENERATE}}}))
-    with running(db, tmp_path, models_file=str(models)) as mill, training(mill) as worker:
-        yield Site(mill, worker, base)
+    with running(db, tmp_path, models_file=str(models)) as inline, training(inline) as worker:
+        yield Site(inline, worker, base)
 
 
 def trainer_of(job_id: str) -> int | None:
@@ -171,22 +171,22 @@ def assert_whole(site: Site, job: Job) -> None:
     for row in saved:
         data = site.read(f"{row.location}/manifest.json")
         assert hashlib.sha256(data).hexdigest() == row.sha256
-        names = [path for path in site.mill.storage.list(row.location) if not path.endswith("manifest.json")]
+        names = [path for path in site.inline.storage.list(row.location) if not path.endswith("manifest.json")]
         assert not any("optimizer" in path for path in names)
-        assert row.bytes == sum(site.mill.storage.size(path) for path in names)
+        assert row.bytes == sum(site.inline.storage.size(path) for path in names)
     model = site.model(job.payload["result"])
     assert (model.state, model.base, model.location) == ("ready", "tiny", saved[-1].location)
     for name, sha256 in model.manifest["files"].items():
         assert hashlib.sha256(site.read(f"{model.location}/{name}")).hexdigest() == sha256
     assert site.model(f"{model.name}:ckpt-step-{saved[0].step}").checkpoint_step == saved[0].step
-    folders = list(site.mill.storage.folders(f"training/{job.id}"))
+    folders = list(site.inline.storage.folders(f"training/{job.id}"))
     assert sorted(folders) == sorted(row.location.rpartition("/")[2] for row in saved)
     assert site.rows(FinetunePlan, job.id)[0].trained_tokens == 800
 
 
 def assert_tensorboard_has_the_steps(site: Site, job: Job) -> None:
     (plan,) = site.rows(FinetunePlan, job.id)
-    with site.mill.db.read() as session:
+    with site.inline.db.read() as session:
         file = session.get_one(File, plan.tensorboard_file_id)
     data = site.read(file.path)
     assert (file.purpose, file.bytes, "tfevents" in file.filename) == (results.PURPOSE, len(data), True)
@@ -196,7 +196,7 @@ def assert_tensorboard_has_the_steps(site: Site, job: Job) -> None:
 def test_job_is_trained_to_its_model(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id = site.submit(monkeypatch)
 
-    (job,) = site.mill.drain(job_id)
+    (job,) = site.inline.drain(job_id)
 
     assert_whole(site, job)
     events = site.events(job_id)
@@ -206,7 +206,7 @@ def test_job_is_trained_to_its_model(site: Site, monkeypatch: pytest.MonkeyPatch
     assert events[-1] == "The job has successfully completed"
     assert "Mean loss on 64 texts: 3.000 nats a token before training." in events
     assert "Mean loss on 64 texts: 3.000 nats a token before training, 3.500 after it." in events
-    with site.mill.db.read() as session:
+    with site.inline.db.read() as session:
         purposes = session.scalars(select(File.purpose).where(File.id.in_([job.output_file_id, job.error_file_id])))
         assert set(purposes) == {results.PURPOSE}
 
@@ -221,7 +221,7 @@ def test_result_is_the_checkpoint_with_the_best_loss_where_that_is_asked_for(
     job_id = site.submit(monkeypatch, **asked)
     monkeypatch.setenv("FAKE_TRAINER", '{"best": 10}')
 
-    (job,) = site.mill.drain(job_id)
+    (job,) = site.inline.drain(job_id)
 
     assert site.model(job.payload["result"]).manifest["run"]["step"] == (10 if best else 20)
     told = "The result is the checkpoint of step 10, which has the lowest validation loss: 1."
@@ -231,14 +231,14 @@ def test_result_is_the_checkpoint_with_the_best_loss_where_that_is_asked_for(
 def test_dry_run_trains_three_steps_and_makes_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id = site.submit(monkeypatch, dry_run=True)
 
-    (job,) = site.mill.drain(job_id)
+    (job,) = site.inline.drain(job_id)
 
     assert (job.state, job.output_file_id, job.error_file_id) == (JobState.SUCCEEDED, None, None)
     assert [step.step for step in site.rows(FinetuneStep, job_id)] == [1, 2, 3]
     assert site.rows(FinetuneCheckpoint, job_id) == []
     assert site.rows(TunedModel, job_id) == []
     assert not any("model created" in event for event in site.events(job_id))
-    with site.mill.db.read() as session:
+    with site.inline.db.read() as session:
         asked = FineTuning.model_validate({**job.payload, "dry_run": False, "seed": 8})
         estimate = estimates.estimate_from_history(session, asked, site.rows(FinetunePlan, job_id)[0])
     assert estimate is not None
@@ -249,10 +249,10 @@ def test_dry_run_trains_three_steps_and_makes_nothing(site: Site, monkeypatch: p
 def test_general_file_is_read_and_held_as_the_training_file_is(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id = site.submit(monkeypatch, general_file="file-general")
 
-    (job,) = site.mill.drain(job_id)
+    (job,) = site.inline.drain(job_id)
 
     assert any(event.startswith("Mean loss on 20 texts:") for event in site.events(job_id))
-    with site.mill.db.read() as session:
+    with site.inline.db.read() as session:
         assert datasets.holders(session, "file-general")[0] == job.payload["result"]
     assert site.model(job.payload["result"]).manifest["data"]["general"] == hashlib.sha256(ROWS).hexdigest()
 
@@ -267,26 +267,26 @@ def assert_kills_lose_nothing(
     """Kill the trainer, then its worker, `times` times after a new checkpoint; check that the job ends as without."""
     monkeypatch.setenv("FAKE_TRAINER", '{"seconds": 0.1}')
     job_id = site.submit(monkeypatch)
-    site.mill.elsewhere = lambda _task, queue, _arguments: queue == Queue.FINETUNE  # nobody trains yet
-    site.mill.until(lambda: site.mill.job(job_id).state == JobState.RUNNING)
+    site.inline.elsewhere = lambda _task, queue, _arguments: queue == Queue.FINETUNE  # nobody trains yet
+    site.inline.until(lambda: site.inline.job(job_id).state == JobState.RUNNING)
     victims = []
     for _ in range(times):
         before = site.count(FinetuneCheckpoint, job_id)
         victims.append(worker_process(site, job_id, module))
-        site.mill.until(lambda before=before: site.count(FinetuneCheckpoint, job_id) > before, timeout)
+        site.inline.until(lambda before=before: site.count(FinetuneCheckpoint, job_id) > before, timeout)
         child = trainer_of(job_id)
         assert child is not None
         os.kill(child, signal.SIGKILL)
-        site.mill.until(lambda dead=child: trainer_of(job_id) not in (None, dead), timeout)
+        site.inline.until(lambda dead=child: trainer_of(job_id) not in (None, dead), timeout)
         child = trainer_of(job_id)
         victims[-1].kill()
         victims[-1].wait()
-        site.mill.until(lambda gone=child: not processes.start_time(gone or 0), timeout)
-        site.mill.until(lambda: freed(site, job_id), timeout)
+        site.inline.until(lambda gone=child: not processes.start_time(gone or 0), timeout)
+        site.inline.until(lambda: freed(site, job_id), timeout)
     monkeypatch.setenv("FAKE_TRAINER", "{}")
     victims.append(worker_process(site, job_id, module))
 
-    (job,) = site.mill.drain(job_id, timeout=timeout)
+    (job,) = site.inline.drain(job_id, timeout=timeout)
 
     victims[-1].kill()
     victims[-1].wait()
@@ -296,12 +296,12 @@ def assert_kills_lose_nothing(
 
 
 def worker_process(site: Site, job_id: str, module: str) -> "subprocess.Popen[bytes]":
-    arguments = [str(site.mill.config.data_dir), site.mill.db.url, job_id, module]
+    arguments = [str(site.inline.config.data_dir), site.inline.db.url, job_id, module]
     return subprocess.Popen([sys.executable, "-m", "tests.support.training_worker", *arguments])
 
 
 def freed(site: Site, job_id: str) -> bool:
-    with site.mill.db.read() as session:
+    with site.inline.db.read() as session:
         return session.get_one(Shard, (job_id, 0)).worker_id is None
 
 
@@ -309,7 +309,7 @@ def running_trainer(site: Site, monkeypatch: pytest.MonkeyPatch, seconds: float 
     """Submit a job, and return it and the pid of its trainer once that has trained a step."""
     monkeypatch.setenv("FAKE_TRAINER", json.dumps({"seconds": seconds}))
     job_id = site.submit(monkeypatch)
-    site.mill.until(lambda: site.count(FinetuneStep, job_id) > 0)
+    site.inline.until(lambda: site.count(FinetuneStep, job_id) > 0)
     pid = trainer_of(job_id)
     assert pid is not None
     return job_id, pid
@@ -317,35 +317,35 @@ def running_trainer(site: Site, monkeypatch: pytest.MonkeyPatch, seconds: float 
 
 def test_cancelled_job_ends_its_trainer_and_keeps_its_checkpoints(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id, pid = running_trainer(site, monkeypatch)
-    site.mill.until(lambda: site.count(FinetuneCheckpoint, job_id) > 0)
+    site.inline.until(lambda: site.count(FinetuneCheckpoint, job_id) > 0)
 
-    with site.mill.db.write() as session:
+    with site.inline.db.write() as session:
         ledger.cancel(session, job_id, actor="test")
-    (job,) = site.mill.drain(job_id)
+    (job,) = site.inline.drain(job_id)
 
     assert job.state == JobState.CANCELLED
-    site.mill.until(lambda: processes.start_time(pid) is None)
+    site.inline.until(lambda: processes.start_time(pid) is None)
     assert any(row.keeps_optimizer for row in site.rows(FinetuneCheckpoint, job_id))
     assert site.read(f"files/{job.output_file_id}").startswith(results.HEADER.encode())
-    with site.mill.db.read() as session:
+    with site.inline.db.read() as session:
         assert not session.scalars(select(TunedModel).where(TunedModel.name == job.payload["result"])).all()
 
 
 def test_paused_job_makes_a_checkpoint_and_goes_on_from_there(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id, pid = running_trainer(site, monkeypatch)
 
-    with site.mill.db.write() as session:
+    with site.inline.db.write() as session:
         jobs.pause(session, session.get_one(Job, job_id), actor="test")
-    site.mill.until(lambda: freed(site, job_id))
+    site.inline.until(lambda: freed(site, job_id))
     saved = max(row.step for row in site.rows(FinetuneCheckpoint, job_id))
-    assert site.mill.job(job_id).waiting_for == "pause"
+    assert site.inline.job(job_id).waiting_for == "pause"
     assert processes.start_time(pid) is None
     assert max(row.step for row in site.rows(FinetuneStep, job_id)) == saved < STEPS
     monkeypatch.setenv("FAKE_TRAINER", "{}")
-    with site.mill.db.write() as session:
+    with site.inline.db.write() as session:
         jobs.resume(session, session.get_one(Job, job_id), actor="test")
 
-    (job,) = site.mill.drain(job_id)
+    (job,) = site.inline.drain(job_id)
 
     assert_whole(site, job)
     assert any(f"goes on after step {saved}" in event for event in site.events(job_id))
@@ -355,7 +355,7 @@ def test_worker_that_stops_has_a_checkpoint_made_first(site: Site, monkeypatch: 
     job_id, pid = running_trainer(site, monkeypatch)
 
     site.worker.heartbeat.stop_all()
-    site.mill.until(lambda: freed(site, job_id))
+    site.inline.until(lambda: freed(site, job_id))
 
     assert processes.start_time(pid) is None
     saved = max(row.step for row in site.rows(FinetuneCheckpoint, job_id))
@@ -368,7 +368,7 @@ def test_loss_that_is_no_number_fails_the_job_and_keeps_the_last_checkpoint(
     monkeypatch.setenv("FAKE_TRAINER", '{"fail": "non_finite"}')
     job_id = site.submit(monkeypatch)
 
-    (job,) = site.mill.drain(job_id)
+    (job,) = site.inline.drain(job_id)
 
     assert job.state == JobState.FAILED
     (error,) = job.errors or []
@@ -387,7 +387,7 @@ def test_job_that_trains_too_long_fails_after_a_checkpoint(
     monkeypatch.setenv("FAKE_TRAINER", '{"seconds": 0.2}')
     job_id = site.submit(monkeypatch, early_stopping={field: 1})
 
-    (job,) = site.mill.drain(job_id)
+    (job,) = site.inline.drain(job_id)
 
     assert job.state == JobState.FAILED
     (error,) = job.errors or []
@@ -402,13 +402,13 @@ def test_job_that_trains_too_long_fails_after_a_checkpoint(
 
 def test_time_of_earlier_claims_counts(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id = site.submit(monkeypatch, early_stopping={"max_seconds": 1000})
-    trains, site.mill.elsewhere = site.mill.elsewhere, lambda _task, queue, _arguments: queue == Queue.FINETUNE
-    site.mill.until(lambda: site.mill.job(job_id).state == JobState.RUNNING)
-    with site.mill.db.write() as session:
+    trains, site.inline.elsewhere = site.inline.elsewhere, lambda _task, queue, _arguments: queue == Queue.FINETUNE
+    site.inline.until(lambda: site.inline.job(job_id).state == JobState.RUNNING)
+    with site.inline.db.write() as session:
         session.get_one(FinetunePlan, job_id).seconds = 1000.0
-    site.mill.elsewhere = trains
+    site.inline.elsewhere = trains
 
-    (job,) = site.mill.drain(job_id)
+    (job,) = site.inline.drain(job_id)
 
     assert [error["code"] for error in job.errors or []] == ["time_limit"]
     assert site.rows(FinetuneStep, job_id) == []
@@ -417,7 +417,7 @@ def test_time_of_earlier_claims_counts(site: Site, monkeypatch: pytest.MonkeyPat
 def test_job_that_takes_too_much_memory_fails_after_a_checkpoint(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id = site.submit(monkeypatch, early_stopping={"max_memory_bytes": 1000})
 
-    (job,) = site.mill.drain(job_id)
+    (job,) = site.inline.drain(job_id)
 
     (error,) = job.errors or []
     assert (job.state, error["code"]) == (JobState.FAILED, "memory_limit")
@@ -429,7 +429,7 @@ def test_trainer_that_dies_again_and_again_fails_the_job(site: Site, monkeypatch
     monkeypatch.setenv("FAKE_TRAINER", '{"die_at": 5, "always": true}')
     job_id = site.submit(monkeypatch)
 
-    (job,) = site.mill.drain(job_id)
+    (job,) = site.inline.drain(job_id)
 
     assert job.state == JobState.FAILED
     assert [error["code"] for error in job.errors or []] == ["trainer_died"]
@@ -438,16 +438,16 @@ def test_trainer_that_dies_again_and_again_fails_the_job(site: Site, monkeypatch
 
 def test_checkpoint_that_was_changed_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id, _ = running_trainer(site, monkeypatch)
-    site.mill.until(lambda: site.count(FinetuneCheckpoint, job_id) > 0)
-    with site.mill.db.write() as session:
+    site.inline.until(lambda: site.count(FinetuneCheckpoint, job_id) > 0)
+    with site.inline.db.write() as session:
         jobs.pause(session, session.get_one(Job, job_id), actor="test")
-    site.mill.until(lambda: freed(site, job_id))
+    site.inline.until(lambda: freed(site, job_id))
     last = max(site.rows(FinetuneCheckpoint, job_id), key=lambda row: row.step)
-    site.mill.storage.put(f"{last.location}/optimizer.pt", b"other moments")
-    with site.mill.db.write() as session:
+    site.inline.storage.put(f"{last.location}/optimizer.pt", b"other moments")
+    with site.inline.db.write() as session:
         jobs.resume(session, session.get_one(Job, job_id), actor="test")
 
-    (job,) = site.mill.drain(job_id)
+    (job,) = site.inline.drain(job_id)
 
     assert [error["code"] for error in job.errors or []] == ["checkpoint_damaged"]
 
@@ -458,9 +458,9 @@ def test_full_storage_holds_the_job_back(site: Site, monkeypatch: pytest.MonkeyP
     with monkeypatch.context() as full:
         full.setattr(site.worker.storage, "free", free)
         full.setattr(site.worker.storage, "put", _full)
-        site.mill.until(lambda: site.mill.job(job_id).waiting_for == "disk")
+        site.inline.until(lambda: site.inline.job(job_id).waiting_for == "disk")
 
-    assert site.mill.job(job_id).state == JobState.RUNNING
+    assert site.inline.job(job_id).state == JobState.RUNNING
 
 
 def _full(_path: str, _data: bytes) -> None:

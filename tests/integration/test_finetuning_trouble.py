@@ -33,7 +33,7 @@ from tests.integration.test_finetuning import (  # noqa: F401 (fixtures)
 )
 from tests.support import training_worker
 from tests.support.fake_trainer import loss_of
-from tests.support.mill import Mill
+from tests.support.inline_deployment import InlineDeployment
 from workers import lifecycle
 from workers.runtime.context import Pool, build
 
@@ -46,8 +46,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     timings = replace(Timings(), storage_retry=0.2)
     pool = Pool("finetune", (Queue.FINETUNE,), 1, models=("*",))
     monkeypatch.setattr(training_worker, "context_of", lambda config: build(config, pool, timings))
-    until = Mill.until
-    monkeypatch.setattr(Mill, "until", lambda mill, reached, timeout=0.0: until(mill, reached, max(timeout, 120.0)))
+    until = InlineDeployment.until
+    monkeypatch.setattr(
+        InlineDeployment, "until", lambda inline, reached, timeout=0.0: until(inline, reached, max(timeout, 120.0))
+    )
 
 
 @pytest.fixture
@@ -55,31 +57,31 @@ def paused(site: Site, monkeypatch: pytest.MonkeyPatch) -> str:  # noqa: F811
     """Return a job that was paused while it trained; its trainer is gone, and the next one is fast."""
     job_id, pid = running_trainer(site, monkeypatch, 1.0)
     change(site, job_id, jobs.pause)
-    site.mill.until(lambda: freed(site, job_id))
+    site.inline.until(lambda: freed(site, job_id))
     assert processes.start_time(pid) is None
     monkeypatch.setenv("FAKE_TRAINER", "{}")
     return job_id
 
 
 def change(site: Site, job_id: str, how: Any) -> None:  # noqa: F811
-    with site.mill.db.write() as session:
+    with site.inline.db.write() as session:
         how(session, session.get_one(Job, job_id), actor="test")
 
 
 def waits_for(site: Site, job_id: str) -> str | None:  # noqa: F811
-    return site.mill.job(job_id).waiting_for
+    return site.inline.job(job_id).waiting_for
 
 
 def test_base_that_leaves_the_models_file_is_waited_for(site: Site, paused: str) -> None:  # noqa: F811
-    models = Path(site.mill.config.models_file)
+    models = Path(site.inline.config.models_file)
     text = models.read_text()
     models.write_text(text.replace('"tiny"', '"another"'))
     change(site, paused, jobs.resume)
-    site.mill.until(lambda: waits_for(site, paused) == "model")
-    assert site.mill.job(paused).state == JobState.RUNNING
+    site.inline.until(lambda: waits_for(site, paused) == "model")
+    assert site.inline.job(paused).state == JobState.RUNNING
 
     models.write_text(text)
-    (job,) = site.mill.drain(paused)
+    (job,) = site.inline.drain(paused)
 
     assert_whole(site, job)
 
@@ -89,10 +91,10 @@ def test_base_that_leaves_while_its_trainer_runs_costs_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     job_id, _ = running_trainer(site, monkeypatch, 0.05)
-    Path(site.mill.config.models_file).write_text('{"models": {}}')
+    Path(site.inline.config.models_file).write_text('{"models": {}}')
     site.base.rmdir()
 
-    (job,) = site.mill.drain(job_id)
+    (job,) = site.inline.drain(job_id)
 
     assert_whole(site, job)
 
@@ -100,10 +102,10 @@ def test_base_that_leaves_while_its_trainer_runs_costs_nothing(
 def test_folder_of_the_base_that_is_away_is_waited_for(site: Site, paused: str) -> None:  # noqa: F811
     site.base.rename(site.base.with_name("elsewhere"))
     change(site, paused, jobs.resume)
-    site.mill.until(lambda: waits_for(site, paused) == "model")
+    site.inline.until(lambda: waits_for(site, paused) == "model")
 
     site.base.with_name("elsewhere").rename(site.base)
-    (job,) = site.mill.drain(paused)
+    (job,) = site.inline.drain(paused)
 
     assert_whole(site, job)
 
@@ -116,9 +118,9 @@ def test_storage_that_is_away_at_the_resume_is_waited_for(
     with monkeypatch.context() as away:
         away.setattr(site.worker.storage, "reader", _away)
         change(site, paused, jobs.resume)
-        site.mill.until(lambda: waits_for(site, paused) == "disk")
+        site.inline.until(lambda: waits_for(site, paused) == "disk")
 
-    (job,) = site.mill.drain(paused)
+    (job,) = site.inline.drain(paused)
 
     assert_whole(site, job)
 
@@ -133,11 +135,11 @@ def test_bytes_that_were_changed_are_not_trained_on(site: Site, paused: str, nam
     (data,) = {row.sha256 for row in site.rows(FinetuneData, paused)}
     path = datasets.location(data) if name == "rows" else f"{last.location}/{name}"
     content = site.read(path)
-    site.mill.storage.put(path, content.replace(b"1", b"2") if b"1" in content else content + b" ")
+    site.inline.storage.put(path, content.replace(b"1", b"2") if b"1" in content else content + b" ")
     before = site.count(FinetuneStep, paused)
     change(site, paused, jobs.resume)
 
-    (job,) = site.mill.drain(paused)
+    (job,) = site.inline.drain(paused)
 
     assert [error["code"] for error in job.errors or []] == ["checkpoint_damaged"]
     assert site.count(FinetuneStep, paused) == before
@@ -146,7 +148,7 @@ def test_bytes_that_were_changed_are_not_trained_on(site: Site, paused: str, nam
 def test_paused_job_is_cancelled_without_a_trainer(site: Site, paused: str) -> None:  # noqa: F811
     change(site, paused, lambda session, job, actor: ledger.cancel(session, job.id, actor=actor))
 
-    (job,) = site.mill.drain(paused)
+    (job,) = site.inline.drain(paused)
 
     assert (job.state, job.errors) == (JobState.CANCELLED, None)
     assert job.output_file_id is not None
@@ -161,10 +163,10 @@ def test_job_that_is_cancelled_while_it_makes_its_last_checkpoint_is_cancelled(
     change(site, job_id, jobs.pause)
     change(site, job_id, lambda session, job, actor: ledger.cancel(session, job.id, actor=actor))
 
-    (job,) = site.mill.drain(job_id)
+    (job,) = site.inline.drain(job_id)
 
     assert job.state == JobState.CANCELLED
-    site.mill.until(lambda: processes.start_time(pid) is None)
+    site.inline.until(lambda: processes.start_time(pid) is None)
 
 
 def test_job_that_is_paused_before_it_is_planned_begins_nothing(
@@ -173,13 +175,13 @@ def test_job_that_is_paused_before_it_is_planned_begins_nothing(
 ) -> None:
     job_id = site.submit(monkeypatch)
     change(site, job_id, jobs.pause)
-    site.mill.until(lambda: waits_for(site, job_id) == "pause" or site.mill.job(job_id).state != JobState.QUEUED)
+    site.inline.until(lambda: waits_for(site, job_id) == "pause" or site.inline.job(job_id).state != JobState.QUEUED)
     for _ in range(20):
-        site.mill.dispatcher.tick()
+        site.inline.dispatcher.tick()
     assert site.count(FinetuneStep, job_id) == 0
 
     change(site, job_id, jobs.resume)
-    (job,) = site.mill.drain(job_id)
+    (job,) = site.inline.drain(job_id)
 
     assert_whole(site, job)
 
@@ -194,7 +196,7 @@ def trainer(site: Site) -> Iterator[None]:  # noqa: F811
             thread.submit(lifecycle.run_shard, site.worker, Queue.FINETUNE, (), *arguments)
         return queue == Queue.FINETUNE
 
-    site.mill.elsewhere = train
+    site.inline.elsewhere = train
     yield
     thread.shutdown()
 
@@ -209,7 +211,7 @@ def test_trainings_of_two_projects_take_turns_and_lose_nothing(
     first, second = [site.submit(monkeypatch, "many") for _ in range(2)]
     other = site.submit(monkeypatch, "one")
 
-    ended = site.mill.drain(first, second, other, timeout=120)
+    ended = site.inline.drain(first, second, other, timeout=120)
 
     for job in ended:
         assert_whole(site, job)
@@ -237,7 +239,7 @@ def test_two_jobs_train_on_one_device_one_after_the_other(
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    ended = site.mill.drain(*ids, timeout=60)
+    ended = site.inline.drain(*ids, timeout=60)
     stop.set()
     watcher.join()
 
@@ -249,7 +251,7 @@ def test_two_jobs_train_on_one_device_one_after_the_other(
 
 def turns_of(site: Site) -> list[str]:  # noqa: F811
     """Return the jobs in the order in which they trained, each once a turn."""
-    with site.mill.db.read() as session:
+    with site.inline.db.read() as session:
         ordered = session.scalars(
             select(FinetuneStep.job_id).order_by(FinetuneStep.created_at, FinetuneStep.step)
         ).all()

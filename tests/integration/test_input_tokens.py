@@ -10,7 +10,7 @@ import pytest
 from jobs.inference import responses
 from jobs.retrieval.searches import FoundChunk, Search
 from tests.support.fake_engine import prompt_of
-from tests.support.shop import MODEL, Shop
+from tests.support.interactive_api import MODEL, Shop
 from workers.engines.port import Answer, Length, Request
 from workers.engines.router import Router
 from workers.inference.token_counting import TokenCounter

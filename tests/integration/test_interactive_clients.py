@@ -24,7 +24,7 @@ from jobs.queues import Queue
 from jobs.security.tables import Project
 from jobs.settings import Settings
 from jobs.timings import Timings
-from tests.support.shop import HELLO, MODEL, Shop
+from tests.support.interactive_api import HELLO, MODEL, Shop
 from tests.support.system import eventually, pause
 from workers.engines.port import EngineDead, EngineFault
 from workers.runtime.heartbeat import UnderWay

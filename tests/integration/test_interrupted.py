@@ -23,9 +23,9 @@ from jobs.ledger.tables import Job, Segment, Shard
 from jobs.platform.storage import DiskStorage
 from jobs.queues import Task
 from jobs.timings import Timings
-from tests.support import ledgers
+from tests.support import sample_jobs
 from tests.support.fake_engine import FakeEngine
-from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
+from tests.support.inline_deployment import MODEL, InlineDeployment, chat_line, jsonl, running
 from workers import lifecycle
 from workers.batches import running as running_module
 from workers.engines.port import Answer, EngineBusy, Request
@@ -42,7 +42,9 @@ def asked() -> list[str]:
 
 
 @pytest.fixture
-def mill(db: Database, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Mill]:
+def inline(
+    db: Database, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[InlineDeployment]:
     monkeypatch.setattr(lifecycle, "MAX_TRIES", 1)
     with running(db, tmp_path, FakeEngine((MODEL,), on_prompt=asked.append), min_free_bytes=2) as made:
         yield made
@@ -72,32 +74,32 @@ def _ids(lines: list[dict[str, Any]]) -> list[str]:
     return [line["custom_id"] for line in lines]
 
 
-def _planned(mill: Mill, content: bytes) -> str:
+def _planned(inline: InlineDeployment, content: bytes) -> str:
     """Create a job whose shards are not published yet."""
-    return _unclaimed(mill, content, Task.RUN, JobState.RUNNING)
+    return _unclaimed(inline, content, Task.RUN, JobState.RUNNING)
 
 
-def _run_through(mill: Mill, content: bytes) -> str:
+def _run_through(inline: InlineDeployment, content: bytes) -> str:
     """Create a job that waits to be finished."""
-    return _unclaimed(mill, content, Task.FINISH, JobState.FINISHING)
+    return _unclaimed(inline, content, Task.FINISH, JobState.FINISHING)
 
 
-def _unclaimed(mill: Mill, content: bytes, lost: Task, reached: JobState) -> str:
-    mill.lose_messages = lambda task: task == lost
-    job_id = mill.submit(content)
-    mill.until(lambda: mill.job(job_id).state == reached)
-    mill.lose_messages = lambda _task: False
+def _unclaimed(inline: InlineDeployment, content: bytes, lost: Task, reached: JobState) -> str:
+    inline.lose_messages = lambda task: task == lost
+    job_id = inline.submit(content)
+    inline.until(lambda: inline.job(job_id).state == reached)
+    inline.lose_messages = lambda _task: False
     return job_id
 
 
-def _cancelled_unplanned(mill: Mill, content: bytes, **fields: Any) -> str:
-    job_id = mill.submit(content, **fields)
-    _cancel(mill, job_id)
+def _cancelled_unplanned(inline: InlineDeployment, content: bytes, **fields: Any) -> str:
+    job_id = inline.submit(content, **fields)
+    _cancel(inline, job_id)
     return job_id
 
 
-def _cancel(mill: Mill, job_id: str) -> None:
-    with mill.db.write() as session:
+def _cancel(inline: InlineDeployment, job_id: str) -> None:
+    with inline.db.write() as session:
         ledger.cancel(session, job_id, actor="test")
 
 
@@ -117,27 +119,27 @@ def _at_the_first_read(monkeypatch: pytest.MonkeyPatch, happens: Any) -> None:
     monkeypatch.setattr(DiskStorage, "reader", reading)
 
 
-def test_worker_that_is_stopped_while_its_engine_loads_takes_nothing(mill: Mill) -> None:
-    job_id = _planned(mill, _batch(1))
+def test_worker_that_is_stopped_while_its_engine_loads_takes_nothing(inline: InlineDeployment) -> None:
+    job_id = _planned(inline, _batch(1))
     loading = EngineHost(FakeEngine(), lambda: None)
-    mill.gpu.stop.set()
+    inline.gpu.stop.set()
 
-    run(mill.gpu, loading, job_id, 0)
+    run(inline.gpu, loading, job_id, 0)
 
-    shard = ledgers.shard(mill.db, job_id)
+    shard = sample_jobs.shard(inline.db, job_id)
     assert (shard.state, shard.epoch) == (ShardState.PENDING, 0)
     loading.loop.close()
 
 
-def test_worker_that_is_told_to_stop_gives_the_shard_back_unblamed(mill: Mill, asked: list[str]) -> None:
-    job_id = _planned(mill, _batch(1))
-    mill.gpu.heartbeat.stop_all()
+def test_worker_that_is_told_to_stop_gives_the_shard_back_unblamed(inline: InlineDeployment, asked: list[str]) -> None:
+    job_id = _planned(inline, _batch(1))
+    inline.gpu.heartbeat.stop_all()
 
-    run(mill.gpu, mill.host, job_id, 0)
+    run(inline.gpu, inline.host, job_id, 0)
 
-    shard = ledgers.shard(mill.db, job_id)
+    shard = sample_jobs.shard(inline.db, job_id)
     assert (shard.state, shard.epoch, shard.stalls) == (ShardState.PENDING, 2, 0)
-    assert mill.job(job_id).lost_leases == 0
+    assert inline.job(job_id).lost_leases == 0
     assert asked == []
 
 
@@ -151,29 +153,29 @@ def test_a_running_batch_waits_below_the_setting_and_goes_on_without_a_failed_li
 
     monkeypatch.setattr(DiskStorage, "free", lambda _self: free[0])
     timings = replace(Timings(), storage_retry=0.2)
-    with running(db, tmp_path, FakeEngine((MODEL,), on_prompt=asked), timings, min_free_bytes=1000) as mill:
-        job_id = mill.submit(_batch(80))
-        mill.until(lambda: mill.job(job_id).waiting_for == "disk")
-        mill.wait_until_idle()
-        waiting = mill.job(job_id)
+    with running(db, tmp_path, FakeEngine((MODEL,), on_prompt=asked), timings, min_free_bytes=1000) as inline:
+        job_id = inline.submit(_batch(80))
+        inline.until(lambda: inline.job(job_id).waiting_for == "disk")
+        inline.wait_until_idle()
+        waiting = inline.job(job_id)
         free[:] = [1000]
-        (job,) = mill.drain(job_id)
+        (job,) = inline.drain(job_id)
 
     assert waiting.state == JobState.RUNNING
     assert (job.state, job.completed, job.failed) == (JobState.SUCCEEDED, 80, 0)
 
 
 def test_shard_waits_while_the_disk_is_nearly_full(
-    mill: Mill, asked: list[str], monkeypatch: pytest.MonkeyPatch
+    inline: InlineDeployment, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job_id = _planned(mill, _batch(3))
-    mill.gpu = replace(mill.gpu, timings=replace(Timings(), storage_retry=0.05))
+    job_id = _planned(inline, _batch(3))
+    inline.gpu = replace(inline.gpu, timings=replace(Timings(), storage_retry=0.05))
     with monkeypatch.context() as patch:
         patch.setattr(DiskStorage, "free", lambda _self: 0)
-        run(mill.gpu, mill.host, job_id, 0)
-    assert (mill.job(job_id).waiting_for, asked) == ("disk", [])
+        run(inline.gpu, inline.host, job_id, 0)
+    assert (inline.job(job_id).waiting_for, asked) == ("disk", [])
 
-    (job,) = mill.drain(job_id)
+    (job,) = inline.drain(job_id)
 
     assert (job.state, job.waiting_for, job.completed) == (JobState.SUCCEEDED, None, 3)
 
@@ -186,35 +188,35 @@ def test_shard_waits_for_an_engine_that_stays_busy_and_goes_on_where_it_was(
 
     served: list[str] = []
     timings = replace(Timings(), engine_busy=0.2)
-    with running(db, tmp_path, FakeEngine((MODEL,), on_prompt=asked.append, fault=busy), timings) as mill:
-        job_id = _planned(mill, _batch(2))
-        run(mill.gpu, mill.host, job_id, 0)
-        assert (mill.job(job_id).waiting_for, ledgers.shard(db, job_id).done) == ("model", 1)
+    with running(db, tmp_path, FakeEngine((MODEL,), on_prompt=asked.append, fault=busy), timings) as inline:
+        job_id = _planned(inline, _batch(2))
+        run(inline.gpu, inline.host, job_id, 0)
+        assert (inline.job(job_id).waiting_for, sample_jobs.shard(db, job_id).done) == ("model", 1)
 
         served.append("there is room")
-        run(mill.gpu, mill.host, job_id, 0)
+        run(inline.gpu, inline.host, job_id, 0)
 
-        assert mill.drain(job_id)[0].completed == 2
+        assert inline.drain(job_id)[0].completed == 2
     assert asked.count("hello 0") == 1
 
 
 def test_shard_that_was_lost_while_it_was_read_is_not_run(
-    mill: Mill, asked: list[str], handles: list[ClaimHandle], monkeypatch: pytest.MonkeyPatch
+    inline: InlineDeployment, asked: list[str], handles: list[ClaimHandle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job_id = _planned(mill, _batch(3))
+    job_id = _planned(inline, _batch(3))
     handles.clear()
 
     def lose() -> None:
-        with mill.db.write() as session:
+        with inline.db.write() as session:
             shards.revoke_running(session, job_id)
         assert handles[0].lost.wait(30)
 
     _at_the_first_read(monkeypatch, lose)
-    run(mill.gpu, mill.host, job_id, 0)
+    run(inline.gpu, inline.host, job_id, 0)
 
     assert asked == []
-    assert ledgers.shard(mill.db, job_id).epoch == 2
-    assert mill.drain(job_id)[0].completed == 3
+    assert sample_jobs.shard(inline.db, job_id).epoch == 2
+    assert inline.drain(job_id)[0].completed == 3
 
 
 class Halting(FakeEngine):
@@ -233,97 +235,101 @@ def test_answers_of_a_claim_that_was_lost_are_dropped_and_asked_for_again(
     db: Database, tmp_path: Path, asked: list[str]
 ) -> None:
     engine = Halting((MODEL,), on_prompt=asked.append)
-    with running(db, tmp_path, engine, segment_seconds=60) as mill, ThreadPoolExecutor(1) as threads:
-        job_id = _planned(mill, _batch(4))
-        zombie = threads.submit(run, mill.gpu, mill.host, job_id, 0)
-        mill.lose_messages = lambda task: task == Task.RUN
-        mill.until(lambda: len(asked) == 4)
+    with running(db, tmp_path, engine, segment_seconds=60) as inline, ThreadPoolExecutor(1) as threads:
+        job_id = _planned(inline, _batch(4))
+        zombie = threads.submit(run, inline.gpu, inline.host, job_id, 0)
+        inline.lose_messages = lambda task: task == Task.RUN
+        inline.until(lambda: len(asked) == 4)
         with db.write() as session:
             shards.revoke_running(session, job_id)
         engine.freed = True
         zombie.result(30)
         assert _count(db, Segment) == 0
 
-        mill.lose_messages = lambda _task: False
-        (job,) = mill.drain(job_id)
+        inline.lose_messages = lambda _task: False
+        (job,) = inline.drain(job_id)
 
-        assert _ids(mill.results(job)[0]) == ["r0", "r1", "r2", "r3"]
+        assert _ids(inline.results(job)[0]) == ["r0", "r1", "r2", "r3"]
     assert set(Counter(asked).values()) == {2}
     assert (job.completed, job.failed) == (4, 0)
 
 
-def test_careful_shard_of_a_cancelled_job_tries_no_further_line(mill: Mill, asked: list[str]) -> None:
-    job_id = _planned(mill, jsonl([chat_line(f"r{n}", prompt) for n, prompt in enumerate(["a", "b !hang", "c"])]))
-    with mill.db.write() as session:
+def test_careful_shard_of_a_cancelled_job_tries_no_further_line(inline: InlineDeployment, asked: list[str]) -> None:
+    job_id = _planned(inline, jsonl([chat_line(f"r{n}", prompt) for n, prompt in enumerate(["a", "b !hang", "c"])]))
+    with inline.db.write() as session:
         session.execute(update(Shard).where(Shard.job_id == job_id).values(stalls=2))
-    mill.until(lambda: "b !hang" in asked)
+    inline.until(lambda: "b !hang" in asked)
 
-    _cancel(mill, job_id)
-    (job,) = mill.drain(job_id)
+    _cancel(inline, job_id)
+    (job,) = inline.drain(job_id)
 
-    output, errors = mill.results(job)
+    output, errors = inline.results(job)
     assert (_ids(output), _ids(errors)) == (["r0"], ["r1", "r2"])
     assert asked == ["a", "b !hang"]
-    assert ledgers.shard(mill.db, job_id).isolated_line == 1, "no line is blamed that was not tried"
+    assert sample_jobs.shard(inline.db, job_id).isolated_line == 1, "no line is blamed that was not tried"
 
 
-def test_lines_of_a_shard_that_were_answered_before_the_cancel_keep_their_answers(mill: Mill, asked: list[str]) -> None:
-    job_id = mill.submit(jsonl([chat_line(f"r{n}", "!hang" if n % 2 else "x") for n in range(4)]))
-    mill.until(lambda: _count(mill.db, Segment) == 1)
+def test_lines_of_a_shard_that_were_answered_before_the_cancel_keep_their_answers(
+    inline: InlineDeployment, asked: list[str]
+) -> None:
+    job_id = inline.submit(jsonl([chat_line(f"r{n}", "!hang" if n % 2 else "x") for n in range(4)]))
+    inline.until(lambda: _count(inline.db, Segment) == 1)
 
-    _cancel(mill, job_id)
-    (job,) = mill.drain(job_id)
+    _cancel(inline, job_id)
+    (job,) = inline.drain(job_id)
 
-    output, errors = mill.results(job)
+    output, errors = inline.results(job)
     assert (_ids(output), _ids(errors)) == (["r0", "r2"], ["r1", "r3"])
     assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}
 
 
-def test_shard_whose_lines_all_have_answers_is_closed_without_asking(mill: Mill, asked: list[str]) -> None:
-    job_id = _planned(mill, _batch(2))
-    earlier = ledgers.claim_shard(mill.db, job_id)
+def test_shard_whose_lines_all_have_answers_is_closed_without_asking(
+    inline: InlineDeployment, asked: list[str]
+) -> None:
+    job_id = _planned(inline, _batch(2))
+    earlier = sample_jobs.claim_shard(inline.db, job_id)
     data = b"".join(b'%d\t1\t{"custom_id":"r%d"}\n' % (n, n) for n in range(2))
-    mill.storage.put("segment", data)
-    with mill.db.write() as session:
+    inline.storage.put("segment", data)
+    with inline.db.write() as session:
         shards.commit(session, earlier, 0, "segment", len(data), shards.Tally(covered=0b11, good=0b11), last=False)
         shards.revoke_running(session, job_id)
 
-    (job,) = mill.drain(job_id)
+    (job,) = inline.drain(job_id)
 
-    assert (_ids(mill.results(job)[0]), asked) == (["r0", "r1"], [])
+    assert (_ids(inline.results(job)[0]), asked) == (["r0", "r1"], [])
 
 
 @pytest.mark.parametrize("begin", [_run_through, _cancelled_unplanned])
 def test_finisher_that_lost_its_claim_leaves_nothing_behind(
-    mill: Mill, handles: list[ClaimHandle], monkeypatch: pytest.MonkeyPatch, begin: Any
+    inline: InlineDeployment, handles: list[ClaimHandle], monkeypatch: pytest.MonkeyPatch, begin: Any
 ) -> None:
-    job_id = begin(mill, _batch(20))
-    before = mill.job(job_id).state
+    job_id = begin(inline, _batch(20))
+    before = inline.job(job_id).state
     handles.clear()
 
     def lose() -> None:
-        with mill.db.write() as session:
+        with inline.db.write() as session:
             assert ledger.release(session, job_id, handles[0].epoch)
         assert handles[0].lost.wait(30)
 
     _at_the_first_read(monkeypatch, lose)
-    finish(mill.cpu, job_id)
+    finish(inline.cpu, job_id)
 
-    assert mill.job(job_id).state == before
-    assert mill.storage.list("files") == [mill.job(job_id).input_path]
-    (job,) = mill.drain(job_id)
-    assert sum(map(len, mill.results(job))) == 20
+    assert inline.job(job_id).state == before
+    assert inline.storage.list("files") == [inline.job(job_id).input_path]
+    (job,) = inline.drain(job_id)
+    assert sum(map(len, inline.results(job))) == 20
 
 
-def test_job_of_one_shard_is_finished_without_a_message(mill: Mill) -> None:
+def test_job_of_one_shard_is_finished_without_a_message(inline: InlineDeployment) -> None:
     published: list[str] = []
-    mill.lose_messages = lambda task: published.append(task) is not None
+    inline.lose_messages = lambda task: published.append(task) is not None
 
-    [small] = mill.drain(mill.submit(_batch(8)))
+    [small] = inline.drain(inline.submit(_batch(8)))
 
-    assert (small.state, len(mill.results(small)[0])) == (JobState.SUCCEEDED, 8)
+    assert (small.state, len(inline.results(small)[0])) == (JobState.SUCCEEDED, 8)
     assert Task.FINISH not in published
-    assert ledgers.outbox_messages(mill.db, small.id) == []
+    assert sample_jobs.outbox_messages(inline.db, small.id) == []
 
 
 def _in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,67 +338,70 @@ def _in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_job_that_is_answered_at_once_ends_with_its_only_segment(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch, asked: list[str]
+    inline: InlineDeployment, monkeypatch: pytest.MonkeyPatch, asked: list[str]
 ) -> None:
     monkeypatch.setattr(lifecycle, "finish", lambda *_: pytest.fail("it was over"))
-    job_id = _planned(mill, _batch(3))
+    job_id = _planned(inline, _batch(3))
 
-    run(mill.gpu, mill.host, job_id, 0)
+    run(inline.gpu, inline.host, job_id, 0)
 
-    job = mill.job(job_id)
+    job = inline.job(job_id)
     assert (job.state, job.completed, job.total, job.worker_id) == (JobState.SUCCEEDED, 3, 3, None)
-    assert _ids(mill.results(job)[0]) == ["r0", "r1", "r2"]
-    assert ledgers.outbox_messages(mill.db, job_id) == []
+    assert _ids(inline.results(job)[0]) == ["r0", "r1", "r2"]
+    assert sample_jobs.outbox_messages(inline.db, job_id) == []
 
 
 def test_results_of_a_job_that_was_cancelled_while_they_were_stored_are_what_its_finisher_makes_of_them(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch
+    inline: InlineDeployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job_id = _planned(mill, _batch(3))
+    job_id = _planned(inline, _batch(3))
     assemble = running_module.assemble
 
     def assembling(*of: Any) -> Any:
         results = assemble(*of)
-        with mill.db.write() as session:
+        with inline.db.write() as session:
             ledger.cancel(session, job_id, actor="someone")
         return results
 
     monkeypatch.setattr(running_module, "assemble", assembling)
-    run(mill.gpu, mill.host, job_id, 0)
+    run(inline.gpu, inline.host, job_id, 0)
 
-    job = mill.job(job_id)
-    assert (job.state, len(mill.results(job)[0])) == (JobState.CANCELLED, 3)
-    assert mill.storage.list("files") == sorted([str(job.input_path), f"files/{job.output_file_id}"])
+    job = inline.job(job_id)
+    assert (job.state, len(inline.results(job)[0])) == (JobState.CANCELLED, 3)
+    assert inline.storage.list("files") == sorted([str(job.input_path), f"files/{job.output_file_id}"])
 
 
 def test_results_of_a_claim_that_was_lost_while_they_were_stored_leave_nothing_behind(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch, asked: list[str]
+    inline: InlineDeployment, monkeypatch: pytest.MonkeyPatch, asked: list[str]
 ) -> None:
-    job_id = _planned(mill, _batch(3))
+    job_id = _planned(inline, _batch(3))
     assemble = running_module.assemble
 
     def assembling(*of: Any) -> Any:
         results = assemble(*of)
-        with mill.db.write() as session:
+        with inline.db.write() as session:
             shards.revoke_running(session, job_id)
         return results
 
     with monkeypatch.context() as patch:
         patch.setattr(running_module, "assemble", assembling)
-        run(mill.gpu, mill.host, job_id, 0)
-    assert (mill.job(job_id).state, mill.storage.list("files")) == (JobState.RUNNING, [mill.job(job_id).input_path])
+        run(inline.gpu, inline.host, job_id, 0)
+    assert (inline.job(job_id).state, inline.storage.list("files")) == (
+        JobState.RUNNING,
+        [inline.job(job_id).input_path],
+    )
 
-    [job] = mill.drain(job_id)
+    [job] = inline.drain(job_id)
 
-    assert (job.state, len(mill.results(job)[0]), len(asked)) == (JobState.SUCCEEDED, 3, 6)
+    assert (job.state, len(inline.results(job)[0]), len(asked)) == (JobState.SUCCEEDED, 3, 6)
 
 
 @pytest.mark.parametrize("then", ["all of it", "its claim", "a claim that was lost"])
 def test_job_is_finished_after_the_answer_to_the_last_commit_was_lost(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch, then: str
+    inline: InlineDeployment, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
-    job_id = _planned(mill, _batch(3))
-    dialect, claim_finish, put = mill.gpu.db.engine.dialect, ledger.claim_finish, shards.commit
+    job_id = _planned(inline, _batch(3))
+    dialect, claim_finish, put = inline.gpu.db.engine.dialect, ledger.claim_finish, shards.commit
     commit, epochs, deaf = dialect.do_commit, list[int](), threading.local()
     if then != "all of it":
         _in_parts(monkeypatch)
@@ -417,18 +426,18 @@ def test_job_is_finished_after_the_answer_to_the_last_commit_was_lost(
     monkeypatch.setattr(ledger, "claim_finish", going_on)
     monkeypatch.setattr(shards, "commit", putting)
     monkeypatch.setattr(dialect, "do_commit", committing)
-    run(mill.gpu, mill.host, job_id, 0)
+    run(inline.gpu, inline.host, job_id, 0)
 
-    job = mill.job(job_id)
-    assert (job.state, job.lost_leases, len(mill.results(job)[0])) == (JobState.SUCCEEDED, 0, 3)
+    job = inline.job(job_id)
+    assert (job.state, job.lost_leases, len(inline.results(job)[0])) == (JobState.SUCCEEDED, 0, 3)
     assert job.epoch - epochs[0] == (3 if then == "a claim that was lost" else 1)
-    assert mill.storage.list("files") == sorted([str(job.input_path), f"files/{job.output_file_id}"])
+    assert inline.storage.list("files") == sorted([str(job.input_path), f"files/{job.output_file_id}"])
 
 
 def test_error_after_the_end_of_the_only_shard_does_not_prevent_the_finish(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch
+    inline: InlineDeployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job_id = _planned(mill, _batch(3))
+    job_id = _planned(inline, _batch(3))
     close = running_module.LineRun.close
 
     def closing(shard: running_module.LineRun) -> None:
@@ -437,105 +446,107 @@ def test_error_after_the_end_of_the_only_shard_does_not_prevent_the_finish(
 
     monkeypatch.setattr(running_module.LineRun, "close", closing)
     with pytest.raises(ValueError, match="nobody's"):
-        run(mill.gpu, mill.host, job_id, 0)
+        run(inline.gpu, inline.host, job_id, 0)
 
-    assert mill.job(job_id).state == JobState.SUCCEEDED
+    assert inline.job(job_id).state == JobState.SUCCEEDED
 
 
 def test_another_worker_finishes_the_job_of_a_worker_that_died_before_the_finish(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch, asked: list[str]
+    inline: InlineDeployment, monkeypatch: pytest.MonkeyPatch, asked: list[str]
 ) -> None:
     _in_parts(monkeypatch)
     monkeypatch.setattr(lifecycle, "finish", lambda *_: None)
-    job_id = mill.submit(_batch(8))
-    mill.until(lambda: mill.job(job_id).state == JobState.FINISHING)
-    assert (mill.job(job_id).worker_id, ledgers.outbox_messages(mill.db, job_id)) == (mill.gpu.worker_id, [])
+    job_id = inline.submit(_batch(8))
+    inline.until(lambda: inline.job(job_id).state == JobState.FINISHING)
+    assert (inline.job(job_id).worker_id, sample_jobs.outbox_messages(inline.db, job_id)) == (inline.gpu.worker_id, [])
 
-    [job] = mill.drain(job_id)
+    [job] = inline.drain(job_id)
 
-    assert (job.state, job.lost_leases, len(mill.results(job)[0])) == (JobState.SUCCEEDED, 1, 8)
+    assert (job.state, job.lost_leases, len(inline.results(job)[0])) == (JobState.SUCCEEDED, 1, 8)
     assert len(asked) == 8
 
 
-def test_results_wait_for_a_disk_that_has_room(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
-    job_id = _run_through(mill, _batch(20))
+def test_results_wait_for_a_disk_that_has_room(inline: InlineDeployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = _run_through(inline, _batch(20))
 
     def full(*_: object) -> None:
         raise StorageFull
 
     with monkeypatch.context() as patch:
         patch.setattr(DiskStorage, "writer", full)
-        finish(mill.cpu, job_id)
-    job = mill.job(job_id)
+        finish(inline.cpu, job_id)
+    job = inline.job(job_id)
     assert (job.state, job.waiting_for, job.worker_id, job.failed_attempts) == (JobState.FINISHING, "disk", None, 0)
-    assert ledgers.outbox_messages(mill.db, job_id) == [(Task.FINISH, -1)]
+    assert sample_jobs.outbox_messages(inline.db, job_id) == [(Task.FINISH, -1)]
 
-    finish(mill.cpu, job_id)
+    finish(inline.cpu, job_id)
 
-    job = mill.job(job_id)
-    assert (job.state, len(mill.results(job)[0])) == (JobState.SUCCEEDED, 20)
+    job = inline.job(job_id)
+    assert (job.state, len(inline.results(job)[0])) == (JobState.SUCCEEDED, 20)
 
 
-def test_a_done_shard_without_all_its_results_fails_the_job_which_says_so_and_can_be_retried(mill: Mill) -> None:
-    job_id = _run_through(mill, _batch(20))
-    with mill.db.write() as session:
+def test_a_done_shard_without_all_its_results_fails_the_job_which_says_so_and_can_be_retried(
+    inline: InlineDeployment,
+) -> None:
+    job_id = _run_through(inline, _batch(20))
+    with inline.db.write() as session:
         session.execute(delete(Segment).where(Segment.job_id == job_id, Segment.n == 1))
 
-    (job,) = mill.drain(job_id)
+    (job,) = inline.drain(job_id)
 
     (error,) = job.errors or []
     assert (job.state, error["code"]) == (JobState.FAILED, "results_lost")
     assert "8 lines of shard 1 have none" in error["message"]
-    assert _count(mill.db, File) == 0
+    assert _count(inline.db, File) == 0
 
-    (again,) = mill.drain(mill.submit(b"", input_path=job.input_path, retry_of=job_id))
+    (again,) = inline.drain(inline.submit(b"", input_path=job.input_path, retry_of=job_id))
 
-    assert _ids(mill.results(again)[0]) == [f"r{n}" for n in range(20)], "also those whose results were not lost"
+    assert _ids(inline.results(again)[0]) == [f"r{n}" for n in range(20)], "also those whose results were not lost"
 
 
 def test_results_that_were_never_assembled_are_missing_like_lost_ones(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch
+    inline: InlineDeployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job_id = _run_through(mill, _batch(20))
+    job_id = _run_through(inline, _batch(20))
     with monkeypatch.context() as patch:
         patch.setattr("workers.runtime.output_lines.parse", lambda _raw: 1 / 0)
-        finish(mill.cpu, job_id)
-    job = mill.job(job_id)
+        finish(inline.cpu, job_id)
+    job = inline.job(job_id)
     assert (job.state, (job.errors or [])[0]["code"]) == (JobState.FAILED, "internal_error")
 
-    (again,) = mill.drain(mill.submit(b"", input_path=job.input_path, retry_of=job_id))
+    (again,) = inline.drain(inline.submit(b"", input_path=job.input_path, retry_of=job_id))
 
-    assert _ids(mill.results(again)[0]) == [f"r{n}" for n in range(20)]
+    assert _ids(inline.results(again)[0]) == [f"r{n}" for n in range(20)]
 
 
 @pytest.mark.parametrize("gone", ["the file", "its bytes"])
-def test_cancelled_batch_whose_input_is_gone_ends_without_files(mill: Mill, gone: str) -> None:
+def test_cancelled_batch_whose_input_is_gone_ends_without_files(inline: InlineDeployment, gone: str) -> None:
     fields = {"input_path": None} if gone == "the file" else {}
-    job_id = _cancelled_unplanned(mill, _batch(3), **fields)
-    for path in mill.storage.list("files"):
-        mill.storage.delete(path)
+    job_id = _cancelled_unplanned(inline, _batch(3), **fields)
+    for path in inline.storage.list("files"):
+        inline.storage.delete(path)
 
-    (job,) = mill.drain(job_id)
+    (job,) = inline.drain(job_id)
 
     assert (job.state, job.errors, job.total) == (JobState.CANCELLED, None, 0)
     assert (job.output_file_id, job.error_file_id) == (None, None)
 
 
-def test_cancelled_batch_names_the_lines_that_have_a_name(mill: Mill) -> None:
+def test_cancelled_batch_names_the_lines_that_have_a_name(inline: InlineDeployment) -> None:
     content = b'{"no": "name"}\nno line\n' + _batch(2)
 
-    (job,) = mill.drain(_cancelled_unplanned(mill, content))
+    (job,) = inline.drain(_cancelled_unplanned(inline, content))
 
-    assert _ids(mill.results(job)[1]) == ["r0", "r1"]
+    assert _ids(inline.results(job)[1]) == ["r0", "r1"]
     assert job.total == 2
 
 
-def test_a_body_that_no_engine_could_read_costs_its_own_line_only(mill: Mill, asked: list[str]) -> None:
+def test_a_body_that_no_engine_could_read_costs_its_own_line_only(inline: InlineDeployment, asked: list[str]) -> None:
     bad = jsonl([chat_line("bad", "x", temperature="T")]).replace(b'"T"', b"1e999")  # JSON, but no number
 
-    (job,) = mill.drain(mill.submit(bad + _batch(2)))
+    (job,) = inline.drain(inline.submit(bad + _batch(2)))
 
-    output, errors = mill.results(job)
+    output, errors = inline.results(job)
     assert _ids(output) == ["r0", "r1"]
     assert [(line["custom_id"], line["response"]["status_code"]) for line in errors] == [("bad", 400)]
     assert len(asked) == 2

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.inference import compaction
 from jobs.inference.item_ids import SEALED
-from tests.support.shop import MODEL, Shop
+from tests.support.interactive_api import MODEL, Shop
 from workers.engines.port import Answer, Request
 
 CALL = {

@@ -14,7 +14,7 @@ from jobs.ledger.states import TERMINAL, JobState
 from jobs.ledger.tables import Segment
 from jobs.queues import Task
 from tests.support.fake_engine import FakeEngine
-from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
+from tests.support.inline_deployment import MODEL, InlineDeployment, chat_line, jsonl, running
 from workers import lifecycle
 from workers.batches import finishing
 from workers.engines.port import Answer, Request
@@ -34,12 +34,12 @@ class _Verbose(FakeEngine):
         return Answer(200, json.dumps({"said": said, "much": "x" * _BYTES}).encode())
 
 
-def _assembling(mill: Mill, lines: int) -> str:
+def _assembling(inline: InlineDeployment, lines: int) -> str:
     """Create a batch of which all is answered in two shards, in no order, and that no process assembles."""
-    mill.lose_messages = lambda task: task == Task.FINISH
-    job_id = mill.submit(jsonl([chat_line(f"r{n}", str(n)) for n in range(lines)]))
-    mill.until(lambda: mill.job(job_id).state in {JobState.FINISHING, *TERMINAL})
-    assert mill.job(job_id).state == JobState.FINISHING
+    inline.lose_messages = lambda task: task == Task.FINISH
+    job_id = inline.submit(jsonl([chat_line(f"r{n}", str(n)) for n in range(lines)]))
+    inline.until(lambda: inline.job(job_id).state in {JobState.FINISHING, *TERMINAL})
+    assert inline.job(job_id).state == JobState.FINISHING
     return job_id
 
 
@@ -48,16 +48,16 @@ def test_results_that_are_larger_than_may_be_held_are_read_one_at_a_time(
     db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int
 ) -> None:
     monkeypatch.setattr(finishing, "_HELD_BYTES", held)
-    with running(db, tmp_path, _Verbose((MODEL,)), shard_lines=_LINES // 2) as mill:
-        job_id = _assembling(mill, _LINES)
+    with running(db, tmp_path, _Verbose((MODEL,)), shard_lines=_LINES // 2) as inline:
+        job_id = _assembling(inline, _LINES)
         tracemalloc.start()
         try:
-            lifecycle.finish(mill.cpu, job_id)
+            lifecycle.finish(inline.cpu, job_id)
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        job = mill.job(job_id)
-        output, errors = mill.results(job)
+        job = inline.job(job_id)
+        output, errors = inline.results(job)
 
     assert (job.state, job.completed, job.failed, errors) == ("succeeded", _LINES, 0, [])
     assert [line["custom_id"] for line in output] == [f"r{n}" for n in range(_LINES)]
@@ -69,13 +69,13 @@ def test_lines_that_were_not_run_stand_among_large_results(
     db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(finishing, "_HELD_BYTES", 0)
-    with running(db, tmp_path, FakeEngine((MODEL,)), shard_lines=8) as mill:
-        job_id = mill.submit(jsonl([chat_line(f"r{n}", "!hang" if n % 2 else "x") for n in range(8)]))
-        mill.until(lambda: _stored(db, job_id) == 4)
+    with running(db, tmp_path, FakeEngine((MODEL,)), shard_lines=8) as inline:
+        job_id = inline.submit(jsonl([chat_line(f"r{n}", "!hang" if n % 2 else "x") for n in range(8)]))
+        inline.until(lambda: _stored(db, job_id) == 4)
         with db.write() as session:
             ledger.cancel(session, job_id, actor="test")
-        (job,) = mill.drain(job_id)
-        output, errors = mill.results(job)
+        (job,) = inline.drain(job_id)
+        output, errors = inline.results(job)
 
     assert (job.state, job.completed, job.failed) == ("cancelled", 4, 0)
     assert [line["custom_id"] for line in output] == ["r0", "r2", "r4", "r6"]

@@ -21,8 +21,8 @@ from jobs.inference.interactive import PRIORITY
 from jobs.retrieval import searches
 from jobs.settings import Settings
 from tests.support.fake_engine import FakeEngine, prompt_of, reply
-from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
-from tests.support.shop import Shop
+from tests.support.inline_deployment import MODEL, InlineDeployment, chat_line, jsonl, running
+from tests.support.interactive_api import Shop
 from tests.support.web import make_key, running_app, serve
 from tests.support.worker_rows import worker_row
 from workers.engines.port import Answer, Engine, Length, Request, refusal
@@ -182,15 +182,15 @@ def test_an_answer_of_another_schema_is_asked_for_again_and_then_failed(shop: Sh
 
 
 @contextmanager
-def _deployment(db: Database, folder: Path) -> Iterator[tuple[Mill, OpenAI]]:
+def _deployment(db: Database, folder: Path) -> Iterator[tuple[InlineDeployment, OpenAI]]:
     engine = _around(FakeEngine((MODEL,), fault=_small))
     with (
-        running(db, folder, engine) as mill,
+        running(db, folder, engine) as inline,
         running_app(folder, db.url) as app,
         serve(app) as url,
         OpenAI(base_url=f"{url}/v1", api_key=make_key(app), max_retries=0) as client,
     ):
-        yield mill, client
+        yield inline, client
 
 
 def test_lines_of_batches_are_cut_refused_and_checked_one_by_one(db: Database, tmp_path: Path) -> None:
@@ -203,10 +203,10 @@ def test_lines_of_batches_are_cut_refused_and_checked_one_by_one(db: Database, t
         chat_line("right", "sometimes", response_format=FORMAT),
         chat_line("wrong", "never", response_format=FORMAT),
     ]
-    with _deployment(db, tmp_path) as (mill, client):
+    with _deployment(db, tmp_path) as (inline, client):
         file = client.files.create(file=("lines.jsonl", jsonl(lines)), purpose="batch")
         batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
-        mill.drain(batch.id)
+        inline.drain(batch.id)
         batch = client.batches.retrieve(batch.id)
         good = _by_id(client, str(batch.output_file_id))
         bad = _by_id(client, str(batch.error_file_id))
@@ -230,12 +230,12 @@ def _by_id(client: OpenAI, file_id: str) -> dict[str, Any]:
 
 
 def test_in_the_background_it_is_the_same(db: Database, tmp_path: Path) -> None:
-    with _deployment(db, tmp_path) as (mill, client):
+    with _deployment(db, tmp_path) as (inline, client):
         made = [
             client.responses.create(model=MODEL, input=LONG, background=True, extra_body=extra, max_output_tokens=10)
             for extra in (SLIDING, {})
         ]
-        mill.drain(*(one.id for one in made))
+        inline.drain(*(one.id for one in made))
         cut, refused = (client.responses.retrieve(one.id) for one in made)
 
     assert (cut.status, cut.context["dropped_messages"]) == ("completed", 2)  # type: ignore[attr-defined]

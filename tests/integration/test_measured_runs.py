@@ -13,9 +13,9 @@ import pytest
 from jobs.db.engine import Database
 from jobs.evals import runs
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
-from tests.support.evaluating import World, evaluating
+from tests.support.eval_client import World, evaluating
 from tests.support.fake_engine import DIMENSIONS, vector_of
-from tests.support.mill import MODEL
+from tests.support.inline_deployment import MODEL
 from workers.vectors.base import Store, VectorEntry
 
 TEXTS = {
@@ -52,7 +52,7 @@ def world(make_world: Callable[..., World]) -> World:
 def store_of(world: World) -> str:
     """Return a store with one chunk of each text, written as a worker leaves them."""
     store_id = world.client.vector_stores.create(extra_body={"embedding_model": MODEL}).id
-    with world.mill.db.write() as session:
+    with world.inline.db.write() as session:
         store = session.get_one(VectorStore, store_id)
         store.dimensions, project_id = DIMENSIONS, store.project_id
         for name in TEXTS:
@@ -69,7 +69,7 @@ def store_of(world: World) -> str:
         )
         for name, text in TEXTS.items()
     ]  # fmt: skip
-    world.mill.gpu.vectors.write(Store(store_id, project_id, MODEL, DIMENSIONS), entries)
+    world.inline.gpu.vectors.write(Store(store_id, project_id, MODEL, DIMENSIONS), entries)
     return store_id
 
 

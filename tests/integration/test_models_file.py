@@ -14,7 +14,7 @@ from jobs.queues import Queue
 from jobs.settings import Settings
 from jobs.timings import Timings
 from tests.support import stub_engine
-from tests.support.mill import Mill, chat_line, jsonl, running
+from tests.support.inline_deployment import InlineDeployment, chat_line, jsonl, running
 from workers import engine_process as worker
 from workers.engine_process import Reloading
 from workers.engines.build_engines import build
@@ -27,8 +27,8 @@ def _file(folder: Path, **urls: str) -> None:
     (folder / "models.yaml").write_text("models:\n" + "".join(models))
 
 
-def _batch(mill: Mill, model: str) -> str:
-    return mill.submit(jsonl([chat_line(f"r{n}", "x", model=model) for n in range(20)]))
+def _batch(inline: InlineDeployment, model: str) -> str:
+    return inline.submit(jsonl([chat_line(f"r{n}", "x", model=model) for n in range(20)]))
 
 
 def test_a_server_that_is_added_answers_the_batches_that_wait_for_it(
@@ -41,22 +41,22 @@ def test_a_server_that_is_added_answers_the_batches_that_wait_for_it(
     ):
         _file(tmp_path, alpha=alpha)
         router = build(config, Models(config).now(), Queue.GENERATE)
-        with running(db, tmp_path, router, replace(Timings(), engine_busy=0.5)) as mill:
+        with running(db, tmp_path, router, replace(Timings(), engine_busy=0.5)) as inline:
             server_lock = SharedExclusiveLock(tmp_path / "run", 30)
-            reloading = Reloading(mill.gpu, mill.host, router, Queue.GENERATE, server_lock, mill.gpu.stop.set)
-            announcing = (mill.gpu, router, Queue.GENERATE, reloading.look)
+            reloading = Reloading(inline.gpu, inline.host, router, Queue.GENERATE, server_lock, inline.gpu.stop.set)
+            announcing = (inline.gpu, router, Queue.GENERATE, reloading.look)
             threading.Thread(target=worker._keep_announced, args=announcing, daemon=True).start()
-            mill.until(lambda: mill.gpu.standing.models == ("alpha",))
-            assert mill.drain(_batch(mill, "alpha"))[0].completed == 20
+            inline.until(lambda: inline.gpu.standing.models == ("alpha",))
+            assert inline.drain(_batch(inline, "alpha"))[0].completed == 20
 
             _file(tmp_path, alpha=alpha, beta="http://127.0.0.1:9")
-            waiting = _batch(mill, "beta")
-            mill.until(lambda: mill.job(waiting).state == JobState.RUNNING)
-            assert mill.drain(_batch(mill, "alpha"))[0].completed == 20
-            mill.until(lambda: mill.job(waiting).waiting_for == "model", 60)
+            waiting = _batch(inline, "beta")
+            inline.until(lambda: inline.job(waiting).state == JobState.RUNNING)
+            assert inline.drain(_batch(inline, "alpha"))[0].completed == 20
+            inline.until(lambda: inline.job(waiting).waiting_for == "model", 60)
 
             _file(tmp_path, alpha=alpha, beta=beta)
-            (job,) = mill.drain(waiting, timeout=60)
+            (job,) = inline.drain(waiting, timeout=60)
 
             assert (job.state, job.completed, job.waiting_for) == (JobState.SUCCEEDED, 20, None)
             server_lock.close()

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from websockets.sync.client import ClientConnection, connect
 
 from tests.support.fake_engine import TOOL
-from tests.support.shop import MODEL, Shop
+from tests.support.interactive_api import MODEL, Shop
 from workers.engines.port import Answer, Request
 
 #: The required fields of `ResponseResource`.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.support.shop import MODEL, Shop
+from tests.support.interactive_api import MODEL, Shop
 
 pytestmark = pytest.mark.verify
 

@@ -11,7 +11,7 @@ from api.evals import comparison as route
 from jobs.db.engine import Database
 from jobs.evals import comparison, comparison_process, significance
 from jobs.security import keys
-from tests.support.evaluating import SAME, World, evaluating
+from tests.support.eval_client import SAME, World, evaluating
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_what_cannot_be_compared_is_refused(world: World, monkeypatch: pytest.Mo
     eval_id = world.eval(SAME)
     run = world.ended(world.run(eval_id, samples("yes", "no"), kind="jsonl"))
     live = world.run(eval_id, samples("yes"), kind="jsonl")
-    with world.mill.db.write() as session:
+    with world.inline.db.write() as session:
         stranger = keys.create_key(session, "other")
 
     refused = [compare(world, run, "evalrun_x"), compare(world, run, live.id), compare(world, live, run.id)]

@@ -15,8 +15,8 @@ from pydantic import TypeAdapter
 from jobs.db.engine import Database
 from jobs.fleet.models_file import Registry
 from jobs.requests.endpoints import CHAT, RESPONSES
-from tests.support.mill import jsonl, running
-from tests.support.shop import MODEL, Shop
+from tests.support.inline_deployment import jsonl, running
+from tests.support.interactive_api import MODEL, Shop
 from workers.engines.http.endpoints import Endpoint
 from workers.engines.http.http_engine import HttpEngine
 from workers.engines.router import Router
@@ -153,11 +153,11 @@ def test_a_chat_that_comes_whole_is_streamed(shop: Shop) -> None:
 
 def test_every_line_of_a_batch_is_whole(db: Database, tmp_path: Path, server: str) -> None:
     asked = {RESPONSES: {"input": "Hello", **ASKED}, CHAT: {"messages": [{"role": "user", "content": "Hello"}]}}
-    with running(db, tmp_path, _engine(server)) as mill:
+    with running(db, tmp_path, _engine(server)) as inline:
         for url, body in asked.items():
             line = {"custom_id": "a", "method": "POST", "url": url, "body": {"model": MODEL, **body}}
-            [job] = mill.drain(mill.submit(jsonl([line]), endpoint=url))
-            [[result], errors] = mill.results(job)
+            [job] = inline.drain(inline.submit(jsonl([line]), endpoint=url))
+            [[result], errors] = inline.results(job)
             assert errors == []
             told = result["response"]["body"]
             if url == RESPONSES:
@@ -198,15 +198,15 @@ def test_what_no_engine_behind_a_url_does_is_refused_for_clients_and_for_lines(
                 told = shop.post(url.removeprefix("/v1/"), {"model": MODEL, **PROMPT[url], **fields, **extra})
                 assert told.status_code == 400, (fields, extra)
                 check(told.json()["error"], param)
-    with running(db, tmp_path, routed()) as mill:
+    with running(db, tmp_path, routed()) as inline:
         for url in (RESPONSES, CHAT):
             cases = [(fields, param) for at, fields, param in REFUSED if at == url]
             lines = [
                 {"custom_id": param, "method": "POST", "url": url, "body": {"model": MODEL, **PROMPT[url], **fields}}
                 for fields, param in cases
             ]
-            [job] = mill.drain(mill.submit(jsonl(lines), endpoint=url))
-            [good, failed] = mill.results(job)
+            [job] = inline.drain(inline.submit(jsonl(lines), endpoint=url))
+            [good, failed] = inline.results(job)
             assert good == []
             for line in failed:
                 check(line["response"]["body"]["error"], line["custom_id"])

@@ -36,7 +36,18 @@ from jobs.security.keys import revoke_key
 from jobs.settings import Settings
 from jobs.timings import Timings
 from tests.support.fake_engine import prompt_of, reply
-from tests.support.shop import CHAT, COMPLETION, HELLO, MODEL, RESPONSE, STORED_CHAT, Endpoint, Shop, endpoints, text_of
+from tests.support.interactive_api import (
+    CHAT,
+    COMPLETION,
+    HELLO,
+    MODEL,
+    RESPONSE,
+    STORED_CHAT,
+    Endpoint,
+    Shop,
+    endpoints,
+    text_of,
+)
 from tests.support.system import eventually, pause
 from tests.support.web import hurry, running_app, serve
 from workers.engines.port import Answer, Emit, Request, refusal

@@ -13,7 +13,7 @@ from jobs.ledger.states import JobState
 from jobs.ledger.tables import Outbox
 from jobs.queues import Task
 from tests.support.fake_engine import FakeEngine
-from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
+from tests.support.inline_deployment import MODEL, InlineDeployment, chat_line, jsonl, running
 from tests.support.system import eventually
 from workers.batches.slot_scheduler import SlotScheduler
 from workers.engines.port import Answer, Request
@@ -44,66 +44,70 @@ def engine() -> Held:
 
 
 @pytest.fixture
-def mill(db: Database, tmp_path: Path, engine: Held) -> Iterator[Mill]:
+def inline(db: Database, tmp_path: Path, engine: Held) -> Iterator[InlineDeployment]:
     with running(db, tmp_path, engine, shard_lines=WHOLE) as made:
         yield made
 
 
-def _planned(mill: Mill, count: int) -> list[str]:
+def _planned(inline: InlineDeployment, count: int) -> list[str]:
     """Jobs of a line each whose messages the test publishes."""
-    mill.elsewhere = lambda task, _queue, _arguments: task == Task.RUN
-    jobs = [mill.submit(jsonl([chat_line("one", f"hello {n}")])) for n in range(count)]
-    mill.until(lambda: all(mill.job(job_id).state == JobState.RUNNING for job_id in jobs), 60)
-    mill.until(lambda: _published(mill, jobs) == set(jobs), 60)
+    inline.elsewhere = lambda task, _queue, _arguments: task == Task.RUN
+    jobs = [inline.submit(jsonl([chat_line("one", f"hello {n}")])) for n in range(count)]
+    inline.until(lambda: all(inline.job(job_id).state == JobState.RUNNING for job_id in jobs), 60)
+    inline.until(lambda: _published(inline, jobs) == set(jobs), 60)
     return jobs
 
 
-def _published(mill: Mill, jobs: list[str]) -> set[str]:
+def _published(inline: InlineDeployment, jobs: list[str]) -> set[str]:
     """Whose messages are published and unclaimed, as far as the dispatcher knows."""
-    with mill.db.read() as session:
+    with inline.db.read() as session:
         out = select(Outbox.job_id).where(Outbox.job_id.in_(jobs), Outbox.published_at.is_not(None))
         return set(session.scalars(out))
 
 
-def test_a_message_that_comes_while_the_engine_loads_is_for_another_worker(mill: Mill) -> None:
-    (job_id,) = _planned(mill, 1)
+def test_a_message_that_comes_while_the_engine_loads_is_for_another_worker(inline: InlineDeployment) -> None:
+    (job_id,) = _planned(inline, 1)
     loading = EngineHost(FakeEngine((MODEL,)), lambda: None)
 
-    run_with_slot(mill.gpu, loading, SlotScheduler(1), job_id, 0)
+    run_with_slot(inline.gpu, loading, SlotScheduler(1), job_id, 0)
 
-    assert _published(mill, [job_id]) == set()
+    assert _published(inline, [job_id]) == set()
     loading.loop.close()
 
 
-def test_a_stale_message_takes_no_room(mill: Mill, engine: Held) -> None:
-    (job_id,) = _planned(mill, 1)
+def test_a_stale_message_takes_no_room(inline: InlineDeployment, engine: Held) -> None:
+    (job_id,) = _planned(inline, 1)
     slot_scheduler = SlotScheduler(1)
     engine.free = True
-    run_with_slot(mill.gpu, mill.host, slot_scheduler, job_id, 0)
+    run_with_slot(inline.gpu, inline.host, slot_scheduler, job_id, 0)
 
     with slot_scheduler.enter(("batch_other", 0), 1.0):
-        run_with_slot(mill.gpu, mill.host, slot_scheduler, job_id, 0)  # would wait here
+        run_with_slot(inline.gpu, inline.host, slot_scheduler, job_id, 0)  # would wait here
 
     assert engine.asks == 1
 
 
-def test_small_jobs_run_together_and_who_finds_no_room_is_published_elsewhere(mill: Mill, engine: Held) -> None:
+def test_small_jobs_run_together_and_who_finds_no_room_is_published_elsewhere(
+    inline: InlineDeployment, engine: Held
+) -> None:
     slot_scheduler = SlotScheduler(1)
-    jobs = _planned(mill, 2 * WHOLE + 1)
+    jobs = _planned(inline, 2 * WHOLE + 1)
     with ThreadPoolExecutor(2 * WHOLE) as threads:
-        heard = [threads.submit(run_with_slot, mill.gpu, mill.host, slot_scheduler, job_id, 0) for job_id in jobs[:-1]]
+        heard = [
+            threads.submit(run_with_slot, inline.gpu, inline.host, slot_scheduler, job_id, 0) for job_id in jobs[:-1]
+        ]
         eventually(lambda: engine.asks == WHOLE, 10, "a slot full of lines")
         eventually(lambda: slot_scheduler.waiting == pytest.approx(1.0), 10, "a slot full of who waits")
 
-        run_with_slot(mill.gpu, mill.host, slot_scheduler, jobs[-1], 0)
+        run_with_slot(inline.gpu, inline.host, slot_scheduler, jobs[-1], 0)
 
-        assert jobs[-1] not in _published(mill, jobs)
+        assert jobs[-1] not in _published(inline, jobs)
         assert engine.asks == WHOLE
         engine.free = True
         for one in heard:
             one.result(30)
 
-    assert {mill.job(job_id).state for job_id in jobs[:-1]} == {JobState.SUCCEEDED}
+    assert {inline.job(job_id).state for job_id in jobs[:-1]} == {JobState.SUCCEEDED}
     assert engine.asks == 2 * WHOLE
-    mill.elsewhere = lambda *_: False
-    mill.until(lambda: mill.job(jobs[-1]).state == JobState.SUCCEEDED)
+    inline.elsewhere = lambda *_: False
+    inline.until(lambda: inline.job(jobs[-1]).state == JobState.SUCCEEDED)

@@ -7,8 +7,8 @@ import openai
 import pytest
 
 from jobs.db.engine import Database
-from tests.support import adapters
-from tests.support.shop import Shop
+from tests.support import tuned_adapters
+from tests.support.interactive_api import Shop
 from tests.support.system import eventually
 
 NAME = "ft:fake-model:default:support:abc"
@@ -21,7 +21,7 @@ def database(shop: Shop) -> Database:
 
 
 def tuned(shop: Shop, name: str = NAME, project: str = "default") -> str:
-    return adapters.tuned_model(database(shop), shop.app.state.services.storage, name, project=project)
+    return tuned_adapters.tuned_model(database(shop), shop.app.state.services.storage, name, project=project)
 
 
 def test_chats_completions_and_responses_whole_and_streamed_come_from_the_adapter(
@@ -79,13 +79,13 @@ def test_another_project_asks_by_permission_alone_and_nobody_after_the_deletion(
         adapter, stranger = tuned(shop), shop.stranger()
         assert (refused(stranger), refused(stranger, f"{NAME}x")) == ("model_not_found", "model_not_found")
 
-        adapters.permit(database(shop), NAME, "strangers")
+        tuned_adapters.permit(database(shop), NAME, "strangers")
         eventually(lambda: refused(stranger) is None, 60, "the permission holds")
-        adapters.forbid(database(shop), NAME)
+        tuned_adapters.forbid(database(shop), NAME)
         eventually(lambda: refused(stranger) == "model_not_found", 60, "the permission was withdrawn")
 
         assert refused(shop.client) is None
-        adapters.delete(database(shop), NAME)
+        tuned_adapters.delete(database(shop), NAME)
         eventually(lambda: refused(shop.client) is not None, 60, "the deletion is seen")
         with pytest.raises(openai.NotFoundError) as error:
             shop.client.chat.completions.create(model=NAME, messages=HELLO)

@@ -118,7 +118,7 @@ THREE = {
 
 
 @dataclass(frozen=True, slots=True)
-class Mill:
+class InlineDeployment:
     """A deployment, its client, and what it has in SQL and in its vector database."""
 
     system: System
@@ -176,7 +176,7 @@ class Mill:
 
 
 @contextmanager
-def running(folder: Path, **environment: str) -> Iterator[Mill]:
+def running(folder: Path, **environment: str) -> Iterator[InlineDeployment]:
     """`nightmill up` with the embedding model alone."""
     models = folder / "models.yaml"
     tiny_cross.write(folder / "cross")
@@ -193,7 +193,7 @@ def running(folder: Path, **environment: str) -> Iterator[Mill]:
             vectors = open_vectors(url, system.data / "vectors", owner=deployment_name(db))
             sdk = OpenAI(base_url=f"{system.url}/v1", api_key=system.api_key, timeout=60)
             with closing(db), closing(vectors), sdk as client:
-                yield Mill(system, client, db, vectors)
+                yield InlineDeployment(system, client, db, vectors)
         finally:
             system.destroy()
 
@@ -209,57 +209,59 @@ def source_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def mill(tmp_path_factory: pytest.TempPathFactory, source_folder: Path) -> Iterator[Mill]:
+def inline(tmp_path_factory: pytest.TempPathFactory, source_folder: Path) -> Iterator[InlineDeployment]:
     rewriting = {"NIGHTMILL_REWRITE_MODEL": "stub-model"}
-    with running(tmp_path_factory.mktemp("stores"), NIGHTMILL_SOURCE_FOLDERS=str(source_folder), **rewriting) as mill:
-        yield mill
+    with running(tmp_path_factory.mktemp("stores"), NIGHTMILL_SOURCE_FOLDERS=str(source_folder), **rewriting) as inline:
+        yield inline
 
 
 @pytest.fixture(scope="module")
-def library(mill: Mill) -> str:
+def library(inline: InlineDeployment) -> str:
     """Create a store with the whole library."""
-    return bring_in_the_library(mill)
+    return bring_in_the_library(inline)
 
 
-def bring_in_the_library(mill: Mill) -> str:
-    return bring_in(mill, {name: content for name, (_, content) in LIBRARY.items()})
+def bring_in_the_library(inline: InlineDeployment) -> str:
+    return bring_in(inline, {name: content for name, (_, content) in LIBRARY.items()})
 
 
-def bring_in(mill: Mill, files: Mapping[str, bytes]) -> str:
+def bring_in(inline: InlineDeployment, files: Mapping[str, bytes]) -> str:
     """Return a new store with these files."""
-    store = mill.store()
-    batch = mill.client.vector_stores.file_batches.upload_and_poll(store, files=list(files.items()))
+    store = inline.store()
+    batch = inline.client.vector_stores.file_batches.upload_and_poll(store, files=list(files.items()))
     assert (batch.status, batch.file_counts.completed) == ("completed", len(files)), batch
     return store
 
 
 @pytest.mark.parametrize("name", LIBRARY)
-def test_a_question_in_other_words_finds_its_file(mill: Mill, library: str, name: str) -> None:
-    assert mill.asked(library, LIBRARY[name][0])[0] == name
+def test_a_question_in_other_words_finds_its_file(inline: InlineDeployment, library: str, name: str) -> None:
+    assert inline.asked(library, LIBRARY[name][0])[0] == name
 
 
-def test_best_result_of_a_question_that_nothing_answers_has_a_lower_score(mill: Mill, library: str) -> None:
+def test_best_result_of_a_question_that_nothing_answers_has_a_lower_score(
+    inline: InlineDeployment, library: str
+) -> None:
     def best(question: str) -> float:
-        return mill.client.vector_stores.search(library, query=question).data[0].score
+        return inline.client.vector_stores.search(library, query=question).data[0].score
 
     answered = [best(question) for question, _ in LIBRARY.values()]
 
     assert 2 * best("Which violin concerto did the orchestra rehearse?") < min(answered)
 
 
-def test_stop_words_decide_no_search_of_a_small_store(mill: Mill) -> None:
-    assert mill.asked(bring_in(mill, THREE), "Who pays for trips?")[0] == "travel.txt"
+def test_stop_words_decide_no_search_of_a_small_store(inline: InlineDeployment) -> None:
+    assert inline.asked(bring_in(inline, THREE), "Who pays for trips?")[0] == "travel.txt"
 
 
-def test_vectors_alone_rank_small_stores_no_better_than_the_default(mill: Mill) -> None:
+def test_vectors_alone_rank_small_stores_no_better_than_the_default(inline: InlineDeployment) -> None:
     ways: dict[str, Any] = {"default": {}, "vectors": {"hybrid_search": {"embedding_weight": 1, "text_weight": 0}}}
     runs: dict[str, dict[str, list[str]]] = {way: {} for way in ways}
     collections = judged.small_stores()
     for collection in collections:
-        store = bring_in(mill, {paper.name: paper.data for paper in collection.papers})
+        store = bring_in(inline, {paper.name: paper.data for paper in collection.papers})
         for way, options in ways.items():
             for name, query in collection.queries.items():
-                found = mill.post(f"/vector_stores/{store}/search", {"query": query, "ranking_options": options})
+                found = inline.post(f"/vector_stores/{store}/search", {"query": query, "ranking_options": options})
                 runs[way][name] = by_document(one["filename"] for one in found["data"])
 
     relevant = judged.joined(collections).relevant
@@ -269,18 +271,18 @@ def test_vectors_alone_rank_small_stores_no_better_than_the_default(mill: Mill) 
     assert default > 0.8
 
 
-def test_of_a_question_longer_than_the_model_takes_the_beginning_counts(mill: Mill, library: str) -> None:
+def test_of_a_question_longer_than_the_model_takes_the_beginning_counts(inline: InlineDeployment, library: str) -> None:
     question = f"{LIBRARY['contract.pdf'][0]} "
     query = question * (3_900 // len(question))
 
     assert len(query) > 3_500  # several times what MiniLM takes
-    assert mill.asked(library, query)[0] == "contract.pdf"
+    assert inline.asked(library, query)[0] == "contract.pdf"
 
 
-def test_a_chunk_says_where_it_stands_in_the_text_of_its_file(mill: Mill, library: str) -> None:
+def test_a_chunk_says_where_it_stands_in_the_text_of_its_file(inline: InlineDeployment, library: str) -> None:
     include: Any = {"include": ["chunk"]}
-    [first, *_] = mill.client.vector_stores.search(library, query=LIBRARY["contract.pdf"][0], extra_body=include)
-    [text] = mill.client.vector_stores.files.content(first.file_id, vector_store_id=library)
+    [first, *_] = inline.client.vector_stores.search(library, query=LIBRARY["contract.pdf"][0], extra_body=include)
+    [text] = inline.client.vector_stores.files.content(first.file_id, vector_store_id=library)
     facts: Any = first.model_dump()["chunk"]
 
     assert "three months" in first.content[0].text
@@ -289,16 +291,16 @@ def test_a_chunk_says_where_it_stands_in_the_text_of_its_file(mill: Mill, librar
 
 
 @pytest.mark.parametrize("ranker", ["near", "far"])
-def test_a_search_is_re_ranked_by_the_model_that_it_names(mill: Mill, library: str, ranker: str) -> None:
+def test_a_search_is_re_ranked_by_the_model_that_it_names(inline: InlineDeployment, library: str, ranker: str) -> None:
     query = "Which river flows through Vienna?"
     options: Any = {"ranker": ranker, "rerank_depth": 20, "score_threshold": 0.0, "deduplicate": 0.9}
     include: Any = {"include": ["scores", "duplicates"]}
-    found = mill.client.vector_stores.search(
+    found = inline.client.vector_stores.search(
         library, query=query, max_num_results=20, ranking_options=options, extra_body=include
     )
 
     body = {"model": ranker, "query": query, "documents": [one.content[0].text for one in found.data]}
-    alone: Any = mill.client.post("/rerank", body=body, cast_to=object)
+    alone: Any = inline.client.post("/rerank", body=body, cast_to=object)
 
     assert len(found.data) == len(LIBRARY)
     assert found.model_dump()["duplicates"] == 0
@@ -310,10 +312,10 @@ def test_a_search_is_re_ranked_by_the_model_that_it_names(mill: Mill, library: s
     assert all(0 <= part["fused"] <= 1 for part in parts)
 
 
-def test_a_search_has_openais_fields_and_those_that_include_names(mill: Mill, library: str) -> None:
+def test_a_search_has_openais_fields_and_those_that_include_names(inline: InlineDeployment, library: str) -> None:
     def searched(**fields: Any) -> Any:
         body = {"query": "Vienna", "ranking_options": {"deduplicate": 0.9}, **fields}
-        return mill.client.post(f"/vector_stores/{library}/search", body=body, cast_to=object)
+        return inline.client.post(f"/vector_stores/{library}/search", body=body, cast_to=object)
 
     page = searched()
     assert page.keys() == {"object", "search_query", "data", "has_more", "next_page"}
@@ -328,22 +330,22 @@ def test_a_search_has_openais_fields_and_those_that_include_names(mill: Mill, li
     assert refused.value.param == "include[0]"
 
 
-def test_a_ranker_that_is_not_there_is_the_clients_mistake(mill: Mill, library: str) -> None:
+def test_a_ranker_that_is_not_there_is_the_clients_mistake(inline: InlineDeployment, library: str) -> None:
     options: Any = {"ranker": "nobody"}
 
     with pytest.raises(BadRequestError) as refused:
-        mill.client.vector_stores.search(library, query="a", ranking_options=options)
+        inline.client.vector_stores.search(library, query="a", ranking_options=options)
 
     assert (refused.value.param, refused.value.code) == ("ranking_options.ranker", "model_not_found")
 
 
-def test_an_answer_is_cited_or_refused_as_its_files_support_it(mill: Mill, library: str) -> None:
+def test_an_answer_is_cited_or_refused_as_its_files_support_it(inline: InlineDeployment, library: str) -> None:
     """The stub says "echo" and a number, which no file does."""
     options = {"ranker": "near", "deduplicate": 0.9}
     plain: Any = {"type": "file_search", "vector_store_ids": [library], "ranking_options": options}
     strict: Any = {**plain, "refuse": True}
-    empty: Any = {**strict, "vector_store_ids": [mill.store()]}
-    ask = mill.client.responses
+    empty: Any = {**strict, "vector_store_ids": [inline.store()]}
+    ask = inline.client.responses
     question = "When may a tenant end the lease?"
 
     answered = ask.create(model="stub-model", input=question, tools=[plain], include=["file_search_call.results"])
@@ -366,23 +368,23 @@ def test_an_answer_is_cited_or_refused_as_its_files_support_it(mill: Mill, libra
     assert wrong.value.param == "ranking_options.ranker"
 
 
-def test_texts_are_ranked_in_batches(mill: Mill) -> None:
+def test_texts_are_ranked_in_batches(inline: InlineDeployment) -> None:
     body = {"model": "near", "query": "a bird", "documents": ["kiwi", "lava"], "return_documents": False}
     lines = [{"custom_id": f"r{n}", "method": "POST", "url": "/v1/rerank", "body": body} for n in range(3)]
     content = "\n".join(map(json.dumps, lines)).encode()
-    file = mill.client.files.create(file=("r.jsonl", content), purpose="batch")
+    file = inline.client.files.create(file=("r.jsonl", content), purpose="batch")
     endpoint: Any = "/v1/rerank"
-    batch = mill.client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h")
+    batch = inline.client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h")
 
-    eventually(lambda: mill.client.batches.retrieve(batch.id).status == "completed", 60, "the batch")
+    eventually(lambda: inline.client.batches.retrieve(batch.id).status == "completed", 60, "the batch")
 
-    output = str(mill.client.batches.retrieve(batch.id).output_file_id)
-    results = [json.loads(line)["response"] for line in mill.client.files.content(output).text.splitlines()]
+    output = str(inline.client.batches.retrieve(batch.id).output_file_id)
+    results = [json.loads(line)["response"] for line in inline.client.files.content(output).text.splitlines()]
     assert [one["status_code"] for one in results] == [200] * 3
     assert sorted(one["index"] for one in results[0]["body"]["results"]) == [0, 1]
 
 
-def test_a_text_is_cut_where_its_meaning_changes_and_its_chunks_say_what_they_are(mill: Mill) -> None:
+def test_a_text_is_cut_where_its_meaning_changes_and_its_chunks_say_what_they_are(inline: InlineDeployment) -> None:
     kiwi = (
         "The kiwi is a bird of New Zealand that cannot fly. It sleeps in a burrow during the whole of the day. At "
         "night it looks for worms with its long beak in the ground. A female lays one very large egg, on which "
@@ -394,12 +396,14 @@ def test_a_text_is_cut_where_its_meaning_changes_and_its_chunks_say_what_they_ar
         "company decides who is given a rebate."
     )
     by_meaning: Any = {"type": "semantic", "semantic": {"max_chunk_size_tokens": 200}}
-    store = mill.store(chunking_strategy=by_meaning)
+    store = inline.store(chunking_strategy=by_meaning)
     text = "---\ndate: 2024-01-31T10:00:00+01:00\n---\n" + f"{kiwi} {invoice}"
-    file = mill.client.vector_stores.files.create_and_poll(mill.upload("both.md", text.encode()), vector_store_id=store)
+    file = inline.client.vector_stores.files.create_and_poll(
+        inline.upload("both.md", text.encode()), vector_store_id=store
+    )
 
     include: Any = {"include": ["chunk"]}
-    found = mill.client.vector_stores.search(store, query="birds and invoices", extra_body=include).data
+    found = inline.client.vector_stores.search(store, query="birds and invoices", extra_body=include).data
 
     assert file.status == "completed"
     assert sorted(one.content[0].text for one in found) == [invoice, kiwi]
@@ -409,20 +413,20 @@ def test_a_text_is_cut_where_its_meaning_changes_and_its_chunks_say_what_they_ar
         assert (facts["language"], facts["time"]) == ("en", "2024-01-31T09:00:00Z")
 
 
-def test_what_was_brought_in_is_told_and_signed(mill: Mill) -> None:
+def test_what_was_brought_in_is_told_and_signed(inline: InlineDeployment) -> None:
     types: Any = ["vector_store.file_batch.completed", "vector_store.file.completed", "vector_store.file.failed"]
     with Receiver() as receiver:
-        endpoint = mill.client.webhooks.create(name="w", url=receiver.url("ok"), event_types=types)
-        batch = mill.client.vector_stores.file_batches.create_and_poll(
-            mill.store(), file_ids=[mill.upload("a.txt", b"good"), mill.upload("b.bin", bytes(range(256)))]
+        endpoint = inline.client.webhooks.create(name="w", url=receiver.url("ok"), event_types=types)
+        batch = inline.client.vector_stores.file_batches.create_and_poll(
+            inline.store(), file_ids=[inline.upload("a.txt", b"good"), inline.upload("b.bin", bytes(range(256)))]
         )
         eventually(lambda: len(receiver.requests) >= 3, 30, "three webhooks")
         secret = str(endpoint.signing_secret)
         told: list[Any] = [one.verify(secret) for one in receiver.requests]
-        unwrapped: Any = mill.client.webhooks.unwrap(
+        unwrapped: Any = inline.client.webhooks.unwrap(
             receiver.requests[0].body, receiver.requests[0].headers, secret=secret
         )
-        mill.client.webhooks.delete(endpoint.id)
+        inline.client.webhooks.delete(endpoint.id)
 
     assert sorted(one["type"] for one in told) == sorted(types)
     [whole] = [one for one in told if one["type"] == "vector_store.file_batch.completed"]
@@ -430,11 +434,11 @@ def test_what_was_brought_in_is_told_and_signed(mill: Mill) -> None:
     assert unwrapped.id in {one["id"] for one in told}
 
 
-def test_a_batchs_own_webhook_is_told_and_signed(mill: Mill) -> None:
+def test_a_batchs_own_webhook_is_told_and_signed(inline: InlineDeployment) -> None:
     with Receiver() as receiver:
         hook = {"url": receiver.url("ok")}
-        batch = mill.client.vector_stores.file_batches.create(
-            mill.store(), file_ids=[mill.upload("a.txt", b"good")], extra_body={"webhook": hook}
+        batch = inline.client.vector_stores.file_batches.create(
+            inline.store(), file_ids=[inline.upload("a.txt", b"good")], extra_body={"webhook": hook}
         )
         eventually(lambda: len(receiver.requests) >= 2, 30, "two webhooks")
         made: Any = batch.model_dump()["webhook"]
@@ -444,85 +448,85 @@ def test_a_batchs_own_webhook_is_told_and_signed(mill: Mill) -> None:
     assert {"id": batch.id} in [one["data"] for one in told]
 
 
-def test_deleted_texts_are_nowhere(mill: Mill) -> None:
-    store = mill.store()
-    files = mill.client.vector_stores.files
-    kept, gone = mill.upload("kept.txt", b"An okapi eats leaves."), mill.upload("gone.txt", _about(CANARY))
+def test_deleted_texts_are_nowhere(inline: InlineDeployment) -> None:
+    store = inline.store()
+    files = inline.client.vector_stores.files
+    kept, gone = inline.upload("kept.txt", b"An okapi eats leaves."), inline.upload("gone.txt", _about(CANARY))
     for file in (kept, gone):
         assert files.create_and_poll(file, vector_store_id=store).status == "completed"
-    assert mill.asked(store, CANARY)[0] == "gone.txt"
-    assert mill.watching(CANARY, "vectors"), "it is not looked for where it is"
-    assert mill.watching(CANARY, DOCUMENTS)
+    assert inline.asked(store, CANARY)[0] == "gone.txt"
+    assert inline.watching(CANARY, "vectors"), "it is not looked for where it is"
+    assert inline.watching(CANARY, DOCUMENTS)
 
     files.delete(gone, vector_store_id=store)
 
-    assert mill.asked(store, CANARY) == ["kept.txt"]
-    eventually(mill.nothing_pending, 30, "what is pending is removed")
-    assert mill.watching(CANARY, "vectors", DOCUMENTS) == []
-    assert mill.asked(store, "okapi") == ["kept.txt"]
-    with mill.db.read() as session:
+    assert inline.asked(store, CANARY) == ["kept.txt"]
+    eventually(inline.nothing_pending, 30, "what is pending is removed")
+    assert inline.watching(CANARY, "vectors", DOCUMENTS) == []
+    assert inline.asked(store, "okapi") == ["kept.txt"]
+    with inline.db.read() as session:
         receipts = session.scalars(select(Audit).where(Audit.target == gone, Audit.actor == "purge")).all()
     assert [receipt.action for receipt in receipts] == ["vectors.purge_document"]
 
 
-def test_texts_of_deleted_files_and_stores_are_nowhere(mill: Mill) -> None:
+def test_texts_of_deleted_files_and_stores_are_nowhere(inline: InlineDeployment) -> None:
     word = f"{CANARY}-again"
-    stores, file = [mill.store(), mill.store()], mill.upload("gone.txt", _about(word))
+    stores, file = [inline.store(), inline.store()], inline.upload("gone.txt", _about(word))
     for store in stores:
-        mill.client.vector_stores.files.create_and_poll(file, vector_store_id=store)
-    assert mill.watching(word, "vectors")
+        inline.client.vector_stores.files.create_and_poll(file, vector_store_id=store)
+    assert inline.watching(word, "vectors")
 
-    mill.client.vector_stores.delete(stores[0])
-    mill.client.files.delete(file)
+    inline.client.vector_stores.delete(stores[0])
+    inline.client.files.delete(file)
 
-    assert mill.asked(stores[1], word) == []
-    eventually(mill.nothing_pending, 30, "what is pending is removed")
-    assert mill.watching(word, "vectors", DOCUMENTS) == []
-    assert set(mill.vectors.stores()) & set(stores) <= {stores[1]}
+    assert inline.asked(stores[1], word) == []
+    eventually(inline.nothing_pending, 30, "what is pending is removed")
+    assert inline.watching(word, "vectors", DOCUMENTS) == []
+    assert set(inline.vectors.stores()) & set(stores) <= {stores[1]}
 
 
-def test_a_store_is_kept_in_step_with_a_folder(mill: Mill, source_folder: Path) -> None:
+def test_a_store_is_kept_in_step_with_a_folder(inline: InlineDeployment, source_folder: Path) -> None:
     for name, (_, content) in LIBRARY.items():
         (source_folder / name).write_bytes(content)
-    store = mill.store()
+    store = inline.store()
     path = f"/vector_stores/{store}/sources"
-    source = mill.post(path, {"type": "folder", "path": str(source_folder)})["id"]
-    counts = mill.synced(f"{path}/{source}")
+    source = inline.post(path, {"type": "folder", "path": str(source_folder)})["id"]
+    counts = inline.synced(f"{path}/{source}")
     assert (counts["added"], counts["failed"]) == (len(LIBRARY), 0)
     for name, (question, _) in LIBRARY.items():
-        assert mill.asked(store, question)[0] == name
+        assert inline.asked(store, question)[0] == name
 
     (source_folder / "whale.txt").write_text("Nobody ever saw anything bigger than the giant sequoia, a tree.\n")
     (source_folder / "bread.rst").unlink()
-    mill.post(f"{path}/{source}/sync", {})
-    counts = mill.synced(f"{path}/{source}")
+    inline.post(f"{path}/{source}/sync", {})
+    counts = inline.synced(f"{path}/{source}")
 
     assert (counts["changed"], counts["removed"], counts["unchanged"]) == (1, 1, len(LIBRARY) - 2)
-    assert "bread.rst" not in mill.asked(store, LIBRARY["bread.rst"][0])
-    [first, *_] = mill.client.vector_stores.search(store, query="Which tree is the biggest?")
+    assert "bread.rst" not in inline.asked(store, LIBRARY["bread.rst"][0])
+    [first, *_] = inline.client.vector_stores.search(store, query="Which tree is the biggest?")
     assert (first.filename, "sequoia" in first.content[0].text) == ("whale.txt", True)
-    texts = [one.content[0].text for one in mill.client.vector_stores.search(store, query=LIBRARY["whale.txt"][0])]
+    texts = [one.content[0].text for one in inline.client.vector_stores.search(store, query=LIBRARY["whale.txt"][0])]
     assert not any("blue whale" in text for text in texts)
-    eventually(mill.nothing_pending, 30, "what is pending is removed")
-    assert mill.vectors.counts(mill.place(store)) == mill.entries(store)
-    mill.client.delete(f"{path}/{source}", cast_to=object)
-    assert mill.asked(store, "anything") == []
+    eventually(inline.nothing_pending, 30, "what is pending is removed")
+    assert inline.vectors.counts(inline.place(store)) == inline.entries(store)
+    inline.client.delete(f"{path}/{source}", cast_to=object)
+    assert inline.asked(store, "anything") == []
 
 
-def test_workers_killed_in_the_middle_leave_every_file_once(mill: Mill) -> None:
-    store = mill.store(chunking_strategy=SMALL)
-    batches = mill.client.vector_stores.file_batches
-    ids = [mill.upload(f"n{n}.txt", _long(n)) for n in range(MANY)]
+def test_workers_killed_in_the_middle_leave_every_file_once(inline: InlineDeployment) -> None:
+    store = inline.store(chunking_strategy=SMALL)
+    batches = inline.client.vector_stores.file_batches
+    ids = [inline.upload(f"n{n}.txt", _long(n)) for n in range(MANY)]
     batch = batches.create(store, file_ids=ids)
 
     def completed() -> int:
         return batches.retrieve(batch.id, vector_store_id=store).file_counts.completed
 
-    documents = mill.system.data / DOCUMENTS / store
+    documents = inline.system.data / DOCUMENTS / store
     eventually(lambda: documents.is_dir() and any(documents.iterdir()), 60, "a document", every=0.01)
-    signal_all(mill.system.tree("cpu"), signal.SIGKILL)
+    signal_all(inline.system.tree("cpu"), signal.SIGKILL)
     eventually(lambda: completed() > 0, 90, "a file is in")
-    signal_all(mill.system.tree("embed"), signal.SIGKILL)
+    signal_all(inline.system.tree("embed"), signal.SIGKILL)
     before = completed()
     eventually(lambda: completed() == MANY, 300, "all files are in", every=0.5)
 
@@ -531,25 +535,25 @@ def test_workers_killed_in_the_middle_leave_every_file_once(mill: Mill) -> None:
     assert (done.status, done.file_counts.completed, done.file_counts.total) == ("completed", MANY, MANY)
     listed = [one.id for one in batches.list_files(batch.id, vector_store_id=store)]
     assert sorted(listed) == sorted(ids)
-    eventually(mill.nothing_pending, 60, "leftovers are removed")
-    place, entries = mill.place(store), mill.entries(store)
+    eventually(inline.nothing_pending, 60, "leftovers are removed")
+    place, entries = inline.place(store), inline.entries(store)
     assert len(entries) == MANY
     assert min(entries.values()) > 1
-    assert mill.vectors.counts(place) == entries
+    assert inline.vectors.counts(place) == entries
     for document, count in entries.items():
-        assert mill.vectors.numbers(place, document) == list(range(count))
-    eventually(lambda: _alive(mill.system) >= _NEEDED, 60, "the workers are back")
+        assert inline.vectors.numbers(place, document) == list(range(count))
+    eventually(lambda: _alive(inline.system) >= _NEEDED, 60, "the workers are back")
     for n in (0, MANY // 2, MANY - 1):
-        assert mill.asked(store, f"marker{n}x")[0] == f"n{n}.txt"
+        assert inline.asked(store, f"marker{n}x")[0] == f"n{n}.txt"
 
 
-def test_a_store_is_indexed_anew_compared_switched_and_switched_back(mill: Mill) -> None:
+def test_a_store_is_indexed_anew_compared_switched_and_switched_back(inline: InlineDeployment) -> None:
     """With another model, other chunks and shorter vectors; a file is attached and another removed meanwhile."""
-    store, client = bring_in_the_library(mill), mill.client
+    store, client = bring_in_the_library(inline), inline.client
     path = f"/vector_stores/{store}/indexes"
     wanted: Any = {"embedding_model": _SECOND, "embedding_dimensions": 256, "chunking_strategy": SMALL}
     second = _as(client.post(path, cast_to=object, body=wanted))["id"]
-    late = mill.upload("okapi.txt", b"An okapi eats the leaves of the forest.")
+    late = inline.upload("okapi.txt", b"An okapi eats the leaves of the forest.")
     assert client.vector_stores.files.create_and_poll(late, vector_store_id=store).status == "completed"
 
     def status(index: str = second) -> Any:
@@ -573,34 +577,40 @@ def test_a_store_is_indexed_anew_compared_switched_and_switched_back(mill: Mill)
     shown = client.vector_stores.retrieve(store)
     assert (shown.model_dump()["embedding_model"], shown.file_counts.completed) == (_SECOND, len(LIBRARY) + 1)
     assert status(store) == "previous"
-    assert mill.asked(store, "What does an okapi eat?")[0] == "okapi.txt"
-    after = mill.upload("tapir.txt", b"A tapir swims through the river at night.")
+    assert inline.asked(store, "What does an okapi eat?")[0] == "okapi.txt"
+    after = inline.upload("tapir.txt", b"A tapir swims through the river at night.")
     assert client.vector_stores.files.create_and_poll(after, vector_store_id=store).status == "completed"
     client.vector_stores.files.delete(late, vector_store_id=store)
-    assert mill.asked(store, "Which animal swims at night?")[0] == "tapir.txt"
-    assert "okapi.txt" not in mill.asked(store, "What does an okapi eat?")
-    assert mill.place(second).dimensions == 256
+    assert inline.asked(store, "Which animal swims at night?")[0] == "tapir.txt"
+    assert "okapi.txt" not in inline.asked(store, "What does an okapi eat?")
+    assert inline.place(second).dimensions == 256
 
     eventually(lambda: _as(client.get(f"{path}/{store}", cast_to=object))["missing"] == 0, 30, "both are in step")
     assert _as(client.post(f"{path}/{store}/switch", cast_to=object))["status"] == "active"
-    assert mill.asked(store, "Which animal swims at night?")[0] == "tapir.txt"
-    assert "okapi.txt" not in mill.asked(store, "What does an okapi eat?")
+    assert inline.asked(store, "Which animal swims at night?")[0] == "tapir.txt"
+    assert "okapi.txt" not in inline.asked(store, "What does an okapi eat?")
     client.delete(f"{path}/{second}", cast_to=object)
-    place = mill.place(store)
-    eventually(mill.nothing_pending, 30, "what is pending is removed")
-    assert second not in mill.vectors.stores()
-    assert mill.vectors.counts(place) == mill.entries(store)
+    place = inline.place(store)
+    eventually(inline.nothing_pending, 30, "what is pending is removed")
+    assert second not in inline.vectors.stores()
+    assert inline.vectors.counts(place) == inline.entries(store)
 
 
-def test_a_second_index_is_made_compared_switched_to_and_removed_from_a_shell(mill: Mill, tmp_path: Path) -> None:
-    store = bring_in_the_library(mill)
-    names = {mill.client.files.retrieve(one.id).filename: one.id for one in mill.client.vector_stores.files.list(store)}
+def test_a_second_index_is_made_compared_switched_to_and_removed_from_a_shell(
+    inline: InlineDeployment, tmp_path: Path
+) -> None:
+    store = bring_in_the_library(inline)
+    names = {
+        inline.client.files.retrieve(one.id).filename: one.id for one in inline.client.vector_stores.files.list(store)
+    }
     judged = tmp_path / "queries"
     lines = [{"query": question, "relevant": [names[name]]} for name, (question, _) in LIBRARY.items()]
     judged.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
     def run(*words: str) -> str:
-        done = CliRunner().invoke(app, ["indexes", *words, "--url", mill.system.url, "--api-key", mill.system.api_key])
+        done = CliRunner().invoke(
+            app, ["indexes", *words, "--url", inline.system.url, "--api-key", inline.system.api_key]
+        )
         assert done.exit_code == 0, (done.output, done.exception)
         return str(done.stdout)
 
@@ -608,7 +618,7 @@ def test_a_second_index_is_made_compared_switched_to_and_removed_from_a_shell(mi
     report = json.loads(run("compare", store, second, "--file", str(judged), "--json"))
     table = run("compare", store, second, "--file", str(judged))
     run("switch", store, second)
-    switched = mill.client.vector_stores.retrieve(store).model_dump()["embedding_dimensions"]
+    switched = inline.client.vector_stores.retrieve(store).model_dump()["embedding_dimensions"]
     run("back", store)
     run("remove", store, second)
 
@@ -619,13 +629,15 @@ def test_a_second_index_is_made_compared_switched_to_and_removed_from_a_shell(mi
     assert json.loads(run("list", store, "--json"))["id"] == store
 
 
-def test_documents_are_added_and_found_from_a_shell(mill: Mill, tmp_path: Path) -> None:
+def test_documents_are_added_and_found_from_a_shell(inline: InlineDeployment, tmp_path: Path) -> None:
     paths = [tmp_path / name for name in LIBRARY]
     for path in paths:
         path.write_bytes(LIBRARY[path.name][1])
 
     def run(*words: str) -> str:
-        done = CliRunner().invoke(app, ["stores", *words, "--url", mill.system.url, "--api-key", mill.system.api_key])
+        done = CliRunner().invoke(
+            app, ["stores", *words, "--url", inline.system.url, "--api-key", inline.system.api_key]
+        )
         assert done.exit_code == 0, (done.output, done.exception)
         return str(done.stdout)
 
@@ -643,11 +655,11 @@ def _as(answer: object) -> dict[str, Any]:
     return answer
 
 
-def test_a_query_is_rewritten_by_a_chat_model_or_searched_as_it_stands(mill: Mill, library: str) -> None:
+def test_a_query_is_rewritten_by_a_chat_model_or_searched_as_it_stands(inline: InlineDeployment, library: str) -> None:
     """The stub's rewriting is `echo` and a number; the magic words make it fail, and say nothing at all."""
 
     def searched(query: str) -> tuple[Any, list[str]]:
-        page = mill.client.vector_stores.search(library, query=query, rewrite_query=True)
+        page = inline.client.vector_stores.search(library, query=query, rewrite_query=True)
         return (page.model_extra or {})["search_query"], [one.filename for one in page]
 
     question = LIBRARY["whale.txt"][0]
@@ -669,18 +681,18 @@ def test_weaviate_holds_the_same_library(tmp_path: Path) -> None:
     except Exception as error:  # noqa: BLE001 (whatever keeps it from starting: it is not here)
         need("Weaviate", error)
     try:
-        with running(tmp_path, NIGHTMILL_VECTORS_URL=server.url) as mill:
-            store = bring_in_the_library(mill)
+        with running(tmp_path, NIGHTMILL_VECTORS_URL=server.url) as inline:
+            store = bring_in_the_library(inline)
 
-            first = {name: mill.asked(store, question)[0] for name, (question, _) in LIBRARY.items()}
+            first = {name: inline.asked(store, question)[0] for name, (question, _) in LIBRARY.items()}
             assert first == {name: name for name in LIBRARY}
-            assert mill.asked(bring_in(mill, THREE), "Who pays for trips?")[0] == "travel.txt"
-            place, entries = mill.place(store), mill.entries(store)
-            assert mill.vectors.counts(place) == entries
-            mill.client.vector_stores.delete(store)
-            eventually(mill.nothing_pending, 30, "what is pending is removed")
-            assert mill.vectors.counts(place) == {}
-            assert mill.called() == ""
+            assert inline.asked(bring_in(inline, THREE), "Who pays for trips?")[0] == "travel.txt"
+            place, entries = inline.place(store), inline.entries(store)
+            assert inline.vectors.counts(place) == entries
+            inline.client.vector_stores.delete(store)
+            eventually(inline.nothing_pending, 30, "what is pending is removed")
+            assert inline.vectors.counts(place) == {}
+            assert inline.called() == ""
     finally:
         server.close()
 
@@ -695,9 +707,9 @@ def _long(n: int) -> bytes:
     return "".join(lines).encode()
 
 
-def test_a_text_that_was_embedded_for_a_client_is_not_embedded_again(mill: Mill) -> None:
+def test_a_text_that_was_embedded_for_a_client_is_not_embedded_again(inline: InlineDeployment) -> None:
     def embed(*texts: str) -> Any:
-        return mill.client.embeddings.create(model=MINILM, input=list(texts))
+        return inline.client.embeddings.create(model=MINILM, input=list(texts))
 
     def cached(*texts: str) -> int:
         return int((embed(*texts).usage.model_extra or {}).get("prompt_tokens_details", {}).get("cached_tokens", 0))
@@ -710,9 +722,9 @@ def test_a_text_that_was_embedded_for_a_client_is_not_embedded_again(mill: Mill)
     assert again.usage.prompt_tokens > first.usage.prompt_tokens == cached("A text about nothing.")
 
 
-def test_embedding_and_ranking_in_process_open_no_connection(mill: Mill, library: str) -> None:
+def test_embedding_and_ranking_in_process_open_no_connection(inline: InlineDeployment, library: str) -> None:
     """Models, tokenizers and their libraries are there, and say nothing of their use."""
-    assert mill.asked(library, LIBRARY["coffee.md"][0])[0] == "coffee.md"
-    mill.client.vector_stores.search(library, query="vacation", ranking_options={"ranker": "near"})
+    assert inline.asked(library, LIBRARY["coffee.md"][0])[0] == "coffee.md"
+    inline.client.vector_stores.search(library, query="vacation", ranking_options={"ranker": "near"})
 
-    assert mill.called() == ""
+    assert inline.called() == ""

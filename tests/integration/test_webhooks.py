@@ -37,7 +37,7 @@ from jobs.webhooks import claims, replays, webhook_endpoints
 from jobs.webhooks.claims import claim_due
 from jobs.webhooks.sending import new_secret
 from jobs.webhooks.tables import Attempt, Delivery, WebhookEndpoint
-from tests.support.beside import beside
+from tests.support.background_thread import beside
 from tests.support.databases import KINDS, fresh
 from tests.support.receiver import Receiver
 from tests.support.system import GRACE_SECONDS, pause

@@ -22,14 +22,14 @@ from jobs.retrieval.searches import FoundChunk, Search
 from jobs.timings import Timings
 from tests.sdk.front import Front, standing_before
 from tests.sdk.tuned import BASE, tuned
-from tests.support import runs, training_worker
-from tests.support.beside import beside
+from tests.support import training_worker, worker_steps
+from tests.support.background_thread import beside
 from tests.support.fake_engine import FakeEngine, Fault, prompt_of
-from tests.support.mill import MODEL, Mill, running
+from tests.support.idle_workers import TRAINER
+from tests.support.inline_deployment import MODEL, InlineDeployment, running
 from tests.support.receiver import Receiver
 from tests.support.servers import Valkey
-from tests.support.stand_ins import TRAINER
-from tests.support.training import training
+from tests.support.training_thread import training
 from tests.support.web import make_key, running_app, serve
 from workers.dispatcher.loop import Dispatcher
 from workers.engines.port import Answer, Length, Request
@@ -78,7 +78,7 @@ class Deployment:
 
     url: str
     app: FastAPI
-    mill: Mill
+    inline: InlineDeployment
     receiver: Receiver
     front: Front
     past: list[str]
@@ -99,7 +99,7 @@ class Deployment:
             "asleep": ASLEEP,
             "embed_model": MODEL,
             "wrong_keys": WRONG_KEYS,
-            "tuned": tuned(self.mill, sdk),
+            "tuned": tuned(self.inline, sdk),
             "bases": self.bases,
         }
 
@@ -139,38 +139,38 @@ def deployed(
             return await peers.search(request, wanted)
 
         engine = FileSearchMiddleware(FakeEngine((MODEL, *bases), fault=fault), search, lambda _: ContextBudget(1000))
-        mill = stack.enter_context(running(db, folder, engine, **settings))
-        peers = PeerClient(mill.gpu)
-        stack.callback(lambda: mill.host.call(peers.close()).result(5))
-        past = [_ended(mill, n) for n in range(PAST)]
+        inline = stack.enter_context(running(db, folder, engine, **settings))
+        peers = PeerClient(inline.gpu)
+        stack.callback(lambda: inline.host.call(peers.close()).result(5))
+        past = [_ended(inline, n) for n in range(PAST)]
         app = stack.enter_context(running_app(folder, db.url, **settings))
         url = stack.enter_context(serve(app))
         receiver = stack.enter_context(Receiver())
         front = stack.enter_context(standing_before(url, receiver))
-        stack.enter_context(_answering(mill, carrier.url))
-        stack.enter_context(_ingesting(mill))
+        stack.enter_context(_answering(inline, carrier.url))
+        stack.enter_context(_ingesting(inline))
         if bases:
-            stack.enter_context(training(mill))
-            look_for_sandbox(mill.cpu.standing, mill.cpu.stop)
-            mill.cpu.heartbeat.announce()
-        stack.enter_context(beside(lambda stop: _tick(mill, stop)))
+            stack.enter_context(training(inline))
+            look_for_sandbox(inline.cpu.standing, inline.cpu.stop)
+            inline.cpu.heartbeat.announce()
+        stack.enter_context(beside(lambda stop: _tick(inline, stop)))
         timings = replace(Timings(), deliveries_idle=3600.0)
-        stack.enter_context(beside(lambda stop: loop.run(db, mill.config, "io-1", stop, timings)))
-        yield Deployment(url, app, mill, receiver, front, past, list(bases))
+        stack.enter_context(beside(lambda stop: loop.run(db, inline.config, "io-1", stop, timings)))
+        yield Deployment(url, app, inline, receiver, front, past, list(bases))
 
 
 @contextmanager
-def _answering(mill: Mill, url: str) -> Iterator[None]:
+def _answering(inline: InlineDeployment, url: str) -> Iterator[None]:
     """Interactive clients get their answers of the engine that runs the batches."""
-    searching = Searching(mill.gpu, mill.host, Reranking(mill.gpu, mill.host, Queue.GENERATE))
-    counting = TokenCounter(mill.host, _words, _nothing, lambda _: ContextBudget(1000))
+    searching = Searching(inline.gpu, inline.host, Reranking(inline.gpu, inline.host, Queue.GENERATE))
+    counting = TokenCounter(inline.host, _words, _nothing, lambda _: ContextBudget(1000))
     own = {searches.URL: searching.answer, responses.COUNT_URL: counting.answer}
-    consumer = InteractiveConsumer(mill.host, url, Queue.GENERATE, handlers=own)
-    mill.host.call(consumer.serve())
+    consumer = InteractiveConsumer(inline.host, url, Queue.GENERATE, handlers=own)
+    inline.host.call(consumer.serve())
     try:
         yield
     finally:
-        mill.host.call(consumer.close()).result(5)
+        inline.host.call(consumer.close()).result(5)
         searching.close()
 
 
@@ -184,12 +184,12 @@ async def _nothing(request: Request, search: Search) -> Sequence[FoundChunk]:
 
 
 class _Readers:
-    """Pass messages to the mill, and those of parsing to one worker here, with one thread."""
+    """Pass messages to the deployment, and those of parsing to one worker here, with one thread."""
 
-    def __init__(self, mill: Mill) -> None:
-        self._mill = mill
-        self._context = build(mill.config, Pool("cpu", (Queue.INGEST,), slots=1))
-        self._parser = Parser(limits_of(mill.config))
+    def __init__(self, inline: InlineDeployment) -> None:
+        self._mill = inline
+        self._context = build(inline.config, Pool("cpu", (Queue.INGEST,), slots=1))
+        self._parser = Parser(limits_of(inline.config))
         self._thread = ThreadPoolExecutor(1)
 
     def publish(self, task: str, queue: str, arguments: Sequence[Any]) -> None:
@@ -215,9 +215,9 @@ class _Readers:
 
 
 @contextmanager
-def _ingesting(mill: Mill) -> Iterator[None]:
-    with closing(_Readers(mill)) as readers:
-        mill.dispatcher = Dispatcher(mill.config, mill.db, mill.storage, readers)
+def _ingesting(inline: InlineDeployment) -> Iterator[None]:
+    with closing(_Readers(inline)) as readers:
+        inline.dispatcher = Dispatcher(inline.config, inline.db, inline.storage, readers)
         yield
 
 
@@ -225,13 +225,15 @@ def _wait_for_the_base(*_: Any) -> NoReturn:
     raise BaseUnavailable
 
 
-def _ended(mill: Mill, n: int) -> str:
+def _ended(inline: InlineDeployment, n: int) -> str:
     """Record a batch that has ended in the past, with two transactions."""
-    job_id = mill.submit(b"", project="past", created_at=1_700_000_000 + n)
-    runs.fail(mill.db, job_id, [{"code": "empty_file", "line": None, "message": "The file is empty.", "param": None}])
+    job_id = inline.submit(b"", project="past", created_at=1_700_000_000 + n)
+    worker_steps.fail(
+        inline.db, job_id, [{"code": "empty_file", "line": None, "message": "The file is empty.", "param": None}]
+    )
     return job_id
 
 
-def _tick(mill: Mill, stop: threading.Event) -> None:
+def _tick(inline: InlineDeployment, stop: threading.Event) -> None:
     while not stop.wait(0.02):
-        mill.dispatcher.tick()
+        inline.dispatcher.tick()

@@ -39,4 +39,4 @@ def test_the_ai_sdk_finds_that(suite: Suite, check: str) -> None:
 
 
 def test_the_server_behind_made_no_mistake(deployment: Deployment) -> None:
-    assert deployment.mill.errors == []
+    assert deployment.inline.errors == []

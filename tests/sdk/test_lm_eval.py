@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.sdk.deployment import Deployment
-from tests.support import harness
-from tests.support.evaluated import answer_to
+from tests.support import lm_eval
+from tests.support.eval_oracle import answer_to
 
 #: It imports large libraries, and may install them before.
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
@@ -27,10 +27,10 @@ def test_a_task_is_evaluated_over_chat_completions(tmp_path: Path, deployment: D
     url = f"{facts['url']}/v1/chat/completions"
     arguments = {"model": facts["model"], "base_url": url, "num_concurrent": 4, "max_retries": 2}
 
-    evaluated = harness.evaluate(
+    evaluated = lm_eval.evaluate(
         tmp_path, _TASK, rows, "local-chat-completions", arguments, facts["key"], "--apply_chat_template"
     )
 
     assert evaluated.metrics["exact_match"] == 0.75
     assert evaluated.items == 20
-    assert deployment.mill.errors == []
+    assert deployment.inline.errors == []

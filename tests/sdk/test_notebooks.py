@@ -79,4 +79,4 @@ def test_the_page_of_clients_names_each_notebook() -> None:
 
 
 def test_the_server_behind_made_no_mistake(deployment: Deployment) -> None:
-    assert deployment.mill.errors == []
+    assert deployment.inline.errors == []

@@ -189,4 +189,4 @@ def test_the_page_of_clients_names_this_sdk(sdk: str) -> None:
 
 
 def test_the_server_behind_made_no_mistake(deployment: Deployment) -> None:
-    assert deployment.mill.errors == []
+    assert deployment.inline.errors == []

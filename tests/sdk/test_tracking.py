@@ -18,7 +18,7 @@ from jobs.finetuning import tracking
 from tests.sdk.environments import HERE, NotMade, programs
 from tests.support.services import need
 from tests.support.system import free_port, wait_for
-from tests.support.tracked import JOB, RESULT, TrackedJob
+from tests.support.tracked_training import JOB, RESULT, TrackedJob
 from workers.finetuning import tensorboard
 from workers.finetuning.mlflow_tracker import MlflowTracker
 from workers.finetuning.results import steps_after

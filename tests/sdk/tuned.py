@@ -14,19 +14,19 @@ from jobs.ids import new_id
 from jobs.ledger.tables import Job, Outbox
 from jobs.registry import models
 from jobs.security import keys
-from tests.support.mill import Mill
+from tests.support.inline_deployment import InlineDeployment
 from workers.finetuning import results
 
 BASE = "base"
 _CURVE = f"{results.HEADER}\n1,2.0,,,\n2,1.0,,,\n".encode()
 
 
-def tuned(mill: Mill, project: str) -> dict[str, Any]:
+def tuned(inline: InlineDeployment, project: str) -> dict[str, Any]:
     """Write a job of a project; return what a suite is told about it."""
     path = f"files/{new_id('file-')}"
-    mill.storage.put(path, _CURVE)
+    inline.storage.put(path, _CURVE)
     job_id = new_id(names.JOB_PREFIX)
-    with mill.db.write() as session:
+    with inline.db.write() as session:
         owner, other = (keys.ensure_project(session, name).id for name in (project, "another"))
         payload = FineTuning(model=BASE, base=BASE, result=names.model_name(BASE, project, None, job_id), seed=1)
         training = _file(session, owner, path, "fine-tune")

@@ -17,7 +17,7 @@ from jobs.timings import Timings
 from jobs.webhooks.tables import Event
 from tests.simulation.worker import Plan, Site, WorkerProcess
 from tests.simulation.world import Actor, Broker, Process, SimulatedDatabase, Steps, Weather, World
-from tests.support import ledgers
+from tests.support import sample_jobs
 from tests.support.invariants import History, violations
 from workers.dispatcher.loop import Dispatcher
 
@@ -140,7 +140,7 @@ class Game:
         while True:
             try:
                 with self.world.db.write() as session:
-                    ledger.submit(session, ledgers.new_job(id=job_id), actor="key:sim", after=after)
+                    ledger.submit(session, sample_jobs.new_job(id=job_id), actor="key:sim", after=after)
                 return
             except InvalidRequest:
                 after = []
@@ -245,7 +245,7 @@ class Game:
             self.wrong += audit.verify(session).faults
         self._account_feed()
         for job_id, plan in self.site.plans.items():
-            self.wrong += [f"{job_id}: {wrong}" for wrong in self._job(ledgers.job(self.world.db, job_id), plan)]
+            self.wrong += [f"{job_id}: {wrong}" for wrong in self._job(sample_jobs.job(self.world.db, job_id), plan)]
         self.wrong += self._rework()
 
     def _account_feed(self) -> None:

@@ -36,7 +36,7 @@ from jobs.ledger.states import CLOSING, LIVE, TERMINAL, JobState, ShardState
 from jobs.ledger.tables import Job, Outbox, Shard
 from jobs.queues import Queue, Task
 from jobs.tables import Base
-from tests.support import ledgers
+from tests.support import sample_jobs
 from tests.support.invariants import History, violations
 
 EXAMPLES = int(os.environ.get("NIGHTMILL_TEST_EXAMPLES", "0"))
@@ -72,17 +72,17 @@ class LedgerMachine(RuleBasedStateMachine):
         with self.db.write() as session:
             for table in Base.metadata.tables.values():
                 session.execute(delete(table))
-        job = ledgers.running(self.db, lines)
+        job = sample_jobs.running(self.db, lines)
         self.sizes[job.id] = lines
         if claimed:
-            self.shard_claims += [ledgers.claim_shard(self.db, job.id, n) for n in range(len(lines))]
+            self.shard_claims += [sample_jobs.claim_shard(self.db, job.id, n) for n in range(len(lines))]
 
     # ── submit ──
 
     @rule(lines=sizes, retry=st.booleans(), pick=some)
     def submit(self, lines: list[int], retry: bool, pick: int) -> None:
-        ended = [job_id for job_id in self.sizes if ledgers.state(self.db, job_id) in TERMINAL]
-        job = ledgers.submitted(self.db, retry_of=ended[pick % len(ended)] if retry and ended else None)
+        ended = [job_id for job_id in self.sizes if sample_jobs.state(self.db, job_id) in TERMINAL]
+        job = sample_jobs.submitted(self.db, retry_of=ended[pick % len(ended)] if retry and ended else None)
         self.sizes[job.id] = lines
 
     @precondition(lambda self: self.sizes)
@@ -92,9 +92,9 @@ class LedgerMachine(RuleBasedStateMachine):
         after = [self.job(pick) for pick in picks]
         if {self.row(job_id).state for job_id in after} & HOPELESS:
             with self.unchanged(), pytest.raises(InvalidRequest):
-                ledgers.submitted(self.db, after=after)
+                sample_jobs.submitted(self.db, after=after)
             return
-        self.sizes[ledgers.submitted(self.db, after=after).id] = lines
+        self.sizes[sample_jobs.submitted(self.db, after=after).id] = lines
 
     @rule()
     def sweep(self) -> None:
@@ -113,7 +113,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def submit_again(self, pick: int) -> None:
         """Submit again after the answer was lost: the second submit is refused as a whole."""
         with self.unchanged(), pytest.raises(IntegrityError), self.db.write() as session:
-            ledger.submit(session, ledgers.new_job(id=self.job(pick)), actor="key:test")
+            ledger.submit(session, sample_jobs.new_job(id=self.job(pick)), actor="key:test")
 
     # ── planning ──
 
@@ -139,7 +139,7 @@ class LedgerMachine(RuleBasedStateMachine):
         lines = self.sizes[claim.job.id]
         with self.db.read() as session:
             there = set(session.scalars(select(Shard.n).where(Shard.job_id == claim.job.id)))
-        rows = [shard for shard in ledgers.cuts(claim.job.id, lines) if shard.n not in there][:count]
+        rows = [shard for shard in sample_jobs.cuts(claim.job.id, lines) if shard.n not in there][:count]
         self.fenced_unless(
             self.holds(claim, {JobState.QUEUED}), lambda session: shards.cut(session, claim, Queue.GENERATE, rows)
         )
@@ -201,7 +201,7 @@ class LedgerMachine(RuleBasedStateMachine):
         key = (claim.job.id, claim.n, claim.epoch)
         seq = self.seqs[key] = self.seqs.get(key, -1) + 1
         lines = [n for n in range(claim.lines) if covered >> n & 1]
-        tally = ledgers.tally(lines, [n for n in lines if bad >> n & 1])
+        tally = sample_jobs.tally(lines, [n for n in lines if bad >> n & 1])
 
         def work(session: Session) -> None:
             shards.commit(session, claim, seq, shards.segment_path(*key, seq), 1, tally, last=last)
@@ -226,11 +226,11 @@ class LedgerMachine(RuleBasedStateMachine):
         claim = recent(self.shard_claims, pick)
         mine = self.holds_shard(claim)
         with self.db.read() as session:
-            before = ledgers.everything(session)
+            before = sample_jobs.everything(session)
         with self.db.write() as session:
             shards.release(session, claim)
         with self.db.read() as session:
-            assert (ledgers.everything(session) != before) == mine
+            assert (sample_jobs.everything(session) != before) == mine
 
     @precondition(lambda self: self.shard_claims or self.job_claims)
     @rule()
@@ -263,7 +263,7 @@ class LedgerMachine(RuleBasedStateMachine):
             job_id, n, epoch, heartbeat, _ = held[pick % len(held)]
             with self.db.write() as session:
                 shards.revoke_lease(session, job_id, n, epoch, heartbeat)
-            self.shard_claims.append(ledgers.claim_shard(self.db, job_id, n, f"worker-{len(self.shard_claims)}"))
+            self.shard_claims.append(sample_jobs.claim_shard(self.db, job_id, n, f"worker-{len(self.shard_claims)}"))
 
     @rule(pick=some)
     def lose_a_job_to_an_heir(self, pick: int) -> None:
@@ -274,7 +274,7 @@ class LedgerMachine(RuleBasedStateMachine):
             task = Task.PLAN if self.row(job_id).state == JobState.QUEUED else Task.FINISH
             with self.db.write() as session:
                 ledger.revoke_lease(session, job_id, epoch, heartbeat)
-            self.job_claims.append(ledgers.claim_job(self.db, job_id, task, f"worker-{len(self.job_claims)}"))
+            self.job_claims.append(sample_jobs.claim_job(self.db, job_id, task, f"worker-{len(self.job_claims)}"))
 
     @rule(pick=some, stale=st.booleans())
     def lose_a_job(self, pick: int, stale: bool) -> None:
@@ -399,7 +399,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         left = [line for line in range(claim.lines) if not claim.covered >> line & 1]
         assert left  # whoever covers the last line ends the shard with it
-        ledgers.answer(self.db, claim, left, last=True)
+        sample_jobs.answer(self.db, claim, left, last=True)
 
     def run_job(self, task: Task, job_id: str) -> None:
         with self.db.write() as session:
@@ -421,7 +421,7 @@ class LedgerMachine(RuleBasedStateMachine):
         with self.db.write() as session:
             while shards.uncut(session, claim, 2):
                 session.expire_all()
-            shards.cut(session, claim, Queue.GENERATE, ledgers.cuts(claim.job.id, self.sizes[claim.job.id]))
+            shards.cut(session, claim, Queue.GENERATE, sample_jobs.cuts(claim.job.id, self.sizes[claim.job.id]))
 
     def end(self, session: Session, claim: JobClaim) -> None:
         counts = ledger.sums(session, claim.job.id)
@@ -433,7 +433,7 @@ class LedgerMachine(RuleBasedStateMachine):
         return list(self.sizes)[pick % len(self.sizes)]
 
     def row(self, job_id: str) -> Job:
-        return ledgers.job(self.db, job_id)
+        return sample_jobs.job(self.db, job_id)
 
     def running(self, job_id: str) -> bool:
         with self.db.read() as session:
@@ -472,12 +472,12 @@ class _Unchanged:
 
     def __enter__(self) -> None:
         with self.db.read() as session:
-            self.before = ledgers.everything(session)
+            self.before = sample_jobs.everything(session)
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:
             with self.db.read() as session:
-                assert ledgers.everything(session) == self.before
+                assert sample_jobs.everything(session) == self.before
 
 
 @pytest.mark.timeout(0)

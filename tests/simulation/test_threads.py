@@ -15,7 +15,7 @@ from jobs.ledger import ledger, outbox, shards
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Outbox
 from jobs.queues import Queue, Task
-from tests.support import ledgers
+from tests.support import sample_jobs
 from tests.support.invariants import violations
 
 pytestmark = pytest.mark.verify
@@ -29,7 +29,7 @@ class Crowd:
 
     def __init__(self, db: Database) -> None:
         self.db = db
-        self.jobs = [ledgers.running(db, [2] * 6).id for _ in range(3)]
+        self.jobs = [sample_jobs.running(db, [2] * 6).id for _ in range(3)]
         self.until = time.monotonic() + _SECONDS
         self.acts = 0
 
@@ -57,7 +57,7 @@ class Crowd:
                 shards.release(session, claim, waiting_for="model")
             return
         left = [line for line in range(2) if not claim.covered >> line & 1]
-        ledgers.answer(self.db, claim, left, last=True)
+        sample_jobs.answer(self.db, claim, left, last=True)
 
     def lose(self, dice: random.Random, job_id: str) -> None:
         with self.db.write() as session:
@@ -85,7 +85,7 @@ class Crowd:
             return
         with self.db.write() as session:
             ledger.close(session, claim, ledger.sums(session, job_id), [])
-        self.jobs[self.jobs.index(job_id)] = ledgers.running(self.db, [2] * 6).id
+        self.jobs[self.jobs.index(job_id)] = sample_jobs.running(self.db, [2] * 6).id
 
     def sweep(self, dice: random.Random, job_id: str) -> None:
         with self.db.write() as session:

@@ -1,6 +1,6 @@
 """The console in a real browser, over the real API, dispatcher and workers with a fake engine.
 
-Deployment ──▶ mill, app, url, client, key, operator_key          what a page shows is made with `client` and `mill`
+Deployment ──▶ mill, app, url, client, key, operator_key          what a page shows is made with `client` and `inline`
 Console    ──▶ tab: open("/jobs"), inspect("jobs")                what the tab did wrong fails the test at its end
 
 What counts as wrong: an exception, an error or a warning in the browser's log (violations of the content security
@@ -26,7 +26,7 @@ from jobs.db.engine import Database
 from jobs.platform.locks import FileLock
 from jobs.security.keys import create_operator_key
 from tests.support.fake_engine import FakeEngine
-from tests.support.mill import MODEL, Mill, running
+from tests.support.inline_deployment import MODEL, InlineDeployment, running
 from tests.support.services import need
 from tests.support.system import ROOT, eventually
 from tests.support.web import make_key, running_app, serve
@@ -77,7 +77,7 @@ def build_console() -> None:
 class Deployment:
     """A server with its workers, and two keys: of the project `default`, and of the operator."""
 
-    mill: Mill
+    inline: InlineDeployment
     app: FastAPI
     url: str
     client: OpenAI
@@ -90,13 +90,13 @@ def deployed(db: Database, folder: Path, engine: Engine | None = None, **setting
     """Run a deployment over an empty database."""
     build_console()
     engine = engine or FakeEngine((MODEL,))
-    with running(db, folder, engine, **settings) as mill, running_app(folder, db.url, **settings) as app:
+    with running(db, folder, engine, **settings) as inline, running_app(folder, db.url, **settings) as app:
         key = make_key(app, manages=True)
         (folder / "operator.key").write_text(key)
         with db.write() as session:
             operator_key = create_operator_key(session)
         with serve(app) as url, OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
-            yield Deployment(mill, app, url, client, key, operator_key)
+            yield Deployment(inline, app, url, client, key, operator_key)
 
 
 def store_keys(tab: Page, url: str, keys: dict[str, str]) -> None:

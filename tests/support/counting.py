@@ -22,7 +22,7 @@ from jobs.security import keys
 from jobs.usage import stored_bytes
 from tests.support import counting_kind
 from tests.support.counting_kind import NAME, Counting
-from tests.support.mill import running
+from tests.support.inline_deployment import running
 from tests.support.web import make_key, running_app
 from workers.kinds import HANDLERS, Handler
 from workers.runtime.attempts import ShardRun
@@ -72,17 +72,17 @@ HANDLER: Final = Handler(_plan, {Queue.GENERATE: Run}, _finish)
 def show(folder: Path, url: str) -> dict[str, Any]:
     """Run a job of the kind, retry it through the API, and return what the shared places show."""
     HANDLERS[NAME] = HANDLER
-    with running(Database(url), folder) as mill, running_app(folder, url) as app:
+    with running(Database(url), folder) as inline, running_app(folder, url) as app:
         client = TestClient(app, headers={"Authorization": f"Bearer {make_key(app)}"})
         hook = {"name": "n", "url": "https://192.0.43.8/hook", "event_types": ["counting.counted"]}
         endpoint = client.post("/v1/webhook_endpoints", json=hook).json()
-        with mill.db.write() as session:
+        with inline.db.write() as session:
             owner = keys.ensure_project(session, "default")
             job = counting_kind.submit(session, owner.id, actor="test")
-        mill.drain(job.id)
+        inline.drain(job.id)
         retry = client.post(f"/v1/jobs/{job.id}/retry", json={"which": "all"}).json()
-        mill.drain(retry["id"])
-        with mill.db.read() as session:
+        inline.drain(retry["id"])
+        with inline.db.read() as session:
             stored = stored_bytes.bytes_by_project(session)[owner.id]
         return {
             "listed": client.get("/v1/jobs", params={"kind": NAME}).json()["data"],

@@ -84,7 +84,7 @@ _BASE = """
     engine_args: {enable_lora: true, max_loras: 3}
 """
 _SLOW_STEPS = '{"seconds": 0.3}'
-_STAND_IN = "python -m tests.support.stand_ins"
+_STAND_IN = "python -m tests.support.idle_workers"
 
 
 def watched(calls: Path) -> dict[str, str]:

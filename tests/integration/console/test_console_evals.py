@@ -14,9 +14,9 @@ from jobs.db.engine import Database
 from jobs.fleet import workers
 from jobs.queues import Queue
 from tests.support.console import HOSTILE, PATIENCE, Console, Deployment, deployed
-from tests.support.evaluating import SAME, SCHEMA
+from tests.support.eval_client import SAME, SCHEMA
 from tests.support.fake_engine import FakeEngine
-from tests.support.mill import MODEL
+from tests.support.inline_deployment import MODEL
 
 pytestmark = pytest.mark.verify
 
@@ -43,7 +43,7 @@ def create_run(deployment: Deployment, eval_id: str, answers: list[str], name: s
 def make_run(deployment: Deployment, eval_id: str, answers: list[str], name: str) -> str:
     """Grade answers that should be the hostile text; return the id of the run."""
     run = create_run(deployment, eval_id, answers, name)
-    deployment.mill.drain(run.id, timeout=60)
+    deployment.inline.drain(run.id, timeout=60)
     return run.id
 
 
@@ -92,7 +92,7 @@ def test_report_url_asks_for_a_key_and_follows_a_run_that_goes_on(visitor: Conso
     expect(tab.get_by_text("The run goes on")).to_be_visible()
     assert tab.url == run.report_url
 
-    deployment.mill.drain(run.id, timeout=60)
+    deployment.inline.drain(run.id, timeout=60)
 
     expect(tab.locator("details.item")).to_have_count(1, timeout=PATIENCE)
     expect(tab.get_by_text("The run goes on")).to_have_count(0)
@@ -136,7 +136,7 @@ def test_verdict_has_a_word_and_a_color(console: Console, deployment: Deployment
 
 
 def test_evaluation_is_made_with_its_first_run(console: Console, deployment: Deployment, tmp_path: Path) -> None:
-    with deployment.mill.db.write() as session:
+    with deployment.inline.db.write() as session:
         workers.store_models(session, {MODEL: False}, Queue.GENERATE)
     tab = console.open("/evals")
     expect(tab.get_by_text("nightmill evals run")).to_be_visible()
@@ -154,13 +154,13 @@ def test_evaluation_is_made_with_its_first_run(console: Console, deployment: Dep
     expect(tab.get_by_role("heading", name="capitals")).to_be_visible()
     [row] = deployment.client.evals.list().data
     [run] = deployment.client.evals.runs.list(row.id).data
-    deployment.mill.drain(run.id, timeout=60)
+    deployment.inline.drain(run.id, timeout=60)
     expect(tab.get_by_role("table", name="Criteria")).to_contain_text("ilike reference", timeout=PATIENCE)
     expect(tab.locator("details.item")).to_have_count(1, timeout=PATIENCE)
 
 
 def test_run_is_repeated_with_another_model_and_compared(console: Console, deployment: Deployment) -> None:
-    with deployment.mill.db.write() as session:
+    with deployment.inline.db.write() as session:
         workers.store_models(session, {MODEL: False, ALTERNATIVE: False}, Queue.GENERATE)
     eval_id = make_eval(deployment)
     content: Any = [{"item": {"question": "q", "answer": "a"}}]
@@ -168,7 +168,7 @@ def test_run_is_repeated_with_another_model_and_compared(console: Console, deplo
     source: Any = {"type": "completions", "model": MODEL, "input_messages": messages}
     source |= {"source": {"type": "file_content", "content": content}, "sampling_params": {"temperature": 0}}
     first = deployment.client.evals.runs.create(eval_id, name="first", data_source=source)
-    deployment.mill.drain(first.id, timeout=60)
+    deployment.inline.drain(first.id, timeout=60)
     tab = console.open(f"/evals/{eval_id}/runs/{first.id}")
 
     tab.get_by_role("button", name="Run with another model").click()
@@ -181,7 +181,7 @@ def test_run_is_repeated_with_another_model_and_compared(console: Console, deplo
     expect(tab).to_have_url(re.compile(f"baseline={first.id}$"))
     [run] = [run for run in deployment.client.evals.runs.list(eval_id) if run.id != first.id]
     assert run.data_source.to_dict() == first.data_source.to_dict() | {"model": ALTERNATIVE}
-    deployment.mill.drain(run.id, timeout=60)
+    deployment.inline.drain(run.id, timeout=60)
     tab.get_by_role("tab", name="Comparison").click()
     expect(tab.get_by_label("Compare with")).to_have_value(first.id)
     expect(tab.get_by_role("main")).to_contain_text("1 item in both runs", timeout=PATIENCE)

@@ -11,7 +11,7 @@ from jobs.db.engine import Database
 from jobs.files.tables import File
 from jobs.security.tables import Project
 from tests.support.console import HOSTILE, Console, Deployment, console_of, deployed
-from tests.support.mill import chat_line, jsonl
+from tests.support.inline_deployment import chat_line, jsonl
 
 pytestmark = pytest.mark.verify
 
@@ -109,7 +109,7 @@ def test_jobs_of_a_file_are_listed(console: Console, deployment: Deployment) -> 
 
 
 def test_thousands_of_files_come_page_by_page_and_by_purpose(console: Console, deployment: Deployment) -> None:
-    with deployment.mill.db.write() as session:
+    with deployment.inline.db.write() as session:
         project = session.scalar(select(Project.id).where(Project.name == "default"))
         session.add_all(
             File(

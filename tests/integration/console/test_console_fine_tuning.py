@@ -33,7 +33,7 @@ def make_job(deployment: Deployment, **fields: Any) -> str:
 
 def train(deployment: Deployment, job_id: str, steps: int, *, epochs: int = 2, ended: bool = False) -> None:
     """Record a plan, steps, a checkpoint and a hostile event as a training does."""
-    with deployment.mill.db.write() as session:
+    with deployment.inline.db.write() as session:
         row = session.get_one(Job, job_id)
         result = FineTuning.model_validate(row.payload).result
         session.add(

@@ -45,7 +45,7 @@ def test_wrong_key_is_refused_in_words_and_the_right_one_opens(visitor: Console,
 
 
 def test_link_of_up_signs_in_once(visitor: Console, browser: Browser, deployment: Deployment) -> None:
-    token = create_token(deployment.mill.config.data_dir, 900)
+    token = create_token(deployment.inline.config.data_dir, 900)
     tab = visitor.open(f"/#token={token}")
 
     expect(tab.get_by_role("heading", name="Overview")).to_be_visible()
@@ -65,7 +65,7 @@ def test_link_signs_in_a_tab_that_shows_the_console_already(visitor: Console, de
     tab = visitor.open()
     expect(tab.get_by_label("API key")).to_be_visible()
 
-    tab.goto(f"{deployment.url}/console/#token={create_token(deployment.mill.config.data_dir, 900)}")
+    tab.goto(f"{deployment.url}/console/#token={create_token(deployment.inline.config.data_dir, 900)}")
 
     expect(tab.get_by_role("heading", name="Overview")).to_be_visible()
     expect(tab).to_have_url(f"{deployment.url}/console/")
@@ -110,7 +110,7 @@ def test_sign_out_forgets_both_keys(operator: Console) -> None:
 def test_key_that_was_revoked_leads_to_the_gate(console: Console, deployment: Deployment) -> None:
     console.expect_errors("status of 401")
     console.open()
-    with deployment.mill.db.write() as session:
+    with deployment.inline.db.write() as session:
         revoke_key(session, deployment.key.split("_")[1])
 
     console.tab.wait_for_timeout(2_500)  # a good answer about a key holds for two seconds

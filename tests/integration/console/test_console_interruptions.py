@@ -11,10 +11,10 @@ import pytest
 from playwright.sync_api import Browser, Page, Request, Route, expect
 
 from jobs.security.keys import create_key, revoke_key
-from tests.support import runs
+from tests.support import worker_steps
 from tests.support.console import PATIENCE, Console, Deployment, console_of, store_keys
-from tests.support.everything import create_batch
-from tests.support.mill import chat_line, jsonl
+from tests.support.console_data import create_batch
+from tests.support.inline_deployment import chat_line, jsonl
 from tests.support.proxy import Proxy
 from tests.support.system import eventually
 
@@ -42,7 +42,7 @@ def test_page_of_a_running_job_stays_while_the_server_is_away_and_goes_on(
     console: Console, deployment: Deployment, proxy: Proxy
 ) -> None:
     job_id = create_batch(deployment)
-    runs.plan(deployment.mill.db, job_id, 2)
+    worker_steps.plan(deployment.inline.db, job_id, 2)
     tab = console.open(f"/jobs/{job_id}")
     expect(tab.locator(".page-title .state")).to_have_text("running")
 
@@ -50,8 +50,8 @@ def test_page_of_a_running_job_stays_while_the_server_is_away_and_goes_on(
     expect(tab.get_by_text(AWAY)).to_be_visible(timeout=4 * PATIENCE)
     expect(tab.locator(".page-title .state")).to_have_text("running")
     console.inspect("job-away")
-    claim = runs.take(deployment.mill.db, job_id)
-    runs.answer(deployment.mill.db, deployment.mill.storage, claim, range(1))
+    claim = worker_steps.take(deployment.inline.db, job_id)
+    worker_steps.answer(deployment.inline.db, deployment.inline.storage, claim, range(1))
     proxy.mend()
 
     expect(tab.get_by_text(AWAY)).to_have_count(0, timeout=4 * PATIENCE)
@@ -164,9 +164,9 @@ def streams(console: Console) -> list[str]:
 
 
 def run_batch(deployment: Deployment, project: str = "default") -> str:
-    job_id = deployment.mill.submit(jsonl([chat_line("a", "Hello")]), project=project)
-    deployment.mill.drain(job_id)
-    deployment.mill.dispatcher.tick()
+    job_id = deployment.inline.submit(jsonl([chat_line("a", "Hello")]), project=project)
+    deployment.inline.drain(job_id)
+    deployment.inline.dispatcher.tick()
     return job_id
 
 
@@ -193,7 +193,7 @@ def test_other_tab_takes_the_stream_over(
 
 
 def test_tabs_of_two_projects_never_mix(console: Console, deployment: Deployment, streams: list[str]) -> None:
-    with deployment.mill.db.write() as session:
+    with deployment.inline.db.write() as session:
         other_key = create_key(session, "another")
     tab, other = console.open(), open_tab(console, other_key)
     eventually(lambda: tab.evaluate("1") and sorted(streams) == sorted([deployment.key, other_key]), 30, "both lead")
@@ -216,7 +216,7 @@ def test_key_that_is_revoked_while_a_page_is_open_leads_to_the_gate(
     if watch == "submits":
         tab.route("**/v1/events*", lambda route: route.abort())  # the form must notice it by itself
         new_schedule(tab, "file-1")
-    with deployment.mill.db.write() as session:
+    with deployment.inline.db.write() as session:
         revoke_key(session, deployment.key.split("_")[1])
         successor = create_key(session, "default")
     if watch == "submits":
@@ -235,7 +235,7 @@ def test_operators_key_that_is_revoked_is_asked_for_again(browser: Browser, depl
         console.expect_errors("status of 401")
         tab = console.open("/workers")
         expect(tab.get_by_role("table", name="Workers")).to_be_visible()
-        with deployment.mill.db.write() as session:
+        with deployment.inline.db.write() as session:
             revoke_key(session, deployment.operator_key.split("_")[1])
 
         expect(tab.get_by_label("Operator's key")).to_be_visible(timeout=4 * PATIENCE)

@@ -11,9 +11,9 @@ from playwright.sync_api import Page, expect
 from jobs.ledger import ledger
 from jobs.ledger.tables import Shard
 from jobs.webhooks.tables import Delivery
-from tests.support import runs
+from tests.support import worker_steps
 from tests.support.console import HOSTILE, PATIENCE, Console, Deployment
-from tests.support.mill import chat_line, jsonl
+from tests.support.inline_deployment import chat_line, jsonl
 from tests.support.web import make_key
 
 pytestmark = pytest.mark.verify
@@ -48,7 +48,7 @@ def failed(n: int, code: str, message: str) -> bytes:
 
 def end(deployment: Deployment, job_id: str, answers: list[bytes], errors: list[bytes] | None = None) -> None:
     outcomes = {"stop": len(answers)} | ({"error:engine_error": len(errors)} if errors else {})
-    runs.end(deployment.mill.db, deployment.mill.storage, job_id, answers, errors or (), outcomes)
+    worker_steps.end(deployment.inline.db, deployment.inline.storage, job_id, answers, errors or (), outcomes)
 
 
 def rows(tab: Page) -> list[str]:
@@ -67,7 +67,7 @@ def test_list_is_filtered_by_its_address_and_follows_progress(console: Console, 
     first = create(deployment.client, metadata={"team": "search"})
     second = create(deployment.client, *"abcd")
     ended = create(deployment.client)
-    runs.plan(deployment.mill.db, second, 4, "m1")
+    worker_steps.plan(deployment.inline.db, second, 4, "m1")
     end(deployment, ended, [answered(0, "x")])
 
     tab = console.open("/jobs")
@@ -92,8 +92,8 @@ def test_list_is_filtered_by_its_address_and_follows_progress(console: Console, 
     tab.get_by_label("Model").fill("m1")
     tab.keyboard.press("Enter")
     expect(tab.locator(".row-link")).to_have_count(1)
-    claim = runs.take(deployment.mill.db, second)
-    runs.answer(deployment.mill.db, deployment.mill.storage, claim, range(3))
+    claim = worker_steps.take(deployment.inline.db, second)
+    worker_steps.answer(deployment.inline.db, deployment.inline.storage, claim, range(3))
     expect(tab.get_by_role("progressbar")).to_have_attribute("aria-valuetext", "3 of 4", timeout=PATIENCE)
 
     tab.locator(".row-link").focus()
@@ -119,7 +119,7 @@ def test_selected_jobs_are_cancelled_and_retried_together(console: Console, depl
     tab.get_by_role("button", name="Retry them").click()
 
     expect(tab.locator(".row-link")).to_have_count(4)
-    assert {deployment.mill.job(job_id).state for job_id in live} <= {"cancelling", "cancelled"}
+    assert {deployment.inline.job(job_id).state for job_id in live} <= {"cancelling", "cancelled"}
     jobs = deployment.client.get("/jobs", cast_to=object)["data"]  # type: ignore[index]
     assert [job["retry_of"] for job in jobs if job["id"] not in [*live, broken]] == [broken]
 
@@ -150,12 +150,12 @@ def test_ids_in_the_details_of_a_job_are_links(console: Console, deployment: Dep
 
 
 def test_live_job_shows_where_it_is_and_can_be_cancelled(console: Console, deployment: Deployment) -> None:
-    db, storage = deployment.mill.db, deployment.mill.storage
+    db, storage = deployment.inline.db, deployment.inline.storage
     job_id = create(deployment.client, *"abcdef", metadata={"team": HOSTILE})
     tab = console.open(f"/jobs/{job_id}")
     expect(tab.get_by_role("list", name="States of the job")).to_contain_text("queued")
-    runs.plan(db, job_id, 6, "m1")
-    runs.answer(db, storage, runs.take(db, job_id), range(4))
+    worker_steps.plan(db, job_id, 6, "m1")
+    worker_steps.answer(db, storage, worker_steps.take(db, job_id), range(4))
     with db.write() as session:
         session.add(Shard(job_id=job_id, n=1, first_line=6, lines=6, offset=6, length=6))
         ledger.wait_for(session, job_id, "model")
@@ -182,11 +182,11 @@ def test_live_job_shows_where_it_is_and_can_be_cancelled(console: Console, deplo
 
     tab.get_by_role("button", name="Cancel").click()
     tab.get_by_role("button", name="Keep it").click()
-    assert deployment.mill.job(job_id).state == "running"
+    assert deployment.inline.job(job_id).state == "running"
     tab.get_by_role("button", name="Cancel").click()
     tab.get_by_role("button", name="Cancel the job").click()
     expect(tab.get_by_text("cancelling").first).to_be_visible()
-    assert deployment.mill.job(job_id).state == "cancelling"
+    assert deployment.inline.job(job_id).state == "cancelling"
 
 
 def test_hostile_results_stay_text_beside_their_requests(console: Console, deployment: Deployment) -> None:
@@ -262,7 +262,7 @@ def test_retry_names_the_errors_that_come_again(console: Console, deployment: De
     refused = {"id": "b1", "custom_id": "q1", "response": {"status_code": 400, "body": body}, "error": None}
     outcomes = {"stop": 1, "error:context_length_exceeded": 1}
     lines = [answered(0, "x")], [json.dumps(refused).encode()]
-    runs.end(deployment.mill.db, deployment.mill.storage, job_id, *lines, outcomes)
+    worker_steps.end(deployment.inline.db, deployment.inline.storage, job_id, *lines, outcomes)
 
     tab = console.open(f"/jobs/{job_id}")
     tab.get_by_role("button", name="Retry").click()
@@ -273,7 +273,7 @@ def test_retry_names_the_errors_that_come_again(console: Console, deployment: De
 def test_deliveries_to_the_job_s_own_webhook_are_sent_again(console: Console, deployment: Deployment) -> None:
     job_id = create(deployment.client, "a", webhook={"url": "https://192.0.43.8/once"})
     end(deployment, job_id, [answered(0, "x")])
-    with deployment.mill.db.write() as session:
+    with deployment.inline.db.write() as session:
         for delivery in session.query(Delivery):
             delivery.state, delivery.error = "failed", "status 500"
 
@@ -288,7 +288,7 @@ def test_deliveries_to_the_job_s_own_webhook_are_sent_again(console: Console, de
 def test_fifty_thousand_errors_are_shown_a_hundred_at_a_time(console: Console, deployment: Deployment) -> None:
     job_id = create(deployment.client)
     errors = [{"code": "invalid_json", "line": n, "message": HOSTILE, "param": None} for n in range(1, 50_001)]
-    runs.fail(deployment.mill.db, job_id, errors)
+    worker_steps.fail(deployment.inline.db, job_id, errors)
 
     tab = console.open(f"/jobs/{job_id}")
     expect(tab.get_by_role("heading", name="Errors of the input (50,000)")).to_be_visible()

@@ -10,9 +10,9 @@ from playwright.sync_api import Page, expect
 
 from jobs.fleet import workers
 from jobs.queues import Queue
-from tests.support import runs
+from tests.support import worker_steps
 from tests.support.console import HOSTILE, Console, Deployment
-from tests.support.mill import MODEL, chat_line, jsonl
+from tests.support.inline_deployment import MODEL, chat_line, jsonl
 
 pytestmark = pytest.mark.verify
 
@@ -24,7 +24,7 @@ def choose(tab: Page, name: str, content: bytes) -> None:
 
 def list_model(deployment: Deployment) -> None:
     """Have the API list the model, as it does when a worker serves it."""
-    with deployment.mill.db.write() as session:
+    with deployment.inline.db.write() as session:
         workers.store_models(session, {MODEL: False}, Queue.GENERATE)
 
 
@@ -145,7 +145,9 @@ def test_answers_of_a_table_are_columns_beside_its_own(console: Console, deploym
     answer = {"custom_id": "row-1", "response": {"status_code": 200, "body": {"choices": [message]}}, "error": None}
     failure = {"custom_id": "row-2", "response": None, "error": {"code": "engine_error", "message": "It broke."}}
     lines = [json.dumps(answer).encode()], [json.dumps(failure).encode()]
-    runs.end(deployment.mill.db, deployment.mill.storage, batch.id, *lines, {"stop": 1, "error:engine_error": 1})
+    worker_steps.end(
+        deployment.inline.db, deployment.inline.storage, batch.id, *lines, {"stop": 1, "error:engine_error": 1}
+    )
     console.open(f"/jobs/{batch.id}?tab=results")
 
     table = tab.get_by_role("table", name="Results")

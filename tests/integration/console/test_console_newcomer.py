@@ -20,7 +20,7 @@ from jobs.queues import Queue
 from tests.sdk import deployment as sdk
 from tests.support.console import PATIENCE, Console, Deployment, build_console, console_of, deployed
 from tests.support.fake_engine import FakeEngine
-from tests.support.mill import MODEL
+from tests.support.inline_deployment import MODEL
 from workers.engines.port import Answer, Request, refusal
 
 pytestmark = pytest.mark.verify
@@ -45,7 +45,7 @@ def console(browser: Browser, sqlite: Database, tmp_path: Path) -> Iterator[Cons
         deployed(sqlite, tmp_path, FakeEngine((MODEL,), fault=sink)) as deployment,
         console_of(browser, deployment) as console,
     ):
-        with deployment.mill.db.write() as session:
+        with deployment.inline.db.write() as session:
             workers.store_models(session, {MODEL: False}, Queue.GENERATE)
         yield console
 
@@ -69,7 +69,7 @@ def make_batch(tab: Page) -> None:
 def run(console: Console) -> None:
     """Run the job of the page that is open, and wait until the page shows it."""
     expect(console.tab.get_by_role("list", name="States of the job")).to_be_visible()
-    console.deployment.mill.drain(console.tab.url.rpartition("/")[2])
+    console.deployment.inline.drain(console.tab.url.rpartition("/")[2])
     expect(console.tab.locator("main").get_by_text("succeeded").first).to_be_visible(timeout=PATIENCE)
 
 
@@ -108,7 +108,7 @@ def reader(browser: Browser, sqlite: Database, tmp_path: Path) -> Iterator[Conso
     with sdk.deployed(tmp_path, sqlite) as system:
         key = system.facts("newcomer")["key"]
         with OpenAI(base_url=f"{system.url}/v1", api_key=key) as client:
-            deployment = Deployment(system.mill, system.app, system.url, client, key, "nm-no-operator")
+            deployment = Deployment(system.inline, system.app, system.url, client, key, "nm-no-operator")
             with console_of(browser, deployment) as console:
                 yield console
 

@@ -7,7 +7,7 @@ from sqlalchemy import update
 from jobs.ledger.tables import Audit
 from jobs.security.keys import create_key, ensure_project, id_of, revoke_key
 from tests.support.console import HOSTILE, Console, Deployment
-from tests.support.mill import chat_line, jsonl
+from tests.support.inline_deployment import chat_line, jsonl
 from tests.support.web import make_key
 
 pytestmark = pytest.mark.verify
@@ -162,7 +162,7 @@ def test_key_that_manages_no_keys_says_so_and_may_revoke_itself_alone(console: C
 
 
 def test_revoked_key_offers_to_revoke_what_it_created(console: Console, deployment: Deployment) -> None:
-    with deployment.mill.db.write() as session:
+    with deployment.inline.db.write() as session:
         leaked = id_of(create_key(session, "default", manages=True))
         created = id_of(create_key(session, "default", created_by=leaked))
     tab = console.open("/keys")
@@ -182,7 +182,7 @@ def test_revoked_key_offers_to_revoke_what_it_created(console: Console, deployme
 
 
 def test_keys_are_listed_page_by_page(console: Console, deployment: Deployment) -> None:
-    with deployment.mill.db.write() as session:
+    with deployment.inline.db.write() as session:
         for _ in range(24):
             create_key(session, "default")
     tab = console.open("/keys")
@@ -194,10 +194,10 @@ def test_keys_are_listed_page_by_page(console: Console, deployment: Deployment) 
 
 
 def test_audit_log_is_filtered_by_object_and_shows_details(console: Console, deployment: Deployment) -> None:
-    mill = deployment.mill
-    batch = mill.submit(jsonl([chat_line("a", "Hello")]))
-    other = mill.submit(jsonl([chat_line("a", "Again")]))
-    mill.drain(batch, other)
+    inline = deployment.inline
+    batch = inline.submit(jsonl([chat_line("a", "Hello")]))
+    other = inline.submit(jsonl([chat_line("a", "Again")]))
+    inline.drain(batch, other)
     tab = console.open("/audit")
     table = tab.get_by_role("table", name="Audit log")
     expect(row_of(tab, "Audit log", batch).first).to_contain_text("succeeded")
@@ -223,7 +223,7 @@ def test_audit_log_is_filtered_by_object_and_shows_details(console: Console, dep
 
 
 def test_audit_log_is_filtered_by_actor_type_and_time(console: Console, deployment: Deployment) -> None:
-    with deployment.mill.db.write() as session:
+    with deployment.inline.db.write() as session:
         project = ensure_project(session, "default").id
         own, other = (id_of(create_key(session, "default", created_by=creator)) for creator in ("own", None))
         revoke_key(session, own, actor="key:own", project_id=project)

@@ -6,16 +6,18 @@ from playwright.sync_api import Page, Request, Route, expect
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from tests.support.console import PATIENCE, Console, Deployment, store_keys
-from tests.support.mill import MODEL, chat_line, jsonl
+from tests.support.inline_deployment import MODEL, chat_line, jsonl
 
 pytestmark = pytest.mark.verify
 
 
 def run_batch(deployment: Deployment, lines: int = 5) -> str:
     """Run a batch to its end, so that its last event is in the feed; return its id."""
-    job_id = deployment.mill.submit(jsonl([chat_line(f"line-{n}", f"Question {n}") for n in range(lines)]), model=MODEL)
-    deployment.mill.drain(job_id)
-    deployment.mill.dispatcher.tick()
+    job_id = deployment.inline.submit(
+        jsonl([chat_line(f"line-{n}", f"Question {n}") for n in range(lines)]), model=MODEL
+    )
+    deployment.inline.drain(job_id)
+    deployment.inline.dispatcher.tick()
     return job_id
 
 
@@ -29,7 +31,7 @@ def test_empty_overview_says_what_to_do(console: Console) -> None:
 
 def test_overview_shows_what_ran_what_waits_and_why(console: Console, deployment: Deployment) -> None:
     done = run_batch(deployment)
-    waiting = deployment.mill.submit(jsonl([chat_line("only", "Later")]), model="nobody-serves-this")
+    waiting = deployment.inline.submit(jsonl([chat_line("only", "Later")]), model="nobody-serves-this")
     tab = console.open()
 
     expect(tab.get_by_text("Lines in 24 hours").locator("..")).to_contain_text("5")
@@ -51,8 +53,8 @@ def test_overview_shows_what_ran_what_waits_and_why(console: Console, deployment
 
 
 def test_job_that_has_begun_and_cannot_go_on_waits(console: Console, deployment: Deployment) -> None:
-    job_id = deployment.mill.submit(jsonl([chat_line("only", "Later")]), model=MODEL)
-    with deployment.mill.db.write() as session:
+    job_id = deployment.inline.submit(jsonl([chat_line("only", "Later")]), model=MODEL)
+    with deployment.inline.db.write() as session:
         job = session.get_one(Job, job_id)
         job.state, job.waiting_for, job.in_progress_at = JobState.RUNNING, "pause", job.created_at
     tab = console.open()

@@ -10,8 +10,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from jobs.security.keys import create_key
 from tests.support.console import Console, Deployment, console_of, deployed
+from tests.support.console_data import FILE_NAME, OVERRIDE, PAGES, make_everything
 from tests.support.databases import fresh
-from tests.support.everything import FILE_NAME, OVERRIDE, PAGES, make_everything
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(600)]
 
@@ -149,10 +149,10 @@ MISSING = {
 def test_link_into_another_project_is_refused_in_words(
     browser: Browser, deployment: Deployment, ids: dict[str, str], path: str
 ) -> None:
-    with deployment.mill.db.write() as session:
+    with deployment.inline.db.write() as session:
         key = create_key(session, "another")
     with OpenAI(base_url=f"{deployment.url}/v1", api_key=key) as client:
-        stranger = Deployment(deployment.mill, deployment.app, deployment.url, client, key, "nm-no-operator")
+        stranger = Deployment(deployment.inline, deployment.app, deployment.url, client, key, "nm-no-operator")
         with console_of(browser, stranger) as console:
             console.expect_errors("status of 404")
             tab = console.open(path.format_map(ids))

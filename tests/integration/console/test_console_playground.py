@@ -11,8 +11,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.support.console import HOSTILE, Console, Deployment, build_console, console_of
+from tests.support.interactive_api import MODEL, Shop
 from tests.support.proxy import Proxy
-from tests.support.shop import MODEL, Shop
 from tests.support.system import eventually
 from workers.engines.port import Answer, Emit, Request
 

@@ -12,10 +12,10 @@ from jobs.ledger.pauses import Scope
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from tests.support.console import Console, Deployment, console_of, deployed
+from tests.support.console_data import BASE, create_batch, create_tuning
 from tests.support.databases import fresh
-from tests.support.evaluating import SAME, SCHEMA
-from tests.support.everything import BASE, create_batch, create_tuning
-from tests.support.mill import chat_line, jsonl
+from tests.support.eval_client import SAME, SCHEMA
+from tests.support.inline_deployment import chat_line, jsonl
 from tests.support.system import eventually
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(600)]
@@ -68,7 +68,7 @@ def console(browser: Browser, deployment: Deployment) -> Iterator[Console]:
 
 def set_state(deployment: Deployment, job_id: str, state: JobState) -> None:
     """Put a job into a state, as if it had come there."""
-    with deployment.mill.db.write() as session:
+    with deployment.inline.db.write() as session:
         job = session.get_one(Job, job_id)
         job.state = state
         if state is not JobState.QUEUED:
@@ -104,7 +104,7 @@ def test_batch_in_every_state(console: Console, deployment: Deployment, state: J
 @pytest.mark.parametrize("reason", ["job", "model"])
 def test_batch_that_waits(console: Console, deployment: Deployment, reason: str) -> None:
     job_id = create_batch(deployment, after=[create_batch(deployment)] if reason == "job" else [])
-    with deployment.mill.db.write() as session:
+    with deployment.inline.db.write() as session:
         job = session.get_one(Job, job_id)
         if reason == "model":
             job.state, job.waiting_for, job.in_progress_at = JobState.RUNNING, reason, now()
@@ -128,7 +128,7 @@ def test_fine_tuning_job_in_every_status(console: Console, deployment: Deploymen
 
 def test_paused_fine_tuning_job(console: Console, deployment: Deployment) -> None:
     job_id = create_tuning(deployment)
-    with deployment.mill.db.write() as session:
+    with deployment.inline.db.write() as session:
         pauses.pause(session, Scope.JOB, job_id, actor="test")
 
     tab = console.open(f"/fine-tuning/{job_id}")
@@ -231,4 +231,4 @@ def test_open_dialog_is_closed_and_has_done_nothing(console: Console, deployment
 
     expect(tab.get_by_role("button", name="Cancel")).to_be_visible()
     expect(tab.get_by_role("dialog")).to_have_count(0)
-    assert deployment.mill.job(job_id).state == JobState.QUEUED
+    assert deployment.inline.job(job_id).state == JobState.QUEUED

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.integration.test_vector_stores import LIBRARY, Mill, running
+from tests.integration.test_vector_stores import LIBRARY, InlineDeployment, running
 from tests.support.console import Console, Deployment, build_console, console_of
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(600)]
@@ -25,27 +25,27 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def mill(tmp_path_factory: pytest.TempPathFactory, sources: Path) -> Iterator[Mill]:
+def inline(tmp_path_factory: pytest.TempPathFactory, sources: Path) -> Iterator[InlineDeployment]:
     build_console()
-    with running(tmp_path_factory.mktemp("stores"), NIGHTMILL_SOURCE_FOLDERS=str(sources)) as mill:
-        yield mill
+    with running(tmp_path_factory.mktemp("stores"), NIGHTMILL_SOURCE_FOLDERS=str(sources)) as inline:
+        yield inline
 
 
 @pytest.fixture
-def console(mill: Mill, browser: Browser) -> Iterator[Console]:
-    system = mill.system
+def console(inline: InlineDeployment, browser: Browser) -> Iterator[Console]:
+    system = inline.system
     parts = cast("Any", None)
-    deployment = Deployment(parts, parts, system.url, mill.client, system.api_key, "nm-no-operator")
+    deployment = Deployment(parts, parts, system.url, inline.client, system.api_key, "nm-no-operator")
     with console_of(browser, deployment) as console:
         yield console
 
 
 @pytest.fixture(scope="module")
-def store(mill: Mill) -> str:
+def store(inline: InlineDeployment) -> str:
     """Return a store with two documents."""
-    store = mill.store()
+    store = inline.store()
     files = [(name, LIBRARY[name][1]) for name in ("whale.txt", "prices.csv")]
-    mill.client.vector_stores.file_batches.upload_and_poll(store, files=files)
+    inline.client.vector_stores.file_batches.upload_and_poll(store, files=files)
     return store
 
 
@@ -164,8 +164,8 @@ def test_second_index_is_built_compared_used_and_the_first_one_deleted(console: 
     expect(first).to_have_count(0)
 
 
-def test_citation_of_an_answer_opens_its_chunk(console: Console, mill: Mill, store: str) -> None:
-    [found, *_] = mill.client.vector_stores.search(store, query="blue whale", extra_body={"include": ["chunk"]})
+def test_citation_of_an_answer_opens_its_chunk(console: Console, inline: InlineDeployment, store: str) -> None:
+    [found, *_] = inline.client.vector_stores.search(store, query="blue whale", extra_body={"include": ["chunk"]})
     chunk = found.model_dump()["chunk"]
     citation = {"type": "file_citation", "index": 5, "file_id": found.file_id, "filename": found.filename, "support": 1}
     part = {"annotations": [citation | {"start": chunk["start"], "end": chunk["end"]}]}

@@ -20,13 +20,13 @@ from playwright.sync_api import Browser, Page, expect
 
 from jobs.db.engine import Database
 from jobs.queues import Queue
-from tests.support.beside import beside
+from tests.support.background_thread import beside
 from tests.support.console import PATIENCE, Console, console_of, deployed
 from tests.support.fake_engine import FakeEngine
-from tests.support.mill import Mill
+from tests.support.inline_deployment import InlineDeployment
 from tests.support.servers import Valkey
 from tests.support.system import ROOT
-from tests.support.training import training
+from tests.support.training_thread import training
 from workers.engines.port import Adapter, Answer, Request
 from workers.inference.consumer import InteractiveConsumer
 
@@ -58,19 +58,19 @@ class TaughtEngine(FakeEngine):
 
 
 @contextmanager
-def answering(mill: Mill, url: str) -> Iterator[None]:
+def answering(inline: InlineDeployment, url: str) -> Iterator[None]:
     """Answer interactive clients with the engine that runs the batches."""
-    consumer = InteractiveConsumer(mill.host, url, Queue.GENERATE)
-    mill.host.call(consumer.serve())
+    consumer = InteractiveConsumer(inline.host, url, Queue.GENERATE)
+    inline.host.call(consumer.serve())
     try:
         yield
     finally:
-        mill.host.call(consumer.close()).result(30)
+        inline.host.call(consumer.close()).result(30)
 
 
-def tick(mill: Mill, stop: threading.Event) -> None:
+def tick(inline: InlineDeployment, stop: threading.Event) -> None:
     while not stop.wait(0.02):
-        mill.dispatcher.tick()
+        inline.dispatcher.tick()
 
 
 @pytest.fixture
@@ -86,13 +86,13 @@ def console(browser: Browser, sqlite: Database, tmp_path: Path) -> Iterator[Cons
         settings = {"models_file": str(models), "streams_url": valkey.url}
         with (
             deployed(sqlite, tmp_path, TaughtEngine((BASE,)), **settings) as deployment,
-            training(deployment.mill),
-            answering(deployment.mill, valkey.url),
-            beside(lambda stop: tick(deployment.mill, stop)),
+            training(deployment.inline),
+            answering(deployment.inline, valkey.url),
+            beside(lambda stop: tick(deployment.inline, stop)),
             console_of(browser, deployment) as console,
         ):
             yield console
-            assert not deployment.mill.errors
+            assert not deployment.inline.errors
     finally:
         valkey.close()
 

@@ -40,7 +40,7 @@ def create_endpoint(deployment: Deployment, url: str, name: str = "orders") -> s
 def add_deliveries(deployment: Deployment, endpoint_id: str) -> None:
     """Store a failed delivery with two attempts, and one that arrived."""
     at, states = now(), [("failed", 500, f"status 500 {HOSTILE}"), ("delivered", 200, None)]
-    with deployment.mill.db.write() as session:
+    with deployment.inline.db.write() as session:
         project_id = session.get_one(WebhookEndpoint, endpoint_id).project_id
         for n, (state, status, error) in enumerate(states):
             subject = f"batch_{n}"
@@ -161,7 +161,7 @@ def test_secret_is_rotated_and_the_endpoint_deleted(console: Console, deployment
 
 def test_disabled_endpoint_says_why_and_is_enabled_again(console: Console, deployment: Deployment) -> None:
     endpoint_id = create_endpoint(deployment, "http://127.0.0.1:9/hook")
-    with deployment.mill.db.write() as session:
+    with deployment.inline.db.write() as session:
         webhook_endpoints.disable(session, session.get_one(WebhookEndpoint, endpoint_id), "gone")
     tab = console.open(f"/webhooks/{endpoint_id}")
     expect(tab.get_by_role("status").filter(has_text="Disabled")).to_contain_text("(gone)")

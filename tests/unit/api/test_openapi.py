@@ -14,12 +14,12 @@ from schemathesis.specs.openapi import checks as openapi_checks
 
 from api.app import ROUTERS
 from api.http.middleware import OPEN
-from jobs.evals import runs as evals
+from jobs.evals import worker_steps as evals
 from jobs.inference import context_options
 from jobs.ledger.tables import Job, Segment, Shard
 from jobs.registry import models
 from jobs.security import keys
-from tests.support import runs
+from tests.support import worker_steps
 from tests.support.web import make_key, store_completion, store_response
 from tests.unit.api.batches.test_batches import create, upload
 from tests.unit.api.calls import Route, routes, takes_operator_key
@@ -102,7 +102,7 @@ class Real:
 
         file_id = upload(self.client)
         job_id = create(self.client, file_id, webhook={"url": "https://192.0.43.8/once"})["id"]
-        runs.run(self.app.state.services.db, self.app.state.services.storage, job_id, 3, failed=1)
+        worker_steps.run(self.app.state.services.db, self.app.state.services.storage, job_id, 3, failed=1)
         batch = {"input_file_id": file_id, "endpoint": "/v1/embeddings", "completion_window": "24h"}
         talk = post("conversations", items=[{"role": "user", "content": "Hi"}])["id"]
         store = post("vector_stores", name="n")["id"]

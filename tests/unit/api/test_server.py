@@ -20,7 +20,7 @@ from fastapi import FastAPI
 
 from api.server import Server, server
 from jobs.timings import Timings
-from tests.support import runs
+from tests.support import worker_steps
 from tests.support.system import eventually
 from tests.support.web import hurry, make_key, serve, served
 
@@ -220,9 +220,9 @@ def test_who_is_being_answered_makes_no_room(app: FastAPI, url: str, monkeypatch
             assert next(told).startswith(":")
             for _ in range(6):
                 assert httpx2.get(f"{url}/livez", timeout=30).status_code == 200
-            runs.plan(db, job_id, 1)
-            runs.answer(db, storage, runs.take(db, job_id), [0], last=True)
-            runs.finish(db, storage, job_id, range(1))
+            worker_steps.plan(db, job_id, 1)
+            worker_steps.answer(db, storage, worker_steps.take(db, job_id), [0], last=True)
+            worker_steps.finish(db, storage, job_id, range(1))
             kinds = [line for line in told if line.startswith("event: ")]
 
     assert kinds[-1] == "event: batch.completed"
@@ -300,17 +300,17 @@ def test_results_and_events_arrive_while_the_job_runs(app: FastAPI, url: str) ->
     with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {make_key(app)}"}, timeout=30) as client:
         body = {"input_file_id": "f", "endpoint": "/v1/embeddings", "completion_window": "24h"}
         job_id = client.post("/v1/batches", json=body).json()["id"]
-        runs.plan(db, job_id, 3)
-        claim = runs.take(db, job_id)
-        runs.answer(db, storage, claim, [1])
+        worker_steps.plan(db, job_id, 3)
+        claim = worker_steps.take(db, job_id)
+        worker_steps.answer(db, storage, claim, [1])
         with client.stream("GET", f"/v1/jobs/{job_id}/results") as results:
             lines = results.iter_lines()
             first = json.loads(next(lines))["custom_id"]
             with client.stream("GET", f"/v1/jobs/{job_id}/events", headers={**SSE, "Last-Event-ID": "2"}) as events:
                 told = events.iter_lines()
                 assert next(told).startswith(":")
-                runs.answer(db, storage, claim, [0, 2], seq=1, last=True)
-                runs.finish(db, storage, job_id, range(3))
+                worker_steps.answer(db, storage, claim, [0, 2], seq=1, last=True)
+                worker_steps.finish(db, storage, job_id, range(3))
                 kinds = [line for line in told if line.startswith("event: ")]
             rest = [json.loads(line)["custom_id"] for line in lines]
 

@@ -21,7 +21,7 @@ from jobs.db.engine import Database
 from jobs.fleet import workers
 from jobs.ledger import audit, pauses
 from jobs.security.keys import create_key
-from tests.support import ledgers
+from tests.support import sample_jobs
 from tests.support.worker_rows import worker_row
 from tests.unit.cli.commands.test_results import answered, asked, chat, unanswered
 from tests.unit.cli.test_help import COMMANDS
@@ -210,7 +210,7 @@ def _fill(db: Database) -> None:
         workers.register(session, worker_row(STORED, STORED, STORED, host=STORED))
         pauses.pause(session, pauses.Scope.QUEUE, STORED, actor="operator", reason=STORED)
         workers.store_models(session, {f"{MODEL}3": False}, "gpu.generate")
-        ledgers.quarantined(session, f"{MODEL}4", host_devices=STORED)
+        sample_jobs.quarantined(session, f"{MODEL}4", host_devices=STORED)
         audit.record(session, actor=STORED, action=STORED, target=STORED)
 
 

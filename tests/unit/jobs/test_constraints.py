@@ -17,14 +17,14 @@ from jobs.queues import Queue, Task
 from jobs.security import keys
 from jobs.security.tables import Idempotency, Project
 from jobs.webhooks.tables import Event
-from tests.support import ledgers
-from tests.support.ledgers import claim_job, claim_shard, cuts, planning, running
+from tests.support import sample_jobs
+from tests.support.sample_jobs import claim_job, claim_shard, cuts, planning, running
 
 
 def happened(db: Database) -> None:
     """Write a row of each kind."""
-    ledgers.submitted(db, after=[running(db).id])
-    claim = claim_job(db, ledgers.finishing(db).id, Task.FINISH)
+    sample_jobs.submitted(db, after=[running(db).id])
+    claim = claim_job(db, sample_jobs.finishing(db).id, Task.FINISH)
     file = File(
         id="file-1", project_id="proj_1", purpose="batch_output", filename="o", bytes=1, path="files/1", created_at=1.0
     )
@@ -81,14 +81,14 @@ def test_a_segment_that_does_not_see_its_first_commit_counts_nothing(
 ) -> None:
     job = running(db)
     claim = claim_shard(db, job.id)
-    ledgers.answer(db, claim, [0, 1])
+    sample_jobs.answer(db, claim, [0, 1])
     monkeypatch.setattr(shards, "_exists", lambda *_, **__: None)
 
     with pytest.raises(IntegrityError):
-        ledgers.answer(db, claim, [0, 1])
+        sample_jobs.answer(db, claim, [0, 1])
 
-    assert ledgers.shard(db, job.id).done == 2
-    assert len(ledgers.segments(db, job.id)) == 1
+    assert sample_jobs.shard(db, job.id).done == 2
+    assert len(sample_jobs.segments(db, job.id)) == 1
 
 
 def test_a_cut_that_does_not_see_the_first_adds_nothing(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,10 +105,10 @@ def test_a_cut_that_does_not_see_the_first_adds_nothing(db: Database, monkeypatc
 
 
 def test_a_job_is_submitted_once(db: Database) -> None:
-    job = ledgers.submitted(db)
+    job = sample_jobs.submitted(db)
 
     with pytest.raises(IntegrityError), db.write() as session:
-        ledger.submit(session, ledgers.new_job(id=job.id), actor="key:test")
+        ledger.submit(session, sample_jobs.new_job(id=job.id), actor="key:test")
 
-    assert ledgers.told(db, job.id) == [(1, "job.created")]
-    assert ledgers.outbox_messages(db, job.id) == [("plan", -1)]
+    assert sample_jobs.told(db, job.id) == [(1, "job.created")]
+    assert sample_jobs.outbox_messages(db, job.id) == [("plan", -1)]

@@ -21,18 +21,18 @@ from jobs.ledger.tables import Job
 from jobs.retrieval.ingestion_kind import INGESTION
 from jobs.security import keys
 from jobs.settings import Settings
-from tests.support import counting, counting_kind, ledgers
+from tests.support import counting, counting_kind, sample_jobs
 from tests.support.counting_kind import COUNTING
-from tests.support.mill import Mill, running
+from tests.support.inline_deployment import InlineDeployment, running
 from workers.kinds import HANDLERS
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
-def mill(db: Database, tmp_path: Path) -> Iterator[Mill]:
-    with running(db, tmp_path) as mill:
-        yield mill
+def inline(db: Database, tmp_path: Path) -> Iterator[InlineDeployment]:
+    with running(db, tmp_path) as inline:
+        yield inline
 
 
 def test_every_kind_has_both_halves() -> None:
@@ -50,20 +50,20 @@ def test_each_kind_tells_of_its_end_in_its_own_words() -> None:
 
 def test_job_of_an_unknown_kind_is_not_submitted(db: Database) -> None:
     with pytest.raises(UnknownKind, match="no jobs of kind 'nothing'"), db.write() as session:
-        ledger.submit(session, ledgers.new_job(kind="nothing"), actor="test")
+        ledger.submit(session, sample_jobs.new_job(kind="nothing"), actor="test")
 
     with db.read() as session:
         assert session.query(Job).count() == 0
 
 
 def test_no_job_moves_in_a_process_that_knows_no_kinds(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = ledgers.submitted(db)
+    job = sample_jobs.submitted(db)
     monkeypatch.setattr(kinds, "TABLE", {})
 
     with pytest.raises(RuntimeError, match="known_kinds"), db.write() as session:
         ledger.cancel(session, job.id, actor="test")
 
-    assert ledgers.state(db, job.id) == JobState.QUEUED
+    assert sample_jobs.state(db, job.id) == JobState.QUEUED
 
 
 def test_nothing_is_asked_of_a_table_that_was_not_filled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,46 +81,46 @@ def test_nothing_is_asked_of_a_table_that_was_not_filled(monkeypatch: pytest.Mon
 
 
 def test_job_of_a_kind_that_only_a_later_version_knows_fails_and_says_so(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch
+    inline: InlineDeployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as later:
         later.setitem(kinds.TABLE, "later", Kind("later", "Later", "later_", Payload, {}))
-        job_id = mill.submit(b"{}\n", id=new_id("later_"), kind="later")
+        job_id = inline.submit(b"{}\n", id=new_id("later_"), kind="later")
 
-    (job,) = mill.drain(job_id)
+    (job,) = inline.drain(job_id)
 
     assert (job.state, [error["code"] for error in job.errors or []]) == (JobState.FAILED, ["unknown_kind"])
     assert "no jobs of kind 'later'" in (job.errors or [{}])[0]["message"]
-    assert ledgers.told(mill.db, job_id)[-1][1] == "job.failed"
+    assert sample_jobs.told(inline.db, job_id)[-1][1] == "job.failed"
 
 
-def test_cancelled_job_of_an_unknown_kind_ends_too(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancelled_job_of_an_unknown_kind_ends_too(inline: InlineDeployment, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as later:
         later.setitem(kinds.TABLE, "later", Kind("later", "Later", "later_", Payload, {}))
-        job_id = mill.submit(b"{}\n", id=new_id("later_"), kind="later")
-    with mill.db.write() as session:
+        job_id = inline.submit(b"{}\n", id=new_id("later_"), kind="later")
+    with inline.db.write() as session:
         ledger.cancel(session, job_id, actor="test")
 
-    (job,) = mill.drain(job_id)
+    (job,) = inline.drain(job_id)
 
     assert (job.state, [error["code"] for error in job.errors or []]) == (JobState.FAILED, ["unknown_kind"])
 
 
 def test_new_kind_is_planned_run_and_finished_by_its_two_rows_alone(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch
+    inline: InlineDeployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(kinds.TABLE, COUNTING.name, COUNTING)
     monkeypatch.setitem(HANDLERS, COUNTING.name, counting.HANDLER)
     counting_kind.ENDED.clear()
-    with mill.db.write() as session:
+    with inline.db.write() as session:
         owner = keys.ensure_project(session, "default")
         job = counting_kind.submit(session, owner.id, actor="test")
 
-    (job,) = mill.drain(job.id)
+    (job,) = inline.drain(job.id)
 
     assert (job.state, job.completed, job.failed, job.deadline) == (JobState.SUCCEEDED, 5, 0, None)
     assert [f"{job.id} succeeded"] == counting_kind.ENDED
-    told = [kind for _, kind in ledgers.told(mill.db, job.id)]
+    told = [kind for _, kind in sample_jobs.told(inline.db, job.id)]
     assert told == ["job.created", "job.running", "job.finishing", "counting.counted"]
     assert "counting.counted" in kinds.event_types()
 

@@ -12,7 +12,7 @@ from jobs.files.tables import File
 from jobs.ledger import ledger
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Audit, Job, Outbox
-from tests.support import runs
+from tests.support import worker_steps
 from tests.unit.api.calls import LINE
 
 KEYS = {
@@ -166,14 +166,14 @@ def test_every_state_has_a_status_of_openai(app: FastAPI) -> None:
 def test_a_batch_counts_while_it_runs_and_says_the_same_when_it_has_ended(app: FastAPI, client: TestClient) -> None:
     db, storage = app.state.services.db, app.state.services.storage
     batch_id = create(client)["id"]
-    runs.plan(db, batch_id, 4, "all-minilm-l6-v2")
-    claim = runs.take(db, batch_id)
-    runs.answer(db, storage, claim, [0, 1], seq=0)
+    worker_steps.plan(db, batch_id, 4, "all-minilm-l6-v2")
+    claim = worker_steps.take(db, batch_id)
+    worker_steps.answer(db, storage, claim, [0, 1], seq=0)
 
     half = get(client, batch_id)
-    runs.answer(db, storage, claim, [2, 3], seq=1, last=True)
+    worker_steps.answer(db, storage, claim, [2, 3], seq=1, last=True)
     finalizing = get(client, batch_id)
-    output = runs.finish(db, storage, batch_id, range(4))
+    output = worker_steps.finish(db, storage, batch_id, range(4))
     ended = get(client, batch_id)
 
     assert (half["status"], half["request_counts"]) == ("in_progress", {"total": 4, "completed": 2, "failed": 0})
@@ -190,7 +190,7 @@ def test_a_batch_counts_while_it_runs_and_says_the_same_when_it_has_ended(app: F
 def test_a_rejected_batch_tells_its_errors_by_line(app: FastAPI, client: TestClient) -> None:
     batch_id = create(client)["id"]
     error = {"code": "invalid_json_line", "line": 3, "message": "This line is …", "param": None}
-    runs.fail(app.state.services.db, batch_id, [error])
+    worker_steps.fail(app.state.services.db, batch_id, [error])
 
     batch = get(client, batch_id)
 
@@ -202,11 +202,11 @@ def test_a_rejected_batch_tells_its_errors_by_line(app: FastAPI, client: TestCli
 def test_an_expiring_batch_is_finalizing_to_openai(app: FastAPI, client: TestClient) -> None:
     db, storage = app.state.services.db, app.state.services.storage
     batch_id = create(client)["id"]
-    runs.plan(db, batch_id, 4)
-    runs.expire(db, batch_id)
+    worker_steps.plan(db, batch_id, 4)
+    worker_steps.expire(db, batch_id)
 
     expiring = get(client, batch_id)
-    runs.finish(db, storage, batch_id, [0])
+    worker_steps.finish(db, storage, batch_id, [0])
     expired = get(client, batch_id)
 
     assert (expiring["status"], expiring["finalizing_at"] is not None) == ("finalizing", True)
@@ -217,12 +217,12 @@ def test_an_expiring_batch_is_finalizing_to_openai(app: FastAPI, client: TestCli
 def test_cancelling_twice_is_no_error_in_any_state_before_the_end(app: FastAPI, client: TestClient) -> None:
     db, storage = app.state.services.db, app.state.services.storage
     queued, running = create(client)["id"], create(client)["id"]
-    runs.plan(db, running, 2)
+    worker_steps.plan(db, running, 2)
 
     for batch_id in (queued, running):
         first, second = (client.post(f"/v1/batches/{batch_id}/cancel").json() for _ in range(2))
         assert (first["status"], second["status"]) == ("cancelling", "cancelling")
-        runs.finish(db, storage, batch_id, [])
+        worker_steps.finish(db, storage, batch_id, [])
         third = client.post(f"/v1/batches/{batch_id}/cancel").json()
         assert third["status"] == "cancelled"
         assert third["cancelling_at"] <= third["cancelled_at"]
@@ -240,19 +240,19 @@ def test_a_cancel_is_in_the_audit_once_with_who_asked(app: FastAPI, client: Test
 
 
 def _completed(app: FastAPI, batch_id: str) -> None:
-    runs.run(app.state.services.db, app.state.services.storage, batch_id, 1)
+    worker_steps.run(app.state.services.db, app.state.services.storage, batch_id, 1)
 
 
 def _failed(app: FastAPI, batch_id: str) -> None:
-    runs.fail(app.state.services.db, batch_id, [])
+    worker_steps.fail(app.state.services.db, batch_id, [])
 
 
 def _finalizing(app: FastAPI, batch_id: str) -> None:
-    runs.plan(app.state.services.db, batch_id, 1)
-    runs.answer(
+    worker_steps.plan(app.state.services.db, batch_id, 1)
+    worker_steps.answer(
         app.state.services.db,
         app.state.services.storage,
-        runs.take(app.state.services.db, batch_id),
+        worker_steps.take(app.state.services.db, batch_id),
         [0],
         last=True,
     )
@@ -327,7 +327,7 @@ def test_files_and_batches_work_the_same_on_both_databases(either: FastAPI) -> N
     file_id = upload(client)
     batch = create(client, file_id, metadata={"k": "v"}, priority=1)
 
-    runs.run(either.state.services.db, either.state.services.storage, batch["id"], 3, failed=1)
+    worker_steps.run(either.state.services.db, either.state.services.storage, batch["id"], 3, failed=1)
 
     ended = get(client, batch["id"])
     assert ended["request_counts"] == {"total": 3, "completed": 2, "failed": 1}

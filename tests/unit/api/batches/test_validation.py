@@ -16,7 +16,7 @@ from jobs.batches import batches
 from jobs.fleet import workers
 from jobs.fleet.models_file import ANY_MODEL
 from jobs.queues import Queue
-from tests.support import runs
+from tests.support import worker_steps
 from tests.support.web import make_key
 from tests.unit.api.batches.test_batches import create
 from tests.unit.api.conftest import client_of
@@ -142,9 +142,9 @@ def test_the_time_needed_is_that_of_the_last_batch_of_the_model(app: FastAPI, cl
 
     db, storage = app.state.services.db, app.state.services.storage
     batch_id = create(client)["id"]
-    runs.plan(db, batch_id, 2, "all-minilm-l6-v2")
-    runs.answer(db, storage, runs.take(db, batch_id), range(2), last=True)
-    runs.finish(db, storage, batch_id, range(2))
+    worker_steps.plan(db, batch_id, 2, "all-minilm-l6-v2")
+    worker_steps.answer(db, storage, worker_steps.take(db, batch_id), range(2), last=True)
+    worker_steps.finish(db, storage, batch_id, range(2))
     with db.write() as session:
         job = session.get_one(Job, batch_id)
         job.in_progress_at = job.finalizing_at - 10
@@ -203,7 +203,7 @@ def test_more_than_the_project_may_have_waiting_is_told(
     app = make_app(project_max_queued_tokens=limit)
     client = client_of(app, make_key(app))
     file_id = client.post("/v1/files", files={"file": ("a", waiting)}, data={"purpose": "batch"}).json()["id"]
-    runs.plan(app.state.services.db, create(client, file_id)["id"], 3, "all-minilm-l6-v2")
+    worker_steps.plan(app.state.services.db, create(client, file_id)["id"], 3, "all-minilm-l6-v2")
 
     found = dry_run(client, line("1"))
 

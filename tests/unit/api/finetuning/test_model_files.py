@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from tests.support import adapters
+from tests.support import tuned_adapters
 
 NAME = "ft:org/base:default:support:abc"
 ROUTE = f"/v1/fine_tuning/models/{NAME}/files"
@@ -18,7 +18,7 @@ WEIGHTS = f"the weights of {NAME}".encode()
 @pytest.fixture
 def model(app: FastAPI) -> str:
     services = app.state.services
-    adapters.tuned_model(services.db, services.storage, NAME, base="org/base", files={"optimizer.pt": b"moments"})
+    tuned_adapters.tuned_model(services.db, services.storage, NAME, base="org/base", files={"optimizer.pt": b"moments"})
     return NAME
 
 
@@ -57,20 +57,20 @@ def test_other_names_are_no_files_of_the_model(client: TestClient, model: str, n
 def test_nobody_else_downloads_a_model_even_by_a_permission_to_ask_it(
     app: FastAPI, stranger: TestClient, model: str
 ) -> None:
-    adapters.permit(app.state.services.db, model, "another")
+    tuned_adapters.permit(app.state.services.db, model, "another")
 
     for route in (ROUTE, f"{ROUTE}/adapter_model.safetensors", ROUTE.replace("support", "other")):
         assert error_of(stranger, route) == (404, "model_not_found")
 
 
 def test_a_deleted_model_has_no_files(app: FastAPI, client: TestClient, model: str) -> None:
-    adapters.delete(app.state.services.db, model)
+    tuned_adapters.delete(app.state.services.db, model)
 
     assert error_of(client, ROUTE) == (404, "model_not_found")
 
 
 def test_a_model_whose_files_are_gone_is_not_found(app: FastAPI, client: TestClient, model: str) -> None:
     services = app.state.services
-    services.storage.delete(adapters.location_of(services.db, model))
+    services.storage.delete(tuned_adapters.location_of(services.db, model))
 
     assert client.get(ROUTE).status_code == 404

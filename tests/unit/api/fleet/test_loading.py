@@ -13,7 +13,7 @@ from jobs.fleet import workers
 from jobs.ledger import ledger
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
-from tests.support import adapters
+from tests.support import tuned_adapters
 from tests.support.web import make_key
 from tests.support.worker_rows import worker_row
 from tests.unit.api.batches.test_batches import create
@@ -93,7 +93,7 @@ def test_a_model_that_nobody_loads_has_no_worker(app: FastAPI, client: TestClien
 def test_a_whole_tuned_model_that_no_process_serves_says_what_to_start(app: FastAPI, client: TestClient) -> None:
     start_worker(app)
     services, name = app.state.services, "ft:small:default::abc"
-    adapters.tuned_model(services.db, services.storage, name, base="small", method="full")
+    tuned_adapters.tuned_model(services.db, services.storage, name, base="small", method="full")
 
     answer = client.post("/v1/chat/completions", json={**CHAT, "model": name})
 

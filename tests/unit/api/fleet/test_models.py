@@ -17,7 +17,7 @@ from jobs.queues import Queue
 from jobs.registry import models
 from jobs.registry.tables import TunedModel
 from jobs.security.tables import Project
-from tests.support import ledgers
+from tests.support import sample_jobs
 from tests.support.tuning_requests import create, registered
 from tests.support.web import make_key
 from tests.support.worker_rows import worker_row
@@ -141,7 +141,7 @@ def test_models_say_where_they_are_served_and_why_not(app: FastAPI, client: Test
     with app.state.services.db.write() as session:
         workers.register(session, worker_row("w", Queue.GENERATE, packaged))
         workers.store_models(session, {"remote": False}, Queue.GENERATE)
-        ledgers.quarantined(session, embedder)
+        sample_jobs.quarantined(session, embedder)
 
     def served() -> dict[str, dict[str, Any]]:
         listed = client.get("/v1/models", params={"include": "serving"}).json()["data"]

@@ -12,8 +12,8 @@ from jobs.ledger.tables import Audit
 from jobs.registry import models
 from jobs.registry.tables import TunedModel
 from jobs.security.keys import create_operator_key
-from tests.support import ledgers
-from tests.support.adapters import tuned_model
+from tests.support import sample_jobs
+from tests.support.tuned_adapters import tuned_model
 from tests.support.web import make_key
 from tests.support.worker_rows import worker_row
 from tests.unit.api.calls import routes, takes_operator_key
@@ -53,7 +53,7 @@ def test_workers_show_what_they_do(app: FastAPI, operator: TestClient) -> None:
     with db.write() as session:
         workers.register(session, worker_row("w", "gpu.generate", "m"))
         workers.heartbeat(session, "w", engines={"m": how})
-    ledgers.claim_shard(db, ledgers.running(db).id, worker="w")
+    sample_jobs.claim_shard(db, sample_jobs.running(db).id, worker="w")
 
     [worker] = operator.get("/v1/workers").json()["data"]
 
@@ -63,7 +63,7 @@ def test_workers_show_what_they_do(app: FastAPI, operator: TestClient) -> None:
 
 def test_a_quarantined_engine_is_shown_with_its_log_and_freed_by_resuming(app: FastAPI, operator: TestClient) -> None:
     with app.state.services.db.write() as session:
-        ledgers.quarantined(session, PACKAGED)
+        sample_jobs.quarantined(session, PACKAGED)
 
     [row] = operator.get("/v1/quarantines").json()["data"]
     change = operator.delete(f"/v1/pauses/model/{PACKAGED}").json()
@@ -93,7 +93,7 @@ def test_a_pause_is_made_once_listed_and_ended(app: FastAPI, operator: TestClien
 
 def test_what_still_runs_is_counted_with_the_heartbeats_to_wait_for(app: FastAPI, operator: TestClient) -> None:
     db = app.state.services.db
-    ledgers.claim_shard(db, ledgers.running(db).id)
+    sample_jobs.claim_shard(db, sample_jobs.running(db).id)
     with db.write() as session:
         workers.register(session, worker_row("w", "gpu.generate", "m"))
         workers.heartbeat(session, "w")

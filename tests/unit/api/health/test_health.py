@@ -29,10 +29,10 @@ from jobs.ledger.tables import Job, Outbox
 from jobs.queues import Queue, Task
 from jobs.setting_groups import MB
 from jobs.timings import Timings
-from tests.support import ledgers, runs
-from tests.support.beside import beside
-from tests.support.plans import explained
-from tests.support.shop import running_broker
+from tests.support import sample_jobs, worker_steps
+from tests.support.background_thread import beside
+from tests.support.interactive_api import running_broker
+from tests.support.query_plans import explained
 from tests.support.system import pause
 from tests.support.worker_rows import worker_row
 from tests.unit.api.batches.test_batches import create
@@ -118,7 +118,7 @@ def test_a_queue_is_stuck_whatever_is_done_for_other_queues(
     for queue, project in waiting.items():
         _work_on(db, queue, project)
     for queue, project in held.items():
-        ledgers.claim_shard(db, _work_on(db, queue, project), worker="cpu-1")
+        sample_jobs.claim_shard(db, _work_on(db, queue, project), worker="cpu-1")
     with db.write() as session:
         session.query(Outbox).update({Outbox.due_at: now() - 120})
 
@@ -132,14 +132,14 @@ def test_a_queue_is_stuck_whatever_is_done_for_other_queues(
 
 def _work_on(db: Database, queue: Queue, project: str) -> str:
     if queue == Queue.PLAN:
-        return ledgers.submitted(db, project_id=project).id
-    return ledgers.running(db, [1], queue, project_id=project).id
+        return sample_jobs.submitted(db, project_id=project).id
+    return sample_jobs.running(db, [1], queue, project_id=project).id
 
 
 def test_a_queue_that_claims_is_not_stuck_however_old_its_messages_are(app: FastAPI, nobody: TestClient) -> None:
     """The oldest message was taken between two looks, and the next one is as old."""
     db = app.state.services.db
-    jobs = [ledgers.submitted(db) for _ in range(2)]
+    jobs = [sample_jobs.submitted(db) for _ in range(2)]
     with db.write() as session:
         session.add(worker())
         session.query(Outbox).update({Outbox.due_at: now() - 120})
@@ -155,9 +155,9 @@ def test_a_job_that_another_pool_finishes_does_not_hide_that_nobody_plans(app: F
     db = app.state.services.db
     with db.write() as session:
         session.add(worker(queues=[Queue.GENERATE]))
-    finished = ledgers.finishing(db, [1])
-    ledgers.claim_job(db, finished.id, Task.FINISH, "cpu-1")
-    ledgers.submitted(db, project_id="other")
+    finished = sample_jobs.finishing(db, [1])
+    sample_jobs.claim_job(db, finished.id, Task.FINISH, "cpu-1")
+    sample_jobs.submitted(db, project_id="other")
     with db.write() as session:
         session.query(Outbox).update({Outbox.due_at: now() - 120})
     nobody.get("/statusz")
@@ -222,10 +222,10 @@ def test_lines_of_what_is_paused_make_nothing_unready(
 ) -> None:
     db = app.state.services.db
     job_id = create(client, "f")["id"]
-    runs.plan(db, job_id, 1)
+    worker_steps.plan(db, job_id, 1)
     with db.write() as session:
         session.add(worker(queues=[Queue.GENERATE]))
-    job = ledgers.job(db, job_id)
+    job = sample_jobs.job(db, job_id)
     name = {Scope.QUEUE: Queue.GENERATE, Scope.MODEL: job.model or "", Scope.PROJECT: job.project_id}[scope]
 
     assert _after_a_minute(app, nobody, lambda session: pauses.pause(session, scope, name, actor="op")) == [200, 503]
@@ -241,7 +241,7 @@ def test_lines_that_are_not_to_be_run_yet_make_nothing_unready(
     app: FastAPI, client: TestClient, nobody: TestClient
 ) -> None:
     job_id = create(client, "f")["id"]
-    runs.plan(app.state.services.db, job_id, 1)
+    worker_steps.plan(app.state.services.db, job_id, 1)
 
     found = _after_a_minute(app, nobody, lambda session: session.query(Job).update({Job.not_before: now() + 600}))
 
@@ -267,12 +267,12 @@ def _after_a_minute(app: FastAPI, nobody: TestClient, change: Callable[[Session]
 
 def test_a_message_counts_until_it_is_claimed_also_after_it_was_published(app: FastAPI, nobody: TestClient) -> None:
     db, name = app.state.services.db, "nightmill_queue_oldest_seconds"
-    job = ledgers.submitted(db)
+    job = sample_jobs.submitted(db)
     with db.write() as session:
         session.query(Outbox).update({Outbox.created_at: now() - 600, Outbox.published_at: now()})
     age = _gauge(nobody, name)
     waiting = nobody.get("/statusz").json()["oldest_seconds"]
-    ledgers.claim_job(db, job.id, Task.PLAN)
+    sample_jobs.claim_job(db, job.id, Task.PLAN)
     app.state.health.exposition._recent._until = 0.0
 
     assert age == pytest.approx(600, abs=60)
@@ -326,16 +326,16 @@ def test_a_database_that_is_busy_is_503_and_worth_another_try(app: FastAPI, clie
 
 def test_metrics_count_what_happened(app: FastAPI, client: TestClient, nobody: TestClient) -> None:
     db, storage = app.state.services.db, app.state.services.storage
-    runs.run(db, storage, create(client, "f")["id"], 5, failed=1)
+    worker_steps.run(db, storage, create(client, "f")["id"], 5, failed=1)
     live = create(client, "f")["id"]
-    runs.plan(db, live, 4)
-    runs.answer(db, storage, runs.take(db, live), [0, 1])
+    worker_steps.plan(db, live, 4)
+    worker_steps.answer(db, storage, worker_steps.take(db, live), [0, 1])
     create(client, "f")
     with db.write() as session:
         session.add(worker())
         session.add(Model(id="m", queue="gpu.generate", created_at=now(), seen_at=now()))
         session.add(CacheUse(kind="answers", hits=3, misses=4))
-        ledgers.quarantined(session, "m", host_devices="host")
+        sample_jobs.quarantined(session, "m", host_devices="host")
         measures.observe_all(session, measures.ENGINE, "m", [0.02, 0.3, 100_000.0])
         measures.observe(session, measures.WEBHOOK, "", 0.2)
         measures.count(session, measures.RESTARTS, "gpu", 2)
@@ -410,7 +410,7 @@ def test_sums_that_take_long_are_kept_longer(app: FastAPI, monkeypatch: pytest.M
 def test_a_model_that_only_a_job_names_is_no_label(app: FastAPI, client: TestClient, nobody: TestClient) -> None:
     db, storage = app.state.services.db, app.state.services.storage
     for _ in range(2):
-        runs.run(db, storage, create(client, "f")["id"], 5, failed=1)
+        worker_steps.run(db, storage, create(client, "f")["id"], 5, failed=1)
     with db.write() as session:
         for n, job in enumerate(session.query(Job)):
             job.model = f"whatever was written {n}"

@@ -13,7 +13,7 @@ from sqlalchemy import delete
 from api.jobs.streams import check_key
 from jobs.errors import DatabaseBusy
 from jobs.ledger.tables import Segment
-from tests.support import runs
+from tests.support import worker_steps
 from tests.support.web import hurry
 from tests.unit.api.batches.test_batches import create
 from tests.unit.api.jobs.test_jobs import SSE, parsed, services
@@ -43,8 +43,8 @@ def test_what_is_finished_is_read_from_a_database_that_is_busy_at_first(
 ) -> None:
     db, storage = services(app)
     job_id = create(client)["id"]
-    runs.plan(db, job_id, 4)
-    runs.answer(db, storage, runs.take(db, job_id), [0, 3])
+    worker_steps.plan(db, job_id, 4)
+    worker_steps.answer(db, storage, worker_steps.take(db, job_id), [0, 3])
     busy(*looks)
 
     answer = client.get(f"/v1/jobs/{job_id}/results", params={"follow": "false"})
@@ -57,7 +57,7 @@ def test_the_results_of_an_ended_job_are_its_files_when_the_database_is_busy_at_
     app: FastAPI, client: TestClient, busy: Callable[..., None], follow: str
 ) -> None:
     job_id = create(client)["id"]
-    output = runs.run(*services(app), job_id, 3)
+    output = worker_steps.run(*services(app), job_id, 3)
     whole = client.get(f"/v1/files/{output}/content").content
     _forget_segments(app, job_id)
     busy(0, 1)
@@ -77,7 +77,7 @@ def test_a_stream_of_events_outlasts_a_busy_database(
     app: FastAPI, client: TestClient, busy: Callable[..., None]
 ) -> None:
     job_id = create(client)["id"]
-    runs.run(*services(app), job_id, 1)
+    worker_steps.run(*services(app), job_id, 1)
     busy(0, 1, 2)
     hurry(app, job_keep_alive=0.02)
 

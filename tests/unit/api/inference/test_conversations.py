@@ -17,7 +17,7 @@ from api.inference import stored_conversations
 from jobs.errors import NotFound
 from jobs.inference import conversations
 from jobs.inference.tables import Conversation
-from tests.support.lost import look_twice
+from tests.support.orphan_files import look_twice
 from tests.support.web import hurry, make_key
 from tests.unit.api.conftest import client_of
 

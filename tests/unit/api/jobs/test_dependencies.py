@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 from openai.types import Batch as OpenAIBatch
 
 from jobs.ledger import dependencies, ledger
-from tests.support import runs
+from tests.support import worker_steps
 from tests.unit.api.batches.test_batches import KEYS, create, get, upload
 from tests.unit.api.retrieval.test_vector_stores import made
 from tests.unit.api.retrieval.test_vector_stores import upload as upload_text
@@ -47,7 +47,7 @@ def test_a_batch_no_longer_waits_once_the_other_has_completed(app: FastAPI, clie
     first = create(client)["id"]
     waiting = create(client, "f", after=[first])["id"]
 
-    runs.run(app.state.services.db, app.state.services.storage, first, 2)
+    worker_steps.run(app.state.services.db, app.state.services.storage, first, 2)
 
     batch = get(client, waiting)
     assert (batch["after"], "waiting_for" in batch) == ([first], False)
@@ -96,7 +96,7 @@ def test_a_job_of_another_project_is_as_unknown_as_none(client: TestClient, stra
 
 def test_a_job_that_has_failed_cannot_be_waited_for(app: FastAPI, client: TestClient) -> None:
     first = create(client, "f")["id"]
-    runs.fail(app.state.services.db, first, [])
+    worker_steps.fail(app.state.services.db, first, [])
 
     assert refusal(client, [first]) == (400, "after[0]", "dependency_failed")
 
@@ -122,7 +122,7 @@ def test_a_retry_of_a_batch_that_waited_in_vain_waits_for_nothing(app: FastAPI, 
     db = app.state.services.db
     first = create(client)["id"]
     waiting = create(client, after=[first])["id"]
-    runs.fail(db, first, [])
+    worker_steps.fail(db, first, [])
     with db.write() as session:
         job = ledger.lock(session, waiting)
         ledger.fail_dependent(session, job, ledger.dependency_error(session, job), actor="dispatcher")
@@ -142,7 +142,7 @@ def test_a_graph_shows_what_a_job_waits_for_and_what_waits_for_it(
     second = create(client, "f", after=[first])["id"]
     third = create(client, "f", after=[second, first])["id"]
     create(client, "f", after=[first])  # beside it: neither before the second one nor after it
-    runs.run(app.state.services.db, app.state.services.storage, first, 1)
+    worker_steps.run(app.state.services.db, app.state.services.storage, first, 1)
 
     graph = client.get(f"/v1/jobs/{second}/graph").json()
 

@@ -17,7 +17,7 @@ from jobs.fleet import workers
 from jobs.ledger.tables import Job, Outbox
 from jobs.platform.storage import Storage
 from jobs.retrieval.tables import VectorStoreFile
-from tests.support import ledgers, runs
+from tests.support import sample_jobs, worker_steps
 from tests.support.worker_rows import worker_row
 from tests.unit.api.batches.test_batches import create
 
@@ -98,8 +98,8 @@ def test_an_overdue_message_is_blamed_on_the_missing_dispatcher(client: TestClie
 
 def test_a_claimed_job_runs(client: TestClient, db: Database) -> None:
     job_id = create(client)["id"]
-    runs.plan(db, job_id, 2)
-    runs.take(db, job_id)
+    worker_steps.plan(db, job_id, 2)
+    worker_steps.take(db, job_id)
 
     assert codes(explained(client, job_id)) == [("wait", "running")]
 
@@ -115,7 +115,7 @@ def test_a_job_that_waits_for_another_names_it(client: TestClient) -> None:
 
 def test_a_job_that_waits_for_a_worker_names_its_queue(client: TestClient, db: Database) -> None:
     job_id = create(client)["id"]
-    runs.plan(db, job_id, 1)
+    worker_steps.plan(db, job_id, 1)
     change(db, job_id, waiting_for="worker", queue="gpu.finetune")
 
     [reason] = explained(client, job_id)["reasons"]
@@ -126,10 +126,10 @@ def test_a_job_that_waits_for_a_worker_names_its_queue(client: TestClient, db: D
 
 def test_a_quarantined_model_is_named_without_the_log_and_the_lines_of_others(client: TestClient, db: Database) -> None:
     job_id = create(client)["id"]
-    runs.plan(db, job_id, 1, model=PACKAGED)
+    worker_steps.plan(db, job_id, 1, model=PACKAGED)
     change(db, job_id, waiting_for="model")
     with db.write() as session:
-        ledgers.quarantined(session, PACKAGED)
+        sample_jobs.quarantined(session, PACKAGED)
 
     explanation = explained(client, job_id)
 
@@ -143,7 +143,7 @@ def test_errors_of_the_input_are_counted_by_code(client: TestClient, db: Databas
     job_id = create(client)["id"]
     error = {"code": "missing", "message": "No body.", "param": "body"}
     odd = {"code": "odd", "message": "Odd.", "line": None, "param": None}
-    runs.fail(db, job_id, [{**error, "line": 1}, odd, *({**error, "line": n} for n in range(2, 6))])
+    worker_steps.fail(db, job_id, [{**error, "line": 1}, odd, *({**error, "line": n} for n in range(2, 6))])
 
     explanation = explained(client, job_id)
 
@@ -160,7 +160,7 @@ def test_permanent_errors_are_retried_with_other_fields(client: TestClient, db: 
     job_id = create(client, endpoint="/v1/completions")["id"]
     body = {"error": {"code": "context_length_exceeded", "message": "Too long."}}
     refused = {"custom_id": "a", "response": {"status_code": 400, "body": body}, "error": None}
-    runs.end(db, storage, job_id, [], [json.dumps(refused).encode()], {"error:context_length_exceeded": 1})
+    worker_steps.end(db, storage, job_id, [], [json.dumps(refused).encode()], {"error:context_length_exceeded": 1})
 
     (reason,) = explained(client, job_id)["reasons"]
 
@@ -172,7 +172,7 @@ def test_answers_and_failures_of_an_ended_job_have_examples(client: TestClient, 
     job_id = create(client, endpoint="/v1/completions")["id"]
     answers = [result("a"), result("b", "length", "and then"), result("c", "stop", " ")]
     outcomes = {"stop": 2, "length": 1, "empty": 1, "error:engine_error": 1}
-    runs.end(db, storage, job_id, answers, [failure("d", "engine_error")], outcomes)
+    worker_steps.end(db, storage, job_id, answers, [failure("d", "engine_error")], outcomes)
 
     explanation = explained(client, job_id)
 
@@ -198,8 +198,8 @@ def _parsed(advice: str) -> tuple[str, str, Any]:
 
 def test_lines_of_a_live_job_are_examples_too(client: TestClient, db: Database, storage: Storage) -> None:
     job_id = create(client)["id"]
-    runs.plan(db, job_id, 3)
-    runs.answer(db, storage, runs.take(db, job_id), [0, 1], cut_off=1)
+    worker_steps.plan(db, job_id, 3)
+    worker_steps.answer(db, storage, worker_steps.take(db, job_id), [0, 1], cut_off=1)
 
     explanation = explained(client, job_id)
 
@@ -209,7 +209,7 @@ def test_lines_of_a_live_job_are_examples_too(client: TestClient, db: Database, 
 
 def test_without_the_files_the_counts_stand_alone(client: TestClient, db: Database, storage: Storage) -> None:
     job_id = create(client)["id"]
-    runs.end(db, storage, job_id, [result("a", "length")], outcomes={"length": 1})
+    worker_steps.end(db, storage, job_id, [result("a", "length")], outcomes={"length": 1})
     with db.read() as session:
         file_id = session.get_one(Job, job_id).output_file_id
     client.delete(f"/v1/files/{file_id}")
@@ -224,7 +224,7 @@ def test_files_that_failed_to_come_into_a_store_are_examples(
     client: TestClient, db: Database, storage: Storage
 ) -> None:
     job_id = create(client)["id"]
-    runs.end(db, storage, job_id, [], [b"{}"], {"error:no_text": 1})
+    worker_steps.end(db, storage, job_id, [], [b"{}"], {"error:no_text": 1})
     file = {
         "id": "file-1", "store_id": "vs_1", "project_id": "p", "filename": "f", "status": "failed", "created_at": 1.0,
         "chunking": {}, "error_code": "no_text", "error_message": "No text.", "job_id": job_id, "line": 0,
@@ -246,7 +246,7 @@ def test_only_the_beginning_of_a_large_file_is_read(
     monkeypatch.setattr("api.jobs.explain._READ_BYTES", 1000)
     job_id = create(client)["id"]
     long = result("long", content="x" * (2 << 20))
-    runs.end(db, storage, job_id, [long, result("late", "length")], outcomes={"stop": 1, "length": 1})
+    worker_steps.end(db, storage, job_id, [long, result("late", "length")], outcomes={"stop": 1, "length": 1})
 
     assert explained(client, job_id)["reasons"][0]["examples"] == []
 

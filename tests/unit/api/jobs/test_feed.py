@@ -18,7 +18,7 @@ from jobs.known_kinds import EVENT_TYPES
 from jobs.ledger import feed
 from jobs.ledger.states import JobState
 from jobs.security.keys import revoke_key
-from tests.support import runs
+from tests.support import worker_steps
 from tests.support.system import eventually
 from tests.support.web import hurry, make_key, serve
 from tests.unit.api.batches.test_batches import create
@@ -36,7 +36,7 @@ def number(app: FastAPI) -> None:
 def ended(app: FastAPI, client: TestClient) -> str:
     """Return the id of a batch that has ended; its events are numbered."""
     job_id: str = create(client)["id"]
-    runs.run(app.state.services.db, app.state.services.storage, job_id, 1)
+    worker_steps.run(app.state.services.db, app.state.services.storage, job_id, 1)
     number(app)
     return job_id
 

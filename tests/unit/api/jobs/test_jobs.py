@@ -15,7 +15,7 @@ from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Segment, Shard
 from jobs.security.keys import revoke_key
 from jobs.timings import Timings
-from tests.support import runs
+from tests.support import worker_steps
 from tests.support.web import make_key
 from tests.unit.api.batches.test_batches import create, upload
 from tests.unit.api.conftest import client_of
@@ -38,7 +38,7 @@ def test_jobs_are_found_by_kind_state_and_metadata(either: FastAPI) -> None:
     first = create(client, "f", metadata={"team": "blue", odd: "1"})["id"]
     second = create(client, "f", endpoint="/v1/completions", metadata={"team": "red"})["id"]
     third = create(client, "f")["id"]
-    runs.fail(either.state.services.db, third, [])
+    worker_steps.fail(either.state.services.db, third, [])
 
     def find(**query: str) -> list[str]:
         return ids(client.get("/v1/jobs", params=query))
@@ -80,7 +80,7 @@ def test_job_is_named_by_its_metadata_or_what_it_reads(either: FastAPI) -> None:
 def test_jobs_are_found_by_model_and_by_the_time_of_their_creation(either: FastAPI) -> None:
     client = client_of(either, make_key(either))
     old, new = create(client, "f")["id"], create(client, "f")["id"]
-    runs.plan(either.state.services.db, new, 1, "m/1")
+    worker_steps.plan(either.state.services.db, new, 1, "m/1")
     with either.state.services.db.write() as session:
         session.get_one(Job, old).created_at = 1_000_000.5
 
@@ -187,7 +187,7 @@ def test_pages_by_state_go_on_after_a_job_that_left_that_state(
     page = {"state": "queued", "limit": "1"}
     assert ids(client.get("/v1/jobs", params=page)) == [third]
 
-    runs.fail(app.state.services.db, third, [])
+    worker_steps.fail(app.state.services.db, third, [])
 
     assert ids(client.get("/v1/jobs", params={**page, "after": third})) == [second]
     assert ids(client.get("/v1/jobs", params={**page, "after": second})) == [first]
@@ -198,10 +198,10 @@ def test_pages_by_state_go_on_after_a_job_that_left_that_state(
 def test_a_running_job_shows_progress_pace_and_what_is_left(app: FastAPI, client: TestClient) -> None:
     db, storage = services(app)
     job_id = create(client)["id"]
-    runs.plan(db, job_id, 10, "m")
+    worker_steps.plan(db, job_id, 10, "m")
     with db.write() as session:
         session.get_one(Job, job_id).in_progress_at -= 500
-    runs.answer(db, storage, runs.take(db, job_id), range(5))
+    worker_steps.answer(db, storage, worker_steps.take(db, job_id), range(5))
 
     job = client.get(f"/v1/jobs/{job_id}").json()
 
@@ -237,7 +237,7 @@ def test_a_job_says_what_it_waits_for(app: FastAPI, client: TestClient) -> None:
 
 def test_an_ended_job_has_no_pace_and_no_place(app: FastAPI, client: TestClient) -> None:
     job_id = create(client)["id"]
-    runs.run(*services(app), job_id, 2)
+    worker_steps.run(*services(app), job_id, 2)
 
     job = client.get(f"/v1/jobs/{job_id}").json()
 
@@ -248,7 +248,7 @@ def test_an_ended_job_has_no_pace_and_no_place(app: FastAPI, client: TestClient)
 
 def test_events_are_polled_by_their_number(app: FastAPI, client: TestClient) -> None:
     job_id = create(client)["id"]
-    runs.run(*services(app), job_id, 1)
+    worker_steps.run(*services(app), job_id, 1)
 
     whole = client.get(f"/v1/jobs/{job_id}/events").json()
     tail = client.get(f"/v1/jobs/{job_id}/events", params={"after": 2}).json()
@@ -274,7 +274,7 @@ def parsed(text: str) -> list[tuple[int, str, dict[str, Any]]]:
 
 def test_a_stream_of_events_ends_with_the_job(app: FastAPI, client: TestClient) -> None:
     job_id = create(client)["id"]
-    runs.run(*services(app), job_id, 1)
+    worker_steps.run(*services(app), job_id, 1)
 
     answer = client.get(f"/v1/jobs/{job_id}/events", headers=SSE)
 
@@ -290,7 +290,7 @@ def test_a_stream_goes_on_after_the_last_event_known(
     app: FastAPI, client: TestClient, given: str, first: int | None
 ) -> None:
     job_id = create(client)["id"]
-    runs.run(*services(app), job_id, 1)
+    worker_steps.run(*services(app), job_id, 1)
 
     answer = client.get(f"/v1/jobs/{job_id}/events", headers={**SSE, "Last-Event-ID": given})
 
@@ -299,7 +299,7 @@ def test_a_stream_goes_on_after_the_last_event_known(
 
 def test_the_results_of_an_ended_job_are_its_files(app: FastAPI, client: TestClient) -> None:
     job_id = create(client)["id"]
-    output = runs.run(*services(app), job_id, 3)
+    output = worker_steps.run(*services(app), job_id, 3)
 
     answer = client.get(f"/v1/jobs/{job_id}/results")
 
@@ -310,12 +310,12 @@ def test_the_results_of_an_ended_job_are_its_files(app: FastAPI, client: TestCli
 def test_what_is_finished_can_be_read_while_the_job_runs(app: FastAPI, client: TestClient) -> None:
     db, storage = services(app)
     job_id = create(client)["id"]
-    runs.plan(db, job_id, 4)
-    claim = runs.take(db, job_id)
-    runs.answer(db, storage, claim, [0, 3])
+    worker_steps.plan(db, job_id, 4)
+    claim = worker_steps.take(db, job_id)
+    worker_steps.answer(db, storage, claim, [0, 3])
 
     before = client.get(f"/v1/jobs/{job_id}/results", params={"follow": "false"})
-    runs.answer(db, storage, claim, [1], seq=1)
+    worker_steps.answer(db, storage, claim, [1], seq=1)
     after = client.get(f"/v1/jobs/{job_id}/results", params={"follow": "false"})
 
     assert [json.loads(line)["custom_id"] for line in before.text.splitlines()] == ["c0", "c3"]
@@ -327,9 +327,9 @@ def test_a_process_that_stops_gives_the_results_that_are_there_and_follows_no_jo
 ) -> None:
     db, storage = services(app)
     live, ended = create(client)["id"], create(client)["id"]
-    runs.plan(db, live, 4)
-    runs.answer(db, storage, runs.take(db, live), [0, 3])
-    output = runs.run(db, storage, ended, 3)
+    worker_steps.plan(db, live, 4)
+    worker_steps.answer(db, storage, worker_steps.take(db, live), [0, 3])
+    output = worker_steps.run(db, storage, ended, 3)
     app.state.services.draining.set()
 
     rest = client.get(f"/v1/jobs/{live}/results")
@@ -342,8 +342,8 @@ def test_a_process_that_stops_gives_the_results_that_are_there_and_follows_no_jo
 def test_results_that_retention_has_removed_are_passed_over(app: FastAPI, client: TestClient) -> None:
     db, storage = services(app)
     job_id = create(client)["id"]
-    runs.plan(db, job_id, 2)
-    runs.answer(db, storage, runs.take(db, job_id), [0])
+    worker_steps.plan(db, job_id, 2)
+    worker_steps.answer(db, storage, worker_steps.take(db, job_id), [0])
     storage.delete(f"jobs/{job_id}")
 
     assert client.get(f"/v1/jobs/{job_id}/results", params={"follow": "false"}).content == b""
@@ -369,10 +369,10 @@ def test_a_job_can_be_cancelled_and_one_that_has_ended_cannot(app: FastAPI, clie
     job_id = create(client)["id"]
 
     first, second = (client.post(f"/v1/jobs/{job_id}/cancel") for _ in range(2))
-    runs.finish(*services(app), job_id, [])
+    worker_steps.finish(*services(app), job_id, [])
     third = client.post(f"/v1/jobs/{job_id}/cancel")
     ended = create(client)["id"]
-    runs.run(*services(app), ended, 1)
+    worker_steps.run(*services(app), ended, 1)
     refused = client.post(f"/v1/jobs/{ended}/cancel")
 
     assert [answer.json()["state"] for answer in (first, second, third)] == ["cancelling", "cancelling", "cancelled"]
@@ -384,7 +384,7 @@ def test_a_retry_is_a_new_job_over_the_same_input(app: FastAPI, client: TestClie
     db, storage = services(app)
     file_id = upload(client)
     old = create(client, file_id, metadata={"k": "v"}, priority=3, dedupe=True)["id"]
-    runs.run(db, storage, old, 4, failed=2)
+    worker_steps.run(db, storage, old, 4, failed=2)
     before = client.get(f"/v1/jobs/{old}").json()
 
     new = client.post(f"/v1/jobs/{old}/retry", json={"overrides": {"max_tokens": 5}}).json()
@@ -403,9 +403,9 @@ def test_a_retry_is_a_new_job_over_the_same_input(app: FastAPI, client: TestClie
 
 def test_overrides_of_a_retry_of_a_retry_add_up(app: FastAPI, client: TestClient) -> None:
     first = create(client)["id"]
-    runs.run(*services(app), first, 2, failed=1)
+    worker_steps.run(*services(app), first, 2, failed=1)
     second = client.post(f"/v1/jobs/{first}/retry", json={"overrides": {"a": 1, "b": 1}}).json()["id"]
-    runs.run(*services(app), second, 1, failed=1)
+    worker_steps.run(*services(app), second, 1, failed=1)
 
     third = client.post(f"/v1/jobs/{second}/retry", json={"overrides": {"b": 2}, "completion_window": "2h"}).json()
 
@@ -429,7 +429,7 @@ def test_overrides_that_no_line_may_have_are_refused(
     app: FastAPI, client: TestClient, overrides: dict[str, Any], param: str, code: str
 ) -> None:
     job_id = create(client)["id"]
-    runs.run(*services(app), job_id, 2, failed=1)
+    worker_steps.run(*services(app), job_id, 2, failed=1)
 
     answer = client.post(f"/v1/jobs/{job_id}/retry", json={"overrides": overrides})
 
@@ -440,9 +440,9 @@ def test_overrides_that_no_line_may_have_are_refused(
 
 def test_overrides_that_add_up_to_too_much_are_refused_and_lists_have_none(app: FastAPI, client: TestClient) -> None:
     first = create(client)["id"]
-    runs.run(*services(app), first, 2, failed=1)
+    worker_steps.run(*services(app), first, 2, failed=1)
     second = client.post(f"/v1/jobs/{first}/retry", json={"overrides": {"a": "x" * 40_000}}).json()["id"]
-    runs.run(*services(app), second, 1, failed=1)
+    worker_steps.run(*services(app), second, 1, failed=1)
 
     answer = client.post(f"/v1/jobs/{second}/retry", json={"overrides": {"b": "x" * 40_000}})
 
@@ -454,7 +454,7 @@ def test_overrides_that_add_up_to_too_much_are_refused_and_lists_have_none(app: 
 @pytest.mark.parametrize("which", ["length", "all"])
 def test_a_retry_names_the_lines_that_it_runs(app: FastAPI, client: TestClient, which: str) -> None:
     old = create(client)["id"]
-    runs.run(*services(app), old, 3, cut_off=2)
+    worker_steps.run(*services(app), old, 3, cut_off=2)
 
     new = client.post(f"/v1/jobs/{old}/retry", json={"which": which}).json()
 
@@ -464,7 +464,7 @@ def test_a_retry_names_the_lines_that_it_runs(app: FastAPI, client: TestClient, 
 
 def test_a_retry_with_one_key_asks_for_the_same_lines(app: FastAPI, client: TestClient) -> None:
     old = create(client)["id"]
-    runs.run(*services(app), old, 3, failed=1, cut_off=1)
+    worker_steps.run(*services(app), old, 3, failed=1, cut_off=1)
     headers = {"Idempotency-Key": "k"}
 
     first, second = (client.post(f"/v1/jobs/{old}/retry", json={"which": "all"}, headers=headers) for _ in range(2))
@@ -476,9 +476,9 @@ def test_a_retry_with_one_key_asks_for_the_same_lines(app: FastAPI, client: Test
 
 def test_a_retry_does_not_take_over_which_lines_an_earlier_retry_ran(app: FastAPI, client: TestClient) -> None:
     old = create(client)["id"]
-    runs.run(*services(app), old, 3, cut_off=1)
+    worker_steps.run(*services(app), old, 3, cut_off=1)
     second = client.post(f"/v1/jobs/{old}/retry", json={"which": "length"}).json()["id"]
-    runs.fail(services(app)[0], second, [])
+    worker_steps.fail(services(app)[0], second, [])
 
     third = client.post(f"/v1/jobs/{second}/retry").json()["id"]
 
@@ -488,7 +488,7 @@ def test_a_retry_does_not_take_over_which_lines_an_earlier_retry_ran(app: FastAP
 
 def test_a_retry_with_one_key_is_one_retry(app: FastAPI, client: TestClient) -> None:
     old = create(client)["id"]
-    runs.run(*services(app), old, 2, failed=1)
+    worker_steps.run(*services(app), old, 2, failed=1)
     headers = {"Idempotency-Key": "k"}
 
     first, second = (client.post(f"/v1/jobs/{old}/retry", headers=headers).json()["id"] for _ in range(2))
@@ -517,7 +517,7 @@ def test_a_retry_that_makes_no_sense_is_refused(
     job_id = create(client, file_id)["id"]
     if prepare != "live":
         cut_off = prepare == "cut off long ago"
-        runs.run(*services(app), job_id, 2, failed=prepare != "all good", cut_off=cut_off)
+        worker_steps.run(*services(app), job_id, 2, failed=prepare != "all good", cut_off=cut_off)
     if prepare == "file gone":
         client.delete(f"/v1/files/{file_id}")
     if prepare == "long ago":
@@ -547,8 +547,8 @@ def test_a_list_of_many_running_jobs_asks_for_all_sums_at_once(app: FastAPI, cli
     db, storage = services(app)
     for _ in range(5):
         job_id = create(client, "f")["id"]
-        runs.plan(db, job_id, 2)
-        runs.answer(db, storage, runs.take(db, job_id), [0])
+        worker_steps.plan(db, job_id, 2)
+        worker_steps.answer(db, storage, worker_steps.take(db, job_id), [0])
     asked: list[str] = []
     event.listen(db.engine, "before_cursor_execute", lambda *arguments: asked.append(arguments[2]))
 

@@ -13,7 +13,7 @@ from pyarrow import parquet
 from jobs.batches import joining
 from jobs.batches.joining import COLUMNS
 from jobs.ledger.tables import Job
-from tests.support import runs
+from tests.support import worker_steps
 from tests.unit.api.batches.test_batches import create
 
 URL = "/v1/chat/completions"
@@ -43,7 +43,7 @@ def ended(app: FastAPI, client: TestClient) -> str:
     sent = client.post("/v1/files", files={"file": ("a.jsonl", inputs)}, data={"purpose": "batch"}).json()
     job_id = create(client, sent["id"], endpoint=URL)["id"]
     answers = [answer("a", "=1+1"), answer("c", "ü")]
-    runs.end(app.state.services.db, app.state.services.storage, job_id, answers, [failure("b", "odd")])
+    worker_steps.end(app.state.services.db, app.state.services.storage, job_id, answers, [failure("b", "odd")])
     return str(job_id)
 
 
@@ -77,7 +77,7 @@ def test_table_has_the_columns_that_were_submitted(app: FastAPI, client: TestCli
     sent = client.post("/v1/files", files={"file": ("a.jsonl", inputs)}, data={"purpose": "batch"}).json()
     job_id = create(client, sent["id"], endpoint=URL)["id"]
     answers = [answer("a", "=1+1")], [failure("b", "odd")]
-    runs.end(app.state.services.db, app.state.services.storage, job_id, *answers)
+    worker_steps.end(app.state.services.db, app.state.services.storage, job_id, *answers)
 
     table = get(client, job_id, format="csv", table="true").text
     rows = get(client, job_id, join="true", table="true").text
@@ -199,7 +199,7 @@ def test_the_input_and_the_results_have_to_be_there(app: FastAPI, client: TestCl
 def test_a_result_without_its_request_is_an_error_and_no_table(app: FastAPI, client: TestClient) -> None:
     services = app.state.services
     job_id = create(client)["id"]
-    runs.end(services.db, services.storage, job_id, [answer("stranger", "x")])
+    worker_steps.end(services.db, services.storage, job_id, [answer("stranger", "x")])
 
     refused = get(client, job_id, format="csv")
 

@@ -11,7 +11,7 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.ledger import throughput
 from jobs.ledger.tables import Segment
-from tests.support import runs
+from tests.support import worker_steps
 from tests.support.web import make_key
 from tests.unit.api.batches.test_batches import create
 from tests.unit.api.conftest import client_of
@@ -25,8 +25,8 @@ def answered(app: FastAPI, client: TestClient, age: float, lines: int, model: st
     """Have a batch of which so many lines were answered `age` seconds ago."""
     db, storage = app.state.services.db, app.state.services.storage
     job_id = create(client)["id"]
-    runs.plan(db, job_id, lines, model)
-    runs.answer(db, storage, runs.take(db, job_id), range(lines), last=True)
+    worker_steps.plan(db, job_id, lines, model)
+    worker_steps.answer(db, storage, worker_steps.take(db, job_id), range(lines), last=True)
     with db.write() as session:
         session.execute(update(Segment).where(Segment.job_id == job_id).values(created_at=now() - age))
 

@@ -20,7 +20,7 @@ from jobs.security.tables import Project
 from jobs.webhooks.deliveries import PARKED_UNTIL
 from jobs.webhooks.sending import signing_secrets
 from jobs.webhooks.tables import Attempt, Delivery, WebhookEndpoint
-from tests.support import runs
+from tests.support import worker_steps
 from tests.support.databases import until_waiting
 from tests.support.web import make_key, running_app
 from tests.unit.api.batches.test_batches import create as create_batch
@@ -294,14 +294,14 @@ def pending(app: FastAPI, client: TestClient) -> tuple[dict[str, Any], list[dict
     """Create an endpoint with a log of two deliveries."""
     endpoint = create(client)
     for _ in range(2):
-        runs.run(app.state.services.db, app.state.services.storage, create_batch(client, "f")["id"], 1)
+        worker_steps.run(app.state.services.db, app.state.services.storage, create_batch(client, "f")["id"], 1)
     log = client.get(f"/v1/webhook_endpoints/{endpoint['id']}/deliveries").json()["data"]
     return endpoint, log
 
 
 def test_a_job_s_own_webhook_has_its_log_at_the_job(app: FastAPI, client: TestClient, pending: Any) -> None:
     job_id = create_batch(client, "f", webhook={"url": "https://192.0.43.8/once"})["id"]
-    runs.run(app.state.services.db, app.state.services.storage, job_id, 1)
+    worker_steps.run(app.state.services.db, app.state.services.storage, job_id, 1)
 
     log = client.get(f"/v1/jobs/{job_id}/deliveries").json()["data"]
 
@@ -312,7 +312,7 @@ def test_a_delivery_to_a_job_s_own_webhook_is_sent_again(
     app: FastAPI, client: TestClient, stranger: TestClient, pending: Any
 ) -> None:
     job_id = create_batch(client, "f", webhook={"url": "https://192.0.43.8/once"})["id"]
-    runs.run(app.state.services.db, app.state.services.storage, job_id, 1)
+    worker_steps.run(app.state.services.db, app.state.services.storage, job_id, 1)
     delivery = client.get(f"/v1/jobs/{job_id}/deliveries").json()["data"][0]["id"]
     fail(app, delivery)
 

@@ -21,7 +21,7 @@ from cli.main import app as cli
 from jobs.ledger import feed
 from jobs.timings import Timings
 from jobs.webhooks.sending import new_secret
-from tests.support import runs
+from tests.support import worker_steps
 from tests.support.web import hurry, make_key, running_app, serve
 from tests.unit.api.batches.test_batches import create
 from tests.unit.api.conftest import client_of
@@ -160,7 +160,7 @@ def test_the_command_hears_a_fresh_server_and_posts_what_webhooks_tell(
         def work() -> None:
             """Batches end until the command has heard of one; the dispatcher would number their events."""
             while not done.wait(0.05):
-                runs.run(app.state.services.db, app.state.services.storage, create(client)["id"], 1)
+                worker_steps.run(app.state.services.db, app.state.services.storage, create(client)["id"], 1)
                 with app.state.services.db.write() as session:
                     feed.number(session)
 

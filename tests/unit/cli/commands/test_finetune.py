@@ -20,7 +20,7 @@ from jobs.finetuning.tables import FinetuneCheckpoint
 from jobs.ledger import ledger
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
-from tests.support import adapters
+from tests.support import tuned_adapters
 from tests.support.tuning_requests import add_worker
 from tests.support.web import make_key, running_app, serve
 from tests.unit.api.finetuning.test_fine_tuning_validation import measured
@@ -163,9 +163,9 @@ def tuned(client: Client, rows: str) -> dict[str, str]:
             names[f"{key}_model"] = FineTuning.model_validate(session.get_one(Job, names[key]).payload).result
         session.get_one(Job, names["job"]).state = JobState.SUCCEEDED
     client.end(names["checkpoint_job"])
-    adapters.tuned_model(services.db, services.storage, names["job_model"], base=MODEL, job_id=names["job"])
+    tuned_adapters.tuned_model(services.db, services.storage, names["job_model"], base=MODEL, job_id=names["job"])
     checkpoint = f"{names['checkpoint_job_model']}:ckpt-step-2"
-    adapters.tuned_model(services.db, services.storage, checkpoint, job_id=names["checkpoint_job"], step=2)
+    tuned_adapters.tuned_model(services.db, services.storage, checkpoint, job_id=names["checkpoint_job"], step=2)
     return names
 
 
@@ -208,7 +208,7 @@ def test_a_job_without_such_a_model_names_its_checkpoints(
 
 def test_a_file_that_was_changed_is_not_exported(client: Client, tuned: dict[str, str], tmp_path: Path) -> None:
     services = client.web.state.services
-    location = adapters.location_of(services.db, tuned["job_model"])
+    location = tuned_adapters.location_of(services.db, tuned["job_model"])
     size = services.storage.size(f"{location}/adapter_model.safetensors")
     services.storage.put(f"{location}/adapter_model.safetensors", b"x" * size)
 

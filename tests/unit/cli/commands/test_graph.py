@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from cli.commands.graph import draw_graph
 from cli.main import app as command
-from tests.support import runs
+from tests.support import worker_steps
 from tests.support.web import make_key, running_app, serve
 
 
@@ -91,5 +91,5 @@ def test_a_batch_is_submitted_after_another_and_explained(app: FastAPI, tmp_path
         assert f"  is waited for by\n    {second} (batch of embeddings): queued, waiting for job\n" in say(
             "graph", first
         )
-        runs.run(app.state.services.db, app.state.services.storage, first, 1)
+        worker_steps.run(app.state.services.db, app.state.services.storage, first, 1)
         assert "waiting for job" not in say("graph", second)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from cli.errors import CliError
 from cli.main import app
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
-from tests.support import runs
+from tests.support import worker_steps
 from tests.support.system import eventually
 from tests.support.web import make_key, running_app, serve
 from tests.unit.api.retrieval.test_vector_store_indexes import CUT, MODELS, FakeWorkers
@@ -163,7 +163,7 @@ def test_who_waits_is_told_how_the_build_goes_on_and_what_failed(web: FastAPI, c
             session.execute(update(VectorStoreFile).where(files).values(status="completed", document="vsd_x"))
             gone = VectorStoreFile.id.in_(client.files[:failed])
             session.execute(update(VectorStoreFile).where(files, gone).values(status="failed", document=None))
-        runs.run(client.db, web.state.services.storage, index["job_id"], 2, failed=failed)
+        worker_steps.run(client.db, web.state.services.storage, index["job_id"], 2, failed=failed)
 
     def built(failed: int, *words: str) -> Result:
         with ThreadPoolExecutor(1) as threads:
@@ -193,7 +193,7 @@ def test_who_waits_follows_every_job_that_fills_it(web: FastAPI, client: Client)
         eventually(lambda: client.indexes()[index]["job_id"] != built, 10, "it is begun")
         with client.db.write() as session:
             session.execute(update(VectorStoreFile).where(files).values(job_id=built))  # another job brings them in
-        runs.run(client.db, web.state.services.storage, client.indexes()[index]["job_id"], 2)
+        worker_steps.run(client.db, web.state.services.storage, client.indexes()[index]["job_id"], 2)
         early = wait([done], timeout=2.0).done
         client.found_all()
         result = done.result(30)

@@ -23,7 +23,7 @@ from jobs.fleet import workers
 from jobs.fleet.models_file import PACKAGED_FILE, EngineKind, Registry
 from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue
-from tests.support.adapters import tuned_model
+from tests.support.tuned_adapters import tuned_model
 from tests.support.worker_rows import worker_row
 
 Run = Callable[..., str]

@@ -23,7 +23,7 @@ from jobs.ledger import anchors, audit, pauses, shards, totals
 from jobs.ledger.tables import Audit, AuditHead
 from jobs.security.keys import check_key, create_key, id_of, list_keys
 from jobs.security.tables import Project
-from tests.support import ledgers
+from tests.support import sample_jobs
 from tests.support.worker_rows import worker_row
 
 Run = Callable[..., Any]
@@ -194,10 +194,10 @@ def paused(run: Run) -> set[str]:
 
 
 def test_an_alias_stands_for_its_model_when_that_is_paused_and_drained_and_freed(run: Run, db: Database) -> None:
-    job = ledgers.running(db, model=PACKAGED)
-    ledgers.claim_shard(db, job.id)
+    job = sample_jobs.running(db, model=PACKAGED)
+    sample_jobs.claim_shard(db, job.id)
     with db.write() as session:
-        ledgers.quarantined(session, PACKAGED)
+        sample_jobs.quarantined(session, PACKAGED)
 
     with pytest.raises(CliError, match="1 claims still run"):
         run("drain", "model", "gpt-4o-mini", "--timeout", "0")
@@ -220,9 +220,9 @@ def test_a_model_that_nobody_knows_is_told_and_no_pause_is_left(run: Run, verb: 
 
 
 def test_a_model_outside_the_models_file_is_paused_if_anything_knows_it(run: Run, db: Database) -> None:
-    ledgers.running(db, model="asked")
+    sample_jobs.running(db, model="asked")
     with db.write() as session:
-        ledgers.quarantined(session, "dead")
+        sample_jobs.quarantined(session, "dead")
         pauses.pause(session, pauses.Scope.MODEL, "left", actor="operator")
         workers.store_models(session, {"shown": False, "gpt-4o": False}, "gpu.generate")
 
@@ -239,7 +239,7 @@ def test_a_model_outside_the_models_file_is_paused_if_anything_knows_it(run: Run
 def test_a_quarantined_model_is_shown_with_its_reason_and_freed_by_its_alias_too(run: Run, db: Database) -> None:
     for model in (PACKAGED, "another"):
         with db.write() as session:
-            ledgers.quarantined(session, model)
+            sample_jobs.quarantined(session, model)
 
     shown, whole = run("workers").stdout, json.loads(run("workers", "--json").stdout)["quarantined"]
     told = [run("resume", "model", PACKAGED).stdout for _ in range(2)]
@@ -258,9 +258,9 @@ def test_a_quarantined_model_is_shown_with_its_reason_and_freed_by_its_alias_too
 
 def test_explain_says_of_a_job_that_waits_for_its_model_why_that_is_quarantined(run: Run, db: Database) -> None:
     run("keys", "list")
-    ours = ledgers.submitted(db).id
+    ours = sample_jobs.submitted(db).id
     with db.write() as session:
-        ledgers.quarantined(session, PACKAGED)
+        sample_jobs.quarantined(session, PACKAGED)
 
     said = {
         (model, waits): [*_describe_quarantine(Snapshot.of(_job(model, waits, ours)), None)]
@@ -287,7 +287,7 @@ def _job(model: str, waits: str, job_id: str) -> dict[str, Any]:
 
 def test_the_doctor_finds_a_quarantined_model_broken(run: Run, db: Database) -> None:
     with db.write() as session:
-        ledgers.quarantined(session, PACKAGED)
+        sample_jobs.quarantined(session, PACKAGED)
 
     done = run("doctor", "--json")
 
@@ -338,8 +338,8 @@ def test_a_wrong_models_file_is_told_without_a_traceback(
 
 
 def test_a_drain_waits_for_what_runs_and_says_when_it_still_does(run: Run, db: Database) -> None:
-    job = ledgers.running(db)
-    claim = ledgers.claim_shard(db, job.id)
+    job = sample_jobs.running(db)
+    claim = sample_jobs.claim_shard(db, job.id)
 
     with pytest.raises(CliError, match="1 claims still run"):
         run("drain", "queue", "gpu.generate", "--timeout", "0")

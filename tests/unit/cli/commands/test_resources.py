@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from typer.testing import CliRunner, Result
 
 from cli.main import app
-from tests.support import runs
+from tests.support import worker_steps
 from tests.support.web import make_key, running_app, serve
 from tests.unit.api.batches.test_batches import create, upload
 from tests.unit.api.conftest import client_of
@@ -148,7 +148,7 @@ def test_jobs_show_their_tokens_and_times_and_that_there_are_more(client: Client
     file_id = upload(api)
     ids = [create(api, file_id)["id"] for _ in range(3)]
     services = client.web.state.services
-    runs.run(services.db, services.storage, ids[0], 4)
+    worker_steps.run(services.db, services.storage, ids[0], 4)
 
     some, every = client("jobs", "--limit", "2"), client("jobs", "--limit", "3")
 

@@ -14,7 +14,7 @@ from cli.main import app as command
 from jobs.db.engine import Database
 from jobs.fleet import workers
 from jobs.security.keys import create_operator_key, id_of
-from tests.support import ledgers
+from tests.support import sample_jobs
 from tests.support.web import make_key, running_app, serve
 from tests.support.worker_rows import worker_row
 
@@ -58,7 +58,7 @@ def test_workers_pauses_and_quarantines_are_shown(app: FastAPI, db: Database) ->
     make_key(app, "blue")
     with db.write() as session:
         workers.register(session, worker_row("gpu-1", "gpu.generate", "m"))
-        ledgers.quarantined(session, PACKAGED)
+        sample_jobs.quarantined(session, PACKAGED)
 
     told = [run("pause", *words).stdout for words in (("worker", "gpu-1"), ("project", "blue"), ("project", "blue"))]
     shown, whole = run("workers").stdout, json.loads(run("workers", "--json").stdout)
@@ -73,8 +73,8 @@ def test_workers_pauses_and_quarantines_are_shown(app: FastAPI, db: Database) ->
 
 @pytest.mark.usefixtures("elsewhere")
 def test_a_model_is_drained_and_resumed_by_its_alias(db: Database) -> None:
-    job = ledgers.running(db, model=PACKAGED)
-    ledgers.claim_shard(db, job.id)
+    job = sample_jobs.running(db, model=PACKAGED)
+    sample_jobs.claim_shard(db, job.id)
 
     with pytest.raises(CliError, match=r"1 claims still run.*it stays paused"):
         run("drain", "model", "gpt-4o-mini", "--timeout", "0")

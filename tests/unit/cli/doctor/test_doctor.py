@@ -24,8 +24,8 @@ from jobs.fleet.runtimes import Candidate, RuntimeRecord
 from jobs.platform.storage import DiskStorage, Space
 from jobs.queues import Queue
 from jobs.setting_groups import MB
-from tests.support import adapters
-from tests.support.shop import running_broker
+from tests.support import tuned_adapters
+from tests.support.interactive_api import running_broker
 from tests.support.worker_rows import worker_row
 from workers.sandbox.confinement import FORK_PARTS, PARTS
 
@@ -272,7 +272,7 @@ def test_whole_tuned_models_that_no_process_serves_are_reported(
 ) -> None:
     before = diagnosis(database_url=sqlite_url)
     db = Database(sqlite_url)
-    adapters.tuned_model(db, DiskStorage(tmp_path / "stored"), "ft:m:acme::abc", method="full")
+    tuned_adapters.tuned_model(db, DiskStorage(tmp_path / "stored"), "ft:m:acme::abc", method="full")
     unserved = diagnosis()["tuned models"]
     with db.write() as session:
         workers.register(session, worker_row("tuned-1", Queue.TUNED, "*", pool="tuned"))

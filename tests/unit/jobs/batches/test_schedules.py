@@ -18,7 +18,7 @@ from jobs.files.tables import File
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Audit, Job, Schedule
 from jobs.security import keys
-from tests.support.mill import chat_line, jsonl, running
+from tests.support.inline_deployment import chat_line, jsonl, running
 from workers.dispatcher.retention import Retention
 
 CHAT = "/v1/chat/completions"
@@ -151,19 +151,19 @@ def test_a_schedule_whose_input_is_gone_says_so_and_goes_on(db: Database) -> Non
 
 
 def test_the_dispatcher_fires_and_the_batch_runs(db: Database, tmp_path: Path) -> None:
-    with running(db, tmp_path) as mill:
-        mill.storage.put("files/in", jsonl([chat_line(f"r{n}", f"hello {n}") for n in range(10)]))
+    with running(db, tmp_path) as inline:
+        inline.storage.put("files/in", jsonl([chat_line(f"r{n}", f"hello {n}") for n in range(10)]))
         scheduled(db)
-        mill.until(lambda: schedule(db).last_job_id is not None)
-        (job,) = mill.drain(schedule(db).last_job_id or "")
+        inline.until(lambda: schedule(db).last_job_id is not None)
+        (job,) = inline.drain(schedule(db).last_job_id or "")
 
     assert (job.state, job.completed) == (JobState.SUCCEEDED, 10)
 
 
 def test_a_schedules_file_does_not_expire(db: Database, tmp_path: Path) -> None:
-    with running(db, tmp_path) as mill:
+    with running(db, tmp_path) as inline:
         scheduled(db)
-        retention = Retention(mill.config, db, mill.storage)
+        retention = Retention(inline.config, db, inline.storage)
         retention.run()
         with db.read() as session:
             kept = session.get(File, "file-1")
@@ -179,13 +179,13 @@ def test_a_schedules_file_does_not_expire(db: Database, tmp_path: Path) -> None:
 
 
 def test_a_batch_that_may_not_begin_yet_is_checked_and_waits(db: Database, tmp_path: Path) -> None:
-    with running(db, tmp_path) as mill:
-        job_id = mill.submit(jsonl([chat_line("a", "hello")]), not_before=now() + 3600, deadline=now() + 7200)
-        mill.until(lambda: mill.job(job_id).waiting_for == "time")
-        early = mill.job(job_id)
+    with running(db, tmp_path) as inline:
+        job_id = inline.submit(jsonl([chat_line("a", "hello")]), not_before=now() + 3600, deadline=now() + 7200)
+        inline.until(lambda: inline.job(job_id).waiting_for == "time")
+        early = inline.job(job_id)
         with db.write() as session:
             session.execute(update(Job).values(not_before=now() - 1))
-        (job,) = mill.drain(job_id)
+        (job,) = inline.drain(job_id)
 
     assert (early.state, early.completed) == (JobState.RUNNING, 0)
     assert (job.state, job.completed) == (JobState.SUCCEEDED, 1)

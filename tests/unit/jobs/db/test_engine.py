@@ -22,8 +22,8 @@ from jobs.fleet.tables import Meta
 from jobs.logs import JsonFormatter
 from jobs.security.tables import Project
 from jobs.timings import Timings
-from tests.support.ledgers import LosesAnswers
-from tests.support.noting import add_one, lock_file_of, note, notes, opened, write_many
+from tests.support.recorder import add_one, lock_file_of, note, notes, opened, write_many
+from tests.support.sample_jobs import LosesAnswers
 from tests.support.services import Postgres
 from tests.support.system import eventually
 

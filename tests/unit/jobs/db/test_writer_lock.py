@@ -21,7 +21,7 @@ from jobs.errors import DatabaseBusy
 from jobs.fleet.tables import Meta
 from jobs.platform.locks import FileLock
 from jobs.timings import Timings
-from tests.support.noting import lock_file_of, note, notes, opened
+from tests.support.recorder import lock_file_of, note, notes, opened
 from tests.support.system import eventually, pause
 
 

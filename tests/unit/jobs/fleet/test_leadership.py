@@ -12,7 +12,7 @@ from sqlalchemy import text
 from jobs.db.engine import Database
 from jobs.fleet.leadership import Leadership
 from jobs.settings import Settings
-from tests.support import ledgers
+from tests.support import sample_jobs
 from tests.support.system import GRACE_SECONDS
 
 _END_LEADERS = text("""
@@ -81,7 +81,7 @@ def test_the_leader_wakes_when_something_is_enqueued_and_else_waits(db: Database
         idle = threads.submit(leader.wait, 0.01, 60.0, stop)
         with pytest.raises(TimeoutError):
             idle.result(0.2)
-        ledgers.submitted(db)
+        sample_jobs.submitted(db)
 
         idle.result(30)
 

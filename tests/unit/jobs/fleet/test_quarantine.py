@@ -13,7 +13,7 @@ from jobs.fleet.models_file import EngineKind, ModelConfig, ModelSource
 from jobs.fleet.quarantine import QuarantineLimits
 from jobs.fleet.tables import EngineDeath, Quarantine, Worker
 from jobs.ledger.tables import Audit
-from tests.support import ledgers
+from tests.support import sample_jobs
 from tests.support.worker_rows import worker_row
 
 BOUNDS = QuarantineLimits(deaths=3, seconds=60.0, rest=100.0)
@@ -263,8 +263,8 @@ def handle_worker_death(db: Database, clock: Clock, **changes: Any) -> None:
 
 @pytest.mark.parametrize("name", [TINY, "small"])
 def test_a_worker_that_is_gone_was_taken_along_by_what_it_was_asked(db: Database, clock: Clock, name: str) -> None:
-    job = ledgers.running(db, [2, 2], model=name)
-    ledgers.claim_shard(db, job.id, 1, "w-1")
+    job = sample_jobs.running(db, [2, 2], model=name)
+    sample_jobs.claim_shard(db, job.id, 1, "w-1")
 
     handle_worker_death(db, clock)
 
@@ -272,8 +272,8 @@ def test_a_worker_that_is_gone_was_taken_along_by_what_it_was_asked(db: Database
 
 
 def test_or_by_what_it_was_building(db: Database, clock: Clock) -> None:
-    job = ledgers.running(db)
-    ledgers.claim_shard(db, job.id, 0, "w-1")
+    job = sample_jobs.running(db)
+    sample_jobs.claim_shard(db, job.id, 0, "w-1")
 
     handle_worker_death(
         db, clock, engines={TINY: {"entry": ENTRY, "up": True}, "large": {"entry": "entry-l", "up": False}}

@@ -14,7 +14,7 @@ from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue
 from jobs.security import keys
 from jobs.settings import Settings
-from tests.support import adapters
+from tests.support import tuned_adapters
 from tests.unit.jobs.fleet.test_workers import register, worker
 
 CHAT = "/v1/chat/completions"
@@ -55,7 +55,7 @@ def test_an_external_server_that_takes_any_name_is_refused_to_a_project_without_
 def test_a_tuned_model_runs_where_its_base_does(sqlite: Database, tmp_path: Path) -> None:
     config: Any = Settings()
     name = "ft:smollm2-135m-instruct:acme::abc"
-    adapters.tuned_model(sqlite, DiskStorage(tmp_path), name, base="smollm2-135m-instruct", project="acme")
+    tuned_adapters.tuned_model(sqlite, DiskStorage(tmp_path), name, base="smollm2-135m-instruct", project="acme")
     with sqlite.write() as session:
         project_id, other = (keys.ensure_project(session, one).id for one in ("acme", "rival"))
         registry = Registry.load(config)
@@ -73,7 +73,7 @@ def test_a_tuned_model_runs_where_its_base_does(sqlite: Database, tmp_path: Path
 def test_an_adapter_whose_base_is_not_served_says_where_it_can_be(sqlite: Database, tmp_path: Path) -> None:
     config: Any = Settings(vllm_enabled=False)
     name = "ft:smollm2-135m-instruct:acme::abc"
-    adapters.tuned_model(sqlite, DiskStorage(tmp_path), name, base="smollm2-135m-instruct", project="acme")
+    tuned_adapters.tuned_model(sqlite, DiskStorage(tmp_path), name, base="smollm2-135m-instruct", project="acme")
     with sqlite.write() as session:
         project_id, registry = keys.ensure_project(session, "acme").id, Registry.load(config)
         with pytest.raises(routing.NotServed, match="--no-vllm") as refused:
@@ -85,7 +85,7 @@ def test_an_adapter_whose_base_is_not_served_says_where_it_can_be(sqlite: Databa
 def test_a_tuned_model_that_no_engine_can_serve_is_refused(sqlite: Database, tmp_path: Path) -> None:
     config: Any = Settings()
     name, storage = "ft:smollm2-135m-instruct:acme::abc", DiskStorage(tmp_path)
-    adapters.tuned_model(sqlite, storage, name, base="smollm2-135m-instruct", project="acme")
+    tuned_adapters.tuned_model(sqlite, storage, name, base="smollm2-135m-instruct", project="acme")
     packaged = Registry.load(config)
     base = packaged.models["smollm2-135m-instruct"]
     plain = base.model_copy(update={"engine_args": {**base.engine_args, "enable_lora": False}})
@@ -101,7 +101,7 @@ def test_a_whole_model_is_served_by_the_process_for_such_models(sqlite: Database
     config: Any = Settings()
     names = {base: f"ft:{base}:acme::abc" for base in ("smollm2-135m-instruct", "removed-since")}
     for base, name in names.items():
-        adapters.tuned_model(sqlite, DiskStorage(tmp_path), name, base=base, project="acme", method="full")
+        tuned_adapters.tuned_model(sqlite, DiskStorage(tmp_path), name, base=base, project="acme", method="full")
 
     with sqlite.write() as session:
         project_id = keys.ensure_project(session, "acme").id

@@ -16,7 +16,7 @@ from jobs.ledger.pauses import Scope
 from jobs.ledger.tables import Job, Outbox
 from jobs.queues import Queue, Task
 from jobs.settings import Settings
-from tests.support import ledgers
+from tests.support import sample_jobs
 from tests.support.worker_rows import worker_row
 
 Why = Callable[[str], list[str]]
@@ -52,7 +52,7 @@ def overdue(db: Database, published_at: float | None = None) -> None:
 
 
 def test_a_paused_queue_is_named_with_what_ends_the_pause(db: Database, why: Why) -> None:
-    job = ledgers.submitted(db)
+    job = sample_jobs.submitted(db)
     works(db)
     pause(db, Scope.QUEUE, "cpu.plan")
 
@@ -60,21 +60,21 @@ def test_a_paused_queue_is_named_with_what_ends_the_pause(db: Database, why: Why
 
 
 def test_a_paused_model_holds_back_lines_before_any_dispatcher_has_said_so(db: Database, why: Why) -> None:
-    job = ledgers.running(db, model="tiny")
+    job = sample_jobs.running(db, model="tiny")
     pause(db, Scope.MODEL, "tiny")
 
     assert why(job.id) == ["its queue, model or project is paused; `nightmill workers` shows what is"]
 
 
 def test_a_queue_without_a_live_worker_is_named(db: Database, why: Why) -> None:
-    queued, running = ledgers.submitted(db), ledgers.running(db)
+    queued, running = sample_jobs.submitted(db), sample_jobs.running(db)
 
     assert why(queued.id) == ["no live worker of cpu.plan; `nightmill workers` lists the live workers"]
     assert why(running.id) == ["no live worker of gpu.generate; `nightmill workers` lists the live workers"]
 
 
 def test_workers_that_take_nothing_are_named_with_why(db: Database, why: Why) -> None:
-    job = ledgers.submitted(db)
+    job = sample_jobs.submitted(db)
     works(db)
     works(db, id="worker-2", state="starting")
     pause(db, Scope.WORKER, "worker-1")
@@ -83,20 +83,20 @@ def test_workers_that_take_nothing_are_named_with_why(db: Database, why: Why) ->
 
 
 def test_slots_that_are_busy_are_counted(db: Database, why: Why) -> None:
-    other, job = ledgers.running(db), ledgers.running(db)
+    other, job = sample_jobs.running(db), sample_jobs.running(db)
     works(db, "gpu.generate")
-    ledgers.claim_shard(db, other.id)
+    sample_jobs.claim_shard(db, other.id)
 
     assert why(job.id) == ["all slots of gpu.generate are busy (1)"]
 
 
 def test_a_project_that_has_its_share_of_the_processes_is_told_so(db: Database, why: Why) -> None:
-    others = [ledgers.running(db, [1], Queue.INGEST) for _ in range(2)]
-    job, theirs = ledgers.submitted(db), ledgers.submitted(db, project_id="other")
+    others = [sample_jobs.running(db, [1], Queue.INGEST) for _ in range(2)]
+    job, theirs = sample_jobs.submitted(db), sample_jobs.submitted(db, project_id="other")
     for n in range(3):
         works(db, id=f"worker-{n}", queues=[Queue.PLAN, Queue.INGEST])
     for other in others:
-        ledgers.claim_shard(db, other.id, worker="worker-0")
+        sample_jobs.claim_shard(db, other.id, worker="worker-0")
 
     assert why(job.id) == [
         "other work of its project has 2 of 3 processes, its share; it begins when one of them is free"
@@ -105,7 +105,7 @@ def test_a_project_that_has_its_share_of_the_processes_is_told_so(db: Database, 
 
 
 def test_an_overdue_message_names_the_missing_dispatcher(db: Database, why: Why) -> None:
-    job = ledgers.submitted(db)
+    job = sample_jobs.submitted(db)
     works(db)
     overdue(db)
 
@@ -116,7 +116,7 @@ def test_an_overdue_message_names_the_missing_dispatcher(db: Database, why: Why)
 
 
 def test_a_leading_dispatcher_is_not_blamed(sqlite: Database, tmp_path: Path) -> None:
-    job = ledgers.submitted(sqlite)
+    job = sample_jobs.submitted(sqlite)
     works(sqlite)
     overdue(sqlite, published_at=now() - 20)
 
@@ -130,7 +130,7 @@ def test_a_leading_dispatcher_is_not_blamed(sqlite: Database, tmp_path: Path) ->
 
 @pytest.mark.parametrize("url", ["amqp://127.0.0.1:9", "redis://127.0.0.1:9/0"])
 def test_an_unavailable_broker_is_named(sqlite: Database, tmp_path: Path, url: str) -> None:
-    job = ledgers.submitted(sqlite)
+    job = sample_jobs.submitted(sqlite)
     works(sqlite)
     overdue(sqlite)
 
@@ -140,7 +140,7 @@ def test_an_unavailable_broker_is_named(sqlite: Database, tmp_path: Path, url: s
 
 
 def test_what_a_worker_has_in_hand_waits_for_nothing_unless_that_is_silent(db: Database, why: Why) -> None:
-    job = ledgers.submitted(db)
+    job = sample_jobs.submitted(db)
     works(db, id="worker-1")
     with db.write() as session:
         ledger.claim(session, job.id, Task.PLAN, "worker-1")
@@ -151,7 +151,7 @@ def test_what_a_worker_has_in_hand_waits_for_nothing_unless_that_is_silent(db: D
 
 
 def test_a_job_that_has_just_come_is_not_complained_of(db: Database, why: Why) -> None:
-    job = ledgers.submitted(db)
+    job = sample_jobs.submitted(db)
     works(db)
 
     assert why(job.id) == []

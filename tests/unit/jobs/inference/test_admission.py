@@ -20,7 +20,7 @@ from jobs.inference.interactive import AnswerEntry, QueuedRequest, Resumable, pa
 from jobs.setting_groups import MB
 from jobs.settings import Settings
 from jobs.timings import Timings
-from tests.support.shop import running_broker
+from tests.support.interactive_api import running_broker
 from workers.dispatcher.publisher import CeleryPublisher
 
 QUEUE = "gpu.generate"

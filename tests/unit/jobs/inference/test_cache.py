@@ -13,7 +13,7 @@ from jobs.files.tables import File
 from jobs.inference import cache
 from jobs.inference.cache import CachedValue, NewEntry
 from jobs.inference.tables import CacheEntry, CacheUse
-from tests.support.ledgers import new_job
+from tests.support.sample_jobs import new_job
 
 LATER = 4_000_000_000.0
 

@@ -12,7 +12,7 @@ from jobs.db.engine import Database
 from jobs.ledger import audit, totals
 from jobs.ledger.audit import AuditVerdict
 from jobs.ledger.tables import Audit, AuditHead
-from tests.support.ledgers import rolled_back
+from tests.support.sample_jobs import rolled_back
 
 pytestmark = pytest.mark.dialects
 

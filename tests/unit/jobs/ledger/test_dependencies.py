@@ -14,7 +14,7 @@ from jobs.ledger.tables import Job, JobDependency, Outbox
 from jobs.queues import Task
 from jobs.webhooks.tables import Delivery, WebhookEndpoint
 from tests.support.invariants import violations
-from tests.support.ledgers import (
+from tests.support.sample_jobs import (
     LosesAnswers,
     claim_job,
     close,

@@ -9,8 +9,8 @@ from jobs.ledger import ledger, pauses, shards
 from jobs.ledger.shards import ShardClaim
 from jobs.ledger.states import JobState
 from jobs.queues import Queue, Task
-from tests.support import ledgers
-from tests.support.ledgers import (
+from tests.support import sample_jobs
+from tests.support.sample_jobs import (
     LosesAnswers,
     answer,
     at_once,
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.dialects
 
 def _go_on(db: Database, claim: ShardClaim) -> ledger.JobClaim | None:
     with db.write() as session:
-        job = shards.commit(session, claim, 0, "a", 1, ledgers.tally(range(4)), last=True)
+        job = shards.commit(session, claim, 0, "a", 1, sample_jobs.tally(range(4)), last=True)
         assert job is not None
         return ledger.claim_finish(session, job, "worker")
 
@@ -42,7 +42,7 @@ def test_who_ran_all_of_a_job_has_the_right_to_finish_it(db: Database) -> None:
     claim = _go_on(db, claim_shard(db, job.id))
 
     assert claim is not None
-    after = ledgers.job(db, job.id)
+    after = sample_jobs.job(db, job.id)
     assert (after.state, after.worker_id, after.epoch) == (JobState.FINISHING, "worker", claim.epoch)
     assert outbox_messages(db, job.id) == []
     with db.write() as session:
@@ -87,7 +87,7 @@ def test_the_end_carries_counts_files_and_one_event(db: Database) -> None:
     with db.write() as session:
         ledger.close(session, claim, {"completed": 8, "failed": 0, "output_file_id": "file-1"}, [output])
 
-    after = ledgers.job(db, job.id)
+    after = sample_jobs.job(db, job.id)
     assert (after.state, after.completed, after.output_file_id) == ("succeeded", 8, "file-1")
     assert [kind for _, kind in told(db, job.id)] == ["job.created", "job.running", "job.finishing", "batch.completed"]
     with db.read() as session:
@@ -107,7 +107,7 @@ def test_a_finisher_that_lost_its_job_can_not_close_it(db: Database) -> None:
     with db.write() as session:
         ledger.close(session, second, {"completed": 4}, [])
 
-    assert ledgers.job(db, job.id).completed == 4
+    assert sample_jobs.job(db, job.id).completed == 4
     with db.read() as session:
         assert session.get(File, "file-z") is None
 

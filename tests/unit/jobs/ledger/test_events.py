@@ -10,8 +10,8 @@ from jobs.errors import ClaimLost, Conflict
 from jobs.ledger import events, ledger
 from jobs.ledger.states import JobState
 from jobs.webhooks.tables import Delivery, Event
-from tests.support import ledgers
-from tests.support.ledgers import close, finishing, running, submitted, told
+from tests.support import sample_jobs
+from tests.support.sample_jobs import close, finishing, running, submitted, told
 
 
 def test_a_job_s_events_are_numbered_from_one_without_a_gap(db: Database) -> None:
@@ -40,7 +40,7 @@ def test_a_refused_move_leaves_no_gap(db: Database) -> None:
         list(pool.map(stop, range(6)))
 
     assert [seq for seq, _ in told(db, job.id)] == [1, 2, 3]
-    assert ledgers.job(db, job.id).event_seq == 3
+    assert sample_jobs.job(db, job.id).event_seq == 3
 
 
 def test_events_are_read_after_a_number_and_in_order(db: Database) -> None:

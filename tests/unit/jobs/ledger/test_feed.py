@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 from jobs.db.engine import Database
 from jobs.ledger import events, feed
 from jobs.webhooks.tables import Delivery, Event
-from tests.support.ledgers import close, finishing, rolled_back, submitted
+from tests.support.sample_jobs import close, finishing, rolled_back, submitted
 
 
 def told(db: Database, subject: str, seq: int, *, at: float = 1.0, project: str = "proj_1") -> None:

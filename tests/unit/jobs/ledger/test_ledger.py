@@ -12,8 +12,8 @@ from jobs.ledger.states import LIVE, JobState
 from jobs.ledger.tables import Audit, Job, Outbox
 from jobs.queues import Queue, Task
 from jobs.webhooks.tables import Delivery, Event, WebhookEndpoint
-from tests.support import ledgers
-from tests.support.ledgers import (
+from tests.support import sample_jobs
+from tests.support.sample_jobs import (
     answer,
     at_once,
     claim_job,
@@ -45,11 +45,11 @@ def test_a_submitted_job_has_its_event_its_audit_row_and_its_message(db: Databas
 
 
 def test_a_submit_that_is_rolled_back_leaves_nothing(db: Database) -> None:
-    with ledgers.rolled_back(db) as session:
-        ledger.submit(session, ledgers.new_job(), actor="key:test")
+    with sample_jobs.rolled_back(db) as session:
+        ledger.submit(session, sample_jobs.new_job(), actor="key:test")
 
     with db.read() as session:
-        assert ledgers.everything(session) == ((),) * 6
+        assert sample_jobs.everything(session) == ((),) * 6
 
 
 # ── claims on a job ──
@@ -92,7 +92,7 @@ def test_a_job_that_waited_for_something_no_longer_does_once_claimed(db: Databas
 
     claim_job(db, claim.job.id, Task.PLAN)
 
-    assert ledgers.job(db, claim.job.id).waiting_for is None
+    assert sample_jobs.job(db, claim.job.id).waiting_for is None
 
 
 def test_finishing_waits_for_the_running_shards_of_a_stopping_job(db: Database) -> None:
@@ -119,7 +119,7 @@ def test_a_heartbeat_counts_for_the_holder_alone(db: Database) -> None:
         assert not ledger.heartbeat(session, claim.job.id, claim.epoch - 1, claim.worker_id)
         assert not ledger.heartbeat(session, claim.job.id, claim.epoch, "someone else")
 
-    assert ledgers.job(db, claim.job.id).heartbeat == 1
+    assert sample_jobs.job(db, claim.job.id).heartbeat == 1
 
 
 # ── planning ──
@@ -128,7 +128,7 @@ def test_a_heartbeat_counts_for_the_holder_alone(db: Database) -> None:
 def test_a_planned_job_runs_and_its_shards_are_enqueued(db: Database) -> None:
     job = running(db, [4, 4, 2])
 
-    after = ledgers.job(db, job.id)
+    after = sample_jobs.job(db, job.id)
     assert (after.state, after.total, after.model, after.queue) == ("running", 10, "tiny", Queue.GENERATE)
     assert after.in_progress_at is not None
     assert after.worker_id is None
@@ -146,7 +146,7 @@ def test_a_planner_that_lost_its_job_can_write_nothing(db: Database) -> None:
     claim = planning(db)
     with db.write() as session:
         assert ledger.revoke_lease(session, claim.job.id, claim.epoch, 0)
-        before = ledgers.everything(session)
+        before = sample_jobs.everything(session)
 
     zombie: list[Callable[[], object]] = [
         lambda: shards.cut(session, claim, Queue.GENERATE, cuts(claim.job.id, [4])),
@@ -160,7 +160,7 @@ def test_a_planner_that_lost_its_job_can_write_nothing(db: Database) -> None:
             write()
 
     with db.read() as session:
-        assert ledgers.everything(session) == before
+        assert sample_jobs.everything(session) == before
 
 
 def test_a_second_planner_clears_what_the_first_has_cut(db: Database) -> None:
@@ -177,7 +177,7 @@ def test_a_second_planner_clears_what_the_first_has_cut(db: Database) -> None:
 
     assert removed == [2, 1, 0]
     assert outbox_messages(db, first.job.id) == [("run", 0), ("run", 1)]
-    assert ledgers.shard(db, first.job.id, 1).lines == 6
+    assert sample_jobs.shard(db, first.job.id, 1).lines == 6
 
 
 def test_the_messages_of_a_job_that_is_being_planned_give_nobody_a_shard(db: Database) -> None:
@@ -200,7 +200,7 @@ def test_a_rejected_job_keeps_its_errors_and_has_no_message(db: Database) -> Non
     with db.write() as session:
         ledger.reject(session, claim, [{"line": 2, "code": "invalid_json"}])
 
-    after = ledgers.job(db, claim.job.id)
+    after = sample_jobs.job(db, claim.job.id)
     assert (after.state, after.errors) == ("failed", [{"line": 2, "code": "invalid_json"}])
     assert outbox_messages(db, claim.job.id) == []
 
@@ -211,7 +211,7 @@ def test_a_retry_reads_what_its_planner_says(db: Database) -> None:
     with db.write() as session:
         ledger.set_retry_input(session, claim, "jobs/1/input.jsonl")
 
-    assert ledgers.job(db, claim.job.id).input_path == "jobs/1/input.jsonl"
+    assert sample_jobs.job(db, claim.job.id).input_path == "jobs/1/input.jsonl"
 
 
 # ── a claim that ends without a result ──
@@ -224,7 +224,7 @@ def test_a_released_job_is_enqueued_again_after_its_delay(db: Database) -> None:
         first = ledger.release(session, claim.job.id, claim.epoch, delay=60, waiting_for="model")
         again = ledger.release(session, claim.job.id, claim.epoch)
 
-    after = ledgers.job(db, claim.job.id)
+    after = sample_jobs.job(db, claim.job.id)
     assert (first, again) == (True, False)
     assert (after.worker_id, after.waiting_for, after.state) == (None, "model", "queued")
     with db.read() as session:
@@ -241,7 +241,7 @@ def test_a_zombie_puts_back_nothing_that_another_holds(db: Database) -> None:
     with db.write() as session:
         assert not ledger.release(session, zombie.job.id, zombie.epoch)
 
-    after = ledgers.job(db, heir.job.id)
+    after = sample_jobs.job(db, heir.job.id)
     assert (after.epoch, after.worker_id) == (heir.epoch, "heir")
     assert outbox_messages(db, heir.job.id) == []
 
@@ -257,12 +257,12 @@ def test_a_released_finisher_is_enqueued_as_a_finish(db: Database) -> None:
 
 
 def test_a_job_that_kills_whoever_plans_it_is_claimed_ever_later(db: Database) -> None:
-    job = ledgers.submitted(db)
+    job = sample_jobs.submitted(db)
     waits = []
     for _ in range(16):
         with db.write() as session:
             session.execute(update(Outbox).values(due_at=0.0))
-        claim = ledgers.claim_job(db, job.id, Task.PLAN)
+        claim = sample_jobs.claim_job(db, job.id, Task.PLAN)
         with db.write() as session:
             assert ledger.revoke_lease(session, job.id, claim.epoch, 0)
         with db.read() as session:
@@ -284,7 +284,7 @@ def test_a_lease_is_lost_only_where_the_heartbeat_stood_still(db: Database) -> N
         still = ledger.revoke_lease(session, claim.job.id, claim.epoch, 1)
         twice = ledger.revoke_lease(session, claim.job.id, claim.epoch, 1)
 
-    after = ledgers.job(db, claim.job.id)
+    after = sample_jobs.job(db, claim.job.id)
     assert (moved, still, twice) == (False, True, False)
     assert (after.lost_leases, after.worker_id) == (1, None)
     assert outbox_messages(db, claim.job.id) == [("plan", -1)]
@@ -296,7 +296,7 @@ def test_a_lease_is_lost_only_where_the_heartbeat_stood_still(db: Database) -> N
 def test_settling_again_and_again_changes_nothing(db: Database) -> None:
     jobs = [submitted(db), planning(db).job, running(db), finishing(db)]
     with db.read() as session:
-        before = ledgers.everything(session)
+        before = sample_jobs.everything(session)
 
     for job in jobs:
         with db.write() as session:
@@ -304,12 +304,12 @@ def test_settling_again_and_again_changes_nothing(db: Database) -> None:
             ledger.advance_job(session, "nobody", actor="dispatcher")
 
     with db.read() as session:
-        assert ledgers.everything(session) == before
+        assert sample_jobs.everything(session) == before
 
 
 def test_an_ended_job_has_no_message(db: Database) -> None:
     job = finishing(db)
-    ledgers.close(db, job.id)
+    sample_jobs.close(db, job.id)
 
     with db.write() as session:
         ledger.advance_job(session, job.id, actor="dispatcher")
@@ -324,7 +324,7 @@ def test_a_job_without_its_next_step_is_found_and_mended(db: Database) -> None:
     claim_shard(db, busy.id)
     last = claim_shard(db, done.id)
     with db.write() as session:  # a shard closed, and its worker died before it settled the job
-        shards.commit(session, last, 0, "path", 1, ledgers.tally(range(4)), last=True)
+        shards.commit(session, last, 0, "path", 1, sample_jobs.tally(range(4)), last=True)
         session.execute(delete(Outbox))
 
     with db.write() as session:
@@ -371,7 +371,7 @@ def test_sums_are_those_of_the_shards(db: Database) -> None:
 def test_a_stale_read_is_caught_by_the_update_itself(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lock reads the newest row; should it ever not, the WHERE still knows."""
     job = submitted(db)
-    stale = ledgers.new_job(id=job.id, state=JobState.QUEUED, epoch=7, event_seq=1)
+    stale = sample_jobs.new_job(id=job.id, state=JobState.QUEUED, epoch=7, event_seq=1)
     monkeypatch.setattr(ledger, "lock", lambda *_: stale)
 
     with pytest.raises(ClaimLost), db.write() as session:
@@ -394,8 +394,8 @@ def test_each_terminal_event_is_enqueued_for_whom_it_concerns(db: Database) -> N
     job = finishing(db, webhook_url="https://mine")
     stranger = finishing(db, project_id="proj_2")
 
-    ledgers.close(db, job.id)
-    ledgers.close(db, stranger.id)
+    sample_jobs.close(db, job.id)
+    sample_jobs.close(db, stranger.id)
 
     with db.read() as session:
         pending = session.execute(select(Delivery.endpoint_id, Delivery.job_id).order_by(Delivery.endpoint_id)).all()
@@ -406,7 +406,7 @@ def test_each_terminal_event_is_enqueued_for_whom_it_concerns(db: Database) -> N
 
 def test_every_move_has_its_audit_row(db: Database) -> None:
     job = finishing(db)
-    ledgers.close(db, job.id)
+    sample_jobs.close(db, job.id)
 
     with db.read() as session:
         rows = session.scalars(select(Audit).where(Audit.target == job.id)).all()
@@ -438,17 +438,17 @@ def test_what_cannot_be_planned_is_tried_so_many_times_and_fails(db: Database) -
             states.append((failed.state, failed.failed_attempts))
 
     assert states == [(JobState.QUEUED, 1), (JobState.QUEUED, 2), (JobState.FAILED, 3)]
-    assert ledgers.job(db, job_id).errors == [{"code": "internal_error"}]
+    assert sample_jobs.job(db, job_id).errors == [{"code": "internal_error"}]
 
 
 def test_what_fails_when_it_was_cut_in_part_has_no_message_any_more(db: Database) -> None:
     claim = planning(db)
     with db.write() as session:
-        shards.cut(session, claim, Queue.GENERATE, ledgers.cuts(claim.job.id, [1, 1]))
-    pending = ledgers.outbox_messages(db, claim.job.id)
+        shards.cut(session, claim, Queue.GENERATE, sample_jobs.cuts(claim.job.id, [1, 1]))
+    pending = sample_jobs.outbox_messages(db, claim.job.id)
 
     with db.write() as session:
         ledger.record_failed_attempt(session, claim, tries=1, delay=5, error={"code": "internal_error"})
 
-    assert (len(pending), ledgers.state(db, claim.job.id)) == (2, JobState.FAILED)
-    assert ledgers.outbox_messages(db, claim.job.id) == []
+    assert (len(pending), sample_jobs.state(db, claim.job.id)) == (2, JobState.FAILED)
+    assert sample_jobs.outbox_messages(db, claim.job.id) == []

@@ -14,8 +14,8 @@ from jobs.fleet import workers
 from jobs.fleet.tables import Measure, Worker
 from jobs.ledger import ledger, measures, shards
 from jobs.queues import Task
-from tests.support import ledgers
-from tests.support.ledgers import at_once, claim_job, claim_shard, close, finishing, planning, rolled_back, running
+from tests.support import sample_jobs
+from tests.support.sample_jobs import at_once, claim_job, claim_shard, close, finishing, planning, rolled_back, running
 
 
 def counted(db: Database, name: str, label: str | None = None) -> dict[str, int]:
@@ -145,7 +145,7 @@ def test_a_job_that_was_rejected_and_one_that_was_cancelled_have_ended_too(db: D
     claim = planning(db, created_at=at - 2)
     with db.write() as session:
         ledger.reject(session, claim, [{"line": 1}])
-    stopped = ledgers.submitted(db, created_at=at - 100)
+    stopped = sample_jobs.submitted(db, created_at=at - 100)
     with db.write() as session:
         ledger.cancel(session, stopped.id, actor="key:test")
     close(db, stopped.id)
@@ -166,7 +166,7 @@ def test_an_end_whose_answer_was_lost_is_counted_once(db: Database) -> None:
 def test_the_engines_time_for_lines_is_counted_with_their_segment_and_once(db: Database) -> None:
     job = running(db, [3], model="tiny")
     claim = claim_shard(db, job.id)
-    tally = replace(ledgers.tally([0, 1, 2]), took=[0.2, 0.2, 40.0])
+    tally = replace(sample_jobs.tally([0, 1, 2]), took=[0.2, 0.2, 40.0])
     for _ in range(2):  # the answer to the first was lost
         with db.write() as session:
             shards.commit(session, claim, 0, "p", 1, tally, last=True)
@@ -180,7 +180,7 @@ def test_a_zombies_lines_are_not_counted(db: Database) -> None:
     with db.write() as session:
         shards.revoke_lease(session, job.id, 0, claim.epoch, 0)
     with pytest.raises(ClaimLost), db.write() as session:
-        shards.commit(session, claim, 0, "p", 1, replace(ledgers.tally([0]), took=[1.0]), last=True)
+        shards.commit(session, claim, 0, "p", 1, replace(sample_jobs.tally([0]), took=[1.0]), last=True)
 
     assert counted(db, measures.ENGINE) == {}
 

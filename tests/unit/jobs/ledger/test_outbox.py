@@ -10,8 +10,8 @@ from jobs.ledger import ledger, outbox, shards
 from jobs.ledger.tables import Outbox
 from jobs.queues import Queue, Task
 from jobs.security.tables import Project
-from tests.support import ledgers
-from tests.support.ledgers import outbox_messages, planning, running, submitted
+from tests.support import sample_jobs
+from tests.support.sample_jobs import outbox_messages, planning, running, submitted
 
 pytestmark = pytest.mark.dialects
 
@@ -73,7 +73,7 @@ def test_messages_are_due_by_priority_then_deadline_then_age(db: Database) -> No
 def test_the_shards_of_a_job_that_is_being_planned_are_not_due(db: Database) -> None:
     claim = planning(db)
     with db.write() as session:
-        shards.cut(session, claim, Queue.GENERATE, ledgers.cuts(claim.job.id, [1, 1]))
+        shards.cut(session, claim, Queue.GENERATE, sample_jobs.cuts(claim.job.id, [1, 1]))
     before = due(db)
 
     with db.write() as session:
@@ -162,7 +162,7 @@ def test_the_depth_of_each_queue_says_how_many_and_since_when(db: Database) -> N
 def test_a_message_of_a_rolled_back_transaction_was_never_pending(db: Database) -> None:
     job = running(db, [1])
 
-    with ledgers.rolled_back(db) as session:
+    with sample_jobs.rolled_back(db) as session:
         outbox.forget(session, job.id)
         outbox.enqueue(session, job, Task.FINISH, Queue.PLAN)
 

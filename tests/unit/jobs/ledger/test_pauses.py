@@ -14,8 +14,8 @@ from jobs.ledger.states import JobState
 from jobs.ledger.tables import Outbox
 from jobs.queues import Queue, Task
 from jobs.security import keys
-from tests.support import ledgers
-from tests.support.mill import MODEL, chat_line, jsonl, running
+from tests.support import sample_jobs
+from tests.support.inline_deployment import MODEL, chat_line, jsonl, running
 from tests.support.worker_rows import worker_row
 
 
@@ -40,7 +40,7 @@ def claim(db: Database, job_id: str, worker: str = "worker") -> shards.ShardClai
 
 
 def names_of(db: Database, job_id: str) -> dict[Scope, str]:
-    job = ledgers.job(db, job_id)
+    job = sample_jobs.job(db, job_id)
     return {
         Scope.QUEUE: job.queue or "",
         Scope.MODEL: job.model or "",
@@ -52,14 +52,14 @@ def names_of(db: Database, job_id: str) -> dict[Scope, str]:
 
 @pytest.mark.parametrize("scope", Scope)
 def test_what_is_paused_grants_no_claim_and_keeps_its_message(db: Database, scope: Scope) -> None:
-    job = ledgers.running(db)
+    job = sample_jobs.running(db)
     name = names_of(db, job.id)[scope]
     with db.write() as session:
         outbox.mark_published(session, session.scalars(select(Outbox.id)).all())
     pause(db, scope, name)
 
     refused = claim(db, job.id)
-    pending = ledgers.outbox_messages(db, job.id)
+    pending = sample_jobs.outbox_messages(db, job.id)
     with db.read() as session:
         assert outbox.unclaimed_messages(session) == [], "it waits to be published as if it never had been"
     resume(db, scope, name)
@@ -71,14 +71,14 @@ def test_what_is_paused_grants_no_claim_and_keeps_its_message(db: Database, scop
 
 @pytest.mark.parametrize("scope", Scope)
 def test_other_projects_are_served_during_an_attack(db: Database, scope: Scope) -> None:
-    job = ledgers.running(db)
+    job = sample_jobs.running(db)
     pause(db, scope, "another")
 
     assert claim(db, job.id) is not None
 
 
 def test_a_paused_worker_plans_and_finishes_nothing(db: Database) -> None:
-    job = ledgers.submitted(db)
+    job = sample_jobs.submitted(db)
     pause(db, Scope.WORKER, "planner")
 
     with db.write() as session:
@@ -90,7 +90,7 @@ def test_a_paused_worker_plans_and_finishes_nothing(db: Database) -> None:
 def test_pausing_and_resuming_twice_is_told_and_audited_once(db: Database) -> None:
     assert [pause(db, Scope.MODEL, "m") for _ in range(2)] == [True, False]
     assert [resume(db, Scope.MODEL, "m") for _ in range(2)] == [True, False]
-    assert ledgers.history(db, "m") == [(None, None)] * 2
+    assert sample_jobs.history(db, "m") == [(None, None)] * 2
 
 
 def test_a_worker_that_leaves_takes_its_pause_along(db: Database) -> None:
@@ -109,24 +109,24 @@ def test_a_worker_that_leaves_takes_its_pause_along(db: Database) -> None:
 @pytest.mark.parametrize("scope", [Scope.QUEUE, Scope.MODEL, Scope.PROJECT, Scope.JOB])
 def test_a_job_that_is_held_back_says_so_and_goes_on_when_resumed(db: Database, tmp_path: Path, scope: Scope) -> None:
     owner = project(db, "default")
-    with running(db, tmp_path) as mill:
-        job_id = mill.submit(jsonl([chat_line(f"r{n}", f"hello {n}") for n in range(20)]))
+    with running(db, tmp_path) as inline:
+        job_id = inline.submit(jsonl([chat_line(f"r{n}", f"hello {n}") for n in range(20)]))
         names = {Scope.QUEUE: Queue.GENERATE.value, Scope.MODEL: MODEL, Scope.PROJECT: owner, Scope.JOB: job_id}
         name = names[scope]
         pause(db, scope, name)
-        mill.until(lambda: mill.job(job_id).waiting_for == "pause")
-        held = mill.job(job_id)
+        inline.until(lambda: inline.job(job_id).waiting_for == "pause")
+        held = inline.job(job_id)
         resume(db, scope, name)
-        (job,) = mill.drain(job_id)
+        (job,) = inline.drain(job_id)
 
     assert held.state == JobState.RUNNING, "it was planned all the same"
     assert (job.state, job.completed, job.waiting_for) == (JobState.SUCCEEDED, 20, None)
 
 
 def test_what_runs_is_counted_where_it_runs(db: Database) -> None:
-    job = ledgers.running(db)
-    ledgers.claim_shard(db, job.id)
-    planned = ledgers.planning(db)
+    job = sample_jobs.running(db)
+    sample_jobs.claim_shard(db, job.id)
+    planned = sample_jobs.planning(db)
 
     with db.read() as session:
         other_work = workers.other_work_at(session, Scope.JOB, job.id)

@@ -9,8 +9,8 @@ from jobs.db.engine import Database
 from jobs.ledger import progress, shards
 from jobs.ledger.shards import ShardClaim, Tally
 from jobs.ledger.tables import Job, Segment, Shard
-from tests.support import ledgers
-from tests.support.ledgers import claim_shard, running
+from tests.support import sample_jobs
+from tests.support.sample_jobs import claim_shard, running
 
 
 def commit(
@@ -51,8 +51,8 @@ WORDS = {"stop": 6, "error:engine_error": 1, "empty": 2, "length": 2}
 
 def test_outcomes_are_those_of_all_segments(db: Database, job: Job) -> None:
     assert seen(db, job.id) == WORDS
-    assert ledgers.shard(db, job.id, 0).outcomes == {"stop": 5, "error:engine_error": 1, "empty": 2}
-    assert [ledgers.shard(db, job.id, n).outcomes for n in (1, 2, 3)] == [None] * 3
+    assert sample_jobs.shard(db, job.id, 0).outcomes == {"stop": 5, "error:engine_error": 1, "empty": 2}
+    assert [sample_jobs.shard(db, job.id, n).outcomes for n in (1, 2, 3)] == [None] * 3
 
 
 def test_segments_of_a_shard_that_has_ended_are_not_looked_at(db: Database, job: Job) -> None:
@@ -117,7 +117,7 @@ def test_a_shard_that_ends_without_a_segment_has_the_sum_of_those_before(db: Dat
         with db.write() as session:
             shards.finish_empty(session, claim)
 
-    assert ledgers.shard(db, job.id, 2).outcomes == {"stop": 1}
+    assert sample_jobs.shard(db, job.id, 2).outcomes == {"stop": 1}
     assert seen(db, job.id) == WORDS
 
 

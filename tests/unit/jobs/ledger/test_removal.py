@@ -17,8 +17,8 @@ from jobs.ledger.tables import Job, JobDependency, Outcome, Segment, Shard
 from jobs.queues import Task
 from jobs.retrieval.tables import VectorStoreFile
 from jobs.webhooks.tables import Event
-from tests.support import ledgers
-from tests.support.ledgers import claim_job, finishing, submitted
+from tests.support import sample_jobs
+from tests.support.sample_jobs import claim_job, finishing, submitted
 
 LATER = 4_000_000_000.0
 
@@ -63,7 +63,7 @@ def test_a_job_goes_with_its_outcomes_and_its_predecessors_and_stays_in_the_tota
 
 
 def test_a_job_that_ended_later_or_lives_stays(db: Database) -> None:
-    young, live = emptied(db), ledgers.running(db).id
+    young, live = emptied(db), sample_jobs.running(db).id
     count_all(db)
     with db.write() as session:
         session.execute(update(Job).where(Job.id == young).values(completed_at=LATER))
@@ -84,7 +84,7 @@ def test_a_job_whose_end_is_not_counted_stays(db: Database) -> None:
 
 def _shard(db: Database, job_id: str) -> None:
     with db.write() as session:
-        session.add_all(ledgers.cuts(job_id, [1]))
+        session.add_all(sample_jobs.cuts(job_id, [1]))
 
 
 def _event(db: Database, job_id: str) -> None:
@@ -155,8 +155,8 @@ def test_a_cancelled_job_that_never_ran_goes(db: Database) -> None:
     job_id = submitted(db).id
     with db.write() as session:
         ledger.cancel(session, job_id, actor="key:test")
-    ledgers.close(db, job_id)
-    assert ledgers.state(db, job_id) == JobState.CANCELLED
+    sample_jobs.close(db, job_id)
+    assert sample_jobs.state(db, job_id) == JobState.CANCELLED
     count_all(db)
     with db.write() as session:
         session.execute(delete(Event))

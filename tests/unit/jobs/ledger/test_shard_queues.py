@@ -9,16 +9,16 @@ from jobs.ledger import ledger, shards
 from jobs.ledger.states import JobState, ShardState
 from jobs.ledger.tables import Outbox, Shard
 from jobs.queues import Queue
-from tests.support import ledgers
-from tests.support.ledgers import LosesAnswers, answer, lose, outbox_messages, shard, state
+from tests.support import sample_jobs
+from tests.support.sample_jobs import LosesAnswers, answer, lose, outbox_messages, shard, state
 
 pytestmark = pytest.mark.dialects
 
 
-def staged(db: Database, lines: int = 4) -> ledgers.Job:
+def staged(db: Database, lines: int = 4) -> sample_jobs.Job:
     """Create a job whose shard is first run in the ingest queue, and then in the embedding queue."""
-    claim = ledgers.planning(db)
-    [cut] = ledgers.cuts(claim.job.id, [lines])
+    claim = sample_jobs.planning(db)
+    [cut] = sample_jobs.cuts(claim.job.id, [lines])
     cut.queue = Queue.INGEST
     with db.write() as session:
         shards.cut(session, claim, Queue.INGEST, [cut])

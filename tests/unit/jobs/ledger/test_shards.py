@@ -15,8 +15,8 @@ from jobs.ledger.shards import Tally
 from jobs.ledger.states import JobState, ShardState
 from jobs.ledger.tables import Outbox, Shard
 from jobs.queues import Queue
-from tests.support import ledgers
-from tests.support.ledgers import (
+from tests.support import sample_jobs
+from tests.support.sample_jobs import (
     LosesAnswers,
     answer,
     claim_shard,
@@ -67,7 +67,7 @@ def test_many_shards_of_a_waiting_job_are_claimed_at_once(db: Database) -> None:
         granted = list(pool.map(claim, range(6)))
 
     assert None not in granted
-    assert ledgers.job(db, job.id).waiting_for is None
+    assert sample_jobs.job(db, job.id).waiting_for is None
 
 
 def test_a_claim_says_where_the_lines_are_and_which_are_left(db: Database) -> None:
@@ -189,7 +189,7 @@ def test_a_zombie_can_neither_end_try_nor_release_a_shard_that_is_not_its_own(db
 
     row = shard(db, job.id)
     assert (row.state, row.epoch, row.worker_id, row.isolated_line) == ("running", heir.epoch, "heir", None)
-    assert ledgers.job(db, job.id).waiting_for is None
+    assert sample_jobs.job(db, job.id).waiting_for is None
 
 
 def test_of_a_commit_and_a_lost_lease_one_decides(db: Database) -> None:
@@ -305,7 +305,7 @@ def test_a_shard_given_back_is_not_held_against_it(db: Database) -> None:
 
     row = shard(db, job.id)
     assert (row.state, row.stalls, row.worker_id) == ("pending", 0, None)
-    assert ledgers.job(db, job.id).waiting_for == "model"
+    assert sample_jobs.job(db, job.id).waiting_for == "model"
     assert claim_shard(db, job.id).faults == {2: [1, 0, 0]}
 
 
@@ -317,14 +317,14 @@ def test_a_job_waits_for_its_model_until_that_has_answered(db: Database) -> None
     with db.write() as session:
         shards.release(session, claim, waiting_for="model")
     late = claim_shard(db, job.id)
-    said = [ledgers.job(db, job.id).waiting_for]
+    said = [sample_jobs.job(db, job.id).waiting_for]
     answer(db, late, [0])
-    said.append(ledgers.job(db, job.id).waiting_for)
+    said.append(sample_jobs.job(db, job.id).waiting_for)
     with db.write() as session:
         shards.release(session, late, waiting_for="model")
-    said.append(ledgers.job(db, job.id).waiting_for)
+    said.append(sample_jobs.job(db, job.id).waiting_for)
     answer(db, early, [1], seq=1)
-    said.append(ledgers.job(db, job.id).waiting_for)
+    said.append(sample_jobs.job(db, job.id).waiting_for)
 
     assert said == ["model", None, "model", None]
 
@@ -440,9 +440,9 @@ def test_a_lost_shard_of_a_stopping_job_is_not_enqueued_again(db: Database) -> N
 def test_pending_shards_without_a_message_are_found_and_mended(db: Database) -> None:
     job = running(db, [1, 1, 1])
     claim_shard(db, job.id, 0)
-    planned = ledgers.planning(db)
+    planned = sample_jobs.planning(db)
     with db.write() as session:
-        shards.cut(session, planned, Queue.GENERATE, ledgers.cuts(planned.job.id, [1]))
+        shards.cut(session, planned, Queue.GENERATE, sample_jobs.cuts(planned.job.id, [1]))
         session.execute(delete(Outbox))
 
     with db.write() as session:
@@ -458,7 +458,7 @@ def test_a_message_is_mended_into_the_queue_of_its_job(db: Database) -> None:
     job = running(db, [1])
     with db.write() as session:
         session.execute(delete(Outbox))
-        session.execute(update(ledgers.Job).values(queue="gpu.big"))
+        session.execute(update(sample_jobs.Job).values(queue="gpu.big"))
 
     with db.write() as session:
         shards.restore_messages(session)
@@ -467,7 +467,7 @@ def test_a_message_is_mended_into_the_queue_of_its_job(db: Database) -> None:
 
 
 def test_cutting_nothing_is_nothing(db: Database) -> None:
-    claim = ledgers.planning(db)
+    claim = sample_jobs.planning(db)
 
     with db.write() as session:
         shards.cut(session, claim, Queue.GENERATE, [])

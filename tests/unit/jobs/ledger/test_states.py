@@ -11,7 +11,7 @@ from jobs.errors import ClaimLost
 from jobs.ledger import ledger, states
 from jobs.ledger.states import CLOSING, LIVE, MOVES, TERMINAL, JobState, ShardState
 from jobs.ledger.tables import Job
-from tests.support import ledgers
+from tests.support import sample_jobs
 
 PAIRS = list(itertools.product(JobState, JobState))
 ALLOWED = [(source, target) for source, target in PAIRS if target in MOVES[source]]
@@ -19,7 +19,7 @@ REFUSED = [(source, target) for source, target in PAIRS if target not in MOVES[s
 
 
 def job_in(db: Database, state: JobState) -> Job:
-    job = ledgers.submitted(db)
+    job = sample_jobs.submitted(db)
     with db.write() as session:
         session.execute(update(Job).where(Job.id == job.id).values(state=state))
     return job
@@ -58,25 +58,25 @@ def test_a_move_of_the_table_is_stamped_audited_and_told_once(
     with sqlite.write() as session:
         ledger.move(session, job.id, source, target, actor="someone", reason="a test")
 
-    after = ledgers.job(sqlite, job.id)
+    after = sample_jobs.job(sqlite, job.id)
     kind = batches.EVENTS[target] if target in TERMINAL else f"job.{target}"
     assert (after.state, after.epoch, after.event_seq) == (target, job.epoch + 1, 2)
     assert getattr(after, ledger.STAMPS[target]) > 1
-    assert ledgers.history(sqlite, job.id) == [(None, "queued"), (source, target)]
-    assert ledgers.told(sqlite, job.id) == [(1, "job.created"), (2, kind)]
+    assert sample_jobs.history(sqlite, job.id) == [(None, "queued"), (source, target)]
+    assert sample_jobs.told(sqlite, job.id) == [(1, "job.created"), (2, kind)]
 
 
 @pytest.mark.parametrize(("source", "target"), REFUSED)
 def test_a_move_off_the_table_raises_and_records_nothing(sqlite: Database, source: JobState, target: JobState) -> None:
     job = job_in(sqlite, source)
     with sqlite.read() as session:
-        before = ledgers.everything(session)
+        before = sample_jobs.everything(session)
 
     with pytest.raises(ValueError, match="no move"), sqlite.write() as session:
         ledger.move(session, job.id, source, target, actor="someone")
 
     with sqlite.read() as session:
-        assert ledgers.everything(session) == before
+        assert sample_jobs.everything(session) == before
 
 
 @pytest.mark.parametrize(("source", "target"), ALLOWED)
@@ -85,11 +85,11 @@ def test_a_move_from_where_the_job_is_not_is_fenced_and_records_nothing(
 ) -> None:
     jobs = [job_in(sqlite, state) for state in JobState if state != source]
     with sqlite.read() as session:
-        before = ledgers.everything(session)
+        before = sample_jobs.everything(session)
 
     for job in jobs:
         with pytest.raises(ClaimLost), sqlite.write() as session:
             ledger.move(session, job.id, source, target, actor="someone")
 
     with sqlite.read() as session:
-        assert ledgers.everything(session) == before
+        assert sample_jobs.everything(session) == before

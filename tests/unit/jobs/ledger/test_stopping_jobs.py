@@ -9,8 +9,8 @@ from jobs.ledger import ledger, outbox, progress, shards
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.queues import Queue
-from tests.support import ledgers
-from tests.support.ledgers import (
+from tests.support import sample_jobs
+from tests.support.sample_jobs import (
     answer,
     at_once,
     claim_shard,
@@ -33,7 +33,7 @@ def test_cancelling_a_queued_job_ends_it_without_a_run(db: Database) -> None:
         ledger.cancel(session, job.id, actor="key:test")
 
     assert outbox_messages(db, job.id) == [("finish", -1)]
-    assert ledgers.close(db, job.id).state == JobState.CANCELLED
+    assert sample_jobs.close(db, job.id).state == JobState.CANCELLED
     assert history(db, job.id)[1:] == [("queued", "cancelling"), ("cancelling", "cancelled")]
 
 
@@ -54,7 +54,7 @@ def test_cancelling_twice_happens_once(db: Database) -> None:
     for _ in range(2):
         with db.write() as session:
             assert ledger.cancel(session, job.id, actor="key:test").state == JobState.CANCELLING
-    ledgers.close(db, job.id)
+    sample_jobs.close(db, job.id)
     with db.write() as session:
         assert ledger.cancel(session, job.id, actor="key:test").state == JobState.CANCELLED
 
@@ -66,7 +66,7 @@ def test_a_job_that_ends_by_itself_can_no_longer_be_cancelled(db: Database) -> N
 
     with pytest.raises(Conflict, match="finishing"), db.write() as session:
         ledger.cancel(session, job.id, actor="key:test")
-    ledgers.close(db, job.id)
+    sample_jobs.close(db, job.id)
     with pytest.raises(Conflict, match="succeeded"), db.write() as session:
         ledger.cancel(session, job.id, actor="key:test")
 
@@ -108,7 +108,7 @@ def test_of_a_cancel_and_the_last_shard_one_decides(db: Database) -> None:
 
         assert state(db, job.id) in {JobState.CANCELLING, JobState.FINISHING}
         assert outbox_messages(db, job.id) == [("finish", -1)]
-        assert ledgers.shard(db, job.id).done == 4
+        assert sample_jobs.shard(db, job.id).done == 4
 
 
 def test_of_a_cancel_and_a_claim_on_a_shard_the_cancel_always_wins_in_the_end(db: Database) -> None:
@@ -128,7 +128,7 @@ def test_of_a_cancel_and_a_claim_on_a_shard_the_cancel_always_wins_in_the_end(db
                 shards.revoke_running(session, job.id)
 
         assert outbox_messages(db, job.id) == [("finish", -1)]
-        assert ledgers.close(db, job.id).state == JobState.CANCELLED
+        assert sample_jobs.close(db, job.id).state == JobState.CANCELLED
 
 
 def test_many_cancels_at_once_are_one(db: Database) -> None:
@@ -153,16 +153,16 @@ def test_a_job_expires_when_its_window_has_passed_and_not_before(db: Database) -
 
     assert expired is not None
     assert expired.state == JobState.EXPIRING
-    assert ledgers.close(db, late.id).state == JobState.EXPIRED
+    assert sample_jobs.close(db, late.id).state == JobState.EXPIRED
 
 
 def test_a_job_without_a_deadline_never_expires_and_comes_after_those_with_one(db: Database) -> None:
     endless, late = submitted(db, deadline=None, window=""), submitted(db)
 
     with db.write() as session:
-        assert ledger.overdue(session, ledgers.FAR) == [late.id]
+        assert ledger.overdue(session, sample_jobs.FAR) == [late.id]
         assert ledger.expire(session, endless.id, actor="dispatcher") is None
-        due = outbox.due(session, Queue.PLAN, "proj_1", ledgers.FAR / 2, 10)
+        due = outbox.due(session, Queue.PLAN, "proj_1", sample_jobs.FAR / 2, 10)
         places = [progress.queue_position(session, session.get_one(Job, job.id)) for job in (late, endless)]
 
     assert [message.job_id for message in due] == [late.id, endless.id]

@@ -11,9 +11,9 @@ from jobs.ledger import audit, ledger, totals
 from jobs.ledger.states import TERMINAL
 from jobs.ledger.tables import Audit, AuditHead, Job, Outcome
 from jobs.queues import Task
-from tests.support import ledgers
-from tests.support.ledgers import at_once, claim_job, claim_shard, finishing, planning, rolled_back, submitted
-from tests.support.plans import explained
+from tests.support import sample_jobs
+from tests.support.query_plans import explained
+from tests.support.sample_jobs import at_once, claim_job, claim_shard, finishing, planning, rolled_back, submitted
 
 NAMES = (totals.JOBS, totals.ITEMS, totals.TOKENS, totals.OUTCOMES, totals.LOST_LEASES)
 Sums = dict[str, Counter[tuple[str, str]]]
@@ -51,16 +51,16 @@ def several(db: Database) -> None:
     """Leave jobs in several terminal states, and live ones."""
     ended(db, outcomes={"stop": 5, "error:engine_error": 1})
     ended(db, kind="embedding", model="other")
-    ledgers.running(db)
+    sample_jobs.running(db)
     rejected = planning(db)
     with db.write() as session:
         ledger.reject(session, rejected, [{"code": "invalid_json"}])
-    losing = ledgers.running(db)
+    losing = sample_jobs.running(db)
     claim_shard(db, losing.id)
-    assert ledgers.lose(db, losing.id)
+    assert sample_jobs.lose(db, losing.id)
     with db.write() as session:
         ledger.cancel(session, losing.id, actor="key:test")
-    ledgers.close(db, losing.id)
+    sample_jobs.close(db, losing.id)
     submitted(db)
 
 
@@ -161,7 +161,7 @@ def test_one_transaction_sees_one_moment(db: Database) -> None:
 
     with db.snapshot() as session:
         before = session.scalar(select(func.count()).select_from(Audit))
-        ledgers.close(db, job.id)
+        sample_jobs.close(db, job.id)
         assert session.scalar(select(func.count()).select_from(Audit)) == before
     with db.snapshot() as session:
         assert session.scalar(select(func.count()).select_from(Audit)) != before

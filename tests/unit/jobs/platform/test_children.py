@@ -13,7 +13,7 @@ import pytest
 from jobs.platform import children
 from jobs.platform.children import ChildFailed, ChildLimits, ChildStopped
 
-MODULE = "tests.support.computing"
+MODULE = "tests.support.child_program"
 LIMITS = ChildLimits(seconds=60, cpu_seconds=30, memory_bytes=1 << 30, answer_bytes=1 << 20)
 
 

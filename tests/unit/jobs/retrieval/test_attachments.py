@@ -16,7 +16,7 @@ from jobs.retrieval import attachments
 from jobs.retrieval.attachments import Attachment, Made
 from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
 from jobs.webhooks.tables import Delivery, Event
-from tests.support import ledgers
+from tests.support import sample_jobs
 
 CUT = {"type": "static", "static": {"max_chunk_size_tokens": 100, "chunk_overlap_tokens": 0}}
 
@@ -35,7 +35,7 @@ def attached(db: Database, store: VectorStore, *names: str, **facts: Any) -> Job
     """Create a job that adds these files."""
     payload = {"store_id": store.id}
     with db.write() as session:
-        job = ledgers.new_job(kind="ingestion", payload=payload, total=len(names), model="m", endpoint=None)
+        job = sample_jobs.new_job(kind="ingestion", payload=payload, total=len(names), model="m", endpoint=None)
         ledger.submit(session, job, actor="key:test")
         attachments.attach(session, store, job, [Attachment(name, f"{name}.txt", CUT, **facts) for name in names])
     return job

@@ -15,7 +15,7 @@ from jobs.retrieval import attachments, ingestions
 from jobs.retrieval.attachments import Made
 from jobs.retrieval.tables import VectorStore
 from jobs.webhooks.tables import Delivery, WebhookEndpoint
-from tests.support import ledgers
+from tests.support import sample_jobs
 from tests.unit.jobs.retrieval.test_attachments import attached, made, make_store, removals, row
 
 
@@ -23,11 +23,11 @@ def claimed(db: Database, *names: str) -> tuple[VectorStore, ShardClaim]:
     """Create a store, and claim the one shard of a job that adds these files."""
     store = make_store(db)
     job = attached(db, store, *names)
-    claim = ledgers.claim_job(db, job.id, Task.PLAN)
+    claim = sample_jobs.claim_job(db, job.id, Task.PLAN)
     with db.write() as session:
-        shards.cut(session, claim, Queue.EMBED, ledgers.cuts(job.id, [len(names)]))
+        shards.cut(session, claim, Queue.EMBED, sample_jobs.cuts(job.id, [len(names)]))
         ledger.begin_running(session, claim, total=len(names), model="m", queue=Queue.EMBED)
-    return store, ledgers.claim_shard(db, job.id)
+    return store, sample_jobs.claim_shard(db, job.id)
 
 
 def commit(db: Database, claim: ShardClaim, *found: Made, seq: int = 0, last: bool = False) -> None:
@@ -51,9 +51,9 @@ def test_lines_tokens_and_outcomes_are_counted(db: Database) -> None:
 
     commit(db, claim, made(db, "file-a"), made(db, "file-b", error=("invalid_file", "No.")), Made(2, "", ""))
 
-    shard = ledgers.shard(db, claim.job.id)
+    shard = sample_jobs.shard(db, claim.job.id)
     assert (shard.done, shard.failed, shard.input_tokens) == (3, 2, 7)
-    (segment,) = ledgers.segments(db, claim.job.id)
+    (segment,) = sample_jobs.segments(db, claim.job.id)
     assert segment.outcomes == {"error:invalid_file": 1, "error:removed": 1}
     assert (segment.covered, segment.good, segment.path) == (b"\x07", b"\x01", "")
 
@@ -66,9 +66,9 @@ def test_run_twice_it_counts_and_tells_once(db: Database) -> None:
     for _ in range(2):
         commit(db, claim, *found, last=True)
 
-    shard = ledgers.shard(db, claim.job.id)
+    shard = sample_jobs.shard(db, claim.job.id)
     assert (shard.state, shard.done, shard.failed, shard.input_tokens) == ("done", 2, 1, 7)
-    told = [kind for _, kind in ledgers.told(db, claim.job.id)]
+    told = [kind for _, kind in sample_jobs.told(db, claim.job.id)]
     assert (told.count("vector_store.file.completed"), told.count("vector_store.file.failed")) == (1, 1)
     with db.read() as session:
         assert len(session.scalars(select(Delivery)).all()) == 2
@@ -81,7 +81,7 @@ def test_what_a_job_leaves_is_stopped_some_at_a_time_and_told_once(
     monkeypatch.setattr(attachments, "STOPPED_AT_ONCE", 2)
     listen(db)
     names = [f"file-{n}" for n in range(5)]
-    claim = ledgers.claim_job(db, attached(db, make_store(db), *names).id, Task.PLAN)
+    claim = sample_jobs.claim_job(db, attached(db, make_store(db), *names).id, Task.PLAN)
 
     def stop() -> bool:
         with db.write() as session:
@@ -94,14 +94,14 @@ def test_what_a_job_leaves_is_stopped_some_at_a_time_and_told_once(
 
     assert found == [2, 4, 5, 5]
     assert {row(db, name).error_message for name in names} == {"Nobody serves it."}
-    told = ledgers.told(db, claim.job.id)
+    told = sample_jobs.told(db, claim.job.id)
     assert told == [(1, "job.created"), *((seq, "vector_store.file.failed") for seq in range(2, 7))]
     with db.read() as session:
         assert len(session.scalars(select(Delivery)).all()) == 5
 
 
 def test_a_claim_that_was_lost_stops_no_file(db: Database) -> None:
-    claim = ledgers.claim_job(db, attached(db, make_store(db), "file-a").id, Task.PLAN)
+    claim = sample_jobs.claim_job(db, attached(db, make_store(db), "file-a").id, Task.PLAN)
     with db.write() as session:
         ledger.revoke_lease(session, claim.job.id, claim.epoch, 0)
 
@@ -109,7 +109,7 @@ def test_a_claim_that_was_lost_stops_no_file(db: Database) -> None:
         ledger.stop(session, claim, JobState.FAILED, [])
 
     assert row(db, "file-a").status == "in_progress"
-    assert [kind for _, kind in ledgers.told(db, claim.job.id)] == ["job.created"]
+    assert [kind for _, kind in sample_jobs.told(db, claim.job.id)] == ["job.created"]
 
 
 def test_events_are_numbered_without_a_gap(db: Database) -> None:
@@ -118,7 +118,7 @@ def test_events_are_numbered_without_a_gap(db: Database) -> None:
     commit(db, claim, *(made(db, f"file-{n}") for n in range(3)))
     commit(db, claim, *(made(db, f"file-{n}") for n in range(3, 5)), seq=1, last=True)
 
-    told = ledgers.told(db, claim.job.id)
+    told = sample_jobs.told(db, claim.job.id)
     assert [seq for seq, _ in told] == list(range(1, len(told) + 1))
     assert [kind for _, kind in told].count("vector_store.file.completed") == 5
 
@@ -131,7 +131,7 @@ def test_nobody_hears_what_was_removed_meanwhile(db: Database) -> None:
 
     commit(db, claim, late, last=True)
 
-    assert not [kind for _, kind in ledgers.told(db, claim.job.id) if kind.startswith("vector_store.file.")]
+    assert not [kind for _, kind in sample_jobs.told(db, claim.job.id) if kind.startswith("vector_store.file.")]
     assert removals(db) == [("leftovers", None)]
 
 
@@ -140,14 +140,14 @@ def test_a_lost_claim_shows_nothing_and_tells_nothing(db: Database, last: bool) 
     _, zombie = claimed(db, "file-a")
     with db.write() as session:
         shards.revoke_lease(session, zombie.job.id, 0, zombie.epoch, 0)
-    before = ledgers.told(db, zombie.job.id)
+    before = sample_jobs.told(db, zombie.job.id)
 
     with pytest.raises(ClaimLost):
         commit(db, zombie, made(db, "file-a"), last=last)
 
     assert (row(db, "file-a").status, row(db, "file-a").document) == ("in_progress", None)
-    assert ledgers.told(db, zombie.job.id) == before
-    assert list(ledgers.segments(db, zombie.job.id)) == []
+    assert sample_jobs.told(db, zombie.job.id) == before
+    assert list(sample_jobs.segments(db, zombie.job.id)) == []
 
 
 def test_a_job_that_is_not_there_is_fenced(db: Database) -> None:
@@ -167,7 +167,7 @@ def test_what_was_made_for_a_store_that_is_gone_counts_as_failed_and_is_enqueued
 
     commit(db, claim, found, last=True)
 
-    shard = ledgers.shard(db, claim.job.id)
+    shard = sample_jobs.shard(db, claim.job.id)
     assert (shard.state, shard.done, shard.failed) == ("done", 1, 1)
     assert removals(db) == [("store", None)]
 
@@ -178,8 +178,8 @@ def test_nothing_more_to_make_ends_the_shard_without_a_segment(db: Database) -> 
 
     commit(db, claim, seq=1, last=True)
 
-    assert ledgers.shard(db, claim.job.id).state == "done"
-    assert len(ledgers.segments(db, claim.job.id)) == 1
+    assert sample_jobs.shard(db, claim.job.id).state == "done"
+    assert len(sample_jobs.segments(db, claim.job.id)) == 1
 
 
 def test_deliveries_are_enqueued_for_subscribers(db: Database) -> None:

@@ -19,7 +19,7 @@ from jobs.webhooks.outcomes import next_delay
 from jobs.webhooks.sending import AttemptOutcome, new_secret
 from jobs.webhooks.tables import Attempt, Delivery, Event, WebhookEndpoint
 from tests.support.deliveries import BROKEN, CONFIG, OK, claim, endpoint, fail_now, happen, job, middle, only, record
-from tests.support.plans import explained
+from tests.support.query_plans import explained
 from tests.support.worker_rows import worker_row
 
 pytestmark = pytest.mark.dialects

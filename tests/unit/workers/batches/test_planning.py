@@ -29,8 +29,8 @@ from jobs.queues import Queue, Task
 from jobs.security import keys
 from jobs.security.tables import Project
 from jobs.settings import Settings
-from tests.support import ledgers
-from tests.support.mill import MODEL, chat_line, jsonl
+from tests.support import sample_jobs
+from tests.support.inline_deployment import MODEL, chat_line, jsonl
 from workers.batches import planning
 from workers.batches.planning import Planner
 from workers.lifecycle import plan
@@ -57,12 +57,12 @@ class Harness:
     def submit(self, content: bytes, **fields: Any) -> str:
         self.storage.put("files/in", content)
         facts = {"project_id": self.project, "input_path": "files/in", "created_at": now(), "deadline": now() + 60}
-        return ledgers.submitted(self.db, **{**facts, **fields}).id
+        return sample_jobs.submitted(self.db, **{**facts, **fields}).id
 
     def plan(self, content: bytes, **fields: Any) -> Job:
         job_id = self.submit(content, **fields)
         plan(self.context, job_id)
-        return ledgers.job(self.db, job_id)
+        return sample_jobs.job(self.db, job_id)
 
     def pending(self, job_id: str) -> Outbox:
         """Return the one pending message of the job."""
@@ -106,7 +106,7 @@ def test_shards_cover_the_lines_one_after_the_other(harness: Harness) -> None:
 def test_each_shard_has_one_message(harness: Harness) -> None:
     job = harness.plan(jsonl([chat_line(f"r{n}", "x") for n in range(9)]))
 
-    assert ledgers.outbox_messages(harness.db, job.id) == [("run", 0), ("run", 1), ("run", 2)]
+    assert sample_jobs.outbox_messages(harness.db, job.id) == [("run", 0), ("run", 1), ("run", 2)]
 
 
 @pytest.mark.parametrize(("limit", "state", "cut"), [(0, JobState.RUNNING, 120), (10, JobState.FAILED, 0)])
@@ -121,7 +121,7 @@ def test_shards_of_several_transactions_run_or_are_removed(
     assert [(shard.n, shard.first_line, shard.lines) for shard in harness.shards(job)] == [
         (n, n, 1) for n in range(cut)
     ]
-    assert ledgers.outbox_messages(db, job.id) == [("run", n) for n in range(cut)]
+    assert sample_jobs.outbox_messages(db, job.id) == [("run", n) for n in range(cut)]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_limits_refuse_with_a_code(
 
     assert (job.state, _codes(job)) == (JobState.FAILED, [code])
     assert harness.shards(job) == []
-    assert ledgers.outbox_messages(db, job.id) == []
+    assert sample_jobs.outbox_messages(db, job.id) == []
 
 
 def test_line_that_is_too_long_is_refused(harness: Harness) -> None:
@@ -183,7 +183,7 @@ def test_of_two_that_are_planned_at_once_one_gets_the_last_tokens(
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(lambda job_id: plan(harness.context, job_id), jobs))
 
-    ended = sorted((ledgers.job(db, job_id) for job_id in jobs), key=lambda job: job.state)
+    ended = sorted((sample_jobs.job(db, job_id) for job_id in jobs), key=lambda job: job.state)
     assert [(job.state, _codes(job)) for job in ended] == [
         (JobState.FAILED, ["token_limit_exceeded"]),
         (JobState.RUNNING, []),
@@ -241,17 +241,17 @@ def test_errors_are_named_up_to_a_thousand(db: Database, tmp_path: Path, content
 def test_second_planner_starts_from_nothing(harness: Harness) -> None:
     """The first died after it had cut shards of its own; none of them is left."""
     job_id = harness.submit(jsonl([chat_line(f"r{n}", "x") for n in range(4)]))
-    dead = ledgers.claim_job(harness.db, job_id, Task.PLAN)
+    dead = sample_jobs.claim_job(harness.db, job_id, Task.PLAN)
     with harness.db.write() as session:
-        shards.cut(session, dead, Queue.GENERATE, ledgers.cuts(job_id, [1] * 7))
+        shards.cut(session, dead, Queue.GENERATE, sample_jobs.cuts(job_id, [1] * 7))
     with harness.db.write() as session:
         assert ledger.release(session, job_id, dead.epoch)
 
     plan(harness.context, job_id)
 
-    job = ledgers.job(harness.db, job_id)
+    job = sample_jobs.job(harness.db, job_id)
     assert [(shard.n, shard.lines) for shard in harness.shards(job)] == [(0, 4)]
-    assert ledgers.outbox_messages(harness.db, job_id) == [("run", 0)]
+    assert sample_jobs.outbox_messages(harness.db, job_id) == [("run", 0)]
 
 
 def test_planner_that_was_cancelled_meanwhile_changes_nothing(harness: Harness) -> None:
@@ -261,7 +261,7 @@ def test_planner_that_was_cancelled_meanwhile_changes_nothing(harness: Harness) 
 
     plan(harness.context, job_id)
 
-    assert ledgers.state(harness.db, job_id) == JobState.CANCELLING
+    assert sample_jobs.state(harness.db, job_id) == JobState.CANCELLING
 
 
 def test_planner_that_lost_its_claim_meanwhile_leaves_the_job_to_its_successor(
@@ -272,14 +272,14 @@ def test_planner_that_lost_its_claim_meanwhile_leaves_the_job_to_its_successor(
 
     def slowly(*arguments: Any, **named: Any) -> routing.Route:
         with harness.db.write() as session:
-            assert ledger.release(session, job_id, ledgers.job(harness.db, job_id).epoch)
-        ledgers.claim_job(harness.db, job_id, Task.PLAN, "successor")
+            assert ledger.release(session, job_id, sample_jobs.job(harness.db, job_id).epoch)
+        sample_jobs.claim_job(harness.db, job_id, Task.PLAN, "successor")
         return asked(*arguments, **named)
 
     monkeypatch.setattr(routing, "route", slowly)
     plan(harness.context, job_id)
 
-    job = ledgers.job(harness.db, job_id)
+    job = sample_jobs.job(harness.db, job_id)
     assert (job.state, job.worker_id, job.failed_attempts) == (JobState.QUEUED, "successor", 0)
     assert harness.shards(job) == []
 
@@ -290,7 +290,7 @@ def test_planner_that_is_told_to_stop_gives_the_job_back_at_once(harness: Harnes
 
     plan(harness.context, job_id)
 
-    job = ledgers.job(harness.db, job_id)
+    job = sample_jobs.job(harness.db, job_id)
     assert (job.state, job.worker_id, job.waiting_for, job.lost_leases) == (JobState.QUEUED, None, None, 0)
     assert harness.pending(job_id).due_at <= now()
 
@@ -301,7 +301,7 @@ def test_job_waits_unplanned_while_the_disk_is_nearly_full(db: Database, tmp_pat
 
     plan(Harness(db, tmp_path).context, job.id)
 
-    assert ledgers.state(db, job.id) == JobState.RUNNING
+    assert sample_jobs.state(db, job.id) == JobState.RUNNING
 
 
 @pytest.mark.parametrize("error", [StorageFull, StorageUnavailable])
@@ -314,10 +314,10 @@ def test_storage_that_fails_while_a_retry_copies_its_lines_delays_the_planning(
         raise error
 
     monkeypatch.setattr(harness.storage, "writer", fails)
-    job_id = ledgers.submitted(harness.db, project_id=first.project_id, input_path="files/in", retry_of=first.id).id
+    job_id = sample_jobs.submitted(harness.db, project_id=first.project_id, input_path="files/in", retry_of=first.id).id
     plan(harness.context, job_id)
 
-    job = ledgers.job(harness.db, job_id)
+    job = sample_jobs.job(harness.db, job_id)
     assert (job.state, job.waiting_for, job.failed_attempts) == (JobState.QUEUED, "disk", 0)
     assert harness.pending(job_id).due_at > now() + 5
 
@@ -332,10 +332,10 @@ def test_a_database_that_cannot_be_read_for_a_while_is_not_the_jobs_fault(
         raise error
 
     monkeypatch.setattr(Planner, "read_input", busy)
-    job_id = ledgers.submitted(harness.db, input_path="files/in").id
+    job_id = sample_jobs.submitted(harness.db, input_path="files/in").id
     plan(harness.context, job_id)
 
-    job = ledgers.job(harness.db, job_id)
+    job = sample_jobs.job(harness.db, job_id)
     assert (job.state, job.waiting_for, job.failed_attempts, job.worker_id) == (
         JobState.QUEUED,
         None,
@@ -350,25 +350,25 @@ def test_retry_of_a_job_that_was_never_run_reads_its_whole_input(harness: Harnes
     with harness.db.write() as session:
         ledger.cancel(session, first, actor="key:test")
 
-    retry = ledgers.submitted(harness.db, project_id=harness.project, input_path="files/in", retry_of=first).id
+    retry = sample_jobs.submitted(harness.db, project_id=harness.project, input_path="files/in", retry_of=first).id
     plan(harness.context, retry)
 
-    job = ledgers.job(harness.db, retry)
+    job = sample_jobs.job(harness.db, retry)
     assert (job.state, job.total, job.input_path) == (JobState.RUNNING, 3, "files/in")
 
 
 def test_retry_of_a_retry_that_was_never_run_reads_what_that_would_have_read(harness: Harness) -> None:
     first = harness.plan(jsonl([chat_line(f"r{n}", "x") for n in range(3)])).id
-    ledgers.answer(harness.db, ledgers.claim_shard(harness.db, first), range(3), bad=[1], last=True)
+    sample_jobs.answer(harness.db, sample_jobs.claim_shard(harness.db, first), range(3), bad=[1], last=True)
     facts = {"project_id": harness.project, "input_path": "files/in"}
-    second = ledgers.submitted(harness.db, retry_of=first, **facts).id
+    second = sample_jobs.submitted(harness.db, retry_of=first, **facts).id
     with harness.db.write() as session:
         ledger.cancel(session, second, actor="key:test")
 
-    third = ledgers.submitted(harness.db, retry_of=second, **facts).id
+    third = sample_jobs.submitted(harness.db, retry_of=second, **facts).id
     plan(harness.context, third)
 
-    job = ledgers.job(harness.db, third)
+    job = sample_jobs.job(harness.db, third)
     assert (job.state, job.total, job.input_path) == (JobState.RUNNING, 1, f"jobs/{third}/input-1.jsonl")
 
 
@@ -376,7 +376,7 @@ def _run(harness: Harness) -> str:
     """Run a job of six lines in two shards: line 1 failed, 2 and 4 were cut off, 5 has no result."""
     job_id = harness.plan(jsonl([chat_line(f"r{n}", "x") for n in range(6)])).id
     for n, good, cut_off in ((0, 0b1101, 0b0100), (1, 0b01, 0b01)):
-        claim = ledgers.claim_shard(harness.db, job_id, n)
+        claim = sample_jobs.claim_shard(harness.db, job_id, n)
         covered = 0b1111 if n == 0 else 0b01
         with harness.db.write() as session:
             shards.commit(session, claim, 0, "path", 9, shards.Tally(covered, good, cut_off), last=n == 0)
@@ -390,12 +390,12 @@ def _run(harness: Harness) -> str:
 def test_retry_reads_the_lines_that_were_asked_for(harness: Harness, which: str, names: list[str]) -> None:
     first = _run(harness)
 
-    retry = ledgers.submitted(
+    retry = sample_jobs.submitted(
         harness.db, project_id=harness.project, input_path="files/in", retry_of=first, payload={"which": which}
     ).id
     plan(harness.context, retry)
 
-    job = ledgers.job(harness.db, retry)
+    job = sample_jobs.job(harness.db, retry)
     assert (job.state, job.total) == (JobState.RUNNING, len(names))
     with harness.storage.reader(job.input_path or "") as handle:
         assert [json.loads(line)["custom_id"] for line in handle] == names
@@ -404,14 +404,14 @@ def test_retry_reads_the_lines_that_were_asked_for(harness: Harness, which: str,
 def test_retry_of_a_retry_that_was_never_run_reads_the_lines_that_the_first_retry_was_to_run(harness: Harness) -> None:
     first = _run(harness)
     facts = {"project_id": harness.project, "input_path": "files/in"}
-    second = ledgers.submitted(harness.db, retry_of=first, payload={"which": "length"}, **facts).id
+    second = sample_jobs.submitted(harness.db, retry_of=first, payload={"which": "length"}, **facts).id
     with harness.db.write() as session:
         ledger.cancel(session, second, actor="key:test")
 
-    third = ledgers.submitted(harness.db, retry_of=second, **facts).id
+    third = sample_jobs.submitted(harness.db, retry_of=second, **facts).id
     plan(harness.context, third)
 
-    assert ledgers.job(harness.db, third).total == 2
+    assert sample_jobs.job(harness.db, third).total == 2
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["a job", "a retry"])
@@ -422,7 +422,7 @@ def test_retry_is_refused_where_nobody_knows_any_more_what_is_to_be_run(
     """Of what has failed, all is; but what a retry was to read is gone with the rest."""
     facts: dict[str, Any] = {"project_id": harness.project, "input_path": "files/in"}
     origin = harness.plan(jsonl([chat_line(f"r{n}", "x") for n in range(3)])).id
-    facts["retry_of"] = first = ledgers.submitted(harness.db, retry_of=origin, **facts).id if again else origin
+    facts["retry_of"] = first = sample_jobs.submitted(harness.db, retry_of=origin, **facts).id if again else origin
     if again:
         plan(harness.context, first)
     with harness.db.write() as session:
@@ -431,10 +431,10 @@ def test_retry_is_refused_where_nobody_knows_any_more_what_is_to_be_run(
         answered = {"path": "", "length": 0, "covered": b"\1", "good": b"\1", "created_at": 1.0}
         session.add(Segment(job_id=first, n=0, epoch=1, seq=0, **answered))
 
-    retry = ledgers.submitted(harness.db, **facts).id
+    retry = sample_jobs.submitted(harness.db, **facts).id
     plan(harness.context, retry)
 
-    job = ledgers.job(harness.db, retry)
+    job = sample_jobs.job(harness.db, retry)
     if state == JobState.FAILED and not again:
         assert (job.state, job.total) == (JobState.RUNNING, 3)
     else:
@@ -446,14 +446,14 @@ def test_retry_is_refused_where_nobody_knows_any_more_what_is_to_be_run(
 def test_a_retry_of_which_retention_has_removed_the_origin_runs_no_line(harness: Harness, gone: str) -> None:
     facts: dict[str, Any] = {"project_id": harness.project, "input_path": "files/in", "payload": {"which": "failed"}}
     origin = harness.plan(jsonl([chat_line(f"r{n}", "x") for n in range(3)])).id
-    never_ran = ledgers.submitted(harness.db, retry_of=origin, **facts).id
-    retry = ledgers.submitted(harness.db, retry_of=never_ran, **facts).id
+    never_ran = sample_jobs.submitted(harness.db, retry_of=origin, **facts).id
+    retry = sample_jobs.submitted(harness.db, retry_of=never_ran, **facts).id
     with harness.db.write() as session:
         session.execute(delete(Job).where(Job.id == (never_ran if gone == "the job that it retries" else origin)))
 
     plan(harness.context, retry)
 
-    job = ledgers.job(harness.db, retry)
+    job = sample_jobs.job(harness.db, retry)
     assert (job.state, [error["code"] for error in job.errors or []]) == (JobState.FAILED, ["results_expired"])
 
 
@@ -463,7 +463,7 @@ def test_input_whose_bytes_are_gone_fails_the_job(harness: Harness) -> None:
 
     plan(harness.context, job_id)
 
-    job = ledgers.job(harness.db, job_id)
+    job = sample_jobs.job(harness.db, job_id)
     assert job.state == JobState.FAILED
     assert "Cannot find file file-gone" in (job.errors or [])[0]["message"]
 

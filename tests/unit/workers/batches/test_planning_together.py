@@ -18,8 +18,8 @@ from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue, Task
 from jobs.security import keys
 from jobs.settings import Settings
-from tests.support import ledgers
-from tests.support.mill import MODEL, chat_line, jsonl
+from tests.support import sample_jobs
+from tests.support.inline_deployment import MODEL, chat_line, jsonl
 from workers import lifecycle
 from workers.batches import planning
 from workers.lifecycle import plan_all
@@ -44,7 +44,7 @@ class Harness:
 
     def submit(self, content: bytes | None = GOOD, **fields: Any) -> str:
         facts = {"project_id": self.project, "created_at": now(), "deadline": now() + 60, **fields}
-        job = ledgers.new_job(**facts)
+        job = sample_jobs.new_job(**facts)
         if content is not None:
             job.input_path = f"files/{job.id}"
             self.storage.put(job.input_path, content)
@@ -52,7 +52,7 @@ class Harness:
             return ledger.submit(session, job, actor="key:test").id
 
     def states(self, *job_ids: str) -> list[JobState]:
-        return [ledgers.state(self.db, job_id) for job_id in job_ids]
+        return [sample_jobs.state(self.db, job_id) for job_id in job_ids]
 
 
 @pytest.fixture
@@ -86,11 +86,11 @@ def test_what_one_message_names_is_planned_in_one_transaction(
 
     assert len(work) == 1
     assert harness.states(good, bad) == [JobState.RUNNING, JobState.FAILED]
-    assert ledgers.outbox_messages(harness.db, good) == [(Task.RUN, 0)]
-    assert ledgers.outbox_messages(harness.db, bad) == []
-    assert [(shard.lines, shard.first_line) for shard in [ledgers.shard(harness.db, good)]] == [(3, 0)]
-    assert [error["line"] for error in ledgers.job(harness.db, bad).errors or []] == [1]
-    assert [move for move in ledgers.history(harness.db, good) if move[0]] == [(JobState.QUEUED, JobState.RUNNING)]
+    assert sample_jobs.outbox_messages(harness.db, good) == [(Task.RUN, 0)]
+    assert sample_jobs.outbox_messages(harness.db, bad) == []
+    assert [(shard.lines, shard.first_line) for shard in [sample_jobs.shard(harness.db, good)]] == [(3, 0)]
+    assert [error["line"] for error in sample_jobs.job(harness.db, bad).errors or []] == [1]
+    assert [move for move in sample_jobs.history(harness.db, good) if move[0]] == [(JobState.QUEUED, JobState.RUNNING)]
     assert alone == []
 
 
@@ -123,12 +123,12 @@ def test_what_was_taken_or_cancelled_since_it_was_read_is_left_alone(
     asked = routing.route
 
     def slowly(*of: Any, **named: Any) -> routing.Route:
-        if ledgers.state(harness.db, cancelled) == JobState.QUEUED:
-            ledgers.claim_job(harness.db, taken, Task.PLAN, "another")
-            dead = ledgers.claim_job(harness.db, again, Task.PLAN, "dead")
+        if sample_jobs.state(harness.db, cancelled) == JobState.QUEUED:
+            sample_jobs.claim_job(harness.db, taken, Task.PLAN, "another")
+            dead = sample_jobs.claim_job(harness.db, again, Task.PLAN, "dead")
             with harness.db.write() as session:
                 ledger.cancel(session, cancelled, actor="key:test")
-                shards.cut(session, dead, Queue.GENERATE, ledgers.cuts(again, [1, 1]))
+                shards.cut(session, dead, Queue.GENERATE, sample_jobs.cuts(again, [1, 1]))
                 ledger.release(session, again, dead.epoch)
         return asked(*of, **named)
 
@@ -141,24 +141,24 @@ def test_what_was_taken_or_cancelled_since_it_was_read_is_left_alone(
         JobState.QUEUED,
         JobState.RUNNING,
     ]
-    assert ledgers.job(harness.db, taken).worker_id == "another"
-    assert (Task.PLAN, -1) in ledgers.outbox_messages(harness.db, again)
+    assert sample_jobs.job(harness.db, taken).worker_id == "another"
+    assert (Task.PLAN, -1) in sample_jobs.outbox_messages(harness.db, again)
 
     plan_all(harness.context, [again])  # what the dead one has cut is removed
 
-    assert (harness.states(again), ledgers.shard(harness.db, again).lines) == ([JobState.RUNNING], 3)
+    assert (harness.states(again), sample_jobs.shard(harness.db, again).lines) == ([JobState.RUNNING], 3)
 
 
 def test_planned_twice_where_the_commit_was_not_heard_of_it_is_planned_once(database_url: str, tmp_path: Path) -> None:
-    harness = Harness(ledgers.LosesAnswers(database_url), tmp_path)
+    harness = Harness(sample_jobs.LosesAnswers(database_url), tmp_path)
     first, second = harness.submit(), harness.submit()
     harness.db.lose_next = True  # type: ignore[attr-defined]
 
     plan_all(harness.context, [first, second])
 
     assert harness.states(first, second) == [JobState.RUNNING, JobState.RUNNING]
-    assert [ledgers.job(harness.db, job_id).epoch for job_id in (first, second)] == [2, 2]
-    assert ledgers.outbox_messages(harness.db, first) == [(Task.RUN, 0)]
+    assert [sample_jobs.job(harness.db, job_id).epoch for job_id in (first, second)] == [2, 2]
+    assert sample_jobs.outbox_messages(harness.db, first) == [(Task.RUN, 0)]
     harness.db.close()
 
 
@@ -175,7 +175,7 @@ def test_whatever_is_wrong_with_one_is_dealt_with_where_it_is_planned_alone(
         plan_all(harness.context, [first, second])
 
     assert alone == [first, second]
-    assert [ledgers.job(harness.db, job_id).failed_attempts for job_id in (first, second)] == [1, 1]
+    assert [sample_jobs.job(harness.db, job_id).failed_attempts for job_id in (first, second)] == [1, 1]
 
 
 def test_the_last_tokens_of_a_project_go_to_one_of_them(db: Database, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_the_last_tokens_of_a_project_go_to_one_of_them(db: Database, tmp_path: 
     plan_all(harness.context, [first, second])
 
     assert harness.states(first, second) == [JobState.FAILED, JobState.RUNNING]
-    assert [error["code"] for error in ledgers.job(db, first).errors or []] == ["token_limit_exceeded"]
+    assert [error["code"] for error in sample_jobs.job(db, first).errors or []] == ["token_limit_exceeded"]
 
 
 def test_a_nearly_full_disk_takes_none(db: Database, tmp_path: Path, alone: list[str]) -> None:
@@ -194,7 +194,7 @@ def test_a_nearly_full_disk_takes_none(db: Database, tmp_path: Path, alone: list
 
     plan_all(harness.context, [job_id])
 
-    assert (harness.states(job_id), ledgers.job(db, job_id).waiting_for) == ([JobState.QUEUED], "disk")
+    assert (harness.states(job_id), sample_jobs.job(db, job_id).waiting_for) == ([JobState.QUEUED], "disk")
 
 
 def test_one_that_cannot_be_written_keeps_back_none_of_the_others(

@@ -6,7 +6,7 @@ import pytest
 
 from jobs.db.engine import Database
 from jobs.security import keys
-from tests.support.dispatching import DispatcherHarness
+from tests.support.dispatcher import DispatcherHarness
 
 
 @pytest.fixture

@@ -15,25 +15,25 @@ from jobs.retrieval import attachments
 from jobs.retrieval.attachments import Attachment
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from jobs.timings import Timings
-from tests.support import ledgers
-from tests.support.dispatching import DispatcherHarness, project_of
+from tests.support import sample_jobs
+from tests.support.dispatcher import DispatcherHarness, project_of
 from workers.dispatcher.loop import Dispatcher
 
 pytestmark = pytest.mark.dialects
 
 
 def states(db: Database, *job_ids: str) -> list[str]:
-    return [ledgers.state(db, job_id) for job_id in job_ids]
+    return [sample_jobs.state(db, job_id) for job_id in job_ids]
 
 
 def test_a_plan_message_goes_out_when_the_last_predecessor_has_completed(harness: DispatcherHarness) -> None:
     project = project_of(harness.db, "one")
     harness.worker(queue=Queue.PLAN)
-    first = ledgers.finishing(harness.db, [1], project_id=project).id
-    waiting = ledgers.submitted(harness.db, project_id=project, after=[first]).id
+    first = sample_jobs.finishing(harness.db, [1], project_id=project).id
+    waiting = sample_jobs.submitted(harness.db, project_id=project, after=[first]).id
 
     before = harness.tick()
-    ledgers.close(harness.db, first)
+    sample_jobs.close(harness.db, first)
 
     assert (Task.PLAN, (waiting,)) not in [(task, tuple(ids)) for task, ids in before]
     assert (Task.PLAN, (waiting,)) in harness.tick(1)
@@ -43,24 +43,24 @@ def test_dependents_that_no_transaction_released_are_released_by_the_sweep(
     harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = project_of(harness.db, "one")
-    first = ledgers.finishing(harness.db, [1], project_id=project).id
-    waiting = [ledgers.submitted(harness.db, project_id=project, after=[first]).id for _ in range(3)]
+    first = sample_jobs.finishing(harness.db, [1], project_id=project).id
+    waiting = [sample_jobs.submitted(harness.db, project_id=project, after=[first]).id for _ in range(3)]
     with monkeypatch.context() as patch:
         patch.setattr(dependencies, "dependents", lambda *_: [])
-        ledgers.close(harness.db, first)
-    assert [ledgers.outbox_messages(harness.db, job_id) for job_id in waiting] == [[]] * 3
+        sample_jobs.close(harness.db, first)
+    assert [sample_jobs.outbox_messages(harness.db, job_id) for job_id in waiting] == [[]] * 3
 
     harness.tick(6)
 
-    assert [ledgers.outbox_messages(harness.db, job_id) for job_id in waiting] == [[("plan", -1)]] * 3
+    assert [sample_jobs.outbox_messages(harness.db, job_id) for job_id in waiting] == [[("plan", -1)]] * 3
 
 
 def test_a_chain_of_dependents_fails_link_by_link_each_naming_the_one_before(harness: DispatcherHarness) -> None:
     project = project_of(harness.db, "one")
-    first = ledgers.planning(harness.db, project_id=project)
+    first = sample_jobs.planning(harness.db, project_id=project)
     chain = [first.job.id]
     for _ in range(4):
-        chain.append(ledgers.submitted(harness.db, project_id=project, after=[chain[-1]]).id)
+        chain.append(sample_jobs.submitted(harness.db, project_id=project, after=[chain[-1]]).id)
     with harness.db.write() as session:
         ledger.reject(session, first, [{"code": "empty_file"}])
 
@@ -68,11 +68,11 @@ def test_a_chain_of_dependents_fails_link_by_link_each_naming_the_one_before(har
 
     assert states(harness.db, *chain) == [JobState.FAILED] * 5
     for before, job_id in pairwise(chain):
-        errors = ledgers.job(harness.db, job_id).errors
+        errors = sample_jobs.job(harness.db, job_id).errors
         assert errors is not None
         assert (errors[0]["code"], before in errors[0]["message"]) == ("dependency_failed", True)
-        assert ledgers.told(harness.db, job_id)[-1] == (2, "batch.failed")
-        assert ledgers.history(harness.db, job_id)[-1] == ("queued", "failed")
+        assert sample_jobs.told(harness.db, job_id)[-1] == (2, "batch.failed")
+        assert sample_jobs.history(harness.db, job_id)[-1] == ("queued", "failed")
 
 
 def test_a_file_batch_that_waited_in_vain_fails_with_its_files_some_at_a_time(
@@ -80,12 +80,14 @@ def test_a_file_batch_that_waited_in_vain_fails_with_its_files_some_at_a_time(
 ) -> None:
     monkeypatch.setattr(attachments, "STOPPED_AT_ONCE", 2)
     project = project_of(harness.db, "one")
-    first = ledgers.planning(harness.db, project_id=project)
+    first = sample_jobs.planning(harness.db, project_id=project)
     facts = {"name": "n", "model": "m", "chunking": {}, "dimensions": 4, "created_at": 1.0, "active_at": 1.0}
     with harness.db.write() as session:
         store = VectorStore(id="vs_1", project_id=project, **facts)
         session.add(store)
-        job = ledgers.new_job(id="vsfb_1", kind="ingestion", payload={"store_id": "vs_1"}, total=5, project_id=project)
+        job = sample_jobs.new_job(
+            id="vsfb_1", kind="ingestion", payload={"store_id": "vs_1"}, total=5, project_id=project
+        )
         ledger.submit(session, job, actor="key:test", after=[first.job.id])
         attachments.attach(session, store, job, [Attachment(f"file-{n}", "f.txt") for n in range(5)])
     with harness.db.write() as session:
@@ -93,7 +95,7 @@ def test_a_file_batch_that_waited_in_vain_fails_with_its_files_some_at_a_time(
 
     harness.tick(6)
 
-    assert ledgers.told(harness.db, "vsfb_1")[1:] == [
+    assert sample_jobs.told(harness.db, "vsfb_1")[1:] == [
         *((n, "vector_store.file.failed") for n in range(2, 7)),
         (7, "vector_store.file_batch.failed"),
     ]
@@ -104,11 +106,11 @@ def test_a_file_batch_that_waited_in_vain_fails_with_its_files_some_at_a_time(
 
 def test_the_children_of_a_cancelled_job_are_cancelled_and_theirs(harness: DispatcherHarness) -> None:
     project = project_of(harness.db, "one")
-    parent = ledgers.running(harness.db, project_id=project).id
-    child = ledgers.submitted(harness.db, project_id=project, parent_id=parent).id
-    grandchild = ledgers.running(harness.db, project_id=project, parent_id=child).id
-    done = ledgers.finishing(harness.db, [1], project_id=project, parent_id=parent).id
-    other = ledgers.running(harness.db, project_id=project, parent_id=done).id
+    parent = sample_jobs.running(harness.db, project_id=project).id
+    child = sample_jobs.submitted(harness.db, project_id=project, parent_id=parent).id
+    grandchild = sample_jobs.running(harness.db, project_id=project, parent_id=child).id
+    done = sample_jobs.finishing(harness.db, [1], project_id=project, parent_id=parent).id
+    other = sample_jobs.running(harness.db, project_id=project, parent_id=done).id
     with harness.db.write() as session:
         ledger.cancel(session, parent, actor="key:test")
 
@@ -133,14 +135,14 @@ def test_children_of_a_cancelled_job_do_not_fail_because_of_each_other(
             harness.config, harness.db, harness.storage, harness.broker, harness.clock, timings
         )
     project = project_of(harness.db, "one")
-    parent = ledgers.running(harness.db, project_id=project).id
-    first = ledgers.submitted(harness.db, project_id=project, parent_id=parent).id
-    second = ledgers.submitted(harness.db, project_id=project, parent_id=parent, after=[first]).id
-    other = ledgers.submitted(harness.db, project_id=project, after=[first]).id
+    parent = sample_jobs.running(harness.db, project_id=project).id
+    first = sample_jobs.submitted(harness.db, project_id=project, parent_id=parent).id
+    second = sample_jobs.submitted(harness.db, project_id=project, parent_id=parent, after=[first]).id
+    other = sample_jobs.submitted(harness.db, project_id=project, after=[first]).id
     with harness.db.write() as session:
         ledger.cancel(session, parent, actor="key:test")
         ledger.cancel(session, first, actor="dispatcher")
-    ledgers.close(harness.db, first)
+    sample_jobs.close(harness.db, first)
 
     for _ in range(3):
         harness.tick(6)
@@ -155,8 +157,8 @@ def test_children_of_a_cancelled_job_do_not_fail_because_of_each_other(
 
 def test_jobs_that_wait_for_live_ones_are_left_alone(harness: DispatcherHarness) -> None:
     project = project_of(harness.db, "one")
-    first = ledgers.running(harness.db, project_id=project).id
-    waiting = ledgers.submitted(harness.db, project_id=project, after=[first]).id
+    first = sample_jobs.running(harness.db, project_id=project).id
+    waiting = sample_jobs.submitted(harness.db, project_id=project, after=[first]).id
 
     harness.tick(6)
 
@@ -167,24 +169,24 @@ def test_jobs_that_wait_for_live_ones_are_left_alone(harness: DispatcherHarness)
 
 def test_a_job_that_waited_for_two_fails_though_one_of_them_completed(harness: DispatcherHarness) -> None:
     project = project_of(harness.db, "one")
-    good = ledgers.finishing(harness.db, [1], project_id=project).id
-    bad = ledgers.planning(harness.db, project_id=project)
-    waiting = ledgers.submitted(harness.db, project_id=project, after=[good, bad.job.id]).id
+    good = sample_jobs.finishing(harness.db, [1], project_id=project).id
+    bad = sample_jobs.planning(harness.db, project_id=project)
+    waiting = sample_jobs.submitted(harness.db, project_id=project, after=[good, bad.job.id]).id
     with harness.db.write() as session:
         ledger.reject(session, bad, [{"code": "empty_file"}])
-    ledgers.close(harness.db, good)
+    sample_jobs.close(harness.db, good)
 
     harness.tick(6)
 
-    assert ledgers.state(harness.db, waiting) == JobState.FAILED
+    assert sample_jobs.state(harness.db, waiting) == JobState.FAILED
 
 
 def test_a_long_cascade_goes_on_a_second_later(harness: DispatcherHarness) -> None:
     timings = replace(Timings(), dependents_pass=0.0)  # one job a pass
     harness.dispatcher = Dispatcher(harness.config, harness.db, harness.storage, harness.broker, harness.clock, timings)
     project = project_of(harness.db, "one")
-    first = ledgers.planning(harness.db, project_id=project)
-    waiting = [ledgers.submitted(harness.db, project_id=project, after=[first.job.id]).id for _ in range(3)]
+    first = sample_jobs.planning(harness.db, project_id=project)
+    waiting = [sample_jobs.submitted(harness.db, project_id=project, after=[first.job.id]).id for _ in range(3)]
     with harness.db.write() as session:
         ledger.reject(session, first, [{"code": "empty_file"}])
 

@@ -17,39 +17,39 @@ from jobs.ledger.states import JobState, ShardState
 from jobs.ledger.tables import Outbox
 from jobs.platform import processes
 from jobs.queues import Queue
-from tests.support import ledgers
-from tests.support.dispatching import DispatcherHarness, project_of
+from tests.support import sample_jobs
+from tests.support.dispatcher import DispatcherHarness, project_of
 from workers.dispatcher import loop as dispatcher
 from workers.dispatcher.loop import Dispatcher
 
 
 def silent_worker(harness: DispatcherHarness) -> str:
     """Have a worker of another host claim a shard and be silent for nearly a lease; return the job's id."""
-    job = ledgers.running(harness.db, [4], project_id=project_of(harness.db, "one"))
+    job = sample_jobs.running(harness.db, [4], project_id=project_of(harness.db, "one"))
     harness.worker("far", host="elsewhere")
-    ledgers.claim_shard(harness.db, job.id, worker="far")
+    sample_jobs.claim_shard(harness.db, job.id, worker="far")
     harness.tick()
     harness.tick(29)
     return job.id
 
 
 def assert_lost_within_two_seconds(harness: DispatcherHarness, job_id: str) -> None:
-    before = ledgers.shard(harness.db, job_id).state
+    before = sample_jobs.shard(harness.db, job_id).state
     harness.tick(2)
 
     assert before == ShardState.RUNNING
-    assert ledgers.shard(harness.db, job_id).state == ShardState.PENDING
+    assert sample_jobs.shard(harness.db, job_id).state == ShardState.PENDING
 
 
 def test_worker_whose_process_is_gone_loses_its_claims_at_once(harness: DispatcherHarness) -> None:
-    job = ledgers.running(harness.db, [4], project_id=project_of(harness.db, "one"))
+    job = sample_jobs.running(harness.db, [4], project_id=project_of(harness.db, "one"))
     host, pid, started = processes.me()
     harness.worker("dead", host=host, pid=pid, started=started + 1)
-    ledgers.claim_shard(harness.db, job.id, worker="dead")
+    sample_jobs.claim_shard(harness.db, job.id, worker="dead")
 
     harness.tick()
 
-    shard = ledgers.shard(harness.db, job.id)
+    shard = sample_jobs.shard(harness.db, job.id)
     assert (shard.state, shard.stalls) == (ShardState.PENDING, 1)
     with harness.db.read() as session:
         assert session.get(Worker, "dead") is None
@@ -59,9 +59,9 @@ def test_engines_that_take_their_workers_along_too_often_are_quarantined(harness
     host, pid, started = processes.me()
     held = {"tiny": {"entry": "e", "up": True}, "large": {"entry": "f", "up": True}}
     for n in range(harness.config.engine_deaths):
-        job = ledgers.running(harness.db, project_id=project_of(harness.db, "one"))
+        job = sample_jobs.running(harness.db, project_id=project_of(harness.db, "one"))
         harness.worker(f"dead{n}", host=host, pid=pid, started=started + 1, host_devices="there", engines=held)
-        ledgers.claim_shard(harness.db, job.id, worker=f"dead{n}")
+        sample_jobs.claim_shard(harness.db, job.id, worker=f"dead{n}")
         harness.tick(after=2)
 
     with harness.db.read() as session:
@@ -154,69 +154,69 @@ def test_a_duty_that_fails_time_and_again_keeps_nobody_alive(
 
 
 def test_wall_clock_that_jumps_expires_no_lease(harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = ledgers.running(harness.db, [4], project_id=project_of(harness.db, "one"))
+    job = sample_jobs.running(harness.db, [4], project_id=project_of(harness.db, "one"))
     harness.worker()
-    ledgers.claim_shard(harness.db, job.id, worker="w")
+    sample_jobs.claim_shard(harness.db, job.id, worker="w")
     harness.tick()
 
     for module in ("jobs.clock", "workers.dispatcher.maintenance", "jobs.ledger.ledger", "jobs.ledger.shards"):
         monkeypatch.setattr(f"{module}.now", lambda: 1_900_000_000.0, raising=False)
     harness.tick(1)
 
-    assert ledgers.shard(harness.db, job.id).state == ShardState.RUNNING
+    assert sample_jobs.shard(harness.db, job.id).state == ShardState.RUNNING
 
 
 def test_claim_whose_own_heartbeat_stands_still_is_taken_back_though_its_worker_lives(
     harness: DispatcherHarness,
 ) -> None:
-    job = ledgers.running(harness.db, [4], project_id=project_of(harness.db, "one"))
+    job = sample_jobs.running(harness.db, [4], project_id=project_of(harness.db, "one"))
     harness.worker()
-    claim = ledgers.claim_shard(harness.db, job.id, worker="w")
-    ledgers.answer(harness.db, claim, [0])
+    claim = sample_jobs.claim_shard(harness.db, job.id, worker="w")
+    sample_jobs.answer(harness.db, claim, [0])
     for _ in range(4):
         harness.heartbeat()
         harness.tick(10.5)
 
-    shard = ledgers.shard(harness.db, job.id)
+    shard = sample_jobs.shard(harness.db, job.id)
     assert (shard.state, shard.stalls) == (ShardState.PENDING, 0), "it had made progress: no stall"
 
 
 def test_lost_planner_is_followed_by_another(harness: DispatcherHarness) -> None:
-    claim = ledgers.planning(harness.db, project_id=project_of(harness.db, "one"))
+    claim = sample_jobs.planning(harness.db, project_id=project_of(harness.db, "one"))
     harness.worker(queue=Queue.PLAN)
     published = []
     for _ in range(5):
         harness.heartbeat()
         published += harness.tick(10)
 
-    job = ledgers.job(harness.db, claim.job.id)
+    job = sample_jobs.job(harness.db, claim.job.id)
     assert (job.worker_id, job.lost_leases, job.state) == (None, 1, JobState.QUEUED)
     assert ("plan", (job.id,)) in published
 
 
 def test_overdue_job_expires(harness: DispatcherHarness) -> None:
-    job = ledgers.running(harness.db, [4], project_id=project_of(harness.db, "one"), deadline=now() - 1)
+    job = sample_jobs.running(harness.db, [4], project_id=project_of(harness.db, "one"), deadline=now() - 1)
 
     harness.tick()
 
-    assert ledgers.state(harness.db, job.id) == JobState.EXPIRING
-    assert ledgers.outbox_messages(harness.db, job.id) == [("finish", -1)]
+    assert sample_jobs.state(harness.db, job.id) == JobState.EXPIRING
+    assert sample_jobs.outbox_messages(harness.db, job.id) == [("finish", -1)]
 
 
 def test_stopping_job_does_not_wait_for_a_worker_that_is_frozen(harness: DispatcherHarness) -> None:
-    job = ledgers.running(harness.db, [4], project_id=project_of(harness.db, "one"))
+    job = sample_jobs.running(harness.db, [4], project_id=project_of(harness.db, "one"))
     harness.worker()
-    frozen = ledgers.claim_shard(harness.db, job.id, worker="w")
+    frozen = sample_jobs.claim_shard(harness.db, job.id, worker="w")
     with harness.db.write() as session:
         ledger.cancel(session, job.id, actor="key:test")
     harness.tick()
-    before = ledgers.outbox_messages(harness.db, job.id)
+    before = sample_jobs.outbox_messages(harness.db, job.id)
     harness.tick(3.5)
 
     assert before == []
-    assert ledgers.outbox_messages(harness.db, job.id) == [("finish", -1)]
+    assert sample_jobs.outbox_messages(harness.db, job.id) == [("finish", -1)]
     with pytest.raises(Exception, match="newer claim"):
-        ledgers.answer(harness.db, frozen, [0])
+        sample_jobs.answer(harness.db, frozen, [0])
 
 
 def test_stopping_jobs_of_which_nothing_runs_are_left_alone(
@@ -231,9 +231,9 @@ def test_stopping_jobs_of_which_nothing_runs_are_left_alone(
         fence(session, job_id)
 
     monkeypatch.setattr(shards, "revoke_running", noted)
-    idle, busy = (ledgers.running(harness.db, [4], project_id=project_of(harness.db, "one")).id for _ in range(2))
+    idle, busy = (sample_jobs.running(harness.db, [4], project_id=project_of(harness.db, "one")).id for _ in range(2))
     harness.worker()
-    ledgers.claim_shard(harness.db, busy, worker="w")
+    sample_jobs.claim_shard(harness.db, busy, worker="w")
     with harness.db.write() as session:
         for job_id in (idle, busy):
             ledger.cancel(session, job_id, actor="key:test")
@@ -243,19 +243,19 @@ def test_stopping_jobs_of_which_nothing_runs_are_left_alone(
 
     assert fenced == [busy]
     for job_id in (idle, busy):
-        assert ledgers.outbox_messages(harness.db, job_id) == [("finish", -1)]
+        assert sample_jobs.outbox_messages(harness.db, job_id) == [("finish", -1)]
 
 
 def test_sweep_mends_what_lost_its_message(harness: DispatcherHarness) -> None:
-    waiting = ledgers.running(harness.db, [4], project_id=project_of(harness.db, "one"))
-    stuck = ledgers.finishing(harness.db, [2], project_id=project_of(harness.db, "one"))
+    waiting = sample_jobs.running(harness.db, [4], project_id=project_of(harness.db, "one"))
+    stuck = sample_jobs.finishing(harness.db, [2], project_id=project_of(harness.db, "one"))
     with harness.db.write() as session:
         session.query(Outbox).delete()
 
     harness.tick(6)
 
-    assert ledgers.outbox_messages(harness.db, waiting.id) == [("run", 0)]
-    assert ledgers.outbox_messages(harness.db, stuck.id) == [("finish", -1)]
+    assert sample_jobs.outbox_messages(harness.db, waiting.id) == [("run", 0)]
+    assert sample_jobs.outbox_messages(harness.db, stuck.id) == [("finish", -1)]
 
 
 class Chair:
@@ -275,7 +275,7 @@ class Chair:
 def test_the_leader_goes_on_after_its_database_was_busy(
     harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    job = ledgers.submitted(harness.db, project_id=project_of(harness.db, "one"))
+    job = sample_jobs.submitted(harness.db, project_id=project_of(harness.db, "one"))
     harness.worker(queue=Queue.PLAN)
     ticks = []
 

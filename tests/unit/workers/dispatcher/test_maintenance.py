@@ -23,8 +23,8 @@ from jobs.security.tables import Idempotency
 from jobs.timings import Timings
 from jobs.webhooks.deliveries import PARKED_UNTIL
 from jobs.webhooks.tables import Delivery, WebhookEndpoint
-from tests.support import ledgers
-from tests.support.dispatching import DispatcherHarness, new_file, project_of
+from tests.support import sample_jobs
+from tests.support.dispatcher import DispatcherHarness, new_file, project_of
 from workers.dispatcher import maintenance, retention
 from workers.dispatcher.anchoring import Anchoring
 from workers.dispatcher.loop import Dispatcher
@@ -60,17 +60,17 @@ def test_whoever_keeps_house_lets_others_write_after_each_transaction(
         harness.worker(f"dead{n}", host=host, pid=pid, started=started + 1)
     diary.run(0)  # removes dead workers
     for n in range(6):
-        job = ledgers.running(harness.db, project_id=project)
-        ledgers.claim_shard(harness.db, job.id, worker="w")
+        job = sample_jobs.running(harness.db, project_id=project)
+        sample_jobs.claim_shard(harness.db, job.id, worker="w")
         if n % 2:
             with harness.db.write() as session:
                 ledger.cancel(session, job.id, actor="key:test")
     diary.run(1)
     diary.run(3.5)  # revokes claims of stopping jobs
     for _ in range(3):
-        ledgers.planning(harness.db, project_id=project)
-        ledgers.finishing(harness.db, project_id=project)
-        ledgers.running(harness.db, project_id=project, model="gone")
+        sample_jobs.planning(harness.db, project_id=project)
+        sample_jobs.finishing(harness.db, project_id=project)
+        sample_jobs.running(harness.db, project_id=project, model="gone")
     with harness.db.write() as session:
         session.query(Outbox).delete()
     diary.run(1)
@@ -82,7 +82,7 @@ def test_whoever_keeps_house_lets_others_write_after_each_transaction(
 
 
 def test_retention_takes_the_bytes_of_a_deleted_file_when_no_live_job_reads_it(harness: DispatcherHarness) -> None:
-    live = ledgers.running(harness.db, [1], input_file_id="file-read")
+    live = sample_jobs.running(harness.db, [1], input_file_id="file-read")
     with harness.db.write() as session:
         for name, life in (("file-read", {"deleted_at": 1.0}), ("file-late", {"expires_at": 1.0}), ("file-kept", {})):
             harness.storage.put(f"files/{name}", b"x")
@@ -93,7 +93,7 @@ def test_retention_takes_the_bytes_of_a_deleted_file_when_no_live_job_reads_it(h
     kept = harness.storage.list("files")
     with harness.db.write() as session:
         ledger.cancel(session, live.id, actor="key:test")
-    ledgers.close(harness.db, live.id)
+    sample_jobs.close(harness.db, live.id)
     keeping.run()
 
     assert kept == ["files/file-kept", "files/file-read"]
@@ -109,7 +109,7 @@ def test_a_file_is_held_by_each_live_job_that_reads_it_whatever_names_it(
 
     monkeypatch.setitem(kinds.TABLE, "judging", Kind("judging", "Judging", "judge_", Payload, {}, holds=holds))
     facts = {"error_file_id": "file-read", "payload": {"judged_file": "file-read"}}
-    live = ledgers.running(harness.db, [1], kind="judging", **facts)
+    live = sample_jobs.running(harness.db, [1], kind="judging", **facts)
     harness.storage.put("files/file-read", b"x")
     with harness.db.write() as session:
         session.add(new_file("file-read", deleted_at=1.0))
@@ -119,7 +119,7 @@ def test_a_file_is_held_by_each_live_job_that_reads_it_whatever_names_it(
     kept = harness.storage.list("files")
     with harness.db.write() as session:
         ledger.cancel(session, live.id, actor="key:test")
-    ledgers.close(harness.db, live.id)
+    sample_jobs.close(harness.db, live.id)
     keeping.run()
 
     assert (kept, harness.storage.list("files")) == (["files/file-read"], [])
@@ -163,9 +163,9 @@ def test_retention_forgets_uploads_that_ended_long_ago_once_their_parts_are_gone
 
 def test_retention_empties_jobs_that_ended_long_ago_and_keeps_their_row(harness: DispatcherHarness) -> None:
     """Not one that came as long ago and has just ended."""
-    old, late = (ledgers.finishing(harness.db, [2, 2]) for _ in range(2))
+    old, late = (sample_jobs.finishing(harness.db, [2, 2]) for _ in range(2))
     for job in (old, late):
-        ledgers.close(harness.db, job.id)
+        sample_jobs.close(harness.db, job.id)
         harness.storage.put(f"jobs/{job.id}/000000-1-0.jsonl", b"x")
     with harness.db.write() as session:
         session.execute(update(Job).where(Job.id == old.id).values(completed_at=1.0))
@@ -176,7 +176,7 @@ def test_retention_empties_jobs_that_ended_long_ago_and_keeps_their_row(harness:
         assert set(session.scalars(select(Shard.job_id))) == {late.id}
         assert set(session.scalars(select(Segment.job_id))) == {late.id}
     assert harness.storage.list("jobs") == [f"jobs/{late.id}/000000-1-0.jsonl"]
-    assert ledgers.state(harness.db, old.id) == JobState.SUCCEEDED
+    assert sample_jobs.state(harness.db, old.id) == JobState.SUCCEEDED
 
 
 def test_what_is_still_held_for_an_endpoint_that_is_enabled_goes_out(
@@ -209,7 +209,7 @@ def test_who_looks_for_lost_messages_keeps_nobody_from_writing(
     mended: list[int] = []
     restore_messages = shards.restore_messages
     monkeypatch.setattr(shards, "restore_messages", lambda *given: mended.append(restore_messages(*given)))
-    job = ledgers.running(harness.db, [1])
+    job = sample_jobs.running(harness.db, [1])
 
     harness.tick(6)
     at_first = list(mended)
@@ -228,8 +228,8 @@ def test_retention_goes_on_each_second_with_what_was_too_much(
     harness.dispatcher = Dispatcher(harness.config, harness.db, harness.storage, harness.broker, harness.clock, timings)
     with harness.db.write() as session:
         for n in range(3):
-            session.add(ledgers.new_job(id=f"batch_old_{n}", state="succeeded", completed_at=1.0))
-            session.add_all(ledgers.cuts(f"batch_old_{n}", [1]))
+            session.add(sample_jobs.new_job(id=f"batch_old_{n}", state="succeeded", completed_at=1.0))
+            session.add_all(sample_jobs.cuts(f"batch_old_{n}", [1]))
 
     left = []
     for seconds in (59, 2, 1, 1):
@@ -242,7 +242,7 @@ def test_retention_goes_on_each_second_with_what_was_too_much(
 
 @pytest.mark.parametrize("end", ["failed_at", "expired_at", "cancelled_at"])
 def test_retention_counts_from_the_end_whatever_it_was(harness: DispatcherHarness, end: str) -> None:
-    jobs = [ledgers.running(harness.db, [1]).id for _ in range(2)]
+    jobs = [sample_jobs.running(harness.db, [1]).id for _ in range(2)]
     with harness.db.write() as session:
         for job_id, at in zip(jobs, (1.0, now()), strict=True):
             ended = {"state": end.removesuffix("_at"), end: at}
@@ -260,8 +260,8 @@ def test_of_a_job_that_is_emptied_in_part_nothing_is_known_and_the_next_pass_emp
 ) -> None:
     """Of three shards, and four transactions for them and their segments."""
     monkeypatch.setattr("workers.dispatcher.retention._AT_ONCE", 2)
-    job = ledgers.finishing(harness.db, [1] * 3)
-    ledgers.close(harness.db, job.id)
+    job = sample_jobs.finishing(harness.db, [1] * 3)
+    sample_jobs.close(harness.db, job.id)
     keeping = Retention(harness.config, harness.db, harness.storage)
     breaths = iter(range(transactions - 1))
 
@@ -287,10 +287,10 @@ def test_what_a_job_holds_of_deleted_results_goes_with_them_and_a_retry_still_kn
     harness: DispatcherHarness,
 ) -> None:
     """Not while one of its two files is there. Its rows stay, the bytes of its segments do not."""
-    done = ledgers.finishing(harness.db, [2, 2], created_at=now())
-    ledgers.close(harness.db, done.id, output_file_id="file-out", error_file_id="file-err")
-    live = ledgers.finishing(harness.db, [1])
-    paths = [row.path for job in (done, live) for row in ledgers.segments(harness.db, job.id)]
+    done = sample_jobs.finishing(harness.db, [2, 2], created_at=now())
+    sample_jobs.close(harness.db, done.id, output_file_id="file-out", error_file_id="file-err")
+    live = sample_jobs.finishing(harness.db, [1])
+    paths = [row.path for job in (done, live) for row in sample_jobs.segments(harness.db, job.id)]
     for path in paths:
         harness.storage.put(path, b"x")
     with harness.db.write() as session:
@@ -306,17 +306,17 @@ def test_what_a_job_holds_of_deleted_results_goes_with_them_and_a_retry_still_kn
     keeping.run()
 
     assert kept == sorted(paths)
-    assert harness.storage.list("jobs") == [row.path for row in ledgers.segments(harness.db, live.id)]
-    assert len(ledgers.segments(harness.db, done.id)) == 2
+    assert harness.storage.list("jobs") == [row.path for row in sample_jobs.segments(harness.db, live.id)]
+    assert len(sample_jobs.segments(harness.db, done.id)) == 2
     with harness.db.read() as session:
         assert session.get(File, "file-out") is session.get(File, "file-err") is None
 
 
 def test_a_retrys_copy_of_a_deleted_input_goes_with_it_when_nobody_reads_it(harness: DispatcherHarness) -> None:
     facts = {"input_file_id": "file-in", "created_at": now()}
-    first = ledgers.finishing(harness.db, [2], input_path="files/file-in", **facts)
-    ledgers.close(harness.db, first.id)
-    again = ledgers.finishing(harness.db, [1], input_path="jobs/again/input-1.jsonl", retry_of=first.id, **facts)
+    first = sample_jobs.finishing(harness.db, [2], input_path="files/file-in", **facts)
+    sample_jobs.close(harness.db, first.id)
+    again = sample_jobs.finishing(harness.db, [1], input_path="jobs/again/input-1.jsonl", retry_of=first.id, **facts)
     for path in ("files/file-in", "jobs/again/input-1.jsonl"):
         harness.storage.put(path, b"x")
     with harness.db.write() as session:
@@ -325,7 +325,7 @@ def test_a_retrys_copy_of_a_deleted_input_goes_with_it_when_nobody_reads_it(harn
 
     keeping.run()
     kept = harness.storage.list("jobs")
-    ledgers.close(harness.db, again.id)
+    sample_jobs.close(harness.db, again.id)
     keeping.run()
 
     assert kept == ["jobs/again/input-1.jsonl"]
@@ -333,7 +333,7 @@ def test_a_retrys_copy_of_a_deleted_input_goes_with_it_when_nobody_reads_it(harn
 
 
 def test_jobs_that_ended_are_added_to_the_totals_within_a_second(harness: DispatcherHarness) -> None:
-    ledgers.close(harness.db, ledgers.finishing(harness.db).id)
+    sample_jobs.close(harness.db, sample_jobs.finishing(harness.db).id)
 
     harness.tick(1)
 
@@ -364,7 +364,7 @@ def test_audit_rows_of_a_busy_second_are_sealed_over_several(
 
 def test_the_leader_numbers_the_events_of_a_second(harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maintenance, "_PAGES_AT_ONCE", 1)
-    job = ledgers.submitted(harness.db)
+    job = sample_jobs.submitted(harness.db)
     with harness.db.write() as session:
         facts: dict[str, Any] = {"subject_id": "other", "project_id": job.project_id, "type": "t", "data": {}}
         for seq in range(1, WRITE_ROWS + 1):

@@ -14,53 +14,53 @@ from jobs.fleet import workers
 from jobs.ledger import ledger, outbox, pauses
 from jobs.ledger.pauses import Scope
 from jobs.queues import Queue
-from tests.support import ledgers
-from tests.support.dispatching import DispatcherHarness, project_of
+from tests.support import sample_jobs
+from tests.support.dispatcher import DispatcherHarness, project_of
 
 
 def test_job_without_a_live_worker_for_its_model_says_so(harness: DispatcherHarness) -> None:
-    job = ledgers.running(harness.db, [4], project_id=project_of(harness.db, "one"))
+    job = sample_jobs.running(harness.db, [4], project_id=project_of(harness.db, "one"))
     harness.worker(models=["another"])
 
     harness.tick(6)
-    waiting = ledgers.job(harness.db, job.id).waiting_for
-    claim = ledgers.claim_shard(harness.db, job.id)
-    claimed = ledgers.job(harness.db, job.id).waiting_for
-    ledgers.answer(harness.db, claim, [0])
+    waiting = sample_jobs.job(harness.db, job.id).waiting_for
+    claim = sample_jobs.claim_shard(harness.db, job.id)
+    claimed = sample_jobs.job(harness.db, job.id).waiting_for
+    sample_jobs.answer(harness.db, claim, [0])
 
     assert (waiting, claimed) == ("model", "model"), "whether the model answers is to be seen"
-    assert ledgers.job(harness.db, job.id).waiting_for is None
+    assert sample_jobs.job(harness.db, job.id).waiting_for is None
 
 
 def test_a_job_without_a_model_waits_for_a_worker_of_its_queue(harness: DispatcherHarness) -> None:
     """An eval run or a training that was accepted while its worker starts."""
     project = project_of(harness.db, "one")
-    job = ledgers.running(harness.db, [1], on=Queue.EVALUATE, project_id=project, model=None)
+    job = sample_jobs.running(harness.db, [1], on=Queue.EVALUATE, project_id=project, model=None)
     harness.worker(models=["tiny"])
 
     harness.tick(6)
-    waiting = ledgers.job(harness.db, job.id).waiting_for
+    waiting = sample_jobs.job(harness.db, job.id).waiting_for
     harness.worker("evaluate", queue=Queue.EVALUATE, models=[])
     harness.tick(6)
 
-    assert (waiting, ledgers.job(harness.db, job.id).waiting_for) == ("worker", None)
+    assert (waiting, sample_jobs.job(harness.db, job.id).waiting_for) == ("worker", None)
 
 
 def test_a_job_waits_for_its_model_no_more_once_a_worker_that_has_it_runs_it(harness: DispatcherHarness) -> None:
     """Its first line may take minutes: a long prompt, a slow machine."""
     project = project_of(harness.db, "one")
-    jobs = [ledgers.running(harness.db, [4], project_id=project, model=model).id for model in ("tiny", "gone")]
+    jobs = [sample_jobs.running(harness.db, [4], project_id=project, model=model).id for model in ("tiny", "gone")]
     harness.worker(models=["another"])
     harness.tick(6)
     for job_id in jobs:
-        ledgers.claim_shard(harness.db, job_id)
-    before = [ledgers.job(harness.db, job_id).waiting_for for job_id in jobs]
+        sample_jobs.claim_shard(harness.db, job_id)
+    before = [sample_jobs.job(harness.db, job_id).waiting_for for job_id in jobs]
 
     harness.worker(models=["tiny"])
     harness.tick(6)
 
     assert before == ["model", "model"]
-    assert [ledgers.job(harness.db, job_id).waiting_for for job_id in jobs] == [None, "model"]
+    assert [sample_jobs.job(harness.db, job_id).waiting_for for job_id in jobs] == [None, "model"]
 
 
 def test_jobs_that_only_wait_for_a_slot_hide_none_that_waits_for_something(
@@ -69,11 +69,11 @@ def test_jobs_that_only_wait_for_a_slot_hide_none_that_waits_for_something(
     """However many there are: here, more than are looked at together."""
     monkeypatch.setattr(ledger, "idle", partial(ledger.idle, limit=2))
     project, held = (project_of(harness.db, name) for name in ("one", "two"))
-    slots = [ledgers.running(harness.db, project_id=project).id for _ in range(5)]
+    slots = [sample_jobs.running(harness.db, project_id=project).id for _ in range(5)]
     waiting = {
-        ledgers.running(harness.db, project_id=project, model="gone").id: "model",
-        ledgers.running(harness.db, project_id=held).id: "pause",
-        ledgers.running(harness.db, project_id=project, not_before=now() + 600).id: "time",
+        sample_jobs.running(harness.db, project_id=project, model="gone").id: "model",
+        sample_jobs.running(harness.db, project_id=held).id: "pause",
+        sample_jobs.running(harness.db, project_id=project, not_before=now() + 600).id: "time",
     }
     harness.worker(models=["tiny"])
     with harness.db.write() as session:
@@ -82,8 +82,8 @@ def test_jobs_that_only_wait_for_a_slot_hide_none_that_waits_for_something(
     for _ in range(2):
         harness.tick(6)
 
-    assert {job_id: ledgers.job(harness.db, job_id).waiting_for for job_id in waiting} == waiting
-    assert {ledgers.job(harness.db, job_id).waiting_for for job_id in slots} == {None}
+    assert {job_id: sample_jobs.job(harness.db, job_id).waiting_for for job_id in waiting} == waiting
+    assert {sample_jobs.job(harness.db, job_id).waiting_for for job_id in slots} == {None}
 
 
 def test_jobs_that_are_held_back_still_hide_none_that_is_not(
@@ -91,9 +91,9 @@ def test_jobs_that_are_held_back_still_hide_none_that_is_not(
 ) -> None:
     monkeypatch.setattr(ledger, "jobs_waiting_for", partial(ledger.jobs_waiting_for, limit=2))
     one, two = (project_of(harness.db, name) for name in ("one", "two"))
-    held = [ledgers.running(harness.db, project_id=one).id for _ in range(5)]
-    early = [ledgers.running(harness.db, project_id=two, not_before=now() + 600).id for _ in range(3)]
-    goes_on = [ledgers.running(harness.db, project_id=two, not_before=at).id for at in (None, now() - 1)]
+    held = [sample_jobs.running(harness.db, project_id=one).id for _ in range(5)]
+    early = [sample_jobs.running(harness.db, project_id=two, not_before=now() + 600).id for _ in range(3)]
+    goes_on = [sample_jobs.running(harness.db, project_id=two, not_before=at).id for at in (None, now() - 1)]
     harness.worker(models=["tiny"])
     with harness.db.write() as session:
         pauses.pause(session, Scope.PROJECT, one, actor="operator")
@@ -104,15 +104,15 @@ def test_jobs_that_are_held_back_still_hide_none_that_is_not(
 
     harness.tick(6)
 
-    assert {ledgers.job(harness.db, job_id).waiting_for for job_id in goes_on} == {None}
-    assert {ledgers.job(harness.db, job_id).waiting_for for job_id in held} == {"pause"}
-    assert {ledgers.job(harness.db, job_id).waiting_for for job_id in early} == {"time"}
+    assert {sample_jobs.job(harness.db, job_id).waiting_for for job_id in goes_on} == {None}
+    assert {sample_jobs.job(harness.db, job_id).waiting_for for job_id in held} == {"pause"}
+    assert {sample_jobs.job(harness.db, job_id).waiting_for for job_id in early} == {"time"}
 
 
 def test_what_nobody_could_answer_takes_no_place_of_what_somebody_can(harness: DispatcherHarness) -> None:
     project = project_of(harness.db, "one")
-    gone = ledgers.running(harness.db, [1] * 5, project_id=project, model="gone", priority=10, deadline=now() + 100)
-    job = ledgers.running(harness.db, [1] * 3, project_id=project)
+    gone = sample_jobs.running(harness.db, [1] * 5, project_id=project, model="gone", priority=10, deadline=now() + 100)
+    job = sample_jobs.running(harness.db, [1] * 3, project_id=project)
     harness.worker(models=["tiny"])
 
     before = harness.tick()
@@ -128,7 +128,7 @@ def test_a_project_of_which_nothing_can_be_answered_is_looked_through_once_a_sec
     harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = (project_of(harness.db, name) for name in ("one", "two"))
-    ledgers.running(harness.db, [1] * 5, project_id=one, model="gone")
+    sample_jobs.running(harness.db, [1] * 5, project_id=one, model="gone")
     harness.worker(models=["tiny"])
     looks: list[str] = []
     due = outbox.due
@@ -141,8 +141,8 @@ def test_a_project_of_which_nothing_can_be_answered_is_looked_through_once_a_sec
 
     assert [harness.tick(after) for after in (0, 0.1, 0.1)] == [[], [], []]
     at_first = looks.count(one)
-    job = ledgers.running(harness.db, [1], project_id=one)
-    other = ledgers.running(harness.db, [1], project_id=two)
+    job = sample_jobs.running(harness.db, [1], project_id=one)
+    other = sample_jobs.running(harness.db, [1], project_id=two)
 
     assert harness.tick(0.1) == [("run", (other.id, 0))], "others are served meanwhile"
     assert (at_first, looks.count(one)) == (2, 2), "once what can be answered, once whether there is more"
@@ -151,7 +151,7 @@ def test_a_project_of_which_nothing_can_be_answered_is_looked_through_once_a_sec
 
 @pytest.mark.parametrize("end", [ledger.cancel, ledger.expire], ids=["cancelled", "expired"])
 def test_what_nobody_could_answer_ends_all_the_same(harness: DispatcherHarness, end: Callable[..., object]) -> None:
-    gone = ledgers.running(
+    gone = sample_jobs.running(
         harness.db, [1] * 5, project_id=project_of(harness.db, "one"), model="gone", deadline=now() - 1
     )
     harness.worker(models=["tiny"])
@@ -165,8 +165,8 @@ def test_what_nobody_could_answer_ends_all_the_same(harness: DispatcherHarness, 
 def test_other_names_of_a_model_are_its_own(db: Database, tmp_path: Path) -> None:
     _models(tmp_path, "aliases: [small]")
     harness = DispatcherHarness(db, tmp_path)
-    job = ledgers.running(db, [1], project_id=project_of(db, "one"), model="small")
-    ledgers.running(db, [1], project_id=project_of(db, "one"), model="large")
+    job = sample_jobs.running(db, [1], project_id=project_of(db, "one"), model="small")
+    sample_jobs.running(db, [1], project_id=project_of(db, "one"), model="large")
     harness.worker(models=["tiny"])
 
     assert harness.tick() == [("run", (job.id, 0))]
@@ -176,8 +176,8 @@ def test_an_endpoint_that_takes_any_name_is_not_meant_by_those_of_the_file(db: D
     _models(tmp_path, "aliases: [small]")
     harness = DispatcherHarness(db, tmp_path)
     for name in ("tiny", "small"):
-        ledgers.running(db, [1], project_id=project_of(db, "one"), model=name)
-    job = ledgers.running(db, [1], project_id=project_of(db, "one"), model="anything")
+        sample_jobs.running(db, [1], project_id=project_of(db, "one"), model=name)
+    job = sample_jobs.running(db, [1], project_id=project_of(db, "one"), model="anything")
     harness.worker(slots=2)
 
     assert harness.tick() == [("run", (job.id, 0))]
@@ -186,7 +186,7 @@ def test_an_endpoint_that_takes_any_name_is_not_meant_by_those_of_the_file(db: D
 def test_while_nobody_knows_the_models_nothing_is_held_back(db: Database, tmp_path: Path) -> None:
     file = _models(tmp_path, "engine: warp")
     harness = DispatcherHarness(db, tmp_path)
-    job = ledgers.running(db, [1], project_id=project_of(db, "one"), model="small")
+    job = sample_jobs.running(db, [1], project_id=project_of(db, "one"), model="small")
     harness.worker(models=["tiny"])
 
     assert harness.tick(6) == [("run", (job.id, 0))]
@@ -196,8 +196,8 @@ def test_while_nobody_knows_the_models_nothing_is_held_back(db: Database, tmp_pa
 def test_models_that_were_known_stay_so_while_their_file_is_wrong(db: Database, tmp_path: Path) -> None:
     file = _models(tmp_path, "aliases: [small]")
     harness = DispatcherHarness(db, tmp_path)
-    job = ledgers.running(db, [1], project_id=project_of(db, "one"), model="small")
-    gone = ledgers.running(db, [1], project_id=project_of(db, "one"), model="large")
+    job = sample_jobs.running(db, [1], project_id=project_of(db, "one"), model="small")
+    gone = sample_jobs.running(db, [1], project_id=project_of(db, "one"), model="large")
     harness.worker(models=[])
     harness.tick()
     file.write_text("models: {x: {engine: warp}}")
@@ -205,7 +205,7 @@ def test_models_that_were_known_stay_so_while_their_file_is_wrong(db: Database, 
         workers.heartbeat(session, "w", models=["tiny"])
 
     assert harness.tick(6) == [("run", (job.id, 0))]
-    assert ledgers.job(db, gone.id).waiting_for == "model"
+    assert sample_jobs.job(db, gone.id).waiting_for == "model"
 
 
 def _models(folder: Path, line: str) -> Path:

@@ -23,9 +23,9 @@ from jobs.ledger.tables import Job, Segment
 from jobs.platform.storage import DiskStorage
 from jobs.retrieval.tables import VectorStore
 from jobs.settings import Settings
-from tests.support.dispatching import new_file
-from tests.support.ledgers import close, finishing, new_job, running, submitted
-from tests.support.lost import look
+from tests.support.dispatcher import new_file
+from tests.support.orphan_files import look
+from tests.support.sample_jobs import close, finishing, new_job, running, submitted
 from workers.dispatcher import orphans
 from workers.dispatcher.orphans import Orphans
 

@@ -27,15 +27,15 @@ from jobs.retrieval import attachments
 from jobs.retrieval.tables import VectorRemoval
 from jobs.timings import Timings
 from jobs.webhooks.tables import Delivery
-from tests.support import ledgers
-from tests.support.dispatching import DispatcherHarness, new_file, project_of
+from tests.support import sample_jobs
+from tests.support.dispatcher import DispatcherHarness, new_file, project_of
 from workers.dispatcher import loop as dispatcher
 
 pytestmark = pytest.mark.dialects
 
 
 def test_messages_are_bounded_by_twice_the_live_slots(harness: DispatcherHarness) -> None:
-    job = ledgers.running(harness.db, [1] * 10, project_id=project_of(harness.db, "one"))
+    job = sample_jobs.running(harness.db, [1] * 10, project_id=project_of(harness.db, "one"))
     harness.worker(slots=2)
 
     first, second = harness.tick(), harness.tick(0.1)
@@ -47,7 +47,7 @@ def test_messages_are_bounded_by_twice_the_live_slots(harness: DispatcherHarness
 def test_what_is_due_is_published_although_maintenance_fails(
     harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = ledgers.running(harness.db, [1], project_id=project_of(harness.db, "one"))
+    job = sample_jobs.running(harness.db, [1], project_id=project_of(harness.db, "one"))
     harness.worker()
 
     def fails() -> None:
@@ -64,7 +64,7 @@ def test_what_is_due_is_published_although_maintenance_fails(
 def test_what_was_published_and_cannot_be_written_down_is_not_published_again(
     harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = ledgers.running(harness.db, [1], project_id=project_of(harness.db, "one"))
+    job = sample_jobs.running(harness.db, [1], project_id=project_of(harness.db, "one"))
     harness.worker()
 
     def busy() -> object:
@@ -85,20 +85,20 @@ def test_what_was_published_and_cannot_be_written_down_is_not_published_again(
 
 
 def test_without_a_worker_nothing_is_published(harness: DispatcherHarness) -> None:
-    ledgers.running(harness.db, [1], project_id=project_of(harness.db, "one"))
+    sample_jobs.running(harness.db, [1], project_id=project_of(harness.db, "one"))
     harness.worker(state="starting")
 
     assert harness.tick() == []
 
 
 def test_claimed_shard_makes_no_room_and_a_finished_one_does(harness: DispatcherHarness) -> None:
-    job = ledgers.running(harness.db, [1] * 5, project_id=project_of(harness.db, "one"))
+    job = sample_jobs.running(harness.db, [1] * 5, project_id=project_of(harness.db, "one"))
     harness.worker(slots=1)
     harness.tick()
-    claim = ledgers.claim_shard(harness.db, job.id, 0)
+    claim = sample_jobs.claim_shard(harness.db, job.id, 0)
 
     while_running = harness.tick(0.1)
-    ledgers.answer(harness.db, claim, [0], last=True)
+    sample_jobs.answer(harness.db, claim, [0], last=True)
     after = harness.tick(0.1)
 
     assert while_running == []
@@ -106,8 +106,8 @@ def test_claimed_shard_makes_no_room_and_a_finished_one_does(harness: Dispatcher
 
 
 def test_two_projects_share_the_messages_however_many_are_pending(harness: DispatcherHarness) -> None:
-    large = ledgers.running(harness.db, [1] * 50, project_id=project_of(harness.db, "one"))
-    small = ledgers.running(harness.db, [1] * 2, project_id=project_of(harness.db, "two"))
+    large = sample_jobs.running(harness.db, [1] * 50, project_id=project_of(harness.db, "one"))
+    small = sample_jobs.running(harness.db, [1] * 2, project_id=project_of(harness.db, "two"))
     harness.worker(slots=2)
 
     published = [arguments[0] for _, arguments in harness.tick()]
@@ -117,16 +117,16 @@ def test_two_projects_share_the_messages_however_many_are_pending(harness: Dispa
 
 def test_priority_then_deadline_order_a_projects_own_work(harness: DispatcherHarness) -> None:
     project = project_of(harness.db, "one")
-    plain = ledgers.running(harness.db, [1], project_id=project)
-    urgent = ledgers.running(harness.db, [1], project_id=project, priority=10)
-    soon = ledgers.running(harness.db, [1], project_id=project, deadline=now() + 1000)
+    plain = sample_jobs.running(harness.db, [1], project_id=project)
+    urgent = sample_jobs.running(harness.db, [1], project_id=project, priority=10)
+    soon = sample_jobs.running(harness.db, [1], project_id=project, deadline=now() + 1000)
     harness.worker(slots=2)
 
     assert [arguments[0] for _, arguments in harness.tick()] == [urgent.id, soon.id, plain.id]
 
 
 def test_unclaimed_message_is_published_again_on_the_monotonic_clock(harness: DispatcherHarness) -> None:
-    job = ledgers.submitted(harness.db, project_id=project_of(harness.db, "one"))
+    job = sample_jobs.submitted(harness.db, project_id=project_of(harness.db, "one"))
     harness.worker(queue=Queue.PLAN)
 
     message = ("plan", (job.id,))
@@ -154,17 +154,17 @@ def test_a_job_goes_on_while_the_clock_of_all_but_the_dispatcher_has_jumped(
             yield
 
     with jumped():
-        job = ledgers.submitted(harness.db, project_id=project)
+        job = sample_jobs.submitted(harness.db, project_id=project)
     published = harness.tick(0.1)
     with jumped():
-        claim = ledgers.claim_job(harness.db, job.id, Task.PLAN)
+        claim = sample_jobs.claim_job(harness.db, job.id, Task.PLAN)
         with harness.db.write() as session:
-            shards.cut(session, claim, Queue.GENERATE, ledgers.cuts(job.id, [1]))
+            shards.cut(session, claim, Queue.GENERATE, sample_jobs.cuts(job.id, [1]))
         with harness.db.write() as session:
             ledger.begin_running(session, claim, total=1, model="tiny", queue=Queue.GENERATE)
     published += harness.tick(0.1)
     with jumped():
-        ledgers.answer(harness.db, ledgers.claim_shard(harness.db, job.id), [0], last=True)
+        sample_jobs.answer(harness.db, sample_jobs.claim_shard(harness.db, job.id), [0], last=True)
     published += harness.tick(0.1)
 
     assert published == [("plan", (job.id,)), ("run", (job.id, 0)), ("finish", (job.id,))]
@@ -175,12 +175,12 @@ def test_messages_that_nobody_can_claim_hide_none_that_somebody_should(
 ) -> None:
     monkeypatch.setattr(outbox, "UNCLAIMED", 2)
     project = project_of(harness.db, "one")
-    gone = ledgers.running(harness.db, [1, 1, 1], project_id=project)
+    gone = sample_jobs.running(harness.db, [1, 1, 1], project_id=project)
     harness.worker("gone", slots=3)
     assert {job_id for _, (job_id, *_) in harness.tick()} == {gone.id}
     with harness.db.write() as session:
         session.execute(delete(Worker))
-    job = ledgers.submitted(harness.db, project_id=project)
+    job = sample_jobs.submitted(harness.db, project_id=project)
     harness.worker("here", queue=Queue.PLAN)
     message = ("plan", (job.id,))
     assert message in harness.tick()
@@ -193,14 +193,14 @@ def test_messages_that_nobody_can_claim_hide_none_that_somebody_should(
 
 
 def test_delayed_message_waits_until_it_is_due(harness: DispatcherHarness) -> None:
-    job = ledgers.running(harness.db, [1], project_id=project_of(harness.db, "one"))
+    job = sample_jobs.running(harness.db, [1], project_id=project_of(harness.db, "one"))
     harness.worker()
-    claim = ledgers.claim_shard(harness.db, job.id)
+    claim = sample_jobs.claim_shard(harness.db, job.id)
     with harness.db.write() as session:
         shards.release(session, claim, delay=60, waiting_for="model")
 
     assert harness.tick() == []
-    assert ledgers.job(harness.db, job.id).waiting_for == "model"
+    assert sample_jobs.job(harness.db, job.id).waiting_for == "model"
 
 
 def _refusals(db: Database) -> int:
@@ -209,7 +209,7 @@ def _refusals(db: Database) -> int:
 
 
 def test_broker_that_is_away_loses_nothing(harness: DispatcherHarness) -> None:
-    job = ledgers.running(harness.db, [1], project_id=project_of(harness.db, "one"))
+    job = sample_jobs.running(harness.db, [1], project_id=project_of(harness.db, "one"))
     harness.worker()
     harness.broker.away = True
     harness.tick()
@@ -221,7 +221,7 @@ def test_broker_that_is_away_loses_nothing(harness: DispatcherHarness) -> None:
 
 
 def test_tasks_of_the_queue_are_the_ones_that_are_published(harness: DispatcherHarness) -> None:
-    job = ledgers.finishing(harness.db, [1], project_id=project_of(harness.db, "one"))
+    job = sample_jobs.finishing(harness.db, [1], project_id=project_of(harness.db, "one"))
     harness.worker(queue=Queue.PLAN)
 
     assert harness.tick() == [(Task.FINISH, (job.id,))]
@@ -231,7 +231,7 @@ def _batches(harness: DispatcherHarness, sizes: Sequence[int], **facts: Any) -> 
     """Submit batches over inputs of so many bytes."""
     made = []
     for size in sizes:
-        job = ledgers.new_job(project_id=project_of(harness.db, "one"), input_file_id=ids.new_id("file-"), **facts)
+        job = sample_jobs.new_job(project_id=project_of(harness.db, "one"), input_file_id=ids.new_id("file-"), **facts)
         with harness.db.write() as session:
             file = new_file(str(job.input_file_id))
             file.bytes = size
@@ -264,7 +264,7 @@ def test_no_more_small_inputs_are_out_than_eight_for_a_message(harness: Dispatch
     assert harness.tick() == [(Task.PLAN, tuple(jobs[:8])), (Task.PLAN, tuple(jobs[8:16]))]
     assert harness.tick(0.1) == []
     for job_id in jobs[:3]:
-        claim = ledgers.claim_job(harness.db, job_id, Task.PLAN)
+        claim = sample_jobs.claim_job(harness.db, job_id, Task.PLAN)
         with harness.db.write() as session:
             ledger.reject(session, claim, [])
 
@@ -333,7 +333,7 @@ def test_a_webhook_that_is_due_between_two_looks_at_webhooks_is_not_slept_over(
     sqlite: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     harness, stop, sent = DispatcherHarness(sqlite, tmp_path), threading.Event(), threading.Event()
-    ledgers.submitted(sqlite, project_id=project_of(sqlite, "one"))
+    sample_jobs.submitted(sqlite, project_id=project_of(sqlite, "one"))
     harness.worker("planner", queue=Queue.PLAN)
     harness.worker("sender", queue=Queue.WEBHOOKS)
 
@@ -361,7 +361,7 @@ def test_a_webhook_that_is_due_between_two_looks_at_webhooks_is_not_slept_over(
 
 
 def _small(db: Database) -> list[str]:
-    return [ledgers.running(db, [1], project_id=project_of(db, "one")).id for _ in range(50)]
+    return [sample_jobs.running(db, [1], project_id=project_of(db, "one")).id for _ in range(50)]
 
 
 @pytest.fixture
@@ -372,12 +372,12 @@ def wide(harness: DispatcherHarness, tmp_path: Path) -> DispatcherHarness:
 
 def test_small_shards_are_published_until_their_lines_fill_the_slots(wide: DispatcherHarness) -> None:
     small = _small(wide.db)
-    large = ledgers.running(wide.db, [8] * 3, project_id=project_of(wide.db, "one"))
+    large = sample_jobs.running(wide.db, [8] * 3, project_id=project_of(wide.db, "one"))
     wide.worker(slots=2)
 
     first = wide.tick()
     for job_id in small[:20]:
-        ledgers.answer(wide.db, ledgers.claim_shard(wide.db, job_id), [0], last=True)
+        sample_jobs.answer(wide.db, sample_jobs.claim_shard(wide.db, job_id), [0], last=True)
     second = wide.tick(0.1)
 
     assert first == [("run", (job_id, 0)) for job_id in small[:32]]  # twice two slots of eight lines each
@@ -395,7 +395,7 @@ def test_what_is_run_line_by_line_takes_a_slot(wide: DispatcherHarness) -> None:
 
 def test_who_asks_with_whole_shards_is_not_kept_back_by_who_asks_with_small_ones(wide: DispatcherHarness) -> None:
     small = _small(wide.db)
-    large = ledgers.running(wide.db, [8] * 3, project_id=project_of(wide.db, "two"))
+    large = sample_jobs.running(wide.db, [8] * 3, project_id=project_of(wide.db, "two"))
     wide.worker(slots=2)
 
     published = wide.tick()

@@ -28,8 +28,8 @@ from jobs.settings import Settings
 from jobs.timings import Timings
 from jobs.webhooks.deliveries import PARKED_UNTIL
 from jobs.webhooks.tables import Attempt, Delivery, Event
-from tests.support.ledgers import close, finishing, new_job
-from tests.support.lost import look_twice
+from tests.support.orphan_files import look_twice
+from tests.support.sample_jobs import close, finishing, new_job
 from workers.dispatcher import orphans, retention
 from workers.dispatcher.retention import Retention
 

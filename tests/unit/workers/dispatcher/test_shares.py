@@ -10,8 +10,8 @@ from jobs.fleet.tables import Worker
 from jobs.ledger import ledger
 from jobs.ledger.tables import Job, Outbox
 from jobs.queues import Queue, Task
-from tests.support import ledgers
-from tests.support.dispatching import DispatcherHarness, new_file, project_of
+from tests.support import sample_jobs
+from tests.support.dispatcher import DispatcherHarness, new_file, project_of
 from workers.__main__ import process_count
 from workers.tasks import CPU_POOL, EVALUATE_POOL
 
@@ -33,9 +33,9 @@ class Pools:
         published = self.harness.tick(after)
         for task, (job_id, *shard) in published:
             if task == Task.RUN:
-                ledgers.claim_shard(self.harness.db, str(job_id), int(str(shard[0])))
+                sample_jobs.claim_shard(self.harness.db, str(job_id), int(str(shard[0])))
             else:
-                ledgers.claim_job(self.harness.db, str(job_id), Task(task), "cpu-0")
+                sample_jobs.claim_job(self.harness.db, str(job_id), Task(task), "cpu-0")
         self.claimed += published
         return published
 
@@ -48,21 +48,21 @@ class Pools:
         return sum(self._queue(message) == Queue.INGEST for message in self.claimed)
 
     def _queue(self, message: Message) -> str:
-        job = ledgers.job(self.harness.db, message[1][0])
+        job = sample_jobs.job(self.harness.db, message[1][0])
         return str(job.queue) if message[0] == Task.RUN else Queue.PLAN
 
 
 def _fill(harness: DispatcherHarness, project: str, shards: int = 300) -> None:
     """Give a project slow work for every queue of both pools."""
-    ledgers.running(harness.db, [1] * shards, Queue.EVALUATE, kind="evaluation", project_id=project)
-    ledgers.running(harness.db, [1] * shards, Queue.INGEST, kind="ingestion", project_id=project)
+    sample_jobs.running(harness.db, [1] * shards, Queue.EVALUATE, kind="evaluation", project_id=project)
+    sample_jobs.running(harness.db, [1] * shards, Queue.INGEST, kind="ingestion", project_id=project)
     for _ in range(20):
-        ledgers.submitted(harness.db, kind="evaluation", project_id=project)
+        sample_jobs.submitted(harness.db, kind="evaluation", project_id=project)
         _submitted_with_file(harness, project, "finetuning", 10)  # a tokenizer reads its small file for minutes
 
 
 def _submitted_with_file(harness: DispatcherHarness, project: str, kind: str, size: int) -> str:
-    job = ledgers.new_job(kind=kind, project_id=project, input_file_id=ids.new_id("file-"))
+    job = sample_jobs.new_job(kind=kind, project_id=project, input_file_id=ids.new_id("file-"))
     with harness.db.write() as session:
         session.add(new_file(str(job.input_file_id), bytes=size))
         return ledger.submit(session, job, actor="key:test").id
@@ -78,8 +78,8 @@ def test_work_of_one_project_without_an_end_leaves_a_process_to_each_kind_of_wor
         pools.tick()
     before = pools.taken("cpu"), pools.taken("evaluate")
 
-    graded = ledgers.running(harness.db, [1], Queue.EVALUATE, kind="evaluation", project_id=two).id
-    parsed = ledgers.running(harness.db, [1], Queue.INGEST, kind="ingestion", project_id=two).id
+    graded = sample_jobs.running(harness.db, [1], Queue.EVALUATE, kind="evaluation", project_id=two).id
+    parsed = sample_jobs.running(harness.db, [1], Queue.INGEST, kind="ingestion", project_id=two).id
     small = _submitted_with_file(harness, two, "generation", 10)
     published = pools.tick()
 
@@ -98,7 +98,9 @@ def test_training_files_take_a_process_each_however_small_they_are(harness: Disp
 def test_ingestion_of_many_projects_leaves_a_process_to_planning(harness: DispatcherHarness) -> None:
     pools = Pools(harness)
     for name in ("one", "two"):
-        ledgers.running(harness.db, [1] * 9, Queue.INGEST, kind="ingestion", project_id=project_of(harness.db, name))
+        sample_jobs.running(
+            harness.db, [1] * 9, Queue.INGEST, kind="ingestion", project_id=project_of(harness.db, name)
+        )
     for _ in range(3):
         pools.tick()
 
@@ -109,7 +111,7 @@ def test_removals_count_as_ingestion(harness: DispatcherHarness) -> None:
     pools = Pools(harness)
     with harness.db.write() as session:
         session.execute(update(Worker).where(Worker.id == "cpu-0").values(other_work=[[Queue.INGEST, "", "", 2]]))
-    ledgers.running(harness.db, [1] * 9, Queue.INGEST, kind="ingestion", project_id=project_of(harness.db, "one"))
+    sample_jobs.running(harness.db, [1] * 9, Queue.INGEST, kind="ingestion", project_id=project_of(harness.db, "one"))
     pools.tick()
 
     assert pools.ingesting() == 1
@@ -118,17 +120,17 @@ def test_removals_count_as_ingestion(harness: DispatcherHarness) -> None:
 def test_the_queues_of_a_pool_share_what_a_project_may_take(harness: DispatcherHarness) -> None:
     """Neither of the two waits for the end of the other: when a process becomes free, the other one is next."""
     one, pools = project_of(harness.db, "one"), Pools(harness)
-    job = ledgers.running(harness.db, [1] * 50, Queue.INGEST, kind="ingestion", project_id=one)
+    job = sample_jobs.running(harness.db, [1] * 50, Queue.INGEST, kind="ingestion", project_id=one)
     for _ in range(50):
-        ledgers.submitted(harness.db, kind="evaluation", project_id=one)
+        sample_jobs.submitted(harness.db, kind="evaluation", project_id=one)
 
     tasks = [[task for task, _ in pools.tick()]]
     for n in range(2):
         with harness.db.write() as session:  # both processes become free
             session.execute(update(Job).values(worker_id=None))
         for claimed in [n for task, (_, *shard) in pools.claimed if task == Task.RUN for n in shard]:
-            if ledgers.shard(harness.db, job.id, claimed).state == "running":
-                ledgers.lose(harness.db, job.id, claimed)
+            if sample_jobs.shard(harness.db, job.id, claimed).state == "running":
+                sample_jobs.lose(harness.db, job.id, claimed)
         tasks.append([task for task, _ in pools.tick()])
 
     assert {task for round_ in tasks for task in round_} == {Task.PLAN, Task.RUN}
@@ -137,7 +139,7 @@ def test_the_queues_of_a_pool_share_what_a_project_may_take(harness: DispatcherH
 
 def test_the_next_tick_comes_soon_while_messages_wait_for_a_share(harness: DispatcherHarness) -> None:
     one = project_of(harness.db, "one")
-    ledgers.running(harness.db, [1] * 3, Queue.EVALUATE, kind="evaluation", project_id=one)
+    sample_jobs.running(harness.db, [1] * 3, Queue.EVALUATE, kind="evaluation", project_id=one)
     for n in range(3):
         harness.worker(f"evaluate-{n}", Queue.EVALUATE)
     ticks = [harness.dispatcher.tick() for _ in range(3)]
@@ -150,9 +152,9 @@ def test_the_next_tick_comes_soon_while_messages_wait_for_a_share(harness: Dispa
 def test_what_a_worker_of_another_pool_finishes_takes_no_process_of_planning(harness: DispatcherHarness) -> None:
     one, pools = project_of(harness.db, "one"), Pools(harness)
     for _ in range(5):
-        job = ledgers.finishing(harness.db, [1], project_id=one)
-        ledgers.claim_job(harness.db, job.id, Task.FINISH, "gpu-1")
-    job = ledgers.submitted(harness.db, project_id=one)
+        job = sample_jobs.finishing(harness.db, [1], project_id=one)
+        sample_jobs.claim_job(harness.db, job.id, Task.FINISH, "gpu-1")
+    job = sample_jobs.submitted(harness.db, project_id=one)
 
     assert pools.tick() == [(Task.PLAN, (job.id,))]
 
@@ -160,17 +162,17 @@ def test_what_a_worker_of_another_pool_finishes_takes_no_process_of_planning(har
 def test_what_a_grader_finishes_takes_a_process_of_its_own_pool(harness: DispatcherHarness) -> None:
     one, pools = project_of(harness.db, "one"), Pools(harness)
     for n in range(2):
-        job = ledgers.finishing(harness.db, [1], project_id=one)
-        ledgers.claim_job(harness.db, job.id, Task.FINISH, f"evaluate-{n}")
-    ledgers.running(harness.db, [1], Queue.EVALUATE, kind="evaluation", project_id=one)
-    job = ledgers.submitted(harness.db, project_id=one)
+        job = sample_jobs.finishing(harness.db, [1], project_id=one)
+        sample_jobs.claim_job(harness.db, job.id, Task.FINISH, f"evaluate-{n}")
+    sample_jobs.running(harness.db, [1], Queue.EVALUATE, kind="evaluation", project_id=one)
+    job = sample_jobs.submitted(harness.db, project_id=one)
 
     assert pools.tick() == [(Task.PLAN, (job.id,))]
 
 
 def test_messages_beyond_a_share_that_became_smaller_are_not_redelivered(harness: DispatcherHarness) -> None:
     one = project_of(harness.db, "one")
-    ledgers.running(harness.db, [1] * 9, Queue.EVALUATE, kind="evaluation", project_id=one)
+    sample_jobs.running(harness.db, [1] * 9, Queue.EVALUATE, kind="evaluation", project_id=one)
     harness.worker("many", Queue.EVALUATE, slots=8)
     published = harness.tick()
     harness.worker("many", Queue.EVALUATE, slots=3)
@@ -186,7 +188,7 @@ def test_a_training_that_runs_has_no_other_of_its_project_published_behind_it(ha
     first, _ = [_training(harness, one) for _ in range(2)]
     harness.worker("trainer", Queue.FINETUNE)
     alone = harness.tick()
-    ledgers.claim_shard(harness.db, first)
+    sample_jobs.claim_shard(harness.db, first)
     still = harness.tick(0.1)
     other = _training(harness, two)
 
@@ -195,4 +197,4 @@ def test_a_training_that_runs_has_no_other_of_its_project_published_behind_it(ha
 
 
 def _training(harness: DispatcherHarness, project: str) -> str:
-    return ledgers.running(harness.db, [1], Queue.FINETUNE, kind="finetuning", project_id=project).id
+    return sample_jobs.running(harness.db, [1], Queue.FINETUNE, kind="finetuning", project_id=project).id

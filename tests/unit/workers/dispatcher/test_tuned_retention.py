@@ -14,7 +14,7 @@ from jobs.ledger.tables import Audit, Job
 from jobs.platform.storage import DiskStorage
 from jobs.registry import models
 from jobs.settings import Settings
-from tests.support.ledgers import new_job
+from tests.support.sample_jobs import new_job
 from workers.dispatcher.retention import Retention
 
 pytestmark = pytest.mark.dialects

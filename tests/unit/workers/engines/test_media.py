@@ -10,7 +10,7 @@ from jobs.db.engine import Database
 from jobs.fleet.models_file import Registry
 from jobs.settings import Settings
 from tests.support.fake_engine import FakeEngine
-from tests.support.mill import chat_line, jsonl, running
+from tests.support.inline_deployment import chat_line, jsonl, running
 from tests.support.scripted_server import Server, engine_of, error_of, request, serving
 from workers.engines.build_engines import build
 from workers.engines.caps import objection
@@ -213,10 +213,10 @@ def test_lines_of_a_batch_with_such_media_fail(sqlite: Database, tmp_path: Path)
     prompts: list[str] = []
     engine = Router([FakeEngine(("fake-model",), on_prompt=prompts.append)], Registry.read(tmp_path / "models.yaml"))
     bad = chat_line("bad", "x", **part(type="image", url=WEB))
-    with running(sqlite, tmp_path, engine) as mill:
-        (job,) = mill.drain(mill.submit(jsonl([chat_line("good", "hello"), bad])))
-        mill.wait_until_idle()
-        good, failed = mill.results(job)
+    with running(sqlite, tmp_path, engine) as inline:
+        (job,) = inline.drain(inline.submit(jsonl([chat_line("good", "hello"), bad])))
+        inline.wait_until_idle()
+        good, failed = inline.results(job)
 
     assert [line["custom_id"] for line in good] == ["good"]
     assert [(line["custom_id"], line["response"]["status_code"]) for line in failed] == [("bad", 400)]

@@ -15,7 +15,7 @@ from jobs.ledger import shards
 from jobs.ledger.shards import ShardClaim
 from jobs.security.tables import Project
 from jobs.settings import Settings
-from tests.support import ledgers
+from tests.support import sample_jobs
 from workers.engines.training.protocol import EvaluationReport, Started, Step
 from workers.finetuning.limits import TrainingTime
 from workers.finetuning.recorder import Recorder
@@ -27,7 +27,7 @@ PAYLOAD = {"model": "tiny", "base": "tiny", "result": "ft:tiny:one::abc", "seed"
 def claim(db: Database) -> ShardClaim:
     with db.write() as session:
         session.add(Project(id="proj_1", name="one", created_at=1.0))
-    job = ledgers.running(db, (1,), kind=jobs.NAME, id="ftjob-1", endpoint=None, deadline=None, payload=PAYLOAD)
+    job = sample_jobs.running(db, (1,), kind=jobs.NAME, id="ftjob-1", endpoint=None, deadline=None, payload=PAYLOAD)
     with db.write() as session:
         session.add(
             FinetunePlan(
@@ -35,7 +35,7 @@ def claim(db: Database) -> ShardClaim:
                 tokens=80, steps=4,
             )
         )  # fmt: skip
-    return ledgers.claim_shard(db, job.id)
+    return sample_jobs.claim_shard(db, job.id)
 
 
 def recorder_of(db: Database, claim: ShardClaim) -> Recorder:
@@ -92,7 +92,7 @@ def test_former_holder_of_the_claim_records_nothing(db: Database, claim: ShardCl
     recorder.record_step(step(1, 3.0))
     with db.write() as session:
         shards.release(session, claim)
-    ledgers.claim_shard(db, claim.job.id, worker="another")
+    sample_jobs.claim_shard(db, claim.job.id, worker="another")
     before = count_events(db)
 
     with pytest.raises(ClaimLost):

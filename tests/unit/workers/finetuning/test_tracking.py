@@ -13,7 +13,7 @@ from jobs.finetuning.tables import FinetuneStep
 from jobs.settings import Settings
 from tests.support import fake_mlflow
 from tests.support.fake_mlflow import FakeMlflow
-from tests.support.tracked import JOB, RESULT, TrackedJob
+from tests.support.tracked_training import JOB, RESULT, TrackedJob
 from workers.finetuning.mlflow_tracker import MlflowTracker
 from workers.finetuning.tracked_run import TrackedRun, TrackingFailed
 from workers.finetuning.wandb_tracker import WandbTracker

@@ -27,7 +27,7 @@ from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue, Task
 from jobs.security import keys
 from jobs.settings import Settings
-from tests.support import ledgers, tiny_llama
+from tests.support import sample_jobs, tiny_llama
 from workers.finetuning import examination as child
 from workers.finetuning import training_plan
 from workers.finetuning.examination_child import RowChecker
@@ -98,10 +98,10 @@ class Planning:
     def plan(self, *content: bytes, hold: ClaimHandle | None = None, **asked: Any) -> Job:
         job_id = self.submit(*content, **asked)
         self.run(job_id, hold)
-        return ledgers.job(self.db, job_id)
+        return sample_jobs.job(self.db, job_id)
 
     def run(self, job_id: str, hold: ClaimHandle | None = None) -> None:
-        claim = ledgers.claim_job(self.db, job_id, Task.PLAN)
+        claim = sample_jobs.claim_job(self.db, job_id, Task.PLAN)
         training_plan.plan(self.context, claim, hold or ClaimHandle(job_id, claim.epoch))
 
     def events(self) -> list[tuple[str, str]]:
@@ -322,7 +322,7 @@ def test_rows_that_are_held_out_are_the_same_for_the_same_seed(planner: Planning
     again = examination.question(
         planner.context.config,
         planner.context.models.now().models["tiny"],
-        FineTuning.model_validate(ledgers.job(planner.db, "ftjob-1").payload),
+        FineTuning.model_validate(sample_jobs.job(planner.db, "ftjob-1").payload),
         {"training": "files/file-t"},
         seconds=60,
         store=False,
@@ -365,7 +365,7 @@ def test_job_waits_while_another_process_examines_files(planner: Planning) -> No
         planner.plan(jsonl([row(n) for n in range(10)]))
 
     assert waiting.value.delay > 0
-    assert ledgers.job(planner.db, "ftjob-1").state == JobState.QUEUED
+    assert sample_jobs.job(planner.db, "ftjob-1").state == JobState.QUEUED
 
 
 def test_a_base_that_has_left_the_models_file_fails_the_job(planner: Planning) -> None:
@@ -387,25 +387,25 @@ def test_a_base_whose_files_are_away_is_waited_for(planner: Planning, base: Path
 def test_a_worker_that_ends_stops_the_examination(real_planner: Planning) -> None:
     planner = real_planner
     job_id = planner.submit(jsonl([row(n) for n in range(10)]))
-    claim = ledgers.claim_job(planner.db, job_id, Task.PLAN)
+    claim = sample_jobs.claim_job(planner.db, job_id, Task.PLAN)
     hold = ClaimHandle(job_id, claim.epoch)
     hold.end()
 
     with pytest.raises(Abandoned):
         training_plan.plan(planner.context, claim, hold)
 
-    assert ledgers.job(planner.db, job_id).state == JobState.QUEUED
+    assert sample_jobs.job(planner.db, job_id).state == JobState.QUEUED
 
 
 def test_a_second_planner_does_the_same_again(planner: Planning) -> None:
     job_id = planner.submit(jsonl([row(n) for n in range(10)]))
-    first = ledgers.claim_job(planner.db, job_id, Task.PLAN)
+    first = sample_jobs.claim_job(planner.db, job_id, Task.PLAN)
     with planner.db.write() as session:
         ledger.release(session, job_id, first.epoch)
 
     planner.run(job_id)
 
-    assert ledgers.job(planner.db, job_id).state == JobState.RUNNING
+    assert sample_jobs.job(planner.db, job_id).state == JobState.RUNNING
 
 
 def test_the_files_of_a_live_job_stay(planner: Planning) -> None:

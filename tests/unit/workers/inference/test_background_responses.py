@@ -17,7 +17,7 @@ from jobs.inference.interactive import ENDED_SECONDS, answer_key, streams_key
 from jobs.setting_groups import MB
 from jobs.settings import Settings
 from jobs.timings import Timings
-from tests.support.shop import running_broker
+from tests.support.interactive_api import running_broker
 from workers.engines.port import Answer, Emit, EngineFault, Request
 from workers.inference.background_responses import EventPublisher
 

@@ -16,7 +16,7 @@ from jobs.security import keys
 from jobs.security.tables import Project
 from jobs.settings import Settings
 from tests.support.fake_engine import FakeEngine
-from tests.support.mill import chat_line, jsonl, running
+from tests.support.inline_deployment import chat_line, jsonl, running
 from tests.support.scripted_server import Server, serving
 from workers.engine_process import ProjectPermission
 from workers.engines.port import Answer, Request
@@ -212,10 +212,10 @@ async def test_lines_of_a_batch_have_their_pictures_fetched(sqlite: Database, tm
         ]
 
         def batch() -> tuple[list[Any], list[Any]]:
-            with running(sqlite, tmp_path, middleware) as mill:
-                (job,) = mill.drain(mill.submit(jsonl(lines)))
-                mill.wait_until_idle()
-                good, failed = mill.results(job)
+            with running(sqlite, tmp_path, middleware) as inline:
+                (job,) = inline.drain(inline.submit(jsonl(lines)))
+                inline.wait_until_idle()
+                good, failed = inline.results(job)
                 return good, failed
 
         good, failed = await asyncio.to_thread(batch)

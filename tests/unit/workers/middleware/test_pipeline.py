@@ -15,7 +15,7 @@ from jobs.platform.storage import DiskStorage
 from jobs.registry.tables import TunedModel
 from jobs.retrieval.searches import FoundChunk, Search
 from jobs.settings import Settings
-from tests.support import adapters
+from tests.support import tuned_adapters
 from tests.support.scripted_server import CHAT, Server, serving
 from tests.unit.workers.middleware.context_window.engines import MODEL, Counting, Nobody
 from workers.engines.port import Request
@@ -130,7 +130,7 @@ async def test_a_tuned_model_has_context_strategies_files_schemas_and_the_cache(
     layers: Layers, sqlite: Database, tmp_path: Path
 ) -> None:
     name, storage = f"ft:{MODEL}:acme::abc", DiskStorage(tmp_path / "files")
-    adapter = adapters.tuned_model(sqlite, storage, name, base=MODEL, project="acme")
+    adapter = tuned_adapters.tuned_model(sqlite, storage, name, base=MODEL, project="acme")
     with sqlite.read() as session:
         owner = session.query(TunedModel).one().project_id
     chat = {
@@ -159,7 +159,7 @@ async def test_a_prompt_that_is_routed_to_a_tuned_model_is_answered_by_its_adapt
     layers: Layers, sqlite: Database, tmp_path: Path
 ) -> None:
     name, storage = f"ft:{MODEL}:acme::abc", DiskStorage(tmp_path / "files")
-    adapter = adapters.tuned_model(sqlite, storage, name, base=MODEL, project="acme")
+    adapter = tuned_adapters.tuned_model(sqlite, storage, name, base=MODEL, project="acme")
     with sqlite.read() as session:
         owner = session.query(TunedModel).one().project_id
     layers.engine.limit, layers.says = 150, ["fine"]

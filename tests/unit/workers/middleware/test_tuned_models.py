@@ -20,7 +20,7 @@ from jobs.registry.tables import TunedModel
 from jobs.security import keys
 from jobs.settings import Settings
 from jobs.timings import Timings
-from tests.support import adapters
+from tests.support import tuned_adapters
 from tests.support.fake_engine import FakeEngine
 from workers.engines import probes
 from workers.engines.port import Adapter, Answer, EngineBusy, Passage, Request
@@ -103,7 +103,7 @@ async def worker(sqlite: Database, tmp_path: Path) -> AsyncIterator[Worker]:
 
 @pytest.mark.parametrize("url", BODIES)
 async def test_an_answer_is_the_adapters_under_the_asked_name(worker: Worker, url: str) -> None:
-    adapter = adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
+    adapter = tuned_adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
 
     body = await worker.ask(ONE, url)
 
@@ -114,7 +114,7 @@ async def test_an_answer_is_the_adapters_under_the_asked_name(worker: Worker, ur
 
 @pytest.mark.parametrize("url", BODIES)
 async def test_every_event_of_a_stream_has_the_asked_name(worker: Worker, url: str) -> None:
-    adapter = adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
+    adapter = tuned_adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
     events: list[dict[str, Any]] = []
 
     async def emit(chunk: bytes) -> None:
@@ -130,7 +130,7 @@ async def test_every_event_of_a_stream_has_the_asked_name(worker: Worker, url: s
 
 
 async def test_the_base_model_answers_under_its_own_name_and_without_an_adapter(worker: Worker) -> None:
-    adapter = adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
+    adapter = tuned_adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
     await worker.ask(ONE)
 
     body = await worker.ask("fake-model")
@@ -141,8 +141,8 @@ async def test_the_base_model_answers_under_its_own_name_and_without_an_adapter(
 
 
 async def test_the_cache_gives_no_adapters_answer_for_another_or_for_the_base(worker: Worker) -> None:
-    one = adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
-    second = adapters.tuned_model(worker.db, worker.storage, f"{ONE}:ckpt-step-2", project="acme")
+    one = tuned_adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
+    second = tuned_adapters.tuned_model(worker.db, worker.storage, f"{ONE}:ckpt-step-2", project="acme")
     names = (ONE, f"{ONE}:ckpt-step-2", "fake-model")
 
     first = [await worker.ask(name, temperature=0, cache=True) for name in names]
@@ -155,21 +155,21 @@ async def test_the_cache_gives_no_adapters_answer_for_another_or_for_the_base(wo
 
 
 async def test_a_deleted_model_is_not_served_even_from_the_cache_and_its_local_files_go(worker: Worker) -> None:
-    adapter = adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
+    adapter = tuned_adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
     await worker.ask(ONE, temperature=0, cache=True)
     assert (worker.local / adapter).is_dir()
 
-    adapters.delete(worker.db, ONE)
+    tuned_adapters.delete(worker.db, ONE)
 
     assert code_of(await worker.ask(ONE, temperature=0, cache=True)) == (404, "model_deleted")
     assert not (worker.local / adapter).exists()
 
 
 async def test_local_files_of_a_deleted_model_go_when_another_is_fetched(worker: Worker) -> None:
-    first = adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
-    second = adapters.tuned_model(worker.db, worker.storage, OTHER, project="rival")
+    first = tuned_adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
+    second = tuned_adapters.tuned_model(worker.db, worker.storage, OTHER, project="rival")
     await worker.ask(ONE)
-    adapters.delete(worker.db, ONE)
+    tuned_adapters.delete(worker.db, ONE)
     await worker.ask(OTHER, project=worker.rival)
 
     assert [path.name for path in worker.local.iterdir()] == [second] != [first]
@@ -180,13 +180,13 @@ async def test_a_deletion_is_seen_within_two_seconds(sqlite: Database, tmp_path:
     assert Timings().tuned_model_look < 2
     worker = Worker(sqlite, tmp_path, Timings(), whole=method == "full")
     await worker.engine.start()
-    adapters.tuned_model(worker.db, worker.storage, ONE, project="acme", method=method)
+    tuned_adapters.tuned_model(worker.db, worker.storage, ONE, project="acme", method=method)
 
     reads = worker.layer._tuned_models._rows
     time = 100.0
     reads._clock = lambda: time
     assert (await worker.ask(ONE))["http"] == 200
-    adapters.delete(worker.db, ONE)
+    tuned_adapters.delete(worker.db, ONE)
     time += 2
 
     assert code_of(await worker.ask(ONE)) == (404, "model_deleted")
@@ -194,13 +194,13 @@ async def test_a_deletion_is_seen_within_two_seconds(sqlite: Database, tmp_path:
 
 
 async def test_another_projects_model_is_unknown_until_it_is_permitted(worker: Worker) -> None:
-    adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
+    tuned_adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
     unknown = await worker.ask("ft:fake-model:acme::none", project=worker.rival)
 
     refused = await worker.ask(ONE, project=worker.rival)
-    adapters.permit(worker.db, ONE, "rival")
+    tuned_adapters.permit(worker.db, ONE, "rival")
     permitted = await worker.ask(ONE, project=worker.rival)
-    adapters.forbid(worker.db, ONE)
+    tuned_adapters.forbid(worker.db, ONE)
     withdrawn = await worker.ask(ONE, project=worker.rival)
 
     assert code_of(refused) == code_of(withdrawn) == code_of(unknown) == (404, "model_not_found")
@@ -209,8 +209,8 @@ async def test_another_projects_model_is_unknown_until_it_is_permitted(worker: W
 
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json", "manifest.json"])
 async def test_a_tampered_file_is_refused_and_nothing_of_it_is_left(worker: Worker, file: str) -> None:
-    adapter = adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
-    worker.storage.put(f"{adapters.location_of(worker.db, ONE)}/{file}", b"{}")
+    adapter = tuned_adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
+    worker.storage.put(f"{tuned_adapters.location_of(worker.db, ONE)}/{file}", b"{}")
 
     assert code_of(await worker.ask(ONE)) == (500, "adapter_corrupt")
     assert not worker.prompts
@@ -218,7 +218,7 @@ async def test_a_tampered_file_is_refused_and_nothing_of_it_is_left(worker: Work
 
 
 async def test_a_storage_that_is_away_is_waited_for(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
+    tuned_adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
 
     def away(*_: object) -> None:
         raise StorageUnavailable
@@ -232,7 +232,7 @@ async def test_a_storage_that_is_away_is_waited_for(worker: Worker, monkeypatch:
 
 
 async def test_local_files_that_were_tampered_with_are_fetched_again(worker: Worker) -> None:
-    adapter = adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
+    adapter = tuned_adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
     weights = worker.local / adapter / "adapter_model.safetensors"
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"other weights")
@@ -248,7 +248,7 @@ async def test_an_adapter_that_fails_its_probe_is_not_served_until_an_operator_h
         messages=messages, tools=tools, token_ids=read.token_ids, continuation=(1, 2), logprobs=(-9.0, -9.0),
         base_logprobs=read.logprobs,
     )  # fmt: skip
-    adapters.tuned_model(
+    tuned_adapters.tuned_model(
         worker.db, worker.storage, ONE, project="acme", files={probes.FILE: msgspec.json.encode([lying])}
     )
 
@@ -276,7 +276,7 @@ async def test_an_adapter_that_fails_its_probe_is_not_served_until_an_operator_h
 
 async def test_a_server_with_a_model_of_that_name_keeps_it(worker: Worker) -> None:
     worker.engine.models = ("fake-model", ONE)
-    adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
+    tuned_adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
 
     body = await worker.ask(ONE)
 
@@ -298,7 +298,9 @@ def whole_worker(sqlite: Database, tmp_path: Path) -> Iterator[Worker]:
 async def test_a_whole_model_answers_under_its_name_and_from_its_own_cache(whole_worker: Worker, url: str) -> None:
     worker = whole_worker
     names = ONE, f"{ONE}:ckpt-step-2"
-    weights = [adapters.tuned_model(worker.db, worker.storage, name, project="acme", method="full") for name in names]
+    weights = [
+        tuned_adapters.tuned_model(worker.db, worker.storage, name, project="acme", method="full") for name in names
+    ]
 
     first = [await worker.ask(name, url, temperature=0, cache=True) for name in names]
     again = [await worker.ask(name, url, temperature=0, cache=True) for name in names]
@@ -316,10 +318,10 @@ async def test_a_deleted_whole_model_is_not_served_even_from_the_cache_and_its_l
     whole_worker: Worker,
 ) -> None:
     worker = whole_worker
-    weights = adapters.tuned_model(worker.db, worker.storage, ONE, project="acme", method="full")
+    weights = tuned_adapters.tuned_model(worker.db, worker.storage, ONE, project="acme", method="full")
     await worker.ask(ONE, temperature=0, cache=True)
 
-    adapters.delete(worker.db, ONE)
+    tuned_adapters.delete(worker.db, ONE)
 
     assert code_of(await worker.ask(ONE, temperature=0, cache=True)) == (404, "model_deleted")
     assert not (worker.local / weights).exists()
@@ -328,7 +330,7 @@ async def test_a_deleted_whole_model_is_not_served_even_from_the_cache_and_its_l
 @pytest.mark.parametrize("method", ["lora", "full"])
 async def test_a_worker_serves_adapters_or_whole_models(sqlite: Database, tmp_path: Path, method: str) -> None:
     worker = Worker(sqlite, tmp_path, whole=method == "lora")
-    adapters.tuned_model(worker.db, worker.storage, ONE, project="acme", method=method)
+    tuned_adapters.tuned_model(worker.db, worker.storage, ONE, project="acme", method=method)
 
     assert code_of(await worker.ask(ONE)) == (400, "model_not_supported")
     assert not worker.prompts
@@ -341,7 +343,7 @@ async def test_files_are_fetched_once_for_all_who_wait_for_them(
     worker, read = whole_worker, list[str]()
     reader = worker.storage.reader
     monkeypatch.setattr(worker.storage, "reader", lambda path, *rest: (read.append(path), reader(path, *rest))[1])
-    adapters.tuned_model(worker.db, worker.storage, ONE, project="acme", method="full")
+    tuned_adapters.tuned_model(worker.db, worker.storage, ONE, project="acme", method="full")
 
     bodies = await asyncio.gather(*(worker.ask(ONE) for _ in range(40)))
 
@@ -351,7 +353,7 @@ async def test_files_are_fetched_once_for_all_who_wait_for_them(
 
 async def test_a_full_disk_of_the_worker_is_waited_for(whole_worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = whole_worker
-    adapters.tuned_model(worker.db, worker.storage, ONE, project="acme", method="full")
+    tuned_adapters.tuned_model(worker.db, worker.storage, ONE, project="acme", method="full")
 
     def full(*_: object) -> str:
         raise OSError(errno.ENOSPC, "no space")

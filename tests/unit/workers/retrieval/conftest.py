@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.ingesting import ReadOnce
+from tests.support.ingestion import ReadOnce
 from workers.retrieval.parsing.parser import Parser, ParserLimits
 
 

@@ -11,7 +11,7 @@ from jobs.db.engine import Database
 from jobs.inference.interactive import AnswerEntry, QueuedRequest
 from jobs.retrieval import searches
 from jobs.retrieval.searches import Search
-from tests.support.ingesting import MODEL, ReadOnce, Works, works
+from tests.support.ingestion import MODEL, ReadOnce, Works, works
 from tests.unit.workers.retrieval.test_search import TEXTS, SearchableStore
 from workers.engines.port import Answer, EngineBusy, Request, refusal
 from workers.vectors.open_vectors import open_vectors
@@ -27,17 +27,17 @@ QUERY = "the sea follows the moon"
 
 
 @pytest.fixture
-def mill(sqlite: Database, tmp_path: Path, parser: ReadOnce) -> Iterator[Works]:
+def inline(sqlite: Database, tmp_path: Path, parser: ReadOnce) -> Iterator[Works]:
     (tmp_path / "models.yaml").write_text(MODELS)
     vectors = open_vectors("memory:", tmp_path / "vectors")
     file = str(tmp_path / "models.yaml")
-    with works(tmp_path, sqlite.url, vectors, parser, models_file=file) as mill:
-        yield mill
+    with works(tmp_path, sqlite.url, vectors, parser, models_file=file) as inline:
+        yield inline
 
 
 @pytest.fixture
-def searchable(mill: Works) -> SearchableStore:
-    return SearchableStore(mill)
+def searchable(inline: Works) -> SearchableStore:
+    return SearchableStore(inline)
 
 
 def error_of(answer: Answer) -> dict[str, Any]:
@@ -46,21 +46,21 @@ def error_of(answer: Answer) -> dict[str, Any]:
 
 
 def asked(searchable: SearchableStore, **fields: Any) -> Answer:
-    return searchable.mill.ask(Search(model=MODEL, store_id=searchable.id, queries=(QUERY,), **fields))
+    return searchable.inline.ask(Search(model=MODEL, store_id=searchable.id, queries=(QUERY,), **fields))
 
 
 @pytest.fixture
-def engine(mill: Works, monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+def engine(inline: Works, monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     """Return the requests for scores that reach the engine."""
     reached: list[Request] = []
-    answer = mill.host.engine.answer
+    answer = inline.host.engine.answer
 
     async def note(request: Request) -> Answer:
         if request.url == "/v1/rerank":
             reached.append(request)
         return await answer(request)
 
-    monkeypatch.setattr(mill.host.engine, "answer", note)
+    monkeypatch.setattr(inline.host.engine, "answer", note)
     return reached
 
 
@@ -116,7 +116,7 @@ def test_a_ranker_that_cannot_be_is_refused(
     searchable: SearchableStore, ranker: str, code: str, engine: list[Request]
 ) -> None:
     by_worker = error_of(asked(searchable, ranker=ranker))
-    by_api = searchable.mill.api.post(
+    by_api = searchable.inline.api.post(
         f"/v1/vector_stores/{searchable.id}/search", json={"query": "a", "ranking_options": {"ranker": ranker}}
     )
 
@@ -184,9 +184,9 @@ def test_a_worker_of_another_queue_answers_for_its_own_model(
 ) -> None:
     body = {"model": "other", "query": "kiwi", "documents": ["a kiwi", "an emu"]}
     queued = QueuedRequest("req_7", searches.RERANK_URL, msgspec.json.encode(body), searchable.project, deadline=4e9)
-    reranking = searchable.mill.searching._reranking
+    reranking = searchable.inline.searching._reranking
 
-    answer = searchable.mill.host.call(reranking.answer(queued, -7)).result(30)
+    answer = searchable.inline.host.call(reranking.answer(queued, -7)).result(30)
 
     assert [one["relevance_score"] for one in msgspec.json.decode(answer.body)["results"]] == [1.0, 0.0]
     assert [(one.url, one.request_id, one.priority) for one in engine] == [("/v1/rerank", "req_7", -7)]
@@ -210,7 +210,7 @@ def test_another_queues_worker_is_asked_for_each_query_and_its_scores_decide(
 ) -> None:
     first, second = ([{"index": n, "relevance_score": abs(n - best) / 4} for n in range(4)] for best in (0, 3))
     elsewhere = Elsewhere(*(AnswerEntry("end", msgspec.json.encode({"results": one}), 200) for one in (first, second)))
-    monkeypatch.setattr(searchable.mill.searching._reranking, "_client", elsewhere)
+    monkeypatch.setattr(searchable.inline.searching._reranking, "_client", elsewhere)
 
     found = searchable.search(QUERY, "kiwi", ranker="other", text_weight=0.0)
 
@@ -231,7 +231,7 @@ def test_another_queues_worker_that_cannot_now_is_asked_again(
     searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch, status: int, told: float | None, wanted: float
 ) -> None:
     monkeypatch.setattr(
-        searchable.mill.searching._reranking, "_client", Elsewhere(AnswerEntry("end", b"{}", status, told))
+        searchable.inline.searching._reranking, "_client", Elsewhere(AnswerEntry("end", b"{}", status, told))
     )
 
     with pytest.raises(EngineBusy) as busy:
@@ -243,7 +243,7 @@ def test_what_another_queues_worker_refuses_is_the_rankers_fault(
     searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = AnswerEntry("end", refusal(404, "gone", code="model_not_found").body, 404)
-    monkeypatch.setattr(searchable.mill.searching._reranking, "_client", Elsewhere(gone))
+    monkeypatch.setattr(searchable.inline.searching._reranking, "_client", Elsewhere(gone))
 
     error = error_of(asked(searchable, ranker="other", text_weight=0.0))
 
@@ -254,7 +254,7 @@ def test_failures_in_another_queues_worker_are_passed_on(
     searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broke = AnswerEntry("end", refusal(502, "no score", code="engine_error").body, 502)
-    monkeypatch.setattr(searchable.mill.searching._reranking, "_client", Elsewhere(broke))
+    monkeypatch.setattr(searchable.inline.searching._reranking, "_client", Elsewhere(broke))
 
     error = error_of(asked(searchable, ranker="other", text_weight=0.0))
 
@@ -287,7 +287,7 @@ def test_an_engine_that_breaks_over_the_texts_is_not_taken_for_a_wrong_name(
     ],
 )
 def test_options_out_of_range_are_refused(searchable: SearchableStore, options: dict[str, Any], param: str) -> None:
-    answer = searchable.mill.api.post(
+    answer = searchable.inline.api.post(
         f"/v1/vector_stores/{searchable.id}/search", json={"query": "a", "ranking_options": options}
     )
 
@@ -296,9 +296,9 @@ def test_options_out_of_range_are_refused(searchable: SearchableStore, options: 
 
 def _answers(searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch, told: Answer) -> None:
     """Whatever is to be re-ranked."""
-    answer = searchable.mill.host.engine.answer
+    answer = searchable.inline.host.engine.answer
 
     async def instead(request: Request) -> Answer:
         return told if request.url == "/v1/rerank" else await answer(request)
 
-    monkeypatch.setattr(searchable.mill.host.engine, "answer", instead)
+    monkeypatch.setattr(searchable.inline.host.engine, "answer", instead)

@@ -17,7 +17,7 @@ from jobs.retrieval import attachments, searches
 from jobs.retrieval.attachments import Made
 from jobs.retrieval.searches import FoundChunk, Scores, Search
 from jobs.retrieval.tables import SourceItem, VectorStore, VectorStoreFile
-from tests.support.ingesting import DIMENSIONS, MODEL, ReadOnce, Works, refuses, vector_of, works
+from tests.support.ingestion import DIMENSIONS, MODEL, ReadOnce, Works, refuses, vector_of, works
 from workers.engines.port import Answer, EngineBusy, EngineFault, refusal
 from workers.engines.refusals import CODE
 from workers.retrieval import search as searching
@@ -34,19 +34,19 @@ TEXTS = {
 
 
 @pytest.fixture(params=["memory:", ""], ids=["memory", "lance"])
-def mill(request: pytest.FixtureRequest, sqlite: Database, tmp_path: Path, parser: ReadOnce) -> Iterator[Works]:
+def inline(request: pytest.FixtureRequest, sqlite: Database, tmp_path: Path, parser: ReadOnce) -> Iterator[Works]:
     vectors = open_vectors(request.param, tmp_path / "vectors")
-    with works(tmp_path, sqlite.url, vectors, parser) as mill:
-        yield mill
+    with works(tmp_path, sqlite.url, vectors, parser) as inline:
+        yield inline
     vectors.close()
 
 
 class SearchableStore:
     """A store of one-chunk documents, written as a worker leaves them."""
 
-    def __init__(self, mill: Works, **attributes: dict[str, Any]) -> None:
-        self.mill, self.id = mill, mill.store()
-        with mill.db.write() as session:
+    def __init__(self, inline: Works, **attributes: dict[str, Any]) -> None:
+        self.inline, self.id = inline, inline.store()
+        with inline.db.write() as session:
             session.get_one(VectorStore, self.id).dimensions = DIMENSIONS
             self.project = session.get_one(VectorStore, self.id).project_id
         for name, text in TEXTS.items():
@@ -65,7 +65,7 @@ class SearchableStore:
             for key, chunks in texts.items()
             for n, text in enumerate(chunks)
         ]
-        self.mill.vectors.write(self.place, entries)
+        self.inline.vectors.write(self.place, entries)
 
     def publish(self, name: str, texts: list[str], attributes: dict[str, Any] | None = None) -> None:
         self.write(**{f"{name}.1": texts})
@@ -74,11 +74,11 @@ class SearchableStore:
             created_at=1.0, attributes=attributes, chunking={}, job_id="ing_1", line=0, version=f"vsd_{name}",
             document=f"vsd_{name}.1", entries=len(texts),
         )  # fmt: skip
-        with self.mill.db.write() as session:
+        with self.inline.db.write() as session:
             session.add(row)
 
     def search(self, *queries: str, **fields: Any) -> list[FoundChunk]:
-        return self.mill.search(self.id, *queries, **fields)
+        return self.inline.search(self.id, *queries, **fields)
 
     def names(self, *queries: str, **fields: Any) -> list[str]:
         return [found.file_id for found in self.search(*queries, **fields)]
@@ -89,8 +89,8 @@ def facts_of(text: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def searchable(mill: Works) -> SearchableStore:
-    return SearchableStore(mill)
+def searchable(inline: Works) -> SearchableStore:
+    return SearchableStore(inline)
 
 
 def test_what_answers_best_comes_first(searchable: SearchableStore) -> None:
@@ -117,7 +117,7 @@ def test_best_result_has_a_low_score_where_nothing_answers(searchable: Searchabl
 
 @pytest.mark.parametrize("fusion", ["rrf", "relative"])
 def test_a_score_is_the_same_whatever_else_is_found(searchable: SearchableStore, fusion: Any) -> None:
-    with searchable.mill.db.write() as session:
+    with searchable.inline.db.write() as session:
         session.execute(update(VectorStoreFile).where(VectorStoreFile.id == "tide").values(attributes={"far": 1}))
     query = "kiwi forest moon"
     among_all = {one.file_id: one.score for one in searchable.search(query, fusion=fusion)}
@@ -131,9 +131,9 @@ def test_a_score_is_the_same_whatever_else_is_found(searchable: SearchableStore,
 def test_words_decide_the_order_where_every_cosine_is_negative(
     searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch, fusion: Any
 ) -> None:
-    look = searchable.mill.vectors.inner.nearest
+    look = searchable.inline.vectors.inner.nearest
     opposite = lambda *given: [replace(hit, score=-0.5) for hit in look(*given)]  # noqa: E731
-    monkeypatch.setattr(searchable.mill.vectors.inner, "nearest", opposite)
+    monkeypatch.setattr(searchable.inline.vectors.inner, "nearest", opposite)
 
     for name, word in {"emu": "tall", "kiwi": "forest", "lava": "volcano", "tide": "moon"}.items():
         [first, *others] = searchable.search(word, fusion=fusion, text_weight=9.0)
@@ -164,7 +164,7 @@ def test_scores_show_what_each_ranking_gave(searchable: SearchableStore) -> None
 def test_words_alone_ask_no_engine(searchable: SearchableStore) -> None:
     searchable.names("volcano", vector_weight=0.0)
 
-    assert searchable.mill.engine.asked == []
+    assert searchable.inline.engine.asked == []
 
 
 @pytest.mark.parametrize("count", [1, 3])  # two birds are alike
@@ -179,13 +179,13 @@ def test_threshold_leaves_room_for_results_after_those_below_it(
     searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cosines = {"lava": 0.9, "tide": 0.2, "emu": 0.1, "kiwi": 0.0}
-    look = searchable.mill.vectors.inner.nearest
+    look = searchable.inline.vectors.inner.nearest
 
     def ranked(*given: Any) -> list[Hit]:
         hits = {hit.document: hit for hit in look(*given)}
         return [replace(hits[f"vsd_{name}.1"], score=cosine) for name, cosine in cosines.items()]
 
-    monkeypatch.setattr(searchable.mill.vectors.inner, "nearest", ranked)
+    monkeypatch.setattr(searchable.inline.vectors.inner, "nearest", ranked)
     query, ranks = "forest quantum invoices overdue", {"fusion": "rrf", "text_weight": 1.0}
 
     assert searchable.names(query, limit=1, **ranks) == ["kiwi"]
@@ -208,7 +208,7 @@ def test_several_queries_find_what_each_finds_and_each_chunk_once(searchable: Se
     assert {one.file_id for one in found} == {"kiwi", "lava"}
     every = searchable.names("kiwi", "bird", "kiwi bird", limit=50)
     assert len(every) == len(set(every)) == len(TEXTS)
-    assert searchable.mill.engine.asked[0] == ["flightless kiwi forest", "lava volcano"]  # one request
+    assert searchable.inline.engine.asked[0] == ["flightless kiwi forest", "lava volcano"]  # one request
 
 
 def test_chunks_of_one_file_are_found_each(searchable: SearchableStore) -> None:
@@ -250,7 +250,7 @@ def test_of_an_old_version_and_a_new_one_the_new_one_is_found(searchable: Search
     searchable.write(**{"kiwi.7": ["The kiwi has a long beak."]})
     before = searchable.search("kiwi beak", limit=1)[0].text
 
-    with searchable.mill.db.write() as session:
+    with searchable.inline.db.write() as session:
         session.execute(update(VectorStoreFile).where(VectorStoreFile.id == "kiwi").values(document="vsd_kiwi.7"))
     after = searchable.search("kiwi", limit=1)[0].text
 
@@ -263,17 +263,17 @@ def test_a_file_that_is_replaced_between_both_rankings_is_found_in_one_version(
 ) -> None:
     versions = [f"The kiwi of version {n} is a bird." for n in range(times + 1)]
     searchable.write(**{f"kiwi.{n + 7}": [text] for n, text in enumerate(versions)})
-    look, replaced = searchable.mill.vectors.inner.matching, list[int]()
+    look, replaced = searchable.inline.vectors.inner.matching, list[int]()
 
     def late(*given: Any) -> Any:
         if len(replaced) < times:
             replaced.append(len(replaced) + 7)
-            with searchable.mill.db.write() as session:
+            with searchable.inline.db.write() as session:
                 newest = f"vsd_kiwi.{replaced[-1]}"
                 session.execute(update(VectorStoreFile).where(VectorStoreFile.id == "kiwi").values(document=newest))
         return look(*given)
 
-    monkeypatch.setattr(searchable.mill.vectors.inner, "matching", late)
+    monkeypatch.setattr(searchable.inline.vectors.inner, "matching", late)
 
     found = [one.text for one in searchable.search("kiwi bird") if one.file_id == "kiwi"]
 
@@ -285,14 +285,14 @@ def test_a_file_that_is_replaced_between_both_rankings_is_found_in_one_version(
 def test_a_file_that_is_replaced_while_it_is_searched_is_found_in_its_new_version(
     searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch, chosen: Any, late: bool
 ) -> None:
-    look, replaced = searchable.mill.vectors.inner.nearest, list[str]()
+    look, replaced = searchable.inline.vectors.inner.nearest, list[str]()
 
     def replacing(*given: Any) -> Any:
         found = look(*given) if late else None
         if not replaced:
             replaced.append("kiwi")
             searchable.write(**{"kiwi.7": ["The kiwi has a long beak."]})
-            with searchable.mill.db.write() as session:
+            with searchable.inline.db.write() as session:
                 row = session.scalars(select(VectorStoreFile).where(VectorStoreFile.id == "kiwi")).one()
                 row.status = attachments.IN_PROGRESS
                 session.flush()
@@ -300,7 +300,7 @@ def test_a_file_that_is_replaced_while_it_is_searched_is_found_in_its_new_versio
                 attachments.publish(session, session.get_one(VectorStore, searchable.id), [made])
         return look(*given) if found is None else found
 
-    monkeypatch.setattr(searchable.mill.vectors.inner, "nearest", replacing)
+    monkeypatch.setattr(searchable.inline.vectors.inner, "nearest", replacing)
 
     found = [one.text for one in searchable.search("kiwi", text_weight=0.0, filters=chosen) if one.file_id == "kiwi"]
 
@@ -313,11 +313,11 @@ def test_a_documents_next_version_hides_the_one_before_in_an_index_that_has_gone
     """Keep the old version there until the next one is in the index in use, too."""
     searchable.publish("newer", ["The kiwi has a long beak."])
     item = SourceItem(source_id="src", digest="d", key="k", file_id="newer", previous_id="kiwi", job_id="", change="")
-    with searchable.mill.db.write() as session:
+    with searchable.inline.db.write() as session:
         session.add(item)
 
     both = searchable.names("kiwi"), searchable.names("kiwi", filters={"type": "ne", "key": "kind", "value": "rock"})
-    with searchable.mill.db.write() as session:
+    with searchable.inline.db.write() as session:
         session.execute(update(VectorStoreFile).where(VectorStoreFile.id == "newer").values(document=None))
 
     assert [("newer" in names, "kiwi" in names) for names in both] == [(True, False)] * 2
@@ -352,9 +352,9 @@ FILTERS: list[tuple[dict[str, Any], set[str]]] = [
 
 
 @pytest.mark.parametrize(("condition", "wanted"), FILTERS)
-def test_filters_let_through_what_fits(mill: Works, condition: dict[str, Any], wanted: set[str]) -> None:
+def test_filters_let_through_what_fits(inline: Works, condition: dict[str, Any], wanted: set[str]) -> None:
     searchable = SearchableStore(
-        mill, kiwi={"kind": "bird", "size": 0.5}, emu={"kind": "bird", "size": 2}, lava={"kind": "rock", "hot": True}
+        inline, kiwi={"kind": "bird", "size": 0.5}, emu={"kind": "bird", "size": 2}, lava={"kind": "rock", "hot": True}
     )
 
     assert set(searchable.names("the bird of the sea", filters=condition, limit=50)) == wanted
@@ -363,7 +363,7 @@ def test_filters_let_through_what_fits(mill: Works, condition: dict[str, Any], w
 def test_a_filter_finds_what_without_it_is_far_down(searchable: SearchableStore) -> None:
     for n in range(60):
         searchable.publish(f"near{n}", [f"kiwi kiwi kiwi {n}"], {"near": True})
-    with searchable.mill.db.write() as session:
+    with searchable.inline.db.write() as session:
         session.execute(update(VectorStoreFile).where(VectorStoreFile.id == "tide").values(attributes={"far": 1}))
 
     assert searchable.names("kiwi", filters={"type": "eq", "key": "far", "value": 1}) == ["tide"]
@@ -373,15 +373,15 @@ def test_changed_attributes_count_at_once(searchable: SearchableStore) -> None:
     condition = {"type": "eq", "key": "read", "value": True}
     before = searchable.names("kiwi", filters=condition)
 
-    searchable.mill.ok(f"/vector_stores/{searchable.id}/files/kiwi", json={"attributes": {"read": True}})
+    searchable.inline.ok(f"/vector_stores/{searchable.id}/files/kiwi", json={"attributes": {"read": True}})
 
     (after,) = searchable.search("kiwi", filters=condition)
     assert (before, after.file_id, after.attributes) == ([], "kiwi", {"read": True})
 
 
-def test_an_empty_store_finds_nothing_and_asks_nobody(mill: Works) -> None:
-    assert mill.search(mill.store(), "anything") == []
-    assert mill.engine.asked == []
+def test_an_empty_store_finds_nothing_and_asks_nobody(inline: Works) -> None:
+    assert inline.search(inline.store(), "anything") == []
+    assert inline.engine.asked == []
 
 
 def status_of(answer: Answer) -> tuple[int, str | None]:
@@ -391,76 +391,76 @@ def status_of(answer: Answer) -> tuple[int, str | None]:
 def test_another_projects_store_is_not_there(searchable: SearchableStore) -> None:
     search = Search(model=MODEL, store_id=searchable.id, queries=("kiwi",))
 
-    assert status_of(searchable.mill.ask(search, tenant="another")) == (404, "vector_store_id")
+    assert status_of(searchable.inline.ask(search, tenant="another")) == (404, "vector_store_id")
     unknown = Search(model=MODEL, store_id="vs_unknown", queries=("kiwi",))
-    assert status_of(searchable.mill.ask(unknown)) == (404, "vector_store_id")
+    assert status_of(searchable.inline.ask(unknown)) == (404, "vector_store_id")
 
 
 def test_an_index_that_was_emptied_meanwhile_is_not_there(searchable: SearchableStore) -> None:
-    with searchable.mill.db.write() as session:
+    with searchable.inline.db.write() as session:
         session.execute(update(VectorStore).where(VectorStore.id == searchable.id).values(index_id="vs_other"))
 
-    assert status_of(searchable.mill.ask(Search(model=MODEL, store_id=searchable.id, queries=("kiwi",))))[0] == 404
+    assert status_of(searchable.inline.ask(Search(model=MODEL, store_id=searchable.id, queries=("kiwi",))))[0] == 404
 
 
 def test_a_store_whose_time_is_over_is_not_there(searchable: SearchableStore) -> None:
-    with searchable.mill.db.write() as session:
+    with searchable.inline.db.write() as session:
         session.execute(update(VectorStore).values(expires_at=now() - 1))
 
-    assert status_of(searchable.mill.ask(Search(model=MODEL, store_id=searchable.id, queries=("kiwi",))))[0] == 404
+    assert status_of(searchable.inline.ask(Search(model=MODEL, store_id=searchable.id, queries=("kiwi",))))[0] == 404
 
 
 def test_a_store_that_is_deleted_while_it_is_searched_shows_nothing(
     searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look = searchable.mill.vectors.inner.nearest
+    look = searchable.inline.vectors.inner.nearest
     search = Search(model=MODEL, store_id=searchable.id, queries=("kiwi",))
 
     def late(*given: Any) -> Any:
         found = look(*given)
-        searchable.mill.delete(f"/vector_stores/{searchable.id}")
-        searchable.mill.purge()
+        searchable.inline.delete(f"/vector_stores/{searchable.id}")
+        searchable.inline.purge()
         return found
 
-    monkeypatch.setattr(searchable.mill.vectors.inner, "nearest", late)
+    monkeypatch.setattr(searchable.inline.vectors.inner, "nearest", late)
 
-    answer = searchable.mill.ask(search, tenant=searchable.project)
+    answer = searchable.inline.ask(search, tenant=searchable.project)
 
     assert (answer.status, searches.decode_results(answer.body).chunks) == (200, ())
-    assert searchable.mill.ask(search, tenant=searchable.project).status == 404
+    assert searchable.inline.ask(search, tenant=searchable.project).status == 404
 
 
 def test_the_engines_refusal_is_the_answer(searchable: SearchableStore) -> None:
-    searchable.mill.engine.fault = refuses("kiwi")
+    searchable.inline.engine.fault = refuses("kiwi")
 
-    assert searchable.mill.ask(Search(model=MODEL, store_id=searchable.id, queries=("kiwi",))).status == 400
+    assert searchable.inline.ask(Search(model=MODEL, store_id=searchable.id, queries=("kiwi",))).status == 400
 
 
 def test_of_a_query_longer_than_its_model_takes_the_beginning_is_searched_for(
     searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, answer = list[bool](), searchable.mill.host.engine.answer
+    asked, answer = list[bool](), searchable.inline.host.engine.answer
 
     async def short(request: Any) -> Answer:
         asked.append(request.body.get("truncate", False))
         return await answer(request) if asked[-1] else refusal(400, "It is too long.", code=CODE, param="input")
 
-    monkeypatch.setattr(searchable.mill.host.engine, "answer", short)
+    monkeypatch.setattr(searchable.inline.host.engine, "answer", short)
 
     assert searchable.names("flightless bird of the forest", limit=1) == ["kiwi"]
     assert asked == [False, True]
 
 
 def test_an_answer_without_vectors_is_the_engines_fault(searchable: SearchableStore) -> None:
-    searchable.mill.engine.fault = lambda _: Answer(200, b'{"data": [{"index": 0, "embedding": []}]}')
+    searchable.inline.engine.fault = lambda _: Answer(200, b'{"data": [{"index": 0, "embedding": []}]}')
 
-    assert searchable.mill.ask(Search(model=MODEL, store_id=searchable.id, queries=("kiwi",))).status == 502
+    assert searchable.inline.ask(Search(model=MODEL, store_id=searchable.id, queries=("kiwi",))).status == 502
 
 
 def test_a_query_whose_vector_has_another_length_than_the_stores_is_refused(searchable: SearchableStore) -> None:
-    searchable.mill.engine.dimensions = DIMENSIONS // 2
+    searchable.inline.engine.dimensions = DIMENSIONS // 2
 
-    answer = searchable.mill.ask(Search(model=MODEL, store_id=searchable.id, queries=("kiwi", "emu")))
+    answer = searchable.inline.ask(Search(model=MODEL, store_id=searchable.id, queries=("kiwi", "emu")))
 
     assert answer.status == 400
     assert msgspec.json.decode(answer.body)["error"] == {
@@ -474,17 +474,17 @@ def test_a_query_whose_vector_has_another_length_than_the_stores_is_refused(sear
 
 @pytest.mark.parametrize("fault", [EngineBusy("busy"), EngineFault("broke")])
 def test_what_engines_raise_is_passed_on(searchable: SearchableStore, fault: Exception) -> None:
-    searchable.mill.engine.fault = lambda _: fault
+    searchable.inline.engine.fault = lambda _: fault
 
     with pytest.raises(type(fault)):
-        searchable.mill.ask(Search(model=MODEL, store_id=searchable.id, queries=("kiwi",)))
+        searchable.inline.ask(Search(model=MODEL, store_id=searchable.id, queries=("kiwi",)))
 
 
 def test_vectors_that_are_away_are_busy(searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(*_: object) -> None:
         raise VectorsUnavailable
 
-    monkeypatch.setattr(searchable.mill.vectors.inner, "nearest", away)
+    monkeypatch.setattr(searchable.inline.vectors.inner, "nearest", away)
 
     with pytest.raises(EngineBusy):
         searchable.search("kiwi")
@@ -494,28 +494,28 @@ def test_the_queries_priority_and_project_go_to_the_engine(
     searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    answer = searchable.mill.host.engine.answer
+    answer = searchable.inline.host.engine.answer
 
     async def note(request: Any) -> Answer:
         asked.append((request.request_id, request.priority, request.tenant))
         return await answer(request)
 
-    monkeypatch.setattr(searchable.mill.host.engine, "answer", note)
+    monkeypatch.setattr(searchable.inline.host.engine, "answer", note)
     body = msgspec.json.encode(Search(model=MODEL, store_id=searchable.id, queries=("kiwi",)))
     queued = QueuedRequest("req_9", "u", body, searchable.project, deadline=4e9)
-    searchable.mill.host.call(searchable.mill.searching.answer(queued, -7)).result(30)
+    searchable.inline.host.call(searchable.inline.searching.answer(queued, -7)).result(30)
 
     assert asked == [("req_9", -7, searchable.project)]
 
 
 @pytest.mark.parametrize("cacheable", [True, False])
 def test_a_query_that_is_not_to_be_kept_is_embedded_as_such(
-    mill: Works, monkeypatch: pytest.MonkeyPatch, cacheable: bool
+    inline: Works, monkeypatch: pytest.MonkeyPatch, cacheable: bool
 ) -> None:
-    searchable, told = SearchableStore(mill), list[bool]()
-    answer = mill.host.engine.answer
+    searchable, told = SearchableStore(inline), list[bool]()
+    answer = inline.host.engine.answer
     monkeypatch.setattr(
-        mill.host.engine, "answer", lambda request: (told.append(request.cacheable), answer(request))[1]
+        inline.host.engine, "answer", lambda request: (told.append(request.cacheable), answer(request))[1]
     )
 
     assert searchable.search("kiwi", cacheable=cacheable)

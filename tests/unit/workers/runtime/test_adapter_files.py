@@ -10,7 +10,7 @@ from jobs.db.engine import Database
 from jobs.errors import NotFound
 from jobs.platform.storage import DiskStorage
 from jobs.registry.tables import TunedModel
-from tests.support import adapters
+from tests.support import tuned_adapters
 from workers.runtime import adapter_files
 from workers.runtime.adapter_files import AdapterFiles
 
@@ -23,7 +23,7 @@ def storage(tmp_path: Path) -> DiskStorage:
 def trained(db: Database, storage: DiskStorage, number: int = 0) -> tuple[str, str]:
     """Store a training result; return its location and SHA-256."""
     name = f"ft:m:acme::{number}"
-    adapters.tuned_model(db, storage, name)
+    tuned_adapters.tuned_model(db, storage, name)
     with db.read() as session:
         row = session.query(TunedModel).filter_by(name=name).one()
         return row.location, row.sha256

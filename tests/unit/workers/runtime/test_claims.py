@@ -9,8 +9,8 @@ import pytest
 
 from jobs.ledger import ledger
 from jobs.queues import Task
-from tests.support import ledgers
-from tests.support.ledgers import LosesAnswers
+from tests.support import sample_jobs
+from tests.support.sample_jobs import LosesAnswers
 from workers.runtime.attempts import claim_job, claim_shard
 
 
@@ -26,18 +26,18 @@ def _context(db: LosesAnswers) -> Any:
 
 
 def test_a_claim_on_a_shard_whose_answer_was_lost_is_held(losing: LosesAnswers) -> None:
-    job = ledgers.running(losing)
+    job = sample_jobs.running(losing)
 
     losing.lose_next = True
     claim = claim_shard(_context(losing), job.id, 0)
 
     assert claim is not None
-    ledgers.answer(losing, claim, range(4), last=True)
-    assert ledgers.shard(losing, job.id).stalls == 0
+    sample_jobs.answer(losing, claim, range(4), last=True)
+    assert sample_jobs.shard(losing, job.id).stalls == 0
 
 
 def test_a_claim_on_a_job_whose_answer_was_lost_is_held(losing: LosesAnswers) -> None:
-    job = ledgers.submitted(losing)
+    job = sample_jobs.submitted(losing)
 
     losing.lose_next = True
     claim = claim_job(_context(losing), job.id, Task.PLAN)
@@ -50,23 +50,23 @@ def test_a_claim_on_a_job_whose_answer_was_lost_is_held(losing: LosesAnswers) ->
 @pytest.mark.parametrize("of_shard", [True, False], ids=["shard", "job"])
 def test_claim_of_a_faster_worker_stays(losing: LosesAnswers, monkeypatch: pytest.MonkeyPatch, of_shard: bool) -> None:
     """The first claim was not committed: another has the same epoch by the second."""
-    job = ledgers.running(losing) if of_shard else ledgers.submitted(losing)
+    job = sample_jobs.running(losing) if of_shard else sample_jobs.submitted(losing)
     retrying = losing.retrying
 
     def late(work: Any, stop: Any = None) -> Any:
-        with ledgers.rolled_back(losing) as session:
+        with sample_jobs.rolled_back(losing) as session:
             assert work(session) is not None
         if of_shard:
-            ledgers.claim_shard(losing, job.id, worker="faster")
+            sample_jobs.claim_shard(losing, job.id, worker="faster")
         else:
-            ledgers.claim_job(losing, job.id, Task.PLAN, "faster")
+            sample_jobs.claim_job(losing, job.id, Task.PLAN, "faster")
         return retrying(work, stop)
 
     monkeypatch.setattr(losing, "retrying", late)
 
     if of_shard:
         assert claim_shard(_context(losing), job.id, 0) is None
-        assert ledgers.shard(losing, job.id).worker_id == "faster"
+        assert sample_jobs.shard(losing, job.id).worker_id == "faster"
     else:
         assert claim_job(_context(losing), job.id, Task.PLAN) is None
-        assert ledgers.job(losing, job.id).worker_id == "faster"
+        assert sample_jobs.job(losing, job.id).worker_id == "faster"

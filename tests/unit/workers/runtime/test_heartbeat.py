@@ -24,7 +24,7 @@ from jobs.ledger.pauses import Scope
 from jobs.platform import processes
 from jobs.queues import Queue, Task
 from jobs.timings import Timings
-from tests.support import ledgers
+from tests.support import sample_jobs
 from tests.support.system import eventually
 from workers.runtime.heartbeat import Heartbeat
 
@@ -77,13 +77,13 @@ def heartbeat(db: Database) -> Iterator[Heartbeat]:
 
 
 def test_held_claims_heartbeat_and_others_do_not(db: Database, heartbeat: Heartbeat) -> None:
-    job = ledgers.running(db, [1, 1])
-    held, idle = (ledgers.claim_shard(db, job.id, n, "w") for n in range(2))
+    job = sample_jobs.running(db, [1, 1])
+    held, idle = (sample_jobs.claim_shard(db, job.id, n, "w") for n in range(2))
 
     with heartbeat.watching(job.id, held.epoch, held.n) as handle:
-        eventually(lambda: ledgers.shard(db, job.id, 0).heartbeat >= 2, 10, "it sends a heartbeat")
+        eventually(lambda: sample_jobs.shard(db, job.id, 0).heartbeat >= 2, 10, "it sends a heartbeat")
 
-    assert ledgers.shard(db, job.id, 1).heartbeat == 0
+    assert sample_jobs.shard(db, job.id, 1).heartbeat == 0
     assert not handle.ended
     assert idle.n == 1
 
@@ -167,8 +167,8 @@ def test_what_is_paused_already_is_known_from_the_start(db: Database) -> None:
 
 
 def test_claim_that_was_taken_back_is_told_so(db: Database, heartbeat: Heartbeat) -> None:
-    job = ledgers.running(db)
-    claim = ledgers.claim_shard(db, job.id, 0, "w")
+    job = sample_jobs.running(db)
+    claim = sample_jobs.claim_shard(db, job.id, 0, "w")
 
     with heartbeat.watching(job.id, claim.epoch, 0) as handle:
         with db.write() as session:
@@ -177,8 +177,8 @@ def test_claim_that_was_taken_back_is_told_so(db: Database, heartbeat: Heartbeat
 
 
 def test_cancelled_job_stops_its_shards(db: Database, heartbeat: Heartbeat) -> None:
-    job = ledgers.running(db)
-    claim = ledgers.claim_shard(db, job.id, 0, "w")
+    job = sample_jobs.running(db)
+    claim = sample_jobs.claim_shard(db, job.id, 0, "w")
 
     with heartbeat.watching(job.id, claim.epoch, 0) as handle:
         with db.write() as session:
@@ -189,10 +189,10 @@ def test_cancelled_job_stops_its_shards(db: Database, heartbeat: Heartbeat) -> N
 
 
 def test_fenced_planner_is_told_so(db: Database, heartbeat: Heartbeat) -> None:
-    claim = ledgers.planning(db)
+    claim = sample_jobs.planning(db)
     with db.write() as session:
         ledger.release(session, claim.job.id, claim.epoch)
-    mine = ledgers.claim_job(db, claim.job.id, Task.PLAN, "w")
+    mine = sample_jobs.claim_job(db, claim.job.id, Task.PLAN, "w")
 
     with heartbeat.watching(claim.job.id, claim.epoch) as old, heartbeat.watching(mine.job.id, mine.epoch) as new:
         assert old.lost.wait(30)
@@ -201,37 +201,37 @@ def test_fenced_planner_is_told_so(db: Database, heartbeat: Heartbeat) -> None:
 
 
 def test_cancelled_job_stops_its_shards_between_two_heartbeat(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = ledgers.running(db)
-    claim = ledgers.claim_shard(db, job.id, 0, "w")
+    job = sample_jobs.running(db)
+    claim = sample_jobs.claim_shard(db, job.id, 0, "w")
     rare = Heartbeat(db, _worker, heartbeat_seconds=3600, stop=threading.Event(), timings=QUICK)
     rare.start()
 
     with rare.watching(job.id, claim.epoch, 0) as handle:
-        while ledgers.shard(db, job.id).heartbeat == 0:
+        while sample_jobs.shard(db, job.id).heartbeat == 0:
             assert not handle.changed.wait(0.02)  # the first heartbeat comes at once
         with db.write() as session:
             ledger.cancel(session, job.id, actor="key:test")
         assert handle.stop.wait(30)
 
-    assert ledgers.shard(db, job.id).heartbeat == 1
+    assert sample_jobs.shard(db, job.id).heartbeat == 1
     rare.leave()
 
 
 def test_heartbeat_that_the_database_refused_is_made_up_for_at_the_next_look(
     db: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fickle, job = Fickle(db.url, 2), ledgers.running(db)  # the first write makes the worker known
-    claim = ledgers.claim_shard(db, job.id, 0, "w")
+    fickle, job = Fickle(db.url, 2), sample_jobs.running(db)  # the first write makes the worker known
+    claim = sample_jobs.claim_shard(db, job.id, 0, "w")
     heartbeat = Heartbeat(fickle, _worker, heartbeat_seconds=3600, stop=threading.Event(), timings=QUICK)
 
     with heartbeat.watching(job.id, claim.epoch, 0) as handle:
         heartbeat.start()
         for _ in range(250):
-            if ledgers.shard(db, job.id).heartbeat or handle.changed.wait(0.02):
+            if sample_jobs.shard(db, job.id).heartbeat or handle.changed.wait(0.02):
                 break
 
     assert "heartbeat_missed" in caplog.messages
-    assert (ledgers.shard(db, job.id).heartbeat, handle.ended) == (1, False)
+    assert (sample_jobs.shard(db, job.id).heartbeat, handle.ended) == (1, False)
     heartbeat.leave()
     fickle.close()
 
@@ -324,7 +324,7 @@ def test_a_worker_that_is_told_to_end_blames_no_engine_for_what_becomes_of_it(db
 def test_leaving_worker_releases_the_trial_of_its_engine(db: Database, heartbeat: Heartbeat) -> None:
     bounds = quarantine.QuarantineLimits(2, 60.0, 60.0)
     with db.write() as session:
-        ledgers.quarantined(session, "tiny", host_devices="here")
+        sample_jobs.quarantined(session, "tiny", host_devices="here")
         quarantine.all_quarantines(session)[0].until = 0.0
     with db.write() as session:
         assert quarantine.begin_trial(session, "here", "tiny", "w", bounds)

@@ -16,7 +16,7 @@ from jobs.db.engine import Database
 from jobs.fleet.models_file import Registry
 from jobs.security import keys
 from jobs.security.tables import Project
-from tests.support.mill import chat_line, jsonl, running
+from tests.support.inline_deployment import chat_line, jsonl, running
 from tests.support.scripted_server import Server, engine_of, error_of, good, request, says, serving, until
 from tests.unit.workers.middleware.context_window.engines import LIMIT, Nobody, prompt_tokens
 from workers.engine_process import ProjectPermission
@@ -327,10 +327,10 @@ async def test_lines_of_a_batch_that_was_placed_before_the_permission_ended_fail
         router = Router([http], Registry.read(tmp_path / "models.yaml"))
 
         def batch() -> list[Any]:
-            with running(sqlite, tmp_path, router) as mill:
-                (job,) = mill.drain(mill.submit(jsonl([chat_line(f"r{n}", "secret") for n in range(6)])))
-                mill.wait_until_idle()
-                return [*mill.results(job)]
+            with running(sqlite, tmp_path, router) as inline:
+                (job,) = inline.drain(inline.submit(jsonl([chat_line(f"r{n}", "secret") for n in range(6)])))
+                inline.wait_until_idle()
+                return [*inline.results(job)]
 
         good_lines, failed = await asyncio.to_thread(batch)
         before = len(outside.asked)
@@ -350,10 +350,10 @@ async def test_lines_of_a_project_with_the_permission_are_answered(sqlite: Datab
         router = Router([http], Registry.read(tmp_path / "models.yaml"))
 
         def batch() -> list[Any]:
-            with running(sqlite, tmp_path, router) as mill:
-                (job,) = mill.drain(mill.submit(jsonl([chat_line(f"r{n}", "hello") for n in range(6)])))
-                mill.wait_until_idle()
-                return [*mill.results(job)]
+            with running(sqlite, tmp_path, router) as inline:
+                (job,) = inline.drain(inline.submit(jsonl([chat_line(f"r{n}", "hello") for n in range(6)])))
+                inline.wait_until_idle()
+                return [*inline.results(job)]
 
         good_lines, failed = await asyncio.to_thread(batch)
 

@@ -12,7 +12,7 @@ from aiohttp import web
 from jobs.logs import about
 from jobs.requests.endpoints import COMPLETIONS, RESPONSES
 from tests.support.scripted_server import CHAT, Server, engine_of, error_of, good, request, says, until, unused_url
-from tests.support.server_shapes import ANSWERS, ERRORS
+from tests.support.server_answers import ANSWERS, ERRORS
 from workers.engines.http.endpoints import Endpoint
 from workers.engines.http.http_engine import HttpEngine
 from workers.engines.port import Answer, EngineBusy, EngineFault, Request

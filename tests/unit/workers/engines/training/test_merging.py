@@ -9,7 +9,7 @@ import pytest
 
 from jobs import programs
 from jobs.settings import Settings
-from tests.support import adapter_maker, tiny_llama
+from tests.support import random_adapters, tiny_llama
 
 #: Prints the greedy tokens of base and adapter, of the merged model, and of the base alone.
 _ANSWERS = """
@@ -37,7 +37,7 @@ def test_a_merged_model_answers_as_base_and_adapter_do(tmp_path: Path) -> None:
     )
     narrow = tiny_llama.write(tmp_path / "narrow", hidden_size=16)
     adapter, merged, config = tmp_path / "adapter", tmp_path / "merged", Settings(data_dir=tmp_path)
-    adapter_maker.make(base, [adapter])
+    random_adapters.make(base, [adapter])
     merged.mkdir()
     models = tmp_path / "models.yaml"
     models.write_text(json.dumps({"models": {"tiny": {"source": {"path": "base"}, "engine": "vllm"}}}))

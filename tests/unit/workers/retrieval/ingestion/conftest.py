@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.db.engine import Database
-from tests.support.ingesting import ReadOnce, Works, works
+from tests.support.ingestion import ReadOnce, Works, works
 from workers.retrieval.ingestion import job
 from workers.vectors.open_vectors import open_vectors
 
@@ -17,16 +17,16 @@ def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def mill(db: Database, tmp_path: Path, parser: ReadOnce) -> Iterator[Works]:
+def inline(db: Database, tmp_path: Path, parser: ReadOnce) -> Iterator[Works]:
     """Over each database, with vectors in memory; shards of three files."""
-    with works(tmp_path, db.url, open_vectors("memory:", tmp_path), parser) as mill:
-        yield mill
+    with works(tmp_path, db.url, open_vectors("memory:", tmp_path), parser) as inline:
+        yield inline
 
 
 @pytest.fixture(params=["memory:", ""], ids=["memory", "lance"])
 def both(request: pytest.FixtureRequest, sqlite: Database, tmp_path: Path, parser: ReadOnce) -> Iterator[Works]:
     """Over SQLite, with vectors in memory and in LanceDB; shards of three files."""
     vectors = open_vectors(request.param, tmp_path / "vectors")
-    with works(tmp_path, sqlite.url, vectors, parser) as mill:
-        yield mill
+    with works(tmp_path, sqlite.url, vectors, parser) as inline:
+        yield inline
     vectors.close()

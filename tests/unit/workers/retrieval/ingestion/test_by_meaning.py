@@ -7,7 +7,7 @@ import pytest
 from jobs.ledger.states import JobState
 from jobs.retrieval import documents
 from jobs.retrieval.documents import Document
-from tests.support.ingesting import Killed, Works, refuses
+from tests.support.ingestion import Killed, Works, refuses
 from workers.retrieval.ingestion import embedding_model
 from workers.retrieval.ingestion.index import CHUNKS_AT_ONCE
 from workers.retrieval.ingestion.semantic import WINDOW
@@ -19,8 +19,8 @@ TOPICS = (KIWI * 4 + LAVA * 4 + BREAD * 4).strip()
 BY_MEANING: dict[str, Any] = {"type": "semantic", "semantic": {"max_chunk_size_tokens": 200, "threshold": 0.3}}
 
 
-def stored(mill: Works, store: str, file: str) -> Document:
-    document = documents.load(mill.storage, store, mill.row(store, file).version)
+def stored(inline: Works, store: str, file: str) -> Document:
+    document = documents.load(inline.storage, store, inline.row(store, file).version)
     assert document is not None
     return document
 
@@ -40,81 +40,81 @@ def test_a_text_is_cut_where_its_topic_changes(both: Works) -> None:
     both.assert_tidy(store)
 
 
-def test_each_sentence_costs_an_embedding_and_is_counted(mill: Works) -> None:
-    store = mill.store(chunking_strategy=BY_MEANING)
+def test_each_sentence_costs_an_embedding_and_is_counted(inline: Works) -> None:
+    store = inline.store(chunking_strategy=BY_MEANING)
     sentences = [f"{KIWI.strip()[:-1]} number {n}." for n in range(20)]
-    batch = mill.batch(store, mill.upload(" ".join(sentences)))
+    batch = inline.batch(store, inline.upload(" ".join(sentences)))
 
-    mill.drive()
+    inline.drive()
 
-    asked = [text for texts in mill.engine.asked for text in texts]
-    entries = sum(mill.written(store).values())
+    asked = [text for texts in inline.engine.asked for text in texts]
+    entries = sum(inline.written(store).values())
     assert len(asked) == len(sentences) + WINDOW - 1 + entries
-    assert mill.job(batch).input_tokens == sum(map(len, asked))  # of this engine a character is a token
+    assert inline.job(batch).input_tokens == sum(map(len, asked))  # of this engine a character is a token
 
 
-def test_with_other_parameters_it_is_cut_anew_and_with_the_same_it_is_not(mill: Works) -> None:
-    store, file = mill.store(chunking_strategy=BY_MEANING), mill.upload(TOPICS)
-    mill.attach(store, file)
-    mill.drive()
-    asked = mill.engine.texts
+def test_with_other_parameters_it_is_cut_anew_and_with_the_same_it_is_not(inline: Works) -> None:
+    store, file = inline.store(chunking_strategy=BY_MEANING), inline.upload(TOPICS)
+    inline.attach(store, file)
+    inline.drive()
+    asked = inline.engine.texts
 
-    mill.attach(store, file, chunking_strategy=BY_MEANING)
-    mill.drive()
-    assert mill.engine.texts == asked
+    inline.attach(store, file, chunking_strategy=BY_MEANING)
+    inline.drive()
+    assert inline.engine.texts == asked
 
     whole = {"type": "semantic", "semantic": {"max_chunk_size_tokens": 250, "threshold": 2}}
-    mill.attach(store, file, chunking_strategy=whole)
-    mill.drive()
-    assert mill.engine.texts > asked
-    assert mill.row(store, file).entries == 1
-    mill.purge()
-    mill.assert_tidy(store)
+    inline.attach(store, file, chunking_strategy=whole)
+    inline.drive()
+    assert inline.engine.texts > asked
+    assert inline.row(store, file).entries == 1
+    inline.purge()
+    inline.assert_tidy(store)
 
 
 @pytest.mark.verify
-def test_each_file_is_ingested_once_wherever_a_worker_dies(mill: Works) -> None:
+def test_each_file_is_ingested_once_wherever_a_worker_dies(inline: Works) -> None:
     points = 0
     for at in range(1, 200):
-        store = mill.store(chunking_strategy=BY_MEANING)
-        files = [mill.upload(f"{TOPICS} {at}"), mill.upload(f"{LAVA * 3}{BREAD * 3} {at}")]
-        batch = mill.batch(store, *files)
-        mill.reaper.arm(at)
+        store = inline.store(chunking_strategy=BY_MEANING)
+        files = [inline.upload(f"{TOPICS} {at}"), inline.upload(f"{LAVA * 3}{BREAD * 3} {at}")]
+        batch = inline.batch(store, *files)
+        inline.reaper.arm(at)
         try:
-            mill.drive()
+            inline.drive()
         except Killed:
             points += 1
         else:
-            mill.reaper.armed = False
+            inline.reaper.armed = False
             break
-        mill.handle_worker_death()
-        mill.drive()
+        inline.handle_worker_death()
+        inline.drive()
 
-        assert set(mill.statuses(store).values()) == {("completed", None)}
-        job = mill.job(batch)
+        assert set(inline.statuses(store).values()) == {("completed", None)}
+        job = inline.job(batch)
         assert (job.state, job.completed, job.failed) == (JobState.SUCCEEDED, 2, 0)
-        mill.purge()
-        mill.assert_tidy(store)
+        inline.purge()
+        inline.assert_tidy(store)
         for file in files:
-            assert stored(mill, store, file).sentences == ()
-            assert len(stored(mill, store, file).chunks) == mill.row(store, file).entries
+            assert stored(inline, store, file).sentences == ()
+            assert len(stored(inline, store, file).chunks) == inline.row(store, file).entries
 
     assert points >= 25
 
 
-def test_next_worker_embeds_no_sentence_again(mill: Works) -> None:
-    store, file = mill.store(chunking_strategy=BY_MEANING), mill.upload(TOPICS)
-    mill.batch(store, file)
-    mill.vectors.before_write = lambda: mill.reaper.arm(1)
+def test_next_worker_embeds_no_sentence_again(inline: Works) -> None:
+    store, file = inline.store(chunking_strategy=BY_MEANING), inline.upload(TOPICS)
+    inline.batch(store, file)
+    inline.vectors.before_write = lambda: inline.reaper.arm(1)
 
     with pytest.raises(Killed):
-        mill.drive()
-    asked = mill.engine.texts
-    mill.vectors.before_write = bool
-    mill.handle_worker_death()
-    mill.drive()
+        inline.drive()
+    asked = inline.engine.texts
+    inline.vectors.before_write = bool
+    inline.handle_worker_death()
+    inline.drive()
 
-    assert mill.engine.texts == asked + mill.row(store, file).entries == asked + 3
+    assert inline.engine.texts == asked + inline.row(store, file).entries == asked + 3
 
 
 def test_a_zombies_late_cut_changes_nothing_and_leaves_nothing(both: Works) -> None:
@@ -140,43 +140,46 @@ def test_a_zombies_late_cut_changes_nothing_and_leaves_nothing(both: Works) -> N
     assert both.storage.list(documents.folder(store)) == []
 
 
-def test_a_sentence_that_no_engine_takes_fails_its_file_alone(mill: Works) -> None:
-    store = mill.store(chunking_strategy=BY_MEANING)
-    good, bad = mill.upload(TOPICS), mill.upload(f"{KIWI * 3}Here is a poison in a sentence of so many words. {LAVA}")
-    mill.engine.fault = refuses("poison")
+def test_a_sentence_that_no_engine_takes_fails_its_file_alone(inline: Works) -> None:
+    store = inline.store(chunking_strategy=BY_MEANING)
+    good, bad = (
+        inline.upload(TOPICS),
+        inline.upload(f"{KIWI * 3}Here is a poison in a sentence of so many words. {LAVA}"),
+    )
+    inline.engine.fault = refuses("poison")
 
-    mill.batch(store, good, bad)
-    mill.drive()
+    inline.batch(store, good, bad)
+    inline.drive()
 
-    assert mill.statuses(store) == {good: ("completed", None), bad: ("failed", "server_error")}
+    assert inline.statuses(store) == {good: ("completed", None), bad: ("failed", "server_error")}
 
 
-def test_a_long_document_is_looked_at_slice_by_slice(mill: Works, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = mill.store(chunking_strategy=BY_MEANING)
+def test_a_long_document_is_looked_at_slice_by_slice(inline: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = inline.store(chunking_strategy=BY_MEANING)
     texts = [f"{sentence.strip()[:-1]} number {n}." for n in range(100) for sentence in (KIWI, LAVA, BREAD)]
-    files = [mill.upload(" ".join(texts))]
-    mill.batch(store, *files)
-    mill.drive()
-    once = stored(mill, store, files[0]).chunks
+    files = [inline.upload(" ".join(texts))]
+    inline.batch(store, *files)
+    inline.drive()
+    once = stored(inline, store, files[0]).chunks
 
     monkeypatch.setattr("workers.retrieval.ingestion.index.CHUNKS_AT_ONCE", 7)
-    other = mill.store(chunking_strategy=BY_MEANING, name="other")
-    mill.batch(other, *files)
-    mill.drive()
+    other = inline.store(chunking_strategy=BY_MEANING, name="other")
+    inline.batch(other, *files)
+    inline.drive()
 
     assert len(texts) > CHUNKS_AT_ONCE
-    assert stored(mill, other, files[0]).chunks == once
+    assert stored(inline, other, files[0]).chunks == once
 
 
-def test_a_tokenizer_that_cannot_be_read_fails_the_file(mill: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tokenizer_that_cannot_be_read_fails_the_file(inline: Works, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreadable(*_: Any) -> Any:
         raise embedding_model.NoTokenizer("There is none.")
 
-    store, file = mill.store(chunking_strategy=BY_MEANING), mill.upload(TOPICS)
-    mill.batch(store, file)
-    mill.drive(until="index")
+    store, file = inline.store(chunking_strategy=BY_MEANING), inline.upload(TOPICS)
+    inline.batch(store, file)
+    inline.drive(until="index")
     monkeypatch.setattr(embedding_model, "cutting_of", unreadable)
-    mill.drive()
+    inline.drive()
 
-    assert mill.statuses(store) == {file: ("failed", "server_error")}
-    assert mill.row(store, file).error_message == "There is none."
+    assert inline.statuses(store) == {file: ("failed", "server_error")}
+    assert inline.row(store, file).error_message == "There is none."

@@ -5,76 +5,76 @@ from collections.abc import Iterator
 import pytest
 
 from jobs.ledger.states import JobState
-from tests.support.ingesting import Killed, Works
+from tests.support.ingestion import Killed, Works
 from workers.retrieval.ingestion.index import CHUNKS_AT_ONCE
 
 TEXTS = [f"Number {name} is a word of its own. " * 25 for name in ("one", "two", "three")]
 BROKEN = b"\x7fELF\x00\x01"
 
 
-def deaths(mill: Works) -> Iterator[tuple[str, str, list[str]]]:
+def deaths(inline: Works) -> Iterator[tuple[str, str, list[str]]]:
     """For each point at which a worker can die, from the plan to the end: a batch with a refused file, and a death."""
     for at in range(1, 200):
-        store = mill.store()
-        files = [mill.upload(text) for text in TEXTS] + [mill.upload(BROKEN, "a.bin")]
-        batch = mill.batch(store, *files)
-        mill.reaper.arm(at)
+        store = inline.store()
+        files = [inline.upload(text) for text in TEXTS] + [inline.upload(BROKEN, "a.bin")]
+        batch = inline.batch(store, *files)
+        inline.reaper.arm(at)
         try:
-            mill.drive()
+            inline.drive()
         except Killed:
             yield store, batch, files
         else:
-            mill.reaper.armed = False
+            inline.reaper.armed = False
             return
 
 
-def test_each_file_is_ingested_once_wherever_a_worker_dies(mill: Works) -> None:
+def test_each_file_is_ingested_once_wherever_a_worker_dies(inline: Works) -> None:
     points = 0
-    for store, batch, files in deaths(mill):
+    for store, batch, files in deaths(inline):
         points += 1
-        embedded = mill.engine.texts
-        mill.handle_worker_death()
-        mill.drive()
+        embedded = inline.engine.texts
+        inline.handle_worker_death()
+        inline.drive()
 
-        assert [status for status, _ in mill.statuses(store).values()].count("completed") == len(TEXTS)
-        job = mill.job(batch)
+        assert [status for status, _ in inline.statuses(store).values()].count("completed") == len(TEXTS)
+        job = inline.job(batch)
         assert (job.state, job.completed, job.failed) == (JobState.SUCCEEDED, len(TEXTS), 1)
-        told = mill.told(batch)
+        told = inline.told(batch)
         assert [told.count(("vector_store.file.completed", file)) for file in files] == [1] * len(TEXTS) + [0]
         assert told.count(("vector_store.file.failed", files[-1])) == 1
         assert told.count(("vector_store.file_batch.completed", batch)) == 1
-        assert mill.engine.texts - embedded <= sum(row.entries for row in mill.rows(store)) <= CHUNKS_AT_ONCE
-        found = {one.file_id for one in mill.search(store, "number word", limit=50)}
+        assert inline.engine.texts - embedded <= sum(row.entries for row in inline.rows(store)) <= CHUNKS_AT_ONCE
+        found = {one.file_id for one in inline.search(store, "number word", limit=50)}
         assert found == set(files[:-1])
-        mill.purge()
-        mill.assert_tidy(store)
-        assert sum(mill.written(store).values()) == sum(row.entries for row in mill.rows(store))
+        inline.purge()
+        inline.assert_tidy(store)
+        assert sum(inline.written(store).values()) == sum(row.entries for row in inline.rows(store))
 
     assert points >= 30
 
 
-def test_vectors_of_a_dead_worker_are_not_embedded_again(mill: Works) -> None:
+def test_vectors_of_a_dead_worker_are_not_embedded_again(inline: Works) -> None:
     """Vectors that nobody can find yet are known all the same."""
-    store = mill.store()
-    batch = mill.batch(store, *[mill.upload(text) for text in TEXTS])
-    mill.vectors.after_write = lambda: mill.reaper.arm(1)  # in the commit that would have shown them
+    store = inline.store()
+    batch = inline.batch(store, *[inline.upload(text) for text in TEXTS])
+    inline.vectors.after_write = lambda: inline.reaper.arm(1)  # in the commit that would have shown them
 
     with pytest.raises(Killed):
-        mill.drive()
-    asked = mill.engine.texts
-    mill.vectors.after_write = bool
-    assert mill.search(store, "number") == []
-    mill.handle_worker_death()
-    mill.drive(until="finish")
+        inline.drive()
+    asked = inline.engine.texts
+    inline.vectors.after_write = bool
+    assert inline.search(store, "number") == []
+    inline.handle_worker_death()
+    inline.drive(until="finish")
 
-    written = sum(mill.written(store).values())
-    entries = sum(row.entries for row in mill.rows(store))
-    assert mill.engine.texts < asked + entries
+    written = sum(inline.written(store).values())
+    entries = sum(row.entries for row in inline.rows(store))
+    assert inline.engine.texts < asked + entries
     assert written > entries
-    mill.drive()
-    mill.purge()
-    mill.assert_tidy(store)
-    assert mill.job(batch).completed == len(TEXTS)
+    inline.drive()
+    inline.purge()
+    inline.assert_tidy(store)
+    assert inline.job(batch).completed == len(TEXTS)
 
 
 def test_a_zombie_that_commits_late_shows_nothing_and_leaves_nothing(both: Works) -> None:
@@ -115,36 +115,36 @@ def test_a_zombie_that_still_writes_shows_nothing_and_leaves_nothing(both: Works
     assert {status for status, _ in both.statuses(store).values()} == {"completed"}
 
 
-def test_a_zombie_that_still_parses_changes_nothing(mill: Works) -> None:
-    store = mill.store()
-    batch = mill.batch(store, *[mill.upload(text) for text in TEXTS[:2]])
+def test_a_zombie_that_still_parses_changes_nothing(inline: Works) -> None:
+    store = inline.store()
+    batch = inline.batch(store, *[inline.upload(text) for text in TEXTS[:2]])
 
     def another_took_over(_: str) -> None:
-        mill.storage.before_put = str
-        mill.handle_worker_death()
-        mill.drive()
+        inline.storage.before_put = str
+        inline.handle_worker_death()
+        inline.drive()
 
-    mill.storage.before_put = another_took_over
-    mill.drive()
+    inline.storage.before_put = another_took_over
+    inline.drive()
 
-    assert mill.job(batch).completed == 2
-    mill.purge()
-    mill.assert_tidy(store)
+    assert inline.job(batch).completed == 2
+    inline.purge()
+    inline.assert_tidy(store)
 
 
-def test_commits_whose_answers_are_lost_count_once(mill: Works) -> None:
+def test_commits_whose_answers_are_lost_count_once(inline: Works) -> None:
     """Commit each transaction without an answer of the database, so that it is tried again."""
-    store = mill.store()
-    files = [mill.upload(text) for text in TEXTS]
-    batch = mill.batch(store, *files, mill.upload(BROKEN, "a.bin"))
+    store = inline.store()
+    files = [inline.upload(text) for text in TEXTS]
+    batch = inline.batch(store, *files, inline.upload(BROKEN, "a.bin"))
 
-    mill.db.loses_answers = True
-    mill.drive()
+    inline.db.loses_answers = True
+    inline.drive()
 
-    job = mill.job(batch)
+    job = inline.job(batch)
     assert (job.state, job.completed, job.failed) == (JobState.SUCCEEDED, len(TEXTS), 1)
-    assert job.input_tokens == sum(len(text) for texts in mill.engine.asked for text in texts)
-    told = mill.told(batch)
+    assert job.input_tokens == sum(len(text) for texts in inline.engine.asked for text in texts)
+    told = inline.told(batch)
     assert len(told) == len(set(told)) == len(TEXTS) + 1 + 3
-    mill.purge()
-    mill.assert_tidy(store)
+    inline.purge()
+    inline.assert_tidy(store)

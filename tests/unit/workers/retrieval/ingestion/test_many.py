@@ -17,7 +17,7 @@ from jobs.ledger import events
 from jobs.ledger.states import JobState
 from jobs.retrieval import attachments
 from jobs.webhooks.tables import Event
-from tests.support.ingesting import ReadOnce, Works, works
+from tests.support.ingestion import ReadOnce, Works, works
 from workers.retrieval.ingestion import job
 from workers.vectors.base import VectorsUnavailable
 from workers.vectors.open_vectors import open_vectors
@@ -43,14 +43,14 @@ def large(
     """Of more shards than one transaction cuts."""
     vectors = open_vectors("memory:", tmp_path)
     monkeypatch.setattr(job, "MAX_SHARD_FILES", count // SHARDS)
-    with works(tmp_path, sqlite.url, vectors, parser) as mill:
-        yield mill
+    with works(tmp_path, sqlite.url, vectors, parser) as inline:
+        yield inline
 
 
-def many(mill: Works, count: int) -> list[str]:
+def many(inline: Works, count: int) -> list[str]:
     """So many files, uploaded as fast as rows are written: their texts are a few files'."""
-    uploaded = [mill.upload(f"Animal{n} lives in a place of its own.") for n in range(TEXTS)]
-    with mill.db.write() as session:
+    uploaded = [inline.upload(f"Animal{n} lives in a place of its own.") for n in range(TEXTS)]
+    with inline.db.write() as session:
         first = session.get_one(File, uploaded[0])
         facts = {name: getattr(first, name) for name in ("project_id", "purpose", "bytes", "created_at")}
         session.add_all(
@@ -131,12 +131,12 @@ class Away:
 
 @pytest.mark.parametrize("answered", [False, True], ids=["before it wrote", "before it answered"])
 def test_a_vector_server_that_is_away_for_a_minute_delays_a_batch_and_no_more(
-    mill: Works, monkeypatch: pytest.MonkeyPatch, answered: bool
+    inline: Works, monkeypatch: pytest.MonkeyPatch, answered: bool
 ) -> None:
     time = Clock()
     monkeypatch.setattr(clock, "_steady", time)
-    store, files = mill.store(), many(mill, 20)
-    away = mill.vectors.inner = Away(mill.vectors.inner, time)
+    store, files = inline.store(), many(inline, 20)
+    away = inline.vectors.inner = Away(inline.vectors.inner, time)
     began, writes, seen = time.at, itertools.count(), set[int]()
 
     def goes() -> None:
@@ -145,27 +145,27 @@ def test_a_vector_server_that_is_away_for_a_minute_delays_a_batch_and_no_more(
             if answered:
                 raise VectorsUnavailable("no answer")
 
-    mill.vectors.before_write, mill.vectors.after_write = (bool, goes) if answered else (goes, bool)
-    batch = mill.batch(store, *files)
+    inline.vectors.before_write, inline.vectors.after_write = (bool, goes) if answered else (goes, bool)
+    batch = inline.batch(store, *files)
     for _ in range(500):
-        messages = mill.messages()
+        messages = inline.messages()
         if not messages:
             break
         message = min(messages, key=lambda one: (one.due_at, one.id))
         time.at = max(time.at, message.due_at)
-        mill.handle(message)
+        inline.handle(message)
         if away.until and time.at < away.until:
-            rows = mill.rows(store)
+            rows = inline.rows(store)
             assert {row.status for row in rows} <= {"completed", "in_progress"}
             seen.add(sum(row.document is not None for row in rows))
 
     assert away.refused
     assert seen == {6}  # two shards of three files
-    job = mill.job(batch)
+    job = inline.job(batch)
     assert (job.state, job.completed, job.failed) == (JobState.SUCCEEDED, 20, 0)
     assert OUTAGE <= time.at - began < OUTAGE + 30
-    assert Counter(mill.told(batch))["vector_store.file.completed", files[0]] == 1
-    assert len(mill.told(batch)) == 20 + 3
-    assert {one.file_id for one in mill.search(store, "animal7 place", limit=50)} == set(files)
-    mill.purge()
-    mill.assert_tidy(store)
+    assert Counter(inline.told(batch))["vector_store.file.completed", files[0]] == 1
+    assert len(inline.told(batch)) == 20 + 3
+    assert {one.file_id for one in inline.search(store, "animal7 place", limit=50)} == set(files)
+    inline.purge()
+    inline.assert_tidy(store)

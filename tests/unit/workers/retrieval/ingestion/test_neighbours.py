@@ -10,7 +10,7 @@ from jobs.clock import now
 from jobs.errors import DatabaseBusy
 from jobs.retrieval import documents
 from jobs.retrieval.tables import VectorStore
-from tests.support.ingesting import Killed, Works
+from tests.support.ingestion import Killed, Works
 from tests.support.system import eventually
 from workers.retrieval.ingestion import index, parse
 from workers.vectors.base import Store, VectorsUnavailable
@@ -33,14 +33,14 @@ def once(real: Callable[..., Any], error: Exception) -> Callable[..., Any]:
     return call
 
 
-def test_a_database_that_is_away_fails_no_file(mill: Works, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, file = mill.store(), mill.upload(PROSE)
-    mill.attach(store, file)
+def test_a_database_that_is_away_fails_no_file(inline: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, file = inline.store(), inline.upload(PROSE)
+    inline.attach(store, file)
     monkeypatch.setattr(parse.embedding_model, "cutting_of", once(parse.embedding_model.cutting_of, DatabaseBusy()))
 
-    mill.drive()
+    inline.drive()
 
-    assert mill.statuses(store) == {file: ("completed", None)}
+    assert inline.statuses(store) == {file: ("completed", None)}
 
 
 def test_a_long_document_is_embedded_in_slices_and_seen_whole_or_not_at_all(
@@ -90,15 +90,15 @@ def test_a_long_document_goes_on_where_its_worker_died(both: Works, monkeypatch:
 
 
 def test_a_store_that_cannot_be_purged_keeps_nobody_else_s_removals(
-    mill: Works, monkeypatch: pytest.MonkeyPatch
+    inline: Works, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken, good = mill.store(), mill.store()
+    broken, good = inline.store(), inline.store()
     for store in (broken, good):
-        file = mill.upload(PROSE)
-        mill.attach(store, file)
-        mill.drive()
-        mill.delete(f"/vector_stores/{store}/files/{file}")
-    real = mill.vectors.inner.drop
+        file = inline.upload(PROSE)
+        inline.attach(store, file)
+        inline.drive()
+        inline.delete(f"/vector_stores/{store}/files/{file}")
+    real = inline.vectors.inner.drop
 
     def drop(store: Store, keys: Any) -> int:
         if store.id == broken:
@@ -106,33 +106,33 @@ def test_a_store_that_cannot_be_purged_keeps_nobody_else_s_removals(
         return real(store, keys)
 
     with monkeypatch.context() as patch:
-        patch.setattr(mill.vectors.inner, "drop", drop)
+        patch.setattr(inline.vectors.inner, "drop", drop)
         with pytest.raises(AssertionError):
-            mill.purge()
-        assert mill.written(good) == {}
-        assert mill.written(broken) != {}
-    mill.purge()
+            inline.purge()
+        assert inline.written(good) == {}
+        assert inline.written(broken) != {}
+    inline.purge()
 
-    assert mill.written(broken) == {}
+    assert inline.written(broken) == {}
 
 
-def test_another_store_that_cannot_be_read_is_not_needed(mill: Works, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = mill.store(), mill.store()
-    mill.attach(first, mill.upload(PROSE))
-    mill.drive()
-    real = mill.vectors.inner.find_vectors
+def test_another_store_that_cannot_be_read_is_not_needed(inline: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = inline.store(), inline.store()
+    inline.attach(first, inline.upload(PROSE))
+    inline.drive()
+    real = inline.vectors.inner.find_vectors
 
     def find_vectors(store: Store, digests: Any) -> Any:
         if store.id == first:
             raise VectorsUnavailable
         return real(store, digests)
 
-    monkeypatch.setattr(mill.vectors.inner, "find_vectors", find_vectors)
-    file = mill.upload(PROSE + "!")
-    mill.attach(second, file)
-    mill.drive()
+    monkeypatch.setattr(inline.vectors.inner, "find_vectors", find_vectors)
+    file = inline.upload(PROSE + "!")
+    inline.attach(second, file)
+    inline.drive()
 
-    assert mill.statuses(second) == {file: ("completed", None)}
+    assert inline.statuses(second) == {file: ("completed", None)}
 
 
 def test_a_file_removed_while_its_new_version_is_made_leaves_no_text(both: Works) -> None:
@@ -151,18 +151,18 @@ def test_a_file_removed_while_its_new_version_is_made_leaves_no_text(both: Works
     assert both.written(store) == {}
 
 
-def test_a_search_is_a_use(mill: Works) -> None:
+def test_a_search_is_a_use(inline: Works) -> None:
     """Pass where the new time is shown before the last wait ends."""
-    store = mill.store(expires_after={"anchor": "last_active_at", "days": 2})
-    mill.attach(store, mill.upload(PROSE))
-    mill.drive()
-    with mill.db.write() as session:
+    store = inline.store(expires_after={"anchor": "last_active_at", "days": 2})
+    inline.attach(store, inline.upload(PROSE))
+    inline.drive()
+    with inline.db.write() as session:
         old = {"active_at": now() - 86_400, "expires_at": now() + 86_400}
         session.execute(update(VectorStore).where(VectorStore.id == store).values(old))
 
-    mill.search(store, "a bird")
+    inline.search(store, "a bird")
 
     def left() -> float:
-        return float(mill.get(f"/vector_stores/{store}")["expires_at"]) - now()
+        return float(inline.get(f"/vector_stores/{store}")["expires_at"]) - now()
 
     eventually(lambda: left() == pytest.approx(2 * 86_400, abs=60), 10, "the use is noted")

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from jobs.ledger.states import JobState
 from jobs.retrieval.documents import Document
-from tests.support.ingesting import Works
+from tests.support.ingestion import Works
 from tests.unit.workers.retrieval.parsing import samples
 from workers.retrieval.parsing import office
 
@@ -37,26 +37,26 @@ BAD: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize(
     "bad", [("blank.txt", "noise.txt", "bomb.docx"), pytest.param(tuple(BAD), marks=pytest.mark.verify)], ids=len
 )
-def test_each_ends_by_itself_and_its_neighbours_go_on(mill: Works, bad: tuple[str, ...]) -> None:
+def test_each_ends_by_itself_and_its_neighbours_go_on(inline: Works, bad: tuple[str, ...]) -> None:
     """Try some of the files: each file that is refused costs a child of the parser."""
-    store = mill.store()
+    store = inline.store()
     files = {name: data for name, (data, _) in (GOOD | BAD).items() if name in (*GOOD, *bad)}
-    names = {mill.upload(data, name): name for name, data in files.items()}
+    names = {inline.upload(data, name): name for name, data in files.items()}
 
-    batch = mill.batch(store, *names)
-    mill.drive()
+    batch = inline.batch(store, *names)
+    inline.drive()
 
-    ended = {names[file]: status for file, status in mill.statuses(store).items()}
+    ended = {names[file]: status for file, status in inline.statuses(store).items()}
     assert ended == dict.fromkeys(GOOD, ("completed", None)) | {name: ("failed", BAD[name][1]) for name in bad}
-    job = mill.job(batch)
+    job = inline.job(batch)
     assert (job.state, job.completed, job.failed) == (JobState.SUCCEEDED, len(GOOD), len(bad))
     for name, (_, word) in GOOD.items():
-        assert mill.search(store, word)[0].filename == name
-    content = {names[file]: mill.get(f"/vector_stores/{store}/files/{file}/content")["data"] for file in names}
+        assert inline.search(store, word)[0].filename == name
+    content = {names[file]: inline.get(f"/vector_stores/{store}/files/{file}/content")["data"] for file in names}
     assert content["hebrew.txt"][0]["text"] == "הלוויתן שוחה בים הגדול"
     assert "👩‍👩‍👧 watch the pangolin 🦔👍🏽" in content["emoji.md"][0]["text"]
-    mill.purge()
-    mill.assert_tidy(store)
+    inline.purge()
+    inline.assert_tidy(store)
 
 
 def test_a_file_of_which_pages_were_not_read_is_made_anew_where_they_can_be(

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.fleet.models_file import Registry
 from jobs.settings import Settings
-from tests.support.ingesting import MODEL, Works
+from tests.support.ingestion import MODEL, Works
 from workers.engines.http.dialects import for_server
 from workers.engines.model_folders import MINILM, materialise
 from workers.engines.port import Request
@@ -19,19 +19,19 @@ from workers.retrieval.ingestion import embedding_model
 PROSE = "The kiwi is a bird that cannot fly. " * 40
 
 
-def models_file(mill: Works, **args: str) -> None:
+def models_file(inline: Works, **args: str) -> None:
     source = {"packaged": MINILM}
     models = {MODEL: {"source": source, "engine": "embed", "engine_args": args}}
-    (mill.folder / "models.yaml").write_text(json.dumps({"models": models}))
+    (inline.folder / "models.yaml").write_text(json.dumps({"models": models}))
 
 
-def bring_in(mill: Works, store: str, file: str) -> list[str]:
+def bring_in(inline: Works, store: str, file: str) -> list[str]:
     """Ingest a file, and return the texts that were embedded for it."""
-    mill.engine.asked.clear()
-    mill.attach(store, file)
-    mill.drive()
-    assert mill.statuses(store)[file] == ("completed", None)
-    return [text for texts in mill.engine.asked for text in texts]
+    inline.engine.asked.clear()
+    inline.attach(store, file)
+    inline.drive()
+    assert inline.statuses(store)[file] == ("completed", None)
+    return [text for texts in inline.engine.asked for text in texts]
 
 
 def test_passages_and_queries_are_embedded_behind_their_prompts(both: Works) -> None:
@@ -91,60 +91,60 @@ def test_a_server_without_prompts_is_not_told() -> None:
     assert for_server(Request("/v1/embeddings", body, "r"), None).body == {"model": "m", "input": ["a"]}
 
 
-def test_file_attached_again_is_embedded_again_only_if_the_prompt_has_changed(mill: Works) -> None:
-    store, file = mill.store(), mill.upload(PROSE)
-    first = bring_in(mill, store, file)
-    document = mill.row(store, file).document
+def test_file_attached_again_is_embedded_again_only_if_the_prompt_has_changed(inline: Works) -> None:
+    store, file = inline.store(), inline.upload(PROSE)
+    first = bring_in(inline, store, file)
+    document = inline.row(store, file).document
 
-    models_file(mill, query_prompt="query: ")
-    for_queries_alone = bring_in(mill, store, file)
-    models_file(mill, passage_prompt="passage: ")
-    changed = bring_in(mill, store, file)
-    same = bring_in(mill, store, file)
+    models_file(inline, query_prompt="query: ")
+    for_queries_alone = bring_in(inline, store, file)
+    models_file(inline, passage_prompt="passage: ")
+    changed = bring_in(inline, store, file)
+    same = bring_in(inline, store, file)
 
     assert for_queries_alone == same == []
     assert [text.removeprefix("passage: ") for text in changed] == first
-    assert mill.row(store, file).document != document
-    mill.purge()
-    mill.assert_tidy(store)
+    assert inline.row(store, file).document != document
+    inline.purge()
+    inline.assert_tidy(store)
 
 
-def test_no_vector_of_another_prompt_is_taken_from_a_neighbour(mill: Works) -> None:
-    one, other, file = mill.store(), mill.store(), mill.upload(PROSE)
-    models_file(mill, passage_prompt="passage: ")
-    first = bring_in(mill, one, file)
-    assert bring_in(mill, other, file) == []  # the same prompt: the neighbour's are taken
+def test_no_vector_of_another_prompt_is_taken_from_a_neighbour(inline: Works) -> None:
+    one, other, file = inline.store(), inline.store(), inline.upload(PROSE)
+    models_file(inline, passage_prompt="passage: ")
+    first = bring_in(inline, one, file)
+    assert bring_in(inline, other, file) == []  # the same prompt: the neighbour's are taken
 
-    models_file(mill, passage_prompt="p: ")
-    again = bring_in(mill, other, file)
+    models_file(inline, passage_prompt="p: ")
+    again = bring_in(inline, other, file)
 
     assert [text.removeprefix("p: ") for text in again] == [text.removeprefix("passage: ") for text in first]
 
 
-def test_prompt_that_changes_while_a_file_is_brought_in_is_whole_or_not_there(mill: Works) -> None:
-    store, file = mill.store(), mill.upload(PROSE)
-    mill.attach(store, file)
-    mill.drive(until="index")
+def test_prompt_that_changes_while_a_file_is_brought_in_is_whole_or_not_there(inline: Works) -> None:
+    store, file = inline.store(), inline.upload(PROSE)
+    inline.attach(store, file)
+    inline.drive(until="index")
 
-    models_file(mill, passage_prompt="passage: ")
-    mill.drive()
+    models_file(inline, passage_prompt="passage: ")
+    inline.drive()
 
-    assert {text.startswith("passage: ") for texts in mill.engine.asked for text in texts} == {True}
-    assert bring_in(mill, store, file) == []
+    assert {text.startswith("passage: ") for texts in inline.engine.asked for text in texts} == {True}
+    assert bring_in(inline, store, file) == []
 
 
-def test_models_file_that_is_wrong_is_waited_for(mill: Works) -> None:
-    store, file = mill.store(), mill.upload(PROSE)
-    mill.attach(store, file)
-    mill.drive(until="index")
-    (mill.folder / "models.yaml").write_text("models: [")
+def test_models_file_that_is_wrong_is_waited_for(inline: Works) -> None:
+    store, file = inline.store(), inline.upload(PROSE)
+    inline.attach(store, file)
+    inline.drive(until="index")
+    (inline.folder / "models.yaml").write_text("models: [")
 
-    mill.handle(mill.messages()[0])
+    inline.handle(inline.messages()[0])
 
-    assert mill.statuses(store)[file][0] == "in_progress"
-    (mill.folder / "models.yaml").unlink()
-    mill.drive()
-    assert mill.statuses(store)[file] == ("completed", None)
+    assert inline.statuses(store)[file][0] == "in_progress"
+    (inline.folder / "models.yaml").unlink()
+    inline.drive()
+    assert inline.statuses(store)[file] == ("completed", None)
 
 
 def test_chunks_leave_room_for_the_prompt(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from jobs.ledger.tables import Job
 from jobs.retrieval import attachments, ingestions
 from jobs.retrieval.tables import VectorStore
 from jobs.webhooks.tables import Delivery, Event
-from tests.support.ingesting import Killed, Works, step_of
+from tests.support.ingestion import Killed, Works, step_of
 from workers.kinds import HANDLERS
 
 PROSE = "The kiwi is a bird that cannot fly. " * 40
@@ -23,30 +23,30 @@ LATE = "The file was not processed within its time."
 STAGES = ["plan", "parse", "while parsing", "index", "before writing", "after writing", "finish", "done"]
 
 
-def at_stage(mill: Works, stage: str, act: Callable[[], object]) -> None:
+def at_stage(inline: Works, stage: str, act: Callable[[], object]) -> None:
     """Drive to a stage, act, and drive on."""
 
     def once(*_: object) -> None:
-        mill.storage.before_put, mill.vectors.before_write, mill.vectors.after_write = str, bool, bool
+        inline.storage.before_put, inline.vectors.before_write, inline.vectors.after_write = str, bool, bool
         acted.append(act())
 
     acted: list[object] = []
     if stage == "while parsing":
-        mill.storage.before_put = once
+        inline.storage.before_put = once
     elif stage == "before writing":
-        mill.vectors.before_write = once
+        inline.vectors.before_write = once
     elif stage == "after writing":
-        mill.vectors.after_write = once
+        inline.vectors.after_write = once
     else:
-        mill.drive(until=stage)
+        inline.drive(until=stage)
         once()
-    mill.drive()
+    inline.drive()
     assert len(acted) == 1
 
 
-def end_of(mill: Works, batch: str) -> tuple[str, int, int, int]:
+def end_of(inline: Works, batch: str) -> tuple[str, int, int, int]:
     """How a batch ended: its status, completed, failed, cancelled; they add up."""
-    shown = mill.get(f"/vector_stores/{mill.job(batch).payload['store_id']}/file_batches/{batch}")
+    shown = inline.get(f"/vector_stores/{inline.job(batch).payload['store_id']}/file_batches/{batch}")
     counts = shown["file_counts"]
     assert counts["in_progress"] == 0
     assert counts["completed"] + counts["failed"] + counts["cancelled"] == counts["total"]
@@ -56,291 +56,291 @@ def end_of(mill: Works, batch: str) -> tuple[str, int, int, int]:
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("everywhere", [False, True], ids=["removed from the store", "deleted"])
 @pytest.mark.first(4)
-def test_a_file_that_is_taken_away_is_found_no_more(mill: Works, stage: str, everywhere: bool) -> None:
-    store, goes, stays = mill.store(), mill.upload(PROSE), mill.upload(OTHER)
-    batch = mill.batch(store, goes, stays)
+def test_a_file_that_is_taken_away_is_found_no_more(inline: Works, stage: str, everywhere: bool) -> None:
+    store, goes, stays = inline.store(), inline.upload(PROSE), inline.upload(OTHER)
+    batch = inline.batch(store, goes, stays)
 
     at_stage(
-        mill, stage, lambda: mill.delete(f"/files/{goes}" if everywhere else f"/vector_stores/{store}/files/{goes}")
+        inline, stage, lambda: inline.delete(f"/files/{goes}" if everywhere else f"/vector_stores/{store}/files/{goes}")
     )
 
-    assert mill.statuses(store) == {stays: ("completed", None)}
-    assert {one.file_id for one in mill.search(store, "kiwi bird volcano", limit=50)} == {stays}
+    assert inline.statuses(store) == {stays: ("completed", None)}
+    assert {one.file_id for one in inline.search(store, "kiwi bird volcano", limit=50)} == {stays}
     lazy_vectors = stage in ("finish", "done")
-    assert end_of(mill, batch) == ("completed", 2 if lazy_vectors else 1, 0 if lazy_vectors else 1, 0)
-    mill.purge()
-    mill.assert_tidy(store)
+    assert end_of(inline, batch) == ("completed", 2 if lazy_vectors else 1, 0 if lazy_vectors else 1, 0)
+    inline.purge()
+    inline.assert_tidy(store)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("purged", [False, True], ids=["purged later", "purged at once"])
 @pytest.mark.first(4)
-def test_deleted_store_leaves_nothing(mill: Works, stage: str, purged: bool) -> None:
-    store = mill.store()
-    batch = mill.batch(store, mill.upload(PROSE), mill.upload(OTHER))
+def test_deleted_store_leaves_nothing(inline: Works, stage: str, purged: bool) -> None:
+    store = inline.store()
+    batch = inline.batch(store, inline.upload(PROSE), inline.upload(OTHER))
 
     def delete() -> None:
-        mill.delete(f"/vector_stores/{store}")
+        inline.delete(f"/vector_stores/{store}")
         if purged:
-            mill.purge()
+            inline.purge()
 
-    at_stage(mill, stage, delete)
+    at_stage(inline, stage, delete)
 
     ends = {"finish": {JobState.SUCCEEDED}, "done": {JobState.SUCCEEDED}}
-    assert mill.job(batch).state in ends.get(stage, {JobState.CANCELLED})
-    assert mill.api.get(f"/v1/vector_stores/{store}").status_code == 404
-    mill.purge()
-    assert (list(mill.rows(store)), mill.storage.list(f"documents/{store}")) == ([], [])
-    assert mill.vectors.stores() == []
-    assert mill.messages() == []
+    assert inline.job(batch).state in ends.get(stage, {JobState.CANCELLED})
+    assert inline.api.get(f"/v1/vector_stores/{store}").status_code == 404
+    inline.purge()
+    assert (list(inline.rows(store)), inline.storage.list(f"documents/{store}")) == ([], [])
+    assert inline.vectors.stores() == []
+    assert inline.messages() == []
 
 
 @pytest.mark.parametrize("stage", ["plan", "parse", "while parsing", "index", "before writing", "after writing"])
-def test_ingested_files_of_a_cancelled_batch_stay(mill: Works, stage: str) -> None:
-    store = mill.store()
-    files = [mill.upload(f"{PROSE} {n}") for n in range(7)]
-    batch = mill.batch(store, *files)
+def test_ingested_files_of_a_cancelled_batch_stay(inline: Works, stage: str) -> None:
+    store = inline.store()
+    files = [inline.upload(f"{PROSE} {n}") for n in range(7)]
+    batch = inline.batch(store, *files)
 
-    at_stage(mill, stage, lambda: mill.ok(f"/vector_stores/{store}/file_batches/{batch}/cancel"))
+    at_stage(inline, stage, lambda: inline.ok(f"/vector_stores/{store}/file_batches/{batch}/cancel"))
 
-    status, completed, failed, cancelled = end_of(mill, batch)
+    status, completed, failed, cancelled = end_of(inline, batch)
     assert (status, failed) == ("cancelled", 0)
-    statuses = [status for status, _ in mill.statuses(store).values()]
+    statuses = [status for status, _ in inline.statuses(store).values()]
     assert (statuses.count("completed"), statuses.count("cancelled")) == (completed, cancelled)
     assert completed == (3 if "writing" in stage else 0)  # a shard's, which was about to be committed
-    assert len({one.file_id for one in mill.search(store, "kiwi", limit=50)}) == completed
-    assert mill.told(batch)[-1] == ("vector_store.file_batch.cancelled", batch)
-    mill.purge()
-    mill.assert_tidy(store)
+    assert len({one.file_id for one in inline.search(store, "kiwi", limit=50)}) == completed
+    assert inline.told(batch)[-1] == ("vector_store.file_batch.cancelled", batch)
+    inline.purge()
+    inline.assert_tidy(store)
 
 
-def test_a_stopping_batch_does_not_wait_for_a_worker_that_hangs(mill: Works) -> None:
-    store = mill.store()
-    batch = mill.batch(store, mill.upload(PROSE))
+def test_a_stopping_batch_does_not_wait_for_a_worker_that_hangs(inline: Works) -> None:
+    store = inline.store()
+    batch = inline.batch(store, inline.upload(PROSE))
 
     def cancelled_and_fenced() -> None:
-        mill.ok(f"/vector_stores/{store}/file_batches/{batch}/cancel")
-        with mill.db.write() as session:
+        inline.ok(f"/vector_stores/{store}/file_batches/{batch}/cancel")
+        with inline.db.write() as session:
             shards.revoke_running(session, batch)
-        mill.drive()
-        mill.purge()
+        inline.drive()
+        inline.purge()
 
-    at_stage(mill, "before writing", cancelled_and_fenced)
+    at_stage(inline, "before writing", cancelled_and_fenced)
 
-    assert end_of(mill, batch) == ("cancelled", 0, 0, 1)
-    assert mill.search(store, "kiwi") == []
-    mill.purge()
-    mill.assert_tidy(store)
+    assert end_of(inline, batch) == ("cancelled", 0, 0, 1)
+    assert inline.search(store, "kiwi") == []
+    inline.purge()
+    inline.assert_tidy(store)
 
 
-def test_a_batch_that_is_over_cannot_be_cancelled(mill: Works) -> None:
-    store = mill.store()
-    batch = mill.batch(store, mill.upload(PROSE))
-    mill.drive()
+def test_a_batch_that_is_over_cannot_be_cancelled(inline: Works) -> None:
+    store = inline.store()
+    batch = inline.batch(store, inline.upload(PROSE))
+    inline.drive()
 
-    answer = mill.api.post(f"/v1/vector_stores/{store}/file_batches/{batch}/cancel")
+    answer = inline.api.post(f"/v1/vector_stores/{store}/file_batches/{batch}/cancel")
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "invalid_state")
     assert "'completed'" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("stage", ["plan", "parse", "while parsing", "index", "before writing"])
-def test_files_that_were_not_brought_in_in_time_failed(mill: Works, stage: str) -> None:
-    store = mill.store()
-    batch = mill.batch(store, mill.upload(PROSE), mill.upload(OTHER))
+def test_files_that_were_not_brought_in_in_time_failed(inline: Works, stage: str) -> None:
+    store = inline.store()
+    batch = inline.batch(store, inline.upload(PROSE), inline.upload(OTHER))
 
     def time_is_over() -> None:
-        with mill.db.write() as session:
+        with inline.db.write() as session:
             session.execute(update(Job).where(Job.id == batch).values(deadline=now() - 1))
-        with mill.db.write() as session:
+        with inline.db.write() as session:
             assert ledger.expire(session, batch, actor="dispatcher") is not None
 
-    at_stage(mill, stage, time_is_over)
+    at_stage(inline, stage, time_is_over)
 
-    status, completed, failed, cancelled = end_of(mill, batch)
+    status, completed, failed, cancelled = end_of(inline, batch)
     assert (status, completed + failed, cancelled) == ("failed", 2, 0)
     assert completed == (2 if stage == "before writing" else 0)
-    assert mill.job(batch).state == JobState.EXPIRED
-    for row in mill.rows(store):
+    assert inline.job(batch).state == JobState.EXPIRED
+    for row in inline.rows(store):
         words = (row.error_code, row.error_message)
         assert words == ((None, None) if row.status == "completed" else ("server_error", LATE))
-    told = mill.told(batch)
+    told = inline.told(batch)
     assert told[-1] == ("vector_store.file_batch.failed", batch)
     assert Counter(kind for kind, _ in told if ".file." in kind) == Counter(
-        f"vector_store.file.{row.status}" for row in mill.rows(store)
+        f"vector_store.file.{row.status}" for row in inline.rows(store)
     )
-    mill.purge()
-    mill.assert_tidy(store)
+    inline.purge()
+    inline.assert_tidy(store)
 
 
-def forget_the_model(mill: Works, store: str) -> None:
-    with mill.db.write() as session:
+def forget_the_model(inline: Works, store: str) -> None:
+    with inline.db.write() as session:
         session.get_one(VectorStore, store).model = "nobody-serves-it"
 
 
-def test_each_file_of_an_unserved_model_gets_an_event(mill: Works) -> None:
-    store, hook = mill.store(), {"url": "https://192.0.43.8/hook"}
-    one, other, third = (mill.upload(f"{PROSE} {n}") for n in range(3))
-    forget_the_model(mill, store)
+def test_each_file_of_an_unserved_model_gets_an_event(inline: Works) -> None:
+    store, hook = inline.store(), {"url": "https://192.0.43.8/hook"}
+    one, other, third = (inline.upload(f"{PROSE} {n}") for n in range(3))
+    forget_the_model(inline, store)
 
-    single, batch = mill.attach(store, one, webhook=hook), mill.batch(store, other, third, webhook=hook)
-    mill.drive()
+    single, batch = inline.attach(store, one, webhook=hook), inline.batch(store, other, third, webhook=hook)
+    inline.drive()
 
-    assert set(mill.statuses(store).values()) == {("failed", "server_error")}
+    assert set(inline.statuses(store).values()) == {("failed", "server_error")}
     failed = "vector_store.file.failed"
-    assert mill.told(single) == [(failed, one), ("job.failed", single)]
-    told = mill.told(batch)
+    assert inline.told(single) == [(failed, one), ("job.failed", single)]
+    told = inline.told(batch)
     assert (sorted(told[:2]), told[2:]) == (
         sorted([(failed, other), (failed, third)]),
         [("vector_store.file_batch.failed", batch)],
     )
-    with mill.db.read() as session:
+    with inline.db.read() as session:
         messages = select(Delivery.job_id, Event.type).join(Event, Delivery.event_id == Event.id)
         counts = Counter(tuple(row) for row in session.execute(messages))
     assert counts == {(single, failed): 1, (batch, failed): 2, (batch, "vector_store.file_batch.failed"): 1}
 
 
-def test_files_that_a_job_fails_with_at_last_are_told_too(mill: Works, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, file = mill.store(), mill.upload(PROSE)
-    job = mill.attach(store, file)
+def test_files_that_a_job_fails_with_at_last_are_told_too(inline: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, file = inline.store(), inline.upload(PROSE)
+    job = inline.attach(store, file)
 
     def broken(*_: object) -> None:
         raise RuntimeError("no")
 
     monkeypatch.setitem(HANDLERS, ingestions.NAME, replace(HANDLERS[ingestions.NAME], plan=broken))
-    mill.drive()
+    inline.drive()
 
-    assert mill.statuses(store) == {file: ("failed", "server_error")}
-    assert mill.told(job) == [("vector_store.file.failed", file), ("job.failed", job)]
+    assert inline.statuses(store) == {file: ("failed", "server_error")}
+    assert inline.told(job) == [("vector_store.file.failed", file), ("job.failed", job)]
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
 @pytest.mark.verify
 def test_each_stopped_file_gets_one_event_wherever_a_worker_dies(
-    mill: Works, monkeypatch: pytest.MonkeyPatch, cancelled: bool
+    inline: Works, monkeypatch: pytest.MonkeyPatch, cancelled: bool
 ) -> None:
     monkeypatch.setattr(attachments, "STOPPED_AT_ONCE", 2)
-    files = [mill.upload(f"{PROSE} {n}") for n in range(5)]
+    files = [inline.upload(f"{PROSE} {n}") for n in range(5)]
     died = 0
     for at in range(1, 40):
-        store = mill.store()
-        forget_the_model(mill, store)
-        batch = mill.batch(store, *files)
+        store = inline.store()
+        forget_the_model(inline, store)
+        batch = inline.batch(store, *files)
         if cancelled:
-            mill.ok(f"/vector_stores/{store}/file_batches/{batch}/cancel")
-        mill.reaper.arm(at)
+            inline.ok(f"/vector_stores/{store}/file_batches/{batch}/cancel")
+        inline.reaper.arm(at)
         try:
-            mill.drive()
+            inline.drive()
         except Killed:
             died += 1
-            mill.handle_worker_death()
-            mill.drive()
+            inline.handle_worker_death()
+            inline.drive()
         else:
-            mill.reaper.armed = False
+            inline.reaper.armed = False
             break
 
-        status, _, failed, stopped = end_of(mill, batch)
-        told = Counter(mill.told(batch))
+        status, _, failed, stopped = end_of(inline, batch)
+        told = Counter(inline.told(batch))
         assert (status, failed, stopped) == (("cancelled", 0, 5) if cancelled else ("failed", 5, 0))
         assert [told["vector_store.file.failed", file] for file in files] == [0 if cancelled else 1] * 5
         assert told[f"vector_store.file_batch.{status}", batch] == 1
     assert died >= 8
 
 
-def test_a_store_whose_time_is_over_is_refused_and_emptied(mill: Works) -> None:
-    store = mill.store(expires_after={"anchor": "last_active_at", "days": 1})
-    file = mill.upload(PROSE)
-    mill.attach(store, file)
-    mill.drive()
+def test_a_store_whose_time_is_over_is_refused_and_emptied(inline: Works) -> None:
+    store = inline.store(expires_after={"anchor": "last_active_at", "days": 1})
+    file = inline.upload(PROSE)
+    inline.attach(store, file)
+    inline.drive()
 
-    over(mill, store)
-    shown = mill.get(f"/vector_stores/{store}")
-    attach = mill.api.post(f"/v1/vector_stores/{store}/files", json={"file_id": file})
-    search = mill.api.post(f"/v1/vector_stores/{store}/search", json={"query": "kiwi"})
-    with mill.db.write() as session:
+    over(inline, store)
+    shown = inline.get(f"/vector_stores/{store}")
+    attach = inline.api.post(f"/v1/vector_stores/{store}/files", json={"file_id": file})
+    search = inline.api.post(f"/v1/vector_stores/{store}/search", json={"query": "kiwi"})
+    with inline.db.write() as session:
         assert attachments.expire(session, now(), 10) == 1
-    with mill.db.write() as session:
+    with inline.db.write() as session:
         assert attachments.expire(session, now(), 10) == 0
-    mill.purge()
+    inline.purge()
 
     assert shown["status"] == "expired"
     for refused in (attach, search):
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "expired")
-    assert (mill.written(store), list(mill.rows(store))) == ({}, [])
-    assert mill.get(f"/vector_stores/{store}")["file_counts"]["total"] == 0
+    assert (inline.written(store), list(inline.rows(store))) == ({}, [])
+    assert inline.get(f"/vector_stores/{store}")["file_counts"]["total"] == 0
 
 
 @pytest.mark.parametrize("stage", ["parse", "while parsing", "index", "before writing", "after writing"])
-def test_a_store_that_expires_while_files_come_in_keeps_none_of_them(mill: Works, stage: str) -> None:
-    store = mill.store(expires_after={"anchor": "last_active_at", "days": 1})
-    batch = mill.batch(store, mill.upload(PROSE))
+def test_a_store_that_expires_while_files_come_in_keeps_none_of_them(inline: Works, stage: str) -> None:
+    store = inline.store(expires_after={"anchor": "last_active_at", "days": 1})
+    batch = inline.batch(store, inline.upload(PROSE))
 
     def expire() -> None:
-        over(mill, store)
-        with mill.db.write() as session:
+        over(inline, store)
+        with inline.db.write() as session:
             attachments.expire(session, now(), 10)
-        mill.purge()
+        inline.purge()
 
-    at_stage(mill, stage, expire)
+    at_stage(inline, stage, expire)
 
-    assert mill.job(batch).state in TERMINAL
-    mill.purge()
-    assert (mill.written(store), list(mill.rows(store))) == ({}, [])
-    assert mill.storage.list(f"documents/{store}") == []
+    assert inline.job(batch).state in TERMINAL
+    inline.purge()
+    assert (inline.written(store), list(inline.rows(store))) == ({}, [])
+    assert inline.storage.list(f"documents/{store}") == []
 
 
-def over(mill: Works, store: str) -> None:
-    with mill.db.write() as session:
+def over(inline: Works, store: str) -> None:
+    with inline.db.write() as session:
         session.execute(update(VectorStore).where(VectorStore.id == store).values(expires_at=now() - 1))
 
 
-def test_to_use_a_store_puts_its_end_off(mill: Works) -> None:
-    store = mill.store(expires_after={"anchor": "last_active_at", "days": 2})
-    with mill.db.write() as session:
+def test_to_use_a_store_puts_its_end_off(inline: Works) -> None:
+    store = inline.store(expires_after={"anchor": "last_active_at", "days": 2})
+    with inline.db.write() as session:
         session.execute(update(VectorStore).values(active_at=1.0, expires_at=now() + 5))
 
-    mill.attach(store, mill.upload(PROSE))
+    inline.attach(store, inline.upload(PROSE))
 
-    shown = mill.get(f"/vector_stores/{store}")
+    shown = inline.get(f"/vector_stores/{store}")
     assert shown["expires_at"] == shown["last_active_at"] + 2 * 86_400
 
 
-def test_attached_anew_while_it_comes_in_the_last_attempt_counts(mill: Works) -> None:
-    store, file = mill.store(), mill.upload(PROSE)
-    first = mill.batch(store, file)
+def test_attached_anew_while_it_comes_in_the_last_attempt_counts(inline: Works) -> None:
+    store, file = inline.store(), inline.upload(PROSE)
+    first = inline.batch(store, file)
 
-    at_stage(mill, "after writing", lambda: mill.attach(store, file, attributes={"n": 2}))
+    at_stage(inline, "after writing", lambda: inline.attach(store, file, attributes={"n": 2}))
 
-    assert end_of(mill, first) == ("completed", 0, 1, 0)
-    assert mill.statuses(store) == {file: ("completed", None)}
-    assert mill.row(store, file).attributes == {"n": 2}
-    mill.purge()
-    mill.assert_tidy(store)
+    assert end_of(inline, first) == ("completed", 0, 1, 0)
+    assert inline.statuses(store) == {file: ("completed", None)}
+    assert inline.row(store, file).attributes == {"n": 2}
+    inline.purge()
+    inline.assert_tidy(store)
 
 
-def test_a_worker_that_is_told_to_go_gives_its_shard_back(mill: Works) -> None:
+def test_a_worker_that_is_told_to_go_gives_its_shard_back(inline: Works) -> None:
     """Leave in storage what was parsed, so that the next worker parses only the rest."""
-    store = mill.store()
-    batch = mill.batch(store, *[mill.upload(f"{PROSE} {n}") for n in range(3)])
-    mill.drive(until="parse")
+    store = inline.store()
+    batch = inline.batch(store, *[inline.upload(f"{PROSE} {n}") for n in range(3)])
+    inline.drive(until="parse")
 
-    mill.storage.before_put = lambda _: mill.context.heartbeat.stop_all()
-    mill.handle(mill.messages()[0])
-    mill.storage.before_put = str
-    (shard,) = mill.shards(batch)
-    parsed = len(mill.storage.list(f"documents/{store}"))
+    inline.storage.before_put = lambda _: inline.context.heartbeat.stop_all()
+    inline.handle(inline.messages()[0])
+    inline.storage.before_put = str
+    (shard,) = inline.shards(batch)
+    parsed = len(inline.storage.list(f"documents/{store}"))
 
     assert (shard.state, shard.stalls, parsed) == ("pending", 0, 1)
 
 
-def test_a_worker_that_is_told_to_go_leaves_what_the_engine_is_asked(mill: Works) -> None:
-    store = mill.store()
-    batch = mill.batch(store, mill.upload(PROSE))
-    mill.drive(until="index")
+def test_a_worker_that_is_told_to_go_leaves_what_the_engine_is_asked(inline: Works) -> None:
+    store = inline.store()
+    batch = inline.batch(store, inline.upload(PROSE))
+    inline.drive(until="index")
 
-    mill.engine.fault = lambda _: mill.context.heartbeat.stop_all()
-    mill.handle(mill.messages()[0])
+    inline.engine.fault = lambda _: inline.context.heartbeat.stop_all()
+    inline.handle(inline.messages()[0])
 
-    (shard,) = mill.shards(batch)
+    (shard,) = inline.shards(batch)
     assert (shard.state, shard.stalls, shard.done) == ("pending", 0, 0)
-    assert [step_of(message) for message in mill.messages()] == ["index"]
+    assert [step_of(message) for message in inline.messages()] == ["index"]

@@ -15,7 +15,7 @@ from jobs.errors import StorageUnavailable
 from jobs.ledger.tables import Audit
 from jobs.retrieval import attachments, documents, indexes
 from jobs.retrieval.tables import VectorStore
-from tests.support.ingesting import DIMENSIONS, MODEL, ReadOnce, Works, refuses, vector_of, works
+from tests.support.ingestion import DIMENSIONS, MODEL, ReadOnce, Works, refuses, vector_of, works
 from workers.retrieval import verification
 from workers.retrieval.ingestion import index
 from workers.retrieval.verification import Verification
@@ -27,19 +27,19 @@ OTHER = "A volcano is a mountain that opens to molten rock. " * 40
 PROSE = "The kiwi is a bird that cannot fly. " * 40
 
 
-def told(mill: Works) -> list[str]:
-    verdict = verification.verify(mill.db, mill.vectors, mill.storage)
+def told(inline: Works) -> list[str]:
+    verdict = verification.verify(inline.db, inline.vectors, inline.storage)
     return [line for fault in verdict.faults for line in fault.lines()]
 
 
-def mend(mill: Works) -> None:
-    verification.repair(mill.db, verification.verify(mill.db, mill.vectors, mill.storage))
-    mill.drive()
-    mill.purge()
+def mend(inline: Works) -> None:
+    verification.repair(inline.db, verification.verify(inline.db, inline.vectors, inline.storage))
+    inline.drive()
+    inline.purge()
 
 
-def where(mill: Works, store: str) -> Store:
-    row = mill.rows(store)
+def where(inline: Works, store: str) -> Store:
+    row = inline.rows(store)
     return Store(store, row[0].project_id if row else "", MODEL, DIMENSIONS)
 
 
@@ -74,9 +74,9 @@ def test_a_file_that_lost_entries_is_brought_in_again(both: Works, filled_store:
     both.assert_tidy(store)
 
 
-def stray(mill: Works, store: str) -> None:
+def stray(inline: Works, store: str) -> None:
     entry = VectorEntry("vsd_gone.3", 0, "Nobody points here.", "0" * 64, vector_of("nobody"))
-    mill.vectors.inner.write(where(mill, store), [entry, replace(entry, n=1)])
+    inline.vectors.inner.write(where(inline, store), [entry, replace(entry, n=1)])
 
 
 def test_what_belongs_to_no_file_is_removed(both: Works, filled_store: tuple[str, str]) -> None:
@@ -113,73 +113,73 @@ def test_files_in_progress_are_no_fault(both: Works, filled_store: tuple[str, st
     assert told(both) == []
 
 
-def stray_of(mill: Works, store: str, file: str) -> None:
+def stray_of(inline: Works, store: str, file: str) -> None:
     """Write entries of an earlier attempt at a file, which nothing refers to."""
-    entry = VectorEntry(f"{mill.row(store, file).version}.0", 0, "half", "1" * 64, vector_of("half"))
-    mill.vectors.inner.write(where(mill, store), [entry])
+    entry = VectorEntry(f"{inline.row(store, file).version}.0", 0, "half", "1" * 64, vector_of("half"))
+    inline.vectors.inner.write(where(inline, store), [entry])
 
 
-def halfway(mill: Works, store: str, *texts: str) -> tuple[str, list[str]]:
+def halfway(inline: Works, store: str, *texts: str) -> tuple[str, list[str]]:
     """Create a batch of two shards, and run the first; return its job and its files."""
-    files = [mill.upload(text) for text in (*texts, "1", "2", "3")]
-    job = mill.batch(store, *files)
-    mill.drive(until="index")
-    mill.handle(mill.messages()[0])
-    assert [shard.state for shard in mill.shards(job)].count("done") == 1
+    files = [inline.upload(text) for text in (*texts, "1", "2", "3")]
+    job = inline.batch(store, *files)
+    inline.drive(until="index")
+    inline.handle(inline.messages()[0])
+    assert [shard.state for shard in inline.shards(job)].count("done") == 1
     return job, files
 
 
 def test_what_a_file_left_that_failed_is_no_fault_while_its_job_goes_on(
-    mill: Works, monkeypatch: pytest.MonkeyPatch
+    inline: Works, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some of it was written already; the job enqueues its removal when it ends."""
     monkeypatch.setattr(index, "CHUNKS_AT_ONCE", 1)
-    mill.engine.fault = refuses("nasty")
-    store = mill.store()
-    job, (file, *_) = halfway(mill, store, f"{PROSE} {PROSE} nasty")
-    assert mill.row(store, file).status == "failed"
-    assert any(key.startswith(mill.row(store, file).version) for key in mill.written(store))
+    inline.engine.fault = refuses("nasty")
+    store = inline.store()
+    job, (file, *_) = halfway(inline, store, f"{PROSE} {PROSE} nasty")
+    assert inline.row(store, file).status == "failed"
+    assert any(key.startswith(inline.row(store, file).version) for key in inline.written(store))
 
-    assert told(mill) == []
-    mill.drive()
-    assert mill.job(job).state == "succeeded"
-    assert told(mill) == []
-    mill.purge()
-    mill.assert_tidy(store)
-
-
-def test_what_an_attempt_left_is_no_fault_while_its_job_goes_on(mill: Works) -> None:
-    store = mill.store()
-    _, (file, *_) = halfway(mill, store, PROSE)
-    assert mill.row(store, file).status == "completed"
-    stray_of(mill, store, file)
-
-    assert told(mill) == []
-    mill.drive()
-    assert told(mill) == [f"{store}: 1 documents belong to no file"]
+    assert told(inline) == []
+    inline.drive()
+    assert inline.job(job).state == "succeeded"
+    assert told(inline) == []
+    inline.purge()
+    inline.assert_tidy(store)
 
 
-def test_what_is_written_of_a_file_that_was_attached_anew_is_no_fault(mill: Works) -> None:
-    store = mill.store()
-    mill.attach(store, mill.upload(OTHER))
-    mill.drive()
-    file = mill.upload(PROSE)
-    mill.attach(store, file)
-    mill.drive(until="index")
-    stray_of(mill, store, file)
-    mill.attach(store, file, attributes={"n": 2})
+def test_what_an_attempt_left_is_no_fault_while_its_job_goes_on(inline: Works) -> None:
+    store = inline.store()
+    _, (file, *_) = halfway(inline, store, PROSE)
+    assert inline.row(store, file).status == "completed"
+    stray_of(inline, store, file)
 
-    assert told(mill) == []
-    mill.drive()
-    mill.purge()
-    assert told(mill) == []
+    assert told(inline) == []
+    inline.drive()
+    assert told(inline) == [f"{store}: 1 documents belong to no file"]
+
+
+def test_what_is_written_of_a_file_that_was_attached_anew_is_no_fault(inline: Works) -> None:
+    store = inline.store()
+    inline.attach(store, inline.upload(OTHER))
+    inline.drive()
+    file = inline.upload(PROSE)
+    inline.attach(store, file)
+    inline.drive(until="index")
+    stray_of(inline, store, file)
+    inline.attach(store, file, attributes={"n": 2})
+
+    assert told(inline) == []
+    inline.drive()
+    inline.purge()
+    assert told(inline) == []
 
 
 class Meddling:
     """Vectors after whose first answer of a kind somebody does something."""
 
-    def __init__(self, mill: Works, kind: str, what: Callable[[], object]) -> None:
-        self.inner, self.kind, self.what = mill.vectors, kind, what
+    def __init__(self, inline: Works, kind: str, what: Callable[[], object]) -> None:
+        self.inner, self.kind, self.what = inline.vectors, kind, what
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self.inner, name)
@@ -197,22 +197,22 @@ class Meddling:
 @pytest.mark.parametrize("kind", ["stores", "counts", "numbers"])
 @pytest.mark.parametrize("what", ["store", "file", "again"])
 @pytest.mark.first(3)
-def test_concurrent_changes_are_no_fault(mill: Works, kind: str, what: str) -> None:
-    store, file, kept = mill.store(), mill.upload(PROSE), mill.store()
-    mill.attach(store, file)
-    mill.attach(kept, file)
-    mill.drive()
+def test_concurrent_changes_are_no_fault(inline: Works, kind: str, what: str) -> None:
+    store, file, kept = inline.store(), inline.upload(PROSE), inline.store()
+    inline.attach(store, file)
+    inline.attach(kept, file)
+    inline.drive()
 
     def meddle() -> None:
         if what == "again":
-            mill.attach(store, file, chunking_strategy={"type": "auto"})
-            mill.drive()
+            inline.attach(store, file, chunking_strategy={"type": "auto"})
+            inline.drive()
         else:
-            mill.delete(f"/vector_stores/{store}" if what == "store" else f"/vector_stores/{store}/files/{file}")
-        mill.purge()
+            inline.delete(f"/vector_stores/{store}" if what == "store" else f"/vector_stores/{store}/files/{file}")
+        inline.purge()
 
-    vectors: Any = Meddling(mill, kind, meddle)
-    assert verification.verify(mill.db, vectors, mill.storage).faults == []
+    vectors: Any = Meddling(inline, kind, meddle)
+    assert verification.verify(inline.db, vectors, inline.storage).faults == []
     assert vectors.kind == ""
 
 
@@ -234,19 +234,22 @@ def test_a_file_whose_text_is_gone_is_brought_in_again(both: Works, filled_store
 def test_a_backup_without_vectors_has_them_again(sqlite: Database, tmp_path: Path, parser: ReadOnce) -> None:
     with (
         closing(open_vectors("", tmp_path / "vectors")) as vectors,
-        works(tmp_path, sqlite.url, vectors, parser) as mill,
+        works(tmp_path, sqlite.url, vectors, parser) as inline,
     ):
-        store, file = mill.store(), mill.upload(PROSE)
-        mill.attach(store, file)
-        mill.drive()
-        before = mill.row(store, file).entries
+        store, file = inline.store(), inline.upload(PROSE)
+        inline.attach(store, file)
+        inline.drive()
+        before = inline.row(store, file).entries
 
-    with closing(open_vectors("", tmp_path / "empty")) as vectors, works(tmp_path, sqlite.url, vectors, parser) as mill:
-        assert len(told(mill)) == 1
-        mend(mill)
+    with (
+        closing(open_vectors("", tmp_path / "empty")) as vectors,
+        works(tmp_path, sqlite.url, vectors, parser) as inline,
+    ):
+        assert len(told(inline)) == 1
+        mend(inline)
 
-        assert told(mill) == []
-        assert sum(vectors.counts(where(mill, store)).values()) == before > 0
+        assert told(inline) == []
+        assert sum(vectors.counts(where(inline, store)).values()) == before > 0
 
 
 def test_a_repair_is_in_the_audit_log(both: Works, filled_store: tuple[str, str]) -> None:
@@ -261,90 +264,92 @@ def test_a_repair_is_in_the_audit_log(both: Works, filled_store: tuple[str, str]
     assert actions.count("vectors.purge_leftovers") == 1
 
 
-def test_expired_store_has_no_missing_vectors(mill: Works) -> None:
-    store = mill.store(expires_after={"anchor": "last_active_at", "days": 1})
-    mill.attach(store, mill.upload(PROSE))
-    mill.drive()
-    with mill.db.write() as session:
+def test_expired_store_has_no_missing_vectors(inline: Works) -> None:
+    store = inline.store(expires_after={"anchor": "last_active_at", "days": 1})
+    inline.attach(store, inline.upload(PROSE))
+    inline.drive()
+    with inline.db.write() as session:
         session.get_one(VectorStore, store).expires_at = 1.0
-    with mill.db.write() as session:
+    with inline.db.write() as session:
         attachments.expire(session, now(), 10)
-    row = mill.current(store)
-    mill.vectors.inner.drop_store(Store(store, row.project_id, row.model, row.dimensions))
+    row = inline.current(store)
+    inline.vectors.inner.drop_store(Store(store, row.project_id, row.model, row.dimensions))
 
-    verdict = verification.verify(mill.db, mill.vectors, mill.storage)
+    verdict = verification.verify(inline.db, inline.vectors, inline.storage)
 
     assert (verdict.stores, verdict.files, verdict.faults) == (1, 0, [])
 
 
-def lose_its_entries(mill: Works) -> tuple[str, str]:
+def lose_its_entries(inline: Works) -> tuple[str, str]:
     """Remove the entries of a file from the vectors; return the store and the file."""
-    store, file = mill.store(), mill.upload(PROSE)
-    mill.attach(store, file)
-    mill.drive()
-    mill.vectors.drop(where(mill, store), [str(mill.row(store, file).document)])
+    store, file = inline.store(), inline.upload(PROSE)
+    inline.attach(store, file)
+    inline.drive()
+    inline.vectors.drop(where(inline, store), [str(inline.row(store, file).document)])
     return store, file
 
 
 @pytest.mark.parametrize("with_its_store", [False, True])
-def test_what_was_deleted_since_it_was_found_missing_is_not_brought_in_again(mill: Works, with_its_store: bool) -> None:
-    store, file = lose_its_entries(mill)
-    verdict = verification.verify(mill.db, mill.vectors, mill.storage)
+def test_what_was_deleted_since_it_was_found_missing_is_not_brought_in_again(
+    inline: Works, with_its_store: bool
+) -> None:
+    store, file = lose_its_entries(inline)
+    verdict = verification.verify(inline.db, inline.vectors, inline.storage)
     assert [row.id for fault in verdict.faults for row in fault.missing] == [file]
 
-    mill.delete(f"/vector_stores/{store}" if with_its_store else f"/files/{file}")
-    verification.repair(mill.db, verdict)
+    inline.delete(f"/vector_stores/{store}" if with_its_store else f"/files/{file}")
+    verification.repair(inline.db, verdict)
 
-    assert mill.messages() == []
-    mill.purge()
-    assert told(mill) == []
-
-
-def test_file_ingested_concurrently_is_left_alone_and_checked_again(mill: Works) -> None:
-    store, file = lose_its_entries(mill)
-    verdict = verification.verify(mill.db, mill.vectors, mill.storage)
-    job = mill.attach(store, file, attributes={"n": 2})
-
-    verification.repair(mill.db, verdict)
-
-    assert mill.row(store, file).job_id == job
-    mill.drive()
-    mend(mill)
-    assert told(mill) == []
-    assert mill.row(store, file).attributes == {"n": 2}
+    assert inline.messages() == []
+    inline.purge()
+    assert told(inline) == []
 
 
-def test_a_repair_that_comes_after_its_stores_end_does_nothing(mill: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_ingested_concurrently_is_left_alone_and_checked_again(inline: Works) -> None:
+    store, file = lose_its_entries(inline)
+    verdict = verification.verify(inline.db, inline.vectors, inline.storage)
+    job = inline.attach(store, file, attributes={"n": 2})
+
+    verification.repair(inline.db, verdict)
+
+    assert inline.row(store, file).job_id == job
+    inline.drive()
+    mend(inline)
+    assert told(inline) == []
+    assert inline.row(store, file).attributes == {"n": 2}
+
+
+def test_a_repair_that_comes_after_its_stores_end_does_nothing(inline: Works, monkeypatch: pytest.MonkeyPatch) -> None:
     """Repair a store after its end, having read it before."""
-    store, file = lose_its_entries(mill)
-    verdict = verification.verify(mill.db, mill.vectors, mill.storage)
-    recipe = mill.row(store, file).recipe
+    store, file = lose_its_entries(inline)
+    verdict = verification.verify(inline.db, inline.vectors, inline.storage)
+    recipe = inline.row(store, file).recipe
     monkeypatch.setattr(indexes, "lock", lambda *_: None)
 
-    verification.repair(mill.db, verdict)
+    verification.repair(inline.db, verdict)
 
-    assert mill.messages() == []
-    assert mill.row(store, file).recipe == recipe is not None
+    assert inline.messages() == []
+    assert inline.row(store, file).recipe == recipe is not None
 
 
 def test_the_command_tells_what_is_wrong_and_has_it_mended(
     sqlite: Database, tmp_path: Path, parser: ReadOnce, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vectors = open_vectors("", tmp_path / "vectors")
-    with works(tmp_path, sqlite.url, vectors, parser) as mill:
-        store, file = mill.store(), mill.upload(PROSE)
-        mill.attach(store, file)
-        mill.drive()
-        stray(mill, "vs_stranger")
-        row = mill.row(store, file)
-        vectors.drop(where(mill, store), [str(row.document)])
+    with works(tmp_path, sqlite.url, vectors, parser) as inline:
+        store, file = inline.store(), inline.upload(PROSE)
+        inline.attach(store, file)
+        inline.drive()
+        stray(inline, "vs_stranger")
+        row = inline.row(store, file)
+        vectors.drop(where(inline, store), [str(row.document)])
         said = [
-            (verification.main(mill.context.config, repairs=wanted), capsys.readouterr().out.splitlines())
+            (verification.main(inline.context.config, repairs=wanted), capsys.readouterr().out.splitlines())
             for wanted in (False, True)
         ]
-        mill.drive()
-        mill.purge()
-        whole = verification.main(mill.context.config, repairs=False), capsys.readouterr().out
+        inline.drive()
+        inline.purge()
+        whole = verification.main(inline.context.config, repairs=False), capsys.readouterr().out
     vectors.close()
 
     faults = [
@@ -360,24 +365,24 @@ def test_the_command_tells_what_is_wrong_and_has_it_mended(
 
 
 def test_a_vector_database_that_is_away_is_told(
-    mill: Works, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    inline: Works, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def away(*_: object) -> Vectors:
         raise VectorsUnavailable("nobody answers")
 
     monkeypatch.setattr(LazyVectors, "get", away)
 
-    assert verification.main(mill.context.config, repairs=True) == 2
+    assert verification.main(inline.context.config, repairs=True) == 2
     assert "cannot be reached: nobody answers" in capsys.readouterr().err
 
 
 def test_a_storage_that_is_away_is_told(
-    mill: Works, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    inline: Works, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def away(*_: object) -> Verification:
         raise StorageUnavailable("The file storage cannot be reached: nobody answers")
 
     monkeypatch.setattr(verification, "verify", away)
 
-    assert verification.main(mill.context.config, repairs=True) == 2
+    assert verification.main(inline.context.config, repairs=True) == 2
     assert capsys.readouterr().err == "The file storage cannot be reached: nobody answers\n"

@@ -17,7 +17,7 @@ from jobs.queues import Queue
 from jobs.retrieval import attachments
 from jobs.retrieval.tables import VectorRemoval
 from jobs.webhooks.tables import Delivery, Event
-from tests.support.ingesting import DIMENSIONS, Works
+from tests.support.ingestion import DIMENSIONS, Works
 from workers.retrieval.ingestion import embedding
 from workers.retrieval.ingestion import purge as purging
 from workers.retrieval.ingestion.purge import purge
@@ -62,11 +62,11 @@ def test_a_chunk_says_what_it_is_of(both: Works) -> None:
     assert len(found) > 1
 
 
-def test_an_entry_of_before_has_no_facts_that_were_not_kept_then(mill: Works) -> None:
-    store = mill.store()
-    mill.attach(store, mill.upload(PROSE))
-    mill.drive()
-    [one, *_] = mill.search(store, "bird")
+def test_an_entry_of_before_has_no_facts_that_were_not_kept_then(inline: Works) -> None:
+    store = inline.store()
+    inline.attach(store, inline.upload(PROSE))
+    inline.drive()
+    [one, *_] = inline.search(store, "bird")
     old = {name: one.meta[name] for name in ("start", "end", "tokens")}
 
     facts = show_hit(replace(one, meta=old), ["chunk"]).chunk
@@ -75,41 +75,41 @@ def test_an_entry_of_before_has_no_facts_that_were_not_kept_then(mill: Works) ->
     assert (facts.sha256, facts.language, facts.time, facts.start) == (None, None, None, one.meta["start"])
 
 
-def test_counts_bytes_and_tokens_are_the_sums_of_their_parts(mill: Works) -> None:
-    store = mill.store()
-    files = [mill.upload(f"{PROSE} {n}") for n in range(7)]
+def test_counts_bytes_and_tokens_are_the_sums_of_their_parts(inline: Works) -> None:
+    store = inline.store()
+    files = [inline.upload(f"{PROSE} {n}") for n in range(7)]
 
-    batch = mill.batch(store, *files)
-    mill.drive()
+    batch = inline.batch(store, *files)
+    inline.drive()
 
-    rows = mill.rows(store)
-    shown = mill.get(f"/vector_stores/{store}")
+    rows = inline.rows(store)
+    shown = inline.get(f"/vector_stores/{store}")
     assert shown["usage_bytes"] == sum(row.usage_bytes for row in rows)
     assert shown["file_counts"] == {"in_progress": 0, "completed": 7, "failed": 0, "cancelled": 0, "total": 7}
     assert (shown["status"], shown["embedding_dimensions"]) == ("completed", DIMENSIONS)
     assert all(row.usage_bytes > 4 * DIMENSIONS * row.entries > 0 for row in rows)
-    job = mill.job(batch)
+    job = inline.job(batch)
     assert (job.state, job.completed, job.failed, job.total) == (JobState.SUCCEEDED, 7, 0, 7)
-    assert job.input_tokens == sum(shard.input_tokens for shard in mill.shards(batch)) > 0
-    assert [shard.lines for shard in mill.shards(batch)] == [3, 3, 1]
-    assert sum(mill.written(store).values()) == sum(row.entries for row in rows)
+    assert job.input_tokens == sum(shard.input_tokens for shard in inline.shards(batch)) > 0
+    assert [shard.lines for shard in inline.shards(batch)] == [3, 3, 1]
+    assert sum(inline.written(store).values()) == sum(row.entries for row in rows)
 
 
-def test_a_refused_file_fails_with_its_code_and_its_neighbours_complete(mill: Works) -> None:
-    store = mill.store()
-    good, zipped, other = mill.upload(PROSE), mill.upload(b"\x7fELF\x00\x01", "a.bin"), mill.upload(OTHER)
+def test_a_refused_file_fails_with_its_code_and_its_neighbours_complete(inline: Works) -> None:
+    store = inline.store()
+    good, zipped, other = inline.upload(PROSE), inline.upload(b"\x7fELF\x00\x01", "a.bin"), inline.upload(OTHER)
 
-    batch = mill.batch(store, good, zipped, other)
-    mill.drive()
+    batch = inline.batch(store, good, zipped, other)
+    inline.drive()
 
-    statuses = mill.statuses(store)
+    statuses = inline.statuses(store)
     assert statuses == {
         good: ("completed", None), zipped: ("failed", "unsupported_file"), other: ("completed", None),
     }  # fmt: skip
-    shown = mill.get(f"/vector_stores/{store}/files/{zipped}")
+    shown = inline.get(f"/vector_stores/{store}/files/{zipped}")
     assert shown["last_error"]["code"] == "unsupported_file"
     assert shown["last_error"]["message"]
-    assert sorted(mill.told(batch)) == sorted(
+    assert sorted(inline.told(batch)) == sorted(
         [
             ("vector_store.file.failed", zipped),
             ("vector_store.file.completed", good),
@@ -121,29 +121,29 @@ def test_a_refused_file_fails_with_its_code_and_its_neighbours_complete(mill: Wo
     )
 
 
-def test_each_file_and_the_batch_get_one_event(mill: Works) -> None:
+def test_each_file_and_the_batch_get_one_event(inline: Works) -> None:
     kinds = ["vector_store.file.completed", "vector_store.file.failed", "vector_store.file_batch.completed"]
-    mill.ok("/webhook_endpoints", json={"name": "n", "url": "https://192.0.43.8/hook", "event_types": kinds})
-    store = mill.store()
+    inline.ok("/webhook_endpoints", json={"name": "n", "url": "https://192.0.43.8/hook", "event_types": kinds})
+    store = inline.store()
 
-    mill.batch(store, mill.upload(PROSE), mill.upload(OTHER), mill.upload(b"\x7fELF\x00\x01", "a.bin"))
-    mill.attach(store, mill.upload(f"{PROSE} alone"))
-    mill.drive()
+    inline.batch(store, inline.upload(PROSE), inline.upload(OTHER), inline.upload(b"\x7fELF\x00\x01", "a.bin"))
+    inline.attach(store, inline.upload(f"{PROSE} alone"))
+    inline.drive()
 
-    with mill.db.read() as session:
+    with inline.db.read() as session:
         messages = session.scalars(select(Event.type).join(Delivery, Delivery.event_id == Event.id)).all()
     assert Counter(messages) == {kinds[0]: 3, kinds[1]: 1, kinds[2]: 1}
 
 
-def test_a_batchs_own_webhook_gets_what_endpoints_get(mill: Works) -> None:
-    store = mill.store()
+def test_a_batchs_own_webhook_gets_what_endpoints_get(inline: Works) -> None:
+    store = inline.store()
     hook = {"url": "https://192.0.43.8/hook"}
 
-    batch = mill.batch(store, mill.upload(PROSE), mill.upload(b"\x7fELF\x00\x01", "a.bin"), webhook=hook)
-    single = mill.attach(store, mill.upload(OTHER), webhook=hook)
-    mill.drive()
+    batch = inline.batch(store, inline.upload(PROSE), inline.upload(b"\x7fELF\x00\x01", "a.bin"), webhook=hook)
+    single = inline.attach(store, inline.upload(OTHER), webhook=hook)
+    inline.drive()
 
-    with mill.db.read() as session:
+    with inline.db.read() as session:
         both = select(Delivery.job_id, Event.type).join(Event, Delivery.event_id == Event.id)
         messages = Counter(tuple(row) for row in session.execute(both))
     kinds = ("file.completed", "file.failed", "file_batch.completed")
@@ -152,60 +152,60 @@ def test_a_batchs_own_webhook_gets_what_endpoints_get(mill: Works) -> None:
     }
 
 
-def test_a_batch_of_refused_files_embeds_nothing(mill: Works) -> None:
-    store = mill.store()
-    batch = mill.batch(store, mill.upload(b"\x7fELF\x00\x01", "a.bin"))
+def test_a_batch_of_refused_files_embeds_nothing(inline: Works) -> None:
+    store = inline.store()
+    batch = inline.batch(store, inline.upload(b"\x7fELF\x00\x01", "a.bin"))
 
-    mill.drive()
+    inline.drive()
 
-    assert mill.engine.asked == []
-    job = mill.job(batch)
+    assert inline.engine.asked == []
+    job = inline.job(batch)
     assert (job.state, job.completed, job.failed) == (JobState.SUCCEEDED, 0, 1)
-    assert mill.search(store, "anything") == []
+    assert inline.search(store, "anything") == []
 
 
-def test_a_file_named_twice_comes_in_once(mill: Works) -> None:
-    store, file = mill.store(), mill.upload(PROSE)
+def test_a_file_named_twice_comes_in_once(inline: Works) -> None:
+    store, file = inline.store(), inline.upload(PROSE)
 
-    batch = mill.batch(store, file, file)
-    mill.drive()
+    batch = inline.batch(store, file, file)
+    inline.drive()
 
-    assert mill.job(batch).total == 1
-    assert mill.get(f"/vector_stores/{store}/file_batches/{batch}")["file_counts"]["total"] == 1
-    mill.assert_tidy(store)
-
-
-def test_the_same_text_is_embedded_once(mill: Works) -> None:
-    store = mill.store()
-    one, other = mill.upload(PROSE), mill.upload(PROSE, "b.txt")
-
-    mill.batch(store, one, other)
-    mill.drive()
-
-    assert mill.engine.texts < mill.row(store, one).entries + mill.row(store, other).entries
-    assert mill.engine.texts == len({text for texts in mill.engine.asked for text in texts})
-    assert {found.file_id for found in mill.search(store, "kiwi", limit=50)} == {one, other}
+    assert inline.job(batch).total == 1
+    assert inline.get(f"/vector_stores/{store}/file_batches/{batch}")["file_counts"]["total"] == 1
+    inline.assert_tidy(store)
 
 
-def test_attached_again_unchanged_nothing_is_parsed_or_embedded(mill: Works, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, file = mill.store(), mill.upload(PROSE)
-    mill.attach(store, file)
-    mill.drive()
-    before, asked = mill.row(store, file), mill.engine.texts
-    monkeypatch.setattr(mill.parser, "parse", _never)
+def test_the_same_text_is_embedded_once(inline: Works) -> None:
+    store = inline.store()
+    one, other = inline.upload(PROSE), inline.upload(PROSE, "b.txt")
 
-    mill.attach(store, file, attributes={"again": True})
-    found_meanwhile = mill.search(store, "kiwi")
-    mill.drive()
+    inline.batch(store, one, other)
+    inline.drive()
 
-    after = mill.row(store, file)
+    assert inline.engine.texts < inline.row(store, one).entries + inline.row(store, other).entries
+    assert inline.engine.texts == len({text for texts in inline.engine.asked for text in texts})
+    assert {found.file_id for found in inline.search(store, "kiwi", limit=50)} == {one, other}
+
+
+def test_attached_again_unchanged_nothing_is_parsed_or_embedded(inline: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, file = inline.store(), inline.upload(PROSE)
+    inline.attach(store, file)
+    inline.drive()
+    before, asked = inline.row(store, file), inline.engine.texts
+    monkeypatch.setattr(inline.parser, "parse", _never)
+
+    inline.attach(store, file, attributes={"again": True})
+    found_meanwhile = inline.search(store, "kiwi")
+    inline.drive()
+
+    after = inline.row(store, file)
     assert (after.status, after.document, after.entries, after.usage_bytes) == (
         "completed", before.document, before.entries, before.usage_bytes,
     )  # fmt: skip
-    assert mill.engine.texts == asked + 1  # the query
+    assert inline.engine.texts == asked + 1  # the query
     assert found_meanwhile
-    mill.purge()
-    mill.assert_tidy(store)
+    inline.purge()
+    inline.assert_tidy(store)
 
 
 def _never(*_: Any) -> None:
@@ -232,27 +232,27 @@ def test_until_another_cutting_is_whole_the_old_one_is_found(both: Works) -> Non
     both.assert_tidy(store)
 
 
-def test_a_new_attempt_that_fails_leaves_the_old_version_found(mill: Works) -> None:
-    store, file = mill.store(), mill.upload(PROSE)
-    mill.attach(store, file)
-    mill.drive()
-    mill.storage.delete(f"files/{file}")
+def test_a_new_attempt_that_fails_leaves_the_old_version_found(inline: Works) -> None:
+    store, file = inline.store(), inline.upload(PROSE)
+    inline.attach(store, file)
+    inline.drive()
+    inline.storage.delete(f"files/{file}")
 
-    mill.attach(store, file, chunking_strategy=WIDE)
-    mill.drive()
+    inline.attach(store, file, chunking_strategy=WIDE)
+    inline.drive()
 
-    assert mill.statuses(store) == {file: ("failed", "invalid_file")}
-    assert mill.search(store, "kiwi")
+    assert inline.statuses(store) == {file: ("failed", "invalid_file")}
+    assert inline.search(store, "kiwi")
 
 
-def test_shortened_vectors_are_asked_for_and_kept(mill: Works) -> None:
-    store = mill.store(embedding_dimensions=16)
+def test_shortened_vectors_are_asked_for_and_kept(inline: Works) -> None:
+    store = inline.store(embedding_dimensions=16)
 
-    mill.attach(store, mill.upload(PROSE))
-    mill.drive()
+    inline.attach(store, inline.upload(PROSE))
+    inline.drive()
 
-    assert mill.get(f"/vector_stores/{store}")["embedding_dimensions"] == 16
-    assert mill.search(store, "kiwi")
+    assert inline.get(f"/vector_stores/{store}")["embedding_dimensions"] == 16
+    assert inline.search(store, "kiwi")
 
 
 def test_removed_it_is_found_no_more_and_its_vectors_go(both: Works) -> None:
@@ -268,17 +268,17 @@ def test_removed_it_is_found_no_more_and_its_vectors_go(both: Works) -> None:
     assert both.written(store)
 
 
-def test_a_deleted_file_leaves_every_store(mill: Works) -> None:
-    stores, file = [mill.store(), mill.store()], mill.upload(PROSE)
+def test_a_deleted_file_leaves_every_store(inline: Works) -> None:
+    stores, file = [inline.store(), inline.store()], inline.upload(PROSE)
     for store in stores:
-        mill.attach(store, file)
-    mill.drive()
+        inline.attach(store, file)
+    inline.drive()
 
-    mill.delete(f"/files/{file}")
-    mill.purge()
+    inline.delete(f"/files/{file}")
+    inline.purge()
 
-    assert [list(mill.rows(store)) for store in stores] == [[], []]
-    assert [mill.written(store) for store in stores] == [{}, {}]
+    assert [list(inline.rows(store)) for store in stores] == [[], []]
+    assert [inline.written(store) for store in stores] == [{}, {}]
 
 
 def test_a_deleted_store_leaves_nothing(both: Works) -> None:
@@ -295,45 +295,45 @@ def test_a_deleted_store_leaves_nothing(both: Works) -> None:
     both.assert_tidy(other)
 
 
-def test_what_a_clock_ahead_of_time_enqueued_is_removed_once_it_is_set_right(mill: Works) -> None:
-    store = mill.store()
-    mill.attach(store, mill.upload(PROSE))
-    mill.drive()
-    mill.delete(f"/vector_stores/{store}")
-    with mill.db.write() as session:
+def test_what_a_clock_ahead_of_time_enqueued_is_removed_once_it_is_set_right(inline: Works) -> None:
+    store = inline.store()
+    inline.attach(store, inline.upload(PROSE))
+    inline.drive()
+    inline.delete(f"/vector_stores/{store}")
+    with inline.db.write() as session:
         session.execute(update(VectorRemoval).values(due_at=now() + 3600))
         assert attachments.has_due_removals(session)
 
-    purge(mill.context)
+    purge(inline.context)
 
-    assert (mill.removals(), mill.written(store), list(mill.rows(store))) == ([], {}, [])
+    assert (inline.removals(), inline.written(store), list(inline.rows(store))) == ([], {}, [])
 
 
 @pytest.mark.parametrize(("scope", "name"), [(Scope.QUEUE, Queue.INGEST.value), (Scope.WORKER, "w")])
-def test_what_is_to_be_removed_stays_pending_while_removing_is_paused(mill: Works, scope: Scope, name: str) -> None:
-    store = mill.store()
-    mill.attach(store, mill.upload(PROSE))
-    mill.drive()
-    mill.delete(f"/vector_stores/{store}")
-    with mill.db.write() as session:
+def test_what_is_to_be_removed_stays_pending_while_removing_is_paused(inline: Works, scope: Scope, name: str) -> None:
+    store = inline.store()
+    inline.attach(store, inline.upload(PROSE))
+    inline.drive()
+    inline.delete(f"/vector_stores/{store}")
+    with inline.db.write() as session:
         pauses.pause(session, scope, name, actor="operator")
-    purge(mill.context)
-    messages = len(mill.removals())
-    with mill.db.write() as session:
+    purge(inline.context)
+    messages = len(inline.removals())
+    with inline.db.write() as session:
         pauses.resume(session, scope, name, actor="operator")
-    mill.purge()
+    inline.purge()
 
-    assert (messages, mill.removals(), mill.written(store)) == (1, [], {})
+    assert (messages, inline.removals(), inline.written(store)) == (1, [], {})
 
 
-def test_a_removal_under_way_is_told(mill: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_removal_under_way_is_told(inline: Works, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(purging, "_due_removals", lambda context: seen.append(context.heartbeat.under_way.counts()))
 
-    purge(mill.context)
+    purge(inline.context)
 
     assert seen == [[[Queue.INGEST, "", "", 1]]]
-    assert mill.context.heartbeat.under_way.counts() == []
+    assert inline.context.heartbeat.under_way.counts() == []
 
 
 def test_a_text_that_another_store_of_the_project_has_is_not_embedded_again(both: Works) -> None:
@@ -387,14 +387,14 @@ def test_what_another_project_has_is_embedded_again(both: Works) -> None:
     assert both.engine.texts == 2 * asked
 
 
-def test_a_batch_whose_files_are_done_is_completed_though_its_job_is_not_closed_yet(mill: Works) -> None:
-    store = mill.store()
-    batch = mill.batch(store, *(mill.upload(f"{PROSE} {n}") for n in range(4)))
-    before = mill.get(f"/vector_stores/{store}/file_batches/{batch}")
+def test_a_batch_whose_files_are_done_is_completed_though_its_job_is_not_closed_yet(inline: Works) -> None:
+    store = inline.store()
+    batch = inline.batch(store, *(inline.upload(f"{PROSE} {n}") for n in range(4)))
+    before = inline.get(f"/vector_stores/{store}/file_batches/{batch}")
 
-    mill.drive(until="finish")
+    inline.drive(until="finish")
 
-    after = mill.get(f"/vector_stores/{store}/file_batches/{batch}")
-    assert mill.job(batch).state == JobState.FINISHING
+    after = inline.get(f"/vector_stores/{store}/file_batches/{batch}")
+    assert inline.job(batch).state == JobState.FINISHING
     assert (before["status"], before["file_counts"]["in_progress"]) == ("in_progress", 4)
     assert (after["status"], after["file_counts"]["completed"]) == ("completed", 4)

@@ -11,7 +11,7 @@ import pypdfium2
 import pytest
 
 from jobs.retrieval.documents import Document
-from tests.support.ingesting import ReadOnce
+from tests.support.ingestion import ReadOnce
 from tests.unit.workers.retrieval.parsing import samples
 from workers.retrieval.parsing import office, pdf
 from workers.retrieval.parsing.contract import Cutting, FileRefused

@@ -9,10 +9,10 @@ import pytest
 
 from jobs.db.engine import Database
 from jobs.timings import Timings
-from tests.support.ingesting import ReadOnce, Works, works
+from tests.support.ingestion import ReadOnce, Works, works
 from tests.support.services import S3
-from tests.support.site import Site
-from tests.support.sourcing import TEXTS, write
+from tests.support.source_sync import TEXTS, write
+from tests.support.web_site import Site
 from workers.retrieval.ingestion import job
 from workers.vectors.open_vectors import open_vectors
 
@@ -31,17 +31,17 @@ def library(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def mill(sqlite: Database, tmp_path: Path, parser: ReadOnce, library: Path) -> Iterator[Works]:
+def inline(sqlite: Database, tmp_path: Path, parser: ReadOnce, library: Path) -> Iterator[Works]:
     """Over SQLite."""
-    with running(sqlite, tmp_path, parser, library) as mill:
-        yield mill
+    with running(sqlite, tmp_path, parser, library) as inline:
+        yield inline
 
 
 @pytest.fixture
 def each(db: Database, tmp_path: Path, parser: ReadOnce, library: Path) -> Iterator[Works]:
     """Over each database."""
-    with running(db, tmp_path, parser, library) as mill:
-        yield mill
+    with running(db, tmp_path, parser, library) as inline:
+        yield inline
 
 
 #: A file looks old enough to be told by its looks as soon as it is written.
@@ -52,8 +52,8 @@ TIMINGS = Timings(source_settled=-1.0, source_fetch=2.0)
 def running(db: Database, folder: Path, parser: ReadOnce, library: Path, **more: Any) -> Iterator[Works]:
     settings: dict[str, Any] = {"source_folders": (str(library),), "source_s3": (f"s3://{S3.bucket}/library",)}
     settings |= {"source_allow_private": True, "source_max_items": 10}
-    with works(folder / "data", db.url, open_vectors("memory:", folder), parser, TIMINGS, **settings, **more) as mill:
-        yield mill
+    with works(folder / "data", db.url, open_vectors("memory:", folder), parser, TIMINGS, **settings, **more) as inline:
+        yield inline
 
 
 @pytest.fixture

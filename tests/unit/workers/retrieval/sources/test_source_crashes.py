@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import select
 
 from jobs.ledger.tables import Job
-from tests.support.ingesting import Killed, Works
-from tests.support.site import Site
-from tests.support.sourcing import TEXTS, Sync, alive, assert_mirrors, of_folder, write
+from tests.support.ingestion import Killed, Works
+from tests.support.source_sync import TEXTS, Sync, alive, assert_mirrors, of_folder, write
+from tests.support.web_site import Site
 from workers.retrieval.sources import folder
 from workers.retrieval.sources.base import SourceEntry
 
@@ -83,16 +83,16 @@ def test_a_commit_whose_answer_was_lost_counts_once(each: Works, library: Path) 
     assert_mirrors(source, {"a.txt": "apricot", "b/c/pear.html": TEXTS["b/c/pear.html"]})
 
 
-def test_a_long_sync_lets_others_have_the_process_and_goes_on(mill: Works, library: Path, site: Site) -> None:
-    mill.context = replace(mill.context, timings=replace(mill.context.timings, sync_shift=-1.0))
-    source = of_folder(mill, library)
+def test_a_long_sync_lets_others_have_the_process_and_goes_on(inline: Works, library: Path, site: Site) -> None:
+    inline.context = replace(inline.context, timings=replace(inline.context.timings, sync_shift=-1.0))
+    source = of_folder(inline, library)
     assert source.counts() == [3, 3, 0, 0, 0, 0]
     assert_mirrors(source, TEXTS)
     urls = [site.url(f"/{n}") for n in range(3)]
     for n in range(3):
         site.put(f"/{n}", f"page {n}")
-    pages = Sync(mill, mill.store(), type="url", urls=urls)
-    mill.drive()
+    pages = Sync(inline, inline.store(), type="url", urls=urls)
+    inline.drive()
 
     pages.again()
 
@@ -147,21 +147,21 @@ def test_planner_with_a_lost_claim_attaches_nothing(
 
 
 def test_sync_waits_while_the_storage_is_unavailable(
-    mill: Works, library: Path, monkeypatch: pytest.MonkeyPatch
+    inline: Works, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = Sync(mill, mill.store(), type="folder", path=str(library))
-    whole = mill.storage.writer
+    source = Sync(inline, inline.store(), type="folder", path=str(library))
+    whole = inline.storage.writer
 
     @contextmanager
     def full(path: str) -> Iterator[Any]:
         with whole(path) as handle:
-            monkeypatch.setattr(mill.storage, "writer", whole)
+            monkeypatch.setattr(inline.storage, "writer", whole)
             yield Full(handle)
 
-    monkeypatch.setattr(mill.storage, "writer", full)
-    mill.handle(mill.messages()[0])
-    waiting = mill.job(source.now()["file_batch_id"])
-    mill.drive()
+    monkeypatch.setattr(inline.storage, "writer", full)
+    inline.handle(inline.messages()[0])
+    waiting = inline.job(source.now()["file_batch_id"])
+    inline.drive()
 
     assert (waiting.state, waiting.waiting_for) == ("queued", "disk")
     assert source.counts() == [3, 3, 0, 0, 0, 0]
@@ -182,38 +182,38 @@ class Full:
 
 
 @pytest.mark.verify
-def test_a_sync_waits_for_a_disk_that_has_room(mill: Works, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = Sync(mill, mill.store(), type="folder", path=str(library))
+def test_a_sync_waits_for_a_disk_that_has_room(inline: Works, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Sync(inline, inline.store(), type="folder", path=str(library))
     with monkeypatch.context() as patch:
-        patch.setattr(type(mill.context), "low_on_disk", lambda _: True)
-        mill.handle(mill.messages()[0])
-    waiting = mill.job(source.now()["file_batch_id"])
+        patch.setattr(type(inline.context), "low_on_disk", lambda _: True)
+        inline.handle(inline.messages()[0])
+    waiting = inline.job(source.now()["file_batch_id"])
 
     assert (waiting.state, waiting.waiting_for) == ("queued", "disk")
     assert source.items() == {}
-    mill.drive()
+    inline.drive()
     assert_mirrors(source, TEXTS)
 
 
 def test_a_worker_that_is_told_to_go_while_it_fetches_leaves_the_rest_to_the_next(
-    mill: Works, library: Path, monkeypatch: pytest.MonkeyPatch
+    inline: Works, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = Sync(mill, mill.store(), type="folder", path=str(library))
+    source = Sync(inline, inline.store(), type="folder", path=str(library))
     whole = folder.FolderReader.fetch
     fetched: list[str] = []
 
     def fetch(place: folder.FolderReader, entry: SourceEntry, *given: Any) -> Any:
         fetched.append(entry.key)
         if len(fetched) == 2:
-            for handle in set(mill.context.heartbeat._handles):
+            for handle in set(inline.context.heartbeat._handles):
                 handle.end()
         return whole(place, entry, *given)
 
     monkeypatch.setattr(folder.FolderReader, "fetch", fetch)
-    mill.handle(mill.messages()[0])
-    left = mill.job(source.now()["file_batch_id"])
+    inline.handle(inline.messages()[0])
+    left = inline.job(source.now()["file_batch_id"])
     kept = len(source.items())
-    mill.drive()
+    inline.drive()
 
     assert (left.state, kept) == ("queued", 1)
     assert sorted(fetched) == sorted([*TEXTS, fetched[1]]), "only what was not whole is fetched again"

@@ -19,39 +19,39 @@ from jobs.ledger.tables import Job
 from jobs.retrieval import indexes, sources
 from jobs.retrieval.tables import Source, SourceItem, VectorStore
 from jobs.webhooks.tables import Delivery, Event
-from tests.support.ingesting import Works
-from tests.support.site import Site
-from tests.support.sourcing import Sync, alive, of_folder, write
+from tests.support.ingestion import Works
+from tests.support.source_sync import Sync, alive, of_folder, write
+from tests.support.web_site import Site
 from workers.dispatcher.maintenance import Maintenance
 from workers.retrieval.sources import folder
 
 
-def test_a_source_is_synced_by_one_job_at_a_time(mill: Works, library: Path) -> None:
-    source = Sync(mill, mill.store(), type="folder", path=str(library), cron="* * * * *")
+def test_a_source_is_synced_by_one_job_at_a_time(inline: Works, library: Path) -> None:
+    source = Sync(inline, inline.store(), type="folder", path=str(library), cron="* * * * *")
     first = source.now()["file_batch_id"]
 
-    mill.ok(f"{source.path}/{source.id}/sync")
-    with mill.db.write() as session:
+    inline.ok(f"{source.path}/{source.id}/sync")
+    with inline.db.write() as session:
         session.execute(update(Source).values(next_at=0))
-    maintenance(mill).run()
+    maintenance(inline).run()
 
-    with mill.db.read() as session:
+    with inline.db.read() as session:
         assert session.scalars(select(Job.id).where(Job.state.in_(LIVE))).all() == [first]
     assert source.now()["next_run_at"] > now()
 
 
-def test_a_schedule_syncs_once_each_time_unless_it_is_paused(mill: Works, library: Path) -> None:
-    source = of_folder(mill, library, cron="* * * * *", timezone="Europe/Zurich")
+def test_a_schedule_syncs_once_each_time_unless_it_is_paused(inline: Works, library: Path) -> None:
+    source = of_folder(inline, library, cron="* * * * *", timezone="Europe/Zurich")
     first = source.now()["file_batch_id"]
-    mill.ok(f"{source.path}/{source.id}/pause")
-    keep_at(mill, 0)
+    inline.ok(f"{source.path}/{source.id}/pause")
+    keep_at(inline, 0)
     assert source.now()["file_batch_id"] == first
-    assert mill.ok(f"{source.path}/{source.id}/resume")["next_run_at"] > now()
+    assert inline.ok(f"{source.path}/{source.id}/resume")["next_run_at"] > now()
 
-    keep_at(mill, 0)
+    keep_at(inline, 0)
     second = source.now()["file_batch_id"]
-    keep_at(mill, None)
-    mill.drive()
+    keep_at(inline, None)
+    inline.drive()
 
     assert second != first
     assert source.now()["file_batch_id"] == second
@@ -94,26 +94,26 @@ def test_a_time_zone_that_is_gone_pauses_the_source_and_holds_up_nobody(each: Wo
 
 
 def test_a_source_whose_store_goes_at_that_moment_is_not_synced(
-    mill: Works, library: Path, monkeypatch: pytest.MonkeyPatch
+    inline: Works, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Let a store be there for a read and gone for a lock."""
-    source = of_folder(mill, library, cron="* * * * *")
+    source = of_folder(inline, library, cron="* * * * *")
     monkeypatch.setattr(indexes, "lock", lambda *_: None)
-    with mill.db.write() as session:
+    with inline.db.write() as session:
         session.execute(update(Source).values(next_at=0))
-    with mill.db.write() as session:
+    with inline.db.write() as session:
         assert sources.fire(session, source.id) is None
 
 
-def maintenance(mill: Works) -> Maintenance:
-    return Maintenance(mill.context.config, mill.db, mill.storage, now, lambda: None)
+def maintenance(inline: Works) -> Maintenance:
+    return Maintenance(inline.context.config, inline.db, inline.storage, now, lambda: None)
 
 
-def keep_at(mill: Works, due: float | None) -> None:
+def keep_at(inline: Works, due: float | None) -> None:
     if due is not None:
-        with mill.db.write() as session:
+        with inline.db.write() as session:
             session.execute(update(Source).values(next_at=due))
-    maintenance(mill).run()
+    maintenance(inline).run()
 
 
 def test_a_deleted_source_takes_its_files_along_and_no_others(each: Works, library: Path) -> None:
@@ -172,16 +172,16 @@ def test_locks_of_items_and_files_follow_a_lock_of_their_store(each: Works, libr
         assert "vector_store" in tables[: tables.index("source_item")]
 
 
-def test_a_source_that_is_deleted_while_it_syncs_leaves_nothing(mill: Works, library: Path) -> None:
+def test_a_source_that_is_deleted_while_it_syncs_leaves_nothing(inline: Works, library: Path) -> None:
     for step in ("parse", "index", "finish"):
-        source = Sync(mill, mill.store(), type="folder", path=str(library))
-        mill.drive(until=step)
+        source = Sync(inline, inline.store(), type="folder", path=str(library))
+        inline.drive(until=step)
 
-        mill.delete(f"{source.path}/{source.id}")
-        mill.drive()
+        inline.delete(f"{source.path}/{source.id}")
+        inline.drive()
 
-        assert mill.rows(source.store) == []
-        assert alive(mill) == set()
+        assert inline.rows(source.store) == []
+        assert alive(inline) == set()
 
 
 @pytest.mark.parametrize("end", ["deleted", "expired"])
@@ -221,12 +221,12 @@ def test_events_tell_of_each_sync(each: Works, library: Path) -> None:
 
 @pytest.mark.parametrize("goes", ["before", "while it fetches"])
 def test_a_source_that_goes_while_its_sync_is_planned_brings_in_nothing(
-    mill: Works, library: Path, monkeypatch: pytest.MonkeyPatch, goes: str
+    inline: Works, library: Path, monkeypatch: pytest.MonkeyPatch, goes: str
 ) -> None:
     """Whoever deletes it ends its job a moment later."""
-    source = Sync(mill, mill.store(), type="folder", path=str(library))
+    source = Sync(inline, inline.store(), type="folder", path=str(library))
     if goes == "before":
-        with mill.db.write() as session:
+        with inline.db.write() as session:
             session.execute(update(Source).values(deleted_at=now()))
         monkeypatch.setattr(folder.FolderReader, "fetch", None)
     else:
@@ -238,15 +238,15 @@ def test_a_source_that_goes_while_its_sync_is_planned_brings_in_nothing(
 
         monkeypatch.setattr(folder.FolderReader, "fetch", fetch)
 
-    mill.handle(mill.messages()[0])
+    inline.handle(inline.messages()[0])
 
-    assert (mill.rows(source.store), source.items(), alive(mill)) == ([], {}, set())
+    assert (inline.rows(source.store), source.items(), alive(inline)) == ([], {}, set())
 
 
-def test_a_file_whose_name_is_no_text_fails_alone(mill: Works, library: Path) -> None:
+def test_a_file_whose_name_is_no_text_fails_alone(inline: Works, library: Path) -> None:
     (library / os.fsdecode(b"odd\xff.txt")).write_text("odd")
 
-    source = of_folder(mill, library)
+    source = of_folder(inline, library)
 
     assert source.counts() == [4, 3, 0, 0, 0, 1]
     assert source.items()["odd\\udcff.txt"].error == {"code": "bad_name", "message": "Its name is not UTF-8."}

@@ -13,10 +13,10 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.files.tables import File
 from jobs.retrieval.tables import Source
-from tests.support.ingesting import ReadOnce, Works, works
+from tests.support.ingestion import ReadOnce, Works, works
 from tests.support.services import S3
-from tests.support.site import Site
-from tests.support.sourcing import TEXTS, Sync, alive, assert_mirrors, of_folder, write
+from tests.support.source_sync import TEXTS, Sync, alive, assert_mirrors, of_folder, write
+from tests.support.web_site import Site
 from tests.unit.workers.retrieval.sources.conftest import running
 from workers.retrieval.parsing import office
 from workers.retrieval.parsing.contract import unsupported_file
@@ -53,8 +53,8 @@ def test_a_folder_comes_in_and_is_kept_in_step(each: Works, library: Path) -> No
     )
 
 
-def test_what_looks_new_and_is_the_same_is_not_brought_in_again(mill: Works, library: Path) -> None:
-    source = of_folder(mill, library)
+def test_what_looks_new_and_is_the_same_is_not_brought_in_again(inline: Works, library: Path) -> None:
+    source = of_folder(inline, library)
     before = {key: item.file_id for key, item in source.items().items()}
     os.utime(library / "a.txt", (1, 1))
 
@@ -65,8 +65,8 @@ def test_what_looks_new_and_is_the_same_is_not_brought_in_again(mill: Works, lib
     assert_mirrors(source, TEXTS)
 
 
-def test_nothing_is_read_that_looks_the_same(mill: Works, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = of_folder(mill, library)
+def test_nothing_is_read_that_looks_the_same(inline: Works, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = of_folder(inline, library)
     monkeypatch.setattr(folder.FolderReader, "fetch", None)
 
     assert source.again()["status"] == "completed"
@@ -74,17 +74,17 @@ def test_nothing_is_read_that_looks_the_same(mill: Works, library: Path, monkeyp
     assert source.counts() == [3, 0, 0, 0, 3, 0]
 
 
-def test_the_old_version_is_found_until_the_new_one_is_whole_and_never_both(mill: Works, library: Path) -> None:
-    source = of_folder(mill, library)
+def test_the_old_version_is_found_until_the_new_one_is_whole_and_never_both(inline: Works, library: Path) -> None:
+    source = of_folder(inline, library)
     write(library / "a.txt", "apple apricot " * 20)
-    mill.ok(f"{source.path}/{source.id}/sync")
+    inline.ok(f"{source.path}/{source.id}/sync")
 
     seen = []
-    while mill.messages():
-        found = {one.file_id for one in mill.search(source.store, "apple", limit=50) if "apple" in one.text}
+    while inline.messages():
+        found = {one.file_id for one in inline.search(source.store, "apple", limit=50) if "apple" in one.text}
         assert len(found) == 1
         seen += found
-        mill.handle(mill.messages()[0])
+        inline.handle(inline.messages()[0])
 
     assert seen[:3] == [seen[0]] * 3
     assert source.names("apricot") == {"a.txt"}
@@ -116,7 +116,7 @@ def test_a_new_version_that_fails_leaves_the_old_one_where_it_was(each: Works, l
 
 
 def test_what_this_installation_could_not_read_is_tried_again_when_a_client_asks(
-    mill: Works, library: Path, monkeypatch: pytest.MonkeyPatch
+    inline: Works, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Try again after the installation has got another library, a higher limit, or a moment's rest."""
 
@@ -124,8 +124,8 @@ def test_what_this_installation_could_not_read_is_tried_again_when_a_client_asks
         raise unsupported_file("Word can be read where Nightmill is installed with the extra 'parse'.")
 
     with monkeypatch.context() as patched:
-        patched.setattr(mill.parser, "parse", lacks)
-        source = of_folder(mill, library)
+        patched.setattr(inline.parser, "parse", lacks)
+        source = of_folder(inline, library)
     assert source.counts() == [3, 0, 0, 0, 0, 3]
     before = {key: item.file_id for key, item in source.items().items()}
 
@@ -177,11 +177,11 @@ def test_a_version_that_is_whole_elsewhere_replaces_nothing_here(each: Works, li
     assert source.names("apricot") == {"a.txt"}
 
 
-def test_what_failed_through_no_fault_of_its_own_is_tried_again(mill: Works, library: Path) -> None:
-    source = Sync(mill, mill.store(), type="folder", path=str(library))
-    mill.drive(until="index")
-    mill.ok(f"/jobs/{source.now()['file_batch_id']}/cancel")
-    mill.drive()
+def test_what_failed_through_no_fault_of_its_own_is_tried_again(inline: Works, library: Path) -> None:
+    source = Sync(inline, inline.store(), type="folder", path=str(library))
+    inline.drive(until="index")
+    inline.ok(f"/jobs/{source.now()['file_batch_id']}/cancel")
+    inline.drive()
     told = source.now()
     assert (told["status"], told["last_error"]["code"]) == ("failed", "cancelled")
 
@@ -192,18 +192,18 @@ def test_what_failed_through_no_fault_of_its_own_is_tried_again(mill: Works, lib
 
 
 def test_what_a_client_deletes_while_it_is_brought_in_again_comes_back_as_another_file(
-    mill: Works, library: Path, monkeypatch: pytest.MonkeyPatch
+    inline: Works, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = Sync(mill, mill.store(), type="folder", path=str(library))
-    mill.drive(until="index")
-    mill.ok(f"/jobs/{source.now()['file_batch_id']}/cancel")
-    mill.drive()
+    source = Sync(inline, inline.store(), type="folder", path=str(library))
+    inline.drive(until="index")
+    inline.ok(f"/jobs/{source.now()['file_batch_id']}/cancel")
+    inline.drive()
     gone = source.items()["a.txt"].file_id
     attach, asked = SourceSyncRecorder.attach, list[str]()
 
     def late(recorder: SourceSyncRecorder, entry: SourceEntry, file_id: str, *facts: Any) -> None:
         if file_id == gone:
-            mill.delete(f"/files/{gone}")
+            inline.delete(f"/files/{gone}")
             asked.append(file_id)
         attach(recorder, entry, file_id, *facts)
 
@@ -216,11 +216,11 @@ def test_what_a_client_deletes_while_it_is_brought_in_again_comes_back_as_anothe
     assert source.items()["a.txt"].file_id != gone
 
 
-def test_what_a_client_took_out_of_the_store_or_deleted_comes_back(mill: Works, library: Path) -> None:
-    source = of_folder(mill, library)
+def test_what_a_client_took_out_of_the_store_or_deleted_comes_back(inline: Works, library: Path) -> None:
+    source = of_folder(inline, library)
     items = source.items()
-    mill.delete(f"/vector_stores/{source.store}/files/{items['a.txt'].file_id}")
-    mill.delete(f"/files/{items['b/plum.md'].file_id}")
+    inline.delete(f"/vector_stores/{source.store}/files/{items['a.txt'].file_id}")
+    inline.delete(f"/files/{items['b/plum.md'].file_id}")
 
     source.again()
 
@@ -230,9 +230,9 @@ def test_what_a_client_took_out_of_the_store_or_deleted_comes_back(mill: Works, 
 
 @pytest.mark.parametrize("loss", ["away", "empty", "link", "withdrawn"])
 def test_a_folder_that_is_away_is_not_one_whose_files_are_gone(
-    mill: Works, library: Path, tmp_path: Path, loss: str, monkeypatch: pytest.MonkeyPatch
+    inline: Works, library: Path, tmp_path: Path, loss: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = of_folder(mill, library)
+    source = of_folder(inline, library)
     library.rename(tmp_path / "aside")
     if loss == "empty":
         library.mkdir()
@@ -242,20 +242,20 @@ def test_a_folder_that_is_away_is_not_one_whose_files_are_gone(
         library.symlink_to("/etc")
     elif loss == "withdrawn":
         (tmp_path / "aside").rename(library)
-        object.__setattr__(mill.context.config, "source_folders", ())
+        object.__setattr__(inline.context.config, "source_folders", ())
 
     told = source.again()
 
     assert told["status"] == "failed"
     assert told["last_error"]["code"] in ("folder_not_readable", "source_empty", "folder_not_allowed")
     assert source.counts() == [0, 0, 0, 0, 0, 0]
-    assert mill.job(told["file_batch_id"]).state == "failed"
+    assert inline.job(told["file_batch_id"]).state == "failed"
     assert source.names("apple") == {"a.txt"}
-    assert alive(mill) == {item.file_id for item in source.items().values()}
+    assert alive(inline) == {item.file_id for item in source.items().values()}
 
 
-def test_a_source_of_too_many_files_changes_nothing(mill: Works, library: Path) -> None:
-    source = of_folder(mill, library)
+def test_a_source_of_too_many_files_changes_nothing(inline: Works, library: Path) -> None:
+    source = of_folder(inline, library)
     (library / "a.txt").unlink()
     for n in range(12):
         write(library / f"{n}.txt", "many")
@@ -272,8 +272,8 @@ def test_a_file_that_is_too_large_fails_alone(
 ) -> None:
     settings = {"source_folders": (str(library),), "file_max_bytes": 1000}
     write(library / "big.txt", "big " * 1000)
-    with works(tmp_path / "data", sqlite.url, open_vectors("memory:", tmp_path), parser, **settings) as mill:
-        source = of_folder(mill, library)
+    with works(tmp_path / "data", sqlite.url, open_vectors("memory:", tmp_path), parser, **settings) as inline:
+        source = of_folder(inline, library)
 
         assert source.counts() == [4, 3, 0, 0, 0, 1]
         told = source.now()
@@ -284,16 +284,16 @@ def test_a_file_that_is_too_large_fails_alone(
 
 
 def test_a_sync_that_has_had_its_time_brings_in_what_it_had_and_removes_nothing(
-    mill: Works, library: Path, monkeypatch: pytest.MonkeyPatch
+    inline: Works, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = of_folder(mill, library)
+    source = of_folder(inline, library)
     (library / "b/plum.md").unlink()
     write(library / "a.txt", "apricot")
-    mill.ok(f"{source.path}/{source.id}/sync")
-    with mill.db.write() as session:
+    inline.ok(f"{source.path}/{source.id}/sync")
+    with inline.db.write() as session:
         session.execute(update(Source).values(began_at=now() - 10_000))
 
-    mill.drive()
+    inline.drive()
 
     told = source.now()
     assert (told["status"], told["last_error"]["code"]) == ("failed", "source_timeout")
@@ -303,7 +303,7 @@ def test_a_sync_that_has_had_its_time_brings_in_what_it_had_and_removes_nothing(
 
 
 def test_an_s3_prefix_is_kept_in_step_with_credentials_as_boto_finds_them(
-    mill: Works, s3: S3, monkeypatch: pytest.MonkeyPatch
+    inline: Works, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = s3.options["client_kwargs"]
     for name, value in {
@@ -314,10 +314,10 @@ def test_an_s3_prefix_is_kept_in_step_with_credentials_as_boto_finds_them(
     }.items():
         monkeypatch.setenv(name, value)
     objects = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False, **s3.options)
-    folder = f"{s3.bucket}/library/{mill.db.engine.dialect.name}"
+    folder = f"{s3.bucket}/library/{inline.db.engine.dialect.name}"
     objects.pipe({f"{folder}/{name}": text.encode() for name, text in TEXTS.items()})
-    source = Sync(mill, mill.store(), type="s3", prefix=f"s3://{folder}")
-    mill.drive()
+    source = Sync(inline, inline.store(), type="s3", prefix=f"s3://{folder}")
+    inline.drive()
     assert source.counts() == [3, 3, 0, 0, 0, 0]
     assert_mirrors(source, TEXTS)
 
@@ -332,11 +332,11 @@ def test_an_s3_prefix_is_kept_in_step_with_credentials_as_boto_finds_them(
     assert source.names("apricot") == {"a.txt"}
 
 
-def test_urls_come_in_and_only_what_changed_is_fetched_again(mill: Works, site: Site) -> None:
+def test_urls_come_in_and_only_what_changed_is_fetched_again(inline: Works, site: Site) -> None:
     site.put("/a.txt", "apple apple", etag='"1"')
     site.put("/b", "<p>banana</p>", type="text/html")
-    source = Sync(mill, mill.store(), type="url", urls=[site.url("/a.txt"), site.url("/b")])
-    mill.drive()
+    source = Sync(inline, inline.store(), type="url", urls=[site.url("/a.txt"), site.url("/b")])
+    inline.drive()
     assert source.counts() == [2, 2, 0, 0, 0, 0]
     assert source.names("banana") == {"b.html"}
 
@@ -350,11 +350,11 @@ def test_urls_come_in_and_only_what_changed_is_fetched_again(mill: Works, site: 
     assert (source.names("apple"), source.names("apricot")) == (set(), {"a.txt"})
 
 
-def test_a_url_that_is_gone_is_removed_and_one_that_fails_is_not(mill: Works, site: Site) -> None:
+def test_a_url_that_is_gone_is_removed_and_one_that_fails_is_not(inline: Works, site: Site) -> None:
     for name in ("a", "b", "c"):
         site.put(f"/{name}.txt", f"word {name}{name}{name}")
-    source = Sync(mill, mill.store(), type="url", urls=[site.url(f"/{name}.txt") for name in ("a", "b", "c")])
-    mill.drive()
+    source = Sync(inline, inline.store(), type="url", urls=[site.url(f"/{name}.txt") for name in ("a", "b", "c")])
+    inline.drive()
     site.put("/a.txt", "", status=404)
     site.put("/b.txt", "", status=503)
 
@@ -362,7 +362,7 @@ def test_a_url_that_is_gone_is_removed_and_one_that_fails_is_not(mill: Works, si
 
     assert source.counts() == [2, 0, 0, 1, 1, 1]
     assert (told["status"], told["last_error"]["code"]) == ("completed", "items_failed")
-    assert {one.filename for one in mill.search(source.store, "word")} == {"b.txt", "c.txt"}
+    assert {one.filename for one in inline.search(source.store, "word")} == {"b.txt", "c.txt"}
     site.put("/b.txt", "word bbb")
     assert source.again()["last_error"] is None  # that it is gone is no news
     assert source.counts() == [2, 0, 0, 0, 2, 0]
@@ -371,11 +371,11 @@ def test_a_url_that_is_gone_is_removed_and_one_that_fails_is_not(mill: Works, si
     assert source.counts() == [3, 1, 0, 0, 2, 0]
 
 
-def test_failed_items_are_read_after_all_others(mill: Works, site: Site) -> None:
+def test_failed_items_are_read_after_all_others(inline: Works, site: Site) -> None:
     site.put("/b.txt", "banana")
     urls = [site.url(f"/{name}.txt") for name in ("a", "b", "c")]
-    source = Sync(mill, mill.store(), type="url", urls=urls)
-    mill.drive()
+    source = Sync(inline, inline.store(), type="url", urls=urls)
+    inline.drive()
     assert source.counts() == [3, 1, 0, 0, 0, 2]
     site.put("/a.txt", "apple")
     site.put("/c.txt", "cherry")
@@ -388,13 +388,13 @@ def test_failed_items_are_read_after_all_others(mill: Works, site: Site) -> None
 
 
 @pytest.mark.parametrize(("status", "code"), [(500, "http_status"), (404, "not_found"), (0, "url_unreachable")])
-def test_a_source_of_which_nothing_can_be_had_has_failed(mill: Works, site: Site, status: int, code: str) -> None:
+def test_a_source_of_which_nothing_can_be_had_has_failed(inline: Works, site: Site, status: int, code: str) -> None:
     site.put("/a.txt", "apple")
-    source = Sync(mill, mill.store(), type="url", url=site.url("/a.txt" if status != 404 else "/never.txt"))
+    source = Sync(inline, inline.store(), type="url", url=site.url("/a.txt" if status != 404 else "/never.txt"))
     if status == 404:
-        mill.drive()
+        inline.drive()
     else:
-        mill.drive()
+        inline.drive()
         site.put("/a.txt", "", status=status)
         source.again()
 
@@ -403,9 +403,9 @@ def test_a_source_of_which_nothing_can_be_had_has_failed(mill: Works, site: Site
     assert source.names("apple") == (set() if status == 404 else {"a.txt"})
 
 
-def test_what_follows_the_question_mark_is_in_no_error(mill: Works, site: Site) -> None:
-    source = Sync(mill, mill.store(), type="url", url=site.url("/x?token=hush"))
-    mill.drive()
+def test_what_follows_the_question_mark_is_in_no_error(inline: Works, site: Site) -> None:
+    source = Sync(inline, inline.store(), type="url", url=site.url("/x?token=hush"))
+    inline.drive()
 
     assert "hush" not in str(source.now()["last_error"])
     assert "/x" in str(source.now()["last_error"])
@@ -415,12 +415,12 @@ def test_a_file_for_which_its_project_has_no_space_is_not_stored(
     sqlite: Database, tmp_path: Path, parser: ReadOnce, library: Path
 ) -> None:
     write(library / "a.txt", "apple " * 10_000)
-    with running(sqlite, tmp_path, parser, library, project_max_bytes=50_000) as mill:
-        source = of_folder(mill, library)
+    with running(sqlite, tmp_path, parser, library, project_max_bytes=50_000) as inline:
+        source = of_folder(inline, library)
         source.now()
 
         failed = {key: item.error for key, item in source.items().items() if item.error}
         assert {key: error["code"] for key, error in failed.items() if error} == {"a.txt": "project_storage_full"}
         with sqlite.read() as session:
             paths = set(session.scalars(select(File.path)))
-        assert set(mill.storage.list("files")) == paths
+        assert set(inline.storage.list("files")) == paths

@@ -10,8 +10,8 @@ from sqlalchemy import update
 
 from jobs.errors import ClaimLost
 from jobs.retrieval.tables import VectorStoreFile
-from tests.support.ingesting import SMALL, Killed, Works
-from tests.support.sourcing import TEXTS, Sync, alive, of_folder, write
+from tests.support.ingestion import SMALL, Killed, Works
+from tests.support.source_sync import TEXTS, Sync, alive, of_folder, write
 from workers.retrieval import verification
 from workers.retrieval.ingestion import job as ingestion
 from workers.retrieval.sources.base import Fetched
@@ -27,43 +27,43 @@ def static(size: int) -> dict[str, Any]:
 OWN, SMALLER = static(150), static(120)
 
 
-def beside(mill: Works, source: Sync, **fields: Any) -> str:
+def beside(inline: Works, source: Sync, **fields: Any) -> str:
     """Build a second index."""
-    index = str(mill.ok(f"/vector_stores/{source.store}/indexes", json={**OTHER, **fields})["id"])
-    mill.drive()
+    index = str(inline.ok(f"/vector_stores/{source.store}/indexes", json={**OTHER, **fields})["id"])
+    inline.drive()
     return index
 
 
-def switch(mill: Works, source: Sync, index: str, *, allow_missing: bool = False) -> bool:
+def switch(inline: Works, source: Sync, index: str, *, allow_missing: bool = False) -> bool:
     """Switch to an index; return False where it lacks files of the other."""
     path = f"/v1/vector_stores/{source.store}/indexes/{index}/switch"
-    answer = mill.api.post(path, json={"allow_missing": allow_missing})
+    answer = inline.api.post(path, json={"allow_missing": allow_missing})
     assert answer.status_code == 200 or answer.json()["error"]["code"] == "index_incomplete"
     return bool(answer.status_code == 200)
 
 
-def handle(mill: Works, job_id: str) -> None:
+def handle(inline: Works, job_id: str) -> None:
     """Handle all messages of this job, until it has ended."""
-    while messages := [message for message in mill.messages() if message.job_id == job_id]:
-        mill.handle(messages[0])
+    while messages := [message for message in inline.messages() if message.job_id == job_id]:
+        inline.handle(messages[0])
 
 
-def shown(mill: Works, source: Sync, word: str) -> Counter[str]:
-    found = mill.search(source.store, word, limit=50)
+def shown(inline: Works, source: Sync, word: str) -> Counter[str]:
+    found = inline.search(source.store, word, limit=50)
     return Counter({one.file_id: 1 for one in found if word in one.text})
 
 
-def assert_in_step(mill: Works, source: Sync, *indexes: str) -> None:
+def assert_in_step(inline: Works, source: Sync, *indexes: str) -> None:
     """Check that each index has the newest version of each document, whole, and nothing else is anywhere."""
     files = {str(item.file_id) for item in source.items().values()}
-    assert files == alive(mill)
+    assert files == alive(inline)
     assert {item.previous_id for item in source.items().values()} == {None}
     for index in indexes:
-        assert {row.id: row.status for row in mill.rows(index)} == dict.fromkeys(files, "completed")
-    mill.purge()
-    assert verification.verify(mill.db, mill.vectors, mill.storage).faults == []
+        assert {row.id: row.status for row in inline.rows(index)} == dict.fromkeys(files, "completed")
+    inline.purge()
+    assert verification.verify(inline.db, inline.vectors, inline.storage).faults == []
     for index in indexes:
-        mill.assert_tidy(index)
+        inline.assert_tidy(index)
 
 
 def test_a_sync_brings_into_every_index_what_it_finds(each: Works, library: Path) -> None:
@@ -112,20 +112,20 @@ def test_an_index_is_being_built_while_a_sync_reads_what_will_come_into_it(
 
 
 def test_a_file_that_failed_in_every_index_makes_none_fail_while_a_sync_reads(
-    mill: Works, library: Path, monkeypatch: pytest.MonkeyPatch
+    inline: Works, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = of_folder(mill, library)
-    mill.attach(source.store, mill.upload(b"\x00\x01", "broken.pdf"))
-    mill.drive()
-    path = f"/vector_stores/{source.store}/indexes/{beside(mill, source)}"
-    assert mill.get(path)["status"] == "ready"
+    source = of_folder(inline, library)
+    inline.attach(source.store, inline.upload(b"\x00\x01", "broken.pdf"))
+    inline.drive()
+    path = f"/vector_stores/{source.store}/indexes/{beside(inline, source)}"
+    assert inline.get(path)["status"] == "ready"
     write(library / "a.txt", "apricot " * 30)
     write(library / "new.txt", "quince quince")
     told: list[str] = []
     fetch = FolderReader.fetch
 
     def looked(*given: Any) -> Fetched | None:
-        told.append(mill.get(path)["status"])
+        told.append(inline.get(path)["status"])
         return fetch(*given)
 
     with monkeypatch.context() as patched:
@@ -134,7 +134,7 @@ def test_a_file_that_failed_in_every_index_makes_none_fail_while_a_sync_reads(
 
     assert "building" in told
     assert "failed" not in told
-    assert mill.get(path)["status"] == "ready"
+    assert inline.get(path)["status"] == "ready"
 
 
 @pytest.mark.parametrize("step", range(7))

@@ -5,7 +5,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from tests.support.site import Site
+from tests.support.web_site import Site
 from workers.retrieval.sources.base import Fetched, ItemDeleted, ItemFailed, SourceEntry, SourceUnavailable
 from workers.retrieval.sources.web import PageReader
 

@@ -24,10 +24,10 @@ from jobs.registry import models
 from jobs.retrieval.tables import Source, VectorStore, VectorStoreFile
 from jobs.security.keys import ensure_project
 from jobs.webhooks.tables import Attempt, Delivery, Event, WebhookEndpoint
-from tests.support import runs
+from tests.support import worker_steps
 from tests.support.console import HOSTILE, Deployment
-from tests.support.evaluating import SAME, SCHEMA
-from tests.support.mill import MODEL, chat_line, jsonl
+from tests.support.eval_client import SAME, SCHEMA
+from tests.support.inline_deployment import MODEL, chat_line, jsonl
 
 BASE: Final = "smollm2-135m-instruct"
 TUNED: Final = f"ft:{BASE}:default:{'s' * 40}:1"
@@ -82,7 +82,7 @@ def make_everything(deployment: Deployment) -> dict[str, str]:
     """Make one of everything in the project `default`; return the ids by the names that `PAGES` uses."""
     ids = {"tuned": TUNED, **_make_run(deployment)}  # first: to run it, the dispatcher ticks
     ids |= _make_batches(deployment) | {"tuning": _make_tuning(deployment)}
-    with deployment.mill.db.write() as session:
+    with deployment.inline.db.write() as session:
         project_id = ensure_project(session, "default").id
         ids |= _add_files(session, project_id, ids["file"])
         _add_store(session, project_id, ids["file"])
@@ -102,8 +102,8 @@ def _make_run(deployment: Deployment) -> dict[str, str]:
     content: Any = [{"item": {"question": TEXT, "answer": TEXT}, "sample": {"output_text": TEXT}}]
     source: Any = {"type": "jsonl", "source": {"type": "file_content", "content": content}}
     run = deployment.client.evals.runs.create(evaluation.id, name=SHORT, data_source=source, metadata={"note": TEXT})
-    deployment.mill.drain(run.id, timeout=60)
-    deployment.mill.wait_until_idle()
+    deployment.inline.drain(run.id, timeout=60)
+    deployment.inline.wait_until_idle()
     return {"eval": evaluation.id, "run": run.id}
 
 
@@ -118,21 +118,21 @@ def create_batch(deployment: Deployment, **fields: Any) -> str:
 
 
 def _make_batches(deployment: Deployment) -> dict[str, str]:
-    db, storage = deployment.mill.db, deployment.mill.storage
+    db, storage = deployment.inline.db, deployment.inline.storage
     webhook = {"url": f"https://192.0.43.8/{'u' * 200}"}
     ids = {
         "job": create_batch(deployment, metadata={"note": TEXT[:500], "k" * 64: "v" * 200}, webhook=webhook),
         "ended": create_batch(deployment),
         "failed": create_batch(deployment),
     }
-    runs.plan(db, ids["job"], 2, TEXT[:200])
+    worker_steps.plan(db, ids["job"], 2, TEXT[:200])
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": TEXT}}
     answer = {"status_code": 200, "request_id": "r", "body": {"choices": [choice]}}
     line = {"id": "b0", "custom_id": f"0-{'c' * 60}", "response": answer, "error": None}
     error = {"id": "b1", "custom_id": f"1-{'c' * 60}", "response": None, "error": {"code": "e" * 60, "message": TEXT}}
     outcomes = {"stop": 1, f"error:{'e' * 60}": 1}
-    runs.end(db, storage, ids["ended"], [jsonl([line]).strip()], [jsonl([error]).strip()], outcomes)
-    runs.fail(db, ids["failed"], [{"code": "c" * 60, "line": 1, "message": TEXT, "param": "p" * 120}])
+    worker_steps.end(db, storage, ids["ended"], [jsonl([line]).strip()], [jsonl([error]).strip()], outcomes)
+    worker_steps.fail(db, ids["failed"], [{"code": "c" * 60, "line": 1, "message": TEXT, "param": "p" * 120}])
     return ids | {"file": deployment.client.files.list(limit=1).data[0].id}
 
 
@@ -145,7 +145,7 @@ def create_tuning(deployment: Deployment) -> str:
 
 def _make_tuning(deployment: Deployment) -> str:
     job_id = create_tuning(deployment)
-    with deployment.mill.db.write() as session:
+    with deployment.inline.db.write() as session:
         job = session.get_one(Job, job_id)
         job.metadata_ = {"note": TEXT}
         job.state, job.failed_at = JobState.FAILED, now()

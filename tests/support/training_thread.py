@@ -1,4 +1,4 @@
-"""A worker of fine-tuning in threads of this process, beside a mill."""
+"""A worker of fine-tuning in threads of this process, beside a deployment."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -7,15 +7,15 @@ from typing import Any
 
 from jobs.queues import Queue, Task
 from tests.support import training_worker
-from tests.support.mill import Mill
+from tests.support.inline_deployment import InlineDeployment
 from workers import lifecycle
 from workers.runtime.context import Context
 
 
 @contextmanager
-def training(mill: Mill) -> Iterator[Context]:
-    """Train each job of a mill in a thread of its own for the block; yield the context of the worker."""
-    worker = training_worker.context_of(mill.config)
+def training(inline: InlineDeployment) -> Iterator[Context]:
+    """Train each job of a deployment in a thread of its own for the block; yield the context of the worker."""
+    worker = training_worker.context_of(inline.config)
     trainings: list[threading.Thread] = []
 
     def train(task: str, queue: str, arguments: Sequence[Any]) -> bool:
@@ -26,7 +26,7 @@ def training(mill: Mill) -> Iterator[Context]:
             trainings[-1].start()
         return queue == Queue.FINETUNE
 
-    mill.elsewhere = train
+    inline.elsewhere = train
     try:
         yield worker
     finally:

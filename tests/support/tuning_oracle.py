@@ -26,8 +26,8 @@ from jobs.registry.models import READY
 from jobs.registry.tables import TunedModel
 from tests.support.fake_engine import VOICE
 from tests.support.fake_trainer import loss_of, weights_of
+from tests.support.idle_workers import BASE
 from tests.support.oracle import Told
-from tests.support.stand_ins import BASE
 from workers.finetuning.results import HEADER
 
 EPOCHS, BATCH, _ROWS = 2, 2, 20

@@ -13,7 +13,7 @@ _SCALE = 0.06  # of the random weights: answers differ and stay text
 
 def make(model: Path, folders: Sequence[Path]) -> None:
     """Make an adapter in each folder, in a process of its own."""
-    command = [sys.executable, "-m", "tests.support.adapter_maker", str(model), *map(str, folders)]
+    command = [sys.executable, "-m", "tests.support.random_adapters", str(model), *map(str, folders)]
     subprocess.run(command, check=True, timeout=600)
 
 

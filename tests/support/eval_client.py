@@ -18,7 +18,7 @@ from jobs.evals import runs
 from jobs.ledger.tables import Job
 from jobs.webhooks.tables import Event
 from tests.support.fake_engine import FakeEngine
-from tests.support.mill import MODEL, Mill, running
+from tests.support.inline_deployment import MODEL, InlineDeployment, running
 from tests.support.web import make_key, running_app, serve
 from workers.engines.port import Answer, Request, Usage
 
@@ -72,7 +72,7 @@ Verdict = Answer | float | Callable[[], float]
 class World:
     """A client, the workers, and what the judge gives as a score or answers instead."""
 
-    mill: Mill
+    inline: InlineDeployment
     client: OpenAI
     verdicts: list[Verdict]
     asked: list[Request]
@@ -91,18 +91,18 @@ class World:
         return self.client.evals.runs.create(eval_id, name="r", data_source=given | source)  # type: ignore[arg-type]
 
     def ended(self, run: Any) -> Any:
-        self.mill.drain(run.id, timeout=180)
+        self.inline.drain(run.id, timeout=180)
         return self.client.evals.runs.retrieve(run.id, eval_id=run.eval_id)
 
     def output(self, run: Any, **query: Any) -> list[Any]:
         return list(self.client.evals.runs.output_items.list(run.id, eval_id=run.eval_id, **query))
 
     def steps(self, run_id: str) -> list[Job]:
-        with self.mill.db.read() as session:
+        with self.inline.db.read() as session:
             return runs.steps_of(session, [run_id])[run_id]
 
     def told(self, job_id: str) -> list[str]:
-        with self.mill.db.read() as session:
+        with self.inline.db.read() as session:
             told = session.scalars(select(Event.type).where(Event.subject_id == job_id).order_by(Event.seq)).all()
         return [kind for kind in told if not kind.startswith("job.")]
 
@@ -124,9 +124,9 @@ def evaluating(db: Database, folder: Path, schema: dict[str, Any] = SCHEMA, **se
     verdicts: list[Verdict] = [8.0]
     engine = FakeEngine((MODEL, JUDGE), fault=partial(judge, asked, verdicts))
     with (
-        running(db, folder, engine, **settings) as mill,
+        running(db, folder, engine, **settings) as inline,
         running_app(folder, db.url, **settings) as app,
         serve(app) as url,
         OpenAI(base_url=f"{url}/v1", api_key=make_key(app), max_retries=0) as client,
     ):
-        yield World(mill, client, verdicts, asked, schema)
+        yield World(inline, client, verdicts, asked, schema)

@@ -62,7 +62,7 @@ def jsonl(lines: Sequence[Any]) -> bytes:
 
 
 @dataclass
-class Mill:
+class InlineDeployment:
     """`submit` a batch, `drain` until it ends, read `results`."""
 
     config: Settings
@@ -127,7 +127,7 @@ class Mill:
         pause = threading.Event()
         ends = time.monotonic() + timeout
         while not reached():
-            assert time.monotonic() < ends, "the mill stands still"
+            assert time.monotonic() < ends, "the deployment stands still"
             assert not self.errors, self.errors
             self.dispatcher.tick()
             pause.wait(0.005)
@@ -174,8 +174,8 @@ def running(
     timings: Timings = Timings(),
     queue: str = Queue.GENERATE,
     **settings: Any,
-) -> Iterator[Mill]:
-    """Yield a mill over `db`, with small constants. `queue` is what its worker with an engine serves."""
+) -> Iterator[InlineDeployment]:
+    """Yield a deployment over `db`, with small constants. `queue` is what its worker with an engine serves."""
     scaled = {
         "shard_lines": 8,
         "lease_seconds": 1.5,
@@ -199,8 +199,8 @@ def running(
     host.start()
     cpu = build(config, Pool("cpu", (Queue.PLAN, Queue.EVALUATE), 2), timings)
     gpu = build(config, Pool("gpu", (queue,), 2, models=("*", *engine.models)), timings)
-    mill = Mill(config, db, storage, engine, cpu, gpu, host, response_cache)
+    inline = InlineDeployment(config, db, storage, engine, cpu, gpu, host, response_cache)
     try:
-        yield mill
+        yield inline
     finally:
-        mill.close()
+        inline.close()

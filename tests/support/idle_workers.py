@@ -1,4 +1,4 @@
-"""Workers of a deployment under test that compute nothing: `python -m tests.support.stand_ins finetune|tuned`.
+"""Workers of a deployment under test that compute nothing: `python -m tests.support.idle_workers finetune|tuned`.
 
 finetune   trains with `tests.support.fake_trainer`; an adapter's weights are a text of the job's seed and the step
 tuned      serves `BASE` by an engine that answers with the weights of the adapter that it has loaded
