@@ -69,7 +69,7 @@ def test_demo_runs_both_batches_and_leaves_nothing_running(start: Start) -> None
     assert _processes_of(start.data) == []
 
 
-def test_demo_says_what_is_missing_and_fails_when_requests_fail(start: Start) -> None:
+def test_demo_reports_failed_embeddings_and_fails(start: Start) -> None:
     process = start("--embedding-model", "nobody-has-this")
 
     shown, _ = process.communicate(timeout=240)

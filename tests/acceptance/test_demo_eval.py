@@ -52,7 +52,7 @@ def test_demo_compares_two_prompts_and_writes_a_report(tmp_path: Path, engine: s
 
 @pytest.mark.verify
 @pytest.mark.timeout(300)
-def test_demo_says_what_is_missing_and_fails(tmp_path: Path, engine: str) -> None:
+def test_demo_reports_unknown_model_and_fails(tmp_path: Path, engine: str) -> None:
     done = run(tmp_path, engine, "nobody-has-this")
 
     assert done.returncode == 1, done.stdout

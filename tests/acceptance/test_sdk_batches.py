@@ -82,7 +82,7 @@ def test_cancelling_is_answered_once_and_not_retried(sdk: openai.OpenAI, web: Fa
     assert asked.count(f"/v1/batches/{ended.id}/cancel") == 1
 
 
-def test_one_key_makes_one_batch_and_the_job_is_found_by_it(sdk: openai.OpenAI) -> None:
+def test_repeated_key_creates_single_batch_and_finds_its_job(sdk: openai.OpenAI) -> None:
     file = sdk.files.create(file=("a.jsonl", LINE), purpose="batch")
 
     def make(priority: int) -> Any:

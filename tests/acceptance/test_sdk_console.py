@@ -47,9 +47,7 @@ def get(sdk: openai.OpenAI, path: str, **query: Any) -> Any:
     return sdk.get(path, cast_to=object, options={"params": query})
 
 
-def test_a_batch_is_explained_and_its_results_stand_beside_their_requests(
-    sdk: openai.OpenAI, inline: InlineDeployment
-) -> None:
+def test_batch_is_explained_and_its_results_carry_their_requests(sdk: openai.OpenAI, inline: InlineDeployment) -> None:
     lines = [chat_line(f"c{n}", f"question {n}") for n in range(5)]
     file = sdk.files.create(file=("input.jsonl", jsonl(lines)), purpose="batch")
     batch = sdk.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")

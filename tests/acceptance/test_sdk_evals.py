@@ -120,7 +120,7 @@ def test_evaluation_that_was_written_for_openai_runs_unchanged(world: World) -> 
     assert all(item.sample.output[0].content.startswith("echo ") for item in items_of_run)
 
 
-def test_logs_are_evaluated_as_they_are_and_with_another_model(world: World) -> None:
+def test_stored_logs_are_evaluated_unchanged_and_resampled(world: World) -> None:
     client, source = world.client, {"type": "stored_completions", "metadata": {"use": "chat"}, "limit": 10}
     keep_completion_in(world.inline.db, world.inline.storage, "default", said="Hello?", metadata_={"use": "chat"})
     logs: Any = {"type": "logs", "metadata": {"use": "chat"}}

@@ -32,7 +32,7 @@ def deployment(db: Database, tmp_path: Path) -> Iterator[Deployment]:
         yield deployment
 
 
-def test_files_are_searched_and_cited_whichever_way_it_is_asked(deployment: Deployment) -> None:
+def test_files_are_searched_and_cited_in_every_request_mode(deployment: Deployment) -> None:
     facts = deployment.facts("file_search")
 
     async def ask() -> None:

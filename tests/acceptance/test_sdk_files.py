@@ -111,7 +111,7 @@ def test_parts_may_arrive_in_parallel_and_in_any_order(sdk: openai.OpenAI) -> No
     assert sdk.files.content(done.file.id).read() == b"".join(pieces)
 
 
-def test_a_cancelled_upload_is_told_as_that(sdk: openai.OpenAI) -> None:
+def test_cancelled_upload_reports_status_and_refuses_parts(sdk: openai.OpenAI) -> None:
     upload = sdk.uploads.create(bytes=1, filename="a", mime_type="text/plain", purpose="batch")
 
     assert sdk.uploads.cancel(upload.id).status == "cancelled"
@@ -119,7 +119,7 @@ def test_a_cancelled_upload_is_told_as_that(sdk: openai.OpenAI) -> None:
         sdk.uploads.parts.create(upload.id, data=b"x")
 
 
-def test_a_retried_upload_with_one_key_is_one_file(sdk: openai.OpenAI, web: FastAPI) -> None:
+def test_retried_upload_with_same_key_creates_single_file(sdk: openai.OpenAI, web: FastAPI) -> None:
     headers = {"Idempotency-Key": "my-upload"}
 
     first, second = (sdk.files.create(file=("a", DATA), purpose="batch", extra_headers=headers).id for _ in range(2))

@@ -103,7 +103,7 @@ def test_events_checkpoints_permissions_and_models(web: FastAPI, client: OpenAI)
         client.models.retrieve(name)
 
 
-def test_what_is_not_supported_is_a_bad_request(client: OpenAI) -> None:
+def test_unsupported_method_or_model_is_bad_request(client: OpenAI) -> None:
     file = client.files.create(file=("t.jsonl", ROW * 12), purpose="fine-tune")
 
     with pytest.raises(openai.BadRequestError) as refused:

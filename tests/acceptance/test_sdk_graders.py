@@ -32,7 +32,7 @@ def test_a_grader_is_validated_and_run(sdk: OpenAI) -> None:
     assert result.metadata.execution_time >= 0
 
 
-def test_what_needs_a_worker_that_is_starting_is_to_be_asked_again(sdk: OpenAI) -> None:
+def test_grader_without_known_sandbox_returns_503_with_retry_after(sdk: OpenAI) -> None:
     grader = {"type": "python", "name": "code", "source": "def grade(sample, item):\n    return 1"}
     alpha = sdk.with_options(max_retries=0).fine_tuning.alpha.graders
     for call in (alpha.validate, partial(alpha.run, model_sample="")):

@@ -49,7 +49,7 @@ def test_endpoints_are_managed_by_the_sdk(sdk: openai.OpenAI, other_sdk: openai.
     assert "batch.completed" in sdk.webhooks.event_types.list().data
 
 
-def test_a_test_event_is_one_that_the_sdk_unwraps(sdk: openai.OpenAI, receiver: HTTPServer) -> None:
+def test_test_event_is_unwrapped_by_sdk(sdk: openai.OpenAI, receiver: HTTPServer) -> None:
     made = sdk.webhooks.create(
         name="n", url=f"http://127.0.0.1:{receiver.server_port}/x", event_types=["batch.completed"]
     )

@@ -76,7 +76,7 @@ def test_a_batch_goes_from_file_to_file(sdk: openai.OpenAI, inline: InlineDeploy
     assert results == sdk.files.content(batch.output_file_id or "").text
 
 
-def test_a_batch_begins_when_those_that_it_waits_for_have_completed(
+def test_batch_starts_after_its_dependencies_complete(
     sdk: openai.OpenAI, inline: InlineDeployment, asked: list[str]
 ) -> None:
     first = submit(sdk, [chat_line("a", "first")])
@@ -144,7 +144,7 @@ def test_a_deleted_input_is_read_to_its_end(sdk: openai.OpenAI, inline: InlineDe
     assert (done.status, len(lines_of(sdk, done.output_file_id))) == ("completed", 3)
 
 
-def test_a_cancelled_batch_keeps_what_is_finished_and_names_the_rest(
+def test_cancelled_batch_returns_finished_lines_and_lists_unfinished_lines(
     sdk: openai.OpenAI, inline: InlineDeployment
 ) -> None:
     lines = [chat_line(f"c{n}", "quick" if n < 8 else "!slow") for n in range(24)]
@@ -161,7 +161,7 @@ def test_a_cancelled_batch_keeps_what_is_finished_and_names_the_rest(
     assert {line["error"]["code"] for line in errors.values()} == {"batch_cancelled"}
 
 
-def test_a_retry_runs_only_what_failed_with_the_overrides(
+def test_retry_runs_only_failed_lines_with_overrides(
     sdk: openai.OpenAI, inline: InlineDeployment, asked: list[str]
 ) -> None:
     lines = [chat_line(f"c{n}", "fine" if n % 3 else "bad", **({} if n % 3 else {"model": MODEL})) for n in range(9)]

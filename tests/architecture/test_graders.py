@@ -55,7 +55,7 @@ def test_the_count_sees_each_way_to_tell_types_apart(code: str, count: int) -> N
     assert len(list(type_tests(ast.parse(code)))) == count
 
 
-def test_the_type_of_a_grader_is_told_apart_in_few_places() -> None:
+def test_number_of_grader_type_checks_is_bounded() -> None:
     found = [f"{path}:{line}" for path, tree in Tree(ROOT).parsed.items() for line in type_tests(tree)]
 
     assert len(found) <= MOST_TYPE_TESTS, found
@@ -104,7 +104,7 @@ ASK = """if True:
 """
 
 
-def test_to_add_a_grader_is_to_add_one_module(tmp_path: Path) -> None:
+def test_new_grader_needs_only_its_module(tmp_path: Path) -> None:
     (tmp_path / "length.py").write_text(GRADER)
 
     command = [sys.executable, "-c", ASK, str(tmp_path)]

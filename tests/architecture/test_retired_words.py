@@ -114,7 +114,7 @@ def _bound_names(source: str) -> Iterator[tuple[int, str]]:
                 yield node.lineno, name
 
 
-def test_names_of_the_product_say_what_they_hold() -> None:
+def test_product_binds_no_meaningless_name() -> None:
     hits = [
         f"{path.relative_to(ROOT)}:{line} {name}"
         for package in PRODUCT
@@ -141,5 +141,5 @@ def test_names_of_the_product_say_what_they_hold() -> None:
         "for a, found in x: pass",
     ],
 )
-def test_a_binding_is_found_wherever_it_stands(source: str) -> None:
+def test_every_form_of_binding_is_detected(source: str) -> None:
     assert "found" in [name for _, name in _bound_names(source)]

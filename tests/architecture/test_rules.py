@@ -51,7 +51,7 @@ def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def test_every_module_says_what_it_is() -> None:
+def test_every_module_has_docstring() -> None:
     silent = [
         name(path)
         for path in sources(*PACKAGES, "tests")
@@ -79,7 +79,7 @@ def test_the_name_of_a_module_is_unique_within_its_package() -> None:
         assert [name for name, count in names.items() if count > 1] == [], package
 
 
-def test_nobody_sleeps_where_shutdown_could_not_interrupt() -> None:
+def test_no_module_sleeps_uninterruptibly() -> None:
     """A sleeping thread can't be stopped: wait on an Event. (ruff bans the name; this finds it under other names.)"""
     sleepers = [
         f"{name(path)}:{node.lineno}"
@@ -114,7 +114,7 @@ def test_states_are_moved_by_their_ledger_alone() -> None:
         "q.values({'state': x})",
     ],
 )
-def test_the_rule_about_states_sees_each_way_to_write_one(code: str) -> None:
+def test_state_rule_detects_each_form_of_write(code: str) -> None:
     assert list(state_writes(ast.parse(code))) == [1]
 
 
@@ -140,7 +140,7 @@ def state_writes(tree: ast.AST) -> Iterator[int]:
                 yield node.lineno
 
 
-def test_no_file_names_a_folder_of_one_machine() -> None:
+def test_no_file_contains_machine_specific_path() -> None:
     """Refuse paths that exist on one machine only."""
     found = [
         f"{name(path)}: {match.group()}"

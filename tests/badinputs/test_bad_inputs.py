@@ -39,7 +39,7 @@ def test_each_case_has_a_name_of_its_own() -> None:
         for case in SENT
     ],
 )
-def test_a_bad_input_comes_to_what_it_should(worlds: Worlds, case: Case) -> None:
+def test_bad_input_gets_expected_answer(worlds: Worlds, case: Case) -> None:
     result = worlds.judge(case)
 
     assert result.got == case.expected

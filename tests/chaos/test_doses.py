@@ -167,7 +167,7 @@ def test_fault_of_a_job_a_file_a_webhook_or_a_version_is_found(faults: list[str]
     assert why in "".join(faults)
 
 
-def test_a_first_attempt_that_is_late_and_an_event_that_nobody_tells_of_are_found() -> None:
+def test_first_attempt_latency_is_measured_and_missing_event_is_reported() -> None:
     told = firsts([_sent(10.5), _sent(99.0)])
 
     assert punctual(told, {"batch_1": 10.0}) == (0.5, [])
@@ -189,7 +189,7 @@ def test_the_wait_before_each_attempt_is_weighed_against_the_schedule() -> None:
         ([_sent(1), _sent(2, "msg_2")], 0, "2 ids"),
     ],
 )
-def test_what_is_sent_again_is_counted_and_must_be_the_same(requests: list[Received], again: int, why: str) -> None:
+def test_redeliveries_are_counted_and_must_be_identical(requests: list[Received], again: int, why: str) -> None:
     found, faults = told_once(requests)
 
     assert found == again
@@ -211,7 +211,7 @@ def _lines(*names: str) -> list[dict[str, Any]]:
         ("completed", ("r0", "r1", "r2", "r3"), (), False),
     ],
 )
-def test_one_line_has_failed_and_the_others_are_answered_once(
+def test_poisoned_batch_must_fail_poisoned_line_and_answer_others_once(
     status: str, output: Sequence[str], errors: Sequence[str], right: bool
 ) -> None:
     assert (poisoned(4, {"status": status}, _lines(*output), _lines(*errors)) == []) == right
@@ -267,7 +267,7 @@ def test_a_known_batch_is_judged_line_by_line(names: Sequence[str], more: int, w
     assert (why in "; ".join(faults)) if why else faults == []
 
 
-def test_the_older_version_is_the_last_tagged_one_or_the_commit_before_the_newest_migration(tmp_path: Path) -> None:
+def test_older_version_is_last_tag_or_commit_before_newest_migration(tmp_path: Path) -> None:
     versions = tmp_path / "migrations" / "versions"
     versions.mkdir(parents=True)
     (versions / "0001_first.py").touch()
@@ -306,7 +306,7 @@ def test_the_older_version_is_the_last_tagged_one_or_the_commit_before_the_newes
 
 
 @pytest.mark.parametrize(("again", "losses", "right"), [(0, 0, True), (1, 0, False), (32, 1, True), (33, 1, False)])
-def test_only_a_lost_lease_may_have_a_shard_asked_again(again: int, losses: int, right: bool) -> None:
+def test_repeated_shard_requests_are_allowed_only_after_lost_lease(again: int, losses: int, right: bool) -> None:
     outcome = Outcome("a dose")
     asked_twice(outcome, ["Count"] * (10 + again) + ["Tell a1"] * 2, 10, losses)
 

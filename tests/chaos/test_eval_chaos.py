@@ -27,7 +27,7 @@ def _completed(campaign: Campaign) -> int:
     return sum(evaluation.status == "completed" for evaluation in campaign.load.evaluators.jobs)
 
 
-def test_every_item_is_graded_once_whatever_was_killed(campaign: Campaign) -> None:
+def test_every_item_is_graded_once_despite_kills(campaign: Campaign) -> None:
     assert not campaign.journal.violations, campaign.journal.story()
 
 

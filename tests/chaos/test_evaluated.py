@@ -49,7 +49,7 @@ def test_wrong_outcome_is_blamed(change: dict[str, Any], words: str) -> None:
     assert any(words in fault for fault in eval_oracle.judge(evaluation(), replace(WHOLE, **change)))
 
 
-def test_end_is_told_as_one_event() -> None:
+def test_run_end_is_delivered_as_single_event() -> None:
     event = Told("/slow/all", "wh_1", "evt_1", "eval.run.succeeded", "evalrun_1")
     other = replace(event, webhook_id="wh_2", id="evt_2")
     wrong = replace(event, type="eval.run.failed")

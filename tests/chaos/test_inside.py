@@ -100,7 +100,7 @@ def test_vectors_that_differ_from_sql_are_reported(
     assert violation in "; ".join(found.violations())
 
 
-def test_a_job_that_began_before_one_that_it_waits_for_is_found(found: Inside) -> None:
+def test_job_started_before_its_dependency_completed_is_reported(found: Inside) -> None:
     first = sample_jobs.finishing(found.db, [1]).id
     second = sample_jobs.submitted(found.db, after=[first]).id
     assert found.violations() == []

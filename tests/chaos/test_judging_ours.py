@@ -96,7 +96,7 @@ class _Store(_Files):
 _INDEXES = ("one", "active"), ("two", "previous")
 
 
-def test_every_index_is_searched_and_the_one_in_use_stays() -> None:
+def test_every_index_is_searched_and_active_index_is_restored() -> None:
     chunk = Found.construct(
         file_id="file-2", filename="x", content=[{"type": "text", "text": "cccccccc000"}], chunk={"start": 0}
     )
@@ -126,7 +126,7 @@ def test_only_the_end_of_an_engine_excuses_an_answer_that_says_it_gave_none(
     assert (not unexcused([Broken(at, said)], ended, 15)) is passes
 
 
-def test_clients_of_both_projects_are_asked_and_logs_are_read() -> None:
+def test_faults_of_both_projects_clients_and_of_logs_are_reported() -> None:
     clients = [SimpleNamespace(broken=[Broken(at, f"{at} {_FAULT}")]) for at in (100.0, 200.0)]
     load = SimpleNamespace(client=clients[0], strangers=clients[1])
     system = SimpleNamespace(errors=lambda: {"gpu": ["interactive_failed"]})

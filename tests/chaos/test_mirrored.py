@@ -120,7 +120,7 @@ def test_two_versions_of_a_document_are_never_shown_at_once() -> None:
     assert "a.txt is found in 2 versions at once" in found
 
 
-def test_successful_sync_guarantees_what_was_there_at_its_beginning() -> None:
+def test_successful_sync_guarantees_documents_present_at_its_start() -> None:
     mirror = Mirror("mirror", Path(), versions=[_version("a.txt", "b"), _version("b.txt", "c", gone=True)])
     here, gone = mirror.begun()
     mirror.versions.append(_version("c.txt", "d"))

@@ -207,7 +207,7 @@ def _told(**changes: str) -> Told:
         ([_told(type="batch.cancelled")], "told as"),
     ],
 )
-def test_webhooks_are_at_least_one_and_all_of_one_event(events: list[Told], violation: str) -> None:
+def test_end_needs_webhook_and_all_webhooks_carry_same_event(events: list[Told], violation: str) -> None:
     found = oracle.told(_job(), "completed", events)
 
     assert len(found) == bool(violation)
@@ -257,7 +257,7 @@ def test_anothers_answer_is_found() -> None:
     assert "answered ('echo" in found
 
 
-def test_a_key_is_for_one_response() -> None:
+def test_key_without_single_response_is_reported() -> None:
     asked = [_asked(key="a"), _asked(key="b")]
 
     assert oracle.asked_once(["a", "b"], asked) == []
@@ -266,5 +266,5 @@ def test_a_key_is_for_one_response() -> None:
     ]  # fmt: skip
 
 
-def test_rework_is_what_was_asked_again_and_poison_is_none() -> None:
+def test_rework_counts_repeated_prompts_except_poison() -> None:
     assert oracle.rework(["a", "b", "a", "a", "c !reset", "c !reset"]) == 2

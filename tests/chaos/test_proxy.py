@@ -90,7 +90,7 @@ def test_swallowed_answers_are_lost_until_the_connection_is_reset(proxy: Proxy) 
     assert proxy.resets == 1
 
 
-def test_something_else_is_said_in_the_servers_place(proxy: Proxy) -> None:
+def test_proxy_answers_in_place_of_server_until_restored(proxy: Proxy) -> None:
     proxy.say(b"no")
     with _open(proxy) as client:
         client.sendall(b"word")

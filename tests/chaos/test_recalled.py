@@ -30,7 +30,7 @@ def _answer(at: float, stamp: float = 0.0, url: str = CHAT, **changes: Any) -> R
 
 
 @pytest.mark.parametrize("url", [CHAT, TEXT, RESPONSE])
-def test_one_answer_is_given_again_until_the_cache_is_cleared(url: str) -> None:
+def test_repeated_answer_passes_until_cache_is_cleared(url: str) -> None:
     told = [_answer(1, url=url), _answer(2, 1.1, url), _answer(3, 1.1, url), _answer(6, url=url), _answer(7, 6.1, url)]
 
     assert cache_oracle.answered(told, [Clearing("a", 4, 5), Clearing("b", 6.5, 6.8)]) == []
@@ -54,7 +54,7 @@ def test_an_answer_that_is_not_its_clients_is_found(told: list[Recalled], violat
     assert violation in found
 
 
-def test_an_answer_of_before_a_clearing_may_come_while_it_is_cleared_and_another_one_after_it() -> None:
+def test_older_answer_during_clearing_and_newer_after_clearing_pass() -> None:
     told = [_answer(1), _answer(2, 1.1), _answer(4.5, 1.1), _answer(6), _answer(7, 6.1)]
 
     assert cache_oracle.answered(told, [Clearing("a", 4, 5)]) == []
@@ -118,7 +118,7 @@ def test_vectors_come_as_numbers_or_packed() -> None:
         ([_vectors("x", cached=5)], ["x"], False),
     ],
 )
-def test_vectors_are_those_of_the_text_and_computed_for_whoever_has_them(
+def test_vectors_must_match_text_and_be_computed_or_cached_for_project(
     told: list[Embedded], log: list[str], passes: bool
 ) -> None:
     assert (not cache_oracle.embedded(told, [Clearing("a", 4, 5)], log)) is passes

@@ -26,7 +26,7 @@ class Untimed(Outcome):
         self.judge(f"{what} {found:.4g}{unit}")
 
 
-def test_both_versions_answer_every_request_while_one_takes_the_place_of_the_other(tmp_path: Path) -> None:
+def test_both_versions_answer_every_request_during_rolling_upgrade(tmp_path: Path) -> None:
     began, outcome = time.monotonic(), Untimed("the version before and this one on one database")
     with ExitStack() as stack:
         try:

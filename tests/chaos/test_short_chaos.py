@@ -69,7 +69,7 @@ def _had_their_turns(campaign: Campaign) -> bool:
     )
 
 
-def test_every_batch_keeps_every_promise_whatever_was_killed(campaign: Campaign) -> None:
+def test_every_batch_meets_every_guarantee_despite_kills(campaign: Campaign) -> None:
     assert not campaign.journal.violations, campaign.journal.story()
 
 
@@ -98,7 +98,7 @@ def test_files_came_into_vector_stores_meanwhile_and_were_searched(campaign: Cam
     assert embedded_again(campaign) <= embedding_bound(campaign)
 
 
-def test_only_what_was_in_flight_is_asked_again(campaign: Campaign) -> None:
+def test_rework_is_bounded_by_requests_in_flight(campaign: Campaign) -> None:
     assert campaign.rework() <= campaign.bound()
 
 
@@ -109,7 +109,7 @@ def test_no_process_logs_an_error_of_its_own(campaign: Campaign) -> None:
     assert [line for line in errors if "valkey.sock" not in line] == []
 
 
-def test_a_plan_follows_from_its_seed_and_has_as_many_kills_as_were_asked_for() -> None:
+def test_fault_plan_follows_from_seed_and_has_enough_kills() -> None:
     kills = sum(fault.weight for fault in FAULTS.values() if fault.kills)  # so that the rarest fault has its turn
 
     dealt = deck(kills, random.Random(5))

@@ -97,9 +97,7 @@ def test_a_sync_that_fails_is_not_excused_by_any_change_of_the_folder(
     assert "It broke." in _settle(source_client)
 
 
-def test_a_sync_that_fails_for_a_document_that_was_gone_is_excused(
-    client: _Client, source_client: SourceClient
-) -> None:
+def test_failed_sync_due_to_removed_document_is_excused(client: _Client, source_client: SourceClient) -> None:
     name = _until_changed(client, source_client)
     error = {"code": "not_readable", "message": "It cannot be read: No such file or directory."}
     client.said = _told("failed", [{"key": name, "last_change": "failed", "last_error": error}], **error)

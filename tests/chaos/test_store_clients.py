@@ -31,7 +31,7 @@ class _Client:
 
 @pytest.mark.parametrize("look", ["papers", "intake", "search"])
 @pytest.mark.parametrize("deleted", [True, False])
-def test_a_store_that_goes_while_one_looks(look: str, deleted: bool) -> None:
+def test_deleted_store_is_tolerated_and_missing_store_raises(look: str, deleted: bool) -> None:
     store, rng = KnownStore("store", id="vs_1"), random.Random(1)
     paper = make_paper(0, rng, refused=False)
     store.papers.append(paper)

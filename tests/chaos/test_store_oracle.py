@@ -38,7 +38,7 @@ def _chunk(words: range, tokens: int = SMALL, file_id: str = "file-1") -> Found:
         ([_chunk(range(6), file_id="file-2")], "shows ['file-2']"),
     ],
 )
-def test_a_search_shows_all_of_one_version(found: list[Found], violation: str) -> None:
+def test_search_must_show_complete_single_version(found: list[Found], violation: str) -> None:
     faults = store_oracle.whole(_paper(), found, {SMALL})
 
     assert len(faults) == bool(violation)
@@ -57,7 +57,7 @@ def test_a_search_shows_all_of_one_version(found: list[Found], violation: str) -
         (_paper(refused=frozenset({"invalid_file"})), "completed", None, False),
     ],
 )
-def test_what_becomes_of_a_file(paper: Paper, status: str, code: str | None, passes: bool) -> None:
+def test_file_status_must_match_paper(paper: Paper, status: str, code: str | None, passes: bool) -> None:
     assert (not store_oracle.settled(paper, status, code)) is passes
 
 
@@ -103,7 +103,7 @@ def _hooks(events: list[dict[str, Any]]) -> list[Told]:
     return [Told("/all", f"wh_{event['seq']}", event["id"], event["type"], event["data"]["id"]) for event in events]
 
 
-def test_every_file_and_the_end_are_told_once() -> None:
+def test_file_and_end_events_must_each_be_delivered_under_single_id() -> None:
     events = _events(*_MADE)
     hooks = _hooks(events)
 
@@ -121,7 +121,7 @@ def test_events_that_are_missing_or_too_many_are_found(kinds: tuple[tuple[str, s
     assert store_oracle.told(_intake(), events, _hooks(events)) != []
 
 
-def test_a_key_is_for_one_ingestion() -> None:
+def test_key_without_single_ingestion_is_reported() -> None:
     assert store_oracle.one_job_each(["intake"], [_intake()]) == []
     assert len(store_oracle.one_job_each(["intake", "intake", "other"], [_intake()])) == 2
 
@@ -137,7 +137,7 @@ def test_papers_have_words_of_their_own_in_every_format() -> None:
         assert text.count(paper.needle) == 1
 
 
-def test_texts_that_were_embedded_again_are_counted_and_searches_are_not() -> None:
+def test_repeated_embeddings_are_counted_and_searches_are_not() -> None:
     texts = [text_mark(text) for text in ("a", "b", "a", "a", "query", "query")]
 
     assert oracle.embedded_again([*texts, "a prompt", "a prompt"], {text_mark("query")}) == 2

@@ -55,7 +55,7 @@ def test_steps_are_there_once_with_the_losses_of_their_training() -> None:
     assert list(tuning_oracle.losses(tuning(), CURVE | {5: 9.0}, STEPS))
 
 
-def test_end_is_told_as_one_event() -> None:
+def test_job_end_is_delivered_as_single_event() -> None:
     one = Told("/slow/all", "wh_1", "evt_1", "fine_tuning.job.succeeded", "ftjob-1")
     other = Told("/slow/all", "wh_2", "evt_2", "fine_tuning.job.succeeded", "ftjob-1")
     failed = Told("/slow/all", "wh_1", "evt_1", "fine_tuning.job.failed", "ftjob-1")

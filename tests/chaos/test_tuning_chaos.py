@@ -30,11 +30,11 @@ def _was_trained(campaign: Campaign) -> bool:
     return any(tuning.status == "succeeded" for tuning in tuners.jobs) and len(tuners.answers) >= 20
 
 
-def test_every_training_keeps_every_promise_whatever_was_killed(campaign: Campaign) -> None:
+def test_every_training_meets_every_guarantee_despite_kills(campaign: Campaign) -> None:
     assert not campaign.journal.violations, campaign.journal.story()
 
 
-def test_models_were_asked_for_while_trainings_were_killed(campaign: Campaign) -> None:
+def test_tuned_models_answered_while_trainings_were_killed(campaign: Campaign) -> None:
     asked = {answer.model for answer in campaign.load.tuners.answers}
 
     assert [fault.name for fault in campaign.struck] == list(_FAULTS)

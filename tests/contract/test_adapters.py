@@ -119,7 +119,7 @@ async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
     await engine.close()
 
 
-async def test_each_adapter_answers_otherwise_and_the_same_again_after_it_was_unloaded(subject: Subject) -> None:
+async def test_each_adapter_has_own_answer_and_repeats_answer_after_reload(subject: Subject) -> None:
     everyone = [None, *subject.adapters]
 
     first = [await subject.ask(TEXTS[0], adapter) for adapter in everyone]
@@ -129,7 +129,7 @@ async def test_each_adapter_answers_otherwise_and_the_same_again_after_it_was_un
     assert again == first
 
 
-async def test_under_load_nobody_gets_the_answer_of_another_adapter(subject: Subject) -> None:
+async def test_concurrent_requests_never_get_answer_of_another_adapter(subject: Subject) -> None:
     everyone = [None, *subject.adapters]
     alone = {(text, adapter): await subject.ask(text, adapter) for adapter in everyone for text in TEXTS}
     by_text = [{alone[text, adapter] for adapter in everyone} for text in TEXTS]

@@ -91,7 +91,7 @@ def test_checkpoint_without_files_of_sentence_transformers_is_pooled_by_its_mean
     assert (model.longest, model.dimensions) == (128, 64)
 
 
-def test_length_is_what_the_model_has_positions_for(folders: dict[str, Path]) -> None:
+def test_length_limit_follows_from_model_positions(folders: dict[str, Path]) -> None:
     """CodeBERT and its kin have 514 positions, say nothing of a length in their tokenizer, and take 512 tokens."""
     model = SentenceModel(str(folders["roberta"]), None, {}, Computing("float32"))
 
@@ -114,7 +114,7 @@ def test_length_that_a_tokenizer_states_counts_up_to_the_positions(
     assert checkpoint.context_of(folder) == taken
 
 
-def test_model_beyond_one_file_is_not_exported(
+def test_model_over_onnx_size_limit_is_not_exported(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(embed_model, "MAX_ONNX_BYTES", 1000)

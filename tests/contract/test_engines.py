@@ -137,7 +137,7 @@ REQUESTS = {
 
 
 @pytest.mark.parametrize("url", REQUESTS)
-async def test_answer_is_json_whose_usage_is_the_usage_of_the_answer(subject: Subject, url: str) -> None:
+async def test_answer_is_json_and_its_usage_matches_body(subject: Subject, url: str) -> None:
     answer = await subject.engine.answer(Request(url, {"model": MODEL, **REQUESTS[url]}, "req"))
 
     assert answer.status == 200
@@ -206,7 +206,7 @@ async def test_a_stream_that_ends_too_early_is_a_fault(subject: Subject) -> None
         await streamed(subject.engine, chat("!cut in the middle"))
 
 
-async def test_same_prompt_gets_the_same_answer_and_another_one_another(subject: Subject) -> None:
+async def test_equal_prompts_get_equal_answers_and_other_prompt_differs(subject: Subject) -> None:
     first, again, other = [await subject.engine.answer(chat(prompt)) for prompt in ("a", "a", "b")]
 
     assert first == again
@@ -322,7 +322,7 @@ async def test_fake_and_stub_give_the_same_answers(stub: str, log: Path) -> None
         assert await near.engine.answer(chat("hello")) == await far.engine.answer(chat("hello"))
 
 
-async def test_fake_that_crashed_is_dead_until_it_is_started_again() -> None:
+async def test_crashed_fake_is_dead_until_restart() -> None:
     async with fake() as subject:
         with pytest.raises(EngineDead):
             await subject.engine.answer(chat("!crash"))
@@ -334,7 +334,7 @@ async def test_fake_that_crashed_is_dead_until_it_is_started_again() -> None:
         assert (await subject.engine.answer(chat("a"))).status == 200
 
 
-async def test_fake_breaks_as_it_is_told_to() -> None:
+async def test_fake_raises_configured_fault() -> None:
     def second_is_busy(request: Request) -> Exception | None:
         return EngineBusy("told so", 3.0) if "2" in str(request.body) else None
 
@@ -359,7 +359,7 @@ async def test_requests_of_a_server_that_crashes_are_faults_and_the_next_ones_bu
 
 
 @pytest.mark.verify
-async def test_server_that_stands_still_gives_faults_and_then_answers_again(tmp_path: Path) -> None:
+async def test_suspended_server_causes_faults_and_answers_after_resume(tmp_path: Path) -> None:
     with stub_engine.started(tmp_path / "log", "--models", MODEL) as (url, pid):
         async with over_http(url, tmp_path / "log", seconds=2) as subject:
             os.kill(pid, signal.SIGSTOP)

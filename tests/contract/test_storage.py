@@ -47,14 +47,14 @@ def write_half(store: Storage, path: str, size: int = 10) -> None:
         raise Interrupted
 
 
-def test_what_is_put_can_be_read(store: Storage) -> None:
+def test_stored_object_can_be_read(store: Storage) -> None:
     store.put("jobs/1/segments/000000-1-0.jsonl", b"0\t1\t{}\n")
 
     assert read(store, "jobs/1/segments/000000-1-0.jsonl") == b"0\t1\t{}\n"
     assert store.size("jobs/1/segments/000000-1-0.jsonl") == 7
 
 
-def test_folders_are_those_that_are_directly_in_one(store: Storage) -> None:
+def test_folders_lists_direct_subfolders_only(store: Storage) -> None:
     assert list(store.folders("jobs")) == []
     for path in ("jobs/1/a", "jobs/1/b", "jobs/2/in/side", "jobs/file", "others/3/a"):
         store.put(path, b"x")
@@ -65,7 +65,7 @@ def test_folders_are_those_that_are_directly_in_one(store: Storage) -> None:
 @pytest.mark.parametrize(
     "name", ["", "files/", "files/*", "files/[ab]", "files/?"], ids=["empty", "folder", "any", "set", "one"]
 )
-def test_what_is_no_name_is_not_removed(store: Storage, name: str) -> None:
+def test_invalid_name_is_not_deleted(store: Storage, name: str) -> None:
     store.put("files/a", b"x")
 
     with pytest.raises(ValueError, match=r".*"):
@@ -74,7 +74,7 @@ def test_what_is_no_name_is_not_removed(store: Storage, name: str) -> None:
     assert store.list("files") == ["files/a"]
 
 
-def test_what_one_process_writes_another_reads_at_once(stores: Any) -> None:
+def test_write_is_immediately_visible_to_second_client(stores: Any) -> None:
     writer, reader = stores(), stores()
     assert reader.list("jobs") == []
 
@@ -135,7 +135,7 @@ def test_nothing_is_seen_of_a_write_that_was_interrupted(stores: Any, size: int)
     assert stores().list("files") == []
 
 
-def test_an_interrupted_write_leaves_what_was_there_before(store: Storage) -> None:
+def test_interrupted_write_leaves_previous_content(store: Storage) -> None:
     store.put("files/one", b"before")
 
     with pytest.raises(Interrupted):
@@ -144,7 +144,7 @@ def test_an_interrupted_write_leaves_what_was_there_before(store: Storage) -> No
     assert read(store, "files/one") == b"before"
 
 
-def test_what_is_missing_is_not_found(store: Storage) -> None:
+def test_missing_object_is_not_found(store: Storage) -> None:
     with pytest.raises(NotFound) as missing:
         read(store, "nowhere")
     assert str(missing.value) == "What was stored is gone.", "clients are shown it: it names no path"
@@ -174,7 +174,7 @@ def test_a_folder_is_deleted_with_all_that_is_in_it(store: Storage) -> None:
     assert store.list("jobs") == ["jobs/10/c"]
 
 
-def test_a_deleted_folder_can_be_written_into_again(store: Storage) -> None:
+def test_deleted_folder_accepts_new_objects(store: Storage) -> None:
     store.put("jobs/1/a", b"x")
     store.delete("jobs/1")
 
@@ -252,7 +252,7 @@ def test_no_path_leads_out_of_the_folder(disk: DiskStorage, path: str) -> None:
         disk.size(path)
 
 
-def test_a_full_disk_is_said_so_and_leaves_nothing(disk: DiskStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_raises_storage_full_and_leaves_no_file(disk: DiskStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -271,7 +271,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
     return found
 
 
-def test_other_errors_of_the_disk_mean_that_it_is_away(
+def test_other_disk_errors_raise_storage_unavailable(
     disk: DiskStorage, monkeypatch: pytest.MonkeyPatch, told: list[dict[str, object]]
 ) -> None:
     def broken(_: int) -> None:
@@ -321,7 +321,7 @@ def test_half_written_files_of_a_crash_are_not_listed(disk: DiskStorage) -> None
     assert disk.list("files") == ["files/whole"]
 
 
-def test_half_written_files_of_a_crash_go_once_nobody_has_touched_them_for_long(disk: DiskStorage) -> None:
+def test_sweep_removes_only_stale_partial_files(disk: DiskStorage) -> None:
     disk.put("files/whole", b"x")
     for name in ("files/.partial-old", "files/.partial-new", "uploads/1/.partial-old"):
         path = disk.root / name
@@ -336,7 +336,7 @@ def test_half_written_files_of_a_crash_go_once_nobody_has_touched_them_for_long(
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ENOTEMPTY])
-def test_a_folder_that_cannot_be_removed_is_no_folder_that_is_gone(
+def test_failed_folder_removal_raises_storage_unavailable(
     disk: DiskStorage, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     disk.put("jobs/1/a", b"x")
@@ -404,7 +404,7 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(disk: DiskStorage, monk
         disk.list("uploads")
 
 
-def test_what_is_no_name_is_not_listed(disk: DiskStorage) -> None:
+def test_invalid_name_is_not_listed(disk: DiskStorage) -> None:
     """List no name that could not be removed: the search for objects without a row would find it."""
     disk.put("jobs/1/a", b"x")
     for path in ("jobs/1/report[1].txt", "jobs/old?/b"):
@@ -467,7 +467,7 @@ def test_an_s3_that_can_not_be_reached_is_an_error_and_not_a_missing_object(
 
 
 @pytest.mark.verify
-def test_an_object_store_that_is_away_is_told_and_not_taken_for_missing(s3: S3) -> None:
+def test_unreachable_object_store_is_unavailable_and_not_missing(s3: S3) -> None:
     """Ask a port on which nothing listens. A worker gives its shard back then, and no answered line is to blame."""
     options = {**s3.options, "client_kwargs": {**s3.options["client_kwargs"], "endpoint_url": "http://127.0.0.1:9"}}
     store = ObjectStorage(f"s3://{s3.bucket}/away", skip_instance_cache=True, **options)
@@ -480,7 +480,7 @@ def test_an_object_store_that_is_away_is_told_and_not_taken_for_missing(s3: S3) 
         store.list("a")
 
 
-def test_a_disk_that_cannot_be_written_is_away(tmp_path: Path) -> None:
+def test_unwritable_disk_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "files").write_text("a file where the folder should be")
 
     with pytest.raises(StorageUnavailable):

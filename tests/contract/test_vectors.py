@@ -107,7 +107,7 @@ def numbers_of(hits: list[Hit]) -> list[int]:
     return [hit.n for hit in hits]
 
 
-def test_what_is_written_is_found_as_it_was(vectors: Vectors, store: Store) -> None:
+def test_written_entry_is_found_unchanged(vectors: Vectors, store: Store) -> None:
     vectors.write(store, [an_entry("vsd_a.1", 3, "the text", towards(1, 1), page=7, section=["A", "ß"])])
 
     (hit,) = vectors.nearest(store, towards(1, 1), 5)
@@ -127,7 +127,7 @@ def test_the_nearest_come_first_and_are_scored_by_cosine(vectors: Vectors, store
     assert [hit.score for hit in hits] == pytest.approx([1.0, 0.70711, 0.0, -1.0], abs=1e-4)
 
 
-def test_no_more_is_found_than_was_asked_for_or_is_there(vectors: Vectors, store: Store) -> None:
+def test_search_returns_at_most_requested_and_existing_entries(vectors: Vectors, store: Store) -> None:
     vectors.write(store, a_document("vsd_a.1"))
 
     assert numbers_of(vectors.nearest(store, towards(1), 2)) == [0, 1]
@@ -137,7 +137,7 @@ def test_no_more_is_found_than_was_asked_for_or_is_there(vectors: Vectors, store
     assert vectors.nearest(store, towards(1), 0) == vectors.matching(store, "passage", 0) == []
 
 
-def test_only_the_documents_asked_for_are_looked_at(vectors: Vectors, store: Store) -> None:
+def test_search_is_limited_to_requested_documents(vectors: Vectors, store: Store) -> None:
     """However many others are nearer: the choice comes before the search."""
     for number in range(20):
         vectors.write(store, a_document(f"vsd_near{number}.1"))
@@ -202,7 +202,7 @@ def test_words_of_any_script_are_found(vectors: Vectors, store: Store, query: st
     assert query.casefold() in hit.text
 
 
-def test_vectors_of_known_texts_need_not_be_made_again(vectors: Vectors, store: Store) -> None:
+def test_known_texts_return_stored_vectors(vectors: Vectors, store: Store) -> None:
     vectors.write(store, [an_entry("vsd_a.1", n, f"text {n}", towards(1, n)) for n in range(3)])
     unknown = [digest_of(f"unknown {n}") for n in range(2500)]
 
@@ -239,7 +239,7 @@ def test_documents_are_dropped_for_good_and_others_stay(vectors: Vectors, store:
     assert vectors.find_vectors(store, [digest_of("passage 0 of vsd_a.1")]) == {}
 
 
-def test_a_dropped_store_is_gone_and_can_be_written_again(vectors: Vectors, store: Store) -> None:
+def test_dropped_store_is_empty_and_can_be_rewritten(vectors: Vectors, store: Store) -> None:
     other = a_store(f"vs_{uuid.uuid4().hex}")
     for one in (store, other):
         vectors.write(one, a_document("vsd_a.1"))
@@ -274,7 +274,7 @@ def test_stores_that_were_written_to_are_listed(vectors: Vectors, store: Store) 
     assert {store.id, other.id} <= set(vectors.stores())
 
 
-def test_a_store_that_nobody_has_written_to_is_empty(vectors: Vectors, store: Store) -> None:
+def test_unwritten_store_is_empty(vectors: Vectors, store: Store) -> None:
     vectors.write(store, [])
     vectors.tend(store)
     vectors.drop_store(store)
@@ -345,7 +345,7 @@ def test_many_threads_write_read_and_drop_at_once(vectors: Vectors, store: Store
     assert vectors.counts(store) == {f"vsd_{number}x{at}.1": ENTRIES for number in range(6) for at in (1, 3)}
 
 
-def test_what_is_there_is_healthy(vectors: Vectors) -> None:
+def test_running_store_passes_health_check(vectors: Vectors) -> None:
     """Pass where the check raises nothing."""
     vectors.check()
 
@@ -353,7 +353,7 @@ def test_what_is_there_is_healthy(vectors: Vectors) -> None:
 # ── several processes ──
 
 
-def test_what_one_process_writes_or_drops_another_sees_at_once(shared: Place, store: Store) -> None:
+def test_writes_and_drops_are_immediately_visible_to_second_client(shared: Place, store: Store) -> None:
     writer, reader = shared.opened(), shared.opened()
     assert reader.counts(store) == {}
 
@@ -394,7 +394,7 @@ def test_processes_that_write_at_once_lose_nothing_and_double_nothing(shared: Pl
     vectors.close()
 
 
-def test_what_was_written_before_a_kill_is_there_and_more_can_be_written(shared: Place, store: Store) -> None:
+def test_writes_before_kill_survive_and_store_stays_writable(shared: Place, store: Store) -> None:
     writer = start(shared.url, shared.folder, store, "key", 10_000)
     go(writer)
     assert writer.stdout is not None
@@ -466,7 +466,7 @@ def server(tmp_path: Path, weaviate: str) -> Iterator[Weaviate]:
     server.close()
 
 
-def test_a_server_that_starts_is_away_and_not_empty(server: Weaviate, tmp_path: Path, store: Store) -> None:
+def test_starting_server_is_unavailable_and_not_empty(server: Weaviate, tmp_path: Path, store: Store) -> None:
     """It answers before it has read what it holds. A removal of nothing would be taken for one that was done."""
     vectors = open_vectors(server.url, tmp_path, server.api_key, timings=QUICK)
     vectors.write(store, a_document("vsd_a.1"))
@@ -537,7 +537,7 @@ def _answers(vectors: Vectors) -> bool:
     return False
 
 
-def test_the_same_entry_written_again_is_one_entry(weaviate: str, tmp_path: Path, store: Store) -> None:
+def test_rewritten_entries_are_not_duplicated(weaviate: str, tmp_path: Path, store: Store) -> None:
     vectors = open_vectors(weaviate, tmp_path)
 
     for _ in range(2):
@@ -548,7 +548,7 @@ def test_the_same_entry_written_again_is_one_entry(weaviate: str, tmp_path: Path
     vectors.close()
 
 
-def test_a_server_that_dies_is_away_until_it_is_back(server: Weaviate, tmp_path: Path, store: Store) -> None:
+def test_dead_server_is_unavailable_until_restart(server: Weaviate, tmp_path: Path, store: Store) -> None:
     vectors = open_vectors(server.url, tmp_path, server.api_key, timings=QUICK)
     vectors.write(store, a_document("vsd_a.1"))
     attempts: list[Callable[[], object]] = [
@@ -579,7 +579,7 @@ def test_a_server_that_dies_is_away_until_it_is_back(server: Weaviate, tmp_path:
     vectors.close()
 
 
-def test_a_server_that_does_not_take_the_key_is_away(server: Weaviate, tmp_path: Path, store: Store) -> None:
+def test_server_rejecting_key_is_unavailable(server: Weaviate, tmp_path: Path, store: Store) -> None:
     for key in ("", "another-key"):
         vectors = open_vectors(server.url, tmp_path, key)
         with pytest.raises(VectorsUnavailable, match="401") as raised:
@@ -588,7 +588,7 @@ def test_a_server_that_does_not_take_the_key_is_away(server: Weaviate, tmp_path:
         vectors.close()
 
 
-def test_a_server_that_was_never_there_is_away_and_no_key_is_told(tmp_path: Path) -> None:
+def test_unreachable_server_is_unavailable_and_key_stays_secret(tmp_path: Path) -> None:
     vectors = open_vectors("weaviate://127.0.0.1:9?grpc=127.0.0.1:10", tmp_path, "a-secret-key")
 
     with pytest.raises(VectorsUnavailable, match="Could not connect") as raised:
@@ -598,7 +598,7 @@ def test_a_server_that_was_never_there_is_away_and_no_key_is_told(tmp_path: Path
     vectors.close()
 
 
-def test_nobody_is_asked_for_a_newer_client(weaviate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_looks_up_only_server_host(weaviate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     genuine = socket.getaddrinfo
 
@@ -616,7 +616,7 @@ def test_nobody_is_asked_for_a_newer_client(weaviate: str, tmp_path: Path, monke
     assert {urlsplit(weaviate).hostname} == {host.decode() if isinstance(host, bytes) else host for host in asked}
 
 
-def test_a_server_that_answers_half_is_away(weaviate: str, tmp_path: Path) -> None:
+def test_server_without_grpc_is_unavailable(weaviate: str, tmp_path: Path) -> None:
     vectors = open_vectors(
         f"{weaviate.partition('?')[0]}?grpc=127.0.0.1:10", tmp_path, timings=replace(Timings(), vectors_connect=1.0)
     )
@@ -639,7 +639,7 @@ def test_each_model_and_length_has_a_collection_of_its_own() -> None:
     assert collection_name(Store("vs_2", "proj_2", "a/b", 1)) == names[0]
 
 
-def test_entries_that_the_server_refuses_are_told(
+def test_entries_refused_by_server_are_reported(
     weaviate: str, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It answers such a request with success."""

@@ -106,7 +106,7 @@ def test_a_long_prompt_seen_before_is_counted_as_cached(host: Host) -> None:
     assert second["usage"][1] > 100
 
 
-def test_what_one_project_has_cached_is_no_faster_for_another(host: Host) -> None:
+def test_prompt_cache_is_isolated_by_project(host: Host) -> None:
     prompt = [{"role": "user", "content": "Pack my box with five dozen liquor jugs. " * 60}]
     body = {"model": MODEL, "messages": prompt, "max_tokens": 1}
 
@@ -157,7 +157,7 @@ def test_a_stream_says_the_same_in_pieces(host: Host) -> None:
     }  # fmt: skip
 
 
-def test_what_cannot_be_streamed_is_refused_before_the_first_event(host: Host) -> None:
+def test_invalid_stream_request_is_refused_before_first_event(host: Host) -> None:
     said = host.call("stream", url=CHAT, body={"model": MODEL, "messages": QUESTION, "max_tokens": 99_999})
 
     assert (said["status"], said["events"]) == (400, [])
@@ -286,7 +286,7 @@ def test_two_choices(host: Host, temperature: float) -> None:
         ({"model": "nobody"}, (404, "model", "model_not_found")),
     ],
 )
-def test_what_cannot_be_answered_is_refused(host: Host, body: dict[str, Any], expected: tuple[Any, ...]) -> None:
+def test_invalid_request_is_refused(host: Host, body: dict[str, Any], expected: tuple[Any, ...]) -> None:
     assert refused(chat(host, **body)) == expected
 
 
@@ -326,7 +326,7 @@ def test_likelihood_of_a_text_is_that_of_transformers(host: Host) -> None:
         assert body["log_likelihood"] / body["tokens"] == pytest.approx(mean, abs=0.05)
 
 
-def test_likelihoods_of_texts_that_are_asked_for_together_are_their_own(host: Host) -> None:
+def test_concurrent_likelihoods_match_sequential_likelihoods(host: Host) -> None:
     texts = [f"The number after {n} is {n + 1}. " * (n % 4 + 1) for n in range(12)]
 
     futures = [host.send("answer", url=LIKELIHOOD, body={"model": MODEL, "input": text})[1] for text in texts]
@@ -366,7 +366,7 @@ ITEMS: list[dict[str, Any]] = [
         (RESPONSES, {"input": ITEMS, "instructions": "Be brief.", "max_output_tokens": 2}),
     ],
 )
-def test_a_prompt_is_as_long_as_it_is_said_to_be(host: Host, url: str, body: dict[str, Any]) -> None:
+def test_prompt_length_matches_reported_usage(host: Host, url: str, body: dict[str, Any]) -> None:
     length = host.call("length", url=url, body={"model": MODEL, **body})["length"]
 
     assert length == [host.ask(url, model=MODEL, **body)["usage"][0], 2048, True]
@@ -531,7 +531,7 @@ def test_nothing_calls_home(host: Host, pids: Path) -> None:
     assert not calls.exists() or calls.read_text() == ""
 
 
-def test_what_a_model_has_said_is_not_in_the_log(host: Host, pids: Path) -> None:
+def test_model_output_is_not_logged(host: Host, pids: Path) -> None:
     host.call("log", text="canary-5e1f")
 
     log = (pids.parent / "vllm.log").read_text()

@@ -100,7 +100,7 @@ def test_a_response_that_needs_more_than_its_line_is_refused_and_its_neighbours_
     assert [request.body["store"] for request in asked] == [False, False]
 
 
-def test_an_engine_that_could_keep_a_chat_is_not_told_to(db: Database, tmp_path: Path) -> None:
+def test_store_parameter_is_not_sent_to_engine(db: Database, tmp_path: Path) -> None:
     asked: list[Request] = []
     lines = [
         chat_line("kept", "a", store=True, metadata={"a": "b"}),
@@ -117,7 +117,7 @@ def test_an_engine_that_could_keep_a_chat_is_not_told_to(db: Database, tmp_path:
     ]
 
 
-def test_what_became_of_the_lines_is_counted(db: Database, tmp_path: Path) -> None:
+def test_line_outcomes_are_counted(db: Database, tmp_path: Path) -> None:
     def judge(request: Request) -> Answer | None:
         too_long = "long" in str(request.body)
         return refusal(400, "Too long.", code="context_length_exceeded") if too_long else None
@@ -131,7 +131,7 @@ def test_what_became_of_the_lines_is_counted(db: Database, tmp_path: Path) -> No
     assert sorted(map(tuple, rows)) == [("error:context_length_exceeded", 2), ("stop", 5)]
 
 
-def test_a_storage_that_is_away_blames_no_line_and_loses_nothing(
+def test_storage_outage_fails_no_line_and_loses_no_result(
     inline: InlineDeployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put, away = inline.storage.put, [40]
@@ -151,7 +151,7 @@ def test_a_storage_that_is_away_blames_no_line_and_loses_nothing(
     assert away == [0]
 
 
-def test_a_shard_whose_answers_cannot_be_stored_asks_nothing_more(
+def test_shard_stops_requests_once_results_cannot_be_stored(
     db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(request: Request) -> EngineBusy | None:
@@ -372,7 +372,9 @@ def test_busy_engine_delays_and_never_fails_a_line(db: Database, tmp_path: Path)
     assert (job.completed, job.failed) == (4, 0)
 
 
-def test_cancel_keeps_what_is_finished_and_names_the_rest(db: Database, tmp_path: Path, asked: list[str]) -> None:
+def test_cancelled_job_returns_finished_lines_and_lists_unfinished_lines(
+    db: Database, tmp_path: Path, asked: list[str]
+) -> None:
     with running(db, tmp_path, FakeEngine((MODEL,), on_prompt=asked.append)) as inline:
         job_id = inline.submit(jsonl([chat_line(f"r{n}", "!hang" if n >= 8 else "x") for n in range(24)]))
         inline.until(lambda: len(asked) >= 16 and _committed(inline.db, job_id) >= 8)
@@ -415,7 +417,7 @@ def test_expired_batch_has_openais_exact_lines_for_the_rest(inline: InlineDeploy
     assert (job.completed, job.failed) == (0, 0)
 
 
-def test_lost_messages_are_published_again(inline: InlineDeployment) -> None:
+def test_lost_messages_are_republished(inline: InlineDeployment) -> None:
     messages: Counter[str] = Counter()
 
     def first_of_each(task: str) -> bool:
@@ -444,7 +446,7 @@ def test_messages_published_many_times_cost_no_second_answer(inline: InlineDeplo
     assert inline.job(job_id).output_file_id == job.output_file_id
 
 
-def test_attempt_after_a_lost_lease_runs_only_what_is_missing(inline: InlineDeployment, asked: list[str]) -> None:
+def test_attempt_after_lost_lease_runs_only_missing_lines(inline: InlineDeployment, asked: list[str]) -> None:
     """A claim that died with half its lines committed: its zombie's late segment changes nothing."""
     job_id = _planned_only(inline, _batch(8))
     with inline.db.write() as session:
@@ -480,9 +482,7 @@ def test_line_that_kills_its_worker_is_named_and_given_up(inline: InlineDeployme
     assert [(line["custom_id"], line["error"]["code"]) for line in errors] == [("r3", "worker_crashed")]
 
 
-def test_retry_runs_only_what_failed_and_lays_overrides_over_the_body(
-    inline: InlineDeployment, asked: list[str]
-) -> None:
+def test_retry_runs_only_failed_lines_with_overrides(inline: InlineDeployment, asked: list[str]) -> None:
     content = jsonl([chat_line(f"r{n}", "!500" if n % 3 == 0 else f"x {n}") for n in range(20)])
     (first,) = inline.drain(inline.submit(content))
     asked.clear()
@@ -530,7 +530,7 @@ def test_identical_requests_are_computed_once_only_if_the_job_asks(inline: Inlin
     assert _measured(inline.db, measures.ENGINE) == {MODEL: 6 + 1}
 
 
-def test_project_with_little_work_is_not_kept_waiting_by_one_with_much(db: Database, tmp_path: Path) -> None:
+def test_small_project_is_not_starved_by_large_project(db: Database, tmp_path: Path) -> None:
     with running(db, tmp_path, FakeEngine((MODEL,), delay=0.02), shard_lines=1) as inline:
         large = inline.submit(_batch(200), project="large")
         inline.until(lambda: inline.job(large).state == JobState.RUNNING)

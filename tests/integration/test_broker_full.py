@@ -94,7 +94,7 @@ def _publish(shop: Shop) -> None:
                 publisher.publish("run", Queue.GENERATE, ["batch_1", n])
 
 
-def test_streams_that_one_key_leaves_behind_stop_nobody_else(
+def test_abandoned_streams_of_key_do_not_block_other_projects(
     make_shop: Callable[[int], Shop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop = make_shop(64)
@@ -117,7 +117,7 @@ def test_streams_that_one_key_leaves_behind_stop_nobody_else(
     assert {code for status, code in said + more if status != 200} == {"rate_limit_exceeded"}
 
 
-def test_large_prompts_of_one_key_stop_no_answers_in_progress_and_nobody_who_comes(
+def test_large_prompts_of_key_block_neither_running_nor_new_answers(
     make_shop: Callable[[int], Shop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop = make_shop(24)

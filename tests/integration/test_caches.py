@@ -52,7 +52,7 @@ def _delete_cache(shop: Shop, client: openai.OpenAI | None = None) -> Any:
     return said.json()
 
 
-def test_vectors_are_given_again_to_the_project_that_asked_for_them_and_to_no_other(shop: Shop) -> None:
+def test_cached_vectors_are_returned_only_to_their_project(shop: Shop) -> None:
     stranger = shop.stranger()
     embed = shop.client.embeddings.create
     first = embed(model=MODEL, input="one")
@@ -67,7 +67,7 @@ def test_vectors_are_given_again_to_the_project_that_asked_for_them_and_to_no_ot
     assert not theirs.usage.model_extra
 
 
-def test_a_chat_is_given_again_to_the_project_that_let_it_be(shop: Shop) -> None:
+def test_cached_chat_is_returned_only_to_its_project_on_request(shop: Shop) -> None:
     ask = shop.client.chat.completions.create
     first = ask(model=MODEL, messages=_HELLO, **_CACHED)
     shop.response_cache.flush()
@@ -85,7 +85,7 @@ def test_a_chat_is_given_again_to_the_project_that_let_it_be(shop: Shop) -> None
     assert again.usage.prompt_tokens_details.cached_tokens == first.usage.prompt_tokens
 
 
-def test_responses_are_given_again_where_nothing_else_is_kept_of_them(shop: Shop) -> None:
+def test_unstored_response_is_answered_from_cache(shop: Shop) -> None:
     ask = shop.client.responses.create
     first = ask(model=MODEL, input="Hello", store=False, metadata={"who": "anna"}, **_CACHED)
     shop.response_cache.flush()
@@ -111,7 +111,7 @@ def test_responses_are_given_again_where_nothing_else_is_kept_of_them(shop: Shop
         {"store": False, "temperature": 1},
     ],
 )
-def test_a_response_that_could_not_be_given_again_is_refused(shop: Shop, body: dict[str, Any]) -> None:
+def test_uncacheable_response_is_refused(shop: Shop, body: dict[str, Any]) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         shop.client.responses.create(**{"model": MODEL, "input": "Hello", **_CACHED, **body})
 
@@ -224,7 +224,7 @@ def test_a_second_batch_of_the_same_texts_embeds_nothing(inline: InlineDeploymen
 
 
 @pytest.mark.parametrize("which", ["input", "output"])
-def test_what_came_from_a_batch_goes_with_its_files(
+def test_cache_entry_of_batch_is_purged_with_its_files(
     inline: InlineDeployment, storage: DiskStorage, asked: list[str], which: str
 ) -> None:
     lines = jsonl([chat_line("a", "secret", temperature=0, cache=True)])

@@ -81,7 +81,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_file_becomes_a_batch_and_its_answers_lie_beside_it(cli: Cli, requests: Callable[..., Path]) -> None:
+def test_submitted_file_becomes_batch_with_answers_in_same_folder(cli: Cli, requests: Callable[..., Path]) -> None:
     source = requests("one", "two", "three")
 
     done = cli("submit", str(source))
@@ -116,7 +116,7 @@ def test_a_question_is_answered_at_once(cli: Cli) -> None:
     assert streamed.stdout.strip() == json.loads(whole.stdout)["choices"][0]["message"]["content"]
 
 
-def test_what_is_noted_with_a_batch_finds_it_again(cli: Cli, requests: Callable[..., Path]) -> None:
+def test_jobs_are_filtered_by_batch_metadata(cli: Cli, requests: Callable[..., Path]) -> None:
     done = cli("submit", str(requests("one")), "--metadata", "run=seven", "--priority", "5", "--window", "90m")
 
     job = json.loads(cli("jobs", "--metadata", "run=seven", "--json").stdout)
@@ -139,7 +139,7 @@ def test_a_file_that_would_fail_creates_nothing(cli: Cli, tmp_path: Path) -> Non
     assert cli("jobs", "--metadata", "run=bad", "--json").stdout == ""
 
 
-def test_failed_lines_are_kept_apart_and_can_be_run_again(cli: Cli, requests: Callable[..., Path]) -> None:
+def test_failed_lines_are_written_separately_and_can_be_retried(cli: Cli, requests: Callable[..., Path]) -> None:
     source = requests("one", "two !500")
 
     done = cli("submit", str(source), "--output", str(source.with_name("out.jsonl")))
@@ -153,7 +153,7 @@ def test_failed_lines_are_kept_apart_and_can_be_run_again(cli: Cli, requests: Ca
     assert [line["custom_id"] for line in _lines(source.with_name("again.jsonl"))] == ["r1"]
 
 
-def test_a_cancelled_job_is_watched_to_its_end_with_exit_code_one(cli: Cli, requests: Callable[..., Path]) -> None:
+def test_watch_of_cancelled_job_exits_with_code_1(cli: Cli, requests: Callable[..., Path]) -> None:
     job = cli("submit", str(requests(*["!slow"] * 400)), "--no-wait").stdout.strip()
 
     cancelled = cli("cancel", job)
@@ -181,7 +181,7 @@ def test_ctrl_c_ends_the_watching_and_not_the_job(system: System, cli: Cli, requ
     assert cli("watch", job).returncode == 0
 
 
-def test_a_listener_posts_what_a_fresh_deployment_tells(
+def test_listener_forwards_events_of_fresh_deployment(
     system: System, cli: Cli, requests: Callable[..., Path], tmp_path: Path
 ) -> None:
     """No endpoint is registered, and the server may connect to no private address."""
@@ -247,14 +247,14 @@ def test_the_audit_log_of_all_this_is_intact(cli: Cli) -> None:
         (("retry", "batch_none", "--override", "{"), "no JSON"),
     ],
 )
-def test_what_goes_wrong_is_told(cli: Cli, words: tuple[str, ...], told: str) -> None:
+def test_command_error_is_reported_on_stderr(cli: Cli, words: tuple[str, ...], told: str) -> None:
     done = cli(*words)
 
     assert done.returncode == 1
     assert told in done.stderr
 
 
-def test_what_goes_wrong_is_one_line_without_a_traceback(system: System) -> None:
+def test_command_error_is_single_line_without_traceback(system: System) -> None:
     done = system.cli("watch", "batch_none")
 
     assert done.returncode == 1
@@ -266,7 +266,7 @@ def _services() -> list[procfile.Line]:
     return [line for line in procfile.load(procfile.PACKAGED) if line.name != procfile.RELEASE]
 
 
-def test_results_stand_beside_their_inputs(cli: Cli, requests: Callable[..., Path], tmp_path: Path) -> None:
+def test_joined_results_carry_their_inputs(cli: Cli, requests: Callable[..., Path], tmp_path: Path) -> None:
     job = cli("submit", str(requests("one", "!500 two", "three"))).stdout.strip()
     table = tmp_path / "table.csv"
 
@@ -316,16 +316,14 @@ def test_a_rejected_file_is_explained_by_line(cli: Cli, requests: Callable[..., 
     assert "line 1: " in told
 
 
-def test_a_sample_says_what_the_whole_would_take(cli: Cli, requests: Callable[..., Path]) -> None:
+def test_sample_estimates_duration_of_whole_batch(cli: Cli, requests: Callable[..., Path]) -> None:
     done = cli("submit", str(requests(*(f"number {n}" for n in range(50)))), "--sample", "5")
 
     assert done.returncode == 0, done.stderr
     assert "all 50 requests, going by these 5: about " in done.stdout
 
 
-def test_run_batch_writes_one_file_in_the_order_of_the_input(
-    cli: Cli, requests: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_run_batch_writes_single_file_in_input_order(cli: Cli, requests: Callable[..., Path], tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
 
     paths = "-i", str(requests("one", "!500 two", "three")), "-o", str(out)

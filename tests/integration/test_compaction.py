@@ -35,7 +35,7 @@ def _summary(item: Any) -> str:
     return compaction.unpack(item.encrypted_content)
 
 
-def test_what_users_said_stays_and_the_model_writes_the_rest(shop: Shop) -> None:
+def test_user_messages_stay_and_model_summarizes_rest(shop: Shop) -> None:
     first = shop.client.responses.create(model=MODEL, input="one two")
 
     made = shop.client.responses.compact(model=MODEL, input="three", previous_response_id=first.id)
@@ -54,7 +54,7 @@ def test_what_users_said_stays_and_the_model_writes_the_rest(shop: Shop) -> None
     assert shop.objects("responses") == [f"responses/{first.id}"]  # nothing new is kept
 
 
-def test_the_model_is_shown_the_instructions_and_none_of_what_is_no_part_of_a_prompt(
+def test_compaction_passes_instructions_and_drops_cache_and_tier_fields(
     make_shop: Callable[..., Shop],
 ) -> None:
     told: list[dict[str, Any]] = []
@@ -68,7 +68,7 @@ def test_the_model_is_shown_the_instructions_and_none_of_what_is_no_part_of_a_pr
     assert told[0]["instructions"] == "Be brief."
 
 
-def test_compacted_input_is_continued_and_compacted_again(shop: Shop) -> None:
+def test_compacted_input_can_be_continued_and_recompacted(shop: Shop) -> None:
     made = shop.client.responses.compact(model=MODEL, input="one two")
     given: Any = [item.to_dict(warnings=False) for item in made.output]
 
@@ -124,7 +124,7 @@ def test_an_engine_that_says_nothing_gives_no_summary(shop: Shop, monkeypatch: p
         ({"input": [{"type": "compaction", "encrypted_content": "gAAAAABpM0Yj"}]}, "input[0]", "invalid_value"),
     ],
 )
-def test_what_is_wrong_is_said_at_its_place(shop: Shop, fields: dict[str, Any], param: str, code: str) -> None:
+def test_invalid_request_names_wrong_parameter(shop: Shop, fields: dict[str, Any], param: str, code: str) -> None:
     said = shop.post("responses/compact", {"model": MODEL, **fields})
 
     error = said.json()["error"]
@@ -132,7 +132,7 @@ def test_what_is_wrong_is_said_at_its_place(shop: Shop, fields: dict[str, Any], 
     assert shop.asked == []
 
 
-def test_what_another_server_has_sealed_is_refused_at_once(shop: Shop) -> None:
+def test_summary_sealed_by_other_server_is_refused_at_once(shop: Shop) -> None:
     sealed: Any = [{"type": "compaction", "encrypted_content": "gAAAAABpM0Yj"}]
 
     for background in (False, True):

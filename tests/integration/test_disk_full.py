@@ -317,7 +317,7 @@ def test_shards_wait_while_the_disk_is_full_and_go_on_after_it(scene: Scene) -> 
     assert oracle.rework(scene.asked(job)) <= 3 * LOST_AT_ONCE
 
 
-def test_results_are_assembled_once_there_is_room_for_them(scene: Scene) -> None:
+def test_results_are_assembled_after_space_is_freed(scene: Scene) -> None:
     """None are assembled while the queue is paused; then there is room for a part of each, and soon for nothing."""
     scene.operate("pause", Queue.GENERATE)
     jobs = [scene.submit(f"wide{n}", 140, Wide) for n in range(3)]

@@ -150,7 +150,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         entering.close()
 
 
-def test_both_hosts_work_on_one_batch_and_nothing_is_asked_twice(cluster: Cluster, tmp_path: Path) -> None:
+def test_two_hosts_share_batch_without_repeated_requests(cluster: Cluster, tmp_path: Path) -> None:
     batch = cluster.submit(tmp_path, 1500, "peace")
 
     cluster.finish(batch, 1500)
@@ -224,7 +224,7 @@ def test_a_database_that_dies_and_comes_back_loses_nothing(cluster: Cluster, tmp
     assert cluster.asked("elephant") <= 1500 + 2 * LOST_AT_ONCE
 
 
-def test_a_storage_that_is_away_for_a_while_loses_nothing(cluster: Cluster, tmp_path: Path) -> None:
+def test_short_storage_outage_loses_no_result(cluster: Cluster, tmp_path: Path) -> None:
     batch = cluster.begin(tmp_path, 1500, "bucket")
 
     cluster.shared.s3.kill()

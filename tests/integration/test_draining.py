@@ -89,7 +89,7 @@ def test_a_worker_is_drained_once_its_clients_have_their_answers(place: Place, s
 
 
 @pytest.mark.parametrize("kind", ["queue", "worker"])
-def test_what_is_pending_for_receivers_waits_while_sending_is_paused(place: Place, kind: str) -> None:
+def test_pending_deliveries_wait_while_sending_is_paused(place: Place, kind: str) -> None:
     name = Queue.WEBHOOKS.value if kind == "queue" else place.worker("io")
     sent = len(place.receiver.requests)
     place.command("drain", kind, name)

@@ -98,7 +98,7 @@ def test_each_model_answers_with_its_own_vectors(inline: InlineDeployment) -> No
 
 
 @pytest.mark.parametrize(("model", "longest"), [(MINILM, 256), (TINY, 128), (CODE, 512)])
-def test_too_long_is_an_error_unless_truncation_is_asked_for(
+def test_overlong_input_is_refused_unless_truncation_is_requested(
     inline: InlineDeployment, model: str, longest: int
 ) -> None:
     for inputs in (LONG, [5] * 600):
@@ -112,7 +112,7 @@ def test_too_long_is_an_error_unless_truncation_is_asked_for(
     assert inline.client.models.retrieve(model).model_extra["max_model_len"] == longest  # type: ignore[index]
 
 
-def test_lines_of_a_batch_say_what_they_are(inline: InlineDeployment, tmp_path: Path) -> None:
+def test_batch_lines_respect_input_type_and_truncation(inline: InlineDeployment, tmp_path: Path) -> None:
     bodies = {
         "query": {"input": "a bird", "input_type": "query"},
         "plain": {"input": "a bird"},

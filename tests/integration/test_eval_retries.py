@@ -51,7 +51,7 @@ def grades_of(rows: list[Any]) -> list[tuple[int, str, list[float | None]]]:
     return [(row.datasource_item_id, row.status, [result.score for result in row.results]) for row in rows]
 
 
-def test_judge_that_broke_is_asked_again_and_nobody_else(world: World) -> None:
+def test_retry_calls_only_failed_judge(world: World) -> None:
     world.verdicts[:] = [BROKEN, 9.0]
     run = world.ended(world.run(world.eval(SAME, SCORE), items("a", "b") + items("c", right=False)))
     before = world.output(run)
@@ -74,7 +74,7 @@ def test_judge_that_broke_is_asked_again_and_nobody_else(world: World) -> None:
     assert world.output(run) == before
 
 
-def test_model_that_broke_is_asked_again_and_its_answer_judged(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_resamples_failed_item_and_judges_its_answer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model breaks twice on one item, so the retry is retried too."""
     monkeypatch.setattr(running, "MAX_TRIES", 1)
     run = world.ended(world.run(world.eval(SAME, SCORE), items("a", "!flaky2 b", "c")))
@@ -112,7 +112,7 @@ def test_items_that_a_cancelled_run_left_are_graded(world: World) -> None:
 
 @pytest.mark.verify
 @pytest.mark.parametrize("body", [{"which": "all"}, {"which": "length"}, {"overrides": {"model": "x"}}])
-def test_run_is_retried_as_it_was_asked_for(world: World, body: dict[str, Any]) -> None:
+def test_run_retry_refuses_selection_and_overrides(world: World, body: dict[str, Any]) -> None:
     world.verdicts[:] = [BROKEN]
     run = world.ended(world.run(world.eval(SCORE), items("a")))
 
@@ -123,7 +123,7 @@ def test_run_is_retried_as_it_was_asked_for(world: World, body: dict[str, Any]) 
 
 
 @pytest.mark.verify
-def test_run_whose_items_were_bad_has_nothing_to_retry(world: World) -> None:
+def test_run_with_invalid_items_has_nothing_to_retry(world: World) -> None:
     run = world.ended(world.run(world.eval(SAME), [{"item": {"answer": 5}}]))
 
     with pytest.raises(openai.BadRequestError) as refused:
@@ -132,7 +132,7 @@ def test_run_whose_items_were_bad_has_nothing_to_retry(world: World) -> None:
     assert (run.status, refused.value.code) == ("failed", "nothing_to_retry")
 
 
-def test_retry_fails_whose_run_is_deleted_before_it_begins(world: World) -> None:
+def test_retry_of_run_deleted_before_start_fails(world: World) -> None:
     world.verdicts[:] = [BROKEN]
     run = world.ended(world.run(world.eval(SCORE), items("a")))
     again = retry(world, run)

@@ -119,7 +119,7 @@ def test_two_runs_are_compared(world: World, tmp_path: Path) -> None:
     assert text.count('<div class="pair">') == 4
 
 
-def test_comparison_ends_with_the_exit_code_that_was_asked_for(world: World, tmp_path: Path) -> None:
+def test_comparison_exit_code_follows_fail_on_option(world: World, tmp_path: Path) -> None:
     folder = tmp_path / "few"
     folder.mkdir()
     data, few = items_file(tmp_path, right=20, wrong=0), items_file(folder, right=4, wrong=0)

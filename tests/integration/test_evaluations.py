@@ -76,7 +76,7 @@ def test_jobs_of_a_run_are_no_batches(world: World) -> None:
     assert sorted(job["kind"] for job in listed) == ["evaluation", "sampling", "sampling"]
 
 
-def test_judges_are_asked_after_the_model(world: World) -> None:
+def test_judges_grade_answers_of_model(world: World) -> None:
     world.verdicts[:] = [8.0, 2.0]
     run = world.run(world.eval(SAME, SCORE), items("a", "b"))
 
@@ -91,7 +91,7 @@ def test_judges_are_asked_after_the_model(world: World) -> None:
     assert all(any(echo(text) in prompt for prompt in prompts) for text in "ab")
 
 
-def test_result_of_a_judge_has_what_it_was_asked_and_answered(world: World) -> None:
+def test_judge_result_contains_its_input_and_output(world: World) -> None:
     both = {"type": "multi", "name": "both", "graders": {"a": SCORE}, "calculate_output": "a"}
     run = world.run(world.eval(SCORE, both), items("a"))
 
@@ -206,7 +206,7 @@ def test_several_samples_of_an_item_are_graded_each(world: World) -> None:
     assert seeds == [1, 1, 2, 2, 3, 3]
 
 
-def test_item_that_breaks_its_schema_fails_the_run_before_a_model_is_asked(world: World) -> None:
+def test_item_violating_schema_fails_run_before_sampling(world: World) -> None:
     content = [*items("a"), {"item": {"question": 5, "answer": "x"}}, {"item": {"answer": "x"}}]
     run = world.run(world.eval(SAME, SCORE), content)
 
@@ -324,7 +324,7 @@ def inputs(rows: list[Any]) -> list[str]:
     return [row.datasource_item["input"][0]["content"] for row in rows]
 
 
-def test_stored_chats_are_graded_as_they_were_answered(world: World) -> None:
+def test_stored_chats_are_graded_without_resampling(world: World) -> None:
     keep_chat(world, "one", metadata_={"team": "a"}, created_at=now() - 9)
     keep_chat(world, "two", metadata_={"team": "b"})
     keep_chat(world, "three", metadata_={"team": "a", "x": "y"}, requested_model="other", created_at=now() - 5)
@@ -369,7 +369,7 @@ def test_stored_chats_are_selected(world: World, selection: dict[str, Any], text
 
 
 @pytest.mark.verify
-def test_stored_responses_are_graded_as_they_were_answered(world: World) -> None:
+def test_stored_responses_are_graded_by_stored_answer(world: World) -> None:
     keep_response(world, "Hello", "m", metadata_={"team": "a"})
     keep_response(world, "Bye", "m", metadata_={"team": "a"})
     keep_response(world, "Hello", "other", metadata_={"team": "a"})
@@ -382,7 +382,7 @@ def test_stored_responses_are_graded_as_they_were_answered(world: World) -> None
 
 
 @pytest.mark.verify
-def test_model_answers_again_what_stored_chats_were_asked(world: World) -> None:
+def test_model_resamples_inputs_of_stored_chats(world: World) -> None:
     keep_chat(world, "one", metadata_={"team": "a"})
     reference = {"type": "item_reference", "item_reference": "item.input"}
     check = {**SAME, "reference": echo("one")}

@@ -99,7 +99,7 @@ def test_a_batch_in_progress_loses_nothing(site: Site, monkeypatch: pytest.Monke
     assert listens == [False, True]
 
 
-def test_the_engine_opens_again_when_the_job_is_paused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_reopens_after_training_is_paused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     with yielding(site):
         job_id = site.submit(monkeypatch)
         site.inline.until(lambda: site.count(FinetuneStep, job_id) > 0)
@@ -116,7 +116,7 @@ def test_the_engine_opens_again_when_the_job_is_paused(site: Site, monkeypatch: 
 
 
 @pytest.mark.verify
-def test_the_engine_opens_again_when_the_worker_that_trains_is_killed(
+def test_engine_reopens_after_training_worker_is_killed(
     site: Site,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -153,7 +153,7 @@ def test_prompts_leave_with_the_permission_alone(scene: Scene, way: str) -> None
 
 
 @pytest.mark.verify
-def test_what_an_internal_server_has_goes_there_alone(scene: Scene) -> None:
+def test_model_on_internal_server_never_reaches_external_server(scene: Scene) -> None:
     before = len(prompts(scene.inside)), len(prompts(scene.outside))
     for client in (scene.strict, scene.free):
         batch = _batch(client, "near")
@@ -162,7 +162,7 @@ def test_what_an_internal_server_has_goes_there_alone(scene: Scene) -> None:
     assert (len(prompts(scene.inside)) - before[0], len(prompts(scene.outside)) - before[1]) == (16, 0)
 
 
-def test_a_client_who_waits_is_told_when_only_the_worker_knows_that_the_server_is_external(
+def test_worker_refuses_client_if_api_takes_external_model_for_internal(
     make_shop: Callable[..., Shop], tmp_path: Path
 ) -> None:
     """The models file that the API reads calls the model internal."""

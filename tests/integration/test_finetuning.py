@@ -215,7 +215,7 @@ def test_job_is_trained_to_its_model(site: Site, monkeypatch: pytest.MonkeyPatch
     ("asked", "best"),
     [({"training": {"load_best": True}}, True), ({"early_stopping": {"patience": 9}}, True), ({}, False)],
 )
-def test_result_is_the_checkpoint_with_the_best_loss_where_that_is_asked_for(
+def test_result_is_best_checkpoint_only_on_request(
     site: Site, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], best: bool
 ) -> None:
     job_id = site.submit(monkeypatch, **asked)
@@ -246,7 +246,7 @@ def test_dry_run_trains_three_steps_and_makes_nothing(site: Site, monkeypatch: p
 
 
 @pytest.mark.verify
-def test_general_file_is_read_and_held_as_the_training_file_is(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_general_file_is_read_and_retained_like_training_file(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id = site.submit(monkeypatch, general_file="file-general")
 
     (job,) = site.inline.drain(job_id)
@@ -425,7 +425,7 @@ def test_job_that_takes_too_much_memory_fails_after_a_checkpoint(site: Site, mon
     assert [row.step for row in site.rows(FinetuneCheckpoint, job_id)] == [1]
 
 
-def test_trainer_that_dies_again_and_again_fails_the_job(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeatedly_dying_trainer_fails_job(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_TRAINER", '{"die_at": 5, "always": true}')
     job_id = site.submit(monkeypatch)
 

@@ -99,7 +99,7 @@ def test_base_that_leaves_while_its_trainer_runs_costs_nothing(
     assert_whole(site, job)
 
 
-def test_folder_of_the_base_that_is_away_is_waited_for(site: Site, paused: str) -> None:  # noqa: F811
+def test_resumed_job_waits_for_missing_base_folder(site: Site, paused: str) -> None:  # noqa: F811
     site.base.rename(site.base.with_name("elsewhere"))
     change(site, paused, jobs.resume)
     site.inline.until(lambda: waits_for(site, paused) == "model")
@@ -110,7 +110,7 @@ def test_folder_of_the_base_that_is_away_is_waited_for(site: Site, paused: str) 
     assert_whole(site, job)
 
 
-def test_storage_that_is_away_at_the_resume_is_waited_for(
+def test_resumed_job_waits_for_unavailable_storage(
     site: Site,  # noqa: F811
     paused: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -222,7 +222,7 @@ def test_trainings_of_two_projects_take_turns_and_lose_nothing(
     assert len(resumed) >= 2
 
 
-def test_two_jobs_train_on_one_device_one_after_the_other(
+def test_two_jobs_train_sequentially_on_single_device(
     site: Site,  # noqa: F811
     trainer: None,
     monkeypatch: pytest.MonkeyPatch,

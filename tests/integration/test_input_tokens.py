@@ -49,7 +49,7 @@ def _count(shop: Shop, **fields: Any) -> int:
     return counted.input_tokens
 
 
-def test_an_input_is_counted_and_the_model_is_not_asked(shop: Shop) -> None:
+def test_input_is_counted_without_model_request(shop: Shop) -> None:
     items: Any = [{"role": "user", "content": "one two"}, {"role": "user", "content": "three"}]
 
     assert (_count(shop, input="one two three"), _count(shop, input=items)) == (3, 3)
@@ -64,7 +64,7 @@ def test_an_item_that_is_referred_to_counts(shop: Shop) -> None:
     assert _count(shop, input=[reference, {"role": "user", "content": "two"}]) == 1 + len(first.output_text.split())
 
 
-def test_what_was_said_before_counts(shop: Shop) -> None:
+def test_previous_response_and_conversation_are_counted(shop: Shop) -> None:
     first = shop.client.responses.create(model=MODEL, input="one two")
     talk = shop.client.conversations.create(items=[{"type": "message", "role": "user", "content": "four five six"}])
     before = 2 + len(first.output_text.split())
@@ -89,9 +89,7 @@ def test_what_was_said_before_counts(shop: Shop) -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_said_before_a_worker_is_asked(
-    shop: Shop, fields: dict[str, Any], param: str, code: str
-) -> None:
+def test_invalid_input_is_refused_with_its_parameter(shop: Shop, fields: dict[str, Any], param: str, code: str) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         _count(shop, **fields)
 
@@ -109,7 +107,7 @@ def test_another_project_s_history_is_not_counted(shop: Shop) -> None:
         theirs.count(model=MODEL, input="x", conversation=talk.id)
 
 
-def test_a_model_is_needed_and_one_that_there_is(shop: Shop) -> None:
+def test_missing_or_unknown_model_is_refused(shop: Shop) -> None:
     key = {"Authorization": f"Bearer {shop.client.api_key}"}
     without = httpx2.post(f"{shop.url}/responses/input_tokens", json={"input": "x"}, headers=key)
 

@@ -155,7 +155,7 @@ def test_extras_for_an_installed_application_resolve_without_overrides(extras: t
     assert resolved.returncode == 0, resolved.stderr[-3000:]
 
 
-def test_the_range_of_the_sdk_is_what_the_suites_run() -> None:
+def test_sdk_version_range_matches_tested_versions() -> None:
     from tests.sdk.test_sdks import SDKS
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -78,7 +78,7 @@ def test_the_type_of_a_reference_may_be_left_out(shop: Shop) -> None:
         assert shop.asked[-1] == f"{first.output_text}\ntwo"
 
 
-def test_calls_of_functions_are_referred_to_beside_their_outputs(shop: Shop, bodies: list[dict[str, Any]]) -> None:
+def test_function_calls_are_referenced_with_their_outputs(shop: Shop, bodies: list[dict[str, Any]]) -> None:
     first = _ask(shop, _user("how is the weather"))
     output = {"type": "function_call_output", "call_id": "call_1", "output": "sunny"}
 
@@ -103,7 +103,7 @@ def test_the_ids_of_a_stream_are_those_that_are_stored(shop: Shop) -> None:
     assert shop.asked[-1] == f"{first.output_text}\ntwo"
 
 
-def test_items_of_an_input_are_referred_to_as_they_are_listed(shop: Shop) -> None:
+def test_input_items_are_referenced_by_listed_ids(shop: Shop) -> None:
     first = _ask(shop, _user("one"), _user("two"))
     listed = list(shop.client.responses.input_items.list(first.id, order="asc"))
 
@@ -112,7 +112,7 @@ def test_items_of_an_input_are_referred_to_as_they_are_listed(shop: Shop) -> Non
     assert shop.asked[-1] == "two\none"
 
 
-def test_a_resolved_item_is_listed_continued_and_stored_like_a_given_one(shop: Shop) -> None:
+def test_resolved_item_is_listed_continued_and_stored_like_inline_item(shop: Shop) -> None:
     first = _ask(shop, _user("one"))
     second = _ask(shop, _reference(first.output[0]), _user("two"))
     shop.client.responses.delete(first.id)
@@ -178,7 +178,7 @@ def test_items_appended_by_reference_are_part_of_the_conversation(shop: Shop) ->
     assert said == [first.output_text] * 2 + [second.output_text] * 2
 
 
-def test_what_is_compacted_has_the_stored_item(shop: Shop) -> None:
+def test_compaction_resolves_item_reference(shop: Shop) -> None:
     first = _ask(shop, _user("one"))
 
     made = shop.client.responses.compact(model=MODEL, input=[_reference(first.output[0]), _user("two")])  # type: ignore[list-item]

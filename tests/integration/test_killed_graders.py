@@ -78,7 +78,7 @@ def kill_at(system: System, wanted: int) -> None:
     eventually(struck, 60, f"a process at depth {wanted}", every=0.01)
 
 
-def test_every_item_is_graded_once_whoever_is_killed(system: System) -> None:
+def test_every_item_is_graded_once_despite_kills(system: System) -> None:
     seen: list[psutil.Process] = []
     with OpenAI(base_url=f"{system.url}/v1", api_key=system.api_key, timeout=60) as client:
         runs = client.evals.runs

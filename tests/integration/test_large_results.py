@@ -44,7 +44,7 @@ def _assembling(inline: InlineDeployment, lines: int) -> str:
 
 
 @pytest.mark.parametrize("held", [0, 4_000_000])
-def test_results_that_are_larger_than_may_be_held_are_read_one_at_a_time(
+def test_oversized_results_are_read_individually_within_memory_limit(
     db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int
 ) -> None:
     monkeypatch.setattr(finishing, "_HELD_BYTES", held)

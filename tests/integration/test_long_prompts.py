@@ -138,7 +138,7 @@ def test_streams_say_it_too(shop: Shop) -> None:
     assert refused.value.code == "context_length_exceeded"
 
 
-def test_a_kept_response_keeps_its_whole_conversation_and_says_what_was_cut(shop: Shop) -> None:
+def test_stored_response_retains_whole_conversation_and_context_strategy(shop: Shop) -> None:
     first = shop.client.responses.create(model=MODEL, input=LONG[:4])
     with pytest.raises(openai.BadRequestError) as refused:
         shop.client.responses.create(model=MODEL, input=LONG[4:], previous_response_id=first.id)
@@ -160,7 +160,7 @@ def test_summaries_are_in_the_usage(shop: Shop) -> None:
     assert answer.usage.prompt_tokens > len(shop.asked[-1]) // 4 + 1
 
 
-def test_an_answer_of_another_schema_is_asked_for_again_and_then_failed(shop: Shop) -> None:
+def test_answer_violating_schema_is_retried_and_then_failed(shop: Shop) -> None:
     def ask(text: str, **fields: Any) -> Any:
         messages: Any = [{"role": "user", "content": text}]
         return shop.client.chat.completions.create(model=MODEL, messages=messages, response_format=FORMAT, **fields)
@@ -193,7 +193,7 @@ def _deployment(db: Database, folder: Path) -> Iterator[tuple[InlineDeployment, 
         yield inline, client
 
 
-def test_lines_of_batches_are_cut_refused_and_checked_one_by_one(db: Database, tmp_path: Path) -> None:
+def test_batch_lines_are_truncated_refused_and_checked_individually(db: Database, tmp_path: Path) -> None:
     lines = [
         chat_line("whole", "Hello"),
         chat_line("refused", "word " * 200),
@@ -288,7 +288,7 @@ def town(make_shop: Callable[..., Shop], tmp_path: Path, sqlite_url: str, redis_
             yield shop
 
 
-def test_a_model_of_another_queue_answers_what_is_too_long_here(town: Shop) -> None:
+def test_overlong_prompt_is_routed_to_model_of_other_queue(town: Shop) -> None:
     extra = {"context": {"route_long": LARGE}}
     with _neighbours(town) as asked:
         whole = _chat(town, **extra)
@@ -304,7 +304,7 @@ def test_a_model_of_another_queue_answers_what_is_too_long_here(town: Shop) -> N
     assert unknown.value.param == "context.route_long"
 
 
-def test_a_line_of_a_batch_is_nobody_who_waits_for_the_other_model(town: Shop) -> None:
+def test_routed_batch_line_has_no_interactive_priority(town: Shop) -> None:
     shown: list[tuple[bool, str | None]] = []
 
     def look(request: Request) -> Answer | None:
@@ -321,14 +321,14 @@ def test_a_line_of_a_batch_is_nobody_who_waits_for_the_other_model(town: Shop) -
     assert shown == [(True, None), (False, "batch_1")]
 
 
-def test_without_the_other_models_workers_one_asks_again_later(town: Shop) -> None:
+def test_missing_workers_of_other_model_return_503(town: Shop) -> None:
     for context in ({"route_long": LARGE}, {"strategy": "memory"}):
         with pytest.raises(openai.InternalServerError) as away:
             _chat(town, context=context)
         assert (away.value.status_code, away.value.code) == (503, "engine_busy")
 
 
-def test_an_embedding_model_that_gives_too_few_vectors_is_no_memory(town: Shop) -> None:
+def test_missing_vectors_of_embedding_model_fail_memory_strategy(town: Shop) -> None:
     few = reply("/v1/embeddings", {"model": EMBED, "input": ["one"]}, "one")
     with _neighbours(town, fault=lambda _: few), pytest.raises(openai.InternalServerError) as failed:
         _chat(town, context={"strategy": "memory"})

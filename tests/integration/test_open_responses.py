@@ -175,7 +175,7 @@ def test_a_response_is_created_over_websocket(shop: Shop) -> None:
     assert shop.client.responses.retrieve(made["id"]).output_text == made["output"][0]["content"][0]["text"]
 
 
-def test_responses_follow_one_another_over_websocket(shop: Shop) -> None:
+def test_websocket_connection_carries_successive_responses(shop: Shop) -> None:
     with open_connection(shop) as socket:
         made = [ask(socket, words, store=False) for words in ("one", "two")]
 

@@ -152,7 +152,7 @@ def _chat(client: OpenAI) -> str:
     return whole
 
 
-def test_what_a_waiting_client_asked_and_heard_is_in_the_brokers_own_file_alone(scene: Scene) -> None:
+def test_interactive_prompt_and_answer_are_only_in_broker_file(scene: Scene) -> None:
     words = (ASKED.encode(), scene.said.encode())
 
     found = {path for path in scene.written() if any(word in path.read_bytes() for word in words)}
@@ -175,7 +175,7 @@ def test_a_documents_text_is_nowhere_but_with_documents_and_vectors(scene: Scene
     assert found == []
 
 
-def test_a_query_and_what_it_found_are_in_the_brokers_own_file_alone(scene: Scene) -> None:
+def test_query_and_its_hits_are_only_in_broker_file(scene: Scene) -> None:
     words = (QUERY.encode(), FOUND.encode())
 
     found = {path for path in scene.written() if any(word in path.read_bytes() for word in words)}

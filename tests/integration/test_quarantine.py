@@ -107,9 +107,7 @@ def test_an_engine_that_never_comes_up_is_left_alone_and_the_worker_serves_the_o
     assert system.stop() == 0
 
 
-def test_a_worker_that_is_killed_with_its_engines_again_and_again_is_told_apart_from_one_that_is_stopped(
-    system: System, folder: Path
-) -> None:
+def test_repeated_worker_kills_quarantine_models_and_stops_do_not(system: System, folder: Path) -> None:
     tiny_bert.write(folder / BAD)
     system.cli("resume", "model", BAD)
     eventually(lambda: served(system) == {GOOD, BAD}, 200, "both are there", every=1.0)

@@ -59,7 +59,7 @@ def test_runs_are_compared_over_the_items_that_both_have(world: World) -> None:
     assert (worse["baseline_item_id"], worse["run_item_id"]) == (world.output(first)[4].id, world.output(second)[3].id)
 
 
-def test_one_item_that_became_better_decides_nothing(world: World) -> None:
+def test_single_improved_item_is_inconclusive(world: World) -> None:
     eval_id = world.eval(SAME)
     one, other = (world.ended(world.run(eval_id, samples(text), kind="jsonl")) for text in ("no", "yes"))
     few, many = (world.ended(world.run(eval_id, samples(*[text] * 20), kind="jsonl")) for text in ("no", "yes"))
@@ -73,7 +73,7 @@ def test_one_item_that_became_better_decides_nothing(world: World) -> None:
     assert [row["verdict"] for row in compare(world, few, many.id)[1]["data"]] == ["worse", "worse"]
 
 
-def test_what_cannot_be_compared_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incomparable_runs_are_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     eval_id = world.eval(SAME)
     run = world.ended(world.run(eval_id, samples("yes", "no"), kind="jsonl"))
     live = world.run(eval_id, samples("yes"), kind="jsonl")

@@ -181,7 +181,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 PROMPT: dict[str, Any] = {RESPONSES: {"input": "Hi"}, CHAT: {"messages": [{"role": "user", "content": "Hi"}]}}
 
 
-def test_what_no_engine_behind_a_url_does_is_refused_for_clients_and_for_lines(
+def test_unsupported_fields_are_refused_for_clients_and_batch_lines(
     make_shop: Callable[..., Shop], db: Database, tmp_path: Path, server: str
 ) -> None:
     def routed() -> Router:

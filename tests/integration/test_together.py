@@ -87,9 +87,7 @@ def test_a_stale_message_takes_no_room(inline: InlineDeployment, engine: Held) -
     assert engine.asks == 1
 
 
-def test_small_jobs_run_together_and_who_finds_no_room_is_published_elsewhere(
-    inline: InlineDeployment, engine: Held
-) -> None:
+def test_small_jobs_run_concurrently_and_overflow_job_is_released(inline: InlineDeployment, engine: Held) -> None:
     slot_scheduler = SlotScheduler(1)
     jobs = _planned(inline, 2 * WHOLE + 1)
     with ThreadPoolExecutor(2 * WHOLE) as threads:

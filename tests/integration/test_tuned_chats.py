@@ -63,7 +63,7 @@ def test_the_base_model_has_no_such_header(make_shop: Callable[..., Shop]) -> No
     assert "x-nightmill-model" not in chat.headers
 
 
-def test_another_project_asks_by_permission_alone_and_nobody_after_the_deletion(
+def test_other_project_needs_permission_and_deleted_model_is_refused(
     make_shop: Callable[..., Shop],
 ) -> None:
     shop = make_shop()

@@ -30,9 +30,7 @@ def voices(inline: InlineDeployment, job_id: str) -> set[str]:
     return {one["response"]["body"]["choices"][0]["message"]["content"].split()[0] for one in answers}
 
 
-def test_batches_of_two_projects_are_answered_by_their_own_adapters_beside_the_base(
-    db: Database, tmp_path: Path
-) -> None:
+def test_batches_of_two_projects_are_answered_by_own_adapters_and_base(db: Database, tmp_path: Path) -> None:
     engine = FakeEngine((MODEL,), delay=0.002, tuned_adapters=1)  # each change of the adapter waits for what runs
     with running(db, tmp_path, engine) as inline:
         own = {
@@ -53,7 +51,7 @@ def test_batches_of_two_projects_are_answered_by_their_own_adapters_beside_the_b
         assert set(engine.loads) == set(own.values())
 
 
-def test_a_job_names_what_its_lines_ask_for_and_what_a_worker_must_have(sqlite: Database, tmp_path: Path) -> None:
+def test_job_names_requested_model_and_its_base_model(sqlite: Database, tmp_path: Path) -> None:
     with running(sqlite, tmp_path) as inline:
         tuned_adapters.tuned_model(sqlite, inline.storage, ACME, project="acme")
         [job] = inline.drain(inline.submit(lines(ACME, 2), project="acme"))
@@ -80,7 +78,7 @@ def test_the_lines_that_a_deletion_leaves_fail_with_its_code(sqlite: Database, t
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_a_batch_whose_model_is_deleted_meanwhile_keeps_its_answers_and_fails_the_rest(
+def test_model_deletion_during_batch_retains_answers_and_fails_rest(
     sqlite: Database, tmp_path: Path, method: str
 ) -> None:
     asked: list[str] = []
@@ -158,9 +156,7 @@ def test_a_pause_of_the_model_or_its_base_holds_its_jobs(sqlite: Database, tmp_p
         assert inline.drain(job_id)[0].completed == 2
 
 
-def test_a_batch_for_another_projects_model_is_rejected_like_one_for_an_unknown_model(
-    sqlite: Database, tmp_path: Path
-) -> None:
+def test_model_of_other_project_is_rejected_like_unknown_model(sqlite: Database, tmp_path: Path) -> None:
     with running(sqlite, tmp_path) as inline:
         inline.gpu.standing.models = (MODEL,)  # no endpoint here takes any name
         inline.gpu.heartbeat.announce()

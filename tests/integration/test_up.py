@@ -169,7 +169,7 @@ def test_every_process_leads_a_session_of_its_own(up: Up) -> None:
     assert {os.getsid(pid) for pid in pids} == set(pids)
 
 
-def test_a_process_that_dies_is_started_again_and_what_it_left_is_killed(up: Up) -> None:
+def test_dead_process_is_restarted_and_its_leftovers_are_killed(up: Up) -> None:
     before = up.wait_until_running()
     engines = set(up.engines())
 
@@ -238,7 +238,7 @@ def test_killing_it_leaves_nothing_running(up: Up, victim: str) -> None:
     _eventually(lambda: not (up.data / "run.json").exists(), seconds=5)
 
 
-def test_it_can_be_started_again_at_once_after_a_kill(up: Up) -> None:
+def test_restart_right_after_kill_succeeds(up: Up) -> None:
     before = up.wait_until_running()
 
     up.process.kill()
@@ -264,7 +264,7 @@ def test_leftovers_of_a_killed_guard_and_supervisor_are_killed_at_the_next_start
     assert not engines & set(up.engines())
 
 
-def test_a_second_one_on_the_same_folder_is_refused(up: Up) -> None:
+def test_second_supervisor_on_same_folder_is_refused(up: Up) -> None:
     before = up.wait_until_running()
     first = up.process
 
@@ -326,7 +326,7 @@ def test_a_wrong_models_file_is_refused_before_anything_starts(tmp_path: Path) -
     assert not (tmp_path / "data" / "nightmill.db").exists()
 
 
-def test_what_is_written_is_its_owners_alone_in_a_folder_that_others_can_read_too(make_up: Callable[..., Up]) -> None:
+def test_files_of_child_processes_are_owner_only(make_up: Callable[..., Up]) -> None:
     up = make_up("release: python release.py\none: python worker.py one\n")
     up.wait_until_running("one")
 
@@ -350,7 +350,7 @@ def test_the_embedded_broker_is_supervised_and_private(make_up: Callable[..., Up
     assert up.family() == []
 
 
-def test_children_do_not_see_flowers_password_unless_they_are_flower(make_up: Callable[..., Up]) -> None:
+def test_only_flower_process_sees_flower_password(make_up: Callable[..., Up]) -> None:
     up = make_up("release: python release.py\none: python worker.py one\nflower: python worker.py two\n")
     pids = up.wait_until_running("one", "flower")
 

@@ -384,7 +384,7 @@ def test_texts_are_ranked_in_batches(inline: InlineDeployment) -> None:
     assert sorted(one["index"] for one in results[0]["body"]["results"]) == [0, 1]
 
 
-def test_a_text_is_cut_where_its_meaning_changes_and_its_chunks_say_what_they_are(inline: InlineDeployment) -> None:
+def test_semantic_chunks_follow_meaning_and_carry_metadata(inline: InlineDeployment) -> None:
     kiwi = (
         "The kiwi is a bird of New Zealand that cannot fly. It sleeps in a burrow during the whole of the day. At "
         "night it looks for worms with its long beak in the ground. A female lays one very large egg, on which "
@@ -413,7 +413,7 @@ def test_a_text_is_cut_where_its_meaning_changes_and_its_chunks_say_what_they_ar
         assert (facts["language"], facts["time"]) == ("en", "2024-01-31T09:00:00Z")
 
 
-def test_what_was_brought_in_is_told_and_signed(inline: InlineDeployment) -> None:
+def test_ingestion_events_are_delivered_and_signed(inline: InlineDeployment) -> None:
     types: Any = ["vector_store.file_batch.completed", "vector_store.file.completed", "vector_store.file.failed"]
     with Receiver() as receiver:
         endpoint = inline.client.webhooks.create(name="w", url=receiver.url("ok"), event_types=types)
@@ -434,7 +434,7 @@ def test_what_was_brought_in_is_told_and_signed(inline: InlineDeployment) -> Non
     assert unwrapped.id in {one["id"] for one in told}
 
 
-def test_a_batchs_own_webhook_is_told_and_signed(inline: InlineDeployment) -> None:
+def test_webhook_of_file_batch_is_delivered_and_signed(inline: InlineDeployment) -> None:
     with Receiver() as receiver:
         hook = {"url": receiver.url("ok")}
         batch = inline.client.vector_stores.file_batches.create(
@@ -485,7 +485,7 @@ def test_texts_of_deleted_files_and_stores_are_nowhere(inline: InlineDeployment)
     assert set(inline.vectors.stores()) & set(stores) <= {stores[1]}
 
 
-def test_a_store_is_kept_in_step_with_a_folder(inline: InlineDeployment, source_folder: Path) -> None:
+def test_store_is_synchronized_with_folder(inline: InlineDeployment, source_folder: Path) -> None:
     for name, (_, content) in LIBRARY.items():
         (source_folder / name).write_bytes(content)
     store = inline.store()
@@ -547,7 +547,7 @@ def test_workers_killed_in_the_middle_leave_every_file_once(inline: InlineDeploy
         assert inline.asked(store, f"marker{n}x")[0] == f"n{n}.txt"
 
 
-def test_a_store_is_indexed_anew_compared_switched_and_switched_back(inline: InlineDeployment) -> None:
+def test_store_is_reindexed_compared_switched_and_switched_back(inline: InlineDeployment) -> None:
     """With another model, other chunks and shorter vectors; a file is attached and another removed meanwhile."""
     store, client = bring_in_the_library(inline), inline.client
     path = f"/vector_stores/{store}/indexes"
@@ -707,7 +707,7 @@ def _long(n: int) -> bytes:
     return "".join(lines).encode()
 
 
-def test_a_text_that_was_embedded_for_a_client_is_not_embedded_again(inline: InlineDeployment) -> None:
+def test_text_embedded_for_client_is_answered_from_cache(inline: InlineDeployment) -> None:
     def embed(*texts: str) -> Any:
         return inline.client.embeddings.create(model=MINILM, input=list(texts))
 

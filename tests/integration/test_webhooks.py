@@ -146,7 +146,7 @@ def test_event_arrives_once_signed_and_is_logged(db: Database, receiver: Receive
         assert (log.delivery_id, log.status_code) == (request.webhook_id, 200)
 
 
-def test_one_off_webhook_of_a_job_is_signed_with_its_own_secret(db: Database, receiver: Receiver) -> None:
+def test_job_webhook_is_signed_with_its_own_secret(db: Database, receiver: Receiver) -> None:
     own = new_secret()
     job = Job(
         id="batch_0",
@@ -169,9 +169,7 @@ def test_one_off_webhook_of_a_job_is_signed_with_its_own_secret(db: Database, re
     assert request.verify(own)["type"] == "batch.completed"
 
 
-def test_failing_receiver_gets_every_attempt_with_one_id_then_the_delivery_fails(
-    db: Database, receiver: Receiver
-) -> None:
+def test_delivery_fails_after_all_attempts_with_same_id(db: Database, receiver: Receiver) -> None:
     endpoint(db, receiver.url("500"))
     happen(db)
 
@@ -182,7 +180,7 @@ def test_failing_receiver_gets_every_attempt_with_one_id_then_the_delivery_fails
     assert len({request.webhook_id for request in receiver.requests}) == 1
 
 
-def test_replayed_delivery_arrives_again_under_its_old_id(db: Database, receiver: Receiver) -> None:
+def test_replayed_delivery_is_resent_with_same_id(db: Database, receiver: Receiver) -> None:
     endpoint(db, receiver.url("ok"))
     happen(db)
     with delivering(db):
@@ -196,7 +194,7 @@ def test_replayed_delivery_arrives_again_under_its_old_id(db: Database, receiver
     assert (first.webhook_id, first.body) == (second.webhook_id, second.body)
 
 
-def test_held_deliveries_go_out_when_a_gone_endpoint_is_enabled_again(db: Database, receiver: Receiver) -> None:
+def test_pending_deliveries_are_sent_after_endpoint_is_reenabled(db: Database, receiver: Receiver) -> None:
     endpoint(db, receiver.url("410"))
     happen(db, 30)
     with delivering(db):
@@ -216,7 +214,7 @@ def _disabled(db: Database) -> bool:
         return session.get_one(WebhookEndpoint, "we_1").disabled_reason == "gone"
 
 
-def test_loop_returns_when_nothing_is_due_for_a_while(db: Database) -> None:
+def test_idle_loop_returns(db: Database) -> None:
     began = time.monotonic()
     loop.run(db, config(), "io-1", threading.Event(), replace(Timings(), deliveries_idle=0.5))
 
@@ -231,7 +229,7 @@ def test_second_run_of_the_same_worker_returns_at_once(db: Database) -> None:
     assert "io-1" not in loop._running
 
 
-def test_stop_ends_the_loop_promptly_and_gives_back_what_it_held(db: Database, receiver: Receiver) -> None:
+def test_stopped_loop_ends_promptly_and_releases_its_claims(db: Database, receiver: Receiver) -> None:
     endpoint(db, receiver.url("hang"))
     happen(db, 10)
     with delivering(db, config(webhook_timeout_seconds=3600)):
@@ -243,7 +241,7 @@ def test_stop_ends_the_loop_promptly_and_gives_back_what_it_held(db: Database, r
 
 
 @pytest.mark.parametrize(("scope", "name"), [(Scope.QUEUE, Queue.WEBHOOKS.value), (Scope.WORKER, "io-1")])
-def test_paused_the_loop_ends_what_it_has_begun_and_keeps_nothing_else(
+def test_paused_loop_finishes_started_deliveries_and_releases_rest(
     db: Database, receiver: Receiver, scope: Scope, name: str
 ) -> None:
     endpoint(db, receiver.url("slow"))
@@ -286,7 +284,7 @@ def test_claims_that_an_earlier_run_left_are_taken_back(db: Database, receiver: 
         eventually(lambda: states(db)["delivered"] == 2)
 
 
-def test_deliveries_of_a_missing_worker_are_freed_and_those_of_a_live_one_are_not(db: Database, tmp_path: Path) -> None:
+def test_deliveries_of_missing_worker_are_freed_and_of_live_worker_stay(db: Database, tmp_path: Path) -> None:
     endpoint(db, "http://127.0.0.1:9/")
     happen(db, 4)
     host, pid, started = processes.me()
@@ -332,7 +330,7 @@ class Full(Database):
         raise DatabaseBusy
 
 
-def test_database_that_refuses_at_once_is_not_asked_again_at_once(sqlite: Database) -> None:
+def test_refusing_database_is_retried_with_delay(sqlite: Database) -> None:
     endpoint(sqlite, "http://127.0.0.1:9/ok")
     happen(sqlite, 1)
     full = Full(sqlite.url)
@@ -379,7 +377,7 @@ class Mute(Database):
             raise DatabaseBusy
 
 
-def test_what_was_claimed_without_an_answer_is_sent_before_the_loop_ends(db: Database, receiver: Receiver) -> None:
+def test_delivery_with_lost_claim_answer_is_sent_before_loop_ends(db: Database, receiver: Receiver) -> None:
     endpoint(db, receiver.url("ok"))
     happen(db)
     mute = Mute(db.url, patience=10)
@@ -426,7 +424,7 @@ def test_unreleased_deliveries_are_revoked_by_the_next_run(
 
 
 @pytest.mark.verify  # it races a clock
-def test_many_hanging_receivers_delay_nobody_else(db: Database, receiver: Receiver) -> None:
+def test_hanging_receivers_do_not_delay_others(db: Database, receiver: Receiver) -> None:
     hanging = 100
     for n in range(hanging):
         endpoint(db, receiver.url(f"hang/{n}"), f"we_hang_{n}")
@@ -451,9 +449,7 @@ BAD = ("500", "hang", "trickle", "reset", "redirect", "410", "throttle", "huge",
 
 @pytest.mark.verify  # it races a clock
 @pytest.mark.parametrize("db", ["sqlite"], indirect=True)
-def test_bad_receivers_of_every_kind_get_what_is_pending_and_the_good_one_is_on_time(
-    db: Database, receiver: Receiver
-) -> None:
+def test_bad_receivers_get_their_deliveries_without_delaying_good_receiver(db: Database, receiver: Receiver) -> None:
     """F15: ten bad endpoints and a good one, 30 events each, the schedule a thousand times faster."""
     count = 30
     with Receiver() as canary:
@@ -530,7 +526,7 @@ loop.run(db, config, sys.argv[2], threading.Event(), replace(Timings(), deliveri
 
 
 @pytest.mark.verify
-def test_killed_delivery_process_costs_no_event_and_few_are_sent_twice(db: Database, receiver: Receiver) -> None:
+def test_killed_delivery_process_loses_no_event_and_repeats_are_bounded(db: Database, receiver: Receiver) -> None:
     """F16: kill -9 in the middle, again and again; what the dead held is taken back as the dispatcher does it."""
     kills, count, dice = 5, 240, random.Random(16)
     names = [f"we_{n}" for n in range(4)]

@@ -151,7 +151,7 @@ def test_this_sdk_finds_that(suite: Suite, check: str, request: pytest.FixtureRe
     assert line["raw"] == RAW.get((request.node.callspec.params["suite"], check), [])
 
 
-def test_the_newest_of_python_is_the_one_that_the_other_tests_use() -> None:
+def test_newest_python_sdk_is_installed_version() -> None:
     assert openai.__version__ == SDKS["python-3.57"]
 
 

@@ -65,7 +65,7 @@ def history(url: str, run_id: str, key: str) -> list[tuple[int, float]]:
     return sorted((int(metric["step"]), metric["value"]) for metric in answer["metrics"])
 
 
-def test_mlflow_has_each_step_once_though_it_was_away_and_steps_were_trained_again(
+def test_mlflow_has_each_step_once_despite_outage_and_retraining(
     sqlite: Database, tmp_path: Path, installed: Path
 ) -> None:
     port = free_port()

@@ -27,7 +27,7 @@ def test_interval_holds_the_true_difference(kind: str, difference: float, items:
 
 @pytest.mark.parametrize("items", ITEMS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_false_alarms_are_few(kind: str, items: int) -> None:
+def test_false_alarm_rate_of_each_kind_is_bounded(kind: str, items: int) -> None:
     """A share of 0.05 is measured with a standard error of 0.005."""
     alarms = measure(kind, items, 0.0).verdicts
 
@@ -35,7 +35,7 @@ def test_false_alarms_are_few(kind: str, items: int) -> None:
     assert alarms == 0 or items >= comparison.MIN_ITEMS
 
 
-def test_false_alarms_of_all_kinds_together_are_fewer_than_one_in_20() -> None:
+def test_mean_false_alarm_rate_of_all_kinds_is_at_most_five_percent() -> None:
     assert fmean(measure(kind, items, 0.0).verdicts for kind in KINDS for items in ITEMS[1:]) <= 0.05
 
 
@@ -43,7 +43,7 @@ def test_guide_has_the_measured_table() -> None:
     assert "\n".join(table()) in GUIDE.read_text()
 
 
-def test_false_alarms_among_ten_criteria_are_as_rare_as_by_one() -> None:
+def test_false_alarm_rate_of_ten_criteria_is_at_most_five_percent() -> None:
     alarms, pairs, items = 0, 1000, 50
     generator = np.random.default_rng(0)
     for _ in range(pairs):

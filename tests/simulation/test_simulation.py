@@ -57,7 +57,7 @@ def test_a_seed_replays_to_the_letter(world: SimulatedDatabase) -> None:
     assert stories[0] == stories[1]
 
 
-def test_in_fair_weather_every_line_is_asked_once_and_every_job_ends(world: SimulatedDatabase) -> None:
+def test_faultless_world_sends_every_line_once_and_ends_every_job(world: SimulatedDatabase) -> None:
     ended = set()
     for seed in range(4):
         game = Game(seed, Weather(), world)
@@ -71,7 +71,7 @@ def test_in_fair_weather_every_line_is_asked_once_and_every_job_ends(world: Simu
     assert ended <= set(TERMINAL)
 
 
-def test_a_poisoned_line_costs_few_workers_and_no_neighbour(world: SimulatedDatabase) -> None:
+def test_poisoned_line_costs_bounded_crashes_and_spares_neighbours(world: SimulatedDatabase) -> None:
     """Two stalls switch the shard to isolation mode, two more tries convict the line."""
     game = Game(0, Weather(poison=0.0), world)
     game.poison = frozenset({(0, 0)})

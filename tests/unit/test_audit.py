@@ -46,7 +46,7 @@ def test_a_known_vulnerability_fails_the_check_and_is_named(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["PYSEC-1", "CVE-1"])
-def test_one_that_is_ignored_for_a_reason_does_not(tmp_path: Path, name: str) -> None:
+def test_vulnerability_is_ignored_only_with_reason(tmp_path: Path, name: str) -> None:
     answer = report({"name": "bad", "version": "1.9", "vulns": [FAULT]})
 
     assert audit(tmp_path, answer, ignore=f"# why\n{name} it is not called\n")[0] == 0
@@ -67,7 +67,7 @@ def test_one_that_is_ignored_for_a_reason_does_not(tmp_path: Path, name: str) ->
         (report(UNKNOWN, UNKNOWN), "", "Dependency not found on PyPI"),
     ],
 )
-def test_where_nobody_can_be_asked_one_line_says_so_and_the_check_passes(
+def test_check_passes_with_message_if_audit_is_unavailable(
     tmp_path: Path, answer: str, complaint: str, why: str
 ) -> None:
     assert audit(tmp_path, answer, complaint) == (0, f"pip-audit did not run: {why}\n")
@@ -79,7 +79,7 @@ def test_another_failure_of_pip_audit_fails_the_check(tmp_path: Path) -> None:
     assert (code, "duplicate requirements" in told) == (1, True)
 
 
-def test_what_is_ignored_in_this_repository_has_a_reason(tmp_path: Path) -> None:
+def test_ignored_vulnerabilities_of_repository_have_reasons(tmp_path: Path) -> None:
     ignored = (ROOT / ".ci/audit-ignore").read_text()
 
     assert audit(tmp_path, report(SOUND), ignore=ignored)[0] == 0

@@ -35,7 +35,7 @@ def test_the_lock_file_names_no_registry_and_checks_every_package() -> None:
     assert not [name for name, package in fetched.items() if not package["integrity"].startswith("sha512-")]
 
 
-def test_versions_are_exact_and_npm_is_told_of_no_registry() -> None:
+def test_versions_are_exact_and_npmrc_names_no_registry() -> None:
     versions = {**PACKAGE["dependencies"], **PACKAGE["devDependencies"]}
     settings = (CONSOLE / ".npmrc").read_text()
 
@@ -53,7 +53,7 @@ def test_the_page_has_no_inline_script_and_no_inline_style() -> None:
 
 
 @pytest.mark.parametrize("file", sources(), ids=lambda file: file.relative_to(CONSOLE).as_posix())
-def test_sources_render_texts_as_text_and_fetch_nothing_from_elsewhere(file: Path) -> None:
+def test_sources_contain_no_raw_html_and_no_external_url(file: Path) -> None:
     assert FORBIDDEN.findall(file.read_text()) == []
 
 

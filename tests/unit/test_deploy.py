@@ -56,7 +56,7 @@ def test_each_target_ends_as_a_user_with_a_number_and_has_a_health_check_and_a_c
     assert ("STOPSIGNAL", "SIGTERM") in stages()["runtime"]
 
 
-def test_the_default_target_is_the_one_for_cpus() -> None:
+def test_default_target_is_cpu() -> None:
     assert list(stages())[-1] == "cpu"
 
 
@@ -68,7 +68,7 @@ def test_every_stage_starts_from_a_pinned_image_or_another_stage() -> None:
     assert bases - stages().keys() == {"${PYTHON_IMAGE}"}
 
 
-def test_what_is_copied_exists_and_is_let_in() -> None:
+def test_copied_sources_exist_and_match_dockerignore_exceptions() -> None:
     let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {
         source
@@ -139,7 +139,7 @@ def test_no_secret_stands_in_an_environment(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(OURS))
-def test_what_our_services_are_told_are_settings_and_targets_that_exist(name: str) -> None:
+def test_settings_and_build_targets_of_own_services_exist(name: str) -> None:
     service = SERVICES[name]
     told = {key[len("NIGHTMILL_") :].lower() for key in service["environment"] if key.startswith("NIGHTMILL_")}
 
@@ -150,7 +150,7 @@ def test_what_our_services_are_told_are_settings_and_targets_that_exist(name: st
     assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).exists()
 
 
-def test_what_services_name_is_declared() -> None:
+def test_dependencies_networks_and_volumes_of_services_are_declared() -> None:
     for name, service in SERVICES.items():
         assert service.get("depends_on", {}).keys() <= SERVICES.keys(), name
         assert set(service["networks"]) <= COMPOSE["networks"].keys(), name
@@ -198,7 +198,7 @@ def test_profile_for_python_graders_lets_their_sandbox_begin_and_refuses_the_res
     assert denied >= {"bpf", "io_uring_setup", "kexec_load", "init_module", "open_by_handle_at", "ptrace", "setns"}
 
 
-def test_whoever_fetches_from_elsewhere_can_get_out() -> None:
+def test_services_with_external_requests_have_outside_network() -> None:
     """Check that services that fetch from elsewhere have a network to the outside.
 
     Sources are read where a store is planned; engines, models and receivers of webhooks may be elsewhere. So may the
@@ -223,7 +223,7 @@ def test_the_readme_s_overrides_are_of_services_and_settings_that_exist() -> Non
     assert storage["services"].keys() == OURS - {"release", "flower"}
 
 
-def test_both_images_have_what_every_kind_of_file_is_read_with() -> None:
+def test_both_images_install_parsers_for_every_file_kind() -> None:
     extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
     for target in ("cpu", "gpu"):
         [install] = [rest for name, rest in stages()[f"build-{target}"] if name == "RUN" and "--requirements" in rest]
@@ -250,7 +250,7 @@ def test_a_service_is_not_killed_before_its_answers_have_had_their_time(name: st
     assert int(systemd) > stop_seconds(Settings().shutdown_seconds)
 
 
-def test_made_secrets_fit_together_and_are_kept(tmp_path: Path) -> None:
+def test_generated_secrets_are_consistent_private_and_stable(tmp_path: Path) -> None:
     shutil.copy(DEPLOY / "make-secrets", tmp_path)
     subprocess.run([tmp_path / "make-secrets"], check=True, capture_output=True)
     made = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}

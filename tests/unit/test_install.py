@@ -10,9 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(("words", "has_dev"), [((), True), (("product",), False)])
-def test_what_only_tests_and_documents_need_is_left_out_of_the_product(
-    tmp_path: Path, words: tuple[str, ...], *, has_dev: bool
-) -> None:
+def test_product_install_excludes_dev_extra(tmp_path: Path, words: tuple[str, ...], *, has_dev: bool) -> None:
     bin_ = tmp_path / "venv" / "bin"
     bin_.mkdir(parents=True)
     for name, text in (("python", ""), ("uv", f'echo "$@" >{tmp_path}/asked')):

@@ -15,7 +15,7 @@ def pages() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["settings.md", "commands.md", "api.md", "compatibility.md", "graders.md"])
-def test_this_page_is_what_the_code_writes(name: str, pages: dict[str, str]) -> None:
+def test_reference_page_matches_generated_text(name: str, pages: dict[str, str]) -> None:
     assert (DOCS / "reference" / name).read_text() == pages[name], "run `make docs`"
 
 

@@ -25,11 +25,11 @@ def said(module: str, words: str, **environment: str) -> str:
 
 
 @pytest.mark.parametrize("module", ["api", "cli.up.installation", "jobs.settings", "workers.engines.model_folders"])
-def test_every_process_and_its_children_have_them_off(module: str) -> None:
+def test_telemetry_is_disabled_in_every_process_and_its_children(module: str) -> None:
     assert said(module, f"print(*map(os.environ.get, {VARIABLES}))") == "1 1 1 1"
 
 
-def test_what_the_operator_has_said_stays() -> None:
+def test_telemetry_setting_of_operator_is_preserved() -> None:
     assert said("workers", "print(os.environ['DO_NOT_TRACK'])", DO_NOT_TRACK="0") == "0"
 
 

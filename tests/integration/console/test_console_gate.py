@@ -16,7 +16,7 @@ def stored(console: Console) -> dict[str, str]:
     return entries
 
 
-def test_without_a_key_the_console_asks_for_one(visitor: Console) -> None:
+def test_console_without_key_shows_key_form(visitor: Console) -> None:
     tab = visitor.open("/jobs")
 
     expect(tab.get_by_label("API key")).to_be_visible()
@@ -27,7 +27,7 @@ def test_without_a_key_the_console_asks_for_one(visitor: Console) -> None:
     assert not [url for url in visitor.urls if "/v1/" in url]
 
 
-def test_wrong_key_is_refused_in_words_and_the_right_one_opens(visitor: Console, deployment: Deployment) -> None:
+def test_wrong_key_is_refused_and_right_key_opens_console(visitor: Console, deployment: Deployment) -> None:
     visitor.expect_errors("status of 401")
     tab = visitor.open()
     tab.get_by_label("API key").fill("nm-of-nobody")
@@ -159,7 +159,7 @@ def test_theme_that_was_chosen_stays_after_a_reload(console: Console) -> None:
         "document.title = 'broken'",
     ],
 )
-def test_harness_notices_what_a_tab_does_wrong(console: Console, wrong: str) -> None:
+def test_harness_check_fails_on_forbidden_tab_behaviour(console: Console, wrong: str) -> None:
     console.open()
     console.check()
     console.tab.evaluate(wrong)
@@ -173,7 +173,7 @@ def test_harness_notices_what_a_tab_does_wrong(console: Console, wrong: str) -> 
     console.tab.evaluate("localStorage.clear(); document.title = ''")
 
 
-def test_harness_notices_what_axe_finds(console: Console) -> None:
+def test_harness_reports_axe_findings(console: Console) -> None:
     console.open()
     console.tab.evaluate("document.body.insertAdjacentHTML('beforeend', '<button></button><img src=\"data:,\">')")
 

@@ -38,9 +38,7 @@ def console(browser: Browser, deployment: Deployment, proxy: Proxy) -> Iterator[
         yield console
 
 
-def test_page_of_a_running_job_stays_while_the_server_is_away_and_goes_on(
-    console: Console, deployment: Deployment, proxy: Proxy
-) -> None:
+def test_running_job_page_survives_outage_and_resumes(console: Console, deployment: Deployment, proxy: Proxy) -> None:
     job_id = create_batch(deployment)
     worker_steps.plan(deployment.inline.db, job_id, 2)
     tab = console.open(f"/jobs/{job_id}")
@@ -58,9 +56,7 @@ def test_page_of_a_running_job_stays_while_the_server_is_away_and_goes_on(
     expect(tab.get_by_role("progressbar", name="Progress of the job")).to_have_attribute("aria-valuetext", "1 of 2")
 
 
-def test_upload_goes_on_where_it_was_when_the_server_is_back(
-    console: Console, deployment: Deployment, proxy: Proxy, tmp_path: Path
-) -> None:
+def test_upload_resumes_after_outage(console: Console, deployment: Deployment, proxy: Proxy, tmp_path: Path) -> None:
     large = tmp_path / "large.jsonl"
     large.write_bytes(b'{"a": 1}\n' * (LARGE // 9))
     tab = console.open("/files")
@@ -114,7 +110,7 @@ FORMS: dict[str, tuple[str, Callable[[Page, str], None], str]] = {
 
 
 @pytest.mark.parametrize("resource", FORMS)
-def test_form_whose_answer_was_lost_is_sent_again_and_makes_one(
+def test_form_resubmitted_after_lost_answer_creates_single_object(
     console: Console, deployment: Deployment, resource: str
 ) -> None:
     path, fill, button = FORMS[resource]
@@ -230,7 +226,7 @@ def test_key_that_is_revoked_while_a_page_is_open_leads_to_the_gate(
     assert urlsplit(tab.url).path == f"/console{path}"
 
 
-def test_operators_key_that_is_revoked_is_asked_for_again(browser: Browser, deployment: Deployment) -> None:
+def test_revoked_operator_key_shows_key_form(browser: Browser, deployment: Deployment) -> None:
     with console_of(browser, deployment, operator=True) as console:
         console.expect_errors("status of 401")
         tab = console.open("/workers")

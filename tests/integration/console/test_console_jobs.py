@@ -55,7 +55,7 @@ def rows(tab: Page) -> list[str]:
     return tab.get_by_role("table", name="Jobs").locator(".row-link code").all_inner_texts()
 
 
-def test_list_without_jobs_says_how_to_make_one(console: Console) -> None:
+def test_empty_job_list_explains_how_to_submit(console: Console) -> None:
     tab = console.open("/jobs")
 
     expect(tab.get_by_role("heading", name="No jobs yet")).to_be_visible()
@@ -189,7 +189,7 @@ def test_live_job_shows_where_it_is_and_can_be_cancelled(console: Console, deplo
     assert deployment.inline.job(job_id).state == "cancelling"
 
 
-def test_hostile_results_stay_text_beside_their_requests(console: Console, deployment: Deployment) -> None:
+def test_hostile_results_are_shown_as_text_with_their_requests(console: Console, deployment: Deployment) -> None:
     job_id = create(deployment.client, HOSTILE, "right", "huge", *(f"n{n}" for n in range(25)))
     answers = [answered(0, HOSTILE), answered(1, RIGHT_TO_LEFT), answered(2, "x" * HUGE)]
     answers += [answered(n, f"answer {n}") for n in range(3, 27)]
@@ -256,7 +256,7 @@ def test_ended_job_is_retried_once_by_a_double_click(console: Console, deploymen
     assert [(job["retry_of"], job["overrides"]) for job in jobs if job["id"] != job_id] == [(job_id, None)]
 
 
-def test_retry_names_the_errors_that_come_again(console: Console, deployment: Deployment) -> None:
+def test_retry_lists_permanent_errors(console: Console, deployment: Deployment) -> None:
     job_id = create(deployment.client, "a", "b")
     body = {"error": {"code": "context_length_exceeded", "message": "Too long."}}
     refused = {"id": "b1", "custom_id": "q1", "response": {"status_code": 400, "body": body}, "error": None}
@@ -270,7 +270,7 @@ def test_retry_names_the_errors_that_come_again(console: Console, deployment: De
     expect(tab.get_by_role("list", name="Permanent errors")).to_have_text("context_length_exceeded (1 line)")
 
 
-def test_deliveries_to_the_job_s_own_webhook_are_sent_again(console: Console, deployment: Deployment) -> None:
+def test_deliveries_of_job_webhook_can_be_resent(console: Console, deployment: Deployment) -> None:
     job_id = create(deployment.client, "a", webhook={"url": "https://192.0.43.8/once"})
     end(deployment, job_id, [answered(0, "x")])
     with deployment.inline.db.write() as session:
@@ -299,7 +299,7 @@ def test_fifty_thousand_errors_are_shown_a_hundred_at_a_time(console: Console, d
     console.inspect("job-errors")
 
 
-def test_dependencies_are_links_from_one_job_to_the_next(console: Console, deployment: Deployment) -> None:
+def test_job_graph_links_dependencies(console: Console, deployment: Deployment) -> None:
     first = create(deployment.client)
     second = create(deployment.client, after=[first])
 

@@ -11,7 +11,7 @@ from tests.support.web import store_completion, store_response
 pytestmark = pytest.mark.verify
 
 
-def test_page_without_chats_says_how_to_store_one(console: Console) -> None:
+def test_empty_page_explains_how_to_store_chat(console: Console) -> None:
     tab = console.open("/logs")
 
     expect(tab.get_by_role("heading", name="No chat is stored")).to_be_visible()

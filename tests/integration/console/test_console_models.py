@@ -59,7 +59,7 @@ def deployment(sqlite: Database, tmp_path: Path) -> Iterator[Deployment]:
         yield deployment
 
 
-def test_models_say_where_they_are_served_and_why_not(operator: Console) -> None:
+def test_models_show_workers_and_reason_for_quarantine(operator: Console) -> None:
     tab = operator.open("/models")
     table = tab.get_by_role("table", name="Models of this deployment")
     embedder, chat = (table.get_by_role("row").filter(has_text=name) for name in (EMBEDDER, CHAT))
@@ -106,7 +106,7 @@ def test_tuned_model_is_deleted_after_a_question(console: Console) -> None:
     expect(dialog).to_have_count(0)
 
 
-def test_page_without_models_says_how_to_add_one_and_a_failure_what_to_do(console: Console) -> None:
+def test_empty_page_explains_adding_model_and_error_offers_retry(console: Console) -> None:
     console.expect_errors("status of 400")
     models_url = re.compile(r"/v1/models\?")
     console.tab.route(models_url, lambda route: route.fulfill(json={"object": "list", "data": []}))

@@ -32,7 +32,7 @@ def content_of(deployment: Deployment, file_id: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in deployment.client.files.content(file_id).content.splitlines()]
 
 
-def test_requests_are_checked_and_become_one_batch(console: Console, deployment: Deployment) -> None:
+def test_checked_requests_become_single_batch(console: Console, deployment: Deployment) -> None:
     console.expect_errors("status of 400")
     tab = console.open("/batches/new")
     console.inspect("new-batch")
@@ -115,7 +115,7 @@ def download_table(tab: Page) -> list[list[str]]:
     return list(csv.reader(Path(download.value.path()).read_text().splitlines()))
 
 
-def test_answers_of_a_table_are_columns_beside_its_own(console: Console, deployment: Deployment) -> None:
+def test_answers_of_table_batch_become_extra_columns(console: Console, deployment: Deployment) -> None:
     list_model(deployment)
     tab = console.open("/batches/new?source=table")
     choose(tab, "countries.csv", b"country,id\nPeru,7\n" + HOSTILE.replace('"', "'").encode() + b",8\n")

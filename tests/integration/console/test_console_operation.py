@@ -161,7 +161,7 @@ def test_key_that_manages_no_keys_says_so_and_may_revoke_itself_alone(console: C
     console.inspect("keys-ordinary")
 
 
-def test_revoked_key_offers_to_revoke_what_it_created(console: Console, deployment: Deployment) -> None:
+def test_key_revocation_offers_revocation_of_created_keys(console: Console, deployment: Deployment) -> None:
     with deployment.inline.db.write() as session:
         leaked = id_of(create_key(session, "default", manages=True))
         created = id_of(create_key(session, "default", created_by=leaked))

@@ -21,7 +21,7 @@ def run_batch(deployment: Deployment, lines: int = 5) -> str:
     return job_id
 
 
-def test_empty_overview_says_what_to_do(console: Console) -> None:
+def test_empty_overview_explains_first_step(console: Console) -> None:
     tab = console.open()
 
     expect(tab.get_by_role("heading", name="No jobs yet")).to_be_visible()
@@ -29,7 +29,7 @@ def test_empty_overview_says_what_to_do(console: Console) -> None:
     expect(tab.get_by_role("table", name="Models").get_by_text("smollm2-135m-instruct")).to_be_visible()
 
 
-def test_overview_shows_what_ran_what_waits_and_why(console: Console, deployment: Deployment) -> None:
+def test_overview_shows_throughput_waiting_and_latest_jobs(console: Console, deployment: Deployment) -> None:
     done = run_batch(deployment)
     waiting = deployment.inline.submit(jsonl([chat_line("only", "Later")]), model="nobody-serves-this")
     tab = console.open()
@@ -71,7 +71,7 @@ def test_operator_sees_the_workers_too(operator: Console, deployment: Deployment
     expect(tab.get_by_role("table", name="Workers").get_by_role("row")).not_to_have_count(1)
 
 
-def test_two_tabs_hold_one_stream_and_both_show_a_new_job(console: Console, deployment: Deployment) -> None:
+def test_two_tabs_share_single_stream_and_show_new_job(console: Console, deployment: Deployment) -> None:
     streams: list[Request] = []
 
     def note(request: Request) -> None:
@@ -93,9 +93,7 @@ def test_two_tabs_hold_one_stream_and_both_show_a_new_job(console: Console, depl
     second.close()
 
 
-def test_server_that_is_away_is_announced_and_the_page_is_read_anew_when_it_is_back(
-    console: Console, deployment: Deployment
-) -> None:
+def test_outage_is_announced_and_page_refreshes_after_recovery(console: Console, deployment: Deployment) -> None:
     console.expect_errors("net::ERR_FAILED", "net::ERR_ABORTED")
     tab = console.open()
     expect(tab.get_by_role("heading", name="No jobs yet")).to_be_visible()

@@ -87,7 +87,7 @@ def test_headings_landmarks_and_order_suit_a_screen_reader(opened: Console) -> N
     expect(tab.get_by_role("main")).to_have_accessible_name(opened.heading.inner_text())
 
 
-def test_page_fits_on_the_smallest_screens_in_one_column(opened: Console) -> None:
+def test_page_fits_smallest_screens_in_single_column(opened: Console) -> None:
     tab = opened.tab
     for width in WIDTHS:
         tab.set_viewport_size({"width": width, "height": 740})

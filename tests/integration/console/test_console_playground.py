@@ -128,7 +128,7 @@ def test_answer_of_ten_megabytes_does_not_freeze_the_page(shop: Shop, console: C
     expect(tab.get_by_label("Question")).to_have_value("The page goes on")
 
 
-def test_error_is_said_and_the_question_can_be_sent_again(shop: Shop, console: Console) -> None:
+def test_failed_question_shows_error_and_can_be_resent(shop: Shop, console: Console) -> None:
     console.expect_errors("status of 503")
     tab = console.open("/playground?model=" + MODEL)
     ask(console, "Three")
@@ -140,9 +140,7 @@ def test_error_is_said_and_the_question_can_be_sent_again(shop: Shop, console: C
         expect(tab.locator(".answer")).to_have_text("0 1 2 ")
 
 
-def test_answer_that_breaks_off_stays_and_the_question_is_asked_again(
-    shop: Shop, console: Console, browser: Browser
-) -> None:
+def test_interrupted_answer_stays_until_question_is_retried(shop: Shop, console: Console, browser: Browser) -> None:
     with shop.open(), Proxy(urlsplit(shop.url).port or 0) as proxy:
         deployment = replace(console.deployment, url=f"http://127.0.0.1:{proxy.port}")
         with console_of(browser, deployment) as reader:

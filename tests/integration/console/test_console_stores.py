@@ -104,7 +104,7 @@ def test_search_shows_the_parts_of_each_score(console: Console, store: str) -> N
     expect(whale).to_be_visible(timeout=SLOW)
 
 
-def test_search_says_what_is_wrong(console: Console, store: str) -> None:
+def test_invalid_search_names_wrong_parameter(console: Console, store: str) -> None:
     console.expect_errors("status of 400")
     tab = console.open(f"/vector-stores/{store}?tab=search")
     tab.get_by_label("Query").fill("a")
@@ -140,7 +140,7 @@ def test_source_is_created_synced_paused_and_deleted(console: Console, store: st
     expect(tab.get_by_role("heading", name="No sources yet")).to_be_visible()
 
 
-def test_second_index_is_built_compared_used_and_the_first_one_deleted(console: Console, store: str) -> None:
+def test_second_index_is_built_compared_activated_and_first_deleted(console: Console, store: str) -> None:
     tab = console.open(f"/vector-stores/{store}?tab=indexes")
     tab.get_by_role("button", name="New index").click()
     tab.get_by_label("Dimensions").fill("128")

@@ -37,7 +37,7 @@ def upgrade(build: Path) -> None:
 
 
 @pytest.mark.parametrize("page", ["Jobs", "Playground"])  # the second one has styles of its own
-def test_tab_of_the_older_console_loads_the_new_one(console: Console, build: Path, page: str) -> None:
+def test_tab_of_older_console_loads_new_console(console: Console, build: Path, page: str) -> None:
     console.expect_errors("status of 404", "MIME type")  # the error in JSON is no style
     tab = console.open("/webhooks")
     older = tab.evaluate(MAIN)
@@ -64,7 +64,7 @@ def test_pointer_over_a_link_does_not_reload_the_page(console: Console, build: P
     expect(console.heading).to_have_text("Webhooks")
 
 
-def test_page_whose_code_is_missing_in_the_new_console_says_so(console: Console, build: Path) -> None:
+def test_page_with_missing_code_shows_error(console: Console, build: Path) -> None:
     console.expect_errors("status of 404", "dynamically imported module")
     tab = console.open("/webhooks")
     [code] = (build / "assets").glob("Jobs-*.js")
@@ -77,7 +77,7 @@ def test_page_whose_code_is_missing_in_the_new_console_says_so(console: Console,
     expect(tab.get_by_role("navigation")).to_be_visible()
 
 
-def test_page_is_opened_by_another_try_when_the_server_is_back(console: Console) -> None:
+def test_retry_opens_page_after_outage_without_reload(console: Console) -> None:
     console.expect_errors("ERR_FAILED", "dynamically imported module", "The server cannot be reached")
     tab = console.open("/webhooks")
     tab.evaluate("window.stays = true")

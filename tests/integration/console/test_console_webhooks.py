@@ -116,7 +116,7 @@ def test_test_event_shows_the_answer_of_the_receiver(
     assert [request.path for request in receiver.requests] == ["/ok", "/500"]
 
 
-def test_deliveries_show_answers_and_attempts_and_are_sent_again(console: Console, deployment: Deployment) -> None:
+def test_deliveries_show_attempts_and_can_be_resent(console: Console, deployment: Deployment) -> None:
     endpoint_id = create_endpoint(deployment, "http://127.0.0.1:9/hook")
     add_deliveries(deployment, endpoint_id)
     tab = console.open(f"/webhooks/{endpoint_id}")
@@ -159,7 +159,7 @@ def test_secret_is_rotated_and_the_endpoint_deleted(console: Console, deployment
     expect(tab.get_by_role("heading", name="No webhook endpoints yet")).to_be_visible()
 
 
-def test_disabled_endpoint_says_why_and_is_enabled_again(console: Console, deployment: Deployment) -> None:
+def test_disabled_endpoint_shows_reason_and_can_be_enabled(console: Console, deployment: Deployment) -> None:
     endpoint_id = create_endpoint(deployment, "http://127.0.0.1:9/hook")
     with deployment.inline.db.write() as session:
         webhook_endpoints.disable(session, session.get_one(WebhookEndpoint, endpoint_id), "gone")

@@ -41,7 +41,7 @@ def id_of(app: FastAPI, project: str) -> str:
         return keys.ensure_project(session, project).id
 
 
-def test_a_project_has_one_slot_and_all_projects_have_few() -> None:
+def test_slots_are_limited_per_project_and_in_total() -> None:
     computations = Computations(0.01, slots=2)
 
     with computations.slot("a"), computations.slot("b"):
@@ -68,7 +68,7 @@ def test_a_request_that_was_admitted_waits_for_its_slot() -> None:
 
 
 @pytest.mark.parametrize("route", ["graders/run", "fine_tuning/jobs/validate", "batches/validate"])
-def test_a_project_whose_slot_is_taken_is_refused_and_others_are_served(
+def test_project_with_taken_slot_is_refused_and_other_project_is_served(
     app: FastAPI, route: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(examination, "examine", lambda _question: DatasetFindings(training=Part("a", 1, 100)))

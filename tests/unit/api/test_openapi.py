@@ -238,7 +238,7 @@ def test_the_document_describes_every_error_and_no_fastapi_default(app: FastAPI)
 
 
 @pytest.mark.parametrize("name", ["ChatCompletionRequest", "CreateResponse"])
-def test_the_document_says_what_may_be_done_about_length(app: FastAPI, name: str) -> None:
+def test_document_describes_context_options(app: FastAPI, name: str) -> None:
     field, _ = app.openapi()["components"]["schemas"][name]["properties"]["context"]["anyOf"]
 
     assert list(field["properties"]) == list(context_options.ContextOptions.__struct_fields__)

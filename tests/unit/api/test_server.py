@@ -110,7 +110,7 @@ def test_trailers_are_no_headers(app: FastAPI, url: str) -> None:
     assert talk(url, sent).startswith(b"HTTP/1.1 200 ")
 
 
-def test_who_was_answered_before_the_end_of_the_body_has_so_long_to_end_it(app: FastAPI, url: str) -> None:
+def test_client_answered_before_body_end_is_disconnected_after_timeout(app: FastAPI, url: str) -> None:
     hurry(app, head_patience=0.5)
     host, _, port = url.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
@@ -157,7 +157,9 @@ def test_a_head_that_does_not_come_is_given_up(app: FastAPI, url: str) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\nHost: x\r\n"])
-def test_those_who_wait_longest_make_room_for_who_asks(url: str, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+def test_oldest_idle_connections_are_closed_for_new_connections(
+    url: str, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
     monkeypatch.setattr("api.server.max_connections", lambda: 8)
     host, _, port = url.removeprefix("http://").partition(":")
     with ExitStack() as stack:
@@ -186,7 +188,9 @@ def test_in_a_crowd_a_connection_ends_with_its_answer(url: str, monkeypatch: pyt
         eventually(lambda: client.get(f"{url}/livez").headers.get("connection") == "close", 10, "they are a crowd")
 
 
-def test_whose_request_lies_there_unread_makes_no_room(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_with_unread_request_is_not_closed_for_new_connection(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     host, _, port = url.removeprefix("http://").partition(":")
     ask = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
     with ExitStack() as stack:
@@ -209,7 +213,9 @@ def test_whose_request_lies_there_unread_makes_no_room(url: str, monkeypatch: py
         assert other.recv(1) == b"", "closed"
 
 
-def test_who_is_being_answered_makes_no_room(app: FastAPI, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_with_active_response_is_not_closed_for_new_connections(
+    app: FastAPI, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("api.server.max_connections", lambda: 2)
     db, storage = app.state.services.db, app.state.services.storage
     with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {make_key(app)}"}, timeout=30) as client:
@@ -257,7 +263,7 @@ def test_heads_that_two_servers_could_read_differently_are_refused(app: FastAPI,
     assert refusal(answer) == (400, "invalid_http")
 
 
-def test_what_is_no_http_is_refused_once_however_much_of_it_comes(url: str) -> None:
+def test_invalid_http_of_any_length_is_refused_once(url: str) -> None:
     answer = talk(url, b"\x16\x03\x01 nonsense\r\n\r\n" * 50_000)
 
     assert refusal(answer) == (400, "invalid_http")
@@ -333,7 +339,7 @@ def test_open_streams_do_not_hold_up_the_end_of_the_process(app: FastAPI) -> Non
     assert rest[-1] == ""
 
 
-def test_a_signal_drains_the_process_and_a_second_ctrl_c_ends_what_it_answers(app: FastAPI) -> None:
+def test_sigterm_drains_process_and_following_sigint_stops_responses(app: FastAPI) -> None:
     services = app.state.services
     web = server(app, services.config)
 
@@ -424,9 +430,7 @@ def test_a_load_balancer_has_time_to_leave_a_process_that_stops(
     assert late.status_code == 200
 
 
-def test_what_the_server_has_loaded_is_never_looked_through_again_for_garbage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loaded_objects_are_frozen_for_garbage_collector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTMILL_DATA_DIR", str(tmp_path))
 
     told = subprocess.run([sys.executable, "-c", READY], capture_output=True, text=True, timeout=60, check=True)

@@ -100,7 +100,7 @@ def _get(client: httpx2.AsyncClient) -> "asyncio.Task[httpx2.Response]":
     return asyncio.create_task(client.get("/v1/conversations/conv_1"))
 
 
-def test_one_project_has_so_many_threads_and_another_gets_in(make_app: Callable[..., FastAPI], gate: Gate) -> None:
+def test_project_threads_are_limited_and_other_project_is_served(make_app: Callable[..., FastAPI], gate: Gate) -> None:
 
     async def work(busy: httpx2.AsyncClient, other: httpx2.AsyncClient) -> None:
         held = [_get(busy) for _ in range(2)]
@@ -123,7 +123,9 @@ def test_one_project_has_so_many_threads_and_another_gets_in(make_app: Callable[
     _run(make_app(project_threads=2, timings=replace(Timings(), thread_patience=0.05)), gate, work)
 
 
-def test_who_waits_for_a_thread_that_comes_free_is_served(make_app: Callable[..., FastAPI], gate: Gate) -> None:
+def test_request_waiting_for_thread_is_served_after_thread_release(
+    make_app: Callable[..., FastAPI], gate: Gate
+) -> None:
     async def work(busy: httpx2.AsyncClient, _: httpx2.AsyncClient) -> None:
         held = [_get(busy) for _ in range(40)]
         await gate.holds(3)
@@ -136,7 +138,7 @@ def test_who_waits_for_a_thread_that_comes_free_is_served(make_app: Callable[...
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_one_project_has_so_many_bytes_of_bodies_and_another_gets_in(
+def test_project_body_bytes_are_limited_and_other_project_is_served(
     make_app: Callable[..., FastAPI], gate: Gate, chunked: bool
 ) -> None:
     async def pieces() -> AsyncIterator[bytes]:
@@ -172,7 +174,7 @@ def test_a_body_of_the_largest_size_is_always_accepted(make_app: Callable[..., F
     _run(make_app(project_body_bytes=1024), gate, work)
 
 
-def test_what_a_request_continues_counts_as_its_body(make_app: Callable[..., FastAPI], gate: Gate) -> None:
+def test_continued_conversation_counts_as_request_body(make_app: Callable[..., FastAPI], gate: Gate) -> None:
     async def work(busy: httpx2.AsyncClient, _: httpx2.AsyncClient) -> None:
         project, gate.project = gate.project, None
         talk = (await busy.post("/v1/conversations", json=BODY)).json()["id"]

@@ -35,13 +35,13 @@ async def beside() -> None:
     await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
 
 
-async def test_it_is_asked_once_for_each_key_while_its_answer_is_new(sql: Sql) -> None:
+async def test_fresh_answer_is_queried_once_per_key(sql: Sql) -> None:
     trusted = Trusted[int](SECONDS)
 
     assert [await trusted.get(key, sql.look) for key in (b"a", b"a", b"b", b"a")] == [1, 1, 2, 1]
 
 
-async def test_nobody_waits_for_it_while_somebody_asks_again_and_again(sql: Sql) -> None:
+async def test_aging_answer_is_refreshed_in_background(sql: Sql) -> None:
     trusted = Trusted[int](SECONDS)
     got = []
     for _ in range(4):
@@ -52,7 +52,7 @@ async def test_nobody_waits_for_it_while_somebody_asks_again_and_again(sql: Sql)
     assert (got, sql.asked) == ([1, 1, 1, 1, 2, 2, 3, 3], 4)
 
 
-async def test_what_is_too_old_is_asked_for_first(sql: Sql) -> None:
+async def test_expired_answer_is_queried_before_return(sql: Sql) -> None:
     trusted = Trusted[int](SECONDS)
     await trusted.get(b"a", sql.look)
     sql.at += SECONDS
@@ -61,7 +61,7 @@ async def test_what_is_too_old_is_asked_for_first(sql: Sql) -> None:
 
 
 @pytest.mark.parametrize("later", [SECONDS * 0.6, SECONDS], ids=["found beside", "asked for first"])
-async def test_what_is_taken_back_is_refused_and_what_is_refused_is_asked_for_each_time(sql: Sql, later: float) -> None:
+async def test_revoked_answer_is_refused_and_refusals_are_not_cached(sql: Sql, later: float) -> None:
     trusted = Trusted[int](SECONDS)
     await trusted.get(b"a", sql.look)
     sql.refuses, sql.at = True, sql.at + later

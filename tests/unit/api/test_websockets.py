@@ -137,7 +137,7 @@ def test_messages_that_arrive_count_as_bodies_of_the_project(make_app: Callable[
             assert json.loads(third.recv(timeout=30))["error"]["code"] == "invalid_json"
 
 
-def test_a_client_that_does_not_answer_is_gone(make_app: Callable[..., FastAPI]) -> None:
+def test_unresponsive_client_is_disconnected(make_app: Callable[..., FastAPI]) -> None:
     app = make_app(timings=replace(Timings(), connection_ping=0.1, connection_pong=0.2))
     head = f"GET {PATH} HTTP/1.1\r\nAuthorization: Bearer {make_key(app)}\r\n".encode() + UPGRADE + b"\r\n"
     with serve(app) as url:

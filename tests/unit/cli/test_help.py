@@ -56,7 +56,7 @@ def test_a_file_that_is_missing_is_named_without_a_number(capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_a_command_and_each_of_its_options_say_what_they_do(name: str) -> None:
+def test_every_command_and_option_has_help_text(name: str) -> None:
     command = COMMANDS[name]
 
     assert len(command.help.split()) >= 4
@@ -118,7 +118,7 @@ def test_a_command_that_prints_has_json(name: str) -> None:
     assert any("--json" in option.opts for option in COMMANDS[name].params)
 
 
-def test_the_version_is_told() -> None:
+def test_version_is_printed() -> None:
     told = CliRunner().invoke(app, ["--version"])
 
     assert told.exit_code == 0

@@ -332,9 +332,7 @@ def test_a_terminal_gets_colours_and_no_sequence_of_others(
     assert "[/boom]" in out + err
 
 
-def test_results_keep_their_bytes_where_nobody_reads_them_on_a_terminal(
-    call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_piped_results_keep_bytes_and_terminal_output_is_escaped(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     piped, _ = call("results", "x-1")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     shown, _ = call("results", "x-1")
@@ -358,7 +356,7 @@ def test_results_keep_their_bytes_where_nobody_reads_them_on_a_terminal(
         ("-", "'-"), ("-1-1", "'-1-1"), ("-\u0663", "'-\u0663"), ("-1\n=2", "'-1\n=2"),
     ],
 )  # fmt: skip
-def test_a_cell_that_a_spreadsheet_would_run_is_quoted_and_a_number_stays_one(
+def test_spreadsheet_formula_is_quoted_and_number_stays_unquoted(
     value: object, written: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from jobs.batches.joining import COLUMNS
@@ -369,7 +367,7 @@ def test_a_cell_that_a_spreadsheet_would_run_is_quoted_and_a_number_stays_one(
     assert row["answer"] == written
 
 
-def test_what_checks_the_vectors_is_shown_without_its_escapes(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_escapes_in_vector_verification_output_are_removed(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     from subprocess import CompletedProcess
 
     said = CompletedProcess([], 3, f"{OSC}[/boom]: there is no such store\n", f"{OSC}[/boom] is away\n")

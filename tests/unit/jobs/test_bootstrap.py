@@ -81,7 +81,7 @@ def test_the_operator_s_key_is_readable_by_its_owner_alone(sqlite: Database, con
     assert [path.name for path in config.data_dir.iterdir()] == ["operator.key"]
 
 
-def test_the_operator_s_key_is_kept_while_it_opens(db: Database, config: Settings) -> None:
+def test_valid_operator_key_is_reused(db: Database, config: Settings) -> None:
     first = operator_key(db, config)
     again = operator_key(db, config)
 
@@ -156,7 +156,7 @@ def test_postgresql_belongs_to_no_host(postgres: Database, monkeypatch: pytest.M
         assert session.scalars(select(Meta)).all() == []
 
 
-def test_releases_at_once_leave_one_schema_and_a_key_that_opens(tmp_path: Path) -> None:
+def test_concurrent_releases_create_schema_and_valid_operator_key(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "jobs.bootstrap"]
     environment = os.environ | {"NIGHTMILL_DATA_DIR": str(tmp_path)}
     both = [subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE) for _ in range(2)]
@@ -169,7 +169,7 @@ def test_releases_at_once_leave_one_schema_and_a_key_that_opens(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("damaged", ["its schema", "its header"])
-def test_a_damaged_database_is_told_in_a_sentence_with_the_way_out(tmp_path: Path, damaged: str) -> None:
+def test_error_for_damaged_database_is_readable_and_suggests_backup(tmp_path: Path, damaged: str) -> None:
     release(tmp_path)
     path = tmp_path / "nightmill.db"
     data = bytearray(path.read_bytes())

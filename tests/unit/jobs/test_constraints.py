@@ -60,9 +60,7 @@ def happened(db: Database) -> None:
         pytest.param(JobDependency, {}, id="pk_job_dependency"),
     ],
 )
-def test_what_may_be_there_once_is_refused_a_second_time(
-    db: Database, model: type[Base], otherwise: dict[str, Any]
-) -> None:
+def test_duplicate_row_violates_unique_constraint(db: Database, model: type[Base], otherwise: dict[str, Any]) -> None:
     happened(db)
     table = table_of(model)
     with db.read() as session:

@@ -68,7 +68,7 @@ def other_work(db: Database, scope: Scope, name: str) -> int:
 
 
 @pytest.mark.parametrize(("scope", "name"), [(Scope.QUEUE, Queue.WEBHOOKS.value), (Scope.WORKER, "io-1")])
-def test_what_is_pending_stays_pending_with_all_its_attempts_while_sending_is_paused(
+def test_pause_of_sending_leaves_pending_deliveries_and_attempts_unchanged(
     db: Database, scope: Scope, name: str
 ) -> None:
     pending(db, 3)
@@ -84,14 +84,14 @@ def test_what_is_pending_stays_pending_with_all_its_attempts_while_sending_is_pa
     assert [one.attempt for one in claim(db)] == [1, 1]
 
 
-def test_another_worker_sends_what_a_paused_one_may_not(db: Database) -> None:
+def test_pause_of_worker_does_not_stop_sending_by_other_workers(db: Database) -> None:
     pending(db)
     pause(db, Scope.WORKER, "io-1")
 
     assert (len(claim(db, "io-1")), len(claim(db, "io-2"))) == (0, 1)
 
 
-def test_a_paused_project_is_told_of_what_has_ended(db: Database) -> None:
+def test_paused_project_still_receives_webhooks(db: Database) -> None:
     pending(db, project="proj_1")
     pause(db, Scope.PROJECT, "proj_1")
 
@@ -116,7 +116,7 @@ def test_deliveries_in_flight_are_counted_at_their_worker_and_their_queue(db: Da
     assert other_work(db, Scope.WORKER, "io-1") == 0
 
 
-def test_what_workers_say_they_are_at_is_counted_wherever_it_is(db: Database) -> None:
+def test_work_reported_by_workers_is_counted_in_each_scope(db: Database) -> None:
     register(db, "gpu-1", Queue.GENERATE, [Queue.GENERATE, "m", "blue", 3], [Queue.GENERATE, "n", "red", 1])
     register(db, "gpu-2", Queue.GENERATE, [Queue.GENERATE, "m", "red", 5])
     register(db, "cpu-1", Queue.INGEST, [Queue.INGEST, "", "", 1])
@@ -172,7 +172,7 @@ def test_news_between_two_heartbeat_count_for_none(db: Database) -> None:
         heartbeat(db, "gpu-1", heartbeats=0)
 
 
-def test_a_worker_that_registers_anew_is_waited_for_from_there_on_and_one_that_is_gone_is_not(db: Database) -> None:
+def test_acknowledgement_requires_reregistered_worker_and_ignores_departed(db: Database) -> None:
     register(db, "gpu-1", Queue.GENERATE)
     for _ in range(5):
         heartbeat(db, "gpu-1")

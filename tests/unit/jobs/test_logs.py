@@ -28,7 +28,7 @@ def test_a_record_is_an_event_with_its_fields() -> None:
     assert written == {"level": "info", "logger": "workers", "event": "claimed", "shard": 3}
 
 
-def test_records_inside_say_what_they_are_about_and_those_outside_do_not() -> None:
+def test_log_context_applies_only_inside_its_block() -> None:
     with about(job_id="job-1", request_id=None), about(request_id="req-1"):
         inside = line(record())
     outside = line(record())
@@ -37,7 +37,7 @@ def test_records_inside_say_what_they_are_about_and_those_outside_do_not() -> No
     assert "job_id" not in outside
 
 
-def test_what_can_not_be_written_as_json_is_written_as_text() -> None:
+def test_unserialisable_value_is_logged_as_text() -> None:
     assert line(record(what=ValueError("odd")))["what"] == "odd"
 
 
@@ -54,7 +54,7 @@ def configured() -> Iterator[None]:
         root.setLevel(level)
 
 
-def test_an_exception_is_one_field_of_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_exception_is_logged_in_single_field_of_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     with configured():
         try:
             raise KeyError("lost")
@@ -75,7 +75,7 @@ def test_a_warning_of_python_is_a_record_too(capsys: pytest.CaptureFixture[str])
     assert (json.loads(written)["logger"], json.loads(written)["level"]) == ("py.warnings", "warning")
 
 
-def test_what_lasts_is_told_now_and_then_with_how_often_it_was_kept_back(caplog: pytest.LogCaptureFixture) -> None:
+def test_repeated_warning_is_throttled_and_reports_suppressed_count(caplog: pytest.LogCaptureFixture) -> None:
     clock = iter([0.0, 0.1, 9.9, 10.0, 10.1])
     warning = Seldom(logging.getLogger("workers"), "disk_full", seconds=10, clock=lambda: next(clock))
 

@@ -54,7 +54,7 @@ def test_every_kind_of_setting_may_come_from_a_file(
     assert getattr(Settings(), name) == value
 
 
-def test_a_setting_whose_own_name_ends_like_that_is_no_secret_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setting_with_name_ending_in_file_is_no_secret_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTMILL_MODELS_FILE", "/nowhere/models.yaml")
 
     assert Settings().models_file == "/nowhere/models.yaml"
@@ -67,7 +67,7 @@ def test_an_empty_name_of_a_file_is_none(monkeypatch: pytest.MonkeyPatch) -> Non
     assert Settings().database_url == URL
 
 
-def test_what_the_caller_says_goes_before_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_constructor_argument_overrides_secret_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTMILL_DATABASE_URL_FILE", str(file))
 
     assert Settings(database_url="sqlite://").database_url == "sqlite://"
@@ -140,9 +140,7 @@ def test_a_process_that_cannot_read_its_secret_ends_and_shows_none(tmp_path: Pat
         ("NIGHTMILL_QXJ", "NIGHTMILL_QXJ is not a setting"),
     ],
 )
-def test_a_name_that_is_no_setting_is_refused_with_the_one_that_was_meant(
-    name: str, told: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unknown_setting_is_refused_with_suggestion(name: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "hunter2")
 
     with pytest.raises(CliError) as caught:
@@ -152,7 +150,7 @@ def test_a_name_that_is_no_setting_is_refused_with_the_one_that_was_meant(
     assert "hunter2" not in str(caught.value)
 
 
-def test_all_wrong_names_are_told_at_once() -> None:
+def test_all_unknown_settings_are_reported_together() -> None:
     told = wrong_names({"NIGHTMILL_A": "", "NIGHTMILL_BEAT_SECONDS": "", "PATH": "", "NIGHTMILL_PORT": "1"})
 
     assert len(told) == 2
@@ -191,7 +189,9 @@ def test_a_level_of_logs_that_there_is_not_is_refused(monkeypatch: pytest.Monkey
         ("http://u:hunter2@a/v1", "must carry no user name or password: set NIGHTMILL_ENGINE_API_KEY"),
     ],
 )
-def test_what_is_no_server_s_url_is_refused(urls: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_engine_url_is_refused_without_leaking_password(
+    urls: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NIGHTMILL_ENGINE_URLS", urls)
 
     with pytest.raises(CliError) as caught:
@@ -216,9 +216,7 @@ def test_a_secret_of_another_name_is_found_in_either_place(file: Path) -> None:
     assert secret("KEY", {}) == ""
 
 
-def test_files_that_are_named_from_here_are_found_by_children_elsewhere(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_secret_file_paths_are_made_absolute_for_children(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(file.parent)
     environment = {"A_FILE": file.name, "B_FILE": "not-there", "C": file.name, "D_FILE": "", "E_FILE": str(file)}
 
@@ -233,14 +231,14 @@ def test_files_that_are_named_from_here_are_found_by_children_elsewhere(
     }
 
 
-def test_what_is_replaced_for_a_child_is_replaced_in_files_too() -> None:
+def test_override_for_child_replaces_secret_file_variable() -> None:
     environment = {"A": "1", "B_FILE": "/run/secrets/b", "C_FILE": "/run/secrets/c"}
 
     assert replace_values(environment, {"B": ""}) == {"A": "1", "B": "", "C_FILE": "/run/secrets/c"}
 
 
 @pytest.mark.parametrize("name", ["job_retention_seconds", "audit_retention_seconds"])
-def test_rows_are_not_removed_before_what_belongs_to_them(name: str) -> None:
+def test_row_retention_shorter_than_data_retention_is_refused(name: str) -> None:
     limits: dict[str, Any] = {"retention_seconds": 60, name: 59}
 
     with pytest.raises(ValidationError, match=f"NIGHTMILL_{name.upper()} is 0, or no less than"):

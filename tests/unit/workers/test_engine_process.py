@@ -29,7 +29,7 @@ def _thawed() -> Iterator[None]:
     gc.unfreeze()
 
 
-def test_frozen_objects_are_not_scanned_again() -> None:
+def test_frozen_objects_are_excluded_from_garbage_collection() -> None:
     memory.freeze()
 
     assert gc.get_freeze_count() > 1000
@@ -49,7 +49,7 @@ def test_unreachable_frozen_object_is_freed_by_the_next_freeze() -> None:
     assert gone() is None
 
 
-def test_a_worker_settles_when_celery_is_up_when_its_engine_is_and_when_it_is_another(
+def test_worker_freezes_objects_at_celery_start_engine_start_and_rebuild(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settled: list[int] = []
@@ -79,7 +79,7 @@ class Idle:
         return
 
 
-def test_a_process_that_is_told_to_stop_leaves_interactive_requests_to_others_first() -> None:
+def test_stopping_process_hands_over_interactive_requests_first() -> None:
     calls: list[str] = []
     context = SimpleNamespace(heartbeat=SimpleNamespace(stop_all=lambda: calls.append("stop_all")))
 

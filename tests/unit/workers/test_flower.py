@@ -62,7 +62,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
 
 
 @pytest.mark.parametrize("path", sorted(_posts()))
-def test_flower_changes_nothing_for_who_has_its_password(ask: Ask, path: str) -> None:
+def test_flower_refuses_changes_by_authenticated_user(ask: Ask, path: str) -> None:
     assert ask(path, b"{}") == 403
 
 

@@ -66,7 +66,7 @@ def test_no_job_moves_in_a_process_that_knows_no_kinds(db: Database, monkeypatch
     assert sample_jobs.state(db, job.id) == JobState.QUEUED
 
 
-def test_nothing_is_asked_of_a_table_that_was_not_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_kinds_table_raises_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process without the table would tell no webhook of an event, and delete files that live jobs read."""
     monkeypatch.setattr(kinds, "TABLE", {})
 

@@ -75,7 +75,7 @@ def test_a_process_that_may_not_start_says_why(
     assert ended.stderr.startswith(told)
 
 
-def test_a_worker_whose_engine_does_not_start_ends_so_that_it_is_started_again() -> None:
+def test_worker_exits_for_restart_if_engine_does_not_start() -> None:
     ended = _python("-c", ENGINE_WITHOUT_A_DEVICE, "wanted")
 
     assert (ended.returncode, ended.stdout) == (70, "nobody's fault\n")
@@ -83,7 +83,7 @@ def test_a_worker_whose_engine_does_not_start_ends_so_that_it_is_started_again()
     assert "no device" in ended.stderr
 
 
-def test_a_worker_that_is_stopped_while_its_engine_fails_ends_as_it_was_told() -> None:
+def test_stopping_worker_ignores_engine_start_failure() -> None:
     ended = _python("-c", ENGINE_WITHOUT_A_DEVICE, "stopping")
 
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "goes on\n", "")
@@ -129,13 +129,13 @@ def test_a_paused_worker_tells_its_consumer_to_leave_its_queues_and_resumed_to_c
     assert consumer.told == [False, True]
 
 
-def test_a_pause_that_the_broker_does_not_forward_is_sent_again(app: Celery) -> None:
+def test_listen_returns_false_while_broker_is_unavailable(app: Celery) -> None:
     app.conf.update(broker_url="redis://127.0.0.1:1/0")
 
     assert not worker._listen(FakeConsumer(), "gpu", ("gpu.generate",), False)  # type: ignore[arg-type]
 
 
-def test_a_models_file_that_is_wrong_is_told_once_and_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+def test_invalid_models_file_is_logged_once_and_worker_waits(caplog: pytest.LogCaptureFixture) -> None:
     right, stop = object(), SimpleNamespace(wait=lambda _seconds: looks.append(len(looks)))
     looks: list[int] = []
 
@@ -162,7 +162,7 @@ class Announced:
         self.written: list[tuple[str, ...]] = []
 
 
-def test_a_worker_says_which_models_it_has_when_that_changes_and_not_each_second() -> None:
+def test_worker_announces_models_only_on_change() -> None:
     context: Any = Announced()
     engine: Any = SimpleNamespace(reachable_models=frozenset(), discovered_models=())
 
@@ -181,9 +181,7 @@ def test_a_worker_says_which_models_it_has_when_that_changes_and_not_each_second
 
 @pytest.mark.parametrize(("error", "ended", "told"), [("OSError('no loop')", 70, True), ("None", 0, False)])
 @pytest.mark.verify
-def test_a_worker_that_can_answer_nobody_who_waits_ends_so_that_it_is_started_again(
-    error: str, ended: int, told: bool
-) -> None:
+def test_worker_exits_for_restart_only_after_interactive_consumer_error(error: str, ended: int, told: bool) -> None:
     script = f"""
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -204,7 +202,7 @@ worker._consumer_ended(engine_health, serving)
 
 @pytest.mark.parametrize("cores", [1, 2, 4, 8, 64])
 @pytest.mark.parametrize("pool", [CPU_POOL, EVALUATE_POOL])
-def test_the_half_of_a_pool_that_one_project_may_take_keeps_half_of_the_cores_busy(pool: Pool, cores: int) -> None:
+def test_project_share_of_pool_covers_half_of_cores(pool: Pool, cores: int) -> None:
     count = process_count(pool, cores)
 
     assert largest_share(count) == max(2, cores // 2)

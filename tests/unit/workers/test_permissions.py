@@ -44,9 +44,7 @@ async def test_an_unknown_project_has_no_permission(sqlite: Database) -> None:
     assert [await permissions.allows(name) for name in ("", "proj_nobody")] == [False, False]
 
 
-async def test_without_the_database_nobody_is_permitted_or_refused(
-    sqlite: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_permission_check_raises_busy_without_database(sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     def away() -> None:
         raise DatabaseBusy
 

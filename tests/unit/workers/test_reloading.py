@@ -109,7 +109,7 @@ def test_other_changes_do_not_end_the_process(process: Process, changed: Callabl
     assert process.router.models[:1] == ("tiny",)
 
 
-def test_two_that_one_process_cannot_have_are_told_once(process: Process, caplog: pytest.LogCaptureFixture) -> None:
+def test_models_that_cannot_share_process_are_logged_once(process: Process, caplog: pytest.LogCaptureFixture) -> None:
     process.finds(FILE.replace("engine: embed", "engine: vllm"))
     process.reloading.look()
 
@@ -118,7 +118,7 @@ def test_two_that_one_process_cannot_have_are_told_once(process: Process, caplog
     assert process.ends == ["ended"]
 
 
-def test_servers_and_names_are_what_the_file_says_now(process: Process, tmp_path: Path) -> None:
+def test_servers_and_names_follow_models_file(process: Process, tmp_path: Path) -> None:
     def asked(model: str) -> str:
         request = Request("/v1/chat/completions", {"model": model, "messages": [{"role": "user", "content": "a"}]}, "r")
         answer = process.reloading._host.call(process.router.answer(request)).result()

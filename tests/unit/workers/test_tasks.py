@@ -37,7 +37,7 @@ with about(job_id="batch_1"):
 """
 
 
-def test_spawned_children_of_a_pool_log_one_json_object_a_line_with_the_job_s_id() -> None:
+def test_spawned_pool_children_log_json_lines_with_job_id() -> None:
     environment = os.environ | {"NIGHTMILL_LOG_LEVEL": "INFO"}
     child = subprocess.run([sys.executable, "-c", CHILD], cwd=ROOT, env=environment, capture_output=True, check=True)
 
@@ -49,7 +49,7 @@ def test_spawned_children_of_a_pool_log_one_json_object_a_line_with_the_job_s_id
     assert child.stdout == b""
 
 
-def test_a_message_that_the_database_refuses_is_told_now_and_then_and_is_no_error(
+def test_message_refused_by_busy_database_logs_single_warning(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lifecycle, "database_away", Seldom(logging.getLogger("workers"), "work_waits_for_database"))

@@ -119,7 +119,7 @@ def test_our_own_fields_reach_the_job(app: FastAPI, client: TestClient) -> None:
     assert batch["webhook"] == {"url": "https://192.0.43.8/hook", "signing_secret": None}
 
 
-def test_a_webhook_without_a_secret_is_given_one_and_it_is_told_once(app: FastAPI, client: TestClient) -> None:
+def test_generated_webhook_secret_is_returned_only_on_create(app: FastAPI, client: TestClient) -> None:
     batch = create(client, webhook={"url": "https://192.0.43.8/hook"})
 
     with app.state.services.db.read() as session:
@@ -163,7 +163,7 @@ def test_every_state_has_a_status_of_openai(app: FastAPI) -> None:
     assert set(STATUS) == set(JobState)
 
 
-def test_a_batch_counts_while_it_runs_and_says_the_same_when_it_has_ended(app: FastAPI, client: TestClient) -> None:
+def test_batch_shows_counts_and_usage_while_running_and_after_end(app: FastAPI, client: TestClient) -> None:
     db, storage = app.state.services.db, app.state.services.storage
     batch_id = create(client)["id"]
     worker_steps.plan(db, batch_id, 4, "all-minilm-l6-v2")
@@ -228,7 +228,7 @@ def test_cancelling_twice_is_no_error_in_any_state_before_the_end(app: FastAPI, 
         assert third["cancelling_at"] <= third["cancelled_at"]
 
 
-def test_a_cancel_is_in_the_audit_once_with_who_asked(app: FastAPI, client: TestClient) -> None:
+def test_repeated_cancel_is_audited_once_with_its_actor(app: FastAPI, client: TestClient) -> None:
     batch_id = create(client)["id"]
     for _ in range(2):
         client.post(f"/v1/batches/{batch_id}/cancel")
@@ -261,7 +261,7 @@ def _finalizing(app: FastAPI, batch_id: str) -> None:
 @pytest.mark.parametrize(
     ("until", "status"), [(_completed, "completed"), (_failed, "failed"), (_finalizing, "finalizing")]
 )
-def test_what_has_ended_or_is_ending_cannot_be_cancelled(
+def test_ended_or_finalizing_batch_cannot_be_cancelled(
     app: FastAPI, client: TestClient, until: Any, status: str
 ) -> None:
     batch_id = create(client)["id"]
@@ -282,7 +282,7 @@ def test_unknown_batches_are_404(client: TestClient) -> None:
         assert "batch_x" in answer.json()["error"]["message"]
 
 
-def test_pages_follow_one_another_without_gaps_while_batches_come_in(app: FastAPI, client: TestClient) -> None:
+def test_pages_have_no_gaps_despite_new_batches(app: FastAPI, client: TestClient) -> None:
     first = [create(client, "file-x")["id"] for _ in range(7)]
     with app.state.services.db.write() as session:  # two of them at the very same moment
         session.get_one(Job, first[2]).created_at = session.get_one(Job, first[3]).created_at

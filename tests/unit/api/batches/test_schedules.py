@@ -40,7 +40,7 @@ def test_a_schedule_lives_through_its_verbs(client: TestClient) -> None:
     assert client.get("/v1/schedules").json()["data"] == []
 
 
-def test_one_key_makes_one_schedule(client: TestClient) -> None:
+def test_repeated_key_creates_single_schedule(client: TestClient) -> None:
     file_id, key = upload(client), {"Idempotency-Key": "k"}
 
     first, again = (client.post("/v1/schedules", json=body(file_id), headers=key) for _ in range(2))
@@ -68,7 +68,7 @@ def test_a_schedule_that_makes_no_sense_is_refused(client: TestClient, changes: 
     assert client.get("/v1/schedules").json()["data"] == []
 
 
-def test_nobody_sees_another_projects_schedules(app: FastAPI, client: TestClient) -> None:
+def test_schedules_are_hidden_from_other_projects(app: FastAPI, client: TestClient) -> None:
     made = client.post("/v1/schedules", json=body(upload(client))).json()
     other = client_of(app, make_key(app, "other"))
     path = f"/v1/schedules/{made['id']}"
@@ -79,7 +79,7 @@ def test_nobody_sees_another_projects_schedules(app: FastAPI, client: TestClient
     assert client.get(path).json()["status"] == "active"
 
 
-def test_a_webhooks_secret_is_not_shown_again(client: TestClient) -> None:
+def test_webhook_secret_is_shown_only_on_create(client: TestClient) -> None:
     wanted = body(upload(client))
     wanted["batch"]["webhook"] = {"url": "https://8.8.8.8/hook"}
 

@@ -133,7 +133,7 @@ def test_a_schema_that_is_none_and_a_prompt_that_is_too_long_are_named(client: T
         (line("1", body={"model": "nobody-has-it", "input": "a"}), "model_not_found"),
     ],
 )
-def test_what_is_wrong_with_the_whole_is_told_too(client: TestClient, data: bytes, code: str) -> None:
+def test_errors_of_whole_file_are_reported(client: TestClient, data: bytes, code: str) -> None:
     assert [error["code"] for error in dry_run(client, data)["errors"]["data"]] == [code]
 
 
@@ -195,7 +195,7 @@ def test_a_file_that_no_batch_reads_is_refused_as_create_refuses_it(client: Test
 
 
 @pytest.mark.parametrize(("spare", "codes"), [(0, []), (-1, ["token_limit_exceeded"])])
-def test_more_than_the_project_may_have_waiting_is_told(
+def test_exceeded_queue_limit_of_project_is_reported(
     make_app: Callable[..., FastAPI], spare: int, codes: list[str]
 ) -> None:
     waiting = line("1") * 3
@@ -217,7 +217,7 @@ def test_an_unknown_file_is_404(client: TestClient) -> None:
     assert answer.status_code == 404
 
 
-def test_a_child_that_gives_up_is_told_as_that(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_child_over_memory_limit_is_reported(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = replace(route._LIMITS, memory_bytes=1 << 20)  # an interpreter needs more
     monkeypatch.setattr(route, "_LIMITS", limits)
     file = client.post("/v1/files", files={"file": ("a", line("1"))}, data={"purpose": "batch"}).json()

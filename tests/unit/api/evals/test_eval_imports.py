@@ -67,7 +67,7 @@ def test_criteria_of_openai_have_ids_and_keep_their_names_apart(client: TestClie
     assert all("id" not in criterion for criterion in made["testing_criteria"])
 
 
-def test_run_is_imported_once_and_asks_nobody(client: TestClient, app: FastAPI) -> None:
+def test_repeated_run_import_creates_single_run(client: TestClient, app: FastAPI) -> None:
     eval_id, file_id = import_eval(client)["id"], file_of(client)
     source = {"type": "completions", "model": "gpt-4o", "source": {"type": "file_id", "id": "file-far"}}
     body = run_body(file_id, model="gpt-4o", name="r", data_source=source)

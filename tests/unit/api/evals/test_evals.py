@@ -133,7 +133,7 @@ def test_limit_of_tokens_has_either_of_its_names(client: TestClient, app: FastAP
         assert sampled.params == {"max_completion_tokens": 50}
 
 
-def test_run_shows_its_items_where_they_are_few(client: TestClient) -> None:
+def test_run_shows_items_only_below_size_limit(client: TestClient) -> None:
     made = create(client)
     few = run(client, made["id"])
     many = run(client, made["id"], source={**CONTENT, "content": [{"item": {"a": "x" * 20_000}}]})
@@ -456,7 +456,7 @@ def test_run_over_a_store_asks_the_model_of_the_store(client: TestClient, app: F
     assert sampled.text == "{{ item.query }}"
 
 
-def test_perplexity_is_asked_of_engines_that_can_give_it(client: TestClient, app: FastAPI) -> None:
+def test_perplexity_run_needs_supporting_engine(client: TestClient, app: FastAPI) -> None:
     made = create(client)
     source = {"type": "perplexity", "source": CONTENT, "model": "all-minilm-l6-v2"}
 
@@ -467,7 +467,7 @@ def test_perplexity_is_asked_of_engines_that_can_give_it(client: TestClient, app
     assert stored(app)[1] == 1
 
 
-def test_run_that_every_shard_would_read_again_is_bounded(client: TestClient, app: FastAPI) -> None:
+def test_run_with_oversized_template_is_refused(client: TestClient, app: FastAPI) -> None:
     made = create(client)
     template = {"type": "template", "template": [{"role": "user", "content": "x" * 200_000}] * 6}
 
@@ -488,9 +488,7 @@ def test_source_that_matches_nothing_is_refused(client: TestClient, app: FastAPI
     assert stored(app) == (1, 0, 0)
 
 
-def test_response_is_stored_with_what_selects_it_and_selected_once_it_is_answered(
-    client: TestClient, app: FastAPI
-) -> None:
+def test_response_is_stored_with_metadata_and_selectable_after_completion(client: TestClient, app: FastAPI) -> None:
     made = create(client, data_source_config={"type": "logs", "metadata": {"team": "a"}})
     body = {"model": MODEL, "input": "q", "background": True, "metadata": {"team": "a"}}
     response_id = client.post("/v1/responses", json=body).json()["id"]

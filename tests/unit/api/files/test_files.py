@@ -88,7 +88,7 @@ def test_the_fields_may_follow_the_file(client: TestClient) -> None:
     assert client.post("/v1/files", content=form(FILE, PURPOSE), headers=FORM).status_code == 200
 
 
-def test_a_file_of_another_purpose_stays_unless_told_otherwise(client: TestClient) -> None:
+def test_non_batch_file_expires_only_on_request(client: TestClient) -> None:
     kept = upload(client, purpose="user_data").json()
     asked = {"purpose": "user_data", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
     going = upload(client, **asked).json()
@@ -122,7 +122,7 @@ def test_a_file_of_another_purpose_stays_unless_told_otherwise(client: TestClien
         ({"colour": "red"}, "colour", "unknown_parameter"),
     ],
 )
-def test_a_bad_field_is_named_and_nothing_is_kept(
+def test_invalid_field_is_named_and_no_file_is_stored(
     app: FastAPI, client: TestClient, fields: dict[str, str], param: str, code: str
 ) -> None:
     error = upload(client, **fields).json()["error"]
@@ -242,7 +242,7 @@ def test_a_disk_that_fills_up_meanwhile_is_507_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("path", ["/v1/files", "/v1/uploads/{upload}/parts"])
-def test_bytes_whose_row_comes_after_their_request_was_cut_off_are_there(
+def test_bytes_remain_stored_if_row_is_written_after_request_cancellation(
     app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     """As at a shutdown, which waits for nobody in the end: the thread that writes the row goes on."""
@@ -279,7 +279,7 @@ def test_bytes_whose_row_comes_after_their_request_was_cut_off_are_there(
     assert stored(app) == rows
 
 
-def test_a_deleted_file_is_gone_at_once_and_its_bytes_stay_for_its_jobs(app: FastAPI, client: TestClient) -> None:
+def test_deleted_file_is_not_found_and_its_bytes_stay_in_storage(app: FastAPI, client: TestClient) -> None:
     file = upload(client).json()
 
     answer = client.delete(f"/v1/files/{file['id']}")
@@ -367,7 +367,7 @@ def test_every_change_of_a_file_is_in_the_audit(app: FastAPI, client: TestClient
         ("bytes=-", 200, b"0123456789", None),
     ],
 )
-def test_a_range_of_the_bytes_can_be_asked_for(
+def test_range_header_selects_bytes_of_content(
     client: TestClient, asked: str, status: int, body: bytes | None, range_: str | None
 ) -> None:
     file = upload(client, b"0123456789").json()

@@ -64,7 +64,7 @@ def test_an_upload_is_shown_with_every_key(client: TestClient) -> None:
     assert shown["expires_at"] == shown["created_at"] + 3600
 
 
-def test_the_file_expires_as_the_upload_asked(client: TestClient) -> None:
+def test_file_expires_at_time_requested_by_upload(client: TestClient) -> None:
     upload_id = create(client, 1, expires_after={"anchor": "created_at", "seconds": 7200})
     part = add(client, upload_id, b"x").json()["id"]
 
@@ -142,7 +142,7 @@ def test_the_third_completion_with_a_wrong_md5_cancels_the_upload(client: TestCl
     assert not list((Path(app.state.services.storage.root) / "uploads").glob("*"))
 
 
-def test_completing_again_answers_the_same_and_makes_no_second_file(client: TestClient) -> None:
+def test_repeated_complete_returns_same_file(client: TestClient) -> None:
     upload_id = create(client, 3)
     part = add(client, upload_id, b"abc").json()["id"]
 
@@ -153,7 +153,7 @@ def test_completing_again_answers_the_same_and_makes_no_second_file(client: Test
 
 
 @pytest.mark.parametrize("named", [["second", "first"], ["first"], ["first", "unknown"], ["first", "other"]])
-def test_completing_again_with_other_parts_is_refused(client: TestClient, app: FastAPI, named: list[str]) -> None:
+def test_repeated_complete_with_different_parts_is_refused(client: TestClient, app: FastAPI, named: list[str]) -> None:
     upload_id = create(client, 6)
     parts = {name: add(client, upload_id, data).json()["id"] for name, data in
              (("first", b"abc"), ("second", b"def"), ("other", b"ghi"))}  # fmt: skip
@@ -167,7 +167,7 @@ def test_completing_again_with_other_parts_is_refused(client: TestClient, app: F
     assert complete(client, upload_id, [parts["first"], parts["second"]]).json() == done.json()
 
 
-def test_an_upload_that_was_completed_before_its_parts_were_kept_is_answered(client: TestClient, app: FastAPI) -> None:
+def test_repeated_complete_without_stored_parts_hash_returns_file(client: TestClient, app: FastAPI) -> None:
     upload_id = create(client, 3)
     part = add(client, upload_id, b"abc").json()["id"]
     done = complete(client, upload_id, [part])
@@ -202,7 +202,7 @@ def test_a_cancelled_upload_takes_nothing_more_and_keeps_nothing(app: FastAPI, c
     assert app.state.services.storage.list(f"uploads/{upload_id}") == []
 
 
-def test_a_part_that_is_sent_again_under_its_key_is_answered_as_before_whatever_became_of_the_upload(
+def test_repeated_part_with_idempotency_key_is_replayed_after_cancel(
     client: TestClient,
 ) -> None:
     upload_id = create(client, 3)
@@ -270,7 +270,7 @@ def test_part_that_arrives_during_completion_leaves_nothing(
 
 
 @pytest.mark.parametrize("when", ["before it reads the parts", "after it has read them"])
-def test_two_concurrent_completions_make_one_file_and_both_return_it(
+def test_concurrent_completions_in_two_processes_return_same_file(
     app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     upload_id = create(client, 3)
@@ -293,7 +293,7 @@ def test_two_concurrent_completions_make_one_file_and_both_return_it(
     assert len(app.state.services.storage.list("files")) == 1
 
 
-def test_concurrent_completions_in_one_process_copy_the_parts_once(
+def test_concurrent_completions_in_same_process_copy_parts_once(
     app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload_id = create(client, 3)
@@ -314,7 +314,7 @@ def test_concurrent_completions_in_one_process_copy_the_parts_once(
     assert times == [0]
 
 
-def test_parts_that_are_sent_again_have_room_and_no_more_than_that(
+def test_resent_parts_are_accepted_up_to_size_limit(
     app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(multipart, "MAX_PART_BYTES", 100)
@@ -344,7 +344,7 @@ def test_an_upload_that_is_cancelled_while_it_is_completed_makes_no_file(
     assert app.state.services.storage.list("files") == []
 
 
-def test_parts_that_are_lost_are_told_without_where_they_were(app: FastAPI, client: TestClient) -> None:
+def test_missing_parts_are_reported_without_storage_path(app: FastAPI, client: TestClient) -> None:
     upload_id = create(client, 3)
     part = add(client, upload_id, b"abc").json()["id"]
     app.state.services.storage.delete(f"uploads/{upload_id}/{part}")
@@ -371,7 +371,7 @@ def test_an_upload_ends_though_its_parts_cannot_be_removed(
     assert client.post(f"/v1/uploads/{given_up}/cancel").json()["status"] == "cancelled"
 
 
-def test_what_is_refused_says_why_though_its_bytes_cannot_be_removed(
+def test_refused_upload_returns_400_even_if_cleanup_fails(
     app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: str) -> None:

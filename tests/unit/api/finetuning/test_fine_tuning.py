@@ -123,7 +123,7 @@ def test_an_adapter_that_the_engine_of_the_base_would_not_load_is_refused(client
     create(client, training_file=file_id, training={"rank": 64}, peft="full")
 
 
-def test_qlora_is_refused_where_the_workers_say_that_they_lack_its_kernels(app: FastAPI, client: TestClient) -> None:
+def test_qlora_is_refused_if_all_workers_report_missing_kernels(app: FastAPI, client: TestClient) -> None:
     file_id = upload(client)
     create(client, training_file=file_id, peft="qlora")  # nobody has said anything
     add_worker(app, "finetune-1", {"qlora": False, "fault": "bitsandbytes is not installed."})
@@ -191,7 +191,7 @@ def test_integrations_are_refused_where_the_deployment_has_no_service(client: Te
     assert client.get("/v1/fine_tuning/jobs").json()["data"] == []
 
 
-def test_an_integration_comes_back_as_it_was_asked_for(make_app: Callable[..., FastAPI]) -> None:
+def test_integration_is_returned_and_stored_as_requested(make_app: Callable[..., FastAPI]) -> None:
     app = make_app(wandb_mode="offline")
     client = client_of(app, make_key(app))
 
@@ -224,13 +224,13 @@ def test_a_bad_integration_is_refused(client: TestClient, integration: Any, code
     assert error_of(client, integrations=[integration]) == (400, code, param)
 
 
-def test_there_is_one_integration_at_most(client: TestClient) -> None:
+def test_second_integration_is_refused(client: TestClient) -> None:
     refused = error_of(client, integrations=[{"type": "wandb", "wandb": WANDB}] * 2)
 
     assert refused == (400, "array_above_max_length", "integrations")
 
 
-def test_validation_by_a_file_needs_one(client: TestClient) -> None:
+def test_file_validation_requires_validation_file(client: TestClient) -> None:
     file_id = upload(client)
 
     refused = error_of(client, training_file=file_id, validation={"type": "file"})

@@ -45,7 +45,7 @@ def test_lists_are_paged_filtered_by_metadata_and_the_projects_own(client: TestC
     assert stranger.get(f"/v1/fine_tuning/jobs/{ids[0]}").status_code == 404
 
 
-def test_a_cancelled_job_says_so_at_once_and_may_be_cancelled_again(client: TestClient) -> None:
+def test_cancel_is_immediate_and_repeatable_and_pause_is_then_refused(client: TestClient) -> None:
     path = f"/v1/fine_tuning/jobs/{create(client)['id']}"
 
     assert client.post(f"{path}/cancel").json()["status"] == "cancelled"
@@ -73,7 +73,7 @@ def test_a_paused_job_says_so_until_it_is_resumed(client: TestClient) -> None:
     ]
 
 
-def test_nobody_else_changes_a_job(client: TestClient, stranger: TestClient) -> None:
+def test_other_project_cannot_read_or_change_job(client: TestClient, stranger: TestClient) -> None:
     path = f"/v1/fine_tuning/jobs/{create(client)['id']}"
 
     answers = [stranger.post(f"{path}/{verb}").status_code for verb in ("cancel", "pause", "resume")]
@@ -116,7 +116,7 @@ def test_checkpoints_have_names_and_metrics(app: FastAPI, client: TestClient) ->
     assert (metrics["step"], metrics["train_loss"], metrics["valid_loss"]) == (8, 1.5, None)
 
 
-def test_a_permission_opens_one_checkpoint_to_one_project(
+def test_permission_grants_project_access_to_checkpoint_until_deleted(
     app: FastAPI, client: TestClient, stranger: TestClient
 ) -> None:
     name = registered(app, create(client), 4)
@@ -197,7 +197,7 @@ def test_a_file_that_a_job_or_a_model_names_is_not_deleted(app: FastAPI, client:
         assert model.data_erased
 
 
-def test_a_file_is_free_again_when_its_model_is_deleted(app: FastAPI, client: TestClient) -> None:
+def test_training_file_can_be_deleted_after_its_model(app: FastAPI, client: TestClient) -> None:
     job = create(client)
     name = registered(app, job)
     with app.state.services.db.write() as session:
@@ -208,7 +208,7 @@ def test_a_file_is_free_again_when_its_model_is_deleted(app: FastAPI, client: Te
     assert client.delete(f"/v1/files/{job['training_file']}").status_code == 200
 
 
-def test_an_ended_job_is_retried_with_what_was_asked_for(app: FastAPI, client: TestClient) -> None:
+def test_retry_repeats_request_of_ended_job(app: FastAPI, client: TestClient) -> None:
     job = create(client, seed=5, suffix="s", metadata={"a": "b"})
     with app.state.services.db.write() as session:
         session.get_one(Job, job["id"]).state = "failed"
@@ -248,7 +248,7 @@ def test_a_project_has_so_many_live_jobs_and_no_more(make_app: Callable[..., Fas
 
 
 @pytest.mark.verify
-def test_a_job_that_is_paused_again_and_again_has_few_events(client: TestClient) -> None:
+def test_number_of_events_is_bounded_for_repeatedly_paused_job(client: TestClient) -> None:
     job_id = create(client)["id"]
     path = f"/v1/fine_tuning/jobs/{job_id}"
 
@@ -327,7 +327,7 @@ def test_the_training_file_is_deleted_once_its_job_has_ended_without_a_model(
         assert client.get(path).status_code == 200
 
 
-def test_two_projects_have_one_suffix_each_for_itself(make_app: Callable[..., FastAPI]) -> None:
+def test_projects_can_use_same_suffix_independently(make_app: Callable[..., FastAPI]) -> None:
     app = make_app()
     clients = [client_of(app, make_key(app, project)) for project in ("Team A", "team-a")]  # of one slug, too
     jobs = [create(client, suffix="support") for client in clients]
@@ -390,7 +390,7 @@ def test_progress_has_the_plan_the_cost_and_the_curve(client: TestClient, app: F
     assert [point["step"] for point in progress["data"] if point["valid_loss"] is not None] == [5, 10]
 
 
-def test_the_curve_has_no_more_points_than_were_asked_for(either: FastAPI) -> None:
+def test_progress_curve_has_at_most_requested_number_of_points(either: FastAPI) -> None:
     client = client_of(either, make_key(either))
     job = create(client)
     trained(either, job, 10)

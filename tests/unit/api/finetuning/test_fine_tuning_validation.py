@@ -59,7 +59,7 @@ def test_a_good_file_is_counted_and_nothing_is_created(client: TestClient, monke
     assert client.get("/v1/fine_tuning/jobs").json()["data"] == []
 
 
-def test_seconds_and_memory_are_estimated_by_a_job_that_measured_them(
+def test_estimate_of_seconds_and_memory_comes_from_measuring_job(
     app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -106,7 +106,7 @@ def measured(app: FastAPI, job_id: str) -> None:
             session.add(FinetuneStep(job_id=job_id, step=n, **step, **figures))
 
 
-def test_errors_are_told_with_line_and_param(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_reported_with_line_and_param(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     error = {"code": "empty_array", "message": "Empty.", "line": 3, "param": "training_file.messages"}
     monkeypatch.setattr(examination, "examine", lambda _question: DatasetFindings(errors=[error], truncated=True))
 
@@ -136,7 +136,7 @@ def test_a_training_of_too_many_steps_is_an_error_of_the_hyperparameters(
     ("error", "status", "code"),
     [(ExaminationFailed(), 400, "validation_gave_up"), (BaseUnavailable("away"), 503, "model_unavailable")],
 )
-def test_what_cannot_be_examined_is_refused(
+def test_failed_examination_is_refused_with_its_code(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, code: str
 ) -> None:
     def fail(_question: ExaminationTask) -> DatasetFindings:

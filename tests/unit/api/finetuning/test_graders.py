@@ -99,7 +99,7 @@ def test_a_grader_that_needs_no_model_is_run(client: TestClient) -> None:
     assert run(client, STRING, "London").reward == 0.0
 
 
-def test_a_judge_is_asked_and_its_tokens_are_counted(client: TestClient, models: Models) -> None:
+def test_score_model_grader_queries_judge_and_counts_tokens(client: TestClient, models: Models) -> None:
     response = run(client, SCORE)
     assert (response.reward, response.metadata.token_usage) == (0.75, 8)
     assert response.metadata.sampled_model_name == "judge"
@@ -141,7 +141,7 @@ def test_an_error_of_the_grader_is_flagged_and_gives_no_reward(
     assert (response.reward, set_errors(response)) == (0.0, errors)
 
 
-def test_a_python_grader_is_run_in_the_sandbox_where_workers_have_one(client: TestClient, app: FastAPI) -> None:
+def test_python_grader_runs_only_with_working_sandbox(client: TestClient, app: FastAPI) -> None:
     def answer_beside(*lacking: list[str] | None) -> Any:
         for lacks in lacking:
             with app.state.services.db.write() as session:

@@ -54,9 +54,7 @@ def test_other_names_are_no_files_of_the_model(client: TestClient, model: str, n
     assert error_of(client, f"{ROUTE}/{name}") == (404, "file_not_found")
 
 
-def test_nobody_else_downloads_a_model_even_by_a_permission_to_ask_it(
-    app: FastAPI, stranger: TestClient, model: str
-) -> None:
+def test_permission_to_query_model_does_not_allow_download(app: FastAPI, stranger: TestClient, model: str) -> None:
     tuned_adapters.permit(app.state.services.db, model, "another")
 
     for route in (ROUTE, f"{ROUTE}/adapter_model.safetensors", ROUTE.replace("support", "other")):
@@ -69,7 +67,7 @@ def test_a_deleted_model_has_no_files(app: FastAPI, client: TestClient, model: s
     assert error_of(client, ROUTE) == (404, "model_not_found")
 
 
-def test_a_model_whose_files_are_gone_is_not_found(app: FastAPI, client: TestClient, model: str) -> None:
+def test_model_with_deleted_files_is_not_found(app: FastAPI, client: TestClient, model: str) -> None:
     services = app.state.services
     services.storage.delete(tuned_adapters.location_of(services.db, model))
 

@@ -61,7 +61,7 @@ def run_job(app: FastAPI, client: TestClient, model: str, waiting_for: str | Non
 
 @pytest.mark.parametrize("model", ["tiny", "small", "remote"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_waiting_client_hears_that_the_model_is_loading_and_when_to_ask_again(
+def test_request_for_loading_model_returns_503_with_retry_after(
     app: FastAPI, client: TestClient, model: str, *, stream: bool
 ) -> None:
     start_worker(app)
@@ -75,13 +75,13 @@ def test_a_waiting_client_hears_that_the_model_is_loading_and_when_to_ask_again(
     assert error["message"].endswith(" s so far. Ask again in a moment.")
 
 
-def test_a_model_that_is_loaded_anew_after_its_engine_died_is_loading_too(app: FastAPI, client: TestClient) -> None:
+def test_model_reloading_after_engine_death_is_reported_as_loading(app: FastAPI, client: TestClient) -> None:
     start_worker(app, state="ready", models=["tiny"])
 
     assert client.post("/v1/chat/completions", json=CHAT).json()["error"]["code"] == "model_loading"
 
 
-def test_a_model_that_nobody_loads_has_no_worker(app: FastAPI, client: TestClient) -> None:
+def test_unloaded_model_is_reported_without_worker(app: FastAPI, client: TestClient) -> None:
     start_worker(app, queues=["gpu.embed"])
 
     answer = client.post("/v1/chat/completions", json=CHAT)
@@ -90,7 +90,7 @@ def test_a_model_that_nobody_loads_has_no_worker(app: FastAPI, client: TestClien
     assert answer.json()["error"]["message"] == "No live worker serves the model 'small' now."
 
 
-def test_a_whole_tuned_model_that_no_process_serves_says_what_to_start(app: FastAPI, client: TestClient) -> None:
+def test_error_for_unserved_full_tuned_model_names_start_command(app: FastAPI, client: TestClient) -> None:
     start_worker(app)
     services, name = app.state.services, "ft:small:default::abc"
     tuned_adapters.tuned_model(services.db, services.storage, name, base="small", method="full")
@@ -102,7 +102,7 @@ def test_a_whole_tuned_model_that_no_process_serves_says_what_to_start(app: Fast
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs/{}", "/v1/jobs"])
-def test_a_job_shows_what_its_model_waits_for(app: FastAPI, client: TestClient, path: str) -> None:
+def test_job_shows_status_of_awaited_model(app: FastAPI, client: TestClient, path: str) -> None:
     job_id = run_job(app, client, "small")
 
     def status() -> Any:
@@ -132,7 +132,7 @@ def test_a_job_that_waits_for_something_else_does_not_name_its_model(app: FastAP
     assert client.get(f"/v1/jobs/{job_id}").json()["model_status"] is None
 
 
-def test_readiness_tells_what_each_worker_loads(app: FastAPI, client: TestClient) -> None:
+def test_status_endpoint_lists_loading_model_and_phase_of_each_queue(app: FastAPI, client: TestClient) -> None:
     start_worker(app)
     start_worker(app, "embed-1", queues=["gpu.embed"], engines=None)
 

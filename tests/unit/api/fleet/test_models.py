@@ -74,7 +74,7 @@ def test_a_name_with_a_slash_is_found_encoded_or_not(app: FastAPI, client: TestC
     assert client.get(f"/v1/models/{name}").json()["id"] == "Qwen/Qwen3-0.6B"
 
 
-def test_a_model_that_embeds_says_what_is_known_of_it(client: TestClient) -> None:
+def test_embedding_model_shows_its_metadata(client: TestClient) -> None:
     for name in ("all-minilm-l6-v2", "text-embedding-3-small"):
         shown = client.get(f"/v1/models/{name}").json()
 
@@ -96,7 +96,7 @@ models:
 """
 
 
-def test_what_the_models_file_says_of_a_model_is_shown(make_app: Callable[..., FastAPI], tmp_path: Path) -> None:
+def test_models_file_metadata_is_shown(make_app: Callable[..., FastAPI], tmp_path: Path) -> None:
     (tmp_path / "models.yaml").write_text(EMBEDS)
     app = make_app(models_file=str(tmp_path / "models.yaml"))
 
@@ -122,7 +122,7 @@ def test_the_deployment_s_models_cannot_be_deleted_by_a_project(client: TestClie
     assert client.get("/v1/models/all-minilm-l6-v2").status_code == 200
 
 
-def test_a_changed_models_file_is_read_again(make_app: Callable[..., FastAPI], tmp_path: Path) -> None:
+def test_changed_models_file_is_reloaded(make_app: Callable[..., FastAPI], tmp_path: Path) -> None:
     file = tmp_path / "models.yaml"
     text = "models:\n  {name}:\n    source: {{urls: ['http://127.0.0.1:9/v1']}}\n    engine: http\n"
     file.write_text(text.format(name="first"))
@@ -136,7 +136,7 @@ def test_a_changed_models_file_is_read_again(make_app: Callable[..., FastAPI], t
     assert client.get("/v1/models/second-name").status_code == 200
 
 
-def test_models_say_where_they_are_served_and_why_not(app: FastAPI, client: TestClient) -> None:
+def test_model_list_shows_serving_state_and_reason(app: FastAPI, client: TestClient) -> None:
     packaged, alias, embedder = "smollm2-135m-instruct", "gpt-4o-mini", "all-minilm-l6-v2"
     with app.state.services.db.write() as session:
         workers.register(session, worker_row("w", Queue.GENERATE, packaged))
@@ -159,7 +159,7 @@ def test_models_say_where_they_are_served_and_why_not(app: FastAPI, client: Test
     assert (paused["state"], paused["reason"]) == ("paused", "the operator has paused it")
 
 
-def test_a_model_that_is_loading_says_since_when(app: FastAPI, client: TestClient) -> None:
+def test_loading_model_shows_start_time_and_phase(app: FastAPI, client: TestClient) -> None:
     name = "smollm2-135m-instruct"
     how = {"entry": "e", "up": False, "since": 7.5, "phase": "reading the weights"}
     with app.state.services.db.write() as session:

@@ -34,7 +34,7 @@ def refusal(answer: Any) -> tuple[int, str]:
     return answer.status_code, error["code"]
 
 
-def test_each_route_takes_one_kind_of_key(app: FastAPI, client: TestClient, operator: TestClient) -> None:
+def test_route_accepts_either_operator_or_project_keys(app: FastAPI, client: TestClient, operator: TestClient) -> None:
     steering = [route for route in routes(app) if takes_operator_key(app, route)]
     others = [route for route in routes(app) if route not in steering]
 
@@ -47,7 +47,7 @@ def test_each_route_takes_one_kind_of_key(app: FastAPI, client: TestClient, oper
     assert {refusal(route.call(operator)) for route in others} == {(403, "operator_key_not_allowed")}
 
 
-def test_workers_show_what_they_do(app: FastAPI, operator: TestClient) -> None:
+def test_worker_list_shows_running_shards_and_loading_models(app: FastAPI, operator: TestClient) -> None:
     db = app.state.services.db
     how = {"entry": "e", "up": False, "since": 1.0, "phase": "reading the weights"}
     with db.write() as session:
@@ -91,7 +91,7 @@ def test_a_pause_is_made_once_listed_and_ended(app: FastAPI, operator: TestClien
     assert all(row.actor.startswith("key:") for row in rows)
 
 
-def test_what_still_runs_is_counted_with_the_heartbeats_to_wait_for(app: FastAPI, operator: TestClient) -> None:
+def test_pause_reports_running_work_and_worker_heartbeats(app: FastAPI, operator: TestClient) -> None:
     db = app.state.services.db
     sample_jobs.claim_shard(db, sample_jobs.running(db).id)
     with db.write() as session:
@@ -136,7 +136,7 @@ def test_unknown_names_are_not_found_and_leave_no_pause(operator: TestClient, ki
     assert operator.get("/v1/pauses/job/x").status_code == 400
 
 
-def test_an_operator_has_a_model_that_failed_its_probe_tried_again_or_served(
+def test_operator_can_retry_failed_model_probe_or_accept_model(
     app: FastAPI, client: TestClient, operator: TestClient
 ) -> None:
     db, name = app.state.services.db, "ft:smollm2-135m-instruct:default::abc"

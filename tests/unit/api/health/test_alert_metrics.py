@@ -42,7 +42,7 @@ def test_failures_are_counted_by_reason(app: FastAPI, nobody: TestClient) -> Non
     assert samples["nightmill_storage_failures_total", "full"] == 2
 
 
-def test_a_leading_dispatcher_shows_and_since_when(app: FastAPI, nobody: TestClient) -> None:
+def test_metrics_show_leading_dispatcher_and_election_time(app: FastAPI, nobody: TestClient) -> None:
     services = app.state.services
     leading = Leadership(services.config, services.db)
     assert leading.take()
@@ -96,7 +96,7 @@ def test_free_space_and_version_are_those_of_the_process_that_answers(
     assert ("process_start_time_seconds", "") in samples
 
 
-def test_a_file_system_that_makes_inodes_as_it_needs_them_has_no_number_of_free_ones(
+def test_free_inodes_metric_is_absent_for_dynamic_inode_file_system(
     nobody: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(alert_metrics, "space_at", lambda _path: Space(bytes=7, inodes=None))

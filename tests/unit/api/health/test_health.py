@@ -48,7 +48,7 @@ def test_a_process_that_runs_is_alive(nobody: TestClient) -> None:
     assert nobody.get("/livez").json() == {"status": "ok"}
 
 
-def test_readiness_tells_what_waits_and_who_works(app: FastAPI, client: TestClient, nobody: TestClient) -> None:
+def test_status_shows_queue_depth_and_worker_slots(app: FastAPI, client: TestClient, nobody: TestClient) -> None:
     create(client, "f")
     with app.state.services.db.write() as session:
         session.add(worker())
@@ -79,7 +79,7 @@ def _minute_passes(app: FastAPI) -> None:
     watch._recent._until = 0.0
 
 
-def test_work_that_nobody_takes_for_a_minute_makes_it_503(app: FastAPI, nobody: TestClient, waiting: str) -> None:
+def test_work_unclaimed_for_60_seconds_makes_status_503(app: FastAPI, nobody: TestClient, waiting: str) -> None:
     first = nobody.get("/statusz")
     _minute_passes(app)
     second = nobody.get("/statusz")
@@ -104,7 +104,7 @@ _PLANNED, _PARSED, _GRADED = Queue.PLAN, Queue.INGEST, Queue.EVALUATE
         ({_PLANNED: "one"}, {}, [], [_PLANNED]),  # nobody can do anything
     ],
 )
-def test_a_queue_is_stuck_whatever_is_done_for_other_queues(
+def test_queue_is_stuck_regardless_of_work_in_other_queues(
     app: FastAPI,
     nobody: TestClient,
     waiting: dict[Queue, str],
@@ -151,7 +151,7 @@ def test_a_queue_that_claims_is_not_stuck_however_old_its_messages_are(app: Fast
     assert nobody.get("/statusz").json()["status"] == "ready"
 
 
-def test_a_job_that_another_pool_finishes_does_not_hide_that_nobody_plans(app: FastAPI, nobody: TestClient) -> None:
+def test_job_finishing_in_another_pool_does_not_hide_stuck_plan_queue(app: FastAPI, nobody: TestClient) -> None:
     db = app.state.services.db
     with db.write() as session:
         session.add(worker(queues=[Queue.GENERATE]))
@@ -168,7 +168,9 @@ def test_a_job_that_another_pool_finishes_does_not_hide_that_nobody_plans(app: F
 
 
 @pytest.mark.parametrize("setting", ["streams_url", "broker_url"])
-def test_a_full_broker_is_said_and_measured(make_app: Callable[..., FastAPI], tmp_path: Path, setting: str) -> None:
+def test_full_broker_is_reported_in_status_and_metrics(
+    make_app: Callable[..., FastAPI], tmp_path: Path, setting: str
+) -> None:
     """Fill a broker, of the requests of interactive clients or of Celery's messages."""
     with running_broker(tmp_path) as url, redis.Redis.from_url(url) as server:
         others = {} if setting == "broker_url" else {"broker_url": "amqp://guest@127.0.0.1:1//"}
@@ -186,7 +188,7 @@ def test_a_full_broker_is_said_and_measured(make_app: Callable[..., FastAPI], tm
     assert ready.status_code == 200, "files and batches need no broker"
 
 
-def test_a_broker_that_is_away_is_not_full(make_app: Callable[..., FastAPI]) -> None:
+def test_unreachable_broker_is_not_reported_as_full(make_app: Callable[..., FastAPI]) -> None:
     nobody = local_client(make_app(broker_url="redis://127.0.0.1:1/0"))
 
     assert nobody.get("/statusz").json()["status"] == "ready"
@@ -210,14 +212,14 @@ def test_a_job_that_waits_for_its_model_makes_nothing_unready(app: FastAPI, nobo
     assert nobody.get("/statusz").status_code == 200
 
 
-def test_work_whose_queue_is_paused_makes_nothing_unready(app: FastAPI, nobody: TestClient, waiting: str) -> None:
+def test_work_in_paused_queue_does_not_make_status_503(app: FastAPI, nobody: TestClient, waiting: str) -> None:
     found = _after_a_minute(app, nobody, lambda session: pauses.pause(session, Scope.QUEUE, Queue.PLAN, actor="op"))
 
     assert found == [200, 503]
 
 
 @pytest.mark.parametrize("scope", [Scope.QUEUE, Scope.MODEL, Scope.PROJECT])
-def test_lines_of_what_is_paused_make_nothing_unready(
+def test_lines_in_paused_scope_do_not_make_status_503(
     app: FastAPI, client: TestClient, nobody: TestClient, scope: Scope
 ) -> None:
     db = app.state.services.db
@@ -231,7 +233,7 @@ def test_lines_of_what_is_paused_make_nothing_unready(
     assert _after_a_minute(app, nobody, lambda session: pauses.pause(session, scope, name, actor="op")) == [200, 503]
 
 
-def test_a_paused_model_does_not_hide_that_nobody_plans(app: FastAPI, nobody: TestClient, waiting: str) -> None:
+def test_paused_model_does_not_hide_stuck_plan_queue(app: FastAPI, nobody: TestClient, waiting: str) -> None:
     found = _after_a_minute(app, nobody, lambda session: pauses.pause(session, Scope.MODEL, "m", actor="op"))
 
     assert found == [503, 503]
@@ -284,9 +286,7 @@ def database_of(app: FastAPI) -> Path:
     return Path(app.state.services.db.url.removeprefix("sqlite:///"))
 
 
-def test_a_process_that_is_told_to_stop_is_not_ready_for_a_load_balancer_and_lives(
-    app: FastAPI, nobody: TestClient
-) -> None:
+def test_draining_process_is_alive_but_not_ready(app: FastAPI, nobody: TestClient) -> None:
     app.state.services.draining.set()
 
     ready, status, alive = (nobody.get(path) for path in ("/readyz", "/statusz", "/livez"))
@@ -324,7 +324,7 @@ def test_a_database_that_is_busy_is_503_and_worth_another_try(app: FastAPI, clie
     assert after.status_code == 200
 
 
-def test_metrics_count_what_happened(app: FastAPI, client: TestClient, nobody: TestClient) -> None:
+def test_metrics_count_jobs_items_tokens_and_events(app: FastAPI, client: TestClient, nobody: TestClient) -> None:
     db, storage = app.state.services.db, app.state.services.storage
     worker_steps.run(db, storage, create(client, "f")["id"], 5, failed=1)
     live = create(client, "f")["id"]
@@ -388,7 +388,7 @@ def test_a_scrape_reads_through_no_table_that_only_grows(app: FastAPI) -> None:
     assert [step for step in scans if not step.endswith(("ix_delivery_due", "ix_delivery_failed"))] == []
 
 
-def test_sums_that_take_long_are_kept_longer(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_metrics_are_cached_longer(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[float] = []
 
     def slow(_: Session) -> Iterator[Metric]:
@@ -423,7 +423,9 @@ def test_a_model_that_only_a_job_names_is_no_label(app: FastAPI, client: TestCli
     assert 'nightmill_engine_seconds_count{model="other"} 2.0' in text
 
 
-def test_nobody_waits_for_a_measurement_that_another_takes(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scrape_returns_cached_metrics_during_concurrent_measurement(
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begun, go_on = threading.Event(), threading.Event()
     exposition = Exposition(
         app.state.services.config, app.state.services.db, app.state.services.models, lambda: False, 5.0
@@ -461,7 +463,7 @@ def test_readiness_is_looked_up_once_a_while(make_app: Callable[..., FastAPI]) -
         assert (again, len(asked)) == ([first.json()] * 20, once)
 
 
-def test_a_database_that_is_away_is_asked_once_a_second() -> None:
+def test_unavailable_database_is_queried_once_per_second() -> None:
     tries = 0
 
     def look() -> str:

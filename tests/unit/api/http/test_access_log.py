@@ -38,7 +38,9 @@ def lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> 
     return read
 
 
-def test_a_request_is_one_line_with_route_status_project_and_id(app: FastAPI, client: TestClient, lines: Any) -> None:
+def test_request_logs_single_line_with_route_status_project_and_id(
+    app: FastAPI, client: TestClient, lines: Any
+) -> None:
     client.get("/v1/files/file-secret?after=secret", headers={"x-request-id": "ticket-4711"})
 
     (line,) = lines()

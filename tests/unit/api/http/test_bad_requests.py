@@ -126,7 +126,7 @@ def test_a_body_that_is_no_good_json_is_refused_by_every_route(app: FastAPI, cli
         ({"frobnicate": 1}, "frobnicate", "unknown_parameter"),
     ],
 )
-def test_a_batch_with_one_bad_field_names_it(client: TestClient, change: dict[str, Any], param: str, code: str) -> None:
+def test_batch_error_names_invalid_field(client: TestClient, change: dict[str, Any], param: str, code: str) -> None:
     good = {"input_file_id": "file-x", "endpoint": "/v1/embeddings", "completion_window": "24h"}
 
     answer = client.post("/v1/batches", json=good | change)
@@ -174,7 +174,7 @@ def test_valid_context_options_are_passed_on(client: TestClient) -> None:
     assert (error["param"], error["code"]) == ("context", "unsupported_parameter")
 
 
-def test_validation_stops_after_a_few_faults_of_a_body(app: FastAPI) -> None:
+def test_validation_reports_bounded_number_of_errors(app: FastAPI) -> None:
     names = {f"x{n}": [] for n in range(20_000)}
     counts: dict[str, int] = {}
     for route in app.routes:
@@ -203,7 +203,7 @@ def test_a_missing_field_is_named_as_openai_names_it(client: TestClient) -> None
     }
 
 
-def test_a_wrong_type_is_told_as_openai_tells_it(client: TestClient) -> None:
+def test_wrong_type_error_has_openai_wording(client: TestClient) -> None:
     body = {"input_file_id": "f", "endpoint": "/v1/embeddings", "completion_window": "24h", "metadata": {"tags": []}}
 
     error = client.post("/v1/batches", json=body).json()["error"]
@@ -211,7 +211,7 @@ def test_a_wrong_type_is_told_as_openai_tells_it(client: TestClient) -> None:
     assert error["message"] == "Invalid type for 'metadata.tags': expected a string, but got an array instead."
 
 
-def test_an_unsupported_endpoint_is_told_the_supported_ones(client: TestClient) -> None:
+def test_unsupported_endpoint_error_lists_supported_endpoints(client: TestClient) -> None:
     body = {"input_file_id": "f", "endpoint": "/v1/videos", "completion_window": "24h"}
 
     message = client.post("/v1/batches", json=body).json()["error"]["message"]
@@ -273,7 +273,7 @@ def test_an_odd_id_is_only_unknown(client: TestClient, path: str) -> None:
     "path",
     ["moderations", "images/generations", "assistants", "threads/thread_1/messages", "audio/speech", "realtime/calls"],
 )
-def test_a_resource_of_openai_that_is_not_served_says_so_and_what_is(client: TestClient, path: str) -> None:
+def test_unsupported_openai_resource_error_lists_supported_resources(client: TestClient, path: str) -> None:
     for answer in (client.post(f"/v1/{path}", json={"input": "x"}), client.get(f"/v1/{path}/x")):
         error = assert_refused(answer, 404)
 
@@ -291,7 +291,7 @@ def test_another_unknown_url_of_a_resource_that_is_served_is_invalid(client: Tes
     assert len(assert_refused(client.get(f"/v1/{'x' * 5000}"), 404)["message"]) < 1000
 
 
-def test_unknown_urls_and_methods_are_told_in_the_same_shape(client: TestClient) -> None:
+def test_unknown_urls_and_methods_return_openai_error_shape(client: TestClient) -> None:
     assert assert_refused(client.get("/v1/nothing"), 404)["code"] == "unknown_url"
     assert assert_refused(client.get("/v1/files/"), 404)["code"] == "unknown_url"
     answer = client.put("/v1/files", json={})
@@ -317,13 +317,13 @@ def test_a_body_of_another_kind_is_415(client: TestClient, headers: dict[str, st
 
 
 @pytest.mark.parametrize("path", ["images/edits", "audio/transcriptions", "videos", "containers/c/files", "odd"])
-def test_a_form_for_what_is_not_served_is_404(client: TestClient, path: str) -> None:
+def test_form_to_unknown_url_returns_404(client: TestClient, path: str) -> None:
     said = client.post(f"/v1/{path}", files={"file": ("a.png", b"x")}, data={"model": "m"})
 
     assert assert_refused(said, 404)["code"] == "unknown_url"
 
 
-def test_a_form_for_what_is_only_read_is_405(client: TestClient) -> None:
+def test_form_to_read_only_url_returns_405(client: TestClient) -> None:
     assert_refused(client.post("/v1/models", files={"file": ("a", b"x")}), 405)
 
 
@@ -349,9 +349,7 @@ def test_a_content_length_that_is_no_number_is_refused(client: TestClient) -> No
         assert_refused(answer, 400)
 
 
-def test_a_large_body_is_read_beside_the_loop_that_serves_others(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_body_is_parsed_outside_event_loop(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     parse, looping = bodies.parse, list[bool]()
 
     def note(raw: bytes) -> Any:

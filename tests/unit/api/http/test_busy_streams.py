@@ -38,7 +38,7 @@ def busy(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("looks", [(0,), (0, 1, 2), (1,), (0, 2, 3)])
-def test_what_is_finished_is_read_from_a_database_that_is_busy_at_first(
+def test_finished_results_are_streamed_after_database_was_busy(
     app: FastAPI, client: TestClient, busy: Callable[..., None], looks: tuple[int, ...]
 ) -> None:
     db, storage = services(app)
@@ -53,7 +53,7 @@ def test_what_is_finished_is_read_from_a_database_that_is_busy_at_first(
 
 
 @pytest.mark.parametrize("follow", ["true", "false"])
-def test_the_results_of_an_ended_job_are_its_files_when_the_database_is_busy_at_first(
+def test_results_of_ended_job_equal_output_file_after_database_was_busy(
     app: FastAPI, client: TestClient, busy: Callable[..., None], follow: str
 ) -> None:
     job_id = create(client)["id"]

@@ -53,7 +53,7 @@ def ask(client: TestClient, store: str, filters: Any) -> Any:
         nested(20),
     ],
 )
-def test_what_is_well_formed_is_asked(client: TestClient, store: str, filters: Any) -> None:
+def test_valid_filters_are_accepted(client: TestClient, store: str, filters: Any) -> None:
     answer = ask(client, store, filters)
 
     assert answer.status_code == 503  # no worker is there to answer it
@@ -93,14 +93,14 @@ def test_what_is_well_formed_is_asked(client: TestClient, store: str, filters: A
         (nested(21), "filters" + ".filters[0]" * 20, "invalid_value"),
     ],
 )  # fmt: skip
-def test_what_is_not_is_refused_and_its_place_named(
+def test_invalid_filter_is_refused_with_its_path(
     client: TestClient, store: str, filters: Any, param: str, code: str
 ) -> None:
     assert error_of(ask(client, store, filters)) == (400, param, code)
 
 
 @pytest.mark.parametrize("filters", ["x", [], 5])
-def test_what_is_no_object_is_refused(client: TestClient, store: str, filters: Any) -> None:
+def test_non_object_filters_are_refused(client: TestClient, store: str, filters: Any) -> None:
     status, param, _ = error_of(ask(client, store, filters))
 
     assert (status, param) == (400, "filters")

@@ -33,7 +33,7 @@ def _preflight(client: TestClient, origin: str) -> Any:
     return client.options("/v1/responses", headers={"Origin": origin, **ASKS})
 
 
-def test_a_page_that_may_call_is_told_so_without_a_key(make_client: Callable[..., TestClient]) -> None:
+def test_preflight_from_allowed_origin_succeeds_without_key(make_client: Callable[..., TestClient]) -> None:
     answer = _preflight(make_client(cors_origins=(HOME,)), HOME)
 
     assert answer.status_code == 200
@@ -42,7 +42,7 @@ def test_a_page_that_may_call_is_told_so_without_a_key(make_client: Callable[...
     assert "x-stainless-lang" in answer.headers["access-control-allow-headers"]
 
 
-def test_a_page_of_another_origin_is_told_nothing(make_client: Callable[..., TestClient]) -> None:
+def test_other_origin_gets_no_cors_headers(make_client: Callable[..., TestClient]) -> None:
     client = make_client(cors_origins=(HOME,))
 
     assert "access-control-allow-origin" not in client.get("/v1/files", headers={"Origin": STRANGE}).headers

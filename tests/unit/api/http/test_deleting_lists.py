@@ -65,7 +65,7 @@ ALL: list[Made] = [_stores, _files_of_a_store, _sources, _endpoints, _schedules,
 
 
 @pytest.mark.parametrize("make", ALL)
-def test_what_is_deleted_as_it_is_listed_is_all_of_it(either: FastAPI, make: Made) -> None:
+def test_deleting_each_listed_object_empties_list(either: FastAPI, make: Made) -> None:
     client = client_of(either, make_key(either))
     path = make(either, client)
     seen: list[str] = []
@@ -83,7 +83,7 @@ def test_what_is_deleted_as_it_is_listed_is_all_of_it(either: FastAPI, make: Mad
 
 
 @pytest.mark.parametrize("make", [_stores, _completions])
-def test_what_another_project_has_deleted_is_no_place(either: FastAPI, make: Made) -> None:
+def test_cursor_to_deleted_object_is_invalid_for_other_project(either: FastAPI, make: Made) -> None:
     client, stranger = client_of(either, make_key(either)), client_of(either, make_key(either, "another"))
     path = make(either, client)
     gone = client.get(path).json()["last_id"]
@@ -93,7 +93,7 @@ def test_what_another_project_has_deleted_is_no_place(either: FastAPI, make: Mad
     assert stranger.get(path, params={"after": gone}).json()["error"]["code"] == "invalid_cursor"
 
 
-def test_what_was_deleted_from_another_store_is_no_place(either: FastAPI) -> None:
+def test_cursor_to_deleted_file_is_invalid_for_other_store(either: FastAPI) -> None:
     client = client_of(either, make_key(either))
     one, other = (_files_of_a_store(either, client) for _ in range(2))
     gone = client.get(one).json()["last_id"]

@@ -30,7 +30,7 @@ def count(app: FastAPI, table: Any) -> int:
         return session.scalar(select(func.count()).select_from(table)) or 0
 
 
-def test_the_same_create_again_gets_the_first_answer(app: FastAPI, client: TestClient) -> None:
+def test_repeated_create_returns_first_answer(app: FastAPI, client: TestClient) -> None:
     first, second = create(client, "k"), create(client, "k")
 
     assert second.text == first.text
@@ -59,7 +59,7 @@ def test_another_body_under_the_same_key_is_422(app: FastAPI, client: TestClient
     assert count(app, Job) == 1
 
 
-def test_a_hundred_at_once_make_one_job(either: FastAPI) -> None:
+def test_hundred_concurrent_creates_make_single_job(either: FastAPI) -> None:
     key = make_key(either)
     clients = [client_of(either, key) for _ in range(8)]
     start = threading.Barrier(len(clients))
@@ -131,7 +131,7 @@ def send(client: TestClient, key: str, data: bytes = b"hello\n", name: str = "a.
     return client.post("/v1/files", files={"file": (name, data)}, data={"purpose": "batch"}, headers=headers)
 
 
-def test_the_same_file_again_is_the_same_file(app: FastAPI, client: TestClient) -> None:
+def test_repeated_file_upload_returns_first_file(app: FastAPI, client: TestClient) -> None:
     first, second = send(client, "k"), send(client, "k")
 
     assert second.text == first.text
@@ -140,7 +140,7 @@ def test_the_same_file_again_is_the_same_file(app: FastAPI, client: TestClient) 
     assert app.state.services.storage.list("files") == [f"files/{first.json()['id']}"]
 
 
-def test_a_file_that_is_kept_is_answered_again_though_there_is_no_room_for_another(
+def test_repeated_upload_is_replayed_even_if_disk_is_full(
     app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = send(client, "k")
@@ -169,9 +169,7 @@ def test_a_file_that_was_refused_keeps_no_key(client: TestClient) -> None:
     assert send(client, "k").status_code == 200
 
 
-def test_a_full_disk_is_said_also_where_the_key_cannot_be_given_back(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_returns_507_even_if_key_release_fails(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -210,7 +208,7 @@ def test_while_the_bytes_of_another_arrive_it_is_409_and_worth_another_try(app: 
 
 
 @pytest.mark.parametrize("drift", [-31.0, 3600.0])
-def test_a_key_whose_holder_was_killed_is_taken_over(app: FastAPI, client: TestClient, drift: float) -> None:
+def test_key_of_killed_request_is_taken_over(app: FastAPI, client: TestClient, drift: float) -> None:
     _in_flight(app, _project(app, client), now() + drift)
 
     first, second = send(client, "k"), send(client, "k")
@@ -219,7 +217,7 @@ def test_a_key_whose_holder_was_killed_is_taken_over(app: FastAPI, client: TestC
     assert second.text == first.text
 
 
-def test_one_whose_key_was_taken_over_makes_nothing(
+def test_request_that_lost_its_key_stores_no_file(
     app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Let a slow request lose its lease to another one with the same key: only one file may be made."""

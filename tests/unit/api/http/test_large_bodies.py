@@ -50,7 +50,7 @@ def _many(fields: str, item: str, count: int) -> bytes:
 
 @pytest.mark.parametrize("path", [RESPONSES, EMBEDDINGS, "/v1/responses/compact"])
 @pytest.mark.parametrize("item", ["{}", '""', "[[]]"])
-def test_too_many_values_are_refused_before_they_are_decoded(
+def test_too_many_values_are_refused_before_decoding(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, validated: list[Any], path: str, item: str
 ) -> None:
     def decode(*_: Any, **__: Any) -> None:
@@ -142,7 +142,7 @@ def test_punctuation_in_text_is_no_value(text: str) -> None:
 
 
 @pytest.mark.parametrize("raw", [b'"' * 3_000_000, b"[" * 3_000_000, b"{}," * 1_000_000, b'{"a":[' + b"{}," * 400_000])
-def test_what_is_no_json_is_refused_however_much_it_is(raw: bytes) -> None:
+def test_invalid_json_of_any_size_is_refused(raw: bytes) -> None:
     with pytest.raises(InvalidRequest) as refused:
         bodies.parse(raw)
 
@@ -176,7 +176,7 @@ def test_a_small_body_is_validated_at_once(client: TestClient, validated: list[t
     assert validated == [(dict, True)]
 
 
-def test_a_large_body_is_read_as_a_small_one(client: TestClient) -> None:
+def test_large_body_is_read_like_small_body(client: TestClient) -> None:
     """The same fields arrive, and what was not sent is not filled in."""
     items = [{"type": "message", "role": "user", "content": "x" * 70_000}]
 

@@ -207,7 +207,7 @@ def test_a_client_that_sends_all_options_as_null_searches(client: TestClient) ->
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_worker"), "it is well formed"
 
 
-def test_a_null_in_an_update_clears_what_openai_clears_and_nothing_else(client: TestClient) -> None:
+def test_null_in_update_clears_only_fields_that_openai_clears(client: TestClient) -> None:
     expiry = {"anchor": "last_active_at", "days": 3}
     store = client.post("/v1/vector_stores", json={"expires_after": expiry, "metadata": {"a": "b"}}).json()
     hook = {"name": "n", "url": "https://192.0.43.8/hook", "event_types": ["batch.completed"]}

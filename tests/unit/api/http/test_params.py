@@ -78,7 +78,7 @@ class Schemas:
 
 
 @pytest.mark.parametrize("step", [20, pytest.param(1, marks=pytest.mark.verify)])
-def test_no_route_names_what_is_neither_sent_nor_a_field(app: FastAPI, client: TestClient, step: int) -> None:
+def test_error_param_exists_in_body_or_schema_for_every_route(app: FastAPI, client: TestClient, step: int) -> None:
     """With every change a fifth of the bodies of each route is tried, in `make verify` all of them."""
     document, asked = app.openapi(), 0
     schemas = Schemas(document)
@@ -192,7 +192,7 @@ def test_no_route_names_what_is_neither_sent_nor_a_field(app: FastAPI, client: T
         ),
     ],
 )
-def test_a_field_of_several_types_is_told_by_what_was_sent(
+def test_union_field_error_depends_on_sent_type(
     client: TestClient, path: str, body: dict[str, Any], param: str, message: str
 ) -> None:
     answer = client.post(path, json=body)

@@ -89,7 +89,7 @@ def test_uploads_at_the_same_moment_do_not_exceed_the_limit(bounded: FastAPI, cl
     assert len(objects(bounded)) == len(stored)
 
 
-def test_bodies_that_arrive_count_until_they_have_arrived() -> None:
+def test_arriving_bodies_count_until_received() -> None:
     arriving = Arriving()
 
     with (
@@ -103,7 +103,7 @@ def test_bodies_that_arrive_count_until_they_have_arrived() -> None:
         pass
 
 
-def test_a_body_of_unknown_length_is_stored_when_it_fits(make_app: Callable[..., FastAPI]) -> None:
+def test_body_of_unknown_length_is_stored_only_below_limit(make_app: Callable[..., FastAPI]) -> None:
     app = make_app(project_max_bytes=LIMIT, file_max_bytes=LIMIT // 2)
     client = client_of(app, make_key(app))
     head = b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
@@ -150,7 +150,7 @@ def test_a_conversation_grows_up_to_the_limit_and_can_always_be_cut(bounded: Fas
     assert client.delete(f"{items_url}/{item}").status_code == 200
 
 
-def test_what_a_race_at_the_limit_has_written_is_removed(
+def test_bytes_written_in_race_at_limit_are_removed(
     bounded: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload(client, LIMIT - 1000)

@@ -32,7 +32,7 @@ def ids(client: TestClient, **query: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
-def test_pages_have_each_once_the_oldest_first_unless_it_is_said(
+def test_pages_list_each_completion_once_and_default_to_ascending_order(
     either: FastAPI, asking: TestClient, order: str
 ) -> None:
     made = [store_completion(either, created_at=float(n)) for n in range(5)]
@@ -71,7 +71,7 @@ def test_metadata_selects_and_is_changed(either: FastAPI, asking: TestClient) ->
     assert ids(asking, metadata="null") == [red, bare]
 
 
-def test_what_no_longer_matches_is_still_a_cursor(either: FastAPI, asking: TestClient) -> None:
+def test_completion_that_no_longer_matches_filter_is_valid_cursor(either: FastAPI, asking: TestClient) -> None:
     made = [store_completion(either, metadata_={"team": "blue"}, created_at=float(n)) for n in range(3)]
     asking.post(f"{URL}/{made[0]}", json={"metadata": {}})
 
@@ -107,7 +107,7 @@ def test_a_wrong_change_is_refused_and_changes_nothing(
     assert asking.get(f"{URL}/{made}").json()["metadata"] == {"team": "blue"}
 
 
-def test_what_is_deleted_is_gone_with_its_bytes_and_leaves_a_receipt(either: FastAPI, asking: TestClient) -> None:
+def test_deleted_completion_loses_its_bytes_and_leaves_audit_row(either: FastAPI, asking: TestClient) -> None:
     made, other = store_completion(either), store_completion(either, created_at=now() + 1)
 
     gone = asking.delete(f"{URL}/{made}").json()
@@ -123,7 +123,7 @@ def test_what_is_deleted_is_gone_with_its_bytes_and_leaves_a_receipt(either: Fas
         assert session.scalars(select(Audit.action).where(Audit.target == made)).all() == ["chat_completion.delete"]
 
 
-def test_what_is_deleted_while_it_is_read_is_in_no_page(either: FastAPI, asking: TestClient) -> None:
+def test_completion_deleted_during_read_is_absent_from_page(either: FastAPI, asking: TestClient) -> None:
     """Its row goes before its object: a page whose objects are missing is looked up anew."""
     made = [store_completion(either, created_at=float(n)) for n in range(3)]
     services = either.state.services
@@ -133,7 +133,7 @@ def test_what_is_deleted_while_it_is_read_is_in_no_page(either: FastAPI, asking:
     assert asking.get(f"{URL}/{made[1]}").status_code == 404
 
 
-def test_what_has_expired_is_gone_before_retention_comes(either: FastAPI, asking: TestClient) -> None:
+def test_expired_completion_is_not_found_before_retention_runs(either: FastAPI, asking: TestClient) -> None:
     made = store_completion(either)
     with either.state.services.db.write() as session:
         session.get_one(StoredCompletion, made).expires_at = now() - 1

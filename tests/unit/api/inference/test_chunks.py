@@ -23,7 +23,7 @@ def whole(*chunks: dict[str, Any]) -> dict[str, Any] | None:
     return together.whole()
 
 
-def test_a_text_comes_together_with_what_was_said_of_it() -> None:
+def test_text_chunks_merge_into_completion_with_fingerprint_and_usage() -> None:
     usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
     chunks = told({"role": "assistant", "content": ""}, {"content": "one"}, {"content": " two"})
     chunks[0] |= {"system_fingerprint": "fp", "usage": None}
@@ -36,7 +36,7 @@ def test_a_text_comes_together_with_what_was_said_of_it() -> None:
     assert found == {**head, "system_fingerprint": "fp", "usage": usage, "choices": [choice]}
 
 
-def test_choices_are_told_apart_and_stand_in_their_order() -> None:
+def test_interleaved_choices_are_merged_separately_and_sorted_by_index() -> None:
     one, two = told({"content": "a"}, {"content": "b"}, index=1), told({"content": "c"}, {"content": "d"})
 
     found = whole(*(chunk for pair in zip(one, two, strict=True) for chunk in pair))
@@ -69,7 +69,7 @@ def test_calls_of_tools_come_together_by_their_number() -> None:
     ]
 
 
-def test_a_name_that_is_said_again_and_again_is_said_once() -> None:
+def test_repeated_names_ids_and_roles_are_not_concatenated() -> None:
     def call(**named: str) -> dict[str, Any]:
         return {"index": 0, "id": "call_1", "type": "function", "function": {"arguments": "x", **named}}
 
@@ -95,7 +95,7 @@ def test_a_name_that_is_said_again_and_again_is_said_once() -> None:
     "parts",
     [["get_", "weather"], ["get", "_", "weather"], ["", "get_", "weather", ""], ["get_", "weather", "get_weather"]],
 )
-def test_a_name_that_is_said_in_parts_goes_on_as_the_sdk_has_it(parts: list[str]) -> None:
+def test_function_name_sent_in_parts_is_concatenated(parts: list[str]) -> None:
     def call(name: str) -> dict[str, Any]:
         return {"index": 0, "function": {"name": name}}
 
@@ -109,14 +109,14 @@ def test_a_name_that_is_said_in_parts_goes_on_as_the_sdk_has_it(parts: list[str]
     ]
 
 
-def test_a_role_that_is_never_said_is_the_assistants() -> None:
+def test_missing_role_defaults_to_assistant() -> None:
     found = whole(*told({"role": None, "content": "a"}, {"role": "", "content": "b"}))
 
     assert found
     assert found["choices"][0]["message"] == {"role": "assistant", "content": "ab", "refusal": None}
 
 
-def test_tokens_follow_one_another_without_a_look_at_those_before() -> None:
+def test_token_ids_are_concatenated_in_linear_time() -> None:
     class Token(int):
         seen = 0
 
@@ -136,7 +136,7 @@ def test_tokens_follow_one_another_without_a_look_at_those_before() -> None:
     assert Token.seen <= 2 * 101
 
 
-def test_log_probabilities_follow_one_another() -> None:
+def test_log_probabilities_are_concatenated() -> None:
     chunks = told({"content": "a"}, {"content": "b"})
     for chunk, token in zip(chunks, "ab", strict=False):
         chunk["choices"][0]["logprobs"] = {"content": [{"token": token}], "refusal": None}
@@ -157,5 +157,5 @@ def test_log_probabilities_follow_one_another() -> None:
     ],
     ids=["nothing", "cut", "one of two", "broken"],
 )
-def test_what_did_not_come_to_its_end_is_not_whole(chunks: list[dict[str, Any]]) -> None:
+def test_incomplete_stream_yields_no_completion(chunks: list[dict[str, Any]]) -> None:
     assert whole(*chunks) is None

@@ -138,7 +138,7 @@ def read(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_what_an_append_writes_does_not_grow_with_the_conversation(
+def test_bytes_written_by_append_do_not_grow_with_conversation(
     app: FastAPI, client: TestClient, written: list[int], old: bool
 ) -> None:
     talk = _create(client, *["x" * 190_000] * 20)
@@ -187,7 +187,7 @@ def test_a_page_reads_no_object_beyond_it(
     assert sum(read) < 20_000
 
 
-def test_one_item_is_found_without_the_objects_before_it(client: TestClient, read: list[int]) -> None:
+def test_single_item_is_read_without_preceding_objects(client: TestClient, read: list[int]) -> None:
     talk = _create(client, *["x" * 100_000] * 20)
     [item] = _say(client, talk, "word")
     read.clear()
@@ -213,7 +213,7 @@ def test_a_conversation_of_an_earlier_version_goes_on(app: FastAPI, client: Test
     assert flat not in _objects(app)
 
 
-def test_a_small_conversation_of_an_earlier_version_stays_one_object(app: FastAPI, client: TestClient) -> None:
+def test_small_conversation_of_earlier_version_stays_single_object(app: FastAPI, client: TestClient) -> None:
     talk = _create(client, "old")
     flat = _as_of_before(app, talk)
 
@@ -238,7 +238,7 @@ def test_all_objects_of_a_deleted_conversation_go(app: FastAPI, client: TestClie
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_whatever_is_said_and_taken_out_what_is_read_is_the_same(
+def test_random_appends_and_deletes_leave_remaining_items_in_order(
     app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     monkeypatch.setattr(conversations, "SEGMENT_BYTES", 700)
@@ -275,7 +275,7 @@ def test_a_cursor_that_names_no_item_is_refused(client: TestClient) -> None:
         assert (error["param"], error["code"]) == ("after", "invalid_cursor")
 
 
-def test_who_finds_a_conversation_locked_is_told_to_come_again(
+def test_append_to_locked_conversation_returns_409_with_retry_after(
     app: FastAPI, client: TestClient, stranger: TestClient
 ) -> None:
     hurry(app, conversation_patience=0.01)
@@ -300,7 +300,7 @@ def test_who_finds_a_conversation_locked_is_told_to_come_again(
     _say(client, talk, "e")
 
 
-def test_a_change_that_always_loses_is_tried_a_few_times(
+def test_append_that_always_loses_race_is_refused_after_bounded_retries(
     app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     talk, services, tries = _create(client, "a"), app.state.services, list[str]()
@@ -322,7 +322,7 @@ def test_a_change_that_always_loses_is_tried_a_few_times(
     assert len(_objects(app)) == 1
 
 
-def test_a_conversation_that_is_read_again_reserves_its_bytes_once(
+def test_retried_conversation_read_reserves_bytes_once(
     app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     talk, services, heads = _create(client, "a" * 1000), app.state.services, list[conversations.Head]()
@@ -386,7 +386,7 @@ def test_two_processes_that_append_at_once_lose_nothing(
     assert _texts(other, talk) == ["a", first, second, "again"]
 
 
-def test_what_a_crash_left_of_a_conversation_goes_and_what_is_named_stays(either: FastAPI) -> None:
+def test_orphaned_objects_are_removed_and_referenced_objects_stay(either: FastAPI) -> None:
     client = client_of(either, make_key(either))
     talk, services = _create(client, *["x" * 100_000] * 5), either.state.services
     _say(client, talk, "word")

@@ -128,7 +128,7 @@ def test_a_model_that_no_worker_serves_is_named(client: TestClient) -> None:
     assert value("errors_total", model="smollm2-135m-instruct", code="no_worker") == before + 1
 
 
-def test_an_older_worker_s_end_has_no_tokens_and_an_older_api_reads_a_newer_one() -> None:
+def test_end_entry_with_usage_is_compatible_with_older_workers_and_api() -> None:
     class Before(msgspec.Struct, frozen=True, omit_defaults=True):
         kind: str
         body: bytes = b""

@@ -37,14 +37,14 @@ def client(make_app: Callable[..., FastAPI], tmp_path: Path) -> TestClient:
         ({"model": "mini"}, 400, "model"),
     ],
 )
-def test_what_is_wrong_is_named(client: TestClient, change: dict[str, Any], status: int, param: str) -> None:
+def test_invalid_request_names_param(client: TestClient, change: dict[str, Any], status: int, param: str) -> None:
     answer = client.post("/v1/rerank", json={**GOOD, **change})
 
     assert answer.status_code == status
     assert answer.json()["error"]["param"] == param
 
 
-def test_where_nobody_serves_the_model_it_is_to_be_asked_again(client: TestClient) -> None:
+def test_unserved_model_returns_503_no_worker(client: TestClient) -> None:
     answer = client.post("/v1/rerank", json=GOOD)
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_worker")

@@ -159,7 +159,7 @@ def response_of(session: WebSocketTestSession, said: Any = "hi", **fields: Any) 
     return found
 
 
-def test_one_response_after_another_is_answered(connect: Connect, engine: Engine) -> None:
+def test_sequential_responses_on_connection_are_answered(connect: Connect, engine: Engine) -> None:
     with connect() as session:
         for said in ("one", "two"):
             ask(session, said)
@@ -499,7 +499,7 @@ def test_connections_of_a_project_are_bounded(make_connect: Callable[..., tuple[
         assert response_of(session)["status"] == "completed"
 
 
-def test_what_connections_of_a_project_cache_is_bounded(make_connect: Callable[..., tuple[FastAPI, Connect]]) -> None:
+def test_response_cache_of_project_connections_is_bounded(make_connect: Callable[..., tuple[FastAPI, Connect]]) -> None:
     _, connect = make_connect(project_body_bytes=4096, body_max_bytes=4096)
     with connect() as session, connect() as second:
         first = response_of(session, "x" * 950)  # cached with its answer, which is as long

@@ -69,7 +69,7 @@ def test_an_item_begins_empty_and_ends_whole(item: dict[str, Any], kinds: list[s
         assert read.type == event["type"]
 
 
-def test_a_part_begins_without_what_comes_later() -> None:
+def test_content_part_starts_empty_and_annotations_follow() -> None:
     [begun] = [event for event in written(message(TEXT)) if event["type"] == "response.content_part.added"]
     added = [event for event in written(message(TEXT)) if event["type"].endswith("annotation.added")]
 

@@ -28,7 +28,7 @@ def refusal(client: TestClient, after: Any) -> tuple[int, str, str]:
     return answer.status_code, error["param"], error["code"]
 
 
-def test_a_batch_that_waits_says_for_what(app: FastAPI, client: TestClient) -> None:
+def test_waiting_batch_shows_its_dependencies(app: FastAPI, client: TestClient) -> None:
     first, second = create(client, "f")["id"], create(client)["id"]
 
     batch = create(client, "f", after=[second, first, second])
@@ -76,7 +76,7 @@ def test_a_file_batch_waits_as_a_batch_does(client: TestClient) -> None:
         ([f"batch_{n}" for n in range(dependencies.MAX_DEPENDENCIES + 1)], "after", "invalid_value"),
     ],
 )
-def test_what_a_job_cannot_wait_for_is_refused(client: TestClient, after: Any, param: str, code: str) -> None:
+def test_invalid_dependency_is_refused(client: TestClient, after: Any, param: str, code: str) -> None:
     assert refusal(client, after) == (400, param, code)
 
 
@@ -101,7 +101,7 @@ def test_a_job_that_has_failed_cannot_be_waited_for(app: FastAPI, client: TestCl
     assert refusal(client, [first]) == (400, "after[0]", "dependency_failed")
 
 
-def test_an_idempotency_key_covers_what_is_waited_for(client: TestClient) -> None:
+def test_idempotency_key_covers_dependencies(client: TestClient) -> None:
     first, headers = create(client, "f")["id"], {"Idempotency-Key": "k"}
     body = {"input_file_id": "f", "endpoint": "/v1/embeddings", "completion_window": "24h"}
 
@@ -135,7 +135,7 @@ def test_a_retry_of_a_batch_that_waited_in_vain_waits_for_nothing(app: FastAPI, 
     assert (retry["state"], retry["after"], retry["waiting_for"]) == ("queued", [], None)
 
 
-def test_a_graph_shows_what_a_job_waits_for_and_what_waits_for_it(
+def test_graph_shows_dependencies_and_dependents_of_job(
     app: FastAPI, client: TestClient, stranger: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = create(client)["id"]

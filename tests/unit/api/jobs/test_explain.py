@@ -71,7 +71,7 @@ def register_worker(db: Database) -> None:
         workers.register(session, worker_row("w", "cpu.plan", "*", pool="cpu", slots=1, seen_at=now()))
 
 
-def test_a_queued_job_without_a_worker_waits_for_one(client: TestClient) -> None:
+def test_explanation_of_queued_job_names_missing_worker(client: TestClient) -> None:
     explanation = explained(client, create(client)["id"])
 
     assert codes(explanation) == [("wait", "no_worker")]

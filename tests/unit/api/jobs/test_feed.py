@@ -111,7 +111,7 @@ def test_a_position_that_is_not_there_yet_is_refused(app: FastAPI, client: TestC
     assert [refusal(client, after=bad)[0] for bad in ("x", -1, "", 1 << 80, 1.5)] == [400] * 5
 
 
-def test_events_that_retention_has_removed_are_said_to_be_gone(app: FastAPI, client: TestClient) -> None:
+def test_position_before_removed_events_returns_410(app: FastAPI, client: TestClient) -> None:
     ended(app, client)
     with app.state.services.db.write() as session:
         feed.forget(session, feed.forgettable(session, now() + 1, 2), now() + 1)
@@ -147,7 +147,7 @@ def events_of(answer: httpx2.Response, count: int) -> list[tuple[int, str, dict[
     return found
 
 
-def test_a_stream_tells_what_happens_and_goes_on_where_it_broke(
+def test_stream_sends_events_and_resumes_after_last_event_id(
     app: FastAPI, client: TestClient, streams: tuple[str, dict[str, str]]
 ) -> None:
     url, headers = streams
@@ -188,7 +188,7 @@ def test_a_look_that_fails_at_its_end_loses_no_event(
     assert [number for number, _, _ in found] == [1, 2, 3, 4]
 
 
-def test_a_stream_of_the_latest_begins_with_what_happens_next(
+def test_stream_after_latest_begins_with_next_event(
     app: FastAPI, client: TestClient, streams: tuple[str, dict[str, str]]
 ) -> None:
     url, headers = streams
@@ -201,7 +201,7 @@ def test_a_stream_of_the_latest_begins_with_what_happens_next(
     assert [position for position, _, _ in found] == [5]
 
 
-def test_a_stream_queries_its_events_only_when_the_feed_has_moved(
+def test_stream_queries_events_only_after_feed_has_advanced(
     app: FastAPI, client: TestClient, streams: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, headers = streams
@@ -262,7 +262,7 @@ def _until_free(url: str, headers: dict[str, str]) -> None:
     raise AssertionError("the streams that were closed still count")
 
 
-def test_a_stream_ends_when_its_key_is_revoked(app: FastAPI, streams: tuple[str, dict[str, str]]) -> None:
+def test_stream_ends_after_key_revocation(app: FastAPI, streams: tuple[str, dict[str, str]]) -> None:
     url, headers = streams
 
     with httpx2.stream("GET", f"{url}/v1/events", headers=headers, timeout=30) as answer:
@@ -271,7 +271,7 @@ def test_a_stream_ends_when_its_key_is_revoked(app: FastAPI, streams: tuple[str,
         assert events_of(answer, 1) == []
 
 
-def test_the_document_describes_pages_streams_and_what_is_gone(app: FastAPI) -> None:
+def test_openapi_document_describes_event_pages_streams_and_410(app: FastAPI) -> None:
     responses = app.openapi()["paths"]["/v1/events"]["get"]["responses"]
 
     assert set(responses["200"]["content"]) == {"application/json", "text/event-stream"}

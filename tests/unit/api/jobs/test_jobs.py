@@ -61,7 +61,7 @@ def test_jobs_are_found_by_kind_state_and_metadata(either: FastAPI) -> None:
     assert find(limit="1", after=third) == [second]
 
 
-def test_job_is_named_by_its_metadata_or_what_it_reads(either: FastAPI) -> None:
+def test_job_name_comes_from_metadata_suffix_or_own_input_file(either: FastAPI) -> None:
     client, stranger = (client_of(either, make_key(either, project)) for project in ("default", "other"))
     theirs = upload(stranger)
     named = create(client, metadata={"name": "nightly"})["id"]
@@ -126,7 +126,7 @@ def test_the_shards_of_a_job_are_summed_to_as_many_parts_as_are_requested(either
     assert client.get("/v1/jobs/batch_none/shards").status_code == 404
 
 
-def test_jobs_are_found_by_the_file_that_they_read_or_write(either: FastAPI) -> None:
+def test_jobs_are_found_by_input_output_or_error_file(either: FastAPI) -> None:
     client, stranger = (client_of(either, make_key(either, project)) for project in ("default", "other"))
     file_id = upload(client)
     reader, other = create(client, file_id)["id"], create(client)["id"]
@@ -195,7 +195,7 @@ def test_pages_by_state_go_on_after_a_job_that_left_that_state(
     assert (foreign.status_code, foreign.json()["error"]["code"]) == (400, "invalid_cursor")
 
 
-def test_a_running_job_shows_progress_pace_and_what_is_left(app: FastAPI, client: TestClient) -> None:
+def test_running_job_shows_progress_rate_and_eta(app: FastAPI, client: TestClient) -> None:
     db, storage = services(app)
     job_id = create(client)["id"]
     worker_steps.plan(db, job_id, 10, "m")
@@ -225,7 +225,7 @@ def test_a_queued_job_knows_its_place(app: FastAPI, client: TestClient, stranger
     assert places == {urgent: 0, first: 1, last: 2}
 
 
-def test_a_job_says_what_it_waits_for(app: FastAPI, client: TestClient) -> None:
+def test_job_shows_its_waiting_reason(app: FastAPI, client: TestClient) -> None:
     from jobs.ledger import ledger
 
     job_id = create(client, "f")["id"]
@@ -307,7 +307,7 @@ def test_the_results_of_an_ended_job_are_its_files(app: FastAPI, client: TestCli
     assert answer.content == client.get(f"/v1/files/{output}/content").content
 
 
-def test_what_is_finished_can_be_read_while_the_job_runs(app: FastAPI, client: TestClient) -> None:
+def test_finished_results_are_readable_during_job_run(app: FastAPI, client: TestClient) -> None:
     db, storage = services(app)
     job_id = create(client)["id"]
     worker_steps.plan(db, job_id, 4)
@@ -349,7 +349,7 @@ def test_results_that_retention_has_removed_are_passed_over(app: FastAPI, client
     assert client.get(f"/v1/jobs/{job_id}/results", params={"follow": "false"}).content == b""
 
 
-def test_a_stream_ends_when_its_key_is_revoked(make_app: Callable[..., FastAPI]) -> None:
+def test_event_and_result_streams_end_after_key_revocation(make_app: Callable[..., FastAPI]) -> None:
     app = make_app(timings=replace(Timings(), trusted=60.0))
     key = make_key(app)
     client = client_of(app, key)
@@ -365,7 +365,7 @@ def test_a_stream_ends_when_its_key_is_revoked(make_app: Callable[..., FastAPI])
     assert (results.status_code, results.text) == (200, "")
 
 
-def test_a_job_can_be_cancelled_and_one_that_has_ended_cannot(app: FastAPI, client: TestClient) -> None:
+def test_cancel_is_repeatable_and_refused_for_succeeded_job(app: FastAPI, client: TestClient) -> None:
     job_id = create(client)["id"]
 
     first, second = (client.post(f"/v1/jobs/{job_id}/cancel") for _ in range(2))
@@ -462,7 +462,7 @@ def test_a_retry_names_the_lines_that_it_runs(app: FastAPI, client: TestClient, 
         assert session.get_one(Job, new["id"]).payload == {"which": which}
 
 
-def test_a_retry_with_one_key_asks_for_the_same_lines(app: FastAPI, client: TestClient) -> None:
+def test_retry_with_same_key_and_different_lines_is_refused(app: FastAPI, client: TestClient) -> None:
     old = create(client)["id"]
     worker_steps.run(*services(app), old, 3, failed=1, cut_off=1)
     headers = {"Idempotency-Key": "k"}
@@ -486,7 +486,7 @@ def test_a_retry_does_not_take_over_which_lines_an_earlier_retry_ran(app: FastAP
         assert session.get_one(Job, third).payload == {}
 
 
-def test_a_retry_with_one_key_is_one_retry(app: FastAPI, client: TestClient) -> None:
+def test_repeated_retry_with_same_key_returns_same_job(app: FastAPI, client: TestClient) -> None:
     old = create(client)["id"]
     worker_steps.run(*services(app), old, 2, failed=1)
     headers = {"Idempotency-Key": "k"}

@@ -51,7 +51,7 @@ def get(client: TestClient, job_id: str, **query: Any) -> Any:
     return client.get(f"/v1/jobs/{job_id}/results", params=query)
 
 
-def test_a_page_puts_requests_beside_their_results(client: TestClient, ended: str) -> None:
+def test_page_pairs_requests_with_results(client: TestClient, ended: str) -> None:
     page = get(client, ended, format="json").json()
 
     assert (page["object"], page["has_more"]) == ("list", False)

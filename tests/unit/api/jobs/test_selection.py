@@ -39,7 +39,7 @@ def plan(db: Database, selected: dict[str, Any]) -> list[str]:
         ({"model": "m", "kind": "k"}, "model (project_id=? AND model=?)"),
     ],
 )
-def test_a_page_reads_one_index_in_its_order(sqlite: Database, selected: dict[str, Any], index: str) -> None:
+def test_page_query_uses_single_index_without_sorting(sqlite: Database, selected: dict[str, Any], index: str) -> None:
     assert plan(sqlite, selected) == [f"SEARCH job USING INDEX ix_job_project_{index}"]
 
 
@@ -54,7 +54,7 @@ def test_the_jobs_of_a_file_are_found_by_its_id(sqlite: Database, others: dict[s
     assert "SCAN job" not in steps
 
 
-def test_a_status_of_several_states_reads_the_jobs_in_them(sqlite: Database) -> None:
+def test_status_with_several_states_uses_state_index(sqlite: Database) -> None:
     steps = plan(sqlite, {"states": SEVERAL, "model": "m", "kind": "k"})
 
     assert IDS in steps[0]

@@ -81,7 +81,7 @@ def test_policy_of_every_answer_is_strict(browser: TestClient, path: str) -> Non
     ],
 )
 @pytest.mark.usefixtures("built")
-def test_assets_are_sent_as_the_client_accepts_them(
+def test_assets_are_sent_in_encoding_accepted_by_client(
     browser: TestClient, accepted: str, encoding: str | None, text: str
 ) -> None:
     with browser.stream("GET", "/console/assets/main-1a2b.js", headers={"Accept-Encoding": accepted}) as answer:
@@ -127,7 +127,7 @@ def test_without_a_build_the_page_says_how_to_make_it(browser: TestClient, missi
 
 
 @pytest.mark.usefixtures("built")
-def test_browser_is_led_to_the_console_and_a_program_is_told_its_path(browser: TestClient) -> None:
+def test_root_redirects_browser_and_shows_console_path_to_program(browser: TestClient) -> None:
     answers = [browser.get(path, headers=BROWSER) for path in ("/", "/console")]
     links = browser.get("/")
 
@@ -221,7 +221,7 @@ def test_other_methods_are_not_allowed(browser: TestClient, method: str) -> None
     assert [answer.status_code for answer in answers] == [405] * 2
 
 
-def test_wrong_tokens_are_counted_with_wrong_keys_and_a_right_one_still_opens(tmp_path: Path, sqlite_url: str) -> None:
+def test_wrong_tokens_are_rate_limited_and_valid_token_still_works(tmp_path: Path, sqlite_url: str) -> None:
     (tmp_path / "operator.key").write_text("nm_operator\n")
     with running_app(tmp_path, sqlite_url, wrong_keys_per_minute=3) as app:
         browser = TestClient(app, raise_server_exceptions=False)

@@ -71,7 +71,7 @@ def test_chat_leads_to_the_playground_of_the_console(client: TestClient) -> None
     assert (answer.status_code, answer.headers["location"]) == (307, "/console/playground")
 
 
-def test_what_is_no_page_still_needs_a_key(client: TestClient) -> None:
+def test_non_page_path_requires_key(client: TestClient) -> None:
     answers = [client.get(path, headers=BROWSER) for path in ("/docs/other.js", "/chat/../v1/files", "/v1/files")]
 
     assert [answer.status_code for answer in answers] == [401] * 3

@@ -117,7 +117,7 @@ def test_a_batch_is_shown_with_every_key(client: TestClient, store: str) -> None
     assert OpenAIBatch.model_validate(shown, strict=True).id == shown["id"]
 
 
-def test_files_of_a_batch_share_what_is_given_or_have_their_own(app: FastAPI, client: TestClient, store: str) -> None:
+def test_batch_files_have_shared_or_own_attributes_and_chunking(app: FastAPI, client: TestClient, store: str) -> None:
     one, other = upload(client), upload(client)
 
     batch(client, store, file_ids=[one], attributes={"n": 1})
@@ -143,7 +143,9 @@ def test_files_of_a_batch_share_what_is_given_or_have_their_own(app: FastAPI, cl
         {"files": [{}]},
     ],
 )
-def test_a_batch_names_its_files_in_one_way(app: FastAPI, client: TestClient, store: str, fields: Any) -> None:
+def test_batch_requires_valid_file_ids_or_files_but_not_both(
+    app: FastAPI, client: TestClient, store: str, fields: Any
+) -> None:
     assert batch(client, store, **fields).status_code == 400
     assert count(app, Job) == 0
 
@@ -176,7 +178,7 @@ def test_attributes_have_their_limits(client: TestClient, store: str, attributes
     assert (status, param) == (400, f"attributes{wrong}")
 
 
-def test_attributes_at_their_limits_are_kept(client: TestClient, store: str) -> None:
+def test_attributes_at_limits_are_stored(client: TestClient, store: str) -> None:
     attributes = {f"{n:064d}": "x" * 512 for n in range(16)}
 
     assert attach(client, store, upload(client), attributes=attributes).json()["attributes"] == attributes
@@ -194,7 +196,7 @@ def test_an_overlap_of_more_than_half_is_refused(client: TestClient, store: str,
 
 
 @pytest.mark.parametrize("how", ["attach", "batch"])
-def test_the_same_create_again_makes_one_job(app: FastAPI, client: TestClient, store: str, how: str) -> None:
+def test_repeated_create_makes_single_job(app: FastAPI, client: TestClient, store: str, how: str) -> None:
     file = upload(client)
     make = {
         "attach": lambda **more: attach(client, store, file, "k", **more),
@@ -208,7 +210,7 @@ def test_the_same_create_again_makes_one_job(app: FastAPI, client: TestClient, s
     assert (other.status_code, count(app, Job)) == (422, 1)
 
 
-def test_a_file_of_another_project_or_a_deleted_one_cannot_come_in(
+def test_foreign_deleted_or_unknown_file_is_refused(
     app: FastAPI, client: TestClient, stranger: TestClient, store: str
 ) -> None:
     deleted, good = upload(client), upload(client)
@@ -385,7 +387,7 @@ def test_an_own_webhook_reaches_the_job(app: FastAPI, client: TestClient, store:
 
 
 @both
-def test_a_secret_that_was_made_is_told_to_the_create_alone(
+def test_generated_webhook_secret_is_returned_only_by_create(
     app: FastAPI, client: TestClient, store: str, how: str
 ) -> None:
     file = upload(client)

@@ -124,7 +124,7 @@ def test_indexes_are_listed_by_page(client: TestClient) -> None:
     assert error_of(answer) == (400, "after", "invalid_cursor")
 
 
-def test_a_create_that_is_sent_again_makes_one(app: FastAPI, client: TestClient) -> None:
+def test_repeated_create_makes_single_index(app: FastAPI, client: TestClient) -> None:
     store = made(client, file_ids=[upload(client)])
 
     answers = [create(client, store, "k", embedding_dimensions=64) for _ in range(2)]
@@ -150,7 +150,7 @@ def test_a_create_that_is_sent_again_makes_one(app: FastAPI, client: TestClient)
         ({"embedding_dimensions": 64, "more": 1}, "more", "unknown_parameter"),
     ],
 )
-def test_a_create_says_what_is_wrong_with_it(
+def test_invalid_create_names_param(
     client: TestClient, fields: dict[str, Any], param: str | None, code: str | None
 ) -> None:
     store = made(client)
@@ -162,7 +162,7 @@ def test_a_create_says_what_is_wrong_with_it(
     assert len(indexes(client, store)) == 1
 
 
-def test_of_the_body_as_a_whole_it_just_says_what_is_wrong(client: TestClient) -> None:
+def test_create_without_fields_names_required_fields(client: TestClient) -> None:
     said = create(client, made(client)).json()["error"]["message"]
 
     assert said == "One of 'embedding_model', 'embedding_dimensions' and 'chunking_strategy' is required."
@@ -349,7 +349,7 @@ def test_a_worker_that_refuses_is_passed_on(client: TestClient, pair: tuple[Fake
         ({"queries": ["x"], "more": 1}, "more"),
     ],
 )
-def test_a_comparison_says_what_is_wrong_with_it(
+def test_invalid_comparison_names_param(
     client: TestClient, pair: tuple[FakeWorkers, str, str], fields: dict[str, Any], param: str
 ) -> None:
     store_oracle, store, index = pair

@@ -83,7 +83,7 @@ def test_a_source_is_shown_with_every_key_and_syncs_at_once(app: FastAPI, client
     assert batch["status"] == "in_progress"
 
 
-def test_each_type_keeps_what_it_takes(client: TestClient, path: str, tmp_path: Path) -> None:
+def test_source_of_each_type_stores_normalized_fields(client: TestClient, path: str, tmp_path: Path) -> None:
     urls = ["https://192.0.43.8/a", "https://192.0.43.8/b", "https://192.0.43.8/a"]
     chunking = {"type": "static", "static": {"max_chunk_size_tokens": 100, "chunk_overlap_tokens": 0}}
     folder = {"type": "folder", "path": f"{tmp_path}/library/docs/../docs", "chunking_strategy": chunking}
@@ -134,7 +134,7 @@ def test_each_type_keeps_what_it_takes(client: TestClient, path: str, tmp_path: 
         ({**PAGE, "schedule": "daily"}, "schedule", "unknown_parameter"),
     ],
 )
-def test_what_cannot_be_a_source_is_refused_and_changes_nothing(
+def test_invalid_source_is_refused_without_changes(
     app: FastAPI, client: TestClient, path: str, tmp_path: Path, body: dict[str, Any], param: str | None, code: str
 ) -> None:
     (tmp_path / "library/link").symlink_to("/etc")
@@ -152,7 +152,7 @@ def test_what_cannot_be_a_source_is_refused_and_changes_nothing(
     assert (count(app, Source), count(app, Job), count(app, Audit)) == (0, 0, before)
 
 
-def test_a_folder_that_has_become_the_server_s_own_is_not_synced_again(
+def test_folder_replaced_by_link_to_data_folder_is_not_synced(
     app: FastAPI, client: TestClient, path: str, tmp_path: Path
 ) -> None:
     source = client.post(path, json={"type": "folder", "path": f"{tmp_path}/library/other"}).json()["id"]
@@ -189,7 +189,7 @@ def test_sources_are_listed_page_by_page(client: TestClient, path: str) -> None:
     assert error_of(client.get(f"{path}/{made[0]}/items", params={"after": "x"})) == (400, "after", "invalid_cursor")
 
 
-def test_the_same_key_makes_one_source(app: FastAPI, client: TestClient, path: str) -> None:
+def test_repeated_create_with_same_key_makes_single_source(app: FastAPI, client: TestClient, path: str) -> None:
     headers = {"Idempotency-Key": "k"}
 
     first, second = (client.post(path, json=PAGE, headers=headers) for _ in range(2))
@@ -206,7 +206,7 @@ def test_a_schedule_is_paused_and_resumed(client: TestClient, path: str) -> None
     assert [client.post(f"{path}/{source}/resume").json()["paused"] for _ in range(2)] == [False, False]
 
 
-def test_a_deleted_source_is_gone_and_its_sync_ends(app: FastAPI, client: TestClient, path: str) -> None:
+def test_deleted_source_is_not_found_and_its_sync_is_cancelled(app: FastAPI, client: TestClient, path: str) -> None:
     source = client.post(path, json=PAGE).json()
 
     answer = client.delete(f"{path}/{source['id']}")
@@ -223,7 +223,7 @@ def test_a_deleted_source_is_gone_and_its_sync_ends(app: FastAPI, client: TestCl
         assert error_of(getattr(client, method)(f"{path}/{source['id']}{end}")) == (404, "source_id", "not_found")
 
 
-def test_a_delete_removes_some_of_what_was_brought_and_leaves_the_rest_to_the_dispatcher(
+def test_delete_removes_bounded_number_of_items_and_leaves_rest_pending(
     app: FastAPI, client: TestClient, path: str
 ) -> None:
     source = client.post(path, json=PAGE).json()["id"]
@@ -261,7 +261,7 @@ def test_a_store_has_so_many_sources_and_no_more(
 
 
 @pytest.mark.postgres
-def test_of_two_that_make_the_last_source_at_once_one_does(
+def test_concurrent_creates_do_not_exceed_source_limit(
     postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("api.retrieval.sources._MAX_SOURCES", 1)

@@ -119,7 +119,7 @@ def test_with_a_file_that_is_not_there_nothing_is_made(app: FastAPI, client: Tes
         ({"surprise": 1}, "surprise"),
     ],
 )
-def test_what_is_wrong_is_named(client: TestClient, fields: dict[str, Any], param: str) -> None:
+def test_invalid_create_names_param(client: TestClient, fields: dict[str, Any], param: str) -> None:
     status, named, code = error_of(create(client, **fields))
 
     assert (status, named, bool(code)) == (400, param, True)
@@ -130,7 +130,7 @@ SIZES = "max_chunk_size_tokens", "chunk_overlap_tokens"
 
 @pytest.mark.parametrize("kind", ["static", "sentence", "structure"])
 @pytest.mark.parametrize(("size", "overlap"), [(100, 0), (100, 50), (4096, 2048), (101, 50)])
-def test_a_way_to_cut_is_kept(app: FastAPI, client: TestClient, kind: str, size: int, overlap: int) -> None:
+def test_chunking_strategy_is_stored(app: FastAPI, client: TestClient, kind: str, size: int, overlap: int) -> None:
     strategy = {"type": kind, kind: dict(zip(SIZES, (size, overlap), strict=True))}
 
     store = made(client, chunking_strategy=strategy)
@@ -147,7 +147,7 @@ def test_a_way_to_cut_is_kept(app: FastAPI, client: TestClient, kind: str, size:
         ({"percentile": None, "threshold": 0.4}, {"threshold": 0.4}),
     ],
 )
-def test_a_cut_by_meaning_is_kept(
+def test_semantic_chunking_strategy_is_stored(
     app: FastAPI, client: TestClient, given: dict[str, Any], kept: dict[str, float]
 ) -> None:
     most = {"max_chunk_size_tokens": 200}
@@ -226,7 +226,7 @@ def test_a_way_to_cut_that_is_none_is_refused(client: TestClient, strategy: Any,
     assert error_of(create(client, chunking_strategy=strategy)) == (400, f"chunking_strategy{wrong}", code)
 
 
-def test_ways_to_cut_that_there_are_are_told(client: TestClient) -> None:
+def test_unknown_chunking_strategy_error_lists_supported_values(client: TestClient) -> None:
     message = create(client, chunking_strategy={"type": "other"}).json()["error"]["message"]
 
     known = "'auto', 'static', 'sentence', 'structure' and 'semantic'"
@@ -246,11 +246,11 @@ def test_more_dimensions_than_the_models_files_say_it_has_are_refused(app: FastA
     assert create(client, embedding_dimensions=384).status_code == 200
 
 
-def test_dimensions_that_are_asked_for_are_shown(client: TestClient) -> None:
+def test_requested_dimensions_are_shown(client: TestClient) -> None:
     assert create(client, embedding_dimensions=128).json()["embedding_dimensions"] == 128
 
 
-def test_what_is_named_is_changed_and_the_rest_stays(app: FastAPI, client: TestClient) -> None:
+def test_update_changes_only_named_fields(app: FastAPI, client: TestClient) -> None:
     store = made(client, name="n", metadata={"a": "b"}, expires_after={"anchor": "last_active_at", "days": 3})
 
     def change(**fields: Any) -> dict[str, Any]:
@@ -285,7 +285,7 @@ def test_stores_are_listed_newest_first_page_by_page(client: TestClient, strange
     assert error_of(client.get("/v1/vector_stores", params={"after": "vs_unknown"})) == (400, "after", "invalid_cursor")
 
 
-def test_a_deleted_store_is_gone_and_its_work_is_stopped(app: FastAPI, client: TestClient) -> None:
+def test_deleted_store_is_not_found_and_its_job_is_cancelled(app: FastAPI, client: TestClient) -> None:
     file = upload(client)
     store = made(client, file_ids=[file])
 
@@ -300,7 +300,7 @@ def test_a_deleted_store_is_gone_and_its_work_is_stopped(app: FastAPI, client: T
         assert session.scalars(select(VectorRemoval.what)).one() == "store"
 
 
-def test_the_same_create_again_makes_one_store_and_one_job(app: FastAPI, client: TestClient) -> None:
+def test_repeated_create_makes_single_store_and_job(app: FastAPI, client: TestClient) -> None:
     file = upload(client)
 
     first, again = (create(client, "k", name="n", file_ids=[file]) for _ in range(2))
@@ -311,7 +311,7 @@ def test_the_same_create_again_makes_one_store_and_one_job(app: FastAPI, client:
     assert (other.status_code, count(app, VectorStore), count(app, Job)) == (422, 1, 1)
 
 
-def test_twenty_at_once_under_one_key_make_one_store(either: FastAPI) -> None:
+def test_twenty_concurrent_creates_with_same_key_make_single_store(either: FastAPI) -> None:
     client = client_of(either, make_key(either))
     start = threading.Barrier(20)
 
@@ -328,7 +328,7 @@ def test_twenty_at_once_under_one_key_make_one_store(either: FastAPI) -> None:
 
 
 @pytest.mark.postgres
-def test_what_is_changed_or_deleted_while_it_goes_is_gone(postgres_url: str, tmp_path: Path) -> None:
+def test_change_or_delete_of_concurrently_deleted_object_returns_404(postgres_url: str, tmp_path: Path) -> None:
     with running_app(tmp_path, postgres_url) as app, ThreadPoolExecutor(4) as pool:
         client, db = client_of(app, make_key(app)), app.state.services.db
         file_id, store_id = upload(client), made(client)
@@ -419,21 +419,19 @@ def test_an_expired_store_is_shown_and_no_more(app: FastAPI, client: TestClient,
         ({"query": "x", "more": 1}, "more"),
     ],
 )
-def test_a_search_says_what_is_wrong_with_it(client: TestClient, fields: dict[str, Any], param: str) -> None:
+def test_invalid_search_names_param(client: TestClient, fields: dict[str, Any], param: str) -> None:
     status, named, code = error_of(client.post(f"/v1/vector_stores/{made(client)}/search", json=fields))
 
     assert (status, named, bool(code)) == (400, param, True)
 
 
-def test_a_search_that_nobody_can_answer_says_so(client: TestClient) -> None:
+def test_search_without_worker_returns_503(client: TestClient) -> None:
     answer = client.post(f"/v1/vector_stores/{made(client)}/search", json={"query": "x"})
 
     assert answer.status_code == 503
 
 
-def test_the_jobs_of_a_store_that_goes_are_stopped_in_one_order(
-    either: FastAPI, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_jobs_of_deleted_store_are_cancelled_in_id_order(either: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
     """Maintenance locks them in that order, too."""
     client, cancel, stopped = client_of(either, make_key(either)), ledger.cancel, []
 

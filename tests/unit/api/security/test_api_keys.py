@@ -100,7 +100,7 @@ def test_the_keys_of_another_project_are_not_there(app: FastAPI, client: TestCli
         assert keys.check_key(session, made["value"]) is not None
 
 
-def test_a_key_that_manages_no_keys_reads_them_and_revokes_itself_alone(app: FastAPI, client: TestClient) -> None:
+def test_ordinary_key_lists_keys_and_revokes_only_itself(app: FastAPI, client: TestClient) -> None:
     made, other = (client.post("/v1/api_keys").json() for _ in range(2))
     ordinary = client_of(app, made["value"])
     own, others = f"/v1/api_keys/{made['id']}", [f"/v1/api_keys/{name}" for name in (other["id"], "nothing0")]
@@ -116,7 +116,7 @@ def test_a_key_that_manages_no_keys_reads_them_and_revokes_itself_alone(app: Fas
     assert client.get(own).json()["revoked_at"] is not None
 
 
-def test_a_key_says_what_it_may_and_which_key_created_it(client: TestClient, stranger: TestClient) -> None:
+def test_key_shows_management_permission_and_creator(client: TestClient, stranger: TestClient) -> None:
     made = client.post("/v1/api_keys").json()
 
     rows = {row["id"]: (row["manages_keys"], row["created_by"]) for row in client.get("/v1/api_keys").json()["data"]}
@@ -126,7 +126,7 @@ def test_a_key_says_what_it_may_and_which_key_created_it(client: TestClient, str
     assert [refusal(stranger.get(f"/v1/api_keys/{name}")) for name in rows] == [(404, "not_found")] * 2
 
 
-def test_a_key_is_revoked_with_what_it_created_if_that_is_asked_for(app: FastAPI, client: TestClient) -> None:
+def test_revocation_cascades_to_created_keys_only_on_request(app: FastAPI, client: TestClient) -> None:
     leaked, bystander = make_key(app, manages=True), client.post("/v1/api_keys").json()
     path = f"/v1/api_keys/{id_of(leaked)}"
     created = [client_of(app, leaked).post("/v1/api_keys").json() for _ in range(2)]
@@ -242,7 +242,7 @@ def test_the_audit_log_is_filtered_by_actor_type_and_time(either: FastAPI) -> No
         ({"target": "t", "actor": "a", "action": "x"}, ["ix_audit_target (target=?)"]),
     ],
 )
-def test_a_page_of_the_audit_log_reads_one_index(sqlite: Database, values: dict[str, str], steps: list[str]) -> None:
+def test_audit_log_page_query_uses_single_index(sqlite: Database, values: dict[str, str], steps: list[str]) -> None:
     statement = select_rows("p", **values).order_by(Audit.at.desc(), Audit.id.desc())
     compiled = statement.compile(sqlite.engine, compile_kwargs={"literal_binds": True})
 

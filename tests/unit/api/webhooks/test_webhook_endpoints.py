@@ -54,7 +54,7 @@ def test_the_secret_is_shown_once(client: TestClient) -> None:
 
 
 @pytest.mark.postgres
-def test_of_two_that_make_the_last_endpoint_at_once_one_does(
+def test_concurrent_creates_do_not_exceed_endpoint_limit(
     postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhook_endpoints, "_MAX_ENDPOINTS", 1)
@@ -122,7 +122,7 @@ def test_private_addresses_are_refused_by_default(make_app: Callable[..., FastAP
     assert (error["param"], error["code"]) == ("url", "invalid_url")
 
 
-def test_a_rotated_secret_leaves_the_old_one_for_a_day_if_asked(app: FastAPI, client: TestClient) -> None:
+def test_rotation_keeps_old_secret_active_for_24_hours_only_on_request(app: FastAPI, client: TestClient) -> None:
     made = create(client)
     path = f"/v1/webhook_endpoints/{made['id']}/rotate_secret"
 
@@ -157,9 +157,7 @@ def test_a_secret_that_is_rotated_twice_still_signs_for_the_day_it_was_promised(
     assert signing(app, made["id"]) == (dropped,)
 
 
-def test_a_rotation_is_asked_for_again_under_its_key_and_answered_as_the_first_time(
-    app: FastAPI, client: TestClient
-) -> None:
+def test_repeated_rotation_with_same_key_returns_first_answer(app: FastAPI, client: TestClient) -> None:
     made = create(client)
     path = f"/v1/webhook_endpoints/{made['id']}/rotate_secret"
     keep = {"keep_old_secret_active_for_24_hours": True}
@@ -214,7 +212,7 @@ def receiver() -> Iterator[Any]:
     thread.join()
 
 
-def test_a_test_event_is_signed_and_its_answer_told(client: TestClient, receiver: Any) -> None:
+def test_test_event_is_signed_and_receiver_status_is_returned(client: TestClient, receiver: Any) -> None:
     made = create(client, url=f"http://127.0.0.1:{receiver.server_port}/x")
     path = f"/v1/webhook_endpoints/{made['id']}/test"
 
@@ -266,7 +264,7 @@ def test_every_type_of_event_can_be_tested(client: TestClient, receiver: Any) ->
     assert client.post(path, json={"event_type": "batch.begun"}).status_code == 400
 
 
-def test_only_what_changes_an_endpoint_moves_the_time_of_its_change(app: FastAPI, client: TestClient) -> None:
+def test_updated_at_moves_only_on_actual_change(app: FastAPI, client: TestClient) -> None:
     made = create(client)
     with app.state.services.db.write() as session:
         session.get_one(WebhookEndpoint, made["id"]).created_at -= 100
@@ -308,7 +306,7 @@ def test_a_job_s_own_webhook_has_its_log_at_the_job(app: FastAPI, client: TestCl
     assert [(one["webhook_endpoint_id"], one["event_type"]) for one in log] == [(None, "batch.completed")]
 
 
-def test_a_delivery_to_a_job_s_own_webhook_is_sent_again(
+def test_delivery_to_job_webhook_can_be_replayed(
     app: FastAPI, client: TestClient, stranger: TestClient, pending: Any
 ) -> None:
     job_id = create_batch(client, "f", webhook={"url": "https://192.0.43.8/once"})["id"]
@@ -365,9 +363,7 @@ def test_pages_of_the_log_by_state_go_on_after_a_delivery_that_left_that_state(
 
 
 @pytest.mark.parametrize("by", ["delivery_ids", "event_id", "failed_since", "since"])
-def test_a_failed_delivery_is_replayed_by_whatever_names_it(
-    app: FastAPI, client: TestClient, pending: Any, by: str
-) -> None:
+def test_failed_delivery_is_replayed_by_each_selector(app: FastAPI, client: TestClient, pending: Any, by: str) -> None:
     endpoint, log = pending
     fail(app, log[0]["id"])
     body = {
@@ -417,7 +413,7 @@ def test_a_disabled_endpoint_says_so_and_an_update_enables_it(app: FastAPI, clie
     assert (updated["disabled_at"], updated["disabled_reason"]) == (None, None)
 
 
-def test_all_that_is_held_for_an_endpoint_goes_out_when_it_is_enabled(
+def test_parked_deliveries_become_due_after_endpoint_is_enabled(
     app: FastAPI, client: TestClient, pending: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhook_endpoints, "WRITE_ROWS", 1)
@@ -447,7 +443,7 @@ def test_an_endpoint_that_is_deleted_while_it_is_disabled_has_nothing_pending_an
     assert [tuple(row) for row in rows] == [("failed", "endpoint deleted")] * 2
 
 
-def test_an_endpoint_may_ask_for_what_only_openai_tells(client: TestClient) -> None:
+def test_endpoint_accepts_openai_only_event_types_without_test_events(client: TestClient) -> None:
     wanted = [*EVENT_TYPES, *webhook_endpoints.ELSEWHERE_TYPES]
     made = create(client, event_types=wanted)
     tested = client.post(f"/v1/webhook_endpoints/{made['id']}/test", json={"event_type": "video.completed"})

@@ -43,7 +43,7 @@ def _server(*answers: dict[str, Any] | ServerUnavailable, patience: float = 120.
     return cast("Server", Answers(*answers, patience=patience))
 
 
-def test_each_state_is_told_once_until_the_job_ends(capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_state_is_printed_once_until_job_ends(capsys: pytest.CaptureFixture[str]) -> None:
     waiting = _job("queued", waiting_for="waiting_for_model")
 
     last = follow(_server(waiting, waiting, _job(), _job(), _job("succeeded")), "batch_1")
@@ -56,7 +56,7 @@ def test_each_state_is_told_once_until_the_job_ends(capsys: pytest.CaptureFixtur
     ]
 
 
-def test_a_model_that_loads_is_told_once_a_phase_with_the_seconds_so_far(capsys: pytest.CaptureFixture[str]) -> None:
+def test_loading_model_is_printed_once_per_phase_with_elapsed_time(capsys: pytest.CaptureFixture[str]) -> None:
     status = {"status": "loading", "model": "tiny", "phase": "importing vLLM", "since": time.time() - 125}
     reading = status | {"phase": "reading the weights"}
     absent = {"status": "no_worker", "model": "tiny", "phase": None, "since": None}
@@ -79,14 +79,14 @@ def test_a_server_that_comes_back_is_followed_on() -> None:
     assert follow(_server(_job(), away, away, _job("failed")), "batch_1").state == "failed"
 
 
-def test_a_server_that_stays_away_is_told() -> None:
+def test_unavailable_server_raises_after_patience_ends() -> None:
     server = _server(_job(), ServerUnavailable("no server answers"), _job("failed"), patience=-1.0)
 
     with pytest.raises(ServerUnavailable):
         follow(server, "batch_1")
 
 
-def test_the_pace_is_told_as_far_as_it_is_known() -> None:
+def test_pace_shows_known_rates_and_time_left() -> None:
     rate = {"items_per_second": 2.0, "tokens_per_second": 40.0}
 
     moving = Snapshot.of(_job(rate=rate, eta_seconds=90.0))
@@ -95,7 +95,7 @@ def test_the_pace_is_told_as_far_as_it_is_known() -> None:
     assert Snapshot.of(_job(rate=None)).pace == ""
 
 
-def test_what_workers_have_is_told_while_a_line_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_line_shows_requests_in_progress_and_elapsed_time(capsys: pytest.CaptureFixture[str]) -> None:
     at = 100.0
     show = _line_printer(lambda: at)
     still = {"total": 3, "completed": 0, "failed": 0, "running": 3}
@@ -119,18 +119,18 @@ def test_what_workers_have_is_told_while_a_line_is_written(capsys: pytest.Captur
     ]
 
 
-def test_a_place_in_the_queue_is_told() -> None:
+def test_standing_shows_queue_position() -> None:
     assert Snapshot.of(_job("queued", queue_position=3)).standing == "queued, position 3"
 
 
 @pytest.mark.parametrize(
     ("seconds", "told"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (3599, "59 min 59 s"), (7260, "2 h 1 min")]
 )
-def test_durations_are_said_as_people_do(seconds: float, told: str) -> None:
+def test_durations_are_formatted_in_human_units(seconds: float, told: str) -> None:
     assert duration(seconds) == told
 
 
-def test_what_is_doubtful_about_the_answers_is_told() -> None:
+def test_doubts_list_empty_truncated_and_failed_answers() -> None:
     outcomes = {"finish_reasons": {"stop": 7, "length": 2}, "empty": 1, "errors": {"context_length_exceeded": 3}}
 
     assert doubts(outcomes) == [

@@ -101,7 +101,7 @@ def test_a_stream_that_breaks_goes_on_behind_the_last_event() -> None:
     assert asked == [b"GET /v1/events?after=%d HTTP/1.1" % n for n in (3, 5, 5)]
 
 
-def test_a_server_that_stays_away_is_said_to_be() -> None:
+def test_unavailable_server_raises_after_patience_ends() -> None:
     with answering(streamed(4), b"", timings=Timings(follow_look=0.0, follow_patience=-1.0)) as (server, _):
         server.sdk = server.sdk.with_options(max_retries=0)
         events = follow_events(server, 3)
@@ -110,7 +110,7 @@ def test_a_server_that_stays_away_is_said_to_be() -> None:
             next(events)
 
 
-def test_what_the_server_refuses_is_not_asked_again() -> None:
+def test_refusal_by_server_is_not_retried() -> None:
     gone = b"HTTP/1.1 410 Gone\r\nContent-Length: 44\r\n\r\n" + b'{"error": {"message": "They were removed."}}'
     with answering(gone) as (server, _), pytest.raises(CliError, match="They were removed"):
         next(follow_events(server, 3))
@@ -131,7 +131,7 @@ def test_an_event_is_posted_as_its_webhook_would_be() -> None:
     assert (unwrapped.type, unwrapped.id) == ("batch.completed", "evt_1")
 
 
-def test_a_receiver_that_fails_is_said_to() -> None:
+def test_receiver_failure_is_reported() -> None:
     with inbox(500) as receiver:
         refused = Forwarder(receiver.url, new_secret()).post(EVENT)
     away = Forwarder(receiver.url, new_secret()).post(EVENT)
@@ -144,12 +144,12 @@ SECRET = "whsec_" + base64.b64encode(bytes(32)).decode()  # the same in every pr
 
 
 @pytest.mark.parametrize(("url", "secret"), [("ftp://x", SECRET), ("nonsense", SECRET), ("http://x", "s")])
-def test_what_is_no_url_or_no_secret_is_refused_at_once(url: str, secret: str) -> None:
+def test_invalid_url_or_secret_is_refused_at_once(url: str, secret: str) -> None:
     with pytest.raises(CliError):
         Forwarder(url, secret)
 
 
-def test_the_command_hears_a_fresh_server_and_posts_what_webhooks_tell(
+def test_listen_command_forwards_only_signed_webhook_events(
     tmp_path: Path, sqlite_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with running_app(tmp_path, sqlite_url) as app, inbox() as receiver:

@@ -53,7 +53,7 @@ def job(state: str) -> Snapshot:
     )  # fmt: skip
 
 
-def test_a_download_that_is_cut_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cut_download_is_retried(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with answering(CUT, WHOLE) as server:
         server.download("file-out", tmp_path / "out")
 
@@ -61,7 +61,7 @@ def test_a_download_that_is_cut_is_made_again(tmp_path: Path, capsys: pytest.Cap
     assert "broke off its answer; trying again" in capsys.readouterr().err
 
 
-def test_a_download_is_given_up_when_its_server_stays_away(tmp_path: Path) -> None:
+def test_failed_download_leaves_existing_file_unchanged(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"before")
 
     with answering(CUT, patience=-1.0) as server, pytest.raises(ServerUnavailable, match="broke off"):
@@ -70,7 +70,7 @@ def test_a_download_is_given_up_when_its_server_stays_away(tmp_path: Path) -> No
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("out", b"before")]
 
 
-def test_the_lines_of_a_live_job_end_with_its_answer_or_are_told_to_be_cut(tmp_path: Path) -> None:
+def test_cut_results_of_live_job_raise_and_leave_file_unchanged(tmp_path: Path) -> None:
     with answering(CHUNKS, CUT_CHUNKS) as server:
         _write_raw(server, job("running"), tmp_path / "out")
         with pytest.raises(ServerUnavailable, match="broke off"):
@@ -79,7 +79,7 @@ def test_the_lines_of_a_live_job_end_with_its_answer_or_are_told_to_be_cut(tmp_p
     assert (tmp_path / "out").read_bytes() == b'{"a": 1}\n{"b": 2}\n'
 
 
-def test_lines_that_are_read_as_they_come_are_told_to_be_cut() -> None:
+def test_cut_line_stream_raises_server_unavailable() -> None:
     with (
         answering(CUT) as server,
         pytest.raises(ServerUnavailable, match="broke off"),
@@ -88,7 +88,7 @@ def test_lines_that_are_read_as_they_come_are_told_to_be_cut() -> None:
         list(lines)
 
 
-def test_results_that_are_gone_leave_what_stood_in_the_file(tmp_path: Path) -> None:
+def test_missing_results_leave_existing_file_unchanged(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"before")
 
     with answering(GONE) as server, pytest.raises(CliError, match="No file"):
@@ -97,7 +97,7 @@ def test_results_that_are_gone_leave_what_stood_in_the_file(tmp_path: Path) -> N
     assert (tmp_path / "out").read_bytes() == b"before"
 
 
-def test_a_device_is_written_to_and_stays_one() -> None:
+def test_writing_to_device_does_not_replace_device() -> None:
     with whole(Path("/dev/null")) as out:
         out.write(b"x")
 
@@ -126,7 +126,7 @@ def test_the_file_that_a_link_names_is_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b"x"
 
 
-def test_what_is_written_to_as_it_is_does_not_get_the_beginning_twice(tmp_path: Path) -> None:
+def test_cut_download_to_file_descriptor_is_not_restarted(tmp_path: Path) -> None:
     with (tmp_path / "out").open("wb") as redirected, answering(CUT) as server, pytest.raises(ServerUnavailable):
         server.download("file-out", Path(f"/proc/self/fd/{redirected.fileno()}"))
 
@@ -134,12 +134,12 @@ def test_what_is_written_to_as_it_is_does_not_get_the_beginning_twice(tmp_path: 
 
 
 @pytest.mark.parametrize(("name", "told"), [("none/out", "no such folder"), (".", "is a folder")])
-def test_where_no_file_can_be_is_told(tmp_path: Path, name: str, told: str) -> None:
+def test_impossible_output_path_is_refused(tmp_path: Path, name: str, told: str) -> None:
     with pytest.raises(CliError, match=told):
         require_writable(tmp_path / name)
 
 
-def test_a_folder_that_takes_no_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda *_: False)
 
     with pytest.raises(CliError, match="nothing can be written"):
@@ -152,11 +152,11 @@ def test_a_file_that_can_be_is_not_made_yet(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_another_program_answers_is_told() -> None:
+def test_answer_of_foreign_program_is_reported() -> None:
     with answering(HTML) as server, pytest.raises(ServerUnavailable, match="is the URL right"):
         server.get("/jobs")
 
 
-def test_a_url_that_is_none_is_told() -> None:
+def test_invalid_url_is_refused() -> None:
     with pytest.raises(CliError, match="http://here:80OO is no URL"):
         Server("http://here:80OO", "key")

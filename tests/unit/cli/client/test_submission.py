@@ -31,7 +31,7 @@ def test_a_first_line_is_as_long_as_its_picture(tmp_path: Path) -> None:
     assert guess_endpoint(_file(tmp_path, json.dumps(line).encode())) == "/v1/chat/completions"
 
 
-def test_a_first_line_that_is_too_long_for_a_batch_is_told(tmp_path: Path) -> None:
+def test_too_long_first_line_is_refused(tmp_path: Path) -> None:
     line = b'{"url": "/v1/embeddings"}'
 
     assert guess_endpoint(_file(tmp_path, line.ljust(MAX_LINE_BYTES) + b"\n")) == "/v1/embeddings"
@@ -50,7 +50,7 @@ def test_a_first_line_that_is_too_long_for_a_batch_is_told(tmp_path: Path) -> No
         (b"\xff\xfe\n", "line 1 is no JSON object"),
     ],
 )
-def test_a_first_line_that_says_nothing_is_told(tmp_path: Path, content: bytes, told: str) -> None:
+def test_first_line_without_valid_url_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
     with pytest.raises(CliError, match=told):
         guess_endpoint(_file(tmp_path, content))
 
@@ -60,12 +60,12 @@ def test_metadata_is_split_at_the_first_equals_sign() -> None:
 
 
 @pytest.mark.parametrize("word", ["a", "=b"])
-def test_metadata_without_a_name_or_a_value_is_told(word: str) -> None:
+def test_metadata_without_name_or_value_is_refused(word: str) -> None:
     with pytest.raises(CliError, match="write it as name=value"):
         parse_pairs([word])
 
 
-def test_answers_and_errors_lie_beside_the_input_unless_told_otherwise() -> None:
+def test_output_paths_default_to_folder_of_input() -> None:
     source = Path("/data/in.jsonl")
 
     assert output_paths(source, None) == (Path("/data/in.output.jsonl"), Path("/data/in.output.errors.jsonl"))
@@ -96,7 +96,7 @@ def test_of_two_options_none_is_ignored_without_a_word(
     assert str(done.exception) == f"{other[0]} means nothing with {option[0]}: leave one of them out"
 
 
-def test_a_time_zone_of_no_times_is_told(tmp_path: Path) -> None:
+def test_timezone_without_every_is_refused(tmp_path: Path) -> None:
     source = _file(tmp_path, b'{"url": "/v1/embeddings"}\n')
 
     done = CliRunner().invoke(

@@ -64,7 +64,7 @@ def test_each_row_becomes_a_request_that_holds_it(tmp_path: Path) -> None:
         (b" country \nZo\xc3\xab\n", [{"country": "Zo\u00eb"}]),
     ],
 )  # fmt: skip
-def test_tables_are_read_as_spreadsheets_write_them(tmp_path: Path, content: bytes, rows: Any) -> None:
+def test_tables_are_read_in_spreadsheet_formats(tmp_path: Path, content: bytes, rows: Any) -> None:
     lines = lines_of(tmp_path, content)
 
     assert [line["row"] for line in lines] == rows
@@ -83,7 +83,9 @@ def test_tables_are_read_as_spreadsheets_write_them(tmp_path: Path, content: byt
         (b'country\n"' + b"x" * 10_000_001, TEMPLATE, "is no table: field larger"),
     ],
 )
-def test_table_that_makes_no_requests_is_told(tmp_path: Path, content: bytes, template: Template, told: str) -> None:
+def test_table_without_usable_requests_is_refused(
+    tmp_path: Path, content: bytes, template: Template, told: str
+) -> None:
     with pytest.raises(CliError, match=told):
         lines_of(tmp_path, content, template)
 
@@ -102,7 +104,7 @@ def test_schema_is_written_as_columns_or_read_from_a_file(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("text", ["a:text", "a,a", "a,,b", ":integer", "a:x|", "a:integer:b", "none.json"])
-def test_schema_that_says_nothing_is_told(text: str) -> None:
+def test_invalid_schema_is_refused(text: str) -> None:
     with pytest.raises(CliError, match=r"is no column of its own|cannot read none\.json"):
         parse_schema(text)
 
@@ -152,7 +154,7 @@ class Server:
 
 
 @pytest.mark.parametrize(("output", "format_"), [(None, "csv"), ("out.parquet", "parquet"), ("out.jsonl", "jsonl")])
-def test_table_is_submitted_and_its_results_come_as_one(
+def test_table_is_submitted_and_results_are_written_as_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str | None, format_: str
 ) -> None:
     (tmp_path / "table.csv").write_text("country\nPeru\n")

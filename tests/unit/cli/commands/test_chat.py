@@ -89,7 +89,7 @@ def test_json_is_the_whole_completion(url: str) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
-def test_a_model_that_loads_is_waited_for_and_each_phase_is_said_once(url: str, options: tuple[str, ...]) -> None:
+def test_chat_waits_for_loading_model_and_prints_each_phase_once(url: str, options: tuple[str, ...]) -> None:
     done = ask(url, "Count.", "-m", "slow", *options)
 
     assert done.exit_code == 0, done.stderr
@@ -108,7 +108,7 @@ def test_a_model_that_loads_is_waited_for_and_each_phase_is_said_once(url: str, 
         ((" ", "-m", "stop"), "the prompt is empty"),
     ],
 )
-def test_what_goes_wrong_is_an_error(url: str, words: tuple[str, ...], told: str) -> None:
+def test_failure_exits_with_error_message(url: str, words: tuple[str, ...], told: str) -> None:
     done = ask(url, *words)
 
     assert done.exit_code == 1

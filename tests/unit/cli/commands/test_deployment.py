@@ -64,7 +64,7 @@ def call(verb: str, folder: DataFolder, *options: str) -> Any:
     return CliRunner().invoke(app, [verb, "--data-dir", str(folder.path), *options])
 
 
-def test_status_shows_what_runs_and_how_its_processes_are(folder: DataFolder, guard: "subprocess.Popen[bytes]") -> None:
+def test_status_shows_deployment_and_process_states(folder: DataFolder, guard: "subprocess.Popen[bytes]") -> None:
     told = call("status", folder)
     found = json.loads(call("status", folder, "--json").stdout)
 
@@ -164,9 +164,7 @@ def test_down_ends_the_supervisor_in_good_order_and_waits(folder: DataFolder, gu
     assert "--data-dir" in str(again.exception)
 
 
-def test_down_signals_nobody_who_has_the_pid_of_a_killed_one(
-    folder: DataFolder, guard: "subprocess.Popen[bytes]"
-) -> None:
+def test_down_does_not_signal_process_with_reused_pid(folder: DataFolder, guard: "subprocess.Popen[bytes]") -> None:
     own(folder, guard.pid, 1)
 
     assert call("down", folder).exit_code == 1
@@ -184,7 +182,7 @@ def test_down_says_on_which_host_a_shared_folder_is_used(folder: DataFolder, gua
     assert guard.poll() is None
 
 
-def test_logs_show_the_last_lines_of_each_process_or_of_one(folder: DataFolder) -> None:
+def test_logs_show_last_lines_of_all_processes_or_named_process(folder: DataFolder) -> None:
     for name in ("web", "gpu"):
         (folder.logs / f"{name}.log").write_text("".join(f"{name} {number}\n" for number in range(30)))
 
@@ -205,7 +203,7 @@ def test_logs_of_a_process_that_is_not_there_name_those_that_are(folder: DataFol
     assert "there are web" in str(told.exception)
 
 
-def test_logs_are_followed_until_an_interrupt_also_when_they_are_cut(
+def test_logs_are_followed_across_truncation_until_interrupt(
     folder: DataFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = folder.logs / "web.log"

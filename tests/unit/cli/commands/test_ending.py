@@ -32,7 +32,7 @@ def _job(usage: dict[str, Any]) -> Snapshot:
         ({"output_tokens_details": {"reasoning_tokens": 60}}, "5 tokens in, 70 out, 60 of them reasoning"),
     ],
 )
-def test_tokens_are_told_and_those_that_nobody_reads(
+def test_summary_shows_tokens_and_reasoning_tokens(
     details: dict[str, Any], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tell(_job({"input_tokens": 5, "output_tokens": 70, **details}))
@@ -40,9 +40,7 @@ def test_tokens_are_told_and_those_that_nobody_reads(
     assert capsys.readouterr().err == f"batch_1 succeeded: 9 completed, 1 failed of 10; {told}\n"
 
 
-def test_what_an_earlier_job_left_is_not_taken_for_this_ones(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_stale_answers_of_earlier_job_are_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answers, errors = tmp_path / "answers", tmp_path / "errors"
     answers.write_bytes(b"of yesterday")
 

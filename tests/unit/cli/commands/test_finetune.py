@@ -78,7 +78,7 @@ def submit(client: Client, rows: str, *words: str) -> str:
     return done.stdout.strip()
 
 
-def test_a_file_is_uploaded_and_its_job_created_as_asked(client: Client, rows: str) -> None:
+def test_submit_uploads_files_and_creates_job_with_options(client: Client, rows: str) -> None:
     job_id = submit(
         client, rows, "--epochs", "2", "--seed", "0", "--suffix", "s", "--holdout", "0.2", "--metadata", "a=b",
         "--max-seconds", "60", "--general", rows,
@@ -248,7 +248,7 @@ def found(errors: list[dict[str, Any]]) -> DatasetFindings:
     return DatasetFindings(errors=errors, warnings=["1 rows are duplicates."], training=part, tokens=120, longest=11)
 
 
-def test_a_dry_run_says_what_would_be_trained_and_creates_nothing(
+def test_dry_run_prints_training_size_and_creates_no_job(
     client: Client, rows: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(examination, "examine", lambda _question: found([]))
@@ -263,7 +263,9 @@ def test_a_dry_run_says_what_would_be_trained_and_creates_nothing(
     assert client.told("list") == []
 
 
-def test_dry_run_measures_what_it_cannot_estimate(client: Client, rows: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dry_run_starts_measuring_job_for_missing_estimate(
+    client: Client, rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(examination, "examine", lambda _question: found([]))
     add_worker(client.web, "finetune-1", None)
     ended: list[str] = []

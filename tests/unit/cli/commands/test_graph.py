@@ -17,7 +17,7 @@ def job(name: str, *after: str, state: str = "queued", waiting_for: str | None =
     return {"id": name, "kind": "generation", "state": state, "waiting_for": waiting_for, "after": list(after)}
 
 
-def test_each_job_is_drawn_under_the_one_that_it_leads_to() -> None:
+def test_graph_draws_dependencies_and_dependents_as_trees() -> None:
     jobs = [
         job("a", state="succeeded"),
         job("b", "a", state="running"),
@@ -41,7 +41,7 @@ def test_each_job_is_drawn_under_the_one_that_it_leads_to() -> None:
     ]
 
 
-def test_what_is_drawn_once_is_not_drawn_again() -> None:
+def test_repeated_subtree_is_drawn_once() -> None:
     jobs = [job("a"), job("b", "a"), job("c", "b"), job("d", "b", "c"), job("e", "c", "d")]
 
     lines = list(draw_graph({"job_id": "e", "jobs": jobs, "truncated": True}))

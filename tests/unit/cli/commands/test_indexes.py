@@ -81,7 +81,7 @@ def trouble(done: Result) -> str:
     return str(done.exception)
 
 
-def test_an_index_is_made_as_it_was_asked_for_and_shown(client: Client) -> None:
+def test_index_is_created_with_requested_options_and_listed(client: Client) -> None:
     cut = client("create", "--chunking", json.dumps(CUT)).stdout.strip()
     other = client("create", "--model", "second", "--dimensions", "64", "--chunking", "auto").stdout.strip()
 
@@ -99,7 +99,7 @@ def test_an_index_is_made_as_it_was_asked_for_and_shown(client: Client) -> None:
     assert rows[2][2:] == [MODEL, "-", "sentence", "100/0", "0,", "2", "in", "progress", "2"]
 
 
-def test_what_is_switched_to_is_in_use_and_back_undoes_it(client: Client) -> None:
+def test_switch_activates_index_and_back_reverts_switch(client: Client) -> None:
     second = client.made("--dimensions", "64")
 
     switched, shown = client("switch", second), client.indexes()
@@ -130,7 +130,7 @@ def test_back_is_to_the_index_that_was_replaced_last(client: Client) -> None:
     assert client.indexes()[first]["status"] == "active"
 
 
-def test_files_that_are_missing_are_told_and_may_be_left_out(client: Client) -> None:
+def test_switch_with_missing_files_requires_allow_missing(client: Client) -> None:
     index = client.made("--dimensions", "64")
     with client.db.write() as session:
         gone = VectorStoreFile.store_id == index, VectorStoreFile.id == client.files[0]
@@ -143,7 +143,7 @@ def test_files_that_are_missing_are_told_and_may_be_left_out(client: Client) -> 
     assert f"{index} active" in switched.stdout
 
 
-def test_a_sync_says_what_is_missing_and_who_brings_it_in(client: Client) -> None:
+def test_sync_reports_missing_files_and_syncing_job(client: Client) -> None:
     index = client.made("--dimensions", "64")
     whole = client("sync", index, "--wait")
     with client.db.write() as session:
@@ -156,7 +156,7 @@ def test_a_sync_says_what_is_missing_and_who_brings_it_in(client: Client) -> Non
     assert busy.stdout == f"{index} building, lacks 2 files; nightmill watch {shown['job_id']} follows it\n"
 
 
-def test_who_waits_is_told_how_the_build_goes_on_and_what_failed(web: FastAPI, client: Client) -> None:
+def test_wait_option_reports_build_progress_and_failed_files(web: FastAPI, client: Client) -> None:
     def work(index: dict[str, Any], failed: int) -> None:
         files = VectorStoreFile.store_id == index["id"]
         with client.db.write() as session:
@@ -181,7 +181,7 @@ def test_who_waits_is_told_how_the_build_goes_on_and_what_failed(web: FastAPI, c
     assert "lacks 1 file; `nightmill explain" in trouble(broken)
 
 
-def test_who_waits_follows_every_job_that_fills_it(web: FastAPI, client: Client) -> None:
+def test_wait_option_follows_every_job_that_fills_index(web: FastAPI, client: Client) -> None:
     index = client.made("--dimensions", "64")
     built = client.indexes()[index]["job_id"]
     files = VectorStoreFile.store_id == index
@@ -224,7 +224,7 @@ def test_both_indexes_are_compared_in_a_table(web: FastAPI, client: Client, tmp_
     assert " ".join(alike) == "overlap 1.0000, rank correlation -1.0000; 3 queries, 1 of them judged"
 
 
-def test_what_cannot_be_compared_is_said_in_a_line(client: Client, tmp_path: Path) -> None:
+def test_impossible_comparison_is_reported_in_single_line(client: Client, tmp_path: Path) -> None:
     second = client.made("--model", "second")
     broken = tmp_path / "broken"
     broken.write_text("one\n{two\n")
@@ -235,7 +235,7 @@ def test_what_cannot_be_compared_is_said_in_a_line(client: Client, tmp_path: Pat
     assert "No index found" in trouble(client("compare", "vsi_none", "one"))
 
 
-def test_what_the_server_refuses_is_said_in_a_line(client: Client) -> None:
+def test_invalid_create_is_reported_in_single_line(client: Client) -> None:
     assert "is required" in trouble(client("create"))
     assert "(embedding_model)" in trouble(client("create", "--model", "nobody"))
     assert "--chunking is not valid JSON" in trouble(client("create", "--chunking", "{"))

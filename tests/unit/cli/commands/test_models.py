@@ -53,7 +53,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "data" / "models.yaml"
 
 
-def test_a_model_that_failed_its_probe_is_tried_again_or_served(
+def test_model_with_failed_probe_is_reprobed_or_accepted(
     run: Run, sqlite: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NIGHTMILL_DATABASE_URL", sqlite.url)
@@ -78,7 +78,7 @@ def test_the_packaged_file_is_copied_before_it_is_changed(run: Run, tmp_path: Pa
     assert PACKAGED_FILE.read_text() == before
 
 
-def test_a_second_model_of_vllm_gets_a_queue_and_says_what_runs_it(run: Run, tmp_path: Path) -> None:
+def test_second_vllm_model_gets_own_queue_and_reports_its_process(run: Run, tmp_path: Path) -> None:
     weights = str(tmp_path / "weights")
 
     said = run("add", "Big/Model", "--path", weights)
@@ -117,7 +117,7 @@ def test_prompts_of_models_that_embed_are_listed(run: Run, tmp_path: Path) -> No
     assert "'query: ' / ''" in run("list")
 
 
-def test_what_was_added_can_be_removed_and_leaves_no_trace(run: Run, tmp_path: Path) -> None:
+def test_added_model_is_removed_without_trace(run: Run, tmp_path: Path) -> None:
     run("add", "far", "--url", "https://models.example/v1", "--api-key-env", "FAR_KEY", "--upstream", "far-1")
     with_far = Registry.read(file(tmp_path)).models["far"]
 
@@ -138,7 +138,7 @@ def test_the_first_and_the_last_model_can_go(run: Run, tmp_path: Path) -> None:
     assert list(Registry.read(file(tmp_path)).models) == ["again"]
 
 
-def test_comments_stay_with_the_models_that_they_stand_before(run: Run, tmp_path: Path) -> None:
+def test_comments_of_remaining_models_survive_removal(run: Run, tmp_path: Path) -> None:
     file(tmp_path).parent.mkdir()
     source = "    source: {urls: ['http://a/v1']}\n    engine: http\n"
     one = f"  a:\n{source}    # fast\n"
@@ -172,7 +172,7 @@ def test_comments_stay_with_the_models_that_they_stand_before(run: Run, tmp_path
         (("pull", "all-minilm-l6-v2"), "does not come from the hub"),
     ],
 )
-def test_what_would_be_wrong_changes_nothing(run: Run, tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+def test_invalid_command_writes_no_models_file(run: Run, tmp_path: Path, words: tuple[str, ...], told: str) -> None:
     with pytest.raises(CliError, match=told):
         run(*words)
 
@@ -181,7 +181,7 @@ def test_what_would_be_wrong_changes_nothing(run: Run, tmp_path: Path, words: tu
 
 @pytest.mark.parametrize("words", [("add", "m", "--path", "."), ("remove", "m")])
 @pytest.mark.parametrize("content", [b"models: {", b"- models\n", b"models", b"\xff", b"models: {a: 2026-13-01}"])
-def test_a_file_that_is_wrong_is_told_and_stays(
+def test_invalid_models_file_is_reported_and_left_unchanged(
     run: Run, tmp_path: Path, words: tuple[str, ...], content: bytes
 ) -> None:
     file(tmp_path).parent.mkdir()
@@ -232,7 +232,7 @@ def test_a_hub_model_is_pinned_and_fetched_at_its_revision(
         (httpx.ReadTimeout(""), "ReadTimeout"),
     ],
 )
-def test_a_hub_that_gives_nothing_is_told_in_one_line(
+def test_hub_error_is_reported_in_single_line(
     run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
 ) -> None:
     def refuse(_repo: str, **_options: Any) -> None:
@@ -256,7 +256,7 @@ def test_the_list_says_where_each_comes_from(run: Run, tmp_path: Path) -> None:
     assert [row["workers"] for row in rows] == [0, 0, 0]
 
 
-def test_models_of_engine_urls_are_listed_beside_those_of_the_file(
+def test_models_of_engine_urls_are_listed_with_models_of_file(
     run: Run, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NIGHTMILL_DATABASE_URL", db.url)
@@ -350,7 +350,7 @@ def test_a_key_goes_to_the_named_server_alone_and_into_no_message() -> None:
     assert not any("sk-" in told or not told for told in found[1:])
 
 
-def test_the_list_tells_what_keeps_each_model_from_answering(
+def test_list_reports_state_of_each_model(
     run: Run, tmp_path: Path, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NIGHTMILL_DATABASE_URL", db.url)

@@ -126,7 +126,7 @@ def worker(db: Database) -> None:
         workers.register(session, worker_row("gpu-1", "gpu.generate", "*"))
 
 
-def test_what_is_paused_is_shown_beside_the_workers(run: Run, db: Database) -> None:
+def test_workers_command_lists_pauses(run: Run, db: Database) -> None:
     run("keys", "create", "--project", "blue")
     worker(db)
 
@@ -144,7 +144,7 @@ def test_what_is_paused_is_shown_beside_the_workers(run: Run, db: Database) -> N
     assert "gpu.generate" in shown
 
 
-def test_the_workers_show_which_engines_they_load(run: Run, db: Database) -> None:
+def test_workers_command_shows_loading_engines(run: Run, db: Database) -> None:
     worker(db)
     how = {"entry": "e", "up": False, "since": 1.0, "phase": "reading the weights"}
     with db.write() as session:
@@ -156,7 +156,7 @@ def test_the_workers_show_which_engines_they_load(run: Run, db: Database) -> Non
     assert row["loading"] == [{"model": PACKAGED, "phase": "reading the weights", "since": 1.0}]
 
 
-def test_what_is_resumed_goes_on(run: Run) -> None:
+def test_resume_removes_pause(run: Run) -> None:
     run("pause", "queue", "gpu.generate")
 
     assert run("resume", "queue", "gpu.generate").stdout == "queue gpu.generate goes on\n"
@@ -172,7 +172,7 @@ def test_a_pause_of_a_model_holds_its_aliases_too(run: Run) -> None:
     assert paused(run) == set()
 
 
-def test_a_paused_model_is_one_line_with_its_aliases(run: Run, db: Database) -> None:
+def test_paused_model_is_listed_once_with_its_aliases(run: Run, db: Database) -> None:
     run("pause", "model", "gpt-4o-mini")
     with db.write() as session:
         pauses.pause(session, pauses.Scope.MODEL, "left", actor="operator")
@@ -193,7 +193,7 @@ def paused(run: Run) -> set[str]:
     return {name for one in found for name in (one["name"], *one.get("aliases", ()))}
 
 
-def test_an_alias_stands_for_its_model_when_that_is_paused_and_drained_and_freed(run: Run, db: Database) -> None:
+def test_drain_and_resume_resolve_model_alias(run: Run, db: Database) -> None:
     job = sample_jobs.running(db, model=PACKAGED)
     sample_jobs.claim_shard(db, job.id)
     with db.write() as session:
@@ -212,7 +212,7 @@ def test_an_alias_stands_for_its_model_when_that_is_paused_and_drained_and_freed
 
 
 @pytest.mark.parametrize("verb", ["pause", "drain", "resume"])
-def test_a_model_that_nobody_knows_is_told_and_no_pause_is_left(run: Run, verb: str) -> None:
+def test_unknown_model_is_reported_and_leaves_no_pause(run: Run, verb: str) -> None:
     with pytest.raises(NotFound, match=f"There is no model '{PACKAGED}-typo'"):
         run(verb, "model", f"{PACKAGED}-typo")
 
@@ -298,12 +298,12 @@ def test_the_doctor_finds_a_quarantined_model_broken(run: Run, db: Database) -> 
 
 
 @pytest.mark.parametrize("words", [("queue", "gpu.nothing"), ("project", "nobody"), ("worker", "w-9")])
-def test_a_name_that_is_not_there_is_told(run: Run, words: tuple[str, str]) -> None:
+def test_unknown_pause_target_is_reported(run: Run, words: tuple[str, str]) -> None:
     with pytest.raises(NotFound, match=f"There is no {words[0]} '{words[1]}'"):
         run("pause", *words)
 
 
-def test_all_but_models_is_paused_whatever_the_models_file_says(run: Run, tmp_path: Path, db: Database) -> None:
+def test_invalid_models_file_does_not_prevent_pauses_of_other_scopes(run: Run, tmp_path: Path, db: Database) -> None:
     run("keys", "create", "--project", "blue")
     worker(db)
     (tmp_path / "models.yaml").write_text("models: {")
@@ -325,7 +325,7 @@ def test_a_queue_is_known_by_its_workers_and_by_its_pause(run: Run, db: Database
 
 @pytest.mark.parametrize("words", [("pause", "model", "m"), ("pause", "queue", "gpu.m"), ("models", "list")])
 @pytest.mark.usefixtures("run")
-def test_a_wrong_models_file_is_told_without_a_traceback(
+def test_invalid_models_file_is_reported_without_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
 ) -> None:
     (tmp_path / "models.yaml").write_text("models: {a: 3}")
@@ -337,7 +337,7 @@ def test_a_wrong_models_file_is_told_without_a_traceback(
     assert capsys.readouterr().err.startswith(f"nightmill: {tmp_path / 'models.yaml'}, line 1: models.a: ")
 
 
-def test_a_drain_waits_for_what_runs_and_says_when_it_still_does(run: Run, db: Database) -> None:
+def test_drain_waits_for_claims_and_reports_remaining_claims(run: Run, db: Database) -> None:
     job = sample_jobs.running(db)
     claim = sample_jobs.claim_shard(db, job.id)
 
@@ -349,7 +349,7 @@ def test_a_drain_waits_for_what_runs_and_says_when_it_still_does(run: Run, db: D
     assert "nothing runs any more" in run("drain", "queue", "gpu.generate").stdout
 
 
-def test_a_drain_waits_for_workers_to_hear_of_it_and_for_the_clients_they_answer(run: Run, db: Database) -> None:
+def test_drain_waits_for_worker_heartbeats_and_interactive_clients(run: Run, db: Database) -> None:
     worker(db)
     with pytest.raises(CliError, match=r"0 claims still run, .*; not heard from since: gpu-1; it stays paused"):
         run("drain", "worker", "gpu-1", "--timeout", "0")
@@ -390,7 +390,7 @@ def test_a_revoked_key_opens_nothing(run: Run, db: Database) -> None:
         run("keys", "revoke", row["id"])
 
 
-def test_a_revoked_key_names_what_it_created_and_a_cascade_revokes_that(run: Run, db: Database) -> None:
+def test_revocation_lists_created_keys_and_cascade_revokes_them(run: Run, db: Database) -> None:
     manager = id_of(run("keys", "create", "--project", "blue", "--manage").stdout.strip())
     with db.write() as session:
         created = id_of(create_key(session, "blue", created_by=manager))
@@ -408,7 +408,7 @@ def test_a_revoked_key_names_what_it_created_and_a_cascade_revokes_that(run: Run
         assert all(key.revoked_at for key, _ in list_keys(session))
 
 
-def test_a_folder_without_a_database_is_told_and_none_is_made(
+def test_missing_database_is_reported_and_not_created(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NIGHTMILL_DATABASE_URL")
@@ -431,7 +431,7 @@ def test_a_folder_without_a_database_is_told_and_none_is_made(
         )),
     ],
 )  # fmt: skip
-def test_a_database_that_cannot_be_asked_is_told_and_no_password_is(
+def test_unreachable_database_is_reported_without_password(
     run: Run, monkeypatch: pytest.MonkeyPatch, url: str, told: str
 ) -> None:
     monkeypatch.setenv("NIGHTMILL_DATABASE_URL", url)
@@ -442,7 +442,7 @@ def test_a_database_that_cannot_be_asked_is_told_and_no_password_is(
     assert url.startswith("sqlite") or "sesame" not in str(trouble.value)
 
 
-def test_a_file_that_is_no_database_is_told(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_database_file_is_reported(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "odd.db").write_text("nothing")
     monkeypatch.setenv("NIGHTMILL_DATABASE_URL", f"sqlite:///{tmp_path / 'odd.db'}")
 
@@ -450,7 +450,9 @@ def test_a_file_that_is_no_database_is_told(run: Run, tmp_path: Path, monkeypatc
         run("keys", "list")
 
 
-def test_a_wrong_password_is_told_without_it(run: Run, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_authentication_failure_is_reported_without_password(
+    run: Run, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = make_url(postgres_url).set(username="nobody", password="sesame")
     monkeypatch.setenv("NIGHTMILL_DATABASE_URL", url.render_as_string(hide_password=False))
 
@@ -483,7 +485,7 @@ def test_an_intact_audit_log_shows_the_head_that_proves_it_later(run: Run, db: D
     assert "intact: 2 rows" in later.stdout
 
 
-def test_an_audit_log_whose_oldest_rows_retention_removed_is_intact_and_says_so(run: Run, db: Database) -> None:
+def test_audit_verification_reports_rows_removed_by_retention(run: Run, db: Database) -> None:
     for project in ("blue", "red", "green"):
         run("keys", "create", "--project", project)
     _seal(db)
@@ -549,7 +551,7 @@ def test_a_log_that_was_recomputed_as_a_whole_is_found_with_the_audit_key(run: R
         run("audit", "verify")
 
 
-def test_a_file_that_holds_other_lines_than_anchors_is_told(run: Run, db: Database, tmp_path: Path) -> None:
+def test_invalid_anchor_file_is_reported(run: Run, db: Database, tmp_path: Path) -> None:
     file = tmp_path / "anchors.jsonl"
     file.write_text("12:abc\n")
 
@@ -557,7 +559,7 @@ def test_a_file_that_holds_other_lines_than_anchors_is_told(run: Run, db: Databa
         run("audit", "verify", "--anchors", str(file))
 
 
-def test_an_anchor_that_is_none_is_told(run: Run) -> None:
+def test_invalid_anchor_is_reported(run: Run) -> None:
     with pytest.raises(CliError, match="is not an anchor"):
         run("audit", "verify", "--anchor", "12:abc")
 
@@ -571,7 +573,7 @@ def _seal(db: Database) -> None:
     ("column", "name", "action"),
     [(Project.allow_external, "external", "external"), (Project.allow_media_urls, "media-urls", "media_urls")],
 )
-def test_a_project_may_be_allowed_what_is_outside_and_denied_it_again(
+def test_external_access_of_project_is_allowed_and_forbidden(
     run: Run, db: Database, column: InstrumentedAttribute[bool], name: str, action: str
 ) -> None:
     def allowed() -> bool | None:

@@ -70,7 +70,7 @@ def test_a_file_goes_up_is_listed_comes_back_and_is_deleted(client: Client, tmp_
     assert (gone["deleted"], client.entries("files", "list")) == (True, [])
 
 
-def test_a_file_is_not_written_outside_of_the_folder_whatever_its_name(client: Client, tmp_path: Path) -> None:
+def test_download_ignores_path_in_file_name(client: Client, tmp_path: Path) -> None:
     sent = client.server.post("/files", data={"purpose": "batch"}, files={"file": ("../../evil.txt", b"x")}).json()
 
     client("files", "download", sent["id"])
@@ -98,7 +98,7 @@ def test_a_store_is_made_filled_listed_and_deleted(client: Client, tmp_path: Pat
     assert (gone["deleted"], client.entries("stores", "list")) == (True, [])
 
 
-def test_a_store_gets_no_file_when_one_of_them_is_missing(client: Client, tmp_path: Path) -> None:
+def test_missing_file_prevents_all_additions_to_store(client: Client, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("about cats")
     store = client("stores", "create").stdout.strip()
 

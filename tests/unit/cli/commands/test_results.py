@@ -50,7 +50,7 @@ def one(url: str, body: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any
     return row
 
 
-def test_results_stand_beside_their_inputs_in_the_order_of_the_input() -> None:
+def test_results_are_joined_with_inputs_in_input_order() -> None:
     inputs = [b"\xef\xbb\xbf" + asked("a"), b"\r\n", asked("b"), asked("c"), asked("d")]
     outputs = [answered("a", chat("one")), answered("d", chat("four"))]
     refused = answered("c", {"error": {"message": "Too long.", "code": "context_length_exceeded"}}, 400)
@@ -65,7 +65,7 @@ def test_results_stand_beside_their_inputs_in_the_order_of_the_input() -> None:
     assert tuple(rows[0]) == COLUMNS
 
 
-def test_a_retry_shows_what_it_asked_and_not_what_its_input_says() -> None:
+def test_retry_row_shows_overridden_request() -> None:
     overrides = {"model": "other", "messages": [{"role": "user", "content": "again"}]}
 
     [row] = join_rows([asked("a")], [answered("a", chat("one"))], [], overrides)
@@ -178,7 +178,7 @@ def test_an_answer_of_a_shape_of_its_own_stands_whole_in_its_row(
     assert write_parquet([row], tmp_path / "out.parquet") == 1
 
 
-def test_a_result_that_cannot_be_read_is_told_and_not_left_out() -> None:
+def test_unreadable_result_raises_error() -> None:
     deep = answered("a", {}).replace(b'"body": {}', b'"body": ' + b"[" * 100_000 + b"]" * 100_000)
 
     with pytest.raises(Unjoinable, match=r'cannot be read.*"custom_id": "a"'):
@@ -191,7 +191,7 @@ def test_inputs_without_a_result_are_passed_by() -> None:
     assert [row["custom_id"] for row in rows] == ["b"]
 
 
-def test_a_result_without_its_input_is_told() -> None:
+def test_result_without_input_raises_error() -> None:
     with pytest.raises(Unjoinable, match="'z' has no line"):
         list(join_rows([asked("a")], [answered("z", chat("?"))], []))
 
@@ -359,7 +359,7 @@ def test_a_sample_is_spread_over_the_file(tmp_path: Path, count: int, expected: 
     assert [json.loads(line)["n"] for line in target.read_bytes().splitlines()] == expected
 
 
-def test_what_a_sample_says_of_the_whole() -> None:
+def test_sample_usage_is_extrapolated_to_all_requests() -> None:
     job = {
         "usage": {"input_tokens": 30, "output_tokens": 20},
         "progress": {"completed": 9, "failed": 1},
@@ -375,14 +375,14 @@ def test_what_a_sample_says_of_the_whole() -> None:
     assert told.endswith("8 min 20 s at the sample's pace, less where the engine takes more at once")
 
 
-def test_a_sample_tells_what_of_its_answers_nobody_reads() -> None:
+def test_extrapolation_reports_reasoning_tokens() -> None:
     usage = {"input_tokens": 30, "output_tokens": 200, "output_tokens_details": {"reasoning_tokens": 150}}
     job = {"usage": usage, "progress": {"completed": 10, "failed": 0}, "worked_seconds": None}
 
     assert extrapolate(job, 100).endswith("about 300 tokens in, 2,000 out (1,500 of them reasoning)")
 
 
-def test_a_cold_start_is_told_apart_and_comes_once() -> None:
+def test_extrapolation_reports_cold_start_separately() -> None:
     job = {
         "usage": {"input_tokens": 30, "output_tokens": 20},
         "progress": {"completed": 10, "failed": 0},
@@ -398,7 +398,7 @@ def test_a_cold_start_is_told_apart_and_comes_once() -> None:
     assert "; before that it waited 1 min 30 s for its turn and its model, which comes once" in told
 
 
-def test_where_nobody_knows_how_long_a_sample_was_worked_on_no_time_is_told() -> None:
+def test_extrapolation_without_worked_seconds_states_no_time() -> None:
     job = {
         "usage": {"input_tokens": 30, "output_tokens": 20},
         "progress": {"completed": 10, "failed": 0},

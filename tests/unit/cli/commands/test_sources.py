@@ -69,6 +69,6 @@ def test_sources_are_shown_synced_and_removed(client: Client) -> None:
     assert client.listed() == []
 
 
-def test_what_the_operator_does_not_allow_is_said(client: Client) -> None:
+def test_disallowed_source_folder_error_names_setting(client: Client) -> None:
     with pytest.raises(Exception, match="NIGHTMILL_SOURCE_FOLDERS"):
         CliRunner().invoke(app, ["sources", "add", client.store, "/etc", *client.where], catch_exceptions=False)

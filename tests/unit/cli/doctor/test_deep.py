@@ -110,7 +110,7 @@ def test_postgresql_is_checked_for_damage_that_it_knows_of(
 
 @pytest.mark.postgres
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the pooler drops connections
-def test_a_pooler_before_postgresql_is_named_and_a_missing_limit_of_statements_told(
+def test_pooler_without_statement_timeout_is_reported_as_warning(
     postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NIGHTMILL_FLOWER_PORT", "1")

@@ -85,7 +85,7 @@ def test_a_new_installation_is_sound(diagnosis: Examine) -> None:
     assert [one for one in diagnosis().values() if one.health is Severity.BROKEN] == []
 
 
-def test_a_source_folder_that_meets_the_data_folder_is_told(diagnosis: Examine, tmp_path: Path) -> None:
+def test_source_folder_overlapping_data_folder_is_warning(diagnosis: Examine, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     paths = [str(tmp_path), str(tmp_path.parent), str(tmp_path / "docs"), str(tmp_path / "link"), f"{tmp_path}-docs"]
 
@@ -96,7 +96,7 @@ def test_a_source_folder_that_meets_the_data_folder_is_told(diagnosis: Examine, 
     assert "NIGHTMILL_SOURCE_FOLDERS" in found[f"source folder {paths[0]}"].fix
 
 
-def test_whatever_is_broken_comes_with_what_to_do(diagnosis: Examine, tmp_path: Path) -> None:
+def test_broken_components_are_reported_with_fixes_and_without_secrets(diagnosis: Examine, tmp_path: Path) -> None:
     dead = _dead_port()
     (tmp_path / "models.yaml").write_text("models: {x: {engine: warp}}")
 
@@ -127,7 +127,7 @@ def test_whatever_is_broken_comes_with_what_to_do(diagnosis: Examine, tmp_path: 
         ("", 1, Severity.BROKEN, "does not start"),
     ],
 )
-def test_what_the_sandbox_of_documents_lacks_is_named(
+def test_missing_features_of_parser_sandbox_are_reported(
     diagnosis: Examine, monkeypatch: pytest.MonkeyPatch, printed: str, returncode: int, health: Severity, named: str
 ) -> None:
     asked: list[list[str]] = []
@@ -146,7 +146,7 @@ def test_what_the_sandbox_of_documents_lacks_is_named(
 
 
 @pytest.mark.parametrize(("printed", "returncode"), [("", 1), ("pid_namespace\nlandlock\n", 0)])
-def test_what_refuses_python_graders_is_named_with_its_mend(
+def test_unavailable_python_graders_are_reported_with_fix(
     diagnosis: Examine, monkeypatch: pytest.MonkeyPatch, printed: str, returncode: int
 ) -> None:
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
@@ -164,11 +164,11 @@ def test_every_part_of_the_sandbox_has_a_mend() -> None:
     assert {*PARTS, *FORK_PARTS} == set(installed._SANDBOX)
 
 
-def test_the_sandbox_is_asked_of_a_process_of_its_own(diagnosis: Examine) -> None:
+def test_parser_sandbox_check_succeeds_in_real_subprocess(diagnosis: Examine) -> None:
     assert diagnosis()["parsers"].health in (Severity.FINE, Severity.WARNING)
 
 
-def test_interactive_clients_need_redis_beside_rabbitmq(diagnosis: Examine) -> None:
+def test_interactive_clients_need_redis_in_addition_to_rabbitmq(diagnosis: Examine) -> None:
     rabbit = f"amqp://u:secret@127.0.0.1:{_dead_port()}//"
 
     embedded = diagnosis()
@@ -188,7 +188,7 @@ def test_a_setting_that_can_not_be_read_is_named(diagnosis: Examine) -> None:
     assert "NIGHTMILL_PORT" in found["settings"].message
 
 
-def test_prompts_of_a_model_that_embeds_are_told(diagnosis: Examine, tmp_path: Path) -> None:
+def test_prompts_of_embedding_model_are_reported(diagnosis: Examine, tmp_path: Path) -> None:
     model = {"source": {"packaged": "all-minilm-l6-v2"}, "engine": "embed", "engine_args": {"query_prompt": "query: "}}
     (tmp_path / "models.yaml").write_text(json.dumps({"models": {"e": model}}))
 
@@ -205,7 +205,7 @@ def test_a_model_that_can_not_rewrite_queries_is_named(diagnosis: Examine) -> No
 
 
 @pytest.mark.parametrize("suffix", ["/v1", "/v1/", "/", ""])
-def test_an_attached_engine_is_asked_for_its_models(diagnosis: Examine, engine: str, suffix: str) -> None:
+def test_attached_engine_is_queried_for_its_models(diagnosis: Examine, engine: str, suffix: str) -> None:
     url = engine.removesuffix("/v1") + suffix
 
     found = diagnosis(engine_urls=url, engine_api_key="right")[f"engine {url}"]
@@ -293,7 +293,7 @@ def test_a_port_that_is_taken_is_broken_while_nothing_runs(diagnosis: Examine) -
     assert found["port of api"].health is Severity.BROKEN
 
 
-def test_a_process_that_is_gone_is_found_by_its_start_time(diagnosis: Examine, tmp_path: Path) -> None:
+def test_process_with_mismatched_start_time_is_reported_as_broken(diagnosis: Examine, tmp_path: Path) -> None:
     one = {"name": "gpu", "pid": 1, "started": 1, "restarts": 3, "state": "running"}
     (tmp_path / "run.json").write_text(json.dumps({"url": "http://127.0.0.1:1", "processes": [one]}))
 
@@ -304,9 +304,7 @@ def test_a_process_that_is_gone_is_found_by_its_start_time(diagnosis: Examine, t
     assert found["broker"].health is Severity.BROKEN
 
 
-def test_a_process_that_ends_again_and_again_says_how_and_when_it_is_started_again(
-    diagnosis: Examine, tmp_path: Path
-) -> None:
+def test_restarting_process_reports_last_exit_and_restart_delay(diagnosis: Examine, tmp_path: Path) -> None:
     waits = {"name": "gpu", "pid": None, "started": None, "restarts": 9, "state": "waiting"}
     ending = {"ending": "exit code 1", "delay": 15.0}
     (tmp_path / "run.json").write_text(json.dumps({"url": "http://127.0.0.1:1", "processes": [waits | ending]}))
@@ -403,7 +401,7 @@ def test_memory_of_the_broker_is_bounded_and_not_used_up(
         assert (found.health, told in found.message, bool(found.fix)) == (health, True, health is not Severity.FINE)
 
 
-def test_an_embedded_broker_that_is_full_is_said(diagnosis: Examine, tmp_path: Path) -> None:
+def test_full_embedded_broker_is_reported(diagnosis: Examine, tmp_path: Path) -> None:
     with running_broker(tmp_path) as url, redis.Redis.from_url(url) as server:
         before = diagnosis()["broker"]
         server.config_set("maxmemory", MB)
@@ -413,7 +411,7 @@ def test_an_embedded_broker_that_is_full_is_said(diagnosis: Examine, tmp_path: P
     assert "broker_full" in after.message
 
 
-def test_an_api_whose_broker_is_full_still_takes_jobs(diagnosis: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_broker_makes_api_warning_instead_of_broken(diagnosis: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cli.up.readiness.look", lambda _: {"status": "broker_full", "database": "ok"})
     monkeypatch.setattr("cli.up.readiness.reachable_url", lambda *_: "http://127.0.0.1:1")
 
@@ -432,7 +430,7 @@ def test_two_models_of_vllm_need_two_queues(diagnosis: Examine, tmp_path: Path) 
     assert f"a queue of its own in {file}: `queue: gpu.NAME`" in finding.fix
 
 
-def test_models_that_together_take_more_than_a_gpu_are_told(
+def test_models_exceeding_gpu_memory_are_reported(
     diagnosis: Examine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "models.yaml"
@@ -444,7 +442,7 @@ def test_models_that_together_take_more_than_a_gpu_are_told(
         assert ("gpu memory" in diagnosis(models_file=str(file))) is told
 
 
-def test_a_queue_that_no_worker_serves_is_told_with_what_serves_it(
+def test_unserved_queue_is_reported_with_worker_command(
     diagnosis: Examine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "models.yaml"

@@ -31,7 +31,7 @@ def test_a_folder_with_a_long_path_gets_a_private_folder_for_its_socket(
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
-def test_a_folder_that_somebody_else_put_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_socket_folder_of_other_owner_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     folder = tmp_path / ("long" * 30)
     folder.mkdir()
@@ -54,7 +54,7 @@ def test_no_broker_does_not_answer(tmp_path: Path) -> None:
     assert not broker.answers(tmp_path)
 
 
-def test_a_file_that_the_server_refuses_is_kept_beside(tmp_path: Path) -> None:
+def test_broken_broker_data_is_set_aside(tmp_path: Path) -> None:
     kept = tmp_path / "broker" / "appendonlydir"
     kept.mkdir(parents=True)
     (kept / "appendonly.aof.manifest").write_text("nonsense")

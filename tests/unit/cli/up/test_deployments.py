@@ -48,7 +48,7 @@ def make(tmp_path: Path) -> Make:
     return made
 
 
-def test_the_last_one_that_was_started_is_found_from_everywhere(make: Make) -> None:
+def test_last_started_deployment_is_found_from_any_folder(make: Make) -> None:
     for name in ("first", "last"):
         deployments.remember(make(name))
 
@@ -57,7 +57,7 @@ def test_the_last_one_that_was_started_is_found_from_everywhere(make: Make) -> N
     assert effective().data_dir.name == "last"
 
 
-def test_one_that_is_named_comes_first(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_named_deployment_takes_precedence(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     deployments.remember(make("last"))
     other = make("other").path
 
@@ -66,7 +66,7 @@ def test_one_that_is_named_comes_first(make: Make, monkeypatch: pytest.MonkeyPat
     assert effective().data_dir == other
 
 
-def test_the_one_here_comes_first_while_it_runs(
+def test_local_deployment_takes_precedence_while_running(
     make: Make, elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     deployments.remember(make("last"))
@@ -78,7 +78,7 @@ def test_the_one_here_comes_first_while_it_runs(
     assert capsys.readouterr().err.count("--data-dir names another") == 1
 
 
-def test_of_those_that_ended_the_one_here_comes_first_then_the_last(make: Make) -> None:
+def test_ended_local_deployment_precedes_last_ended_deployment(make: Make) -> None:
     deployments.remember(make("last", pid=1, started=0))
 
     assert effective().data_dir.name == "last"
@@ -94,7 +94,7 @@ KILLED = {
 
 
 @pytest.mark.parametrize("owner", KILLED.values(), ids=KILLED)
-def test_the_run_file_of_a_killed_one_gives_its_key_to_nobody(make: Make, owner: dict[str, object]) -> None:
+def test_run_file_of_killed_deployment_provides_no_key(make: Make, owner: dict[str, object]) -> None:
     folder = make("last", **owner)
     deployments.remember(folder)
 
@@ -104,7 +104,7 @@ def test_the_run_file_of_a_killed_one_gives_its_key_to_nobody(make: Make, owner:
         connect(None, None, None)
 
 
-def test_the_run_file_that_an_earlier_one_left_is_not_that_of_one_that_starts(make: Make) -> None:
+def test_starting_deployment_ignores_run_file_of_predecessor(make: Make) -> None:
     folder = make("last")
     folder.write_run({"url": "http://earlier", "pid": os.getpid() + 1})
 
@@ -112,14 +112,14 @@ def test_the_run_file_that_an_earlier_one_left_is_not_that_of_one_that_starts(ma
     assert folder.live_run() == {}
 
 
-def test_one_on_another_host_that_shares_the_folder_may_run(make: Make) -> None:
+def test_run_file_of_other_host_in_shared_folder_is_live(make: Make) -> None:
     folder = make("shared", host="another")
 
     assert folder.live_run()["url"] == "http://shared"
     assert not folder.is_running
 
 
-def test_folders_that_are_gone_are_forgotten_and_the_list_is_bounded(make: Make, tmp_path: Path) -> None:
+def test_missing_folders_are_forgotten_and_list_is_bounded(make: Make, tmp_path: Path) -> None:
     for number in range(30):
         deployments.remember(make(f"of-{number}"))
     (tmp_path / "of-28").rename(tmp_path / "moved")
@@ -140,7 +140,7 @@ def test_a_list_that_cannot_be_read_remembers_nothing(make: Make, tmp_path: Path
     assert effective().data_dir == tmp_path / "here" / ".nightmill"
 
 
-def test_a_home_that_cannot_be_written_hinders_nobody(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_home_is_tolerated(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/proc/nowhere")
 
     deployments.remember(make("last"))

@@ -20,12 +20,12 @@ def folder(tmp_path: Path) -> DataFolder:
     return folder
 
 
-def test_a_second_owner_is_refused_and_told_who_has_it(folder: DataFolder) -> None:
+def test_second_lock_is_refused_with_pid_of_owner(folder: DataFolder) -> None:
     with closing(folder.lock()), pytest.raises(CliError, match=r"already running on .* \(pid \d+\)"):
         folder.lock()
 
 
-def test_a_second_start_in_the_background_is_told_where_the_first_is_and_changes_nothing(folder: DataFolder) -> None:
+def test_second_background_start_reports_first_and_changes_nothing(folder: DataFolder) -> None:
     errors = folder.logs / "up.err"
     errors.write_text("of the first")
     with closing(folder.lock()):
@@ -36,7 +36,7 @@ def test_a_second_start_in_the_background_is_told_where_the_first_is_and_changes
     assert errors.read_text() == "of the first"
 
 
-def test_a_folder_that_was_let_go_can_be_locked_again(folder: DataFolder) -> None:
+def test_released_folder_lock_can_be_reacquired(folder: DataFolder) -> None:
     folder.lock().close()
 
     with closing(folder.lock()) as again:

@@ -42,7 +42,7 @@ def published(folder: DataFolder, names: Sequence[str], **settings: object) -> d
         ("::", "http://[::1]:8001"),
     ],
 )
-def test_flower_is_where_it_was_told_to_listen(folder: DataFolder, host: str, flower: str) -> None:
+def test_flower_url_uses_configured_listen_address(folder: DataFolder, host: str, flower: str) -> None:
     assert published(folder, ["web", "flower"], flower_host=host)["flower_url"] == flower
 
 
@@ -50,18 +50,18 @@ def test_a_flower_that_no_line_starts_has_no_address(folder: DataFolder) -> None
     assert published(folder, ["web"])["flower_url"] is None
 
 
-def test_the_models_file_that_it_runs_with_is_told(folder: DataFolder) -> None:
+def test_run_file_contains_path_of_models_file(folder: DataFolder) -> None:
     assert published(folder, ["web"], models_file="/srv/models.yaml")["models_file"] == "/srv/models.yaml"
 
 
-def test_the_time_of_a_stop_is_told_to_down(folder: DataFolder) -> None:
+def test_run_file_contains_stop_time(folder: DataFolder) -> None:
     here = Installation(Settings(data_dir=folder.path, shutdown_seconds=7), folder, procfile.CODE, 1, verbose=False)
 
     assert here.plan([]).shutdown_seconds == 7
     assert published(folder, ["web"], shutdown_seconds=7)["stop_seconds"] == 54
 
 
-def test_openais_names_are_told_to_every_process_and_to_the_other_commands(folder: DataFolder) -> None:
+def test_openai_aliases_setting_reaches_processes_and_run_file(folder: DataFolder) -> None:
     config = Settings(data_dir=folder.path, openai_aliases=True)
     here = Installation(config, folder, procfile.CODE, 1, verbose=False)
 
@@ -70,7 +70,7 @@ def test_openais_names_are_told_to_every_process_and_to_the_other_commands(folde
     assert published(folder, ["web"])["openai_aliases"] is False
 
 
-def test_whether_it_is_up_is_asked_of_its_own_port(folder: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readiness_is_checked_on_local_port(folder: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr("cli.up.readiness.tell_when_up", lambda url, *_: asked.append(url))
     config = Settings(data_dir=folder.path, port=8000, public_url="https://batch.example")
@@ -83,7 +83,7 @@ def test_whether_it_is_up_is_asked_of_its_own_port(folder: DataFolder, monkeypat
     assert asked == ["http://127.0.0.1:8000"]
 
 
-def test_the_link_for_a_browser_is_told_once_it_is_up(folder: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_browser_link_is_printed_once_ready(folder: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr("cli.up.readiness.tell_when_up", lambda _url, _pools, ready, *_: ready())
     here = Installation(Settings(data_dir=folder.path, port=8000), folder, procfile.CODE, 1, verbose=False)

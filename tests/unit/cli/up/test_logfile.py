@@ -25,7 +25,7 @@ def test_whole_lines_are_shown_once(tmp_path: Path) -> None:
     assert (first, second, log.fresh()) == (["one", "two"], ["half"], [])
 
 
-def test_a_log_that_is_too_long_starts_anew_and_keeps_what_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oversized_log_is_rotated_and_old_lines_are_preserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "MAX_BYTES", 10)
     path = tmp_path / "web.log"
     log = LogFile(path)
@@ -41,7 +41,7 @@ def test_a_log_that_is_too_long_starts_anew_and_keeps_what_was(tmp_path: Path, m
     assert log.fresh() == ["next"]
 
 
-def test_the_tail_is_what_came_last(tmp_path: Path) -> None:
+def test_tail_returns_last_lines(tmp_path: Path) -> None:
     path = tmp_path / "web.log"
     path.write_text("\n".join("abcdef"))
 

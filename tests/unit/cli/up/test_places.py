@@ -70,7 +70,7 @@ def by_url(patch: pytest.MonkeyPatch, port: int) -> None:
 
 
 @pytest.mark.parametrize("name", [by_port, by_url])
-def test_the_one_that_the_settings_name_is_asked_with_the_key_of_its_folder(
+def test_deployment_named_by_settings_is_used_with_key_of_its_folder(
     folder: Path, monkeypatch: pytest.MonkeyPatch, name: Name
 ) -> None:
     with listening(READY) as port:
@@ -79,7 +79,7 @@ def test_the_one_that_the_settings_name_is_asked_with_the_key_of_its_folder(
             assert (found.url, found.sdk.api_key) == (f"http://127.0.0.1:{port}", "nm_key")
 
 
-def test_what_an_up_has_started_comes_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_deployment_takes_precedence_over_settings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "run.json").write_text(json.dumps({"url": "http://running", "api_key": "nm_other"}))
     with listening(READY) as port:
         by_port(monkeypatch, port)
@@ -106,7 +106,7 @@ def test_no_key_is_given_to_a_server_that_is_named(folder: Path, monkeypatch: py
         ("http://:80OO", False),
     ],
 )
-def test_the_key_of_what_an_up_has_started_is_for_that(folder: Path, url: str, same: bool) -> None:
+def test_key_of_running_deployment_is_used_only_for_its_url(folder: Path, url: str, same: bool) -> None:
     (folder / "run.json").write_text(json.dumps({"url": "http://127.0.0.1:8000", "api_key": "nm_own"}))
 
     told = f"no server answers at {url}; is the URL right? what runs in {folder} is at http://127.0.0.1:8000"
@@ -117,12 +117,14 @@ def test_the_key_of_what_an_up_has_started_is_for_that(folder: Path, url: str, s
         assert found.sdk.api_key == "nm_own"
 
 
-def test_a_key_that_is_none_is_told(folder: Path) -> None:
+def test_invalid_key_is_reported(folder: Path) -> None:
     with pytest.raises(CliError, match="characters that no key has"):
         connect("http://other", "nm_…", folder)
 
 
-def test_the_models_file_is_the_one_that_an_up_runs_with_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_file_of_running_deployment_is_used_unless_overridden(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     DataFolder(folder).write_run({"models_file": "/srv/models.yaml"})
 
     assert running(folder).models_file == "/srv/models.yaml"
@@ -134,7 +136,7 @@ def test_the_models_file_is_the_one_that_an_up_runs_with_here(folder: Path, monk
     assert running(folder).models_file == ""
 
 
-def test_its_own_port_is_asked_where_a_proxy_passes_no_health_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_port_is_used_if_proxy_does_not_forward_health(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with listening(b'{"error": {}}') as proxy, listening(READY) as port:
         by_url(monkeypatch, proxy)
         by_port(monkeypatch, port)
@@ -143,7 +145,7 @@ def test_its_own_port_is_asked_where_a_proxy_passes_no_health_on(folder: Path, m
 
 
 @pytest.mark.parametrize(("host", "port"), [("0.0.0.0", 80), ("::", 80)])
-def test_an_address_that_means_any_is_asked_at_this_machine(host: str, port: int) -> None:
+def test_wildcard_address_is_reached_on_local_machine(host: str, port: int) -> None:
     assert reachable_url(host, port) in ("http://127.0.0.1:80", "http://[::1]:80")
 
 
@@ -155,7 +157,7 @@ def test_no_key_is_given_to_another_server(folder: Path, monkeypatch: pytest.Mon
             connect(None, None, folder)
 
 
-def test_no_key_is_given_to_whoever_has_the_default_port(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_on_default_port_is_not_contacted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def look(url: str) -> dict[str, str]:
@@ -190,12 +192,12 @@ def test_a_port_that_its_own_api_has_is_not_in_the_way(
 
 
 @pytest.mark.parametrize("said", [b"SSH-2.0-x\r\n", b"HTTP/1.1 200 OK\r\n\r\n", b""])
-def test_what_speaks_something_else_is_no_server(said: bytes) -> None:
+def test_unrecognised_answer_is_not_accepted_as_server(said: bytes) -> None:
     with listening(said, raw=True) as port:
         assert not readiness.look(f"http://127.0.0.1:{port}")
 
 
-def test_what_is_no_url_is_no_server() -> None:
+def test_invalid_url_is_not_accepted_as_server() -> None:
     assert readiness.look("example.org:80") is None
     assert readiness.look("http://:::80") is None
 

@@ -58,7 +58,7 @@ def test_a_line_that_is_no_process_is_refused_with_its_place(tmp_path: Path, tex
         _load(tmp_path, text)
 
 
-def test_a_missing_file_is_told_in_one_line(tmp_path: Path) -> None:
+def test_missing_procfile_is_reported_in_single_line(tmp_path: Path) -> None:
     with pytest.raises(CliError, match=r"cannot read .*No such file"):
         procfile.load(tmp_path / "Procfile")
 
@@ -84,7 +84,7 @@ def test_ours_has_an_optional_line_for_whole_tuned_models() -> None:
     assert procfile.load(procfile.PACKAGED, ["tuned"])[-1].program == (sys.executable, "-m", "workers", "tuned")
 
 
-def test_each_queue_of_the_models_file_that_no_line_serves_gets_one(tmp_path: Path) -> None:
+def test_unserved_queues_of_models_file_get_procfile_lines(tmp_path: Path) -> None:
     source = "source: {path: weights}, engine: vllm"
     file = tmp_path / "models.yaml"
     file.write_text(

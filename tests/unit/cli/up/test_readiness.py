@@ -14,7 +14,7 @@ def _loading(phase: str) -> dict[str, Any]:
     return {"database": "ok", "workers": {}, "loading": [entry]}
 
 
-def test_each_phase_of_a_pool_that_loads_is_said_and_the_seconds_move_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_loading_phase_is_announced_and_its_seconds_are_updated(monkeypatch: pytest.MonkeyPatch) -> None:
     importing, reading = _loading("importing vLLM"), _loading("reading the weights")
     up = {"database": "ok", "workers": {"gpu.generate": 2}, "loading": []}
     answers = iter([importing, importing, importing, reading, reading, up])

@@ -25,7 +25,7 @@ def test_a_process_that_lived_half_a_minute_starts_over_with_the_shortest_delay(
     assert next_delay(MAX_DELAY, lived=SETTLED - 1) == MAX_DELAY
 
 
-def test_an_end_that_was_not_asked_for_waits_for_the_next_start(service: Service) -> None:
+def test_unexpected_exit_waits_for_restart(service: Service) -> None:
     service.record_end(3)
 
     assert service.state is State.WAITING
@@ -43,7 +43,7 @@ def test_a_service_that_waits_is_stopped_at_once(service: Service) -> None:
     assert service.to_json()["pid"] is None
 
 
-def test_a_process_that_can_not_be_started_is_tried_again(tmp_path: Path) -> None:
+def test_unstartable_process_is_retried_with_longer_delay(tmp_path: Path) -> None:
     service = Service(Program("one", ("true",), {}, tmp_path, tmp_path / "no such folder" / "one.log"))
 
     service.start()

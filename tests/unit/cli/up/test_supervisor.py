@@ -10,9 +10,7 @@ from cli.up.service import Program, Service
 from cli.up.supervisor import Hooks, Plan, Supervisor, Wakeups
 
 
-def test_a_service_that_becomes_necessary_is_started_once_and_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_newly_required_service_is_started_and_announced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     service = Service(Program("gpu.big", ("python", "-m", "workers", "gpu", "gpu.big"), {}, tmp_path, tmp_path / "log"))
     missing: list[Sequence[Service]] = [[], [service], []]
     said, published, started = list[str](), list[list[str]](), list[str]()

@@ -98,7 +98,7 @@ _ANSWER, _FUNCTION = "invalid_json_schema", "invalid_function_parameters"
         (RESPONSES, {"tools": [{"type": "function", **WEATHER, "parameters": BAD}]}, _FUNCTION, "tools[0].parameters"),
     ],
 )
-def test_what_is_no_schema_is_named_with_its_field(endpoint: str, body: dict[str, Any], code: str, param: str) -> None:
+def test_invalid_schema_is_reported_with_its_field(endpoint: str, body: dict[str, Any], code: str, param: str) -> None:
     assert error_of(Contents(endpoint, {}), body) == (code, f"body.{param}")
 
 

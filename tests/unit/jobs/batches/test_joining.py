@@ -54,7 +54,7 @@ def pages(chosen: Filter = joining.ALL, limit: int = 3) -> list[list[str]]:
     return found
 
 
-def test_each_page_begins_where_the_one_before_ended() -> None:
+def test_each_page_starts_after_previous_page() -> None:
     assert pages() == [["c0", "c1", "c2"], ["c4", "c5", "c6"], ["c8", "c9"]]
 
 
@@ -91,7 +91,7 @@ def test_a_page_ends_after_many_bytes_without_a_selected_row(monkeypatch: pytest
     assert [name for page in pages(Filter(custom_id="c9")) for name in page] == ["c9"]
 
 
-def test_a_page_ends_when_it_has_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_size_is_bounded_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joining, "PAGE_BYTES", 1)
 
     assert pages() == [[name] for name in ALL_IDS]

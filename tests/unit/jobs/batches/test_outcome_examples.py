@@ -34,7 +34,7 @@ class Lines:
             yield text
 
 
-def test_a_few_lines_of_each_outcome_are_shown_and_the_rest_is_not_read() -> None:
+def test_examples_per_outcome_are_limited_and_remaining_lines_unread() -> None:
     many = [line(f"cut{n}", chat("length", content="so")) for n in range(5)]
     lines = Lines([line("a", chat("stop", content="yes")), *many, line("e", chat("stop", content="")), *many])
 
@@ -44,7 +44,7 @@ def test_a_few_lines_of_each_outcome_are_shown_and_the_rest_is_not_read() -> Non
     assert lines.read == 7
 
 
-def test_failures_are_shown_on_one_line_each_and_end_the_reading_when_all_are_known() -> None:
+def test_failures_are_single_line_and_reading_stops_once_all_are_known() -> None:
     refused = line("r", {"error": {"code": "too_long", "message": "Too\nlong."}}, 400)
     lines = Lines([refused, line("a", chat("stop", content="yes")), refused])
 
@@ -58,7 +58,7 @@ def test_failures_are_shown_on_one_line_each_and_end_the_reading_when_all_are_kn
     ("status", "is_permanent"),
     [(400, True), (404, True), (408, False), (409, False), (429, False), (500, False), (503, False), (None, False)],
 )
-def test_request_that_was_refused_for_itself_fails_again(status: int | None, is_permanent: bool) -> None:
+def test_failure_is_permanent_only_for_status_of_invalid_request(status: int | None, is_permanent: bool) -> None:
     body = {"error": {"code": "no", "message": "No."}}
     unanswered = json.dumps({"custom_id": "r", "response": None, "error": body["error"]}).encode()
     lines = [line("r", body, status) if status else unanswered]

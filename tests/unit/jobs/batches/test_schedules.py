@@ -54,7 +54,7 @@ def test_the_next_time(cron: str, zone: str, after: str, expected: str) -> None:
         ("0 0 30 2 *", "UTC"),
     ],
 )
-def test_what_is_no_time_is_refused(cron: str, zone: str) -> None:
+def test_invalid_cron_expression_or_time_zone_is_refused(cron: str, zone: str) -> None:
     with pytest.raises(InvalidRequest):
         next_after(cron, zone, at("2026-11-25T00:00:00"))
 
@@ -98,7 +98,7 @@ def test_a_schedule_that_is_due_submits_its_batch_once(db: Database) -> None:
     assert schedule(db).next_at > now()
 
 
-def test_a_time_zone_that_is_gone_pauses_it(db: Database) -> None:
+def test_unknown_time_zone_pauses_schedule(db: Database) -> None:
     scheduled(db, timezone="Mars/Olympus")
 
     assert fire(db) is None
@@ -110,9 +110,7 @@ def test_a_time_zone_that_is_gone_pauses_it(db: Database) -> None:
 
 
 @pytest.mark.parametrize("other", [{"of_tomorrow": True}, {"endpoint": "/v1/of/tomorrow"}])
-def test_a_request_of_another_version_is_missed_and_keeps_nobody_else_waiting(
-    db: Database, other: dict[str, Any]
-) -> None:
+def test_request_of_other_version_is_missed_without_blocking_schedules(db: Database, other: dict[str, Any]) -> None:
     facts = {"endpoint": CHAT, "input_file_id": "file-1", "completion_window": "90m", "window_seconds": 5400}
     scheduled(db, request=facts | other)
 
@@ -125,14 +123,14 @@ def test_a_request_of_another_version_is_missed_and_keeps_nobody_else_waiting(
         assert session.scalars(select(Audit.action).where(Audit.target == "s")).all() == ["schedule.miss"]
 
 
-def test_times_that_nobody_saw_are_made_up_for_once(db: Database) -> None:
+def test_missed_times_are_made_up_once(db: Database) -> None:
     scheduled(db, next_at=now() - 86_400)
 
     assert fire(db) is not None
     assert fire(db) is None
 
 
-def test_one_that_is_early_or_paused_submits_nothing(db: Database) -> None:
+def test_early_or_paused_schedule_submits_nothing(db: Database) -> None:
     scheduled(db, next_at=now() + 60)
     assert fire(db) is None
 
@@ -142,7 +140,7 @@ def test_one_that_is_early_or_paused_submits_nothing(db: Database) -> None:
     assert fire(db) is None
 
 
-def test_a_schedule_whose_input_is_gone_says_so_and_goes_on(db: Database) -> None:
+def test_schedule_with_deleted_input_reports_error_and_continues(db: Database) -> None:
     scheduled(db, path=None)
 
     assert fire(db) is None

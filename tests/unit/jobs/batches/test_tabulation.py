@@ -48,7 +48,7 @@ def cells(rows: list[Row]) -> list[list[Any]]:
     return [list(kinds), *([row[name] for name in kinds] for row in flat)]
 
 
-def test_rows_stand_beside_the_fields_of_their_answers() -> None:
+def test_rows_are_joined_with_answer_fields() -> None:
     answer = {"capital": "Lima", "population": 10, "area": 1.5, "island": False, "continent": "Asia"}
     country = {"country": "Peru", "id": "7"}
 
@@ -62,7 +62,7 @@ def test_rows_stand_beside_the_fields_of_their_answers() -> None:
     ]
 
 
-def test_without_a_schema_the_answer_is_one_column() -> None:
+def test_answer_without_schema_fills_single_column() -> None:
     assert cells(rows_of("Lima", row={"country": "Peru"})) == [["country", "answer", "error"], ["Peru", "Lima", None]]
 
 
@@ -72,7 +72,7 @@ def test_requests_that_were_made_of_no_table_are_named_by_their_ids() -> None:
     assert cells([]) == [["custom_id", "answer", "error"]]
 
 
-def test_names_that_are_taken_are_told_apart() -> None:
+def test_conflicting_answer_columns_are_prefixed() -> None:
     row = {"label": "a", "error": "b"}
 
     table = cells(rows_of('{"label": "x"}', row=row, **schema_of({"label": {"type": "string"}})))
@@ -98,11 +98,11 @@ def test_odd_schema_has_no_columns(odd: Any) -> None:
 
 
 @pytest.mark.parametrize("answer", ["[" * 100_000, "[1]", "3", '"x"', "", "{"])
-def test_answer_that_is_no_object_is_told(answer: str) -> None:
+def test_non_object_answer_is_reported_as_invalid(answer: str) -> None:
     assert cells(rows_of(answer, **schema_of(PROPERTIES)))[1][-1] == "invalid_answer"
 
 
-def test_files_have_typed_columns_and_null_for_what_does_not_fit() -> None:
+def test_exported_columns_are_typed_and_mismatched_values_are_null() -> None:
     answers = [
         {"capital": "=1+1", "population": 10, "area": 2, "island": True},
         {"capital": ["x"], "population": "many", "area": True, "island": 1},

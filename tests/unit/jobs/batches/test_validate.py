@@ -50,7 +50,9 @@ def test_a_good_file_is_counted(tmp_path: Path) -> None:
         (b"", {}, ["empty_file"]),
     ],
 )
-def test_each_limit_is_told(tmp_path: Path, data: bytes, changes: dict[str, int], codes: list[str]) -> None:
+def test_each_exceeded_limit_is_reported(
+    tmp_path: Path, data: bytes, changes: dict[str, int], codes: list[str]
+) -> None:
     found = check(asked(tmp_path, data, **changes))
 
     assert [error["code"] for error in found.errors] == codes
@@ -79,7 +81,7 @@ def _long(custom_id: str, url: str = "/v1/chat/completions", **body: Any) -> byt
     return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": given}).encode() + b"\n"
 
 
-def test_a_line_that_would_fail_for_what_is_to_be_done_about_its_length_is_named(tmp_path: Path) -> None:
+def test_invalid_context_options_are_reported_per_line(tmp_path: Path) -> None:
     good = [{"strategy": "rotate"}, None, {"route_long": "other", "strategy": "priority"}]
     bad = [{"strategy": "forget"}, 5, {"strategy": "rotate", "keep_first": -1}]
     data = b"".join(_long(f"{n}", context=one) for n, one in enumerate([*good, *bad]))

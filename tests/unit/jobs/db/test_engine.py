@@ -32,7 +32,7 @@ pytestmark = pytest.mark.dialects
 # ── transactions ──
 
 
-def test_what_is_written_is_there_after_the_transaction(db: Database) -> None:
+def test_written_row_is_visible_after_transaction(db: Database) -> None:
     note(db, "a")
 
     assert notes(db) == {"a": "1"}
@@ -75,7 +75,7 @@ def test_a_look_holds_no_transaction_open(postgres: Database) -> None:
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("fresh", [0.0, 60.0])
-def test_a_connection_that_was_cut_is_met_only_by_who_has_it_at_once(postgres_url: str, fresh: float) -> None:
+def test_terminated_connection_fails_at_most_once(postgres_url: str, fresh: float) -> None:
     timings = replace(Timings(), connection_fresh=fresh)
     db, other = Database(postgres_url, pool_size=1, timings=timings), Database(postgres_url)
     cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = :pid"
@@ -156,7 +156,7 @@ def test_many_processes_lose_no_write(database_url: str) -> None:
         assert notes(db) == {"n": "60"}
 
 
-def test_what_a_thread_has_of_a_closed_database_is_closed_when_it_is_done_with_it(database_url: str) -> None:
+def test_connections_of_closed_database_are_closed_after_use(database_url: str) -> None:
     db = Database(database_url, patience=0.3)
     there = list[Any]()
     event.listen(db.engine, "connect", lambda connection, _: there.append(connection))
@@ -248,7 +248,7 @@ def test_work_is_retried_until_the_database_is_free(sqlite_url: str) -> None:
         assert notes(db) == {"n": "1"}
 
 
-def test_work_is_given_up_once_told_to_stop(sqlite_url: str) -> None:
+def test_retrying_ends_once_stop_is_set(sqlite_url: str) -> None:
     writer_lock = lock_file_of(sqlite_url)
     stop = threading.Event()
     stop.set()
@@ -259,7 +259,7 @@ def test_work_is_given_up_once_told_to_stop(sqlite_url: str) -> None:
             db.retrying(add_one, stop)
 
 
-def test_work_whose_commit_was_not_answered_is_run_again(database_url: str) -> None:
+def test_work_with_lost_commit_answer_is_repeated(database_url: str) -> None:
     db = LosesAnswers(database_url)
     db.lose_next = True
 
@@ -269,7 +269,7 @@ def test_work_whose_commit_was_not_answered_is_run_again(database_url: str) -> N
     db.close()
 
 
-def test_what_the_work_returns_is_returned(db: Database) -> None:
+def test_retrying_returns_result_of_work(db: Database) -> None:
     assert db.retrying(lambda session: session.scalar(text("SELECT 7"))) == 7
 
 
@@ -302,7 +302,7 @@ def test_a_loop_of_writes_breathes_for_as_long_as_it_wrote(sqlite: Database) -> 
 
 
 @pytest.mark.postgres
-def test_nobody_breathes_on_postgresql(postgres: Database) -> None:
+def test_breathe_does_not_wait_on_postgresql(postgres: Database) -> None:
     waits = Waits()
     with postgres.write():
         threading.Event().wait(0.2)
@@ -319,7 +319,7 @@ def test_sqlite_is_durable_and_does_not_block_readers(sqlite: Database) -> None:
 
 
 @pytest.mark.postgres
-def test_a_statement_whose_time_has_ended_is_told_from_a_database_that_is_away(postgres: Database) -> None:
+def test_statement_timeout_raises_took_too_long(postgres: Database) -> None:
     def sleep() -> None:
         with postgres.write() as session:
             session.execute(text("SET LOCAL statement_timeout = 20"))
@@ -349,9 +349,7 @@ def mortal() -> Iterator[Postgres]:
 
 @pytest.mark.postgres
 @pytest.mark.verify
-def test_a_killed_server_is_busy_and_the_same_sessions_work_when_it_is_back(
-    postgres_server: Postgres, mortal: Postgres
-) -> None:
+def test_killed_server_is_busy_and_sessions_work_after_restart(postgres_server: Postgres, mortal: Postgres) -> None:
     with mortal.database() as url, opened(url) as db:
         note(db, "before")
         mortal.kill()

@@ -35,7 +35,7 @@ def opened(stack: ExitStack, url: str) -> Database:
     return db
 
 
-def test_processes_whose_connections_are_mixed_do_not_meet_what_another_has_prepared(pooled: str) -> None:
+def test_prepared_statements_do_not_conflict_through_pooler(pooled: str) -> None:
     with ExitStack() as stack, ThreadPoolExecutor(6) as threads:
         databases = [opened(stack, pooled) for _ in range(3)]
 
@@ -51,7 +51,7 @@ def test_processes_whose_connections_are_mixed_do_not_meet_what_another_has_prep
 
 
 @pytest.mark.parametrize("way", ["direct", "pooled"])
-def test_one_dispatcher_leads_through_a_pooler_and_beside_one(postgres_url: str, pooled: str, way: str) -> None:
+def test_single_dispatcher_leads_across_pooled_and_direct_connections(postgres_url: str, pooled: str, way: str) -> None:
     with ExitStack() as stack:
         urls = pooled, {"direct": postgres_url, "pooled": pooled}[way]
         first, second = [Leadership(Settings(database_url=url), opened(stack, url)) for url in urls]

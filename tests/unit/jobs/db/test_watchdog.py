@@ -60,7 +60,7 @@ def _one(session: Session) -> int:
     return int(session.scalar(text("SELECT 1")) or 0)
 
 
-def test_who_asks_a_frozen_server_is_told_before_it_thaws_and_answered_after_it(server: Postgres, url: str) -> None:
+def test_frozen_server_is_busy_and_query_succeeds_after_thaw(server: Postgres, url: str) -> None:
     with _opened(url) as db:
         with db.read() as session:
             assert _one(session) == 1
@@ -71,7 +71,7 @@ def test_who_asks_a_frozen_server_is_told_before_it_thaws_and_answered_after_it(
         assert db.retrying(_one) == 1
 
 
-def test_who_is_in_the_middle_of_a_transaction_when_the_server_freezes_is_told_too(server: Postgres, url: str) -> None:
+def test_freeze_during_transaction_raises_database_busy(server: Postgres, url: str) -> None:
     def frozen_meanwhile(session: Session) -> int:
         _one(session)
         with _frozen(server):

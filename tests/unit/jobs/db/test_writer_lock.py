@@ -69,9 +69,7 @@ def test_a_fork_has_a_state_of_its_own(name: str) -> None:
         assert passes() == 1
 
 
-def test_who_answers_clients_goes_before_those_that_have_waited_longer(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_urgent_writer_precedes_longer_waiting_writers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.db.writer_lock._FROZEN_LOOKS", 1_000_000)
     order: list[str] = []
 
@@ -133,7 +131,7 @@ def test_threads_of_a_process_follow_each_other_in(name: str, monkeypatch: pytes
 
 
 @pytest.mark.verify
-def test_a_process_whose_turn_is_over_rests_where_others_can_come_in(
+def test_process_pauses_after_its_turn_so_other_writer_enters(
     name: str,
 ) -> None:
     stop = threading.Event()
@@ -164,7 +162,7 @@ def test_a_process_whose_turn_is_over_rests_where_others_can_come_in(
     assert meanwhile <= 2
 
 
-def test_who_finds_the_file_wrong_leaves_the_lock_to_others(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_acquisition_leaves_lock_to_others(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks(*_: Any) -> bool:
         raise OSError(errno.EMFILE, "too many")
 
@@ -179,7 +177,7 @@ def test_who_finds_the_file_wrong_leaves_the_lock_to_others(name: str, monkeypat
 
 
 @pytest.mark.parametrize("urgent", [False, True])
-def test_who_waits_for_a_lock_that_is_closed_meanwhile_goes_in_all_the_same(name: str, urgent: bool) -> None:
+def test_waiting_writers_enter_after_lock_is_closed(name: str, urgent: bool) -> None:
     order: list[str] = []
 
     def go() -> None:
@@ -202,7 +200,7 @@ def test_who_waits_for_a_lock_that_is_closed_meanwhile_goes_in_all_the_same(name
     assert (state.file.is_open, state.priority.is_open) == (False, False)
 
 
-def test_who_gives_up_as_the_lock_is_handed_on_to_it_goes_in_after_all(sqlite_url: str) -> None:
+def test_writer_enters_if_handover_coincides_with_timeout(sqlite_url: str) -> None:
     with opened(sqlite_url) as db:
         note(db, "a", "1")
         assert db._writer_lock is not None
@@ -248,7 +246,7 @@ def test_an_urgent_process_that_is_frozen_holds_the_others_up_once(
 # ── busy ──
 
 
-def test_a_writer_that_waits_too_long_for_the_lock_is_told_so(sqlite_url: str) -> None:
+def test_wait_for_lock_of_other_process_ends_as_database_busy(sqlite_url: str) -> None:
     writer_lock = lock_file_of(sqlite_url)
     with opened(sqlite_url) as db, writer_lock.open("a") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
@@ -263,7 +261,7 @@ def test_a_writer_that_waits_too_long_for_the_lock_is_told_so(sqlite_url: str) -
         assert notes(db) == {"b": "1"}
 
 
-def test_a_writer_that_waits_too_long_for_a_thread_of_its_process_is_told_so(sqlite_url: str) -> None:
+def test_wait_for_thread_of_same_process_ends_as_database_busy(sqlite_url: str) -> None:
     with opened(sqlite_url) as db, ThreadPoolExecutor(1) as pool:
         with db.write() as session:
             session.add(Meta(key="a", value="1"))
@@ -274,7 +272,7 @@ def test_a_writer_that_waits_too_long_for_a_thread_of_its_process_is_told_so(sql
 
 
 @pytest.mark.parametrize("lock", ["the writer lock", "the database"])
-def test_clients_do_not_all_find_out_in_full_that_nobody_comes_in(sqlite_url: str, lock: str) -> None:
+def test_later_clients_of_blocked_lock_are_refused_sooner_than_first(sqlite_url: str, lock: str) -> None:
     with opened(sqlite_url, 1.5, urgent=True) as database, opened(sqlite_url) as other:
         note(database, "0")
         with lock_file_of(sqlite_url).open("a") as held, other.engine.connect() as connection:
@@ -303,7 +301,7 @@ def _refusals(database: Database, threads: int) -> list[float]:
         return [refused(0), *pool.map(refused, range(threads))]
 
 
-def test_a_lock_held_around_the_gate_is_busy_too(sqlite_url: str) -> None:
+def test_database_lock_of_outside_program_raises_database_busy(sqlite_url: str) -> None:
     """Another program, a backup say, knows nothing of the writer lock."""
     outsider = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
     with opened(sqlite_url) as db:
@@ -317,6 +315,6 @@ def test_a_lock_held_around_the_gate_is_busy_too(sqlite_url: str) -> None:
     outsider.close()
 
 
-def test_a_gate_whose_folder_is_missing_says_which(tmp_path: Path) -> None:
+def test_missing_lock_folder_error_names_lock_file(tmp_path: Path) -> None:
     with opened(f"sqlite:///{tmp_path}/no/such/folder.db") as db, pytest.raises(FileNotFoundError, match=r"\.lock"):
         note(db, "a")

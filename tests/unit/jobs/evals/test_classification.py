@@ -57,7 +57,7 @@ def test_agreement_is_that_of_scikit_learn(seed: int) -> None:
     }
 
 
-def test_agreement_of_nothing_or_of_one_label_has_no_kappa() -> None:
+def test_agreement_without_items_or_with_single_label_has_no_kappa() -> None:
     assert counted([]).agreement() == {"items": 0, "share": None, "kappa": None}
     assert counted([("a", "a")] * 3).agreement() == {"items": 3, "share": 1.0, "kappa": None}
 

@@ -33,7 +33,7 @@ def paired(*scores: tuple[float | None, float | None]) -> Pairing:
     return comparison.pair_items(first, second)
 
 
-def test_items_are_paired_by_what_they_are() -> None:
+def test_items_are_paired_by_content() -> None:
     first = [item(1, 0.0), {**item(2, 1.0), "datasource_item": {"a": 1, "n": 2}}, item(3, 1.0)]
     second = [item(1, 1.0), {**item(2, 0.0), "datasource_item": {"n": 2, "a": 1}}, item(4, 1.0)]
 
@@ -47,7 +47,7 @@ def test_items_are_paired_by_what_they_are() -> None:
     assert (pairing.only_first.ids, pairing.only_second.ids) == (["outputitem_3"], ["outputitem_4"])
 
 
-def test_samples_of_one_item_are_paired_in_their_order() -> None:
+def test_samples_of_same_item_are_paired_in_order() -> None:
     first, second = [item(1, 0.0), item(1, 0.1)], [item(1, 0.2), item(1, 0.3), item(1, 0.4)]
 
     pairing = comparison.pair_items(first, second)
@@ -70,7 +70,7 @@ def test_items_without_a_partner_are_counted_and_the_first_named() -> None:
     assert pairing.only_first.ids[0] == "outputitem_0"
 
 
-def test_criteria_of_one_run_have_no_score_in_the_other() -> None:
+def test_criterion_missing_in_other_run_has_no_score() -> None:
     other = {"name": "other", "score": 1.0, "passed": True}
     first, second = item(1, 0.5), item(1, 0.5)
     second["results"].append(other)
@@ -82,7 +82,7 @@ def test_criteria_of_one_run_have_no_score_in_the_other() -> None:
     assert [row.criterion for row in comparison.compare(pairing.criteria, pairing.pairs)] == [OVERALL, "score"]
 
 
-def test_texts_of_items_are_not_held() -> None:
+def test_item_texts_are_not_retained_in_memory() -> None:
     count, text = 500, "x" * 20_000
 
     def run() -> Iterator[dict[str, Any]]:
@@ -120,7 +120,7 @@ def test_verdict_is_better_worse_or_inconclusive(better: int, worse: int, verdic
 
 
 @pytest.mark.parametrize("items", [1, 3, MIN_ITEMS - 1])
-def test_few_items_are_inconclusive_whatever_they_say(items: int) -> None:
+def test_comparison_below_minimum_items_is_inconclusive(items: int) -> None:
     few, enough = paired(*[(0.0, 1.0)] * items), paired(*[(0.0, 1.0)] * MIN_ITEMS)
 
     [_, row] = comparison.compare(few.criteria, few.pairs)
@@ -142,7 +142,7 @@ def test_test_and_interval_have_to_agree() -> None:
     assert row.verdict_text == f"inconclusive, about {row.items_needed} more"
 
 
-def test_samples_of_one_item_count_as_one_item() -> None:
+def test_samples_of_same_item_count_as_single_item() -> None:
     """Compare five items with four better samples each: they are 20 pairs, and no more evidence than five items."""
     first, second = ([item(n % 5, score) for n in range(20)] for score in (0.0, 1.0))
     pairing = comparison.pair_items(first, second)
@@ -259,7 +259,7 @@ def test_gap_is_between_the_best_and_the_worst_slice_of_each_run() -> None:
     assert narrow.gap == pytest.approx(0.1)
 
 
-def test_one_slice_with_scores_has_no_gap() -> None:
+def test_single_scored_slice_has_no_gap() -> None:
     first, second = ([item(1, score), item(2, None)] for score in (1.0, 0.0))
     pairing = comparison.pair_items(first, second, "item.n")
 

@@ -59,7 +59,7 @@ def test_a_formula_has_the_value_of_its_arithmetic(text: str, expected: float) -
         ("a" * 1001, "at most 1000 characters"),
     ],
 )
-def test_what_is_no_formula_is_refused_before_it_is_computed(text: str, words: str) -> None:
+def test_invalid_formula_is_refused_before_evaluation(text: str, words: str) -> None:
     with pytest.raises(FormulaError, match=words.replace("(", r"\(")):
         Formula(text, SCORES)
 

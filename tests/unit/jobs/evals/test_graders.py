@@ -78,7 +78,7 @@ def test_a_definition_is_stored_as_it_was_given(definition: dict[str, Any]) -> N
     ],
     ids=lambda given: given.get("type") if isinstance(given, dict) else None,
 )
-def test_a_stored_definition_is_what_the_sdk_reads(definition: dict[str, Any], model: Any) -> None:
+def test_stored_definition_is_readable_by_sdk(definition: dict[str, Any], model: Any) -> None:
     read = TypeAdapter(model).validate_python(graders.dump_grader(graders.parse_grader(definition)))
     assert (read.type, read.name) == (definition["type"], definition["name"])
 
@@ -185,7 +185,7 @@ def test_the_judges_and_references_of_a_grader_are_named_each_once() -> None:
     ],
     ids=["python", "meteor", "cosine", "bertscore", "multi"],
 )
-def test_a_grader_that_needs_what_the_deployment_lacks_is_refused(definition: dict[str, Any], code: str) -> None:
+def test_grader_with_unavailable_requirement_is_refused(definition: dict[str, Any], code: str) -> None:
     grader = graders.parse_grader(definition)
     with pytest.raises(InvalidRequest) as raised:
         check_available(grader, GradingParts(), "testing_criteria[0]")
@@ -195,7 +195,7 @@ def test_a_grader_that_needs_what_the_deployment_lacks_is_refused(definition: di
 
 
 @pytest.mark.parametrize("definition", [PYTHON, {**MULTI, "graders": {"a": STRING, "b": PYTHON}}])
-def test_a_grader_waits_for_a_sandbox_of_which_no_worker_has_said_anything(definition: dict[str, Any]) -> None:
+def test_grader_waits_while_sandbox_support_is_unknown(definition: dict[str, Any]) -> None:
     grader, starting = graders.parse_grader(definition), GradingParts(runs_python=None)
 
     check_available(grader, starting, "testing_criteria[0]", waits=True)
@@ -205,7 +205,7 @@ def test_a_grader_waits_for_a_sandbox_of_which_no_worker_has_said_anything(defin
     assert (raised.value.code, raised.value.param) == ("sandbox_unknown", "grader")
 
 
-def test_a_part_that_never_comes_is_named_before_one_that_may() -> None:
+def test_unavailable_sub_grader_is_reported_before_unknown_sandbox() -> None:
     never = {**SIMILAR, "evaluation_metric": "meteor"}
     multi = graders.parse_grader({**MULTI, "graders": {"a": PYTHON, "b": never}, "calculate_output": "a + b"})
 

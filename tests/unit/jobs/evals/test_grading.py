@@ -85,7 +85,7 @@ def test_a_field_that_the_item_lacks_is_an_error_and_no_failure() -> None:
         assert (result.score, result.error.code) == (None, "invalid_variable_error")
 
 
-def test_a_judge_is_asked_with_the_schema_that_its_answer_must_match() -> None:
+def test_judge_request_carries_schema_of_answer() -> None:
     [request] = requests_of(graders.parse_grader(label()), ITEM, SAMPLE)
     body = request.body
     schema = body["response_format"]["json_schema"]["schema"]
@@ -154,7 +154,7 @@ def test_images_and_recordings_go_to_the_judge_in_the_form_of_chats() -> None:
 
 
 @pytest.mark.parametrize(("result", "passes"), [("good", True), ("bad", False)])
-def test_a_label_passes_if_it_is_a_passing_one(result: str, passes: bool) -> None:
+def test_only_passing_label_passes(result: str, passes: bool) -> None:
     steps = [{"description": "read", "conclusion": "fine"}]
     graded_item = graded(label(), chat(json.dumps({"steps": steps, "result": result})))
     assert (graded_item.score, graded_item.passed) == (float(passes), passes)
@@ -164,7 +164,7 @@ def test_a_label_passes_if_it_is_a_passing_one(result: str, passes: bool) -> Non
 @pytest.mark.parametrize(
     ("given", "expected", "passes"), [(0.75, 0.75, True), (0, 0.0, False), (9, 1.0, True), (-3.5, 0.0, False)]
 )
-def test_a_judges_score_is_held_to_its_range(given: float, expected: float, passes: bool) -> None:
+def test_judge_score_is_clamped_to_range(given: float, expected: float, passes: bool) -> None:
     result = graded(score(), chat(json.dumps({"steps": [], "result": given})))
     assert (result.score, result.passed, result.error) == (expected, passes, None)
 
@@ -210,7 +210,7 @@ def test_a_judge_without_an_answer_makes_an_error_with_its_reason(answer: ModelA
     assert (result.score, result.error.code) == (None, code)
 
 
-def test_a_judge_that_was_never_asked_makes_an_error() -> None:
+def test_missing_judge_answer_is_server_error() -> None:
     result = graded(score())
     assert result.error is not None
     assert result.error.code == "model_grader_server_error"
@@ -235,13 +235,13 @@ def test_a_multi_that_divides_by_zero_is_an_error() -> None:
     assert result.sub_grades["same"].score == 0.0
 
 
-def test_a_multi_has_no_score_if_one_of_its_graders_has_none() -> None:
+def test_multi_grader_has_no_score_if_sub_grader_fails() -> None:
     result = graded(multi("max(same, quality)", same=string_check("like"), quality=score()), chat("nonsense"))
     assert result.error is not None
     assert (result.score, result.error.code) == (None, "model_grader_parse_error")
 
 
-def test_a_python_grader_returns_what_its_code_returns() -> None:
+def test_python_grader_score_is_return_value_of_code() -> None:
     calls = []
 
     def run(source: str, item: Any, sample: Any, seconds: float) -> float:
@@ -320,7 +320,7 @@ def exact(reference: str, **options: Any) -> dict[str, Any]:
         ("Paris.", "paris", {"ignore_punctuation": True}, False),
     ],
 )
-def test_exact_match_ignores_what_it_is_told_to(text: str, reference: str, options: Any, passes: bool) -> None:
+def test_exact_match_ignores_only_configured_differences(text: str, reference: str, options: Any, passes: bool) -> None:
     result = graded(exact(reference, **options), item={"text": text})
     assert (result.score, result.passed) == (float(passes), passes)
 
@@ -356,7 +356,7 @@ def test_a_pattern_that_takes_too_long_is_an_error_and_no_failure() -> None:
 
 
 @pytest.mark.parametrize("expression", ["(", "[a", "a{2,1}", "*", "(?P<x>a)(?P=y)"])
-def test_what_is_no_regular_expression_is_refused(expression: str) -> None:
+def test_invalid_regular_expression_is_refused(expression: str) -> None:
     with pytest.raises(ValidationError, match="not a regular expression"):
         graders.parse_grader(pattern(expression))
 
@@ -417,7 +417,7 @@ def test_a_text_that_is_too_long_for_its_metric_is_an_error_before_it_is_compare
         assert "too long" in result.error.message or "at most" in result.error.message
 
 
-def test_the_graders_of_an_item_cost_together_no_more_than_one_may() -> None:
+def test_graders_of_item_share_text_metric_budget() -> None:
     """20 in a `multi`, and those of other criteria: each alone would be within its bound."""
     item = {"text": CHINESE[:2000], "half": CHINESE[3300:2000:-1]}
     one = similar("fuzzy_match", "{{ item.text }}", "{{ item.half }}")
@@ -470,7 +470,7 @@ def test_a_score_that_could_not_be_summed_up_is_an_error(score: float) -> None:
     assert (result.score, result.error.code) == (None, "other_error")
 
 
-def test_a_formula_whose_value_could_not_be_summed_up_is_an_error() -> None:
+def test_excessive_formula_value_is_error() -> None:
     result = graded(multi("code * 10 ^ 10", code=python()), ports=Ports(run_python=lambda *_: 1e300))
     assert result.error is not None
     assert (result.score, result.error.code) == (None, "formula_parse_error")
@@ -497,7 +497,7 @@ def test_a_stored_pattern_that_is_refused_today_makes_its_items_errored() -> Non
         (score(human="{{ item.person }}"), 0.2, "fail", ("fail", "fail")),
     ],
 )
-def test_verdict_of_a_person_stands_beside_that_of_the_judge(
+def test_human_verdict_is_recorded_with_judge_verdict(
     definition: dict[str, Any], result: Any, person: Any, verdicts: tuple[str, str]
 ) -> None:
     grader = graders.parse_grader(definition)

@@ -168,7 +168,7 @@ def test_lexical_faithfulness_is_the_support_that_refusals_measure() -> None:
         ("answer_relevance", {"question": "{{ item.missing }}"}, "invalid_variable_error"),
     ],
 )
-def test_what_cannot_be_judged_is_asked_of_nobody(kind: str, changes: dict[str, Any], code: str) -> None:
+def test_unjudgeable_item_sends_no_request_and_gets_error(kind: str, changes: dict[str, Any], code: str) -> None:
     given = definition(kind, **changes)
 
     assert requests_of(graders.parse_grader(given), ITEM, SAMPLE) == []
@@ -184,7 +184,7 @@ def test_contexts_are_bounded() -> None:
     assert "50" in result.error.message
 
 
-def test_single_text_is_one_context() -> None:
+def test_single_text_counts_as_single_context() -> None:
     given = definition("context_precision", context="{{ item.question }} {{ item.answer }}")
 
     assert graded(given, chat({"1": True})).score == 1.0
@@ -239,7 +239,7 @@ def test_ranking_has_the_measure_computed_by_hand(metric: str, k: int, reference
         {"files": None, "relevant": None},
     ],
 )
-def test_what_is_no_ranking_is_an_error(item: dict[str, Any]) -> None:
+def test_invalid_ranking_is_error(item: dict[str, Any]) -> None:
     result = graded(ranking("ndcg", 3), item=item)
 
     assert result.error is not None

@@ -89,7 +89,7 @@ def test_only_a_win_passes_where_the_threshold_says_so() -> None:
 
 @pytest.mark.parametrize("result", [None, "input", 1, ["first"], {"first": True}])
 @pytest.mark.parametrize("order", [0, 1])
-def test_nonsense_in_one_order_is_an_error_without_a_score(order: int, result: Any) -> None:
+def test_invalid_answer_in_either_order_is_error_without_score(order: int, result: Any) -> None:
     answers = [chat("first"), chat("second")]
     answers[order] = chat(result)
 
@@ -98,13 +98,13 @@ def test_nonsense_in_one_order_is_an_error_without_a_score(order: int, result: A
     assert (result.score, result.passed, result.error and result.error.code) == (None, None, "model_grader_parse_error")
 
 
-def test_judge_that_answers_one_order_alone_gives_no_score() -> None:
+def test_missing_answer_for_second_order_gives_no_score() -> None:
     result = graded(chat("first"))
 
     assert (result.score, result.error and result.error.code) == (None, "model_grader_server_error")
 
 
-def test_what_has_no_value_is_asked_of_nobody() -> None:
+def test_missing_reference_sends_no_request_and_gets_error() -> None:
     missing = {**PAIRWISE, "reference": "{{ item.missing }}"}
 
     assert requests_of(graders.parse_grader(missing), ITEM, SAMPLE) == []

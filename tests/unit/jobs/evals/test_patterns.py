@@ -68,14 +68,14 @@ def test_a_pattern_that_repeats_too_much_is_refused_before_it_is_compiled(patter
 
 
 @pytest.mark.parametrize("pattern", UNCOUNTABLE)
-def test_a_pattern_whose_parts_cannot_be_counted_is_refused(pattern: str) -> None:
+def test_pattern_with_uncountable_parts_is_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match="no calls of groups"):
         compile_pattern(pattern)
 
 
 @pytest.mark.parametrize("check", [check_pattern, compile_pattern])
 @pytest.mark.parametrize("pattern", ["(", "a{5,2}", "*a", "a)", "[a", "a{2}*{3", "(?P<n", r"\p{Nothing}", "(?<=a"])
-def test_what_is_no_pattern_is_refused_with_its_repeats_and_without(
+def test_invalid_or_explosive_pattern_is_refused_and_ordinary_passes(
     check: Callable[[str], object], pattern: str
 ) -> None:
     wrong = [*BOMBS, pattern, f"x{{3}}{pattern}"]
@@ -87,7 +87,7 @@ def test_what_is_no_pattern_is_refused_with_its_repeats_and_without(
         check(text)
 
 
-def test_what_is_no_text_of_a_call_or_a_flag_is_searched_for() -> None:
+def test_literal_call_syntax_and_inline_flag_are_accepted() -> None:
     for pattern, text in ((r"\(?R\)?", "R"), (r"[(?R)]x", "Rx"), (r"\(?xyz", "xyz"), (r"(?i)A", "a")):
         assert is_found(compile_pattern(pattern), text)
 
@@ -109,7 +109,7 @@ COMPILE = """if True:
 """
 
 
-def test_the_worst_pattern_that_passes_is_compiled_in_milliseconds_and_nothing_is_kept() -> None:
+def test_worst_accepted_pattern_compiles_fast_and_is_not_cached() -> None:
     command = [sys.executable, "-c", COMPILE]
     ran = subprocess.run(command, input=json.dumps(WORST), capture_output=True, text=True, check=True, timeout=120)
     seconds, kilobytes = map(float, ran.stdout.split())

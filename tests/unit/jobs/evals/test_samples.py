@@ -116,5 +116,5 @@ def test_sample_that_is_no_answer_is_left_alone(given: dict[str, Any]) -> None:
         ([5, {"type": None}], "\n"),
     ],
 )  # fmt: skip
-def test_content_of_a_message_is_one_text(content: Any, expected: str) -> None:
+def test_message_content_is_flattened_to_text(content: Any, expected: str) -> None:
     assert text_of(content) == expected

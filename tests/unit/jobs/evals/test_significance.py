@@ -63,7 +63,7 @@ def test_interval_of_passes_is_that_of_bonett_and_price() -> None:
     assert (low, high) == (pytest.approx(p12 - p21 - margin), pytest.approx(p12 - p21 + margin))
 
 
-def test_interval_of_scores_is_that_of_students_distribution_where_they_are_normal() -> None:
+def test_interval_of_normal_scores_matches_student_t_distribution() -> None:
     values = np.random.default_rng(5).normal(0.3, 1.0, 400)
     margin = 1.966 * values.std(ddof=1) / 20  # of 399 degrees of freedom
 

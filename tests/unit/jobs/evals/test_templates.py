@@ -129,7 +129,7 @@ def test_value_of_a_lone_placeholder_is_not_made_a_text(text: str, expected: Any
         "{{ 1 + 1 }}",
     ],
 )
-def test_what_is_no_path_into_item_or_sample_is_refused(text: str) -> None:
+def test_invalid_placeholder_path_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="'"):
         templates.check(text)
 

@@ -131,7 +131,7 @@ def test_long_texts_are_not_searched_in_each_other(shorter: int, longer: int) ->
     assert similarity("fuzzy_match", cjk(longer), cjk(longer)) == 1.0
 
 
-def test_an_estimate_is_at_least_what_the_worst_texts_take() -> None:
+def test_time_estimate_bounds_worst_case_texts() -> None:
     """Compare with thirty times as much: the machine may be slower than the one that was measured."""
     for name, metric in text_metrics.METRICS.items():
         for make in SLOW.values():

@@ -97,7 +97,7 @@ def test_a_good_conversation_is_returned_as_it_is(row: dict[str, Any]) -> None:
         ({"messages": [USER, ASSISTANT], "tools": [{"type": "function"}]}, "invalid_value", "tools[0]"),
     ],
 )
-def test_a_bad_row_is_refused_with_its_line_and_what_is_wrong(row: Any, code: str, param: str | None) -> None:
+def test_invalid_row_is_refused_with_code_line_and_param(row: Any, code: str, param: str | None) -> None:
     found = check(row)
 
     assert isinstance(found, Bad)

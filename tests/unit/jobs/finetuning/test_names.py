@@ -20,7 +20,7 @@ def test_a_name_without_a_suffix_keeps_its_place_as_openai_does() -> None:
     assert names.model_name("b", "default", None, "ftjob-x1") == "ft:b:default::x1"
 
 
-def test_a_project_whose_name_has_no_letters_still_has_a_slug() -> None:
+def test_project_name_without_letters_gets_default_slug() -> None:
     assert names.slug("!!!") == "project"
 
 

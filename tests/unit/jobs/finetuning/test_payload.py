@@ -47,6 +47,6 @@ def test_values_out_of_range_are_refused(model: type[Any], values: dict[str, Any
         {"validation": {"type": "file"}},
     ],
 )
-def test_validation_names_a_file_exactly_when_its_type_says_so(asked: dict[str, Any]) -> None:
+def test_validation_file_must_match_validation_type(asked: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="validation_file"):
         FineTuning.model_validate(ASKED | asked)

@@ -42,7 +42,7 @@ CONTEXTS: dict[str, tuple[dict[str, Any], int | None]] = {
 
 
 @pytest.mark.parametrize("case", CONTEXTS)
-def test_context_is_the_least_of_what_is_said(tmp_path: Path, case: str) -> None:
+def test_context_is_derived_from_model_files(tmp_path: Path, case: str) -> None:
     files, expected = CONTEXTS[case]
 
     assert checkpoint.context_of(folder(tmp_path, **files)) == expected
@@ -154,7 +154,7 @@ def test_folder_that_is_not_here_and_a_server_have_none(tmp_path: Path) -> None:
         ("owned_by: me", None),
     ],
 )
-def test_context_of_a_model_that_generates_is_what_its_engine_is_told(
+def test_context_of_generating_model_follows_engine_configuration(
     tmp_path: Path, fields: str, tokens: int | None
 ) -> None:
     (tmp_path / "models.yaml").write_text(f"models:\n  m: {{source: {{path: .}}, engine: vllm, {fields}}}\n")

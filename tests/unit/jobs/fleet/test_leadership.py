@@ -51,7 +51,7 @@ def eventually(true: Callable[[], bool]) -> None:
         pause.wait(0.02)
 
 
-def test_one_leads_and_the_next_follows_when_it_goes(hall: Hall) -> None:
+def test_second_dispatcher_leads_after_first_drops_leadership(hall: Hall) -> None:
     first, second = hall.enter(), hall.enter()
     assert first.take()
 
@@ -72,7 +72,7 @@ def _waited(leader: Leadership, seconds: float, stop: threading.Event) -> bool:
     return time.monotonic() - began >= seconds
 
 
-def test_the_leader_wakes_when_something_is_enqueued_and_else_waits(db: Database, hall: Hall) -> None:
+def test_leader_wakes_on_enqueued_message_and_otherwise_waits(db: Database, hall: Hall) -> None:
     leader, stop = hall.enter(), threading.Event()
     assert leader.take()
     eventually(lambda: _waited(leader, 0.3, stop))  # whatever was written before has been heard
@@ -86,7 +86,7 @@ def test_the_leader_wakes_when_something_is_enqueued_and_else_waits(db: Database
         idle.result(30)
 
 
-def test_the_leader_that_is_told_to_stop_does_not_wait(hall: Hall) -> None:
+def test_stopped_leader_does_not_wait(hall: Hall) -> None:
     leader, stop = hall.enter(), threading.Event()
     assert leader.take()
     stop.set()
@@ -114,7 +114,7 @@ def test_a_leader_that_cannot_look_for_changes_looks_at_everything(sqlite: Datab
 
 
 @pytest.mark.postgres
-def test_a_leader_whose_connection_is_cut_knows_it_and_another_leads(postgres: Database) -> None:
+def test_leader_with_cut_connection_loses_leadership_to_other(postgres: Database) -> None:
     hall, stop = Hall(postgres), threading.Event()
     leader, other = hall.enter(), hall.enter()
     assert leader.take()
@@ -131,7 +131,7 @@ def test_a_leader_whose_connection_is_cut_knows_it_and_another_leads(postgres: D
     hall.clear()
 
 
-def test_nobody_leads_while_the_database_is_away() -> None:
+def test_leadership_is_not_taken_while_database_is_unreachable() -> None:
     url = "postgresql+psycopg://nobody@127.0.0.1:1/none"
 
     assert not Leadership(Settings(database_url=url), Database(url, patience=2)).take()

@@ -60,7 +60,7 @@ models:
     assert "gpt-4o" not in registry.aliases
 
 
-def test_openais_names_stay_aliases_when_the_file_changes(tmp_path: Path) -> None:
+def test_openai_aliases_survive_change_of_models_file(tmp_path: Path) -> None:
     file = written(tmp_path, MINIMAL)
     registry = Registry.load(Settings(models_file=str(file), openai_aliases=True))
 
@@ -82,7 +82,7 @@ def test_packaged_file_serves_the_packaged_models_under_openais_names_where_thes
     assert not chat.external
 
 
-def test_models_of_vllm_and_their_aliases_drop_out_when_it_is_off() -> None:
+def test_vllm_models_and_aliases_are_dropped_if_vllm_is_disabled() -> None:
     registry = Registry.load(Settings(vllm_enabled=False, openai_aliases=True))
 
     assert list(registry.models) == ["all-minilm-l6-v2"]
@@ -91,7 +91,7 @@ def test_models_of_vllm_and_their_aliases_drop_out_when_it_is_off() -> None:
 
 
 @pytest.mark.parametrize("vllm_enabled", [True, False])
-def test_models_of_vllm_can_be_trained_whether_they_are_served_or_not(tmp_path: Path, vllm_enabled: bool) -> None:
+def test_vllm_models_are_trainable_with_and_without_vllm_enabled(tmp_path: Path, vllm_enabled: bool) -> None:
     file = model_with(tmp_path, engine="vllm", source="{path: weights/m}", aliases="[other]")
 
     registry = Registry.read(file, vllm_enabled=vllm_enabled)
@@ -229,7 +229,7 @@ def test_mistake_is_named_with_its_line_and_key(tmp_path: Path, case: str) -> No
     assert words in str(caught.value)
 
 
-def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+def test_all_errors_are_reported_in_file_order(tmp_path: Path) -> None:
     file = written(tmp_path, "models:\n  a: {engine: vllm}\n  b: {source: {packaged: x}}\n")
 
     with pytest.raises(ModelsFileError) as caught:
@@ -281,7 +281,7 @@ def test_name_means_the_files_model_then_an_endpoints_then_an_alias_then_anythin
     assert registry.target("unknown-model", {"qwen"}) is None
 
 
-def test_changed_file_is_read_again(tmp_path: Path) -> None:
+def test_changed_models_file_is_reloaded(tmp_path: Path) -> None:
     file = written(tmp_path, MINIMAL)
     registry = Registry.read(file)
     assert registry.fresh() is registry
@@ -293,7 +293,7 @@ def test_changed_file_is_read_again(tmp_path: Path) -> None:
     assert list(registry.models) == ["tiny", "remote"]
 
 
-def test_file_that_became_wrong_is_reported_once_and_the_last_good_one_stays(
+def test_invalid_change_is_logged_once_and_last_valid_version_stays(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = written(tmp_path, MINIMAL)
@@ -312,7 +312,7 @@ def test_file_that_became_wrong_is_reported_once_and_the_last_good_one_stays(
     assert list(twice.fresh().models) == ["tiny", "other"]
 
 
-def test_file_that_went_away_leaves_the_last_good_one(tmp_path: Path) -> None:
+def test_missing_models_file_leaves_last_valid_version(tmp_path: Path) -> None:
     file = written(tmp_path, MINIMAL)
     registry = Registry.read(file)
     file.unlink()
@@ -339,7 +339,7 @@ def test_re_ranking_models_have_the_pool_of_vectors_and_a_path_of_their_own(tmp_
     assert (there.queue, there.endpoints) == ("gpu.generate", ("/v1/rerank",))
 
 
-def test_a_process_goes_over_to_the_deployments_own_file_when_there_is_one(tmp_path: Path) -> None:
+def test_process_switches_to_models_file_of_deployment(tmp_path: Path) -> None:
     models = Models(Settings(data_dir=tmp_path))
     packaged = models.now()
     file = written(tmp_path, MINIMAL)

@@ -91,7 +91,7 @@ def test_so_many_deaths_in_so_many_seconds_are_enough_and_others_are_not(db: Dat
     assert audited(db) == [("model.quarantine", "engine")]
 
 
-def test_a_death_that_is_told_twice_counts_once(db: Database, clock: Clock) -> None:
+def test_repeated_death_report_counts_once(db: Database, clock: Clock) -> None:
     assert [note(db, "same", clock) for _ in range(5)] == [False] * 5
     assert counted(db) == ["same"]
 
@@ -112,7 +112,7 @@ def test_an_engine_that_takes_long_to_fail_counts_until_it_has_come_up(db: Datab
 
 
 @pytest.mark.parametrize("other", [{"host_devices": "elsewhere"}, {"model": "large"}, {"entry": "entry-2"}])
-def test_what_died_elsewhere_or_is_another_engine_does_not_count(
+def test_deaths_of_other_devices_models_or_entries_count_separately(
     db: Database, clock: Clock, other: dict[str, str]
 ) -> None:
     said = [note(db, "a", clock), note(db, "b", clock, **other), note(db, "c", clock), note(db, "d", clock)]
@@ -120,7 +120,7 @@ def test_what_died_elsewhere_or_is_another_engine_does_not_count(
     assert said == [False, False, False, True]
 
 
-def test_it_says_what_it_last_died_of_who_was_there_most_and_the_end_of_the_log(db: Database, clock: Clock) -> None:
+def test_description_states_last_error_top_suspects_and_log_tail(db: Database, clock: Clock) -> None:
     note(db, "a", clock, suspects=["poison", "x", "y"], lines=["first"])
     note(db, "b", clock, suspects=["z", "poison"], lines=["second"])
     note(db, "c", clock, suspects=["poison"], error="no device", lines=[])
@@ -133,9 +133,7 @@ def test_it_says_what_it_last_died_of_who_was_there_most_and_the_end_of_the_log(
     assert told[2:] == ["its log: second"]
 
 
-def test_it_is_tried_when_it_has_rested_by_one_worker_and_the_next_time_is_put_off_before(
-    db: Database, clock: Clock
-) -> None:
+def test_trial_starts_after_rest_for_single_worker_and_extends_quarantine(db: Database, clock: Clock) -> None:
     quarantined(db, clock)
 
     def begin(worker: str) -> bool:
@@ -150,7 +148,7 @@ def test_it_is_tried_when_it_has_rested_by_one_worker_and_the_next_time_is_put_o
     assert (row.trial, row.tries, row.until) == ("w1", 1, clock.at + 200)
 
 
-def test_one_death_on_trial_is_enough(db: Database, clock: Clock) -> None:
+def test_single_death_on_trial_renews_quarantine(db: Database, clock: Clock) -> None:
     quarantined(db, clock)
     clock.at += 100
     within(db, lambda session: quarantine.begin_trial(session, HERE, TINY, "w1", BOUNDS))
@@ -165,9 +163,7 @@ def test_rests_grow_up_to_a_day() -> None:
     assert [BOUNDS.pause(tries) for tries in (0, 1, 2, 9, 99)] == [100, 200, 400, 51_200, 86_400]
 
 
-def test_one_that_has_lived_on_trial_is_free_by_the_word_of_the_worker_that_tried_it(
-    db: Database, clock: Clock
-) -> None:
+def test_successful_trial_is_ended_only_by_its_worker(db: Database, clock: Clock) -> None:
     quarantined(db, clock)
     clock.at += 100
     within(db, lambda session: quarantine.begin_trial(session, HERE, TINY, "w1", BOUNDS))
@@ -180,7 +176,7 @@ def test_one_that_has_lived_on_trial_is_free_by_the_word_of_the_worker_that_trie
     assert audited(db)[-1] == ("model.release", "engine")
 
 
-def test_a_worker_that_ends_as_it_was_told_leaves_its_trial_to_the_next(db: Database, clock: Clock) -> None:
+def test_leaving_worker_passes_trial_to_next_worker(db: Database, clock: Clock) -> None:
     quarantined(db, clock)
     clock.at += 100
     within(db, lambda session: quarantine.begin_trial(session, HERE, TINY, "w1", BOUNDS))
@@ -216,7 +212,7 @@ def test_another_entry_of_the_models_file_is_another_engine(db: Database, clock:
     assert (left(db), audited(db)[-1]) == ([], ("model.release", "models file"))
 
 
-def test_what_is_no_longer_in_the_models_file_is_free(db: Database, clock: Clock) -> None:
+def test_model_removed_from_models_file_leaves_quarantine(db: Database, clock: Clock) -> None:
     quarantined(db, clock)
 
     within(db, lambda session: quarantine.quarantines_at(session, HERE, {}, ("large",)))
@@ -224,7 +220,7 @@ def test_what_is_no_longer_in_the_models_file_is_free(db: Database, clock: Clock
     assert left(db) == []
 
 
-def test_an_entry_is_what_is_loaded_and_how() -> None:
+def test_entry_identifies_source_engine_and_engine_arguments() -> None:
     def entry(**changes: Any) -> str:
         facts = {"name": TINY, "source": ModelSource(packaged="x"), "engine": EngineKind.VLLM, "engine_args": {"a": 1}}
         return quarantine.entry_of(ModelConfig(**(facts | changes)))
@@ -262,7 +258,7 @@ def handle_worker_death(db: Database, clock: Clock, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("name", [TINY, "small"])
-def test_a_worker_that_is_gone_was_taken_along_by_what_it_was_asked(db: Database, clock: Clock, name: str) -> None:
+def test_worker_death_is_attributed_to_model_of_claimed_shard(db: Database, clock: Clock, name: str) -> None:
     job = sample_jobs.running(db, [2, 2], model=name)
     sample_jobs.claim_shard(db, job.id, 1, "w-1")
 
@@ -271,7 +267,7 @@ def test_a_worker_that_is_gone_was_taken_along_by_what_it_was_asked(db: Database
     assert blamed(db) == [(TINY, False, [f"{job.id} shard 1"])]
 
 
-def test_or_by_what_it_was_building(db: Database, clock: Clock) -> None:
+def test_worker_death_is_attributed_to_loading_engine(db: Database, clock: Clock) -> None:
     job = sample_jobs.running(db)
     sample_jobs.claim_shard(db, job.id, 0, "w-1")
 
@@ -288,7 +284,7 @@ def test_or_by_any_that_it_had(db: Database, clock: Clock) -> None:
     assert [model for model, *_ in blamed(db)] == ["large", TINY]
 
 
-def test_its_death_is_handled_once_by_whoever_comes_first(db: Database, clock: Clock) -> None:
+def test_repeated_handling_of_worker_death_counts_once(db: Database, clock: Clock) -> None:
     handle_worker_death(db, clock)
     with db.read() as session:
         assert session.get_one(Worker, "w-1").engines == {}
@@ -298,7 +294,7 @@ def test_its_death_is_handled_once_by_whoever_comes_first(db: Database, clock: C
     assert len(blamed(db)) == 2
 
 
-def test_a_worker_that_was_told_to_end_blames_nobody(db: Database, clock: Clock) -> None:
+def test_stopped_worker_blames_no_engine(db: Database, clock: Clock) -> None:
     row = worker(db)
     within(db, lambda session: quarantine.excuse(session, row.id))
 
@@ -307,7 +303,7 @@ def test_a_worker_that_was_told_to_end_blames_nobody(db: Database, clock: Clock)
     assert blamed(db) == []
 
 
-def test_a_worker_that_is_there_after_all_blames_nobody(db: Database, clock: Clock) -> None:
+def test_deaths_of_worker_found_alive_are_withdrawn(db: Database, clock: Clock) -> None:
     handle_worker_death(db, clock)
     handle_worker_death(db, clock, id="w-10")
 
@@ -317,7 +313,7 @@ def test_a_worker_that_is_there_after_all_blames_nobody(db: Database, clock: Clo
         assert set(session.scalars(select(EngineDeath.worker_id))) == {"w-10"}
 
 
-def test_workers_that_are_gone_again_and_again_are_deaths_of_their_engine(db: Database, clock: Clock) -> None:
+def test_repeated_worker_deaths_quarantine_their_engine(db: Database, clock: Clock) -> None:
     for n in range(3):
         handle_worker_death(db, clock, id=f"w-{n}", engines={TINY: {"entry": ENTRY, "up": True}})
 
@@ -340,7 +336,7 @@ def test_words_that_are_there_are_not_written_over(db: Database, clock: Clock) -
         ]
 
 
-def test_places_where_nobody_has_been_for_a_week_are_forgotten(db: Database, clock: Clock) -> None:
+def test_quarantines_and_deaths_are_deleted_after_week_without_activity(db: Database, clock: Clock) -> None:
     quarantined(db, clock)
     note(db, "one", clock, host_devices="there", starting=True)
     clock.at += 7 * 86_400

@@ -70,7 +70,7 @@ def test_a_tuned_model_runs_where_its_base_does(sqlite: Database, tmp_path: Path
     assert unknown.value.code == "model_not_found"
 
 
-def test_an_adapter_whose_base_is_not_served_says_where_it_can_be(sqlite: Database, tmp_path: Path) -> None:
+def test_adapter_of_unserved_base_is_refused_with_hint(sqlite: Database, tmp_path: Path) -> None:
     config: Any = Settings(vllm_enabled=False)
     name = "ft:smollm2-135m-instruct:acme::abc"
     tuned_adapters.tuned_model(sqlite, DiskStorage(tmp_path), name, base="smollm2-135m-instruct", project="acme")

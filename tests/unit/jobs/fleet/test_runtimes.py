@@ -15,14 +15,14 @@ def record(chosen: int = 0, model: str = "mini", at: int = 1, machine: str = "cp
     return RuntimeRecord(model, machine, {"torch": "2"}, 0.999, at, 3.0, (TORCH, ONNX), chosen)
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
+def test_written_record_is_read_back(tmp_path: Path) -> None:
     runtimes.write(tmp_path, "k", record())
 
     assert runtimes.read(tmp_path, "k") == record()
     assert [path.name for path in tmp_path.iterdir()] == ["k.json"]
 
 
-def test_record_whose_file_is_gone_counts_as_none(tmp_path: Path) -> None:
+def test_record_with_missing_file_is_ignored(tmp_path: Path) -> None:
     runtimes.onnx_file(tmp_path, "k").touch()
     runtimes.write(tmp_path, "k", record(chosen=1))
     there = runtimes.read(tmp_path, "k")

@@ -19,7 +19,7 @@ from tests.unit.jobs.fleet.test_workers import register, worker
         ("gpu.code", "embed", "python -m workers embed gpu.code"),
     ],
 )
-def test_a_queue_without_a_worker_is_told_with_the_command_that_runs_one(
+def test_queue_without_worker_is_reported_with_worker_command(
     sqlite: Database, queue: str, engine: str, command: str
 ) -> None:
     with sqlite.read() as session:

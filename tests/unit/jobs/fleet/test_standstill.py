@@ -51,7 +51,7 @@ def overdue(db: Database, published_at: float | None = None) -> None:
         session.execute(update(Outbox).values(due_at=now() - 90, published_at=published_at))
 
 
-def test_a_paused_queue_is_named_with_what_ends_the_pause(db: Database, why: Why) -> None:
+def test_paused_queue_is_reported_with_resume_command(db: Database, why: Why) -> None:
     job = sample_jobs.submitted(db)
     works(db)
     pause(db, Scope.QUEUE, "cpu.plan")
@@ -59,7 +59,7 @@ def test_a_paused_queue_is_named_with_what_ends_the_pause(db: Database, why: Why
     assert why(job.id) == ["cpu.plan is paused; `nightmill resume queue cpu.plan` goes on"]
 
 
-def test_a_paused_model_holds_back_lines_before_any_dispatcher_has_said_so(db: Database, why: Why) -> None:
+def test_paused_model_is_reported_before_dispatcher_runs(db: Database, why: Why) -> None:
     job = sample_jobs.running(db, model="tiny")
     pause(db, Scope.MODEL, "tiny")
 
@@ -90,7 +90,7 @@ def test_slots_that_are_busy_are_counted(db: Database, why: Why) -> None:
     assert why(job.id) == ["all slots of gpu.generate are busy (1)"]
 
 
-def test_a_project_that_has_its_share_of_the_processes_is_told_so(db: Database, why: Why) -> None:
+def test_project_at_its_process_share_is_reported(db: Database, why: Why) -> None:
     others = [sample_jobs.running(db, [1], Queue.INGEST) for _ in range(2)]
     job, theirs = sample_jobs.submitted(db), sample_jobs.submitted(db, project_id="other")
     for n in range(3):
@@ -139,7 +139,7 @@ def test_an_unavailable_broker_is_named(sqlite: Database, tmp_path: Path, url: s
     assert codes == ["not_published", "broker_unavailable", "no_dispatcher"]
 
 
-def test_what_a_worker_has_in_hand_waits_for_nothing_unless_that_is_silent(db: Database, why: Why) -> None:
+def test_claimed_job_reports_running_worker_or_missing_heartbeat(db: Database, why: Why) -> None:
     job = sample_jobs.submitted(db)
     works(db, id="worker-1")
     with db.write() as session:

@@ -39,7 +39,7 @@ def test_slots_are_those_of_ready_workers_per_queue(db: Database) -> None:
         assert [one.id for one in fleet.alive(session, "gpu.embed")] == ["b"]
 
 
-def test_a_model_is_served_by_who_names_it_or_takes_any(db: Database) -> None:
+def test_model_is_served_by_worker_naming_it_or_any_model(db: Database) -> None:
     register(db, worker("a"), worker("b", queues=["elsewhere"], models=[ANY_MODEL]))
 
     with db.read() as session:
@@ -49,7 +49,7 @@ def test_a_model_is_served_by_who_names_it_or_takes_any(db: Database) -> None:
         assert not fleet.serves(session, "nowhere", "tiny")
 
 
-def test_a_heartbeat_tells_what_changed_and_whether_the_worker_is_still_known(db: Database) -> None:
+def test_heartbeat_updates_worker_and_reports_unknown_worker(db: Database) -> None:
     register(db, worker("a", state="starting"))
 
     with db.write() as session:
@@ -63,7 +63,7 @@ def test_a_heartbeat_tells_what_changed_and_whether_the_worker_is_still_known(db
     assert one.seen_at > 1
 
 
-def test_a_worker_registered_twice_is_one(db: Database) -> None:
+def test_repeated_registration_replaces_worker(db: Database) -> None:
     register(db, worker("a", slots=1))
     register(db, worker("a", slots=4))
 
@@ -91,7 +91,7 @@ def test_two_threads_of_a_worker_that_was_taken_for_dead_may_both_register_it(db
         assert fleet.slots(fleet.alive(session)) == {"gpu.generate": 3}
 
 
-def test_a_worker_that_leaves_is_gone(db: Database) -> None:
+def test_leaving_worker_is_removed(db: Database) -> None:
     register(db, worker("a"), worker("b"))
 
     with db.write() as session:
@@ -118,7 +118,7 @@ def test_models_of_endpoints_are_remembered_by_many_workers_at_once(db: Database
         assert {model.id: model.external for model in session.scalars(select(Model))} == names
 
 
-def test_a_model_seen_again_is_seen_later(db: Database) -> None:
+def test_repeated_sighting_updates_model_and_keeps_creation_time(db: Database) -> None:
     with db.write() as session:
         fleet.store_models(session, {"m": False}, "gpu.generate")
     with db.read() as session:
@@ -152,7 +152,7 @@ def test_a_model_is_loading_while_a_worker_loads_it_and_no_other_answers_it() ->
     assert fleet.loading([], "gpu.generate", "tiny") is None
 
 
-def test_a_model_behind_a_url_waits_for_what_its_worker_loads() -> None:
+def test_remote_model_reports_loading_phase_of_its_worker() -> None:
     starting = _holding("a", "starting", [], tiny=False)
 
     assert fleet.loading([starting], "gpu.generate", "remote") == fleet.Loading("tiny", "p", 5.0)

@@ -151,7 +151,7 @@ async def test_the_waiting_requests_of_a_project_have_a_third_of_the_bytes_of_a_
     assert (first, second, refused.code) == (3, 3, "rate_limit_exceeded"), "of 4 MB each, and some bytes around each"
 
 
-async def test_the_requests_that_wait_in_one_queue_are_bounded_in_bytes(url: str) -> None:
+async def test_queued_bytes_per_queue_are_bounded(url: str) -> None:
     async with clients(settings(url, interactive_waiting=90)) as some:
         counts = [await some.ask_until_refused(str(n), 3 * MB) for n in range(5)]
 
@@ -169,7 +169,7 @@ async def test_a_request_that_is_larger_than_a_third_waits_where_nothing_else_do
     assert [count for count, _ in counts] == [1, 0]
 
 
-async def test_a_request_that_a_worker_has_taken_and_one_whose_client_died_count_no_more(url: str) -> None:
+async def test_claimed_requests_and_requests_of_dead_clients_are_not_counted(url: str) -> None:
     async with clients(settings(url)) as some, interactive.connect(url) as server:
         taken, dead, _ = [await some.ask("one") for _ in range(3)]
         with pytest.raises(TooManyRequests):
@@ -191,7 +191,7 @@ async def test_a_client_that_leaves_takes_its_request_along(url: str) -> None:
         assert await server.keys("*") == []
 
 
-async def test_a_project_has_a_few_unfinished_streams_that_can_be_resumed(url: str) -> None:
+async def test_unfinished_resumable_streams_per_project_are_bounded(url: str) -> None:
     config = settings(url, interactive_waiting=300, interactive_resumable=4)
     async with clients(config) as some, interactive.connect(url) as server:
         first, refused = await some.ask_until_refused("one", linger=60)
@@ -222,7 +222,7 @@ async def test_a_stopped_stream_frees_its_place_and_its_bytes_at_once(url: str) 
 
 
 @pytest.mark.parametrize("resumed", [False, True])
-async def test_a_stream_whose_worker_died_frees_its_place(url: str, resumed: bool) -> None:
+async def test_stream_of_dead_worker_frees_its_slot(url: str, resumed: bool) -> None:
     queued, kept = _stream()
     async with (
         clients(settings(url, interactive_resumable=1), interactive_silence=0.0) as some,
@@ -259,7 +259,7 @@ async def test_a_stream_that_no_worker_takes_frees_its_place(url: str, resumed: 
         await some.ask("one", linger=600)
 
 
-async def test_a_stream_whose_api_goes_down_can_still_be_resumed(url: str) -> None:
+async def test_stream_can_be_resumed_after_api_shutdown(url: str) -> None:
     queued, kept = _stream()
     async with clients(settings(url)) as some, interactive.connect(url) as server:
         pieces = some.client.submit(QUEUE, queued, _served, _go_down, kept)
@@ -274,7 +274,7 @@ async def test_a_stream_whose_api_goes_down_can_still_be_resumed(url: str) -> No
 
 
 @pytest.mark.usefixtures("_small_streams")
-async def test_what_ended_streams_still_hold_is_bounded(url: str) -> None:
+async def test_stored_bytes_of_finished_streams_are_bounded(url: str) -> None:
     config = settings(url, interactive_waiting=300, interactive_resumable=2)
     async with clients(config) as some, interactive.connect(url) as server:
         for count in range(10):  # noqa: B007
@@ -288,7 +288,7 @@ async def test_what_ended_streams_still_hold_is_bounded(url: str) -> None:
 
 
 @pytest.mark.usefixtures("_small_streams")
-async def test_a_finished_stream_with_a_large_request_is_no_unfinished_one(url: str) -> None:
+async def test_finished_stream_with_large_request_counts_as_finished(url: str) -> None:
     config = settings(url, interactive_resumable=2)
     queued, kept = _stream(shown=bytes(MB // 2))
     async with clients(config) as some, interactive.connect(url) as server:
@@ -339,7 +339,7 @@ async def test_a_full_server_refuses_requests_and_takes_the_dispatcher_s_message
     assert (published, full) == (500, (True, True))
 
 
-async def test_many_large_prompts_at_once_do_not_fill_the_server_while_they_are_sent(url: str) -> None:
+async def test_concurrent_large_prompts_keep_server_memory_bounded(url: str) -> None:
     """200 MB of one project, by two processes of the API."""
     config = settings(url, interactive_waiting=300)
     sides, peak = [InferenceClient(config), InferenceClient(config)], 0
@@ -389,7 +389,7 @@ def test_a_server_that_hangs_is_given_up_soon_and_is_not_full(monkeypatch: pytes
 
 @pytest.mark.usefixtures("_small_streams")
 @pytest.mark.parametrize("linger", [0, 60])
-async def test_what_a_client_has_read_is_dropped_by_bytes_too(url: str, linger: int) -> None:
+async def test_delivered_chunks_are_trimmed_by_bytes(url: str, linger: int) -> None:
     """Of a stream that can be resumed a part stays."""
     config = settings(url)
     queued = QueuedRequest(new_id("req_"), "/", b"{}", "one", now() + 60, stream=True, linger=linger)
@@ -427,7 +427,7 @@ async def test_a_request_that_a_stopping_worker_has_requeued_waits_for_another_w
         assert (await asked).kind == "end"
 
 
-async def test_a_request_whose_worker_is_silent_and_that_is_not_queued_is_lost(url: str) -> None:
+async def test_unqueued_request_of_silent_worker_is_lost(url: str) -> None:
     async with clients(settings(url), interactive_silence=0.0) as some, interactive.connect(url) as server:
         queued = await some.ask("one")
         await server.lpop(interactive.queue_key(QUEUE))

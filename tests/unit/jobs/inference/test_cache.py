@@ -57,7 +57,7 @@ def delete_file(db: Database, file_id: str) -> None:
         session.get_one(File, file_id).deleted_at = 1.0
 
 
-def test_what_was_kept_is_found_as_it_was(db: Database) -> None:
+def test_stored_entry_is_returned_unchanged(db: Database) -> None:
     keep(db, "a", value=b"\0\xff", tokens=7, created_at=1.0)
 
     assert found(db, "a", "b") == {key("a"): CachedValue(b"\0\xff", 7, 1.0, LATER)}
@@ -88,7 +88,7 @@ def test_of_two_that_were_computed_at_once_the_first_stays(db: Database) -> None
         ({"job_id": "batch_1"}, {}),  # whose file is deleted
     ],
 )
-def test_what_can_not_be_given_again_makes_place(db: Database, old: dict[str, Any], new: dict[str, Any]) -> None:
+def test_unusable_entry_is_replaced_by_first_new_entry(db: Database, old: dict[str, Any], new: dict[str, Any]) -> None:
     job(db, "batch_1", input_file_id="file-in")
     delete_file(db, "file-in")
     keep(db, "a", value=b"old", **{"created_at": 1.0, **old})
@@ -103,7 +103,7 @@ def test_what_can_not_be_given_again_makes_place(db: Database, old: dict[str, An
         assert cache.size(session) == 4
 
 
-def test_what_was_asked_for_before_a_clearing_takes_no_place_after_it(db: Database) -> None:
+def test_entry_from_before_clearing_does_not_replace_newer_entry(db: Database) -> None:
     with db.write() as session:
         cache.clear(session, "proj_1")
     keep(db, "a", value=b"new", epoch=1)
@@ -112,7 +112,7 @@ def test_what_was_asked_for_before_a_clearing_takes_no_place_after_it(db: Databa
     assert found(db, "a")[key("a")].value == b"new"
 
 
-def test_nobody_who_makes_room_waits_for_a_row_that_another_is_at(db: Database) -> None:
+def test_cache_maintenance_skips_locked_rows(db: Database) -> None:
     if db.sqlite:
         pytest.skip("one writes at a time")
     job(db, "batch_1", input_file_id="file-in")
@@ -141,7 +141,7 @@ def test_nobody_who_makes_room_waits_for_a_row_that_another_is_at(db: Database) 
     assert key("held") in left(db)
 
 
-def test_what_has_expired_is_not_found_and_goes(db: Database) -> None:
+def test_expired_entries_are_not_found_and_are_removed(db: Database) -> None:
     for n in range(3):
         keep(db, f"old{n}", expires_at=float(n + 1))
     keep(db, "new")
@@ -169,7 +169,7 @@ def test_a_project_that_clears_its_cache_finds_nothing_of_before_and_no_other_is
     assert left(db) == [key("new"), key("theirs")]
 
 
-def test_a_cache_is_cleared_again_and_again(db: Database) -> None:
+def test_cache_can_be_cleared_repeatedly(db: Database) -> None:
     for epoch in range(3):
         keep(db, "a", epoch=epoch)
         assert found(db, "a")
@@ -179,7 +179,7 @@ def test_a_cache_is_cleared_again_and_again(db: Database) -> None:
 
 
 @pytest.mark.parametrize("which", ["file-in", "file-out"])
-def test_what_came_from_a_job_goes_with_either_of_its_files(db: Database, which: str) -> None:
+def test_deletion_of_either_file_removes_entries_of_job(db: Database, which: str) -> None:
     job(db, "batch_1", input_file_id="file-in", output_file_id="file-out")
     job(db, "batch_2", input_file_id="file-2")
     keep(db, "a", job_id="batch_1")
@@ -199,7 +199,7 @@ def test_what_came_from_a_job_goes_with_either_of_its_files(db: Database, which:
         assert set(session.scalars(select(File.id).where(*cache.has_no_entry()))) == {"file-in", "file-out"}
 
 
-def test_what_came_from_a_file_that_is_purged_is_not_found(db: Database) -> None:
+def test_entry_of_purged_file_is_not_found(db: Database) -> None:
     job(db, "batch_1", input_file_id="file-in")
     keep(db, "a", job_id="batch_1")
     with db.write() as session:
@@ -208,7 +208,7 @@ def test_what_came_from_a_file_that_is_purged_is_not_found(db: Database) -> None
     assert not found(db, "a")
 
 
-def test_a_job_without_files_keeps_what_it_has(db: Database) -> None:
+def test_entry_of_job_without_files_is_found(db: Database) -> None:
     job(db, "resp_1")
     keep(db, "a", job_id="resp_1")
 
@@ -227,7 +227,7 @@ def test_no_more_than_the_limit_is_removed_at_once(db: Database) -> None:
     assert len(left(db)) == 1
 
 
-def test_room_is_made_of_what_would_expire_first_and_use_prolongs(db: Database) -> None:
+def test_eviction_removes_entry_with_earliest_expiry_and_use_prolongs(db: Database) -> None:
     keep(db, "first", expires_at=LATER + 1)
     keep(db, "second", expires_at=LATER + 2)
     keep(db, "third", expires_at=LATER + 3)

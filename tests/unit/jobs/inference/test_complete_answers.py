@@ -29,9 +29,7 @@ TOOL = {"type": "function", "name": "weather"}
         ({"text": "odd"}, None, TEXT),
     ],
 )
-def test_limits_and_formats_are_those_that_were_asked_for(
-    asked: dict[str, Any], most: int | None, text: dict[str, Any]
-) -> None:
+def test_limits_and_text_formats_follow_request(asked: dict[str, Any], most: int | None, text: dict[str, Any]) -> None:
     told = complete_response({"status": "in_progress", "max_output_tokens": 4000, "text": None}, asked)
 
     assert (told["max_output_tokens"], told["text"]) == (most, text)
@@ -85,7 +83,7 @@ def test_a_sparse_response_has_all_that_strict_clients_read() -> None:
     }  # fmt: skip
 
 
-def test_what_was_asked_is_repeated_where_the_engine_does_not_say_it() -> None:
+def test_request_fields_fill_gaps_in_engine_response() -> None:
     asked = {
         "model": "m", "instructions": "Be brief.", "tools": [TOOL], "parallel_tool_calls": False, "temperature": 0,
         "top_p": 0.5, "truncation": "auto", "top_logprobs": 2, "service_tier": "flex", "tool_choice": "required",
@@ -100,7 +98,7 @@ def test_what_was_asked_is_repeated_where_the_engine_does_not_say_it() -> None:
     Response.model_validate(told)
 
 
-def test_tools_and_the_choice_of_one_are_those_that_were_asked_for() -> None:
+def test_tools_and_tool_choice_follow_request() -> None:
     asked = {"tools": [TOOL], "parallel_tool_calls": False, "tool_choice": "required"}
     said = {"tools": [{**TOOL, "name": "other"}], "parallel_tool_calls": True, "tool_choice": "auto"}
 
@@ -112,7 +110,7 @@ def test_tools_and_the_choice_of_one_are_those_that_were_asked_for() -> None:
     assert (told["tools"], told["parallel_tool_calls"], told["tool_choice"]) == ([], True, "auto")
 
 
-def test_what_the_engine_says_stays() -> None:
+def test_values_from_engine_are_preserved() -> None:
     said = {
         **SPARSE, "model": "theirs", "temperature": 0.3, "service_tier": "default", "instructions": "Theirs.",
         "usage": {**SPARSE["usage"], "total_tokens": 9, "input_tokens_details": {"cached_tokens": 1}},
@@ -132,7 +130,7 @@ def test_a_response_is_completed_once_however_often_it_is_done() -> None:
     assert complete_response(once, {"tools": [TOOL]}) == once
 
 
-def test_a_response_that_nobody_has_worked_on_is_one() -> None:
+def test_new_response_is_valid_without_output() -> None:
     told = new_response({"model": "m"}, "queued")
 
     Response.model_validate({"id": "resp_1", **told})
@@ -164,7 +162,7 @@ def test_a_sparse_event_has_all_that_strict_clients_read(event: dict[str, Any]) 
     assert told["sequence_number"] == 3
 
 
-def test_a_sparse_event_says_what_its_name_says() -> None:
+def test_sparse_event_gets_status_from_event_type() -> None:
     kinds = ("created", "in_progress", "queued", "completed", "incomplete", "failed")
     told = [complete_event({"type": f"response.{kind}", "response": {}}, {}, 0)["response"] for kind in kinds]
     begun = complete_event({"type": "response.output_item.added", "item": {"type": "function_call"}}, {}, 0)

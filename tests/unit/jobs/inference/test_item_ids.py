@@ -32,7 +32,7 @@ def test_an_item_of_an_output_is_named_after_its_response_and_place(item: dict[s
 
 
 @pytest.mark.parametrize(("store", "owner"), [(True, OWN), (False, TALK + OWN)])
-def test_what_only_a_conversation_stores_is_named_after_it(store: bool, owner: str) -> None:
+def test_item_id_names_storing_response_or_conversation(store: bool, owner: str) -> None:
     response = {**RESPONSE, "store": store, "conversation": {"id": f"conv_{TALK}"}}
 
     assert OutputIds.of(response, {}).add_id({"type": "message"}, 0)["id"] == f"msg_{owner}0000"

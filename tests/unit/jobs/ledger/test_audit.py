@@ -325,7 +325,7 @@ def remove_rows(db: Database, limit: int = 5, *, key: str = KEY, before: float =
         return audit.remove_oldest(session, key, before, limit)
 
 
-def test_a_chain_whose_oldest_rows_were_removed_is_whole(signed: Database) -> None:
+def test_chain_remains_valid_after_removal_of_oldest_rows(signed: Database) -> None:
     with signed.read() as session:
         anchors = {seal: (seal, row(session, seal).hash or "") for seal in (2, 5, 7)}
 
@@ -373,7 +373,7 @@ def test_a_removal_that_is_rolled_back_leaves_the_chain_as_it_was(signed: Databa
     assert (found.rows, found.removed, found.faults) == (ROWS, 0, ())
 
 
-def test_a_chain_that_nobody_signed_may_lose_its_oldest_rows_too(chain: Database) -> None:
+def test_unsigned_chain_remains_valid_after_removal_of_oldest_rows(chain: Database) -> None:
     assert remove_rows(chain, 3, key="") == 3
     assert verdict(chain).faults == ()
 
@@ -383,7 +383,7 @@ def test_a_chain_that_nobody_signed_may_lose_its_oldest_rows_too(chain: Database
 
 
 @pytest.mark.parametrize("key", ["", "z" * 43])
-def test_who_cannot_sign_the_start_removes_nothing(signed: Database, key: str) -> None:
+def test_rows_are_not_removed_without_valid_signing_key(signed: Database, key: str) -> None:
     assert remove_rows(signed, key=key) == 0
     assert verdict(signed, key=KEY).rows == ROWS
 

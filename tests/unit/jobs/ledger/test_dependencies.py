@@ -78,13 +78,13 @@ def test_a_job_waits_until_every_predecessor_has_completed(db: Database) -> None
     assert sound(db)
 
 
-def test_a_job_whose_predecessors_have_completed_waits_for_nothing(db: Database) -> None:
+def test_job_with_completed_dependencies_is_enqueued_at_once(db: Database) -> None:
     waiting = submitted(db, after=[completed(db), completed(db)]).id
 
     assert (outbox_messages(db, waiting), job(db, waiting).waiting_for) == ([("plan", -1)], None)
 
 
-def test_lines_that_failed_do_not_keep_a_completed_job_from_being_one(db: Database) -> None:
+def test_completed_job_with_failed_lines_satisfies_dependency(db: Database) -> None:
     first = finishing(db, [2]).id
     waiting = submitted(db, after=[first]).id
 
@@ -93,7 +93,7 @@ def test_lines_that_failed_do_not_keep_a_completed_job_from_being_one(db: Databa
     assert outbox_messages(db, waiting) == [("plan", -1)]
 
 
-def test_a_job_that_waits_cannot_be_claimed_whoever_hears_of_it(db: Database) -> None:
+def test_waiting_job_cannot_be_claimed_or_released(db: Database) -> None:
     waiting = submitted(db, after=[submitted(db).id]).id
 
     with db.write() as session:
@@ -227,7 +227,7 @@ def test_an_end_that_is_rolled_back_releases_nothing(db: Database) -> None:
     assert (outbox_messages(db, waiting), job(db, waiting).waiting_for) == ([], "job")
 
 
-def test_an_end_whose_answer_is_lost_releases_once(sqlite_url: str) -> None:
+def test_lost_commit_answer_releases_dependent_job_once(sqlite_url: str) -> None:
     db = LosesAnswers(sqlite_url)
     first = finishing(db, [1]).id
     waiting = submitted(db, after=[first]).id
@@ -245,7 +245,7 @@ def test_an_end_whose_answer_is_lost_releases_once(sqlite_url: str) -> None:
     db.close()
 
 
-def test_what_is_more_than_one_transaction_releases_is_left_to_the_sweep(
+def test_dependents_beyond_transaction_limit_are_left_to_sweep(
     sqlite: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dependencies, "_DEPENDENTS", dependencies._DEPENDENTS.limit(2))
@@ -261,7 +261,7 @@ def test_what_is_more_than_one_transaction_releases_is_left_to_the_sweep(
 
 
 @pytest.mark.parametrize("how", ["failed", "expired", "cancelled"])
-def test_a_job_fails_when_one_that_it_waits_for_does_not_complete(db: Database, how: str) -> None:
+def test_job_fails_if_its_dependency_does_not_complete(db: Database, how: str) -> None:
     with db.write() as session:
         session.add(
             WebhookEndpoint(

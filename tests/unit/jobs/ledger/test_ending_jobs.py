@@ -36,7 +36,7 @@ def _go_on(db: Database, claim: ShardClaim) -> ledger.JobClaim | None:
         return ledger.claim_finish(session, job, "worker")
 
 
-def test_who_ran_all_of_a_job_has_the_right_to_finish_it(db: Database) -> None:
+def test_worker_of_last_shard_claims_finish(db: Database) -> None:
     job = running(db)
 
     claim = _go_on(db, claim_shard(db, job.id))
@@ -53,7 +53,7 @@ def test_who_ran_all_of_a_job_has_the_right_to_finish_it(db: Database) -> None:
 @pytest.mark.parametrize(
     ("scope", "name"), [(pauses.Scope.QUEUE, Queue.PLAN), (pauses.Scope.WORKER, "worker"), (None, "")]
 )
-def test_who_may_not_finish_a_job_leaves_it_to_others(db: Database, scope: pauses.Scope | None, name: str) -> None:
+def test_finish_is_enqueued_if_worker_must_not_claim_it(db: Database, scope: pauses.Scope | None, name: str) -> None:
     job = running(db)
     claim = claim_shard(db, job.id)
     with db.write() as session:
@@ -68,7 +68,7 @@ def test_who_may_not_finish_a_job_leaves_it_to_others(db: Database, scope: pause
     assert outbox_messages(db, job.id) == [(Task.FINISH, -1)]
 
 
-def test_nobody_finishes_a_job_of_which_a_shard_is_open(db: Database) -> None:
+def test_job_with_open_shard_is_not_finished(db: Database) -> None:
     job = running(db, [4, 4])
 
     assert _go_on(db, claim_shard(db, job.id, 0)) is None
@@ -77,7 +77,7 @@ def test_nobody_finishes_a_job_of_which_a_shard_is_open(db: Database) -> None:
     assert _go_on(db, claim_shard(db, job.id, 1)) is not None
 
 
-def test_the_end_carries_counts_files_and_one_event(db: Database) -> None:
+def test_finished_job_has_counts_files_and_single_event(db: Database) -> None:
     job = finishing(db, [4, 4])
     claim = claim_job(db, job.id, Task.FINISH)
     output = File(
@@ -112,7 +112,7 @@ def test_a_finisher_that_lost_its_job_can_not_close_it(db: Database) -> None:
         assert session.get(File, "file-z") is None
 
 
-def test_a_close_whose_answer_was_lost_is_fenced_the_second_time_and_stands(database_url: str) -> None:
+def test_repeated_close_after_lost_answer_is_fenced_and_first_stands(database_url: str) -> None:
     db = LosesAnswers(database_url)
     job = finishing(db)
     claim = claim_job(db, job.id, Task.FINISH)
@@ -130,7 +130,7 @@ def test_a_close_whose_answer_was_lost_is_fenced_the_second_time_and_stands(data
     db.close()
 
 
-def test_a_cut_whose_answer_was_lost_is_cut_once(database_url: str) -> None:
+def test_repeated_cut_after_lost_answer_creates_shards_once(database_url: str) -> None:
     db = LosesAnswers(database_url)
     claim = planning(db)
 
@@ -141,7 +141,7 @@ def test_a_cut_whose_answer_was_lost_is_cut_once(database_url: str) -> None:
     db.close()
 
 
-def test_two_last_shards_that_close_at_once_make_one_finish(db: Database) -> None:
+def test_concurrent_close_of_last_shards_enqueues_single_finish(db: Database) -> None:
     for _ in range(8):
         job = running(db, [2, 2])
         claims = [claim_shard(db, job.id, n) for n in range(2)]

@@ -14,7 +14,7 @@ from tests.support import sample_jobs
 from tests.support.sample_jobs import close, finishing, running, submitted, told
 
 
-def test_a_job_s_events_are_numbered_from_one_without_a_gap(db: Database) -> None:
+def test_events_of_job_are_numbered_consecutively(db: Database) -> None:
     job = finishing(db)
     close(db, job.id)
 
@@ -56,7 +56,7 @@ def test_events_are_read_after_a_number_and_in_order(db: Database) -> None:
     assert none == []
 
 
-def test_an_event_is_one_row_with_an_id_of_its_own(db: Database) -> None:
+def test_each_event_has_unique_id(db: Database) -> None:
     submitted(db)
     submitted(db)
 
@@ -66,7 +66,7 @@ def test_an_event_is_one_row_with_an_id_of_its_own(db: Database) -> None:
     assert all(event_id.startswith("evt_") for event_id in ids)
 
 
-def test_events_on_the_way_are_enqueued_for_nobody(db: Database) -> None:
+def test_intermediate_events_create_no_deliveries(db: Database) -> None:
     finishing(db, webhook_url="https://mine")
 
     with db.read() as session:

@@ -55,7 +55,7 @@ def test_projects_count_for_themselves(db: Database) -> None:
 
 
 @pytest.mark.postgres
-def test_a_reader_sees_what_was_committed_late(postgres: Database) -> None:
+def test_reader_sees_late_committed_event(postgres: Database) -> None:
     """The event that was written first is committed last, after a reader has gone on to the other one."""
     early, late = threading.Event(), threading.Event()
 
@@ -80,7 +80,7 @@ def test_a_reader_sees_what_was_committed_late(postgres: Database) -> None:
     assert read(postgres, after=1) == [("slow", 1, 2)]
 
 
-def test_the_events_of_one_job_keep_their_order_whatever_the_clocks_say(db: Database) -> None:
+def test_events_of_job_keep_order_despite_clock_skew(db: Database) -> None:
     told(db, "b", 1, at=50.0)
     told(db, "b", 2, at=10.0)  # by a process whose clock is behind
     told(db, "a", 1, at=20.0)
@@ -125,7 +125,7 @@ def test_numbering_that_is_rolled_back_leaves_no_gap(db: Database) -> None:
     assert read(db) == [("job", 1, 1)]
 
 
-def test_old_events_go_and_the_feed_begins_behind_them(db: Database) -> None:
+def test_old_events_are_deleted_and_feed_bounds_advance(db: Database) -> None:
     for seq in range(1, 5):
         told(db, "job", seq, at=float(seq))
         number(db)

@@ -55,7 +55,7 @@ def test_a_submit_that_is_rolled_back_leaves_nothing(db: Database) -> None:
 # ── claims on a job ──
 
 
-def test_of_many_claims_on_a_job_one_is_granted(db: Database) -> None:
+def test_concurrent_claims_on_job_grant_single_claim(db: Database) -> None:
     job = submitted(db)
 
     def claim(number: int) -> object:
@@ -163,7 +163,7 @@ def test_a_planner_that_lost_its_job_can_write_nothing(db: Database) -> None:
         assert sample_jobs.everything(session) == before
 
 
-def test_a_second_planner_clears_what_the_first_has_cut(db: Database) -> None:
+def test_second_planner_removes_shards_of_first_planner(db: Database) -> None:
     first = planning(db)
     with db.write() as session:
         shards.cut(session, first, Queue.GENERATE, cuts(first.job.id, [4, 4, 4]))
@@ -180,7 +180,7 @@ def test_a_second_planner_clears_what_the_first_has_cut(db: Database) -> None:
     assert sample_jobs.shard(db, first.job.id, 1).lines == 6
 
 
-def test_the_messages_of_a_job_that_is_being_planned_give_nobody_a_shard(db: Database) -> None:
+def test_shard_of_job_in_planning_cannot_be_claimed(db: Database) -> None:
     claim = planning(db)
     with db.write() as session:
         shards.cut(session, claim, Queue.GENERATE, cuts(claim.job.id, [4]))
@@ -205,7 +205,7 @@ def test_a_rejected_job_keeps_its_errors_and_has_no_message(db: Database) -> Non
     assert outbox_messages(db, claim.job.id) == []
 
 
-def test_a_retry_reads_what_its_planner_says(db: Database) -> None:
+def test_retry_input_of_planner_is_stored(db: Database) -> None:
     claim = planning(db)
 
     with db.write() as session:
@@ -217,7 +217,7 @@ def test_a_retry_reads_what_its_planner_says(db: Database) -> None:
 # ── a claim that ends without a result ──
 
 
-def test_a_released_job_is_enqueued_again_after_its_delay(db: Database) -> None:
+def test_released_job_is_enqueued_after_delay(db: Database) -> None:
     claim = planning(db)
 
     with db.write() as session:
@@ -256,7 +256,7 @@ def test_a_released_finisher_is_enqueued_as_a_finish(db: Database) -> None:
     assert outbox_messages(db, job.id) == [("finish", -1)]
 
 
-def test_a_job_that_kills_whoever_plans_it_is_claimed_ever_later(db: Database) -> None:
+def test_repeatedly_lost_planning_claims_are_delayed_by_backoff(db: Database) -> None:
     job = sample_jobs.submitted(db)
     waits = []
     for _ in range(16):
@@ -293,7 +293,7 @@ def test_a_lease_is_lost_only_where_the_heartbeat_stood_still(db: Database) -> N
 # ── the next step is always pending ──
 
 
-def test_settling_again_and_again_changes_nothing(db: Database) -> None:
+def test_repeated_advance_changes_nothing(db: Database) -> None:
     jobs = [submitted(db), planning(db).job, running(db), finishing(db)]
     with db.read() as session:
         before = sample_jobs.everything(session)
@@ -340,7 +340,7 @@ def test_a_job_without_its_next_step_is_found_and_mended(db: Database) -> None:
         assert ledger.jobs_lacking_next_step(session) == []
 
 
-def test_who_holds_a_job_is_listed(db: Database) -> None:
+def test_claimed_job_is_listed_with_its_worker(db: Database) -> None:
     submitted(db)
     claim = planning(db)
 
@@ -427,7 +427,7 @@ def test_lists_by_state_and_the_counts_of_live_jobs_look_at_an_index_first(sqlit
     assert "ix_job_state_deadline (state=?)" in counted
 
 
-def test_what_cannot_be_planned_is_tried_so_many_times_and_fails(db: Database) -> None:
+def test_failed_planning_is_retried_until_limit_and_fails_job(db: Database) -> None:
     job_id = submitted(db).id
 
     states = []
@@ -441,7 +441,7 @@ def test_what_cannot_be_planned_is_tried_so_many_times_and_fails(db: Database) -
     assert sample_jobs.job(db, job_id).errors == [{"code": "internal_error"}]
 
 
-def test_what_fails_when_it_was_cut_in_part_has_no_message_any_more(db: Database) -> None:
+def test_failed_partially_cut_job_has_no_outbox_messages(db: Database) -> None:
     claim = planning(db)
     with db.write() as session:
         shards.cut(session, claim, Queue.GENERATE, sample_jobs.cuts(claim.job.id, [1, 1]))

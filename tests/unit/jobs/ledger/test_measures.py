@@ -37,13 +37,13 @@ def observed(db: Database, *seconds: float) -> None:
     ("seconds", "le"),
     [(-5.0, "0.01"), (0.0, "0.01"), (0.01, "0.01"), (0.011, "0.025"), (86400.0, "86400.0"), (86401.0, "+Inf")],
 )
-def test_what_took_so_long_is_under_the_first_bound_that_is_not_below(db: Database, seconds: float, le: str) -> None:
+def test_duration_is_counted_in_smallest_sufficient_bucket(db: Database, seconds: float, le: str) -> None:
     observed(db, seconds)
 
     assert counted(db, measures.ENGINE) == {le: 1}
 
 
-def test_later_transactions_add_to_what_is_there(db: Database) -> None:
+def test_observations_of_later_transactions_accumulate(db: Database) -> None:
     observed(db, 0.02, 0.02, 3.0)
     observed(db, 0.02, 200.0)
 
@@ -58,7 +58,7 @@ def added_up(db: Database) -> dict[tuple[str, str, str], tuple[int, float]]:
         return {(row.name, row.label, row.le): (row.count, row.seconds) for row in session.scalars(select(Measure))}
 
 
-def test_what_transactions_counted_is_added_up_once(db: Database) -> None:
+def test_add_up_consolidates_committed_changes_once(db: Database) -> None:
     observed(db, 0.02, 3.0)
     with db.write() as session:
         measures.count(session, measures.RESTARTS, "gpu", 2)
@@ -101,7 +101,7 @@ def test_a_transaction_that_counts_waits_for_no_other(postgres: Database) -> Non
     assert counted(postgres, measures.ENGINE) == {"2.5": 2}
 
 
-def test_what_is_rolled_back_has_not_happened(db: Database) -> None:
+def test_rolled_back_observation_is_not_counted(db: Database) -> None:
     with rolled_back(db) as session:
         measures.observe(session, measures.ENGINE, "tiny", 1.0)
     observed(db, 2.0)
@@ -121,7 +121,7 @@ def test_a_job_waits_until_the_first_claim_on_its_lines_and_is_counted_once(db: 
     assert counted(db, measures.WAIT, "generation") == {"10.0": 1}
 
 
-def test_a_job_that_is_held_until_its_time_waits_from_then_on(db: Database) -> None:
+def test_wait_of_scheduled_job_starts_at_its_not_before_time(db: Database) -> None:
     at = now()
     job = running(db, created_at=at - 5000, not_before=at - 20)
 
@@ -130,7 +130,7 @@ def test_a_job_that_is_held_until_its_time_waits_from_then_on(db: Database) -> N
     assert counted(db, measures.WAIT) == {"30.0": 1}
 
 
-def test_a_job_is_counted_when_it_has_ended_and_not_before(db: Database) -> None:
+def test_job_is_counted_only_after_its_end(db: Database) -> None:
     running(db)
     job = finishing(db, created_at=now() - 100)
     before = counted(db, measures.ENDED)
@@ -140,7 +140,7 @@ def test_a_job_is_counted_when_it_has_ended_and_not_before(db: Database) -> None
     assert counted(db, measures.ENDED, "generation") == {"300.0": 1}
 
 
-def test_a_job_that_was_rejected_and_one_that_was_cancelled_have_ended_too(db: Database) -> None:
+def test_rejected_and_cancelled_jobs_are_counted_as_ended(db: Database) -> None:
     at = now()
     claim = planning(db, created_at=at - 2)
     with db.write() as session:
@@ -153,7 +153,7 @@ def test_a_job_that_was_rejected_and_one_that_was_cancelled_have_ended_too(db: D
     assert counted(db, measures.ENDED) == {"2.5": 1, "300.0": 1}
 
 
-def test_an_end_whose_answer_was_lost_is_counted_once(db: Database) -> None:
+def test_end_with_lost_acknowledgement_is_counted_once(db: Database) -> None:
     claim = claim_job(db, finishing(db).id, Task.FINISH)
     with db.write() as session:
         ledger.close(session, claim, {}, [])

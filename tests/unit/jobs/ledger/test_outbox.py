@@ -39,7 +39,7 @@ def test_a_message_enqueued_twice_is_pending_once(db: Database) -> None:
     assert outbox_messages(db, job.id) == [("plan", -1)]
 
 
-def test_a_message_is_not_taken_for_published_because_one_before_it_was(db: Database) -> None:
+def test_publication_of_claimed_message_does_not_mark_next_message(db: Database) -> None:
     """Only when its work is claimed and another message is enqueued, the first one is noted as published."""
     with db.write() as session:
         session.execute(delete(Outbox))
@@ -126,7 +126,7 @@ def test_a_published_message_is_unclaimed_until_its_work_is_claimed(db: Database
         assert [row.job_id for row in outbox.unclaimed_messages(session, [Queue.PLAN])] == [jobs[1].id]
 
 
-def test_a_message_published_again_counts_its_publications(db: Database) -> None:
+def test_publish_count_is_incremented_by_each_publication(db: Database) -> None:
     submitted(db)
 
     for _ in range(3):
@@ -148,7 +148,7 @@ def test_only_projects_with_something_to_publish_wait(db: Database) -> None:
         assert outbox.waiting_projects(session, Queue.GENERATE, SOON) == []
 
 
-def test_the_depth_of_each_queue_says_how_many_and_since_when(db: Database) -> None:
+def test_queue_depth_reports_count_and_oldest_time(db: Database) -> None:
     running(db, [1, 1])
     submitted(db)
 
@@ -185,7 +185,7 @@ def test_publishing_passes_over_a_message_that_is_being_claimed(postgres: Databa
 
 
 @pytest.mark.parametrize("seconds", [5, 90, 86_400, -86_400])
-def test_a_message_without_a_delay_is_due_whatever_the_clock_of_its_process_says(
+def test_message_without_delay_is_due_regardless_of_process_clock(
     db: Database, monkeypatch: pytest.MonkeyPatch, seconds: int
 ) -> None:
     with monkeypatch.context() as other:
@@ -210,7 +210,7 @@ def test_a_delayed_message_of_a_clock_that_was_set_back_since_is_due(
         assert outbox.waiting_projects(session, Queue.PLAN, time.time()) == ["proj_1"]
 
 
-def test_the_longest_wait_is_one_although_two_clocks_differ(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_longest_delay_is_respected_despite_clock_difference(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     job = submitted(db)
     with db.write() as session, monkeypatch.context() as ahead:
         outbox.forget(session, job.id)

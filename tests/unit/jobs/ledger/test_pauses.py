@@ -51,7 +51,7 @@ def names_of(db: Database, job_id: str) -> dict[Scope, str]:
 
 
 @pytest.mark.parametrize("scope", Scope)
-def test_what_is_paused_grants_no_claim_and_keeps_its_message(db: Database, scope: Scope) -> None:
+def test_pause_blocks_claims_and_preserves_message(db: Database, scope: Scope) -> None:
     job = sample_jobs.running(db)
     name = names_of(db, job.id)[scope]
     with db.write() as session:
@@ -87,7 +87,7 @@ def test_a_paused_worker_plans_and_finishes_nothing(db: Database) -> None:
         assert ledger.claim(session, job.id, Task.PLAN, "another") is not None
 
 
-def test_pausing_and_resuming_twice_is_told_and_audited_once(db: Database) -> None:
+def test_repeated_pause_and_resume_are_audited_once(db: Database) -> None:
     assert [pause(db, Scope.MODEL, "m") for _ in range(2)] == [True, False]
     assert [resume(db, Scope.MODEL, "m") for _ in range(2)] == [True, False]
     assert sample_jobs.history(db, "m") == [(None, None)] * 2
@@ -107,7 +107,7 @@ def test_a_worker_that_leaves_takes_its_pause_along(db: Database) -> None:
 
 
 @pytest.mark.parametrize("scope", [Scope.QUEUE, Scope.MODEL, Scope.PROJECT, Scope.JOB])
-def test_a_job_that_is_held_back_says_so_and_goes_on_when_resumed(db: Database, tmp_path: Path, scope: Scope) -> None:
+def test_paused_job_reports_pause_and_continues_after_resume(db: Database, tmp_path: Path, scope: Scope) -> None:
     owner = project(db, "default")
     with running(db, tmp_path) as inline:
         job_id = inline.submit(jsonl([chat_line(f"r{n}", f"hello {n}") for n in range(20)]))
@@ -123,7 +123,7 @@ def test_a_job_that_is_held_back_says_so_and_goes_on_when_resumed(db: Database, 
     assert (job.state, job.completed, job.waiting_for) == (JobState.SUCCEEDED, 20, None)
 
 
-def test_what_runs_is_counted_where_it_runs(db: Database) -> None:
+def test_claims_are_counted_in_each_scope_of_running_work(db: Database) -> None:
     job = sample_jobs.running(db)
     sample_jobs.claim_shard(db, job.id)
     planned = sample_jobs.planning(db)

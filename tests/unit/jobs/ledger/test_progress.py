@@ -62,7 +62,7 @@ def test_segments_of_a_shard_that_has_ended_are_not_looked_at(db: Database, job:
     assert seen(db, job.id) == WORDS
 
 
-def test_a_shard_that_an_older_version_ended_is_asked_by_its_segments(db: Database, job: Job) -> None:
+def test_outcomes_of_shards_from_older_version_are_read_from_segments(db: Database, job: Job) -> None:
     with db.write() as session:
         session.execute(update(Shard).values(outcomes=null()))
 
@@ -104,7 +104,7 @@ def test_work_counts_from_the_claim_that_brought_results(db: Database, monkeypat
     assert worked(db, job.id) == 110.0, "what was done before it was given back counts"
 
 
-def test_of_an_ingestion_nobody_says_how_long_it_was_worked_on(db: Database) -> None:
+def test_worked_seconds_of_ingestion_are_unknown(db: Database) -> None:
     job = running(db, kind="ingestion")
     claim_shard(db, job.id, 0)
 

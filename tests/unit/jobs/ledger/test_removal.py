@@ -71,7 +71,7 @@ def test_a_job_that_ended_later_or_lives_stays(db: Database) -> None:
     assert remove(db, young, live) == 0
 
 
-def test_a_job_whose_end_is_not_counted_stays(db: Database) -> None:
+def test_job_with_uncounted_end_is_not_removed(db: Database) -> None:
     job_id = emptied(db)
 
     assert remove(db, job_id) == 0

@@ -46,7 +46,7 @@ def queues(db: Database) -> list[str]:
         return list(session.scalars(select(Outbox.queue).order_by(Outbox.id)))
 
 
-def test_a_shard_is_for_the_workers_of_one_queue_at_a_time(db: Database) -> None:
+def test_shard_is_claimable_from_single_queue_at_a_time(db: Database) -> None:
     job = staged(db)
 
     early = take(db, job.id)
@@ -84,7 +84,7 @@ def test_a_stale_message_of_the_other_queue_settles_none_but_itself(db: Database
     assert shard(db, job.id).state == ShardState.PENDING
 
 
-def test_what_is_covered_before_a_shard_is_passed_on_stays_covered(db: Database) -> None:
+def test_covered_lines_survive_requeue_to_other_queue(db: Database) -> None:
     job = staged(db)
     first = taken(db, job.id, Queue.INGEST)
     answer(db, first, [1, 3], bad=[3])

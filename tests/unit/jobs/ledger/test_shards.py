@@ -35,7 +35,7 @@ pytestmark = pytest.mark.dialects
 # ── claims ──
 
 
-def test_of_many_claims_on_a_shard_one_is_granted(db: Database) -> None:
+def test_concurrent_claims_grant_shard_to_single_worker(db: Database) -> None:
     job = running(db)
     start = threading.Barrier(8)
 
@@ -141,7 +141,7 @@ def test_the_last_segment_ends_the_shard_and_the_last_shard_the_run(db: Database
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_a_commit_whose_answer_was_lost_counts_once(database_url: str, last: bool) -> None:
+def test_commit_with_lost_acknowledgement_counts_once(database_url: str, last: bool) -> None:
     db = LosesAnswers(database_url)
     job = running(db, [4])
     claim = claim_shard(db, job.id)
@@ -192,7 +192,7 @@ def test_a_zombie_can_neither_end_try_nor_release_a_shard_that_is_not_its_own(db
     assert sample_jobs.job(db, job.id).waiting_for is None
 
 
-def test_of_a_commit_and_a_lost_lease_one_decides(db: Database) -> None:
+def test_concurrent_commit_and_lease_revocation_exclude_each_other(db: Database) -> None:
     for _ in range(10):
         job = running(db, [4])
         claim = claim_shard(db, job.id)
@@ -216,7 +216,7 @@ def test_of_a_commit_and_a_lost_lease_one_decides(db: Database) -> None:
         assert outbox_messages(db, job.id) == [("run", 0) if lost else ("finish", -1)]
 
 
-def test_a_shard_whose_lines_are_all_covered_ends_without_a_segment(db: Database) -> None:
+def test_fully_covered_shard_finishes_without_new_segment(db: Database) -> None:
     job = running(db, [2])
     answer(db, claim_shard(db, job.id), range(2))
     lose(db, job.id)
@@ -230,7 +230,7 @@ def test_a_shard_whose_lines_are_all_covered_ends_without_a_segment(db: Database
     assert (row.state, row.done, len(segments(db, job.id))) == ("done", 2, 1)
 
 
-def test_an_empty_end_of_a_shard_that_is_gone_is_fenced(db: Database) -> None:
+def test_finish_empty_on_missing_shard_raises_claim_lost(db: Database) -> None:
     job = running(db, [2])
     claim = claim_shard(db, job.id)
     with db.write() as session:
@@ -249,7 +249,7 @@ def test_a_tally_counts_bits() -> None:
 # ── heartbeats, leases and stalls ──
 
 
-def test_a_heartbeat_moves_what_is_held_and_names_what_is_lost(db: Database) -> None:
+def test_heartbeat_advances_valid_claims_and_returns_lost_claims(db: Database) -> None:
     job = running(db, [1, 1])
     held, gone = claim_shard(db, job.id, 0), claim_shard(db, job.id, 1)
     lose(db, job.id, 1)
@@ -282,7 +282,7 @@ def test_a_shard_is_lost_only_where_its_heartbeat_stood_still(db: Database) -> N
     assert outbox_messages(db, job.id) == [("run", 0)]
 
 
-def test_claims_lost_without_a_commit_are_counted_until_one_is_made(db: Database) -> None:
+def test_stalls_count_lost_claims_until_next_commit(db: Database) -> None:
     job = running(db, [4])
     counted = []
     for commits in (False, False, True, False):
@@ -295,7 +295,7 @@ def test_claims_lost_without_a_commit_are_counted_until_one_is_made(db: Database
     assert counted == [1, 2, 0, 1]
 
 
-def test_a_shard_given_back_is_not_held_against_it(db: Database) -> None:
+def test_released_shard_counts_no_stall(db: Database) -> None:
     job = running(db, [4])
     claim = claim_shard(db, job.id)
     claim.faults[2] = [1, 0, 0]
@@ -329,7 +329,7 @@ def test_a_job_waits_for_its_model_until_that_has_answered(db: Database) -> None
     assert said == ["model", None, "model", None]
 
 
-def test_a_line_that_is_tried_again_after_its_worker_died_is_counted(db: Database) -> None:
+def test_isolated_attempt_is_counted_after_worker_death(db: Database) -> None:
     job = running(db, [4])
     tries = []
     for line in (1, 1, 2):
@@ -343,7 +343,7 @@ def test_a_line_that_is_tried_again_after_its_worker_died_is_counted(db: Databas
     assert tries == [(1, 1), (1, 2), (2, 1)]
 
 
-def test_a_line_whose_worker_gives_back_what_it_has_is_not_counted(db: Database) -> None:
+def test_isolated_attempt_is_not_counted_after_release(db: Database) -> None:
     """Its engine had no time, or the worker was told to end: nobody died."""
     job = running(db, [4])
     tries = []
@@ -362,7 +362,7 @@ def test_a_line_whose_worker_gives_back_what_it_has_is_not_counted(db: Database)
     assert tries == [(1, 0), (1, 0), (1, 1), (1, 1), (1, 1), (1, 2), (2, 0)]
 
 
-def test_who_gives_back_without_having_tried_takes_nothing_off_the_count(db: Database) -> None:
+def test_release_without_isolated_attempt_leaves_count_unchanged(db: Database) -> None:
     job = running(db, [4])
     claim = claim_shard(db, job.id)
     with db.write() as session:
@@ -392,7 +392,7 @@ def test_a_line_that_was_answered_is_no_longer_tried(db: Database) -> None:
 # ── stopping ──
 
 
-def test_a_stopping_job_waits_no_longer_for_its_shards_once_they_are_fenced(db: Database) -> None:
+def test_revoking_shards_of_stopping_job_enqueues_finish(db: Database) -> None:
     job = running(db, [4, 4, 4])
     claims = [claim_shard(db, job.id, n) for n in range(2)]
     answer(db, claims[0], [0, 1])
@@ -409,7 +409,7 @@ def test_a_stopping_job_waits_no_longer_for_its_shards_once_they_are_fenced(db: 
     assert shard(db, job.id).done == 2
 
 
-def test_a_worker_may_still_commit_what_it_finished_before_the_fence(db: Database) -> None:
+def test_worker_commits_finished_lines_of_cancelled_job_before_release(db: Database) -> None:
     job = running(db, [4])
     claim = claim_shard(db, job.id)
     with db.write() as session:
@@ -423,7 +423,7 @@ def test_a_worker_may_still_commit_what_it_finished_before_the_fence(db: Databas
     assert outbox_messages(db, job.id) == [("finish", -1)]
 
 
-def test_a_lost_shard_of_a_stopping_job_is_not_enqueued_again(db: Database) -> None:
+def test_lost_shard_of_stopping_job_is_not_reenqueued(db: Database) -> None:
     job = running(db, [4])
     claim_shard(db, job.id)
     with db.write() as session:

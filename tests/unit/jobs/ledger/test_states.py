@@ -50,7 +50,7 @@ def test_a_closing_move_is_a_move() -> None:
 
 
 @pytest.mark.parametrize(("source", "target"), ALLOWED)
-def test_a_move_of_the_table_is_stamped_audited_and_told_once(
+def test_allowed_transition_is_stamped_audited_and_published_once(
     sqlite: Database, source: JobState, target: JobState
 ) -> None:
     job = job_in(sqlite, source)

@@ -93,7 +93,7 @@ def test_a_cancel_sees_the_job_as_it_is_and_not_as_its_session_read_it_before(db
             ledger.cancel(session, job.id, actor="key:test")
 
 
-def test_of_a_cancel_and_the_last_shard_one_decides(db: Database) -> None:
+def test_concurrent_cancel_and_last_commit_yield_single_finish_message(db: Database) -> None:
     for _ in range(10):
         job = running(db)
         claim = claim_shard(db, job.id)
@@ -131,7 +131,7 @@ def test_of_a_cancel_and_a_claim_on_a_shard_the_cancel_always_wins_in_the_end(db
         assert sample_jobs.close(db, job.id).state == JobState.CANCELLED
 
 
-def test_many_cancels_at_once_are_one(db: Database) -> None:
+def test_concurrent_cancels_take_effect_once(db: Database) -> None:
     job = running(db)
 
     def cancel(_: int) -> object:
@@ -142,7 +142,7 @@ def test_many_cancels_at_once_are_one(db: Database) -> None:
     assert [target for _, target in history(db, job.id)] == ["queued", "running", "cancelling"]
 
 
-def test_a_job_expires_when_its_window_has_passed_and_not_before(db: Database) -> None:
+def test_job_expires_only_after_its_deadline(db: Database) -> None:
     late, early = submitted(db, deadline=10.0), submitted(db)
 
     with db.write() as session:
@@ -156,7 +156,7 @@ def test_a_job_expires_when_its_window_has_passed_and_not_before(db: Database) -
     assert sample_jobs.close(db, late.id).state == JobState.EXPIRED
 
 
-def test_a_job_without_a_deadline_never_expires_and_comes_after_those_with_one(db: Database) -> None:
+def test_job_without_deadline_never_expires_and_is_ordered_last(db: Database) -> None:
     endless, late = submitted(db, deadline=None, window=""), submitted(db)
 
     with db.write() as session:

@@ -79,7 +79,7 @@ def counted(db: Database) -> int:
         return session.scalar(select(AuditHead.counted)) or 0
 
 
-def test_the_sums_are_those_of_the_rows_whatever_was_counted(db: Database) -> None:
+def test_sums_match_rows_at_every_stage_of_counting(db: Database) -> None:
     several(db)
     rows = sums_of_rows(db)
     assert sums(db) == rows, "nothing is sealed"
@@ -96,7 +96,7 @@ def test_the_sums_are_those_of_the_rows_whatever_was_counted(db: Database) -> No
         assert not totals.has_uncounted(session)
 
 
-def test_a_count_that_is_rolled_back_is_made_again(db: Database) -> None:
+def test_rolled_back_count_is_repeated(db: Database) -> None:
     several(db)
     seal(db)
     rows = sums(db)
@@ -119,7 +119,7 @@ def test_processes_that_count_at_once_count_each_job_once(db: Database) -> None:
     assert sums(db) == sums_of_rows(db)
 
 
-def test_the_sums_stay_when_the_jobs_are_removed(db: Database) -> None:
+def test_sums_survive_removal_of_jobs(db: Database) -> None:
     several(db)
     seal(db)
     while count(db):
@@ -156,7 +156,7 @@ def test_the_sums_read_no_job_that_is_counted(sqlite: Database, name: str) -> No
     assert not scans, plans
 
 
-def test_one_transaction_sees_one_moment(db: Database) -> None:
+def test_snapshot_transaction_sees_single_state(db: Database) -> None:
     job = finishing(db)
 
     with db.snapshot() as session:

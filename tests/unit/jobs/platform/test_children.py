@@ -43,7 +43,7 @@ def test_a_child_gives_way_is_limited_and_has_no_settings(monkeypatch: pytest.Mo
         (b"boast", {}, "its result has more than 1 MiB"),
     ],
 )
-def test_it_is_said_why_a_child_gave_no_answer(work: bytes, limits: dict[str, Any], reason: str) -> None:
+def test_failed_child_error_gives_reason(work: bytes, limits: dict[str, Any], reason: str) -> None:
     with pytest.raises(ChildFailed) as failed:
         children.run(MODULE, [work], replace(LIMITS, **limits))
 
@@ -60,7 +60,7 @@ def test_a_child_that_is_stopped_ends_with_all_that_it_has_started(tmp_path: Pat
     assert not number or not psutil.pid_exists(int(number)) or psutil.Process(int(number)).wait(30) is None
 
 
-def test_an_error_of_what_is_given_ends_the_child() -> None:
+def test_error_in_input_iterator_ends_child() -> None:
     before = {process.pid for process in psutil.Process().children()}
 
     def given() -> Iterator[bytes]:

@@ -37,7 +37,7 @@ def change(db: Database, key: str) -> None:
         session.add(Meta(key=key, value=""))
 
 
-def test_the_next_commit_takes_along_what_could_not_be_written(sqlite: Database) -> None:
+def test_next_commit_writes_pending_failure_counts_once(sqlite: Database) -> None:
     failures.count(failures.DATABASE, "unavailable")
     failures.count(failures.DATABASE, "unavailable")
     change(sqlite, "first")
@@ -46,9 +46,7 @@ def test_the_next_commit_takes_along_what_could_not_be_written(sqlite: Database)
     assert written(sqlite) == {("database", "unavailable"): 2}
 
 
-def test_failures_stay_counted_where_the_transaction_that_took_them_fails(
-    sqlite: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failures_stay_counted_after_failed_transaction(sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     failures.count(failures.STORAGE, "full")
 
     class Failing:
@@ -78,7 +76,7 @@ def test_a_writer_that_gets_no_turn_is_a_failure_of_the_database(sqlite_url: str
 @pytest.mark.parametrize(
     ("code", "error", "reason"), [(errno.ENOSPC, StorageFull, "full"), (errno.EIO, StorageUnavailable, "unavailable")]
 )
-def test_what_the_storage_refuses_is_counted_by_reason(
+def test_storage_errors_are_counted_by_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, error: type[Exception], reason: str
 ) -> None:
     def fail(*_: Any) -> None:

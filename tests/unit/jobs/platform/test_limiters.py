@@ -42,7 +42,7 @@ def test_a_flow_that_comes_later_is_next_and_gets_nothing_for_the_time_before() 
     assert (served, drained(queue)) == (["a1", "a2"], ["b1", "a3", "b2", "a4"])
 
 
-def test_a_flow_whose_items_cost_twice_as_much_is_served_half_as_often() -> None:
+def test_flow_with_double_cost_is_served_half_as_often() -> None:
     queue = FairQueue[str]()
     for _ in range(20):
         queue.add("heavy", "heavy", cost=2.0)
@@ -69,7 +69,7 @@ def test_a_flow_that_is_not_ready_is_passed_over() -> None:
     assert queue.pop() == "a1"
 
 
-def test_what_a_flow_waits_with_can_be_taken_away() -> None:
+def test_drop_removes_all_items_of_flow() -> None:
     queue = filled("a1", "a2", "b1")
 
     assert (queue.drop("a"), queue.drop("a"), drained(queue)) == (["a1", "a2"], [], ["b1"])
@@ -182,7 +182,7 @@ async def test_lower_priorities_are_first() -> None:
     assert order == ["a", "c", "d", "b"]
 
 
-async def test_a_heavy_one_is_not_overtaken_by_light_ones() -> None:
+async def test_heavy_client_is_not_overtaken_by_light_clients() -> None:
     clients = Clients(Limit(2))
     for name, weight in (("a", 1.0), ("b", 0.5), ("c", 1.0), ("d", 0.25)):
         await clients.come(name, weight)
@@ -212,7 +212,7 @@ async def test_a_cancelled_wait_lets_those_behind_it_in() -> None:
     assert (clients.limit.used, clients.limit.waiting) == (2, 0)
 
 
-async def test_one_that_is_cancelled_just_as_its_turn_comes_passes_it_on() -> None:
+async def test_client_cancelled_at_admission_passes_turn_to_next() -> None:
     clients = Clients(Limit(1))
     for name in "abc":
         await clients.come(name)
@@ -225,7 +225,7 @@ async def test_one_that_is_cancelled_just_as_its_turn_comes_passes_it_on() -> No
     assert (clients.inside, clients.limit.used) == (["c"], 1)
 
 
-async def test_what_fails_inside_returns_what_it_held() -> None:
+async def test_error_inside_limit_releases_it() -> None:
     limit = Limit(1)
     with pytest.raises(ZeroDivisionError):
         async with limit.hold():
@@ -234,7 +234,7 @@ async def test_what_fails_inside_returns_what_it_held() -> None:
     assert limit.try_acquire()
 
 
-async def test_a_limit_that_grows_lets_more_in_and_one_that_shrinks_takes_nothing_away() -> None:
+async def test_grown_limit_admits_waiting_clients_and_shrunk_limit_evicts_none() -> None:
     clients = Clients(Limit(1))
     for name in "abcd":
         await clients.come(name)
@@ -250,7 +250,7 @@ async def test_a_limit_that_grows_lets_more_in_and_one_that_shrinks_takes_nothin
     assert (grown, shrunk, clients.inside) == (["a", "b", "c"], ["c"], ["d"])
 
 
-async def test_a_limit_with_a_bounded_line_refuses_what_is_too_much() -> None:
+async def test_limit_with_full_wait_queue_refuses_next_client() -> None:
     clients = Clients(Limit(1, line=1))
     for name in "abc":
         await clients.come(name)
@@ -260,7 +260,7 @@ async def test_a_limit_with_a_bounded_line_refuses_what_is_too_much() -> None:
     assert (clients.refused, clients.inside, clients.limit.waiting) == (["c"], ["b"], 1)
 
 
-async def test_those_that_wait_can_be_told_to_look_again() -> None:
+async def test_refuse_waiting_refuses_all_queued_clients_but_no_later_client() -> None:
     clients = Clients(Limit(1))
     for name in "abc":
         await clients.come(name)
@@ -296,7 +296,7 @@ async def test_the_first_of_several_limits_lets_in_once() -> None:
     assert await asyncio.wait_for(behind, 30)
 
 
-async def test_one_of_several_limits_that_refuses_ends_the_wait() -> None:
+async def test_refusal_by_any_of_several_limits_ends_wait() -> None:
     one, two = Limit(0), Limit(0)
     wait = asyncio.create_task(acquire_any((one, two)))
     await _rest()
@@ -403,9 +403,7 @@ def test_requests_of_several_processes_are_in_flight_together(
     assert there.try_shared()
 
 
-async def test_who_wants_to_be_alone_waits_for_what_is_in_flight_elsewhere(
-    here: SharedExclusiveLock, there: SharedExclusiveLock
-) -> None:
+async def test_exclusive_lock_waits_for_shared_holders(here: SharedExclusiveLock, there: SharedExclusiveLock) -> None:
     there.try_shared()
     alone = asyncio.create_task(here.acquire_exclusive())
     await asyncio.sleep(_A_WHILE)
@@ -417,7 +415,7 @@ async def test_who_wants_to_be_alone_waits_for_what_is_in_flight_elsewhere(
     assert waited
 
 
-async def test_nothing_begins_elsewhere_while_one_waits_to_be_alone_or_is(
+async def test_shared_lock_is_refused_during_exclusive_wait_and_hold(
     here: SharedExclusiveLock, there: SharedExclusiveLock
 ) -> None:
     there.try_shared()
@@ -432,7 +430,7 @@ async def test_nothing_begins_elsewhere_while_one_waits_to_be_alone_or_is(
     assert (while_waiting, while_alone, there.try_shared()) == (False, False, True)
 
 
-async def test_two_are_alone_one_after_the_other(here: SharedExclusiveLock, there: SharedExclusiveLock) -> None:
+async def test_exclusive_holders_take_turns(here: SharedExclusiveLock, there: SharedExclusiveLock) -> None:
     await here.acquire_exclusive()
     second = asyncio.create_task(there.acquire_exclusive())
     await asyncio.sleep(_A_WHILE)
@@ -444,9 +442,7 @@ async def test_two_are_alone_one_after_the_other(here: SharedExclusiveLock, ther
     assert waited
 
 
-async def test_one_that_hangs_is_not_waited_for_longer_than_patience_allows(
-    tmp_path: Path, here: SharedExclusiveLock
-) -> None:
+async def test_wait_for_hanging_holder_ends_after_patience(tmp_path: Path, here: SharedExclusiveLock) -> None:
     hasty = SharedExclusiveLock(tmp_path / "gpu", patience=_A_WHILE)
     await here.acquire_exclusive()
     at_first = hasty.try_shared()
@@ -460,7 +456,7 @@ async def test_one_that_hangs_is_not_waited_for_longer_than_patience_allows(
     hasty.close()
 
 
-async def test_process_that_dies_alone_keeps_nobody_out(tmp_path: Path, there: SharedExclusiveLock) -> None:
+async def test_exclusive_lock_of_dead_process_is_released(tmp_path: Path, there: SharedExclusiveLock) -> None:
     dying = SharedExclusiveLock(tmp_path / "gpu", patience=30)
     await dying.acquire_exclusive()
     shut = there.try_shared()

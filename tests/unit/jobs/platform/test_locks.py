@@ -21,7 +21,7 @@ sys.stdin.read()
 """
 
 
-def test_one_holds_the_lock_and_the_next_gets_it_when_it_is_released(tmp_path: Path) -> None:
+def test_file_lock_has_single_holder_until_release(tmp_path: Path) -> None:
     one, two = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
     first = [one.try_acquire(), two.try_acquire()]
     one.release()
@@ -41,7 +41,7 @@ def test_several_share_the_lock_and_none_has_it_alone_meanwhile(tmp_path: Path) 
     three.close()
 
 
-def test_who_waits_gets_the_lock_of_one_that_is_closed(tmp_path: Path) -> None:
+def test_waiting_thread_acquires_lock_after_holder_closes_it(tmp_path: Path) -> None:
     lock, got = FileLock(tmp_path / "lock"), threading.Event()
 
     def wait() -> None:

@@ -64,7 +64,7 @@ def test_threads_share_arenas(how: str, fewest: int, most: int) -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps other gaps")
-def test_what_was_freed_between_what_is_kept_is_given_back() -> None:
+def test_trim_returns_freed_memory_between_live_blocks() -> None:
     command = [sys.executable, "-c", GAPS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     full, freed, trimmed = map(int, done.stdout.split())

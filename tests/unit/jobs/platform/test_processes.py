@@ -58,7 +58,7 @@ def test_descendants_of_descendants_are_found(child: tuple[subprocess.Popen[str]
     assert table[grandchild].session == process.pid
 
 
-def test_what_a_process_was_started_with_is_read(child: tuple[subprocess.Popen[str], int]) -> None:
+def test_environment_executable_and_usage_of_process_are_read(child: tuple[subprocess.Popen[str], int]) -> None:
     process, grandchild = child
 
     assert processes.environment(grandchild)["NIGHTMILL_MARK"] == "a=b c"

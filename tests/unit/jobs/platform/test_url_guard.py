@@ -146,7 +146,7 @@ def test_public_https_url_is_taken_apart(url: str, host: str, port: int, path: s
 
 
 @pytest.mark.parametrize("inside", ["127.0.0.1", "10.1.2.3", "::1", "::ffff:10.0.0.1", "64:ff9b::a00:1", "fe80::1"])
-def test_name_with_one_private_address_among_public_ones_is_refused(inside: str) -> None:
+def test_name_with_private_address_among_public_addresses_is_refused(inside: str) -> None:
     with pytest.raises(InvalidRequest):
         check_url("https://example.com/", allow_private=False, resolve=answers(str(PUBLIC), inside))
 
@@ -203,7 +203,7 @@ class Silent:
         return [PUBLIC]
 
 
-def test_a_name_server_that_hangs_is_asked_few_times_by_a_project() -> None:
+def test_lookups_on_hanging_name_server_are_limited_per_project() -> None:
     silent, lookups = Silent(), Lookups(5, 2)
 
     def check(project_id: str) -> int:
@@ -307,9 +307,7 @@ INSIDE = ["127.0.0.1", "0.0.0.0", "[::1]", "[::ffff:127.0.0.1]", "localhost", "1
 
 
 @pytest.mark.parametrize("host", INSIDE)
-async def test_attempt_does_not_reach_the_canary_even_when_the_check_at_creation_was_skipped(
-    canary: Receiver, host: str
-) -> None:
+async def test_attempt_refuses_internal_host_even_without_check_at_creation(canary: Receiver, host: str) -> None:
     outcome = await send(f"https://{host}:{canary.port}/")
 
     assert (outcome.delivered, outcome.error, canary.connections) == (False, "url refused", 0)

@@ -48,7 +48,7 @@ def test_a_model_is_registered_once_however_often_the_transaction_runs(db: Datab
         assert models.results(session, ["ftjob-1", "ftjob-2"]) == {"ftjob-1": NAME}
 
 
-def test_another_project_may_ask_for_what_it_has_a_permission_for_and_nothing_else(db: Database) -> None:
+def test_permission_grants_other_project_access_to_single_checkpoint(db: Database) -> None:
     registered(db)
     registered(db, CHECKPOINT, 4)
 

@@ -93,7 +93,7 @@ def test_published_it_can_be_found(db: Database) -> None:
     assert removals(db) == []
 
 
-def test_attached_again_the_old_version_stays_until_the_new_one_is_published(db: Database) -> None:
+def test_reattached_file_serves_old_version_until_next_publication(db: Database) -> None:
     store = make_store(db)
     attached(db, store, "file-a", attributes={"n": 1})
     publish(db, store, made(db, "file-a"))
@@ -110,7 +110,7 @@ def test_attached_again_the_old_version_stays_until_the_new_one_is_published(db:
     assert removals(db) == [("document", old.document)]
 
 
-def test_the_same_version_published_again_removes_nothing(db: Database) -> None:
+def test_republication_of_same_version_removes_nothing(db: Database) -> None:
     store = make_store(db)
     attached(db, store, "file-a")
     publish(db, store, made(db, "file-a"))
@@ -122,7 +122,7 @@ def test_the_same_version_published_again_removes_nothing(db: Database) -> None:
     assert (row(db, "file-a").document, removals(db)) == (document, [])
 
 
-def test_a_failure_keeps_what_can_be_found_and_says_why(db: Database) -> None:
+def test_failed_reattachment_preserves_published_version_and_reports_error(db: Database) -> None:
     store = make_store(db)
     attached(db, store, "file-a")
     publish(db, store, made(db, "file-a"))
@@ -136,7 +136,7 @@ def test_a_failure_keeps_what_can_be_found_and_says_why(db: Database) -> None:
     assert (file.document, len(settled.failed)) == (document, 1)
 
 
-def test_an_error_is_forgotten_when_it_is_attached_again(db: Database) -> None:
+def test_reattachment_clears_previous_error(db: Database) -> None:
     store = make_store(db)
     attached(db, store, "file-a")
     publish(db, store, made(db, "file-a", error=("invalid_file", "No.")))
@@ -147,7 +147,7 @@ def test_an_error_is_forgotten_when_it_is_attached_again(db: Database) -> None:
 
 
 @pytest.mark.parametrize("how", ["removed", "attached anew", "published already", "failed already"])
-def test_what_is_no_longer_wanted_is_gone(db: Database, how: str) -> None:
+def test_obsolete_result_is_not_published_and_is_enqueued_for_removal(db: Database, how: str) -> None:
     store = make_store(db)
     attached(db, store, "file-a")
     late = made(db, "file-a", document="late.9")
@@ -214,7 +214,7 @@ def test_leftovers_and_stores_are_enqueued_once_and_documents_each(db: Database)
     assert [what for what, _ in removals(db)] == ["leftovers", "store", "document", "document"]
 
 
-def test_what_is_enqueued_again_while_it_is_being_removed_is_removed_again(db: Database) -> None:
+def test_removal_enqueued_during_its_execution_remains_due(db: Database) -> None:
     """Its date is another one, so that the receipt of the removal under way does not fit."""
     store = make_store(db)
     with db.write() as session:
@@ -278,7 +278,7 @@ def test_a_job_that_went_well_leaves_nothing_to_look_for(db: Database) -> None:
     assert removals(db) == []
 
 
-def test_a_job_whose_store_is_gone_enqueues_the_removal_again(db: Database) -> None:
+def test_end_of_job_in_deleted_store_reenqueues_store_removal(db: Database) -> None:
     store = make_store(db)
     job = attached(db, store, "file-a")
     with db.write() as session:
@@ -337,7 +337,7 @@ def test_files_of_a_rejected_job_say_why(db: Database) -> None:
         (JobState.FAILED, True, []),
     ],
 )
-def test_of_each_file_that_fails_with_its_job_is_told_before_the_job(
+def test_events_of_failed_files_precede_event_of_their_job(
     db: Database, state: JobState, beside: bool, told: list[str]
 ) -> None:
     store = make_store(db)
@@ -359,7 +359,7 @@ def test_of_each_file_that_fails_with_its_job_is_told_before_the_job(
     ]
 
 
-def test_stores_whose_time_is_over_enqueue_one_removal(db: Database) -> None:
+def test_expired_store_with_files_enqueues_single_removal(db: Database) -> None:
     over, empty, alive = (make_store(db, name, expires_days=1) for name in ("vs_1", "vs_2", "vs_3"))
     for store in (over, alive):
         attached(db, store, f"file-{store.id}")

@@ -75,7 +75,7 @@ def test_run_twice_it_counts_and_tells_once(db: Database) -> None:
         assert session.get_one(Job, claim.job.id).state == JobState.FINISHING
 
 
-def test_what_a_job_leaves_is_stopped_some_at_a_time_and_told_once(
+def test_stopped_job_fails_its_files_in_pages_with_single_event_each(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attachments, "STOPPED_AT_ONCE", 2)
@@ -123,7 +123,7 @@ def test_events_are_numbered_without_a_gap(db: Database) -> None:
     assert [kind for _, kind in told].count("vector_store.file.completed") == 5
 
 
-def test_nobody_hears_what_was_removed_meanwhile(db: Database) -> None:
+def test_file_removed_during_ingestion_emits_no_event(db: Database) -> None:
     _, claim = claimed(db, "file-a")
     late = made(db, "file-a")
     with db.write() as session:
@@ -159,7 +159,7 @@ def test_a_job_that_is_not_there_is_fenced(db: Database) -> None:
         commit(db, claim, Made(0, "", ""))
 
 
-def test_what_was_made_for_a_store_that_is_gone_counts_as_failed_and_is_enqueued_for_removal(db: Database) -> None:
+def test_file_of_deleted_store_counts_as_failed_and_enqueues_removal(db: Database) -> None:
     _, claim = claimed(db, "file-a")
     found = made(db, "file-a")
     with db.write() as session:

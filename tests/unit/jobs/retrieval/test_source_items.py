@@ -51,7 +51,7 @@ def counted(db: Database) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("count", [1, MANY])
-def test_files_leave_every_store_with_their_removals_in_a_few_statements(db: Database, count: int) -> None:
+def test_drop_removes_files_from_all_stores_with_bounded_statement_count(db: Database, count: int) -> None:
     names = given(db, count + 1)
 
     with counted(db) as asked, db.write() as session:

@@ -42,7 +42,7 @@ def files(config: Settings) -> list[str]:
     return [path.name for path in config.data_dir.iterdir()]
 
 
-def test_the_first_release_step_makes_a_private_key_and_signs_what_is_there(db: Database, host: Settings) -> None:
+def test_first_release_step_creates_private_key_and_signs_existing_log(db: Database, host: Settings) -> None:
     key = audit_key(host)
 
     create_audit_key(db, host)
@@ -52,9 +52,7 @@ def test_the_first_release_step_makes_a_private_key_and_signs_what_is_there(db: 
     assert (verdict(db, host).signed, verdict(db, host).faults) == (3, ())
 
 
-def test_another_host_makes_no_key_of_its_own_and_may_get_the_first_one_s(
-    db: Database, host: Settings, tmp_path: Path
-) -> None:
+def test_other_host_creates_no_key_and_accepts_key_of_first_host(db: Database, host: Settings, tmp_path: Path) -> None:
     other = released(db, tmp_path / "second")
     without = verdict(db, other)
     given = released(db, tmp_path / "second", audit_key(host))
@@ -64,7 +62,7 @@ def test_another_host_makes_no_key_of_its_own_and_may_get_the_first_one_s(
     assert verdict(db, host).faults == ()
 
 
-def test_a_signature_that_was_removed_is_made_again_by_the_command_alone(db: Database, host: Settings) -> None:
+def test_removed_signature_is_restored_only_by_sign_command(db: Database, host: Settings) -> None:
     with db.write() as session:
         session.execute(update(AuditHead).values(signed=None, signature=None))
     create_audit_key(db, host)
@@ -100,7 +98,7 @@ def _killed(at: object, target: object) -> None:
     at.rename(str(target))
 
 
-def test_a_lost_key_is_followed_by_a_new_one_with_the_command(db: Database, host: Settings) -> None:
+def test_sign_command_replaces_lost_key(db: Database, host: Settings) -> None:
     lost = host.data_dir / "audit.key"
     lost.unlink()
     create_audit_key(db, host)

@@ -66,7 +66,7 @@ def test_a_revoked_key_opens_nothing_and_can_be_revoked_once(db: Database) -> No
         assert [row.action for row in session.scalars(select(Audit))].count("key.revoke") == 1
 
 
-def test_a_cascade_reaches_what_revoked_keys_have_created_and_nothing_else(db: Database) -> None:
+def test_cascade_revokes_only_descendants_including_those_of_revoked_keys(db: Database) -> None:
     """The chain: a ─▶ b (revoked) ─▶ c ─▶ d, and e of the operator."""
     with db.write() as session:
         ids = dict[str, str]()
@@ -114,7 +114,7 @@ def test_a_key_that_is_created_while_its_creator_is_revoked_does_not_outlive_it(
 
 
 @pytest.mark.parametrize("broken", ["", "nm", "nm_", "sk-abc", "nm_a_b_c", "nm__", "é_ü_ö_ä", "x" * 5000])
-def test_what_is_no_key_is_refused(db: Database, broken: str) -> None:
+def test_malformed_key_is_refused(db: Database, broken: str) -> None:
     create(db)
 
     assert not keys.well_formed(broken)
@@ -137,7 +137,7 @@ def test_a_wrong_secret_with_a_right_checksum_opens_nothing(sqlite: Database) ->
     assert project_of(sqlite, forged) is None
 
 
-def test_a_project_made_by_many_at_once_is_one(db: Database) -> None:
+def test_concurrent_creation_yields_single_project(db: Database) -> None:
     start = threading.Barrier(6)
 
     def make(_: int) -> str:

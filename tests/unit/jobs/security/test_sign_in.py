@@ -36,7 +36,7 @@ def test_token_is_exchanged_once(folder: Path) -> None:
     assert list(links_folder(folder).iterdir()) == []
 
 
-def test_one_of_many_requests_at_once_wins(folder: Path) -> None:
+def test_concurrent_exchanges_of_token_succeed_once(folder: Path) -> None:
     def attempt(token: str) -> int:
         with suppress(Unauthenticated):
             exchange(folder, token, SECONDS)

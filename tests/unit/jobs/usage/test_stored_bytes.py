@@ -96,7 +96,7 @@ def sizes(db: Database) -> tuple[int, int]:
     return stored["datasets"], stored["checkpoints"]
 
 
-def test_snapshots_count_once_while_a_live_job_or_a_model_needs_them(db: Database) -> None:
+def test_snapshot_counts_once_while_live_job_or_model_needs_it(db: Database) -> None:
     trained(db, "live", "a", "running")
     trained(db, "ended", "a", "succeeded")
     trained(db, "other", "b", "cancelled")
@@ -143,7 +143,7 @@ def test_creates_at_the_same_moment_do_not_exceed_the_limit(db: Database) -> Non
         assert sum(pool.map(create, range(8))) == 18  # 100 + 18 * 50 = 1000
 
 
-def test_what_is_added_during_a_count_is_not_missed(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_added_during_count_are_not_missed(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     stored_bytes.count(db, "p")
     summed = stored_bytes._sum_all
 
@@ -162,7 +162,7 @@ def test_what_is_added_during_a_count_is_not_missed(db: Database, monkeypatch: p
         stored_bytes.reserve(session, "p", 401, LIMIT)
 
 
-def test_deleted_bytes_are_free_once_they_are_counted_again(db: Database) -> None:
+def test_deleted_bytes_are_free_after_next_count(db: Database) -> None:
     store(db, LIMIT)
     with pytest.raises(ProjectFull):
         stored_bytes.check(db, "p", 1, LIMIT)
@@ -176,7 +176,7 @@ def test_deleted_bytes_are_free_once_they_are_counted_again(db: Database) -> Non
     assert stored_bytes.check(db, "p", 1, LIMIT) == LIMIT - 1
 
 
-def test_what_workers_store_fills_the_project_with_the_next_count(db: Database) -> None:
+def test_bytes_stored_by_workers_fill_project_at_next_count(db: Database) -> None:
     stored_bytes.check(db, "p", 1, LIMIT)
     store(db, LIMIT)
     age(db)

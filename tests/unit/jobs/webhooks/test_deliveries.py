@@ -109,7 +109,7 @@ def test_lane_takes_no_more_than_its_share_and_others_get_theirs(db: Database) -
     assert second == []
 
 
-def test_one_off_webhooks_to_one_url_are_one_lane(db: Database) -> None:
+def test_one_off_webhooks_to_same_url_share_lane(db: Database) -> None:
     for name in ("batch_1", "batch_2", "batch_3"):
         happen(db, name, of=job(db, name, "https://hang.example.com/"))
 
@@ -126,7 +126,7 @@ def test_allowance_replaces_the_share_of_a_lane(db: Database) -> None:
     assert lanes == ["we_2"] * 3
 
 
-def test_claims_are_as_many_as_asked_for(db: Database) -> None:
+def test_claim_returns_requested_number_of_deliveries(db: Database) -> None:
     endpoint(db)
     happen(db, "batch_1", 20)
 
@@ -196,7 +196,7 @@ def test_the_time_from_an_event_to_its_acceptance_is_counted_once(db: Database) 
     assert counted == [(measures.WEBHOOK, "60.0", 1, pytest.approx(42.0))]
 
 
-def test_failure_makes_it_due_again_by_the_schedule_until_that_is_used_up(db: Database) -> None:
+def test_failed_delivery_is_retried_until_schedule_is_exhausted(db: Database) -> None:
     endpoint(db)
     happen(db, "batch_1")
 
@@ -247,7 +247,7 @@ def test_outcome_recorded_twice_counts_once(db: Database) -> None:
     assert only(db).attempts == 1
 
 
-def test_take_back_spares_what_the_worker_says_it_holds(db: Database) -> None:
+def test_revoke_spares_claims_reported_by_worker(db: Database) -> None:
     endpoint(db)
     happen(db, "batch_1", 2)
     kept, lost = claim(db)
@@ -257,7 +257,7 @@ def test_take_back_spares_what_the_worker_says_it_holds(db: Database) -> None:
     assert [again.id for again in claim(db, "io-2")] == [lost.id]
 
 
-def test_take_back_frees_what_the_worker_holds_anew_without_knowing(db: Database) -> None:
+def test_revoke_frees_claim_unknown_to_its_worker(db: Database) -> None:
     endpoint(db)
     happen(db, "batch_1")
     (known,) = claim(db)
@@ -346,7 +346,7 @@ def test_deliveries_that_are_not_accepted_are_counted_by_their_state(db: Databas
         assert deliveries.count_unfinished(session) == {"pending": 2, "failed": 1}
 
 
-def test_counting_them_reads_none_that_were_accepted(sqlite: Database) -> None:
+def test_count_of_unfinished_deliveries_uses_partial_indexes(sqlite: Database) -> None:
     with explained(sqlite) as plans, sqlite.read() as session:
         deliveries.count_unfinished(session)
 

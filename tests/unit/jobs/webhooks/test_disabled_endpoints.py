@@ -38,7 +38,7 @@ def test_410_disables_the_endpoint_tells_the_others_and_deletes_nothing(db: Data
         assert mine.state == "pending"
 
 
-def test_one_off_webhook_that_is_gone_fails_at_once(db: Database) -> None:
+def test_one_off_webhook_answered_with_410_fails_immediately(db: Database) -> None:
     happen(db, "batch_1", of=job(db, url="https://one-off.example.com/"))
 
     fail_now(db, GONE)
@@ -74,7 +74,7 @@ def test_first_failure_starts_the_clock_of_the_endpoint(db: Database) -> None:
         assert session.get_one(WebhookEndpoint, "we_1").failing_since == began
 
 
-def test_what_a_disabled_endpoint_has_pending_is_held_and_goes_out_when_it_is_enabled(db: Database) -> None:
+def test_pending_deliveries_of_disabled_endpoint_are_parked_until_enabled(db: Database) -> None:
     endpoint(db)
     happen(db, "batch_1", 3)
     with db.write() as session:
@@ -90,7 +90,7 @@ def test_what_a_disabled_endpoint_has_pending_is_held_and_goes_out_when_it_is_en
     assert len(claim(db, per_endpoint=9)) == 3
 
 
-def test_much_that_is_held_is_released_and_fails_in_pages(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parked_deliveries_are_released_and_failed_in_pages(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhook_endpoints, "WRITE_ROWS", 2)
     for name in ("we_1", "we_2", "we_3"):
         endpoint(db, name)
@@ -138,7 +138,7 @@ def test_late_answer_from_before_does_not_disable_an_endpoint_that_was_mended(db
         assert session.get_one(WebhookEndpoint, "we_1").disabled_at is None
 
 
-def test_backlog_of_a_disabled_endpoint_hides_nobody(db: Database) -> None:
+def test_backlog_of_disabled_endpoint_does_not_block_other_endpoints(db: Database) -> None:
     endpoint(db, "we_1")
     happen(db, "batch_1", 200)
     endpoint(db, "we_2")
@@ -159,7 +159,7 @@ def test_delivery_of_a_deleted_endpoint_fails(db: Database) -> None:
     assert (only(db).state, only(db).error) == ("failed", "endpoint deleted")
 
 
-def test_what_is_held_for_an_endpoint_fails_when_it_is_deleted(db: Database) -> None:
+def test_deletion_of_endpoint_fails_its_parked_deliveries(db: Database) -> None:
     endpoint(db, "we_1")
     endpoint(db, "we_2")
     happen(db, "batch_1")
@@ -176,7 +176,7 @@ def test_what_is_held_for_an_endpoint_fails_when_it_is_deleted(db: Database) -> 
     assert rows == {"we_1": ("failed", "endpoint deleted"), "we_2": ("pending", None)}
 
 
-def test_what_was_left_held_for_an_endpoint_that_is_gone_fails_and_nothing_else(db: Database) -> None:
+def test_only_parked_deliveries_of_missing_endpoint_are_failed(db: Database) -> None:
     endpoint(db, "we_1")
     endpoint(db, "we_2")
     happen(db, "batch_1", 2)

@@ -17,7 +17,7 @@ from tests.support.deliveries import GONE, OK, claim, endpoint, fail_now, happen
 pytestmark = pytest.mark.dialects
 
 
-def test_replay_sends_again_under_the_same_id_from_the_first_attempt_on(db: Database) -> None:
+def test_replay_resends_same_id_from_first_attempt(db: Database) -> None:
     endpoint(db)
     happen(db, "batch_1")
     (held,) = claim(db)
@@ -43,7 +43,7 @@ def test_replay_of_a_time_range_takes_the_failed_ones(db: Database) -> None:
         assert replays.replay(session, "proj_1", "we_1", Selection(since=now() - 60)) == [bad.id]
 
 
-def test_replay_enqueues_what_was_missed_while_disabled_once(db: Database) -> None:
+def test_replay_enqueues_events_missed_by_disabled_endpoint_once(db: Database) -> None:
     endpoint(db)
     with db.write() as session:
         webhook_endpoints.disable(session, session.get_one(WebhookEndpoint, "we_1"), "gone")
@@ -63,7 +63,7 @@ def test_replay_enqueues_what_was_missed_while_disabled_once(db: Database) -> No
 
 
 @pytest.mark.postgres
-def test_of_two_that_replay_what_was_missed_at_once_one_enqueues_it(postgres: Database) -> None:
+def test_concurrent_replays_enqueue_missed_events_once(postgres: Database) -> None:
     happen(postgres, "batch_1", 2)
     endpoint(postgres)
     missed = Selection(since=now() - 60, missed=True)
@@ -84,7 +84,7 @@ def test_of_two_that_replay_what_was_missed_at_once_one_enqueues_it(postgres: Da
         assert len(session.scalars(select(Delivery)).all()) == 2
 
 
-def test_replay_leaves_what_is_in_flight_alone(db: Database) -> None:
+def test_replay_skips_delivery_in_flight(db: Database) -> None:
     endpoint(db)
     happen(db, "batch_1")
     (held,) = claim(db)
@@ -94,7 +94,7 @@ def test_replay_leaves_what_is_in_flight_alone(db: Database) -> None:
     assert record(db, held, OK) == 1
 
 
-def test_one_off_webhook_is_replayed_without_an_endpoint(db: Database) -> None:
+def test_one_off_webhook_is_replayed_without_endpoint(db: Database) -> None:
     happen(db, "batch_1", of=job(db, url="https://one-off.example.com/"))
     fail_now(db, GONE)
 
@@ -118,7 +118,7 @@ def test_replay_to_a_disabled_endpoint_is_a_conflict(db: Database) -> None:
         ("proj_1", "we_1", Selection(ids=("wh_9",))),
     ],
 )
-def test_replay_of_what_is_not_there_or_not_yours_is_not_found(
+def test_replay_of_missing_or_foreign_resource_is_not_found(
     db: Database, project: str, name: str, selection: Selection
 ) -> None:
     endpoint(db)

@@ -59,7 +59,7 @@ def test_envelope_is_openais() -> None:
     }
 
 
-async def test_official_sdk_unwraps_what_arrives() -> None:
+async def test_official_sdk_unwraps_sent_webhook() -> None:
     secret = sending.new_secret()
     with Receiver() as receiver:
         await post(receiver.url(), [secret])
@@ -71,7 +71,7 @@ async def test_official_sdk_unwraps_what_arrives() -> None:
     assert event.data.id == "batch_1"  # type: ignore[union-attr]
 
 
-async def test_any_of_two_secrets_verifies_while_one_is_rotated_out() -> None:
+async def test_both_secrets_verify_signature_during_rotation() -> None:
     old, new, foreign = (sending.new_secret() for _ in range(3))
     with Receiver() as receiver:
         await post(receiver.url(), [new, old])
@@ -99,7 +99,7 @@ def test_each_older_secret_signs_until_its_own_time_is_over() -> None:
     assert signing == [("new", "old", "older", "oldest"), ("new", "old", "older"), ("new", "old"), ("new",)]
 
 
-async def test_request_says_who_sends_it_and_in_which_order() -> None:
+async def test_request_carries_user_agent_sequence_and_request_id() -> None:
     with Receiver() as receiver:
         async with sending.open_client(CONFIG) as client:
             await sending.post_signed(
@@ -164,7 +164,7 @@ async def test_answer_is_not_read_beyond_its_cap_nor_unpacked() -> None:
     assert grown < 40_000_000, "ten of 50 MB unpacked and ten of 10 MB would show"
 
 
-async def test_connection_is_kept_between_posts_and_a_closed_one_is_no_failure() -> None:
+async def test_connection_is_reused_and_its_closure_causes_no_failure() -> None:
     secrets = [sending.new_secret()]
     with Receiver() as receiver:
         async with sending.open_client(CONFIG) as client:
@@ -206,7 +206,7 @@ async def test_retry_after_of_a_throttling_receiver_is_reported() -> None:
     assert (outcome.status_code, outcome.retry_after) == (429, 7)
 
 
-def test_new_secrets_differ_and_are_what_the_standard_asks_for() -> None:
+def test_new_secrets_are_distinct_and_conform_to_standard() -> None:
     first, second = sending.new_secret(), sending.new_secret()
 
     assert first != second

@@ -90,7 +90,7 @@ def _codes(job: Job) -> list[str]:
     return [error["code"] for error in job.errors or []]
 
 
-def test_shards_cover_the_lines_one_after_the_other(harness: Harness) -> None:
+def test_shards_cover_all_lines_in_order(harness: Harness) -> None:
     content = jsonl([chat_line(f"r{n}", "x" * (n * 40)) for n in range(30)])
 
     job = harness.plan(content)
@@ -103,7 +103,7 @@ def test_shards_cover_the_lines_one_after_the_other(harness: Harness) -> None:
     assert all(shard.lines <= 4 and (shard.length <= 2000 or shard.lines == 1) for shard in cut)
 
 
-def test_each_shard_has_one_message(harness: Harness) -> None:
+def test_each_shard_has_single_outbox_message(harness: Harness) -> None:
     job = harness.plan(jsonl([chat_line(f"r{n}", "x") for n in range(9)]))
 
     assert sample_jobs.outbox_messages(harness.db, job.id) == [("run", 0), ("run", 1), ("run", 2)]
@@ -161,7 +161,7 @@ def test_line_that_is_too_long_is_refused(harness: Harness) -> None:
     assert harness.shards(job) == []
 
 
-def test_of_two_that_are_planned_at_once_one_gets_the_last_tokens(
+def test_concurrent_plans_do_not_exceed_token_limit(
     db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = jsonl([chat_line("r", "x" * 1000)])
@@ -219,7 +219,7 @@ def test_errors_quote_a_long_model_in_short(harness: Harness) -> None:
         (["r"], "invalid_json_line", None),
     ],
 )
-def test_a_line_that_is_no_request_is_refused_with_what_is_wrong_with_it(
+def test_invalid_request_line_is_refused_with_code_and_param(
     harness: Harness, line: Any, code: str, param: str | None
 ) -> None:
     job = harness.plan(jsonl([line]))
@@ -284,7 +284,7 @@ def test_planner_that_lost_its_claim_meanwhile_leaves_the_job_to_its_successor(
     assert harness.shards(job) == []
 
 
-def test_planner_that_is_told_to_stop_gives_the_job_back_at_once(harness: Harness) -> None:
+def test_stopping_planner_releases_job_immediately(harness: Harness) -> None:
     job_id = harness.submit(jsonl([chat_line("r", "x")]))
     harness.context.heartbeat.stop_all()
 
@@ -357,7 +357,7 @@ def test_retry_of_a_job_that_was_never_run_reads_its_whole_input(harness: Harnes
     assert (job.state, job.total, job.input_path) == (JobState.RUNNING, 3, "files/in")
 
 
-def test_retry_of_a_retry_that_was_never_run_reads_what_that_would_have_read(harness: Harness) -> None:
+def test_retry_of_unrun_retry_reads_its_intended_lines(harness: Harness) -> None:
     first = harness.plan(jsonl([chat_line(f"r{n}", "x") for n in range(3)])).id
     sample_jobs.answer(harness.db, sample_jobs.claim_shard(harness.db, first), range(3), bad=[1], last=True)
     facts = {"project_id": harness.project, "input_path": "files/in"}
@@ -387,7 +387,7 @@ def _run(harness: Harness) -> str:
     ("which", "names"),
     [("failed", ["r1", "r5"]), ("length", ["r2", "r4"]), ("all", [f"r{n}" for n in range(6)])],
 )
-def test_retry_reads_the_lines_that_were_asked_for(harness: Harness, which: str, names: list[str]) -> None:
+def test_retry_reads_selected_lines(harness: Harness, which: str, names: list[str]) -> None:
     first = _run(harness)
 
     retry = sample_jobs.submitted(
@@ -416,9 +416,7 @@ def test_retry_of_a_retry_that_was_never_run_reads_the_lines_that_the_first_retr
 
 @pytest.mark.parametrize("again", [False, True], ids=["a job", "a retry"])
 @pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.FAILED])
-def test_retry_is_refused_where_nobody_knows_any_more_what_is_to_be_run(
-    harness: Harness, again: bool, state: JobState
-) -> None:
+def test_retry_is_refused_if_lines_to_run_are_unknown(harness: Harness, again: bool, state: JobState) -> None:
     """Of what has failed, all is; but what a retry was to read is gone with the rest."""
     facts: dict[str, Any] = {"project_id": harness.project, "input_path": "files/in"}
     origin = harness.plan(jsonl([chat_line(f"r{n}", "x") for n in range(3)])).id
@@ -457,7 +455,7 @@ def test_a_retry_of_which_retention_has_removed_the_origin_runs_no_line(harness:
     assert (job.state, [error["code"] for error in job.errors or []]) == (JobState.FAILED, ["results_expired"])
 
 
-def test_input_whose_bytes_are_gone_fails_the_job(harness: Harness) -> None:
+def test_missing_input_bytes_fail_job(harness: Harness) -> None:
     job_id = harness.submit(jsonl([chat_line("r", "x")]), input_file_id="file-gone")
     harness.storage.delete("files/in")
 
@@ -525,7 +523,7 @@ def test_reading_never_holds_more_than_the_limit_and_misses_no_line(raws: list[b
 
 
 @given(st.lists(st.text("a{", min_size=1, max_size=20).map(str.encode), max_size=12), st.integers(4, 12))
-def test_lines_are_the_same_before_they_are_written_and_after(raws: list[bytes], limit: int) -> None:
+def test_lines_are_identical_before_and_after_writing(raws: list[bytes], limit: int) -> None:
     content = b"".join(raw + b"\n" for raw in raws)
 
     assert list(lines.number_lines(raws, limit)) == list(lines.read(io.BytesIO(content), limit))

@@ -74,7 +74,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def test_what_one_message_names_is_planned_in_one_transaction(
+def test_grouped_jobs_are_planned_in_single_transaction(
     harness: Harness, alone: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good, bad, gone = harness.submit(), harness.submit(b"no request\n"), harness.submit()
@@ -94,7 +94,7 @@ def test_what_one_message_names_is_planned_in_one_transaction(
     assert alone == []
 
 
-def test_an_input_that_is_gone_fails_its_own_job_only(harness: Harness, alone: list[str]) -> None:
+def test_missing_input_fails_only_its_own_job(harness: Harness, alone: list[str]) -> None:
     good, gone, nameless = harness.submit(), harness.submit(), harness.submit(None)
     harness.storage.delete(f"files/{gone}")
 
@@ -116,7 +116,7 @@ def test_a_large_input_is_planned_under_a_claim(
     assert alone == [large]
 
 
-def test_what_was_taken_or_cancelled_since_it_was_read_is_left_alone(
+def test_jobs_claimed_or_cancelled_during_planning_are_skipped(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken, cancelled, again, free = (harness.submit() for _ in range(4))
@@ -162,7 +162,7 @@ def test_planned_twice_where_the_commit_was_not_heard_of_it_is_planned_once(data
     harness.db.close()
 
 
-def test_whatever_is_wrong_with_one_is_dealt_with_where_it_is_planned_alone(
+def test_routing_error_in_group_falls_back_to_planning_each_job_alone(
     harness: Harness, alone: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = harness.submit(), harness.submit()
@@ -178,7 +178,7 @@ def test_whatever_is_wrong_with_one_is_dealt_with_where_it_is_planned_alone(
     assert [sample_jobs.job(harness.db, job_id).failed_attempts for job_id in (first, second)] == [1, 1]
 
 
-def test_the_last_tokens_of_a_project_go_to_one_of_them(db: Database, tmp_path: Path) -> None:
+def test_token_limit_fails_only_exceeding_job_of_group(db: Database, tmp_path: Path) -> None:
     harness = Harness(db, tmp_path, project_max_queued_tokens=len(GOOD) // 4 - 1)
     first, second = harness.submit(), harness.submit(jsonl([chat_line("r", "x")]))
 
@@ -197,7 +197,7 @@ def test_a_nearly_full_disk_takes_none(db: Database, tmp_path: Path, alone: list
     assert (harness.states(job_id), sample_jobs.job(db, job_id).waiting_for) == ([JobState.QUEUED], "disk")
 
 
-def test_one_that_cannot_be_written_keeps_back_none_of_the_others(
+def test_failed_write_of_single_job_does_not_block_its_group(
     harness: Harness, alone: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     odd, good = harness.submit(), harness.submit()
@@ -216,7 +216,7 @@ def test_one_that_cannot_be_written_keeps_back_none_of_the_others(
     assert harness.states(odd, good) == [JobState.RUNNING, JobState.RUNNING]
 
 
-def test_tokens_are_asked_for_anew_where_the_transaction_is_run_again(
+def test_token_limit_is_rechecked_on_transaction_retry(
     harness: Harness, alone: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = harness.submit()

@@ -72,7 +72,7 @@ def test_whole_shards_take_a_slot_as_many_wait_and_the_rest_is_for_others(worker
 
 
 @pytest.mark.parametrize("shares", [(1, 1, 1, 232 / 256, 1), (150 / 256,) * 7, (1 / 32, 1, 1, 1, 1)])
-def test_no_more_are_sent_away_than_are_published_too_many(worker: Worker, shares: tuple[float, ...]) -> None:
+def test_only_shards_beyond_twice_slot_capacity_are_refused(worker: Worker, shares: tuple[float, ...]) -> None:
     """The dispatcher publishes until the shares come to twice the slots, and may go beyond that with the last one."""
     taken = 0.0
     for n, slot_weight in enumerate(shares):
@@ -95,7 +95,7 @@ def test_small_shards_run_together(worker: Worker) -> None:
     assert worker.shown(2 * SHARDS_PER_SLOT) == ["admitted"]
 
 
-def test_a_large_one_is_not_overtaken_by_small_ones(worker: Worker) -> None:
+def test_heavy_shard_is_not_overtaken_by_light_shards(worker: Worker) -> None:
     worker.come(0)
     worker.come(1, 0.5)
     worker.come(2)
@@ -119,7 +119,7 @@ def test_a_message_that_came_twice_waits_once(worker: Worker) -> None:
     assert worker.shown(2) == ["admitted"]
 
 
-def test_who_waits_when_the_worker_ends_is_sent_away(worker: Worker) -> None:
+def test_waiting_shard_is_refused_at_scheduler_close(worker: Worker) -> None:
     for n in range(3):
         worker.come(n)
     worker.slot_scheduler.close()

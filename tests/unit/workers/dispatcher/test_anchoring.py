@@ -40,7 +40,7 @@ def test_nothing_is_sent_without_the_setting(chain: Database) -> None:
         assert anchors.is_due(session)
 
 
-def test_a_file_gets_one_line_a_day(chain: Database, tmp_path: Path) -> None:
+def test_anchor_file_gets_single_line_per_day(chain: Database, tmp_path: Path) -> None:
     file = tmp_path / "anchors.jsonl"
     anchoring = Anchoring(settings(chain, audit_anchor=str(file)), chain)
 
@@ -51,7 +51,7 @@ def test_a_file_gets_one_line_a_day(chain: Database, tmp_path: Path) -> None:
         assert anchors.read(file) == [audit.head_of(session)]
 
 
-def test_what_could_not_be_written_is_written_later(chain: Database, tmp_path: Path) -> None:
+def test_failed_anchor_write_is_retried(chain: Database, tmp_path: Path) -> None:
     file = tmp_path / "away" / "anchors.jsonl"
     anchoring = Anchoring(settings(chain, audit_anchor=str(file)), chain)
     anchoring.run()
@@ -62,7 +62,7 @@ def test_what_could_not_be_written_is_written_later(chain: Database, tmp_path: P
     assert len(anchors.read(file)) == 1
 
 
-def test_a_receiver_gets_a_signed_anchor_again_until_it_takes_it(chain: Database) -> None:
+def test_signed_anchor_is_resent_until_receiver_accepts_it(chain: Database) -> None:
     secret = new_secret()
     with Receiver() as receiver:
 

@@ -26,7 +26,7 @@ def states(db: Database, *job_ids: str) -> list[str]:
     return [sample_jobs.state(db, job_id) for job_id in job_ids]
 
 
-def test_a_plan_message_goes_out_when_the_last_predecessor_has_completed(harness: DispatcherHarness) -> None:
+def test_plan_message_is_published_after_last_predecessor_completes(harness: DispatcherHarness) -> None:
     project = project_of(harness.db, "one")
     harness.worker(queue=Queue.PLAN)
     first = sample_jobs.finishing(harness.db, [1], project_id=project).id
@@ -55,7 +55,7 @@ def test_dependents_that_no_transaction_released_are_released_by_the_sweep(
     assert [sample_jobs.outbox_messages(harness.db, job_id) for job_id in waiting] == [[("plan", -1)]] * 3
 
 
-def test_a_chain_of_dependents_fails_link_by_link_each_naming_the_one_before(harness: DispatcherHarness) -> None:
+def test_failure_propagates_along_chain_and_names_each_predecessor(harness: DispatcherHarness) -> None:
     project = project_of(harness.db, "one")
     first = sample_jobs.planning(harness.db, project_id=project)
     chain = [first.job.id]
@@ -167,7 +167,7 @@ def test_jobs_that_wait_for_live_ones_are_left_alone(harness: DispatcherHarness)
     assert (row.state, row.waiting_for, row.epoch) == (JobState.QUEUED, "job", 0)
 
 
-def test_a_job_that_waited_for_two_fails_though_one_of_them_completed(harness: DispatcherHarness) -> None:
+def test_job_with_failed_and_completed_predecessors_fails(harness: DispatcherHarness) -> None:
     project = project_of(harness.db, "one")
     good = sample_jobs.finishing(harness.db, [1], project_id=project).id
     bad = sample_jobs.planning(harness.db, project_id=project)

@@ -109,7 +109,7 @@ def test_more_projects_than_places_take_turns() -> None:
     assert set(order[:20]) == set(order[20:40]) == set(projects)
 
 
-def test_those_who_take_turns_do_so_by_weight() -> None:
+def test_projects_take_turns_by_weight() -> None:
     projects = {"a": 1.0, "b": 1.0, "c": 1.0, "d": 3.0}
 
     order = _served(projects, 1, 60, FairSchedule())
@@ -117,7 +117,7 @@ def test_those_who_take_turns_do_so_by_weight() -> None:
     assert {name: order.count(name) for name in projects} == {"a": 10, "b": 10, "c": 10, "d": 30}
 
 
-def test_who_was_away_does_not_save_turns_up() -> None:
+def test_late_project_gets_no_credit_for_earlier_rounds() -> None:
     fair_schedule = FairSchedule()
     _served({"a": 1.0, "b": 1.0}, 1, 100, fair_schedule)
 
@@ -137,7 +137,7 @@ def _rounds(fair_schedule: FairSchedule, load: dict[str, int], projects: Sequenc
     return order
 
 
-def test_who_comes_when_all_places_are_taken_gets_back_what_it_waited_for() -> None:
+def test_late_project_catches_up_to_equal_share_of_busy_slots() -> None:
     fair_schedule = FairSchedule(head_start=4)
     assert _rounds(fair_schedule, {"big": 4}, ["big"], 4) == "big" * 4
     load = {"big": 4}
@@ -148,7 +148,7 @@ def test_who_comes_when_all_places_are_taken_gets_back_what_it_waited_for() -> N
     assert load == {"big": 2, "new": 2}
 
 
-def test_a_head_start_is_over_when_its_messages_are() -> None:
+def test_head_start_ends_with_its_messages() -> None:
     """Also of who was alone then, and came before its turn because there was nobody else."""
     fair_schedule, load = FairSchedule(head_start=2), {"old": 4}
     choose({"old": _messages("old", 4)}, {}, {}, 4, fair_schedule=fair_schedule)
@@ -157,7 +157,7 @@ def test_a_head_start_is_over_when_its_messages_are() -> None:
     assert fair_schedule.favoured_projects(["old", "new"]) == []
 
 
-def test_nobody_is_remembered_who_is_not_ahead_of_the_others() -> None:
+def test_schedule_forgets_projects_not_ahead_of_others() -> None:
     fair_schedule = FairSchedule()
     for n in range(100):
         _served({f"once-{n}": 1.0, "always": 1.0}, 1, 4, fair_schedule)

@@ -36,7 +36,7 @@ def test_new_observer_waits_a_whole_lease_before_it_judges() -> None:
     assert Observer[str](30, clock).find_stale([("k", 1)]) == []
 
 
-def test_time_in_which_nobody_looked_is_no_lease() -> None:
+def test_unobserved_time_does_not_count_towards_lease() -> None:
     """All stand still together: a paused deployment, a suspended machine."""
     clock = Clock()
     observer = Observer[str](30, clock)
@@ -51,7 +51,7 @@ def test_time_in_which_nobody_looked_is_no_lease() -> None:
     assert seen == [[], [], [("k", 1)]]
 
 
-def test_who_starts_afresh_waits_a_whole_lease_again() -> None:
+def test_reset_observer_waits_full_lease() -> None:
     clock = Clock()
     observer = Observer[str](30, clock)
     seen = []
@@ -86,7 +86,7 @@ def test_age_counts_from_first_sight() -> None:
     assert since.ages(["a"]) == {"a": 0}
 
 
-def test_this_process_is_here_and_an_ended_one_is_gone() -> None:
+def test_has_ended_detects_ended_local_process_and_reused_pid() -> None:
     host, pid, start = processes.me()
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     begun = processes.start_time(child.pid)

@@ -41,7 +41,7 @@ def assert_lost_within_two_seconds(harness: DispatcherHarness, job_id: str) -> N
     assert sample_jobs.shard(harness.db, job_id).state == ShardState.PENDING
 
 
-def test_worker_whose_process_is_gone_loses_its_claims_at_once(harness: DispatcherHarness) -> None:
+def test_claims_of_ended_worker_process_are_revoked_immediately(harness: DispatcherHarness) -> None:
     job = sample_jobs.running(harness.db, [4], project_id=project_of(harness.db, "one"))
     host, pid, started = processes.me()
     harness.worker("dead", host=host, pid=pid, started=started + 1)
@@ -94,7 +94,7 @@ def test_a_worker_that_sends_a_heartbeat_before_it_is_removed_lives(
         assert session.get(Worker, "far") is not None
 
 
-def test_nobody_dies_of_a_time_in_which_nothing_could_be_written(
+def test_time_of_database_outage_does_not_count_towards_lease(
     harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = silent_worker(harness)
@@ -111,7 +111,7 @@ def test_nobody_dies_of_a_time_in_which_nothing_could_be_written(
     assert_lost_within_two_seconds(harness, job_id)
 
 
-def test_lease_is_kept_when_the_dispatcher_waited_to_write_beside_the_workers(
+def test_lease_survives_dispatcher_wait_for_writer_lock(
     harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that stands still with the writer lock keeps all heartbeats from being written."""
@@ -133,7 +133,7 @@ def test_lease_is_kept_when_the_dispatcher_waited_to_write_beside_the_workers(
     assert_lost_within_two_seconds(harness, job_id)
 
 
-def test_a_duty_that_fails_time_and_again_keeps_nobody_alive(
+def test_failing_maintenance_does_not_prevent_removal_of_dead_worker(
     harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     harness.worker("far", host="elsewhere")
@@ -166,7 +166,7 @@ def test_wall_clock_that_jumps_expires_no_lease(harness: DispatcherHarness, monk
     assert sample_jobs.shard(harness.db, job.id).state == ShardState.RUNNING
 
 
-def test_claim_whose_own_heartbeat_stands_still_is_taken_back_though_its_worker_lives(
+def test_claim_with_stale_heartbeat_is_revoked_from_live_worker(
     harness: DispatcherHarness,
 ) -> None:
     job = sample_jobs.running(harness.db, [4], project_id=project_of(harness.db, "one"))
@@ -246,7 +246,7 @@ def test_stopping_jobs_of_which_nothing_runs_are_left_alone(
         assert sample_jobs.outbox_messages(harness.db, job_id) == [("finish", -1)]
 
 
-def test_sweep_mends_what_lost_its_message(harness: DispatcherHarness) -> None:
+def test_sweep_restores_missing_messages(harness: DispatcherHarness) -> None:
     waiting = sample_jobs.running(harness.db, [4], project_id=project_of(harness.db, "one"))
     stuck = sample_jobs.finishing(harness.db, [2], project_id=project_of(harness.db, "one"))
     with harness.db.write() as session:

@@ -50,7 +50,7 @@ class Diary:
         return do()
 
 
-def test_whoever_keeps_house_lets_others_write_after_each_transaction(
+def test_maintenance_yields_to_other_writers_after_each_transaction(
     harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     diary, project = Diary(harness, monkeypatch), project_of(harness.db, "one")
@@ -81,7 +81,7 @@ def test_whoever_keeps_house_lets_others_write_after_each_transaction(
     assert diary.done.count("write") > 3 * 6
 
 
-def test_retention_takes_the_bytes_of_a_deleted_file_when_no_live_job_reads_it(harness: DispatcherHarness) -> None:
+def test_deleted_file_is_purged_after_its_last_live_job(harness: DispatcherHarness) -> None:
     live = sample_jobs.running(harness.db, [1], input_file_id="file-read")
     with harness.db.write() as session:
         for name, life in (("file-read", {"deleted_at": 1.0}), ("file-late", {"expires_at": 1.0}), ("file-kept", {})):
@@ -101,7 +101,7 @@ def test_retention_takes_the_bytes_of_a_deleted_file_when_no_live_job_reads_it(h
 
 
 @pytest.mark.parametrize("field", [Job.error_file_id, Job.payload["judged_file"].as_string()])
-def test_a_file_is_held_by_each_live_job_that_reads_it_whatever_names_it(
+def test_file_is_protected_by_every_live_job_that_reads_it(
     harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch, field: Any
 ) -> None:
     def holds(file_id: SQLColumnExpression[str]) -> ColumnElement[bool]:
@@ -125,7 +125,7 @@ def test_a_file_is_held_by_each_live_job_that_reads_it_whatever_names_it(
     assert (kept, harness.storage.list("files")) == (["files/file-read"], [])
 
 
-def test_retention_ends_uploads_whose_hour_is_over_and_forgets_old_keys(harness: DispatcherHarness) -> None:
+def test_retention_expires_overdue_uploads_and_old_idempotency_keys(harness: DispatcherHarness) -> None:
     harness.storage.put("uploads/u/p", b"x")
     facts = {"filename": "f", "purpose": "batch", "mime_type": "m", "bytes": 1, "created_at": 1.0}
     with harness.db.write() as session:
@@ -141,7 +141,7 @@ def test_retention_ends_uploads_whose_hour_is_over_and_forgets_old_keys(harness:
     assert harness.storage.list("uploads") == []
 
 
-def test_retention_forgets_uploads_that_ended_long_ago_once_their_parts_are_gone(harness: DispatcherHarness) -> None:
+def test_retention_removes_old_upload_rows_after_their_parts(harness: DispatcherHarness) -> None:
     facts = {"project_id": "p", "filename": "f", "purpose": "batch", "mime_type": "m", "bytes": 1, "created_at": 1.0}
     long_ago = now() - harness.config.retention_seconds
     ends = {"old": long_ago - 1, "parts": long_ago - 1, "new": long_ago + 60}
@@ -179,7 +179,7 @@ def test_retention_empties_jobs_that_ended_long_ago_and_keeps_their_row(harness:
     assert sample_jobs.state(harness.db, old.id) == JobState.SUCCEEDED
 
 
-def test_what_is_still_held_for_an_endpoint_that_is_enabled_goes_out(
+def test_parked_deliveries_of_enabled_endpoint_are_released_in_pages(
     harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two pages of two each time."""
@@ -202,7 +202,7 @@ def test_what_is_still_held_for_an_endpoint_that_is_enabled_goes_out(
     assert held == [["we_off", "we_on"], ["we_off"], ["we_off"]]
 
 
-def test_who_looks_for_lost_messages_keeps_nobody_from_writing(
+def test_search_for_lost_messages_writes_only_for_missing_messages(
     harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Search without a transaction, and mend in one only what was found."""
@@ -220,7 +220,7 @@ def test_who_looks_for_lost_messages_keeps_nobody_from_writing(
     assert (at_first, mended) == ([], [1])
 
 
-def test_retention_goes_on_each_second_with_what_was_too_much(
+def test_retention_continues_unfinished_work_every_second(
     harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "_JOBS_AT_ONCE", 1)
@@ -241,7 +241,7 @@ def test_retention_goes_on_each_second_with_what_was_too_much(
 
 
 @pytest.mark.parametrize("end", ["failed_at", "expired_at", "cancelled_at"])
-def test_retention_counts_from_the_end_whatever_it_was(harness: DispatcherHarness, end: str) -> None:
+def test_retention_period_starts_at_end_of_job_in_any_terminal_state(harness: DispatcherHarness, end: str) -> None:
     jobs = [sample_jobs.running(harness.db, [1]).id for _ in range(2)]
     with harness.db.write() as session:
         for job_id, at in zip(jobs, (1.0, now()), strict=True):
@@ -283,7 +283,7 @@ def test_of_a_job_that_is_emptied_in_part_nothing_is_known_and_the_next_pass_emp
         assert session.scalars(select(Segment)).all() == []
 
 
-def test_what_a_job_holds_of_deleted_results_goes_with_them_and_a_retry_still_knows_what_is_done(
+def test_segment_bytes_are_purged_with_last_result_file_and_rows_stay(
     harness: DispatcherHarness,
 ) -> None:
     """Not while one of its two files is there. Its rows stay, the bytes of its segments do not."""
@@ -312,7 +312,7 @@ def test_what_a_job_holds_of_deleted_results_goes_with_them_and_a_retry_still_kn
         assert session.get(File, "file-out") is session.get(File, "file-err") is None
 
 
-def test_a_retrys_copy_of_a_deleted_input_goes_with_it_when_nobody_reads_it(harness: DispatcherHarness) -> None:
+def test_retry_copy_of_deleted_input_is_purged_after_its_last_reader(harness: DispatcherHarness) -> None:
     facts = {"input_file_id": "file-in", "created_at": now()}
     first = sample_jobs.finishing(harness.db, [2], input_path="files/file-in", **facts)
     sample_jobs.close(harness.db, first.id)
@@ -393,7 +393,7 @@ def test_the_leader_continues_the_signature_of_the_audit_log(harness: Dispatcher
     assert verdict.faults == ()
 
 
-def test_the_leader_sends_the_head_of_the_audit_log_away(harness: DispatcherHarness, tmp_path: Path) -> None:
+def test_leader_anchors_head_of_audit_log(harness: DispatcherHarness, tmp_path: Path) -> None:
     file = tmp_path / "anchors.jsonl"
     config = harness.config.model_copy(update={"audit_anchor": str(file)})
     harness.dispatcher._maintenance._anchoring = Anchoring(config, harness.db)

@@ -86,7 +86,7 @@ def test_jobs_that_only_wait_for_a_slot_hide_none_that_waits_for_something(
     assert {sample_jobs.job(harness.db, job_id).waiting_for for job_id in slots} == {None}
 
 
-def test_jobs_that_are_held_back_still_hide_none_that_is_not(
+def test_paused_and_scheduled_jobs_do_not_hide_released_jobs(
     harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledger, "jobs_waiting_for", partial(ledger.jobs_waiting_for, limit=2))
@@ -109,7 +109,7 @@ def test_jobs_that_are_held_back_still_hide_none_that_is_not(
     assert {sample_jobs.job(harness.db, job_id).waiting_for for job_id in early} == {"time"}
 
 
-def test_what_nobody_could_answer_takes_no_place_of_what_somebody_can(harness: DispatcherHarness) -> None:
+def test_work_for_unserved_model_takes_no_slot_of_served_work(harness: DispatcherHarness) -> None:
     project = project_of(harness.db, "one")
     gone = sample_jobs.running(harness.db, [1] * 5, project_id=project, model="gone", priority=10, deadline=now() + 100)
     job = sample_jobs.running(harness.db, [1] * 3, project_id=project)
@@ -150,7 +150,9 @@ def test_a_project_of_which_nothing_can_be_answered_is_looked_through_once_a_sec
 
 
 @pytest.mark.parametrize("end", [ledger.cancel, ledger.expire], ids=["cancelled", "expired"])
-def test_what_nobody_could_answer_ends_all_the_same(harness: DispatcherHarness, end: Callable[..., object]) -> None:
+def test_stopped_job_for_unserved_model_gets_finish_message(
+    harness: DispatcherHarness, end: Callable[..., object]
+) -> None:
     gone = sample_jobs.running(
         harness.db, [1] * 5, project_id=project_of(harness.db, "one"), model="gone", deadline=now() - 1
     )
@@ -183,7 +185,7 @@ def test_an_endpoint_that_takes_any_name_is_not_meant_by_those_of_the_file(db: D
     assert harness.tick() == [("run", (job.id, 0))]
 
 
-def test_while_nobody_knows_the_models_nothing_is_held_back(db: Database, tmp_path: Path) -> None:
+def test_work_is_published_while_models_file_is_invalid(db: Database, tmp_path: Path) -> None:
     file = _models(tmp_path, "engine: warp")
     harness = DispatcherHarness(db, tmp_path)
     job = sample_jobs.running(db, [1], project_id=project_of(db, "one"), model="small")

@@ -72,7 +72,7 @@ def test_bytes_that_no_row_points_to_go_at_the_second_look(
     assert caplog.messages == ["unfinished_files_removed", "orphans_removed"]
 
 
-def test_what_a_restored_database_knows_nothing_of_goes(looking: Orphans, db: Database, storage: DiskStorage) -> None:
+def test_objects_unknown_to_restored_database_are_purged(looking: Orphans, db: Database, storage: DiskStorage) -> None:
     known = submitted(db).id
     with db.write() as session:
         session.add(
@@ -136,7 +136,7 @@ def test_segments_that_were_never_committed_go_once_their_job_has_ended(
 
 
 @pytest.mark.parametrize("row", [True, False])
-def test_what_is_inside_goes_with_the_last_of_the_results(
+def test_remaining_segments_are_purged_with_last_result_file(
     looking: Orphans, db: Database, storage: DiskStorage, row: bool
 ) -> None:
     """Remove with the last results what could not be removed with the first."""
@@ -152,7 +152,7 @@ def test_what_is_inside_goes_with_the_last_of_the_results(
 
 
 @pytest.mark.parametrize("row", [True, False])
-def test_what_a_response_left_goes_when_it_was_deleted(
+def test_segments_of_deleted_response_are_purged(
     looking: Orphans, db: Database, storage: DiskStorage, row: bool
 ) -> None:
     job_id = _ended(db, storage, [1], kind=responses.KIND)
@@ -165,7 +165,7 @@ def test_what_a_response_left_goes_when_it_was_deleted(
     assert len(storage.list(f"jobs/{job_id}")) == row
 
 
-def test_copies_of_the_input_go_that_are_not_read_or_whose_file_is_gone(
+def test_unread_input_copies_and_copies_of_deleted_files_are_purged(
     looking: Orphans, db: Database, storage: DiskStorage
 ) -> None:
     with db.write() as session:
@@ -231,7 +231,7 @@ def test_of_more_than_can_be_remembered_the_others_go_later(
 
 
 @pytest.mark.parametrize("error", [StorageUnavailable, StorageFull, NotFound])
-def test_what_cannot_be_removed_goes_the_next_time(
+def test_failed_purge_is_repeated_at_next_scan(
     looking: Orphans,
     storage: DiskStorage,
     monkeypatch: pytest.MonkeyPatch,
@@ -253,7 +253,7 @@ def test_what_cannot_be_removed_goes_the_next_time(
     assert storage.list("files") == []
 
 
-def test_what_got_its_row_between_two_looks_stays(looking: Orphans, db: Database, storage: DiskStorage) -> None:
+def test_object_with_row_added_between_scans_stays(looking: Orphans, db: Database, storage: DiskStorage) -> None:
     _put(storage, "files/file-late")
     look(looking)
     with db.write() as session:
@@ -266,7 +266,7 @@ def test_what_got_its_row_between_two_looks_stays(looking: Orphans, db: Database
         assert session.get_one(File, "file-late").deleted_at is None
 
 
-def test_what_lies_elsewhere_than_its_name_says_is_known_by_its_path(
+def test_object_with_mismatched_name_is_recognised_by_row_path(
     looking: Orphans, db: Database, storage: DiskStorage
 ) -> None:
     with db.write() as session:
@@ -286,7 +286,7 @@ def test_a_look_pauses_after_each_removal(looking: Orphans, storage: DiskStorage
     assert [len(storage.list("files")) for _ in looking.look()][:7] == [5, 4, 3, 2, 1, 0, 0]
 
 
-def test_a_look_ends_where_storage_is_away_for_long_and_the_next_removes_it_all(
+def test_scan_aborts_on_storage_outage_and_next_scan_purges_all(
     looking: Orphans, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Stop after the first failure: each try takes its patience, and there may be a hundred thousand."""

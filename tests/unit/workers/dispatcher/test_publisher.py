@@ -19,7 +19,7 @@ def test_a_model_with_a_queue_of_its_own_is_published_there() -> None:
 
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "redis+socket:///nobody/here.sock", "amqp://127.0.0.1:1//"])
-def test_a_broker_that_cannot_be_reached_is_away_and_keeps_nobody_waiting(url: str) -> None:
+def test_unreachable_broker_raises_broker_unavailable(url: str) -> None:
     publisher = CeleryPublisher(Settings(broker_url=url))
 
     with pytest.raises(BrokerUnavailable):

@@ -44,7 +44,7 @@ def test_messages_are_bounded_by_twice_the_live_slots(harness: DispatcherHarness
     assert second == []
 
 
-def test_what_is_due_is_published_although_maintenance_fails(
+def test_due_message_is_published_despite_maintenance_failure(
     harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = sample_jobs.running(harness.db, [1], project_id=project_of(harness.db, "one"))
@@ -61,7 +61,7 @@ def test_what_is_due_is_published_although_maintenance_fails(
     assert harness.broker.published == [(Task.RUN, (job.id, 0))]
 
 
-def test_what_was_published_and_cannot_be_written_down_is_not_published_again(
+def test_published_message_is_not_republished_after_failed_mark(
     harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = sample_jobs.running(harness.db, [1], project_id=project_of(harness.db, "one"))
@@ -91,7 +91,7 @@ def test_without_a_worker_nothing_is_published(harness: DispatcherHarness) -> No
     assert harness.tick() == []
 
 
-def test_claimed_shard_makes_no_room_and_a_finished_one_does(harness: DispatcherHarness) -> None:
+def test_finished_shard_frees_room_and_claimed_shard_does_not(harness: DispatcherHarness) -> None:
     job = sample_jobs.running(harness.db, [1] * 5, project_id=project_of(harness.db, "one"))
     harness.worker(slots=1)
     harness.tick()
@@ -125,7 +125,7 @@ def test_priority_then_deadline_order_a_projects_own_work(harness: DispatcherHar
     assert [arguments[0] for _, arguments in harness.tick()] == [urgent.id, soon.id, plain.id]
 
 
-def test_unclaimed_message_is_published_again_on_the_monotonic_clock(harness: DispatcherHarness) -> None:
+def test_unclaimed_message_is_republished_by_monotonic_clock(harness: DispatcherHarness) -> None:
     job = sample_jobs.submitted(harness.db, project_id=project_of(harness.db, "one"))
     harness.worker(queue=Queue.PLAN)
 
@@ -170,7 +170,7 @@ def test_a_job_goes_on_while_the_clock_of_all_but_the_dispatcher_has_jumped(
     assert published == [("plan", (job.id,)), ("run", (job.id, 0)), ("finish", (job.id,))]
 
 
-def test_messages_that_nobody_can_claim_hide_none_that_somebody_should(
+def test_unclaimable_messages_do_not_hide_claimable_messages(
     harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox, "UNCLAIMED", 2)
@@ -208,7 +208,7 @@ def _refusals(db: Database) -> int:
         return sum(row.count for row in measures.rows(session) if row.name == measures.REFUSALS)
 
 
-def test_broker_that_is_away_loses_nothing(harness: DispatcherHarness) -> None:
+def test_unavailable_broker_loses_no_message(harness: DispatcherHarness) -> None:
     job = sample_jobs.running(harness.db, [1], project_id=project_of(harness.db, "one"))
     harness.worker()
     harness.broker.away = True
@@ -271,7 +271,7 @@ def test_no_more_small_inputs_are_out_than_eight_for_a_message(harness: Dispatch
     assert harness.tick(0.1) == [(Task.PLAN, tuple(jobs[16:19]))]
 
 
-def test_small_inputs_that_nobody_claimed_are_published_again_one_by_one(harness: DispatcherHarness) -> None:
+def test_unclaimed_small_inputs_are_republished_individually(harness: DispatcherHarness) -> None:
     jobs = _batches(harness, [10, 10])
     harness.worker(queue=Queue.PLAN)
     assert harness.tick() == [(Task.PLAN, tuple(jobs))]
@@ -292,7 +292,7 @@ def test_due_webhook_wakes_a_living_sender_at_once_and_then_every_redelivery(har
     assert rounds == [[("deliver", ())], [], [], [("deliver", ())]]
 
 
-def test_webhook_whose_wake_up_finds_no_broker_wakes_a_sender_later(harness: DispatcherHarness) -> None:
+def test_webhook_wake_up_is_repeated_after_broker_outage(harness: DispatcherHarness) -> None:
     facts = {"project_id": "p", "event_id": "e", "due_at": 1.0, "created_at": 1.0}
     with harness.db.write() as session:
         session.add(Delivery(id="wh_1", endpoint_id="we_1", **facts))
@@ -309,7 +309,7 @@ def test_webhook_whose_wake_up_finds_no_broker_wakes_a_sender_later(harness: Dis
     ("queue", "task"), [(Queue.WEBHOOKS, Task.DELIVER), (Queue.INGEST, Task.PURGE)], ids=["webhooks", "removals"]
 )
 @pytest.mark.parametrize("scope", [Scope.QUEUE, Scope.WORKER])
-def test_work_without_a_job_is_not_published_where_it_is_paused_and_at_once_when_it_goes_on(
+def test_work_without_job_is_published_only_while_not_paused(
     harness: DispatcherHarness, queue: Queue, task: Task, scope: Scope
 ) -> None:
     facts: dict[str, Any] = {"project_id": "p", "due_at": 1.0, "created_at": 1.0}
@@ -384,7 +384,7 @@ def test_small_shards_are_published_until_their_lines_fill_the_slots(wide: Dispa
     assert second == [("run", (job_id, 0)) for job_id in small[32:]] + [("run", (large.id, 0))]
 
 
-def test_what_is_run_line_by_line_takes_a_slot(wide: DispatcherHarness) -> None:
+def test_shard_in_isolation_mode_takes_whole_slot(wide: DispatcherHarness) -> None:
     small = _small(wide.db)
     with wide.db.write() as session:
         session.execute(update(Shard).where(Shard.job_id.in_(small)).values(stalls=2))
@@ -393,7 +393,7 @@ def test_what_is_run_line_by_line_takes_a_slot(wide: DispatcherHarness) -> None:
     assert len(wide.tick()) == 4
 
 
-def test_who_asks_with_whole_shards_is_not_kept_back_by_who_asks_with_small_ones(wide: DispatcherHarness) -> None:
+def test_whole_shards_are_not_delayed_by_small_shards_of_other_project(wide: DispatcherHarness) -> None:
     small = _small(wide.db)
     large = sample_jobs.running(wide.db, [8] * 3, project_id=project_of(wide.db, "two"))
     wide.worker(slots=2)

@@ -115,7 +115,7 @@ def test_a_storage_that_cannot_be_listed_keeps_nothing_else_from_going(
 
 @pytest.mark.parametrize("error", [StorageUnavailable, StorageFull, NotFound])
 @pytest.mark.parametrize("what", ["walk", "delete"])
-def test_whatever_storage_refuses_keeps_nothing_else_from_going(
+def test_storage_error_does_not_block_other_retention(
     keeping: Retention,
     db: Database,
     storage: DiskStorage,
@@ -158,7 +158,7 @@ def test_objects_of_an_old_job_that_could_not_be_removed_go_the_next_time(
         assert session.scalars(select(Shard)).all() == session.scalars(select(Segment)).all() == []
 
 
-def test_a_walk_that_a_busy_database_ends_begins_anew_at_the_next_pass(
+def test_removal_of_old_job_restarts_after_busy_database(
     keeping: Retention, db: Database, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _old_job(db, storage, [1])
@@ -258,7 +258,7 @@ def test_bytes_that_could_not_be_removed_go_with_the_orphans(
     assert storage.list("files") == []
 
 
-def test_old_webhooks_go_with_their_events_unless_one_is_still_pending(keeping: Retention, db: Database) -> None:
+def test_old_deliveries_are_removed_with_events_unless_pending(keeping: Retention, db: Database) -> None:
     with db.write() as session:
         for n, (state, created) in enumerate([("delivered", 1.0), ("pending", 1.0), ("delivered", now())]):
             row = {"project_id": "p", "created_at": created}
@@ -275,7 +275,7 @@ def test_old_webhooks_go_with_their_events_unless_one_is_still_pending(keeping: 
         assert sorted(session.scalars(select(Attempt.delivery_id))) == ["wh_2"]
 
 
-def test_what_was_held_for_a_deleted_endpoint_goes_with_its_event(keeping: Retention, db: Database) -> None:
+def test_parked_delivery_of_deleted_endpoint_is_removed_with_its_event(keeping: Retention, db: Database) -> None:
     with db.write() as session:
         row = {"project_id": "p", "created_at": 1.0}
         event = {"subject_id": "job", "seq": 1, "type": "batch.completed", "data": {}, "position": 1}
@@ -345,7 +345,7 @@ def test_tables_without_an_index_by_time_are_read_once_in_many_passes(
     assert left == [[], ["1"], []]
 
 
-def test_a_cache_that_is_too_large_and_what_has_expired_goes(
+def test_retention_shrinks_oversized_cache_and_removes_expired_entries(
     db: Database, tmp_path: Path, storage: DiskStorage
 ) -> None:
     entries = [NewEntry(b"%032d" % n, "p", 0, bytes(4096), 1, now(), now() + n * 60 - 600) for n in range(500)]
@@ -380,7 +380,7 @@ def test_a_cache_that_is_busy_keeps_nothing_else_from_going(
     assert "cache_not_cleared_up" in caplog.messages
 
 
-def test_files_stay_until_nothing_is_cached_that_came_from_them(
+def test_deleted_file_row_stays_until_its_cache_entries_are_removed(
     db: Database, keeping: Retention, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "_PAGES", 1)
@@ -428,7 +428,7 @@ def test_a_pass_takes_a_bounded_amount_and_the_next_goes_on(
     assert left == [(1, 1, 1, [one.key for one in entries[4:]]), (0, 0, 0, [one.key for one in entries[6:]])]
 
 
-def test_sizes_that_rows_do_not_know_are_asked_of_the_storage(
+def test_missing_sizes_are_read_from_storage(
     keeping: Retention, db: Database, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage.put("responses/r", b"12345")
@@ -537,7 +537,7 @@ def test_jobs_and_audit_rows_stay_where_no_setting_says_otherwise(
         assert set(session.scalars(select(Audit.target))) == {job_id}
 
 
-def test_audit_rows_go_some_at_a_time_and_not_before_a_signature_covers_them(
+def test_audit_rows_are_removed_in_pages_and_only_after_signature(
     db: Database, tmp_path: Path, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "_AT_ONCE", 2)

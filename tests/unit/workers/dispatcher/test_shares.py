@@ -68,7 +68,7 @@ def _submitted_with_file(harness: DispatcherHarness, project: str, kind: str, si
         return ledger.submit(session, job, actor="key:test").id
 
 
-def test_work_of_one_project_without_an_end_leaves_a_process_to_each_kind_of_work_of_another(
+def test_backlog_of_project_leaves_process_for_each_task_of_other_project(
     harness: DispatcherHarness,
 ) -> None:
     one, two = project_of(harness.db, "one"), project_of(harness.db, "two")
@@ -88,7 +88,7 @@ def test_work_of_one_project_without_an_end_leaves_a_process_to_each_kind_of_wor
     assert (pools.taken("cpu"), pools.taken("evaluate")) == (4, 3)
 
 
-def test_training_files_take_a_process_each_however_small_they_are(harness: DispatcherHarness) -> None:
+def test_each_small_training_file_takes_own_planning_process(harness: DispatcherHarness) -> None:
     one, pools = project_of(harness.db, "one"), Pools(harness)
     jobs = [_submitted_with_file(harness, one, "finetuning", 10) for _ in range(9)]
 
@@ -117,7 +117,7 @@ def test_removals_count_as_ingestion(harness: DispatcherHarness) -> None:
     assert pools.ingesting() == 1
 
 
-def test_the_queues_of_a_pool_share_what_a_project_may_take(harness: DispatcherHarness) -> None:
+def test_queues_of_pool_share_project_limit(harness: DispatcherHarness) -> None:
     """Neither of the two waits for the end of the other: when a process becomes free, the other one is next."""
     one, pools = project_of(harness.db, "one"), Pools(harness)
     job = sample_jobs.running(harness.db, [1] * 50, Queue.INGEST, kind="ingestion", project_id=one)
@@ -149,7 +149,7 @@ def test_the_next_tick_comes_soon_while_messages_wait_for_a_share(harness: Dispa
     assert (ticks, harness.dispatcher.tick()) == ([True] * 3, False)
 
 
-def test_what_a_worker_of_another_pool_finishes_takes_no_process_of_planning(harness: DispatcherHarness) -> None:
+def test_finish_claim_in_other_pool_takes_no_planning_process(harness: DispatcherHarness) -> None:
     one, pools = project_of(harness.db, "one"), Pools(harness)
     for _ in range(5):
         job = sample_jobs.finishing(harness.db, [1], project_id=one)
@@ -159,7 +159,7 @@ def test_what_a_worker_of_another_pool_finishes_takes_no_process_of_planning(har
     assert pools.tick() == [(Task.PLAN, (job.id,))]
 
 
-def test_what_a_grader_finishes_takes_a_process_of_its_own_pool(harness: DispatcherHarness) -> None:
+def test_finish_claim_of_grader_counts_in_its_own_pool(harness: DispatcherHarness) -> None:
     one, pools = project_of(harness.db, "one"), Pools(harness)
     for n in range(2):
         job = sample_jobs.finishing(harness.db, [1], project_id=one)

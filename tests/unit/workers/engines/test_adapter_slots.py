@@ -60,7 +60,7 @@ async def test_requests_of_loaded_adapters_and_of_the_base_run_together() -> Non
     assert weights.log == ["+a"]
 
 
-async def test_a_load_waits_for_what_runs_and_what_comes_later_waits_for_the_load() -> None:
+async def test_adapter_load_waits_for_running_and_blocks_later_requests() -> None:
     weights, until = Weights(), asyncio.Event()
     first = asyncio.create_task(weights.ask(None, until))
     await asyncio.sleep(0)
@@ -108,7 +108,7 @@ async def test_more_adapters_than_slots_are_all_answered() -> None:
     assert len(weights.slots.loaded) == 2
 
 
-async def test_a_refused_adapter_is_not_tried_again_and_holds_nobody_up() -> None:
+async def test_refused_adapter_is_not_reloaded_and_blocks_no_other_adapter() -> None:
     weights = Weights()
     weights.refuses[A.name] = AdapterRefused("of another base", failed_probe=True)
     with pytest.raises(AdapterRefused):
@@ -122,7 +122,7 @@ async def test_a_refused_adapter_is_not_tried_again_and_holds_nobody_up() -> Non
     assert weights.log == ["+b"]
 
 
-async def test_an_adapter_is_tried_again_after_an_operator_has_decided() -> None:
+async def test_refused_adapter_is_reloaded_after_operator_decision() -> None:
     weights = Weights()
     weights.refuses[A.name] = AdapterRefused("unlike its trainer", failed_probe=True)
     for trial in (0, 1):
@@ -136,7 +136,7 @@ async def test_an_adapter_is_tried_again_after_an_operator_has_decided() -> None
     assert weights.log == ["+a"]
 
 
-async def test_an_engine_that_dies_while_it_loads_has_died_for_all_who_wait() -> None:
+async def test_engine_death_during_load_fails_every_waiting_request() -> None:
     weights = Weights()
     weights.refuses[A.name] = EngineDead("gone")
 
@@ -145,7 +145,7 @@ async def test_an_engine_that_dies_while_it_loads_has_died_for_all_who_wait() ->
     assert [type(one) for one in outcomes] == [EngineDead, EngineDead]
 
 
-async def test_a_client_that_leaves_while_its_adapter_is_awaited_stops_nobody() -> None:
+async def test_cancelled_request_does_not_stop_pending_adapter_load() -> None:
     weights, until = Weights(), asyncio.Event()
     running = asyncio.create_task(weights.ask(None, until))
     await asyncio.sleep(0)
@@ -167,7 +167,7 @@ async def test_an_engine_without_slots_takes_no_adapters() -> None:
         await weights.ask(A)
 
 
-async def test_what_is_to_run_alone_waits_for_others_and_others_for_it() -> None:
+async def test_isolated_work_waits_for_running_and_blocks_later_requests() -> None:
     weights, until = Weights(), asyncio.Event()
     first = asyncio.create_task(weights.ask(None, until))
     await asyncio.sleep(0)
@@ -189,7 +189,7 @@ async def test_what_is_to_run_alone_waits_for_others_and_others_for_it() -> None
     await asyncio.gather(first, later)
 
 
-async def test_what_fails_alone_fails_for_nobody_else() -> None:
+async def test_failure_of_isolated_work_affects_no_other_request() -> None:
     weights = Weights()
 
     async def work() -> None:

@@ -82,7 +82,7 @@ def refused(url: str, body: dict[str, Any]) -> tuple[int, str | None]:
         ({"documents": [{"image_url": "http://example.com/a.png"}]}, "documents"),
     ],
 )
-def test_what_is_beyond_the_limits_is_refused(body: dict[str, Any], param: str) -> None:
+def test_request_beyond_limits_is_refused(body: dict[str, Any], param: str) -> None:
     assert refused(CHAT, body) == (400, param)
 
 
@@ -144,7 +144,7 @@ def test_a_schema_as_deep_as_a_batch_line_may_be_is_no_trouble() -> None:
     assert refused(CHAT, schema(deep)) == (400, "response_format")
 
 
-def test_what_is_deep_in_a_message_is_found_there() -> None:
+def test_deeply_nested_media_url_is_refused() -> None:
     deep: Any = {"image_url": "http://example.com/a.png"}
     for _ in range(5000):
         deep = [deep]
@@ -220,7 +220,7 @@ def test_a_completion_has_only_so_many_answers(body: dict[str, Any], param: str)
         {"prompt": {"odd": 1}, "n": 2},
     ],
 )
-def test_what_has_fewer_answers_may_be_asked(body: dict[str, Any]) -> None:
+def test_completion_within_answer_limit_is_accepted(body: dict[str, Any]) -> None:
     assert objection(COMPLETIONS, body) is None
     assert objection(COMPLETIONS, {"input": "x", "prompt": {"id": "p"}}) is None
 

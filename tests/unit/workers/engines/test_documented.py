@@ -82,7 +82,7 @@ def test_a_field_that_vllm_is_not_to_see_is_never_passed_on() -> None:
         ("/v1/embeddings", {"input": "x"}, None),
     ],
 )
-def test_what_would_change_the_answer_is_not_passed_over_without_a_word(
+def test_unsupported_field_is_reported_only_if_answer_would_change(
     url: str, fields: dict[str, object], param: str | None
 ) -> None:
     found = untranslated(url, {"model": "m", **fields})
@@ -96,7 +96,7 @@ def test_null_means_not_given() -> None:
     assert body_for_vllm(CHAT, {"model": "m", "max_tokens": None, "seed": 0}) == {"model": "m", "seed": 0}
 
 
-def test_what_steers_a_server_does_not_reach_it() -> None:
+def test_control_fields_are_not_forwarded_to_server() -> None:
     steering = {
         "priority": -1000,
         "cache_salt": "victim-project",
@@ -134,7 +134,7 @@ def test_a_templates_switches_reach_it_and_no_template() -> None:
         (EMBEDDINGS, {"truncate_prompt_tokens": 8, "truncation_side": "left"}),
     ],
 )
-def test_what_shapes_the_answer_reaches_vllm(url: str, own: dict[str, object]) -> None:
+def test_documented_vllm_fields_are_forwarded(url: str, own: dict[str, object]) -> None:
     assert body_for_vllm(url, {"model": "m", **own, "seed": own.get("seed")}) == {"model": "m", **own}
     assert unknown("vllm", url, own) is None
 
@@ -227,7 +227,7 @@ def test_no_field_that_is_taken_steers_a_server() -> None:
         assert not (OPENAI[url] | VLLM[url]) & (HANDLED[url] | RETIRED.keys())
 
 
-def test_each_field_of_vllms_protocol_is_known_for_what_it_does() -> None:
+def test_every_vllm_protocol_field_is_classified() -> None:
     """A field that vLLM gains fails this test, and so does one that is promised and that vLLM has no more."""
     found = importlib.util.find_spec("vllm")
     if found is None or not found.submodule_search_locations:

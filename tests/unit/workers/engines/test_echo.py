@@ -61,7 +61,7 @@ async def test_a_choice_has_the_log_probability_of_each_token_of_its_prompt() ->
     await _score(engine)
 
 
-async def test_servers_behind_urls_are_asked_for_it(tmp_path: Any) -> None:
+async def test_http_servers_return_echoed_log_probabilities(tmp_path: Any) -> None:
     with stub_engine.running(tmp_path / "stub.log", "--models", "fake-model") as url:
         async with engine_of(Endpoint(url)) as engine:
             await _score(engine)

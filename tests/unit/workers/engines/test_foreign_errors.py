@@ -11,7 +11,7 @@ class Translated(Exception):
     pass
 
 
-def test_an_error_is_kept_and_nothing_is_raised() -> None:
+def test_error_is_stored_and_not_raised() -> None:
     with ForeignCall() as call:
         raise ValueError("broken")
     with ForeignCall() as sound:
@@ -31,7 +31,7 @@ def test_an_error_is_translated_and_names_its_cause() -> None:
 
 
 @pytest.mark.parametrize("error", [KeyError, asyncio.CancelledError, KeyboardInterrupt])
-def test_passed_classes_and_what_ends_a_task_or_the_process_are_not_caught(error: type[BaseException]) -> None:
+def test_excluded_errors_cancellation_and_interrupt_propagate(error: type[BaseException]) -> None:
     with pytest.raises(error), ForeignCall(KeyError):
         raise error
     with pytest.raises(error), translate_errors(lambda _: Translated(), KeyError):

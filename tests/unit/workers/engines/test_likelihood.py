@@ -47,7 +47,7 @@ async def test_fake_engine_has_likelihoods() -> None:
 
 
 @pytest.mark.parametrize("url", [LIKELIHOOD, BERTSCORE])
-async def test_no_other_server_is_asked(url: str) -> None:
+async def test_http_engine_refuses_likelihood_and_bertscore(url: str) -> None:
     async with engine_of(Endpoint("http://127.0.0.1:9", serves={"m": "m"})) as engine:
         answer = await engine.answer(Request(url, {"model": "m", "input": "text"}, "req"))
 
@@ -99,7 +99,7 @@ async def test_long_texts_have_turns_of_their_own() -> None:
     assert engine.turns == [[long], ["a", "bb"], [long], ["ccc"]]
 
 
-async def test_texts_are_scored_one_by_one_where_the_engine_needs_it() -> None:
+async def test_sequential_engine_scores_single_text_per_turn() -> None:
     engine = Scoring(one_by_one=True)
 
     await engine.all(["a", "bb", "ccc"])
@@ -107,7 +107,7 @@ async def test_texts_are_scored_one_by_one_where_the_engine_needs_it() -> None:
     assert engine.turns == [["a"], ["bb"], ["ccc"]]
 
 
-async def test_texts_wait_for_other_requests_and_other_requests_for_them() -> None:
+async def test_scoring_waits_for_running_and_blocks_later_requests() -> None:
     engine = Scoring()
     async with engine.slots.running(None):
         scores = asyncio.create_task(engine.all(["a", "bb"]))
@@ -130,7 +130,7 @@ async def test_texts_of_an_adapter_are_scored_apart() -> None:
     assert engine.turns == [["a", "bb", "dd"], ["c"]]
 
 
-async def test_broken_text_does_not_break_those_beside_it() -> None:
+async def test_broken_text_does_not_affect_other_texts() -> None:
     broken, good = await Scoring().all(["broken", "good"])
 
     assert isinstance(broken, EngineFault)

@@ -199,7 +199,7 @@ def test_media_that_a_server_would_fetch_or_open_are_refused(url: str, body: dic
         (RERANK, {"query": "x", "documents": [{"text": "a", "media_type": "image/png", "image_title": "Note: a"}]}),
     ],
 )
-def test_bytes_in_the_request_and_what_is_no_medium_go_on(url: str, body: dict[str, Any]) -> None:
+def test_inline_media_and_non_media_fields_are_accepted(url: str, body: dict[str, Any]) -> None:
     assert objection(url, body) is None
 
 
@@ -280,7 +280,7 @@ def test_other_texts_go_on(text: str) -> None:
     )
 
 
-async def test_a_deployment_may_refuse_them_for_its_servers() -> None:
+async def test_deployment_can_refuse_image_links_in_text() -> None:
     async def ignore(_: bytes) -> None: ...
 
     async with serving(Server()) as server:

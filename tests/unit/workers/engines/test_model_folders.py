@@ -38,13 +38,13 @@ def test_the_embedding_model_is_used_where_it_lies(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_that_is_there_is_not_made_again(tmp_path: Path) -> None:
+def test_existing_model_folder_is_not_rebuilt(tmp_path: Path) -> None:
     (tmp_path / SMOLLM2).mkdir()
 
     assert materialise(SMOLLM2, tmp_path) == tmp_path / SMOLLM2
 
 
-def test_who_comes_second_finds_the_folder(tmp_path: Path, converted: list[Path]) -> None:
+def test_second_conversion_reuses_existing_folder(tmp_path: Path, converted: list[Path]) -> None:
     model_folders.make_packaged_model(SMOLLM2, str(tmp_path))
     model_folders.make_packaged_model(SMOLLM2, str(tmp_path))
 
@@ -53,7 +53,7 @@ def test_who_comes_second_finds_the_folder(tmp_path: Path, converted: list[Path]
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [SMOLLM2]
 
 
-def test_what_a_killed_conversion_left_is_cleared(tmp_path: Path, converted: list[Path]) -> None:
+def test_leftover_folder_of_killed_conversion_is_removed(tmp_path: Path, converted: list[Path]) -> None:
     (tmp_path / f".{SMOLLM2}-old").mkdir()
 
     model_folders.make_packaged_model(SMOLLM2, str(tmp_path))
@@ -74,7 +74,7 @@ def test_an_unknown_name_is_refused_with_the_names_there_are(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", [MINILM, SMOLLM2])
-def test_a_model_whose_package_is_not_installed_names_it(
+def test_model_without_its_package_raises_error_with_package_name(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _module: None)
@@ -144,7 +144,7 @@ async def test_a_router_knows_the_file_s_models_by_any_of_their_names(tmp_path: 
     assert router.identity("nobody") is None
 
 
-async def test_a_model_that_a_server_shows_is_not_pinned_down_whatever_its_name(tmp_path: Path) -> None:
+async def test_model_listed_by_server_has_no_identity(tmp_path: Path) -> None:
     endpoint = Endpoint(NOWHERE, listed_models=frozenset({"mini", "other"}))
     router = Router([HttpEngine([endpoint], timeout=1.0)], registry(tmp_path))
 

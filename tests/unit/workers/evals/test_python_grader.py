@@ -119,19 +119,19 @@ FORGERY = (
         ("b''", "ended without a score"),
     ],
 )  # fmt: skip
-def test_what_code_writes_itself_is_an_error_of_the_code(sandbox: PythonSandbox, written: str, words: str) -> None:
+def test_output_forged_by_code_is_reported_as_code_error(sandbox: PythonSandbox, written: str, words: str) -> None:
     error = error_of(sandbox, body(FORGERY.format(written=written)))
     assert words in error
     assert len(error) <= 500
     assert all(character == "\n" or character.isprintable() for character in error)
 
 
-def test_the_template_passes_on_what_code_wrote_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_template_process_forwards_code_output_unparsed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grader_child.forking, "run_input", lambda *_, **__: b"\xc1 no message")
     assert grader_child._run(0, 1.0) == grader_child.GraderOutcome(answer=b"\xc1 no message")
 
 
-def test_nothing_of_one_item_is_there_for_the_next(sandbox: PythonSandbox) -> None:
+def test_no_state_leaks_between_items(sandbox: PythonSandbox) -> None:
     code = "import json\nseen = hasattr(json, 'mark') + os.path.exists('/tmp/mark')\n"
     code += "json.mark = True\nopen('/tmp/mark', 'w').close()\nreturn seen"
     assert [sandbox.run("proj_1", body(code), ITEM, SAMPLE) for _ in range(3)] == [0.0, 0.0, 0.0]
@@ -152,7 +152,7 @@ def test_a_json_schema_is_checked_in_the_sandbox(sandbox: PythonSandbox, text: s
     assert grade(parse_grader(definition), {}, sample_from_text(text), {}, ports).score == score
 
 
-def test_a_schema_that_is_none_or_leads_elsewhere_is_an_error(sandbox: PythonSandbox) -> None:
+def test_invalid_or_remote_json_schema_is_grader_error(sandbox: PythonSandbox) -> None:
     ports = Ports(run_python=partial(sandbox.run, "proj_1"))
     for schema in ({"type": "nothing"}, {"$ref": "http://127.0.0.1:9/schema"}):
         definition = {"type": "json_schema", "name": "valid", "input": "{{ sample.output_text }}", "schema": schema}
@@ -217,7 +217,7 @@ def test_code_that_runs_for_ever_is_ended_and_the_next_item_is_graded() -> None:
         sandbox.close()
 
 
-def test_code_is_killed_when_its_run_has_ended() -> None:
+def test_stopped_run_kills_grader_processes() -> None:
     ended = threading.Event()
     sandbox = PythonSandbox(stopped=ended.is_set)
     sandbox.run("proj_1", body("return 1"), ITEM, SAMPLE)

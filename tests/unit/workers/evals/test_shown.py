@@ -51,7 +51,7 @@ def test_answer_that_came_with_an_item_is_shown() -> None:
     assert (sample["input"], sample["error"], numbers(sample)) == ([], None, (None, None, None, None))
 
 
-def test_response_that_came_with_an_item_says_what_it_was_sampled_with() -> None:
+def test_given_response_reports_its_sampling_parameters() -> None:
     part = {"type": "output_text", "text": "Paris"}
     given = {"output": [{"type": "message", "content": [part]}], "temperature": 0.5, "top_p": 1, "max_output_tokens": 7}
 
@@ -59,14 +59,14 @@ def test_response_that_came_with_an_item_says_what_it_was_sampled_with() -> None
 
 
 @pytest.mark.parametrize("given", [{"choices": "xy"}, {"choices": [{"message": 5}]}, {"model": 5, "usage": "much"}])
-def test_sample_that_is_no_answer_is_shown_without_one(given: dict[str, Any]) -> None:
+def test_malformed_sample_is_shown_without_answer(given: dict[str, Any]) -> None:
     sample = of_given(given)
 
     assert [message["content"] for message in sample["output"]] == [""]
     assert (sample["model"], sample["finish_reason"], sample["usage"]) == (None, None, NO_TOKENS)
 
 
-def test_numbers_are_those_that_the_model_was_asked_with() -> None:
+def test_shown_numbers_match_sampling_parameters() -> None:
     params = {"temperature": 0.7, "top_p": 0.9, "max_completion_tokens": 99, "seed": 5}
     answer = {"output": [], "temperature": 0.7, "top_p": 0.9, "max_output_tokens": 99}
 

@@ -22,7 +22,9 @@ def config(db: Database, tmp_path: Path) -> Settings:
     return Settings(data_dir=tmp_path, database_url=db.url, lease_seconds=0.6)
 
 
-def test_heartbeats_tell_what_was_found(db: Database, config: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heartbeats_report_detected_capabilities(
+    db: Database, config: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(capability_check, "_MODULE", "tests.support.fake_capabilities")
     context = training_worker.context_of(config)
     try:

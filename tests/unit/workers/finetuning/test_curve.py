@@ -26,7 +26,7 @@ def test_losses_fall_from_left_to_right() -> None:
     assert (len(training), len(validation)) == (10, 2)
 
 
-def test_one_step_without_validation_is_a_curve() -> None:
+def test_single_step_without_validation_draws_curve() -> None:
     curve = Curve(500)
     curve.add(1, 2.5, None)
 

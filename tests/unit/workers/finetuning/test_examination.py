@@ -73,7 +73,7 @@ def test_an_error_of_the_storage_is_none_of_the_file(base: Path, started: list[C
         list(ConfinedRows(Load(str(base), None), LIMITS).read(READ, Broken()))
 
 
-def test_a_process_that_is_killed_is_not_said_to_have_taken_too_long(base: Path, started: list[Child]) -> None:
+def test_killed_process_is_reported_as_signal_not_timeout(base: Path, started: list[Child]) -> None:
     rows = ConfinedRows(Load(str(base), None), LIMITS)
     os.kill(started[0]._process.pid, signal.SIGKILL)
 
@@ -81,7 +81,7 @@ def test_a_process_that_is_killed_is_not_said_to_have_taken_too_long(base: Path,
         list(rows.read(READ, io.BytesIO(json.dumps(ROW).encode())))
 
 
-def test_a_folder_without_a_tokenizer_is_a_model_that_is_away(tmp_path: Path, started: list[Child]) -> None:
+def test_folder_without_tokenizer_raises_model_unavailable(tmp_path: Path, started: list[Child]) -> None:
     with pytest.raises(ModelUnavailable):
         ConfinedRows(Load(str(tmp_path), None), LIMITS)
 
@@ -94,7 +94,7 @@ def test_a_folder_without_a_tokenizer_is_a_model_that_is_away(tmp_path: Path, st
         ({"memory_bytes": 16 << 20}, "it needed more than 16 MiB of memory"),
     ],
 )
-def test_it_is_said_which_limit_an_examination_has_reached(
+def test_failed_examination_names_exceeded_limit(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, int], reason: str
 ) -> None:
     (tmp_path / "t").write_bytes(json.dumps(ROW).encode() * 10)

@@ -61,7 +61,7 @@ def count_events(db: Database) -> int:
         return len(session.scalars(select(FinetuneEvent)).all())
 
 
-def test_step_that_is_trained_again_has_one_row(db: Database, claim: ShardClaim) -> None:
+def test_repeated_training_step_has_single_row(db: Database, claim: ShardClaim) -> None:
     recorder = recorder_of(db, claim)
     for number, loss in ((1, 3.0), (2, 2.0), (1, 3.5)):
         recorder.record_step(step(number, loss))

@@ -47,7 +47,7 @@ def job(sqlite: Database, tmp_path: Path) -> TrackedJob:
     return TrackedJob(sqlite, tmp_path, tracking.MLFLOW)
 
 
-def test_each_step_is_sent_once_and_the_last_one_when_its_evaluation_has_come(job: TrackedJob) -> None:
+def test_each_step_is_sent_once_and_last_step_waits_for_its_evaluation(job: TrackedJob) -> None:
     tracker = Recording()
 
     job.train(range(1, 6))
@@ -65,7 +65,7 @@ def test_each_step_is_sent_once_and_the_last_one_when_its_evaluation_has_come(jo
     assert not job.send(tracker)
 
 
-def test_steps_that_a_resumed_training_trains_again_are_not_sent_again(job: TrackedJob) -> None:
+def test_steps_repeated_by_resumed_training_are_not_resent(job: TrackedJob) -> None:
     tracker = Recording()
     job.train(range(1, 8))
     job.send(tracker)
@@ -77,7 +77,7 @@ def test_steps_that_a_resumed_training_trains_again_are_not_sent_again(job: Trac
     assert tracker.steps == list(range(1, 11))
 
 
-def test_a_tracker_that_is_away_gets_everything_later_and_is_told_of_once(job: TrackedJob) -> None:
+def test_unavailable_tracker_gets_all_steps_later_with_single_warning(job: TrackedJob) -> None:
     tracker = Recording()
     tracker.away = TrackingFailed("the server cannot be reached (ConnectError).")
     job.train(range(1, 4))
@@ -131,7 +131,7 @@ def test_steps_that_wait_are_sent_in_bounded_portions_while_the_job_trains(job: 
     assert counts == [1000, 2000, 2500]
 
 
-def test_of_two_workers_one_sends(job: TrackedJob) -> None:
+def test_only_single_worker_claims_tracked_run(job: TrackedJob) -> None:
     with job.db.read() as session:
         rows = [tracking.due(session, tracking.MLFLOW) for _ in range(2)]
 
@@ -196,7 +196,7 @@ def test_a_training_is_a_run_of_its_projects_experiment(job: TrackedJob, mlflow:
 
 
 @pytest.mark.parametrize("path", ["runs/create", "runs/log-batch", "runs/update", "experiments/create"])
-def test_a_request_whose_answer_is_lost_leaves_nothing_twice(job: TrackedJob, mlflow: FakeMlflow, path: str) -> None:
+def test_retry_after_lost_response_creates_no_duplicate(job: TrackedJob, mlflow: FakeMlflow, path: str) -> None:
     job.train(range(1, 252))
     job.end()
     mlflow.lose = path
@@ -213,7 +213,7 @@ def test_a_request_whose_answer_is_lost_leaves_nothing_twice(job: TrackedJob, ml
 @pytest.mark.parametrize(
     ("token", "header"), [("", None), ("t", "Bearer t"), ("user:password", "Basic dXNlcjpwYXNzd29yZA==")]
 )
-def test_the_server_is_asked_with_its_token(
+def test_tracking_token_sets_authorization_header(
     job: TrackedJob, mlflow: FakeMlflow, token: str, header: str | None
 ) -> None:
     job.send(tracker_of(mlflow, token))
@@ -233,9 +233,7 @@ def test_a_server_that_refuses_is_named_by_its_status_alone(job: TrackedJob, mlf
 # -- Weights & Biases
 
 
-def test_a_library_that_is_missing_is_told_to_the_client_and_keeps_nothing_waiting(
-    sqlite: Database, tmp_path: Path
-) -> None:
+def test_missing_library_is_reported_to_client_as_warning(sqlite: Database, tmp_path: Path) -> None:
     job = TrackedJob(sqlite, tmp_path, tracking.WANDB, wandb_mode="offline")
     tracker = WandbTracker(job.context.config, job.context.storage, "/usr/bin/false")
     job.train(range(1, 4))

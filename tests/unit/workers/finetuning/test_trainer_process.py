@@ -23,7 +23,7 @@ def environment_of(folder: Path) -> dict[str, str]:
         process.close()
 
 
-def test_threads_of_a_trainer_sleep_while_they_wait_unless_the_operator_says_otherwise(
+def test_trainer_threads_wait_passively_unless_operator_overrides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)

@@ -156,7 +156,7 @@ def test_files_are_examined_in_a_process_of_their_own(real_planner: Planning) ->
 
 
 @pytest.mark.dialects
-def test_a_planned_job_has_numbers_a_snapshot_and_one_shard(planner: Planning) -> None:
+def test_plan_stores_parameters_snapshot_and_single_shard(planner: Planning) -> None:
     rows = [row(n) for n in range(12)]
     content = b"\xef\xbb\xbf" + jsonl(rows).replace(b"\n", b"\r\n\r\n")
 
@@ -219,7 +219,7 @@ def test_every_bad_line_of_both_files_is_named(planner: Planning) -> None:
     )
 
 
-def test_general_file_is_examined_and_kept(planner: Planning) -> None:
+def test_general_file_is_examined_and_stored(planner: Planning) -> None:
     general = planner.file("file-g", jsonl([row(50), row(51)]))
 
     job = planner.plan(jsonl([preference(n) for n in range(10)]), method="dpo", general_file=general.id)
@@ -249,13 +249,13 @@ def test_a_file_of_nothing_but_errors_names_a_thousand(planner: Planning) -> Non
 @pytest.mark.parametrize(
     ("count", "asked"), [(9, {}), (0, {}), (11, {"validation": {"type": "holdout", "fraction": 0.2}})]
 )
-def test_less_than_ten_examples_to_train_on_are_too_few(planner: Planning, count: int, asked: dict[str, Any]) -> None:
+def test_fewer_than_ten_training_examples_are_refused(planner: Planning, count: int, asked: dict[str, Any]) -> None:
     content = jsonl([row(n) for n in range(count)])
 
     assert errors_of(planner.plan(content, **asked)) == [("too_few_examples", None, "training_file")]
 
 
-def test_the_longest_sequence_that_is_asked_for_is_a_limit(planner: Planning) -> None:
+def test_requested_max_sequence_length_is_enforced(planner: Planning) -> None:
     job = planner.plan(jsonl([row(n) for n in range(10)]), training={"max_sequence_length": 8})
 
     assert {error[0] for error in errors_of(job)} == {"invalid_example"}
@@ -281,7 +281,7 @@ def test_lines_that_are_too_long_are_truncated_where_the_job_says_so(planner: Pl
 
 
 @pytest.mark.parametrize("template", ["", "{{ tools | length if tools }}"])
-def test_lines_of_tools_need_a_template_that_shows_them(planner: Planning, template: str) -> None:
+def test_rows_with_tools_need_template_with_tool_support(planner: Planning, template: str) -> None:
     tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
     given = {"training": {"chat_template": template + tiny_llama.TEMPLATE}} if template else {}
 
@@ -311,7 +311,7 @@ def test_preferences_are_examined_as_such(planner: Planning) -> None:
     assert planner.snapshot(datasets.TRAINING) == rows
 
 
-def test_rows_that_are_held_out_are_the_same_for_the_same_seed(planner: Planning) -> None:
+def test_same_seed_reproduces_holdout_split(planner: Planning) -> None:
     rows = [row(n) for n in range(40)]
 
     planner.plan(jsonl(rows), validation={"type": "holdout", "fraction": 0.25})
@@ -374,7 +374,7 @@ def test_a_base_that_has_left_the_models_file_fails_the_job(planner: Planning) -
     assert errors_of(job) == [("model_not_available", None, "model")]
 
 
-def test_a_base_whose_files_are_away_is_waited_for(planner: Planning, base: Path) -> None:
+def test_job_waits_for_missing_base_model_files(planner: Planning, base: Path) -> None:
     folder = planner.context.config.data_dir
     (folder / "models.yaml").write_text(f"models:\n  tiny: {{source: {{path: {base / 'away'}}}, engine: vllm}}\n")
 
@@ -397,7 +397,7 @@ def test_a_worker_that_ends_stops_the_examination(real_planner: Planning) -> Non
     assert sample_jobs.job(planner.db, job_id).state == JobState.QUEUED
 
 
-def test_a_second_planner_does_the_same_again(planner: Planning) -> None:
+def test_released_plan_is_completed_by_second_planner(planner: Planning) -> None:
     job_id = planner.submit(jsonl([row(n) for n in range(10)]))
     first = sample_jobs.claim_job(planner.db, job_id, Task.PLAN)
     with planner.db.write() as session:

@@ -29,7 +29,7 @@ async def _has_room(*_: object) -> bool:
     return True
 
 
-async def test_a_try_that_ends_without_its_response_has_not_the_one_of_the_try_before() -> None:
+async def test_attempt_without_final_response_reuses_no_earlier_response() -> None:
     class Breaking:
         tries = 0
 
@@ -48,7 +48,7 @@ async def test_a_try_that_ends_without_its_response_has_not_the_one_of_the_try_b
             await publisher.answer(REQUEST)
 
 
-async def test_what_one_try_could_not_tell_the_next_does_not_tell_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_event_write_stops_publishing_in_next_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[list[bytes]] = []
 
     class Trying:
@@ -98,7 +98,7 @@ async def test_a_server_that_stands_still_holds_up_no_answer_for_long(monkeypatc
     assert answer.body == b"{}"
 
 
-async def test_without_a_server_the_answer_is_asked_for_whole() -> None:
+async def test_missing_redis_falls_back_to_non_streamed_answer() -> None:
     class Whole:
         async def answer(self, request: Request) -> Answer:
             return Answer(200, request.request_id.encode())
@@ -109,7 +109,7 @@ async def test_without_a_server_the_answer_is_asked_for_whole() -> None:
 
 
 @pytest.mark.parametrize("kind", ["long", "of a project that holds much", "beside a full server"])
-async def test_events_are_told_only_where_there_is_room_and_the_answer_comes_all_the_same(
+async def test_events_stay_within_stream_limits_and_answer_still_completes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(admission, "MAX_UNREAD_BYTES", MB)

@@ -217,7 +217,7 @@ def queued(name: str = "req_1", seconds: float = 60.0, project: str = "p", **fac
     return QueuedRequest(name, "/v1/chat/completions", BODY, project, now() + seconds, **facts)
 
 
-def test_without_a_server_it_serves_nobody_and_says_so(quick: EngineHost, caplog: pytest.LogCaptureFixture) -> None:
+def test_consumer_without_redis_stops_and_logs_event(quick: EngineHost, caplog: pytest.LogCaptureFixture) -> None:
     consumer = InteractiveConsumer(quick, "", "gpu.generate")
 
     assert quick.call(consumer.serve()).result(30) is None
@@ -226,9 +226,7 @@ def test_without_a_server_it_serves_nobody_and_says_so(quick: EngineHost, caplog
     assert caplog.messages == ["interactive_without_redis"]
 
 
-def test_a_question_that_nobody_waits_for_any_more_is_not_begun(
-    host: EngineHost, engine: Hanging, streams: Streams
-) -> None:
+def test_expired_or_abandoned_request_is_not_started(host: EngineHost, engine: Hanging, streams: Streams) -> None:
     late, left = queued("late", seconds=-1), queued("left")
     streams.ask(late)
     streams.ask(left, awaited=False)
@@ -239,9 +237,7 @@ def test_a_question_that_nobody_waits_for_any_more_is_not_begun(
     assert (streams.kinds(late), engine.began) == ([], 0)
 
 
-def test_what_takes_longer_than_it_may_is_told_and_frees_the_engine(
-    host: EngineHost, engine: Hanging, streams: Streams
-) -> None:
+def test_timed_out_request_ends_with_408_and_frees_engine(host: EngineHost, engine: Hanging, streams: Streams) -> None:
     asked = queued(seconds=0.3)
     streams.ask(asked)
 
@@ -253,7 +249,7 @@ def test_what_takes_longer_than_it_may_is_told_and_frees_the_engine(
 
 
 @pytest.mark.parametrize("swallows", [0, 2])
-def test_a_client_who_leaves_frees_the_engine_also_one_that_swallows_being_stopped(
+def test_client_disconnect_frees_engine_despite_swallowed_cancellation(
     host: EngineHost, engine: Hanging, streams: Streams, swallows: int
 ) -> None:
     engine.swallows = swallows
@@ -269,7 +265,7 @@ def test_a_client_who_leaves_frees_the_engine_also_one_that_swallows_being_stopp
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_a_resumable_stream_whose_client_has_left_frees_its_place(
+def test_resumable_stream_of_disconnected_client_frees_reserved_bytes(
     host: EngineHost, engine: Hanging, streams: Streams, begun: bool
 ) -> None:
     asked = queued(linger=60)
@@ -285,7 +281,7 @@ def test_a_resumable_stream_whose_client_has_left_frees_its_place(
     assert (stream_id, freed) == (asked.id, -ConsumerLimits().unread_bytes)
 
 
-def test_while_the_server_is_away_nobody_is_taken_to_have_left(
+def test_unavailable_server_does_not_count_clients_as_disconnected(
     host: EngineHost, engine: Hanging, streams: Streams
 ) -> None:
     streams.breaks = ConnectionError("away")
@@ -298,7 +294,7 @@ def test_while_the_server_is_away_nobody_is_taken_to_have_left(
     assert (engine.began, stopped) == (1, 0)
 
 
-def test_a_server_that_is_away_is_told_once_and_asked_again(
+def test_unavailable_server_is_logged_once_per_outage_and_retried(
     quick: EngineHost, streams: Streams, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = queued("first"), queued("second")
@@ -316,7 +312,7 @@ def test_a_server_that_is_away_is_told_once_and_asked_again(
     assert (once, caplog.messages.count("interactive_broker_unavailable")) == (1, 2)
 
 
-def test_what_is_no_question_holds_up_none(
+def test_unreadable_request_does_not_block_next_request(
     quick: EngineHost, streams: Streams, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = queued()
@@ -375,9 +371,7 @@ def test_a_question_does_not_wait_for_those_of_another_project_before_it(
     assert len(streams.line) == 0
 
 
-def test_a_project_that_has_too_many_questions_here_is_refused_and_nobody_else_is(
-    host: EngineHost, engine: Hanging, streams: Streams
-) -> None:
+def test_queue_limit_refuses_only_overloaded_project(host: EngineHost, engine: Hanging, streams: Streams) -> None:
     flood, other = [queued(f"a{n}") for n in range(6)], queued("b", project="other")
     for one in (*flood, other):
         streams.ask(one)
@@ -392,9 +386,7 @@ def test_a_project_that_has_too_many_questions_here_is_refused_and_nobody_else_i
     assert kinds == [["taken"]] * 5
 
 
-def test_a_client_who_leaves_while_its_question_waits_for_a_place_frees_it(
-    host: EngineHost, engine: Hanging, streams: Streams
-) -> None:
+def test_client_disconnect_frees_slot_of_waiting_request(host: EngineHost, engine: Hanging, streams: Streams) -> None:
     for name in "ab":
         streams.ask(queued(name))
 
@@ -408,7 +400,7 @@ def test_a_client_who_leaves_while_its_question_waits_for_a_place_frees_it(
     assert engine.began == 1
 
 
-def test_a_stream_that_is_read_too_slowly_is_told_so_and_frees_the_engine(
+def test_slow_stream_reader_gets_client_too_slow_and_frees_engine(
     host: EngineHost, engine: Hanging, streams: Streams
 ) -> None:
     asked = queued(stream=True)
@@ -452,7 +444,7 @@ def talking() -> Iterator[Callable[..., EngineHost]]:
 
 
 @pytest.mark.parametrize(("linger", "chunks"), [(0, 10), (60, 10)])
-def test_a_stream_whose_unread_chunks_are_too_many_bytes_is_given_up(
+def test_stream_with_too_many_unread_bytes_is_ended(
     talking: Callable[..., EngineHost], streams: Streams, linger: int, chunks: int
 ) -> None:
     asked = queued(stream=True, linger=linger)
@@ -531,7 +523,7 @@ def test_while_the_server_is_full_no_large_answer_is_put_there(
     assert (last.retry_after is not None) == (status == 503)
 
 
-def test_a_worker_that_goes_down_tells_those_who_wait_to_ask_another(
+def test_worker_shutdown_ends_running_request_with_worker_lost(
     host: EngineHost, engine: Hanging, streams: Streams
 ) -> None:
     asked = queued()
@@ -558,7 +550,7 @@ class Finishing(FakeEngine):
         return await super().answer(request)
 
 
-def test_a_worker_that_stops_finishes_what_it_answers_and_puts_back_what_it_has_not_begun(streams: Streams) -> None:
+def test_hand_over_finishes_running_and_requeues_waiting_requests(streams: Streams) -> None:
     engine = Finishing()
     host = EngineHost(engine, lambda: None)
     host.start()
@@ -614,7 +606,7 @@ def test_the_id_of_the_request_to_the_api_is_known_while_the_engine_answers(stre
     assert seen == {("req_1", "ticket-4711"), ("req_2", None)}
 
 
-def test_what_a_thread_hands_to_the_loop_knows_the_request_of_the_thread_s_job(quick: EngineHost) -> None:
+def test_engine_loop_call_inherits_request_id_of_calling_thread(quick: EngineHost) -> None:
     async def traced() -> str | None:
         async with asyncio.TaskGroup() as group:
             return await group.create_task(_request_id())

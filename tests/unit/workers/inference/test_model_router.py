@@ -80,7 +80,7 @@ async def test_a_text_is_as_long_as_the_models_files_and_its_prompt_leave_room_f
     assert await elsewhere.piece_bytes("unknown") == 512 - 16
 
 
-async def test_a_longer_model_is_asked_where_it_is_and_one_of_this_queue_by_whoever_asks(tmp_path: Path) -> None:
+async def test_long_context_model_is_routed_by_its_queue(tmp_path: Path) -> None:
     no = refusal(400, "It is paused.", code="model_paused")
     answers = []
     for queue in ("here", "there", no):
@@ -93,7 +93,7 @@ async def test_a_longer_model_is_asked_where_it_is_and_one_of_this_queue_by_whoe
     assert refused == (no, 0, [])
 
 
-async def test_a_model_that_may_not_embed_is_refused_and_nobody_asked(tmp_path: Path) -> None:
+async def test_refused_embedding_model_returns_refusal_without_request(tmp_path: Path) -> None:
     no = refusal(400, "It is paused.", code="model_paused")
     asked = Asked(no)
 
@@ -117,7 +117,7 @@ async def test_a_deployment_without_an_embedding_model_says_so(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("status", "vectors"), [(200, [[1.0]]), (200, [[1.0], [1.0, 0.0]]), (200, []), (400, [[1.0], [1.0]])]
 )
-async def test_vectors_that_are_too_few_or_of_different_lengths_are_none(
+async def test_invalid_embedding_answer_returns_embedding_failed(
     tmp_path: Path, status: int, vectors: list[list[float]]
 ) -> None:
     class Odd(Asked):

@@ -82,7 +82,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
         Told(TAKEN, AnswerEntry("alive"), breaks=WorkerLost()),
     ],
 )
-async def test_what_takes_the_other_engine_down_counts(make: Make, told: Told) -> None:
+async def test_peer_engine_death_raises_unreachable_fault(make: Make, told: Told) -> None:
     with pytest.raises(EngineFault) as fault:
         await make(told).forward("gpu.large", REQUEST)
 
@@ -94,7 +94,7 @@ async def test_what_takes_the_other_engine_down_counts(make: Make, told: Told) -
 @pytest.mark.parametrize(
     "told", [Told(TAKEN, BUSY), Told(TAKEN, LEAVING), Told(breaks=WorkerLost()), Told(breaks=NoWorker())]
 )
-async def test_what_never_got_in_does_not(make: Make, told: Told) -> None:
+async def test_request_not_begun_by_peer_raises_busy(make: Make, told: Told) -> None:
     with pytest.raises(EngineBusy):
         await make(told).forward("gpu.large", REQUEST)
 
@@ -130,7 +130,7 @@ async def test_a_search_that_breaks_counts(make: Make, end: AnswerEntry, unreach
     ],
     ids=["busy", "leaving", "slow", "lost before it began", "no worker"],
 )
-async def test_a_search_that_nobody_can_make_now_does_not(make: Make, told: Told) -> None:
+async def test_temporarily_unavailable_search_raises_busy(make: Make, told: Told) -> None:
     with pytest.raises(EngineBusy):
         await make(told).search(REQUEST, SEARCH)
 
@@ -148,7 +148,7 @@ async def test_a_models_file_that_is_broken_is_waited_for(sqlite: Database, tmp_
 
 
 @pytest.mark.parametrize(("scope", "name"), [("queue", "gpu.large"), ("model", "large"), ("project", "p")])
-async def test_what_the_operator_has_paused_is_not_asked(
+async def test_paused_queue_model_or_project_raises_busy(
     sqlite: Database, tmp_path: Path, scope: str, name: str
 ) -> None:
     file = tmp_path / "models.yaml"
@@ -165,7 +165,7 @@ async def test_what_the_operator_has_paused_is_not_asked(
         await asked.find_queue(REQUEST, "large", CHAT, "context.route_long")
 
 
-async def test_a_batchs_line_does_not_pass_for_somebody_who_waits(make: Make) -> None:
+async def test_forwarded_batch_line_has_no_interactive_priority(make: Make) -> None:
     told = Told(TAKEN, GOOD)
     asked = make(told)
 
@@ -201,7 +201,7 @@ def test_a_line_that_takes_the_other_engine_down_is_given_up_in_the_end(make: Ma
 
 
 @pytest.mark.usefixtures("placed")
-def test_a_line_whose_search_breaks_each_time_is_given_up_in_the_end(make: Make, host: EngineHost) -> None:
+def test_line_with_failing_search_fails_after_limited_attempts(make: Make, host: EngineHost) -> None:
     told = Told(TAKEN, BROKE)
     asked = make(told)
     item = Item(0, "r0", "batch_req_0", REQUEST)

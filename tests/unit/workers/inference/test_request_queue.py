@@ -5,7 +5,7 @@ import asyncio
 from workers.inference.request_queue import ProjectLimiter
 
 
-def test_a_project_has_its_places_and_its_waiting_requests_whatever_another_one_has() -> None:
+def test_project_slots_and_queue_are_independent_of_other_projects() -> None:
     limiter = ProjectLimiter(concurrent=2, waiting=1)
 
     assert [limiter.enter("a", 1) for _ in range(4)] == [True, True, True, False]
@@ -14,7 +14,7 @@ def test_a_project_has_its_places_and_its_waiting_requests_whatever_another_one_
     assert limiter.enter("a", 1)
 
 
-def test_large_requests_are_bounded_by_their_bytes_and_a_single_one_is_not() -> None:
+def test_request_bytes_are_limited_except_for_single_request() -> None:
     limiter = ProjectLimiter(concurrent=10, waiting=10, max_bytes=100)
 
     assert [limiter.enter("a", size) for size in (60, 41, 40, 1)] == [True, False, True, False]

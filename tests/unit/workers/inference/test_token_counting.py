@@ -76,7 +76,7 @@ async def test_an_input_is_counted_as_the_model_is_shown_it(harness: Harness) ->
     assert (request.url, request.tenant, inside) == (RESPONSES, "p", 1)
 
 
-async def test_what_only_says_what_to_leave_out_does_not_reach_the_engine(harness: Harness) -> None:
+async def test_truncation_and_cache_fields_do_not_reach_engine(harness: Harness) -> None:
     item = {"role": "user", "content": "one", "priority": 3}
 
     await harness.ask(input=[item], truncation="auto", context={"strategy": "rotate"}, cache=True)
@@ -91,7 +91,7 @@ async def test_more_than_the_context_holds_is_counted_too(harness: Harness) -> N
 
 
 @pytest.mark.parametrize("refuse", [False, True])
-async def test_what_is_found_in_files_counts(harness: Harness, refuse: bool) -> None:
+async def test_file_search_content_counts_as_input_tokens(harness: Harness, refuse: bool) -> None:
     bare = await harness.ask(input="Cats?")
     grounded = await harness.ask(input="Cats?", tools=[{**TOOL, "refuse": refuse}])
     harness.found = []
@@ -101,7 +101,7 @@ async def test_what_is_found_in_files_counts(harness: Harness, refuse: bool) -> 
     assert "tools" not in harness.measured[1][0].body
 
 
-async def test_where_nobody_searches_now_nobody_counts(harness: Harness) -> None:
+async def test_token_count_is_busy_while_search_is_unavailable(harness: Harness) -> None:
     harness.found = None
 
     with pytest.raises(EngineBusy):
@@ -124,7 +124,7 @@ async def test_an_estimate_is_no_answer() -> None:
         ({}, "input", "invalid_value"),
     ],
 )
-async def test_what_cannot_be_put_into_tokens_is_refused_with_a_reason(
+async def test_uncountable_input_is_refused_with_reason(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, body: dict[str, Any], param: str, code: str
 ) -> None:
     async def none(_: Request) -> None:

@@ -119,7 +119,7 @@ async def test_an_engine_gets_the_bytes_and_the_request_keeps_its_urls() -> None
     assert msgspec.json.encode(bodies) == before
 
 
-async def test_a_project_that_may_not_is_told_so_in_the_same_words_for_pictures_and_files() -> None:
+async def test_refused_project_gets_same_error_for_pictures_and_files() -> None:
     engine = Engine()
     async with serving(Server()) as server:
         server.on_list = _answer
@@ -147,7 +147,7 @@ async def test_a_project_that_may_not_is_told_so_in_the_same_words_for_pictures_
         (["a.png"], {"media_allow_private": False}, "invalid_url", "must start with https"),
     ],
 )
-async def test_what_cannot_be_fetched_is_an_error_of_the_request(
+async def test_failed_fetch_is_error_of_request(
     names: list[str], settings: dict[str, Any], code: str | None, told: str
 ) -> None:
     engine = Engine()

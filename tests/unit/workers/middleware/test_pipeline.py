@@ -81,7 +81,7 @@ async def layers(sqlite: Database, tmp_path: Path) -> AsyncIterator[Layers]:
     response_cache.close()
 
 
-async def test_what_is_cached_is_the_answer_that_was_cut_and_checked(layers: Layers) -> None:
+async def test_cache_stores_validated_answer_of_truncated_conversation(layers: Layers) -> None:
     body = {
         "messages": [*OLD, {"role": "user", "content": "A number?"}],
         "max_tokens": 10,

@@ -49,7 +49,7 @@ async def ask(tmp_path: Path, asked: list[Any]) -> Ask:
     return embed
 
 
-async def test_ids_under_one_of_openai_s_names_are_the_text_they_stand_for(ask: Ask, asked: list[Any]) -> None:
+async def test_token_ids_under_openai_name_are_embedded_as_their_text(ask: Ask, asked: list[Any]) -> None:
     many, one, text = await ask(OPENAI, IDS), await ask(OPENAI, IDS[1]), await ask(OPENAI, TEXTS)
 
     assert asked == [TEXTS, TEXTS[1:], TEXTS]
@@ -80,13 +80,13 @@ async def test_an_id_that_is_no_token_is_refused(ask: Ask, asked: list[Any], wro
 
 
 @pytest.mark.parametrize("value", [[], [[]], ["a", [1]], 7, None])
-async def test_what_is_malformed_goes_to_the_engine_which_says_why(ask: Ask, asked: list[Any], value: Any) -> None:
+async def test_malformed_input_is_passed_to_engine_unchanged(ask: Ask, asked: list[Any], value: Any) -> None:
     await ask(OPENAI, value)
 
     assert asked == [value]
 
 
-async def test_other_requests_pass_as_they_are() -> None:
+async def test_chat_request_passes_through() -> None:
     layer = TokenIdMiddleware(FakeEngine((OPENAI,)), lambda _: True)
     await layer.start()
 

@@ -102,7 +102,7 @@ async def worker(sqlite: Database, tmp_path: Path) -> AsyncIterator[Worker]:
 
 
 @pytest.mark.parametrize("url", BODIES)
-async def test_an_answer_is_the_adapters_under_the_asked_name(worker: Worker, url: str) -> None:
+async def test_answer_comes_from_adapter_under_requested_name(worker: Worker, url: str) -> None:
     adapter = tuned_adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
 
     body = await worker.ask(ONE, url)
@@ -113,7 +113,7 @@ async def test_an_answer_is_the_adapters_under_the_asked_name(worker: Worker, ur
 
 
 @pytest.mark.parametrize("url", BODIES)
-async def test_every_event_of_a_stream_has_the_asked_name(worker: Worker, url: str) -> None:
+async def test_stream_events_carry_requested_model_name(worker: Worker, url: str) -> None:
     adapter = tuned_adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
     events: list[dict[str, Any]] = []
 
@@ -165,7 +165,7 @@ async def test_a_deleted_model_is_not_served_even_from_the_cache_and_its_local_f
     assert not (worker.local / adapter).exists()
 
 
-async def test_local_files_of_a_deleted_model_go_when_another_is_fetched(worker: Worker) -> None:
+async def test_fetch_removes_local_files_of_deleted_model(worker: Worker) -> None:
     first = tuned_adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
     second = tuned_adapters.tuned_model(worker.db, worker.storage, OTHER, project="rival")
     await worker.ask(ONE)
@@ -217,7 +217,7 @@ async def test_a_tampered_file_is_refused_and_nothing_of_it_is_left(worker: Work
     assert not (worker.local / adapter).exists()
 
 
-async def test_a_storage_that_is_away_is_waited_for(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unavailable_storage_raises_busy_until_restored(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     tuned_adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
 
     def away(*_: object) -> None:
@@ -231,7 +231,7 @@ async def test_a_storage_that_is_away_is_waited_for(worker: Worker, monkeypatch:
     assert (await worker.ask(ONE))["http"] == 200
 
 
-async def test_local_files_that_were_tampered_with_are_fetched_again(worker: Worker) -> None:
+async def test_modified_local_files_are_refetched(worker: Worker) -> None:
     adapter = tuned_adapters.tuned_model(worker.db, worker.storage, ONE, project="acme")
     weights = worker.local / adapter / "adapter_model.safetensors"
     weights.parent.mkdir(parents=True)
@@ -337,9 +337,7 @@ async def test_a_worker_serves_adapters_or_whole_models(sqlite: Database, tmp_pa
     worker.cache.close()
 
 
-async def test_files_are_fetched_once_for_all_who_wait_for_them(
-    whole_worker: Worker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_concurrent_requests_fetch_files_once(whole_worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     worker, read = whole_worker, list[str]()
     reader = worker.storage.reader
     monkeypatch.setattr(worker.storage, "reader", lambda path, *rest: (read.append(path), reader(path, *rest))[1])

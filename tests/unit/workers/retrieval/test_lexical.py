@@ -43,11 +43,11 @@ def test_the_better_of_two_stays() -> None:
     assert names(distinct([COPY, KIWI, NEAR, LAVA], 0.7, 10)) == (["copy", "lava"], 2)
 
 
-def test_what_is_beyond_the_wanted_number_is_not_counted() -> None:
+def test_duplicates_beyond_limit_are_not_counted() -> None:
     assert names(distinct([KIWI, COPY, LAVA, COPY], 0.9, 2)) == (["kiwi", "lava"], 1)
 
 
-def test_texts_of_other_words_and_none_are_kept() -> None:
+def test_texts_with_distinct_or_no_words_are_retained() -> None:
     empty = [found("a", ""), found("b", " … "), found("c", "kiwi"), found("d", "kiwi"), found("e", "emu")]
 
     assert names(distinct(empty, 0.9, 10)) == (["a", "b", "c", "e"], 1)
@@ -65,7 +65,7 @@ def test_likeness_is_the_share_of_triples(one: str, other: str, alike: float) ->
     assert likeness(shingles(one), shingles(other)) == pytest.approx(alike)
 
 
-def test_the_threshold_comes_first_and_nothing_is_looked_for_unless_asked() -> None:
+def test_threshold_filters_chunks_and_deduplication_is_opt_in() -> None:
     search = Search(model="m", store_id="vs", queries=("q",), threshold=0.65, limit=10)
 
     plain = choose(search, [KIWI, COPY, NEAR, LAVA])
@@ -97,9 +97,9 @@ def test_a_query_of_nothing_else_stays_as_it_is(query: str) -> None:
 
 
 @pytest.mark.parametrize("query", ["mit license", "die casting", "los angeles"])
-def test_one_stop_word_of_another_language_than_english_may_be_a_name(query: str) -> None:
+def test_single_foreign_stop_word_stays_in_query(query: str) -> None:
     assert lexical.keywords(query) == query
 
 
-def test_what_is_a_stop_word_in_another_language_stays() -> None:
+def test_foreign_stop_words_stay_in_english_query() -> None:
     assert lexical.keywords("why did he die in the war") == "die war"  # both are some in German

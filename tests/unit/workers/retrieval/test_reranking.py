@@ -126,7 +126,7 @@ def test_a_ranker_that_cannot_be_is_refused(
     assert engine == []
 
 
-def test_what_the_model_refuses_is_told_as_the_rankers_fault(
+def test_model_refusal_is_reported_as_ranker_error(
     searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _answers(searchable, monkeypatch, refusal(404, "gone", code="model_not_found"))
@@ -150,7 +150,7 @@ def _scored(*scores: float) -> Answer:
     return Answer(200, msgspec.json.encode({"results": results}))
 
 
-def test_logits_keep_their_order_and_are_shown_as_what_they_stand_for(
+def test_logits_retain_order_and_are_shown_as_probabilities(
     searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = searchable.names(QUERY, text_weight=0.0)
@@ -205,7 +205,7 @@ class Elsewhere:
         yield self.ends.pop(0)
 
 
-def test_another_queues_worker_is_asked_for_each_query_and_its_scores_decide(
+def test_worker_of_other_queue_scores_each_query(
     searchable: SearchableStore, engine: list[Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = ([{"index": n, "relevance_score": abs(n - best) / 4} for n in range(4)] for best in (0, 3))
@@ -227,7 +227,7 @@ def test_another_queues_worker_is_asked_for_each_query_and_its_scores_decide(
 
 
 @pytest.mark.parametrize(("status", "told", "wanted"), [(503, 7.0, 7.0), (429, None, 2.0), (408, None, 2.0)])
-def test_another_queues_worker_that_cannot_now_is_asked_again(
+def test_unavailable_worker_of_other_queue_raises_busy_with_retry_after(
     searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch, status: int, told: float | None, wanted: float
 ) -> None:
     monkeypatch.setattr(
@@ -239,7 +239,7 @@ def test_another_queues_worker_that_cannot_now_is_asked_again(
     assert busy.value.retry_after == wanted
 
 
-def test_what_another_queues_worker_refuses_is_the_rankers_fault(
+def test_refusal_by_worker_of_other_queue_is_reported_as_ranker_error(
     searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = AnswerEntry("end", refusal(404, "gone", code="model_not_found").body, 404)
@@ -261,7 +261,7 @@ def test_failures_in_another_queues_worker_are_passed_on(
     assert (error["status"], error["code"], error["message"]) == (502, "engine_error", "no score")
 
 
-def test_where_nothing_is_found_no_model_is_asked(searchable: SearchableStore, engine: list[Request]) -> None:
+def test_empty_result_sends_no_rerank_request(searchable: SearchableStore, engine: list[Request]) -> None:
     assert searchable.search("zeppelin", ranker="ranker", vector_weight=0.0) == []
     assert engine == []
 

@@ -93,7 +93,7 @@ def searchable(inline: Works) -> SearchableStore:
     return SearchableStore(inline)
 
 
-def test_what_answers_best_comes_first(searchable: SearchableStore) -> None:
+def test_best_match_comes_first(searchable: SearchableStore) -> None:
     (best, *others) = searchable.search("a flightless bird of the forest")
 
     assert (best.file_id, best.filename, best.text, best.scores.fused) == ("kiwi", "kiwi.txt", TEXTS["kiwi"], 1.0)
@@ -116,7 +116,7 @@ def test_best_result_has_a_low_score_where_nothing_answers(searchable: Searchabl
 
 
 @pytest.mark.parametrize("fusion", ["rrf", "relative"])
-def test_a_score_is_the_same_whatever_else_is_found(searchable: SearchableStore, fusion: Any) -> None:
+def test_score_is_independent_of_other_results(searchable: SearchableStore, fusion: Any) -> None:
     with searchable.inline.db.write() as session:
         session.execute(update(VectorStoreFile).where(VectorStoreFile.id == "tide").values(attributes={"far": 1}))
     query = "kiwi forest moon"
@@ -151,7 +151,7 @@ def test_by_meaning_by_words_or_by_both(searchable: SearchableStore, weights: tu
     assert all(0 <= one.score <= 1 for one in found)
 
 
-def test_scores_show_what_each_ranking_gave(searchable: SearchableStore) -> None:
+def test_scores_include_score_of_each_ranking(searchable: SearchableStore) -> None:
     both = {chunk.file_id: chunk.scores for chunk in searchable.search("volcano lava")}
     [by_words] = searchable.search("volcano lava", vector_weight=0.0)
 
@@ -198,11 +198,11 @@ def test_words_without_a_meaning_find_nothing_where_others_remain(searchable: Se
 
 
 @pytest.mark.parametrize("limit", [1, 3, 50])
-def test_no_more_comes_than_was_asked_for(searchable: SearchableStore, limit: int) -> None:
+def test_result_count_respects_limit(searchable: SearchableStore, limit: int) -> None:
     assert len(searchable.names("the bird", limit=limit)) == min(limit, len(TEXTS))
 
 
-def test_several_queries_find_what_each_finds_and_each_chunk_once(searchable: SearchableStore) -> None:
+def test_several_queries_merge_results_without_duplicate_chunks(searchable: SearchableStore) -> None:
     found = searchable.search("flightless kiwi forest", "lava volcano", limit=2)
 
     assert {one.file_id for one in found} == {"kiwi", "lava"}
@@ -211,7 +211,7 @@ def test_several_queries_find_what_each_finds_and_each_chunk_once(searchable: Se
     assert searchable.inline.engine.asked[0] == ["flightless kiwi forest", "lava volcano"]  # one request
 
 
-def test_chunks_of_one_file_are_found_each(searchable: SearchableStore) -> None:
+def test_all_matching_chunks_of_file_are_found(searchable: SearchableStore) -> None:
     searchable.publish("zoo", ["The zebra lives here.", "The zebra sleeps there.", "The zebra eats grass."])
 
     found = searchable.search("zebra", limit=3)
@@ -223,7 +223,7 @@ def test_chunks_of_one_file_are_found_each(searchable: SearchableStore) -> None:
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0)])
-def test_hidden_versions_are_never_found_even_if_they_are_many_and_score_best(
+def test_numerous_best_scoring_hidden_versions_are_never_found(
     searchable: SearchableStore, weights: tuple[float, float]
 ) -> None:
     """Old versions, half-written ones, deleted files: the vector database still has them all."""
@@ -246,7 +246,7 @@ def test_beyond_so_many_hidden_ones_it_looks_no_further(
     assert searchable.names("kiwi flightless bird", text_weight=0.0) == []
 
 
-def test_of_an_old_version_and_a_new_one_the_new_one_is_found(searchable: SearchableStore) -> None:
+def test_search_finds_current_version_of_file(searchable: SearchableStore) -> None:
     searchable.write(**{"kiwi.7": ["The kiwi has a long beak."]})
     before = searchable.search("kiwi beak", limit=1)[0].text
 
@@ -258,7 +258,7 @@ def test_of_an_old_version_and_a_new_one_the_new_one_is_found(searchable: Search
 
 
 @pytest.mark.parametrize("times", [1, 10], ids=["once", "each time"])
-def test_a_file_that_is_replaced_between_both_rankings_is_found_in_one_version(
+def test_file_replaced_between_rankings_is_found_in_single_version(
     searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     versions = [f"The kiwi of version {n} is a bird." for n in range(times + 1)]
@@ -307,7 +307,7 @@ def test_a_file_that_is_replaced_while_it_is_searched_is_found_in_its_new_versio
     assert found == ["The kiwi has a long beak."]
 
 
-def test_a_documents_next_version_hides_the_one_before_in_an_index_that_has_gone_out_of_use_too(
+def test_next_version_hides_previous_version_in_index_out_of_use(
     searchable: SearchableStore,
 ) -> None:
     """Keep the old version there until the next one is in the index in use, too."""
@@ -352,7 +352,7 @@ FILTERS: list[tuple[dict[str, Any], set[str]]] = [
 
 
 @pytest.mark.parametrize(("condition", "wanted"), FILTERS)
-def test_filters_let_through_what_fits(inline: Works, condition: dict[str, Any], wanted: set[str]) -> None:
+def test_filters_select_matching_files(inline: Works, condition: dict[str, Any], wanted: set[str]) -> None:
     searchable = SearchableStore(
         inline, kiwi={"kind": "bird", "size": 0.5}, emu={"kind": "bird", "size": 2}, lava={"kind": "rock", "hot": True}
     )
@@ -360,7 +360,7 @@ def test_filters_let_through_what_fits(inline: Works, condition: dict[str, Any],
     assert set(searchable.names("the bird of the sea", filters=condition, limit=50)) == wanted
 
 
-def test_a_filter_finds_what_without_it_is_far_down(searchable: SearchableStore) -> None:
+def test_filter_finds_low_ranked_match(searchable: SearchableStore) -> None:
     for n in range(60):
         searchable.publish(f"near{n}", [f"kiwi kiwi kiwi {n}"], {"near": True})
     with searchable.inline.db.write() as session:
@@ -379,7 +379,7 @@ def test_changed_attributes_count_at_once(searchable: SearchableStore) -> None:
     assert (before, after.file_id, after.attributes) == ([], "kiwi", {"read": True})
 
 
-def test_an_empty_store_finds_nothing_and_asks_nobody(inline: Works) -> None:
+def test_search_of_empty_store_finds_nothing_and_sends_no_request(inline: Works) -> None:
     assert inline.search(inline.store(), "anything") == []
     assert inline.engine.asked == []
 
@@ -403,7 +403,7 @@ def test_an_index_that_was_emptied_meanwhile_is_not_there(searchable: Searchable
     assert status_of(searchable.inline.ask(Search(model=MODEL, store_id=searchable.id, queries=("kiwi",))))[0] == 404
 
 
-def test_a_store_whose_time_is_over_is_not_there(searchable: SearchableStore) -> None:
+def test_expired_store_is_not_found(searchable: SearchableStore) -> None:
     with searchable.inline.db.write() as session:
         session.execute(update(VectorStore).values(expires_at=now() - 1))
 
@@ -457,7 +457,7 @@ def test_an_answer_without_vectors_is_the_engines_fault(searchable: SearchableSt
     assert searchable.inline.ask(Search(model=MODEL, store_id=searchable.id, queries=("kiwi",))).status == 502
 
 
-def test_a_query_whose_vector_has_another_length_than_the_stores_is_refused(searchable: SearchableStore) -> None:
+def test_query_vector_with_other_dimensions_is_refused(searchable: SearchableStore) -> None:
     searchable.inline.engine.dimensions = DIMENSIONS // 2
 
     answer = searchable.inline.ask(Search(model=MODEL, store_id=searchable.id, queries=("kiwi", "emu")))
@@ -473,14 +473,14 @@ def test_a_query_whose_vector_has_another_length_than_the_stores_is_refused(sear
 
 
 @pytest.mark.parametrize("fault", [EngineBusy("busy"), EngineFault("broke")])
-def test_what_engines_raise_is_passed_on(searchable: SearchableStore, fault: Exception) -> None:
+def test_engine_errors_are_passed_on(searchable: SearchableStore, fault: Exception) -> None:
     searchable.inline.engine.fault = lambda _: fault
 
     with pytest.raises(type(fault)):
         searchable.inline.ask(Search(model=MODEL, store_id=searchable.id, queries=("kiwi",)))
 
 
-def test_vectors_that_are_away_are_busy(searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_vector_database_raises_busy(searchable: SearchableStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(*_: object) -> None:
         raise VectorsUnavailable
 
@@ -509,7 +509,7 @@ def test_the_queries_priority_and_project_go_to_the_engine(
 
 
 @pytest.mark.parametrize("cacheable", [True, False])
-def test_a_query_that_is_not_to_be_kept_is_embedded_as_such(
+def test_query_embedding_request_has_cacheable_flag_of_search(
     inline: Works, monkeypatch: pytest.MonkeyPatch, cacheable: bool
 ) -> None:
     searchable, told = SearchableStore(inline), list[bool]()
@@ -559,7 +559,7 @@ def test_hit_that_is_best_in_both_rankings_has_all_shares() -> None:
     assert found == [("a", 1.0), ("b", 0.3333), ("c", 0.3333)]
 
 
-def test_to_be_in_both_lists_is_better_than_to_lead_one() -> None:
+def test_hit_in_both_lists_ranks_above_leader_of_single_list() -> None:
     found = ranked(hits(a=0.9, b=0.8), hits(c=9, b=8), (1, 1), "rrf", 60)
 
     assert [name for name, _ in found] == ["b", "a", "c"]
@@ -587,7 +587,7 @@ def test_cosine_is_the_share_in_a_search_by_vectors_alone() -> None:
     assert ranked(hits(a=0.7, b=-0.3, c=1.0001), hits(z=9), (1, 0), "rrf", 1) == [("a", 0.7), ("b", 0.0), ("c", 1.0)]
 
 
-def test_best_hit_of_a_search_by_words_alone_has_share_one() -> None:
+def test_best_hit_of_text_only_search_has_full_score() -> None:
     assert ranked(hits(z=0.9), hits(a=8, b=2), (0, 1), "rrf", 1) == [("a", 1.0), ("b", 0.25)]
 
 

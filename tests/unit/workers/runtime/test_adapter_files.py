@@ -29,7 +29,7 @@ def trained(db: Database, storage: DiskStorage, number: int = 0) -> tuple[str, s
         return row.location, row.sha256
 
 
-def test_what_a_killed_process_left_is_no_adapter_and_goes_later(
+def test_leftovers_of_killed_process_are_no_adapter_and_are_removed(
     sqlite: Database, storage: DiskStorage, tmp_path: Path
 ) -> None:
     location, sha256 = trained(sqlite, storage)
@@ -50,7 +50,7 @@ def test_what_a_killed_process_left_is_no_adapter_and_goes_later(
     assert list(folder.iterdir()) == [adapter.folder]
 
 
-def test_the_adapters_that_were_fetched_first_go_when_there_are_many(
+def test_oldest_adapters_are_removed_above_limit(
     sqlite: Database, storage: DiskStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adapter_files, "_MAX_FOLDERS", 2)
@@ -66,7 +66,7 @@ def test_the_adapters_that_were_fetched_first_go_when_there_are_many(
     assert files.fetch(*made[0]).folder.is_dir()
 
 
-def test_a_result_whose_files_are_gone_is_not_found(sqlite: Database, storage: DiskStorage, tmp_path: Path) -> None:
+def test_result_with_deleted_files_is_not_found(sqlite: Database, storage: DiskStorage, tmp_path: Path) -> None:
     location, sha256 = trained(sqlite, storage)
     storage.delete(location)
 

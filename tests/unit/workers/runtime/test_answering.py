@@ -73,7 +73,7 @@ def _run(host: EngineHost, items: list[Item], tries: int = 4) -> tuple[list[int]
         (FailureHistory(deaths=4, isolated=2), 1, True),
     ],
 )
-def test_groups_narrow_to_one(history: FailureHistory, width: int | None, spent: bool) -> None:
+def test_repeated_failures_narrow_group_to_single_line(history: FailureHistory, width: int | None, spent: bool) -> None:
     assert (history.width(4), history.is_spent(4)) == (width, spent)
     assert FailureHistory(*history.to_list()) == history
 
@@ -185,7 +185,7 @@ def test_a_line_that_must_wait_stops_none_that_is_being_answered(
     assert asked.count("q1") == 1
 
 
-def test_hung_beside_one_that_must_wait_the_shard_is_given_back_in_the_end(
+def test_hung_line_and_busy_line_release_shard(
     hosts: list[EngineHost],
 ) -> None:
     busy = EngineBusy("full", retry_after=0.5)

@@ -25,7 +25,7 @@ def _context(db: LosesAnswers) -> Any:
     return cast(Any, SimpleNamespace(db=db, stop=threading.Event(), worker_id="worker"))
 
 
-def test_a_claim_on_a_shard_whose_answer_was_lost_is_held(losing: LosesAnswers) -> None:
+def test_shard_claim_with_lost_answer_is_valid(losing: LosesAnswers) -> None:
     job = sample_jobs.running(losing)
 
     losing.lose_next = True
@@ -36,7 +36,7 @@ def test_a_claim_on_a_shard_whose_answer_was_lost_is_held(losing: LosesAnswers) 
     assert sample_jobs.shard(losing, job.id).stalls == 0
 
 
-def test_a_claim_on_a_job_whose_answer_was_lost_is_held(losing: LosesAnswers) -> None:
+def test_job_claim_with_lost_answer_is_valid(losing: LosesAnswers) -> None:
     job = sample_jobs.submitted(losing)
 
     losing.lose_next = True

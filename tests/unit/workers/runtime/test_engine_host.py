@@ -74,7 +74,7 @@ def test_an_engine_that_cannot_be_closed_holds_up_no_end(caplog: pytest.LogCaptu
     assert "engine_close_failed" in caplog.messages
 
 
-def test_what_still_runs_when_it_ends_closes_what_it_has_open() -> None:
+def test_close_lets_running_tasks_clean_up() -> None:
     host = EngineHost(FakeEngine(), lambda: None)
     host.start()
     began, ended = threading.Event(), threading.Event()
@@ -143,7 +143,7 @@ def shared() -> Iterator[EngineHost]:
     host.close()
 
 
-def test_a_request_waits_until_other_processes_let_it_begin_and_says_when_none_is_left(shared: EngineHost) -> None:
+def test_request_waits_for_shared_lock_and_last_request_releases_lock(shared: EngineHost) -> None:
     others = Others(let=3)
     shared._others = others
 
@@ -159,7 +159,7 @@ def test_a_request_waits_until_other_processes_let_it_begin_and_says_when_none_i
     assert others.let == -2, "both have asked, the first of them until it was let in"
 
 
-def test_isolated_request_is_the_only_one_of_all_engines(shared: EngineHost) -> None:
+def test_isolated_request_excludes_requests_of_all_engines(shared: EngineHost) -> None:
     others = Others()
     shared._others = others
 
@@ -181,7 +181,7 @@ def test_isolated_request_is_the_only_one_of_all_engines(shared: EngineHost) -> 
     assert others.heard == ["isolated", "left", "left"]
 
 
-def test_a_server_that_comes_to_be_shared_is_so_from_then_on_and_with_those_who_were_first(host: EngineHost) -> None:
+def test_first_lock_of_shared_server_stays_in_use(host: EngineHost) -> None:
     first, second = Others(), Others()
 
     host.share(first)

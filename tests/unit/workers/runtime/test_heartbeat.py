@@ -76,7 +76,7 @@ def heartbeat(db: Database) -> Iterator[Heartbeat]:
     heartbeat.join()
 
 
-def test_held_claims_heartbeat_and_others_do_not(db: Database, heartbeat: Heartbeat) -> None:
+def test_only_watched_claims_get_heartbeats(db: Database, heartbeat: Heartbeat) -> None:
     job = sample_jobs.running(db, [1, 1])
     held, idle = (sample_jobs.claim_shard(db, job.id, n, "w") for n in range(2))
 
@@ -134,7 +134,7 @@ def test_each_heartbeat_reports_work_without_a_claim(db: Database, heartbeat: He
 
 @pytest.mark.parametrize("scope", Scope)
 @pytest.mark.first(2)
-def test_a_pause_is_known_soon_and_heartbeats_follow_for_the_operator_who_drains(db: Database, scope: Scope) -> None:
+def test_pause_is_noticed_soon_and_acknowledged_by_heartbeats(db: Database, scope: Scope) -> None:
     heartbeat = Heartbeat(db, _worker, heartbeat_seconds=60, stop=threading.Event())
     heartbeat.start()
     try:
@@ -155,7 +155,7 @@ def test_a_pause_is_known_soon_and_heartbeats_follow_for_the_operator_who_drains
         heartbeat.leave()
 
 
-def test_what_is_paused_already_is_known_from_the_start(db: Database) -> None:
+def test_existing_pause_is_known_at_start(db: Database) -> None:
     with db.write() as session:
         pauses.pause(session, Scope.MODEL, "m", actor="operator")
     heartbeat = Heartbeat(db, _worker, heartbeat_seconds=60, stop=threading.Event())
@@ -166,7 +166,7 @@ def test_what_is_paused_already_is_known_from_the_start(db: Database) -> None:
     heartbeat.leave()
 
 
-def test_claim_that_was_taken_back_is_told_so(db: Database, heartbeat: Heartbeat) -> None:
+def test_revoked_claim_is_reported_lost(db: Database, heartbeat: Heartbeat) -> None:
     job = sample_jobs.running(db)
     claim = sample_jobs.claim_shard(db, job.id, 0, "w")
 
@@ -188,7 +188,7 @@ def test_cancelled_job_stops_its_shards(db: Database, heartbeat: Heartbeat) -> N
     assert not handle.lost.is_set()
 
 
-def test_fenced_planner_is_told_so(db: Database, heartbeat: Heartbeat) -> None:
+def test_claim_of_superseded_planner_is_reported_lost(db: Database, heartbeat: Heartbeat) -> None:
     claim = sample_jobs.planning(db)
     with db.write() as session:
         ledger.release(session, claim.job.id, claim.epoch)
@@ -252,7 +252,7 @@ def test_worker_that_leaves_while_the_database_refuses_leaves_its_row_to_the_dis
     fickle.close()
 
 
-def test_process_whose_keeper_dies_ends_so_that_it_is_started_again(sqlite: Database) -> None:
+def test_process_exits_for_restart_after_heartbeat_thread_dies(sqlite: Database) -> None:
     script = [sys.executable, "-c", BREAKS_AT_ITS_FIRST_BEAT, sqlite.url]
 
     ended = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
@@ -262,7 +262,7 @@ def test_process_whose_keeper_dies_ends_so_that_it_is_started_again(sqlite: Data
     assert "pop from empty list" in ended.stderr
 
 
-def test_worker_taken_for_dead_registers_again(db: Database, heartbeat: Heartbeat) -> None:
+def test_deregistered_worker_registers_on_next_announcement(db: Database, heartbeat: Heartbeat) -> None:
     with db.write() as session:
         workers.leave(session, "w")
 
@@ -301,7 +301,7 @@ def test_a_worker_that_was_taken_for_dead_says_that_its_engines_live(db: Databas
     assert (before, _deaths(db)) == (1, 0)
 
 
-def test_a_worker_that_is_told_to_end_blames_no_engine_for_what_becomes_of_it(db: Database) -> None:
+def test_stopping_worker_reports_no_engines(db: Database) -> None:
     def worker() -> Worker:
         one = _worker()
         one.host_devices, one.engines = "here", HELD
@@ -335,7 +335,7 @@ def test_leaving_worker_releases_the_trial_of_its_engine(db: Database, heartbeat
         assert quarantine.begin_trial(session, "here", "tiny", "next", bounds)
 
 
-def test_leaving_ends_what_is_held_and_takes_the_row_away(db: Database, heartbeat: Heartbeat) -> None:
+def test_leave_ends_claims_and_removes_worker_row(db: Database, heartbeat: Heartbeat) -> None:
     with heartbeat.watching("job", 1, 0) as handle:
         heartbeat.leave()
 

@@ -44,7 +44,7 @@ def speak(
     return ended, told.read_text().splitlines()
 
 
-def test_last_lines_of_a_pipe_are_kept_and_all_are_forwarded(tmp_path: Path) -> None:
+def test_last_lines_of_pipe_are_recorded_and_all_lines_forwarded(tmp_path: Path) -> None:
     ended, last = speak(tmp_path, 5000, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     assert ended.stderr.splitlines() == [*(f"line {n}" for n in range(5000)), "a child"]

@@ -21,7 +21,7 @@ def body_of(record: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("url", [CHAT, RESPONSES])
-def test_a_refusal_that_has_cost_something_says_what(url: str) -> None:
+def test_refusal_with_cost_includes_its_usage(url: str) -> None:
     refused = refusal(422, "Not of the schema.", code="invalid_json_schema_output")
 
     record = answer_record(item(url=url), Answer(422, refused.body, COST))
@@ -49,5 +49,5 @@ def test_a_copy_of_it_costs_nothing_and_says_nothing() -> None:
         (Answer(502, b"broken", COST), b"broken"),
     ],
 )
-def test_other_bodies_are_passed_on_as_they_are(answer: Answer, body: bytes) -> None:
+def test_other_bodies_are_passed_through_unchanged(answer: Answer, body: bytes) -> None:
     assert b'"body":' + body + b"}" in answer_record(item(), answer).data

@@ -191,7 +191,7 @@ def test_an_engine_that_dies_too_often_is_left_alone_and_the_others_go_on(shop: 
     assert "secret" not in told
 
 
-def test_what_was_in_flight_at_another_engine_is_no_suspect(shop: Shop) -> None:
+def test_request_in_flight_at_other_engine_is_no_suspect(shop: Shop) -> None:
     one = shop.process()
     one.begin()
     gate = threading.Event()
@@ -237,7 +237,7 @@ def test_deaths_are_counted_over_the_workers_restarts(shop: Shop) -> None:
     assert (later.tiny.starts, later.router.models) == (0, ("other",))
 
 
-def test_a_worker_that_is_killed_with_its_engine_is_a_death_that_the_next_one_counts(shop: Shop) -> None:
+def test_death_of_worker_with_its_engine_is_counted_by_next_worker(shop: Shop) -> None:
     shop.log_tail.before = ["Killed"]
     for _ in range(3):
         one = shop.process()
@@ -254,7 +254,7 @@ def test_a_worker_that_is_killed_with_its_engine_is_a_death_that_the_next_one_co
     assert (row.deaths, row.error, row.lines) == (3, "the worker process was gone all of a sudden", ["Killed"])
 
 
-def test_a_worker_that_ends_as_it_was_told_is_no_death(shop: Shop) -> None:
+def test_stopped_worker_records_no_engine_death(shop: Shop) -> None:
     one = shop.process()
     one.begin()
     one.stop.set()
@@ -264,7 +264,7 @@ def test_a_worker_that_ends_as_it_was_told_is_no_death(shop: Shop) -> None:
     assert shop.deaths() == []
 
 
-def test_what_a_worker_holds_is_known_before_it_is_built_and_when_it_is_there(shop: Shop) -> None:
+def test_engines_are_recorded_before_and_after_start(shop: Shop) -> None:
     one = shop.process()
     one.engine_health.begin()
     before = one.row().engines
@@ -276,7 +276,7 @@ def test_what_a_worker_holds_is_known_before_it_is_built_and_when_it_is_there(sh
     assert one.row().host_devices == processes.host_devices()
 
 
-def test_a_worker_says_since_when_it_loads_an_engine_and_how_far_that_is(shop: Shop) -> None:
+def test_worker_reports_start_time_and_phase_of_engine_loading(shop: Shop) -> None:
     one = shop.process()
     began = now()
     one.tiny.phase = "reading the weights"  # type: ignore[attr-defined]

@@ -53,7 +53,7 @@ async def test_without_a_bound_everybody_is_inside() -> None:
     await asyncio.gather(*lines.tasks)
 
 
-async def test_nobody_waits_and_it_is_as_full_as_it_may_be_in_order() -> None:
+async def test_without_clients_lines_fill_limit_in_order() -> None:
     lines = Lines(BatchThrottle(lambda: (1, 3)))
     await lines.begin(6)
     assert lines.inside == [0, 1, 2]
@@ -65,7 +65,7 @@ async def test_nobody_waits_and_it_is_as_full_as_it_may_be_in_order() -> None:
     assert all(task.done() for task in lines.tasks)
 
 
-async def test_while_somebody_waits_it_empties_and_fills_again_some_time_after() -> None:
+async def test_throttle_shrinks_for_waiting_client_and_recovers_after_delay() -> None:
     throttle = BatchThrottle(lambda: (1, 3), seconds=0.1)
     lines = Lines(throttle)
     await lines.begin(6)

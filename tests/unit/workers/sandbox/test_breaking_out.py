@@ -158,7 +158,7 @@ def test_landlock_is_in_force_where_the_kernel_lists_it(whole: Report) -> None:
     assert has_landlock() is ("landlock" not in whole.missing)
 
 
-def test_root_keeps_its_user_only_where_nobody_could_not_read_the_interpreter(whole: Report) -> None:
+def test_root_retains_its_user_only_if_code_is_unreadable_to_others(whole: Report) -> None:
     nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     readable = subprocess.run([*nobody, "cat", os.__file__, __file__], capture_output=True, check=False)
     assert ("own_user" in whole.missing) is (os.geteuid() == 0 and readable.returncode != 0)
@@ -192,7 +192,7 @@ def test_no_socket_process_or_part_of_the_kernel_is_reached(whole: Report) -> No
     assert whole.outcomes["a call of x32"] == "ENOSYS"
 
 
-def test_what_code_needs_is_there(whole: Report) -> None:
+def test_operations_needed_by_code_succeed(whole: Report) -> None:
     assert {whole.outcomes[name] for name in GOOD} == {"done"}
 
 

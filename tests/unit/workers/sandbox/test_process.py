@@ -41,9 +41,7 @@ def test_an_open_file_is_read_that_its_path_would_not_open(child: Child, tmp_pat
     assert answer(child, b"open " + str(tmp_path / "file").encode()) == b"PermissionError"
 
 
-def test_nothing_is_inherited_but_three_descriptors_and_a_few_variables(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_child_inherits_no_parent_descriptor_or_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NIGHTMILL_SECRET", "secret")
     inheritable = os.open(tmp_path, os.O_RDONLY)
     os.set_inheritable(inheritable, True)
@@ -66,7 +64,7 @@ def test_an_answer_that_is_too_large_is_not_read(child: Child) -> None:
         child.receive(60.0, 99)
 
 
-def test_a_child_that_is_gone_has_died(child: Child) -> None:
+def test_killed_child_raises_died(child: Child) -> None:
     child.kill()
     with pytest.raises(Died):
         child.receive(60.0, MAX_BYTES)
@@ -90,7 +88,7 @@ def flood(child: Child) -> None:
         (HEADER.pack(MAX_BYTES + 1) + bytes(MAX_BYTES + 1), [None]),
     ],
 )
-def test_what_the_parent_says_is_heard_whole_or_not_at_all(written: bytes, received: list[bytes | None]) -> None:
+def test_message_is_received_whole_or_not_at_all(written: bytes, received: list[bytes | None]) -> None:
     ours, theirs = socket.socketpair()
     heard = Channel.__new__(Channel)
     heard._messages = theirs

@@ -54,7 +54,7 @@ def test_calls_that_reach_beyond_the_process_are_refused(machine: str) -> None:
     assert len(numbers) > 100
 
 
-def test_calls_that_nobody_allowed_are_refused(machine: str) -> None:
+def test_unlisted_system_calls_are_refused(machine: str) -> None:
     allowed, checked = ({number(name, machine) for name in table} for table in (ALLOWED, CHECKED))
     others = set(range(NEWEST + 1)) - allowed - checked
 
@@ -63,7 +63,7 @@ def test_calls_that_nobody_allowed_are_refused(machine: str) -> None:
     assert not USED.keys() & REFUSED.keys() - {"mount", "umount2", "pivot_root", "mount_setattr"}
 
 
-def test_what_python_lives_on_is_allowed(machine: str) -> None:
+def test_system_calls_needed_by_python_are_allowed(machine: str) -> None:
     numbers = {"x86_64": {"read": 0, "write": 1, "mmap": 9, "openat": 257, "futex": 202, "exit_group": 231}}
     numbers["aarch64"] = {"read": 63, "write": 64, "mmap": 222, "openat": 56, "futex": 98, "exit_group": 94}
 

@@ -90,7 +90,7 @@ def test_root_runs_python_graders_from_a_checkout_that_only_another_user_can_rea
 
 
 @as_root
-def test_root_becomes_the_owner_of_code_that_nobody_cannot_read(checkout: Path) -> None:
+def test_root_becomes_owner_of_code_unreadable_to_others(checkout: Path) -> None:
     give_away(checkout)
 
     became = run(checkout, "-c", BECOME, str(checkout))
@@ -100,7 +100,7 @@ def test_root_becomes_the_owner_of_code_that_nobody_cannot_read(checkout: Path) 
 
 @as_root
 @pytest.mark.parametrize("module", CHILDREN)
-def test_root_keeps_the_one_capability_without_which_it_could_not_read_the_code(checkout: Path, module: str) -> None:
+def test_root_retains_capability_needed_to_read_code(checkout: Path, module: str) -> None:
     give_away(checkout)
     os.chown(checkout, OWNER + 1, OWNER + 1)
     checkout.chmod(0o700)

@@ -38,7 +38,7 @@ def written(vectors: LanceVectors) -> None:
 
 
 @pytest.mark.parametrize("tended", [False, True])
-def test_what_was_dropped_is_on_the_disk_until_it_is_erased(vectors: LanceVectors, root: Path, tended: bool) -> None:
+def test_dropped_document_stays_on_disk_until_erased(vectors: LanceVectors, root: Path, tended: bool) -> None:
     written(vectors)
     if tended:
         vectors.tend(STORE)

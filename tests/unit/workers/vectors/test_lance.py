@@ -105,7 +105,7 @@ def test_cached_commits_of_a_session_are_released_with_it(
     assert 20 // 3 <= len(sessions) <= 12  # two threads may find that there is none
 
 
-def test_an_index_that_went_missing_is_made_again(vectors: LanceVectors) -> None:
+def test_missing_index_is_rebuilt(vectors: LanceVectors) -> None:
     """As after a process that died between making the table and its index."""
     vectors.write(STORE, a_document("vsd_a.1"))
     table: Any = vectors._tables.find(STORE)
@@ -119,7 +119,7 @@ def test_an_index_that_went_missing_is_made_again(vectors: LanceVectors) -> None
 
 
 @pytest.mark.parametrize("query", ["中华", "共和国", "cafe", "foo", "bar", "ไทย"])
-def test_words_are_found_where_no_spaces_divide_them(vectors: LanceVectors, query: str) -> None:
+def test_words_without_separating_spaces_are_found(vectors: LanceVectors, query: str) -> None:
     vectors.write(
         STORE, [an_entry("vsd_a.1", 0, "中华人民共和国 café foo_bar ภาษาไทย"), an_entry("vsd_a.1", 1, "else")]
     )
@@ -127,7 +127,9 @@ def test_words_are_found_where_no_spaces_divide_them(vectors: LanceVectors, quer
     assert [hit.n for hit in vectors.matching(STORE, query, 5)] == [0]
 
 
-def test_many_small_writes_become_few_files(vectors: LanceVectors, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_writes_are_compacted_into_single_file(
+    vectors: LanceVectors, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lance, "KEEP", timedelta(milliseconds=1))
     for number in range(30):
         vectors.write(STORE, a_document(f"vsd_{number}.1"))
@@ -141,7 +143,7 @@ def test_many_small_writes_become_few_files(vectors: LanceVectors, root: Path, m
     assert vectors.counts(STORE) == {f"vsd_{number}.1": ENTRIES for number in range(30)}
 
 
-def test_versions_are_kept_for_those_who_read_them(vectors: LanceVectors, root: Path) -> None:
+def test_tend_retains_versions_for_readers(vectors: LanceVectors, root: Path) -> None:
     for number in range(3):
         vectors.write(STORE, a_document(f"vsd_{number}.1"))
 
@@ -183,7 +185,7 @@ def test_a_reader_does_not_notice_that_a_store_is_tended(root: Path, monkeypatch
     writer.close()
 
 
-def test_a_store_that_somebody_tends_is_left_to_them(vectors: LanceVectors, root: Path) -> None:
+def test_locked_store_is_not_tended(vectors: LanceVectors, root: Path) -> None:
     for number in range(3):
         vectors.write(STORE, a_document(f"vsd_{number}.1"))
     descriptor = os.open(root / "vs_a.lance", os.O_RDONLY)
@@ -208,7 +210,7 @@ def test_no_id_leads_out_of_the_folder(vectors: LanceVectors, name: str) -> None
         vectors.write(store, a_document("vsd_a.1"))
 
 
-def test_a_store_whose_vectors_have_another_length_is_refused(vectors: LanceVectors) -> None:
+def test_store_with_other_vector_dimensions_is_refused(vectors: LanceVectors) -> None:
     vectors.write(STORE, a_document("vsd_a.1"))
     other = a_store(STORE.id, 4)
 
@@ -220,7 +222,7 @@ def test_a_store_whose_vectors_have_another_length_is_refused(vectors: LanceVect
 
 
 @pytest.mark.verify
-def test_many_stores_keep_no_more_open_than_a_few(vectors: LanceVectors, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_open_tables_is_limited(vectors: LanceVectors, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lance, "OPEN_TABLES", 4)
     stores = [a_store(f"vs_{number}") for number in range(40)]
     vectors.write(stores[0], a_document("vsd_a.1"))
@@ -236,7 +238,7 @@ def test_many_stores_keep_no_more_open_than_a_few(vectors: LanceVectors, monkeyp
     assert vectors.counts(stores[20]) == {"vsd_a.1": ENTRIES}
 
 
-def test_what_a_lost_write_left_is_listed_and_can_be_dropped_or_written(vectors: LanceVectors, root: Path) -> None:
+def test_leftovers_of_lost_write_are_listed_and_can_be_dropped_or_replaced(vectors: LanceVectors, root: Path) -> None:
     """Its file came into a folder that another process was dropping."""
     for name in ("vs_a", "vs_b"):
         (root / f"{name}.lance" / "data").mkdir(parents=True)
@@ -251,7 +253,7 @@ def test_what_a_lost_write_left_is_listed_and_can_be_dropped_or_written(vectors:
     assert vectors.stores() == ["vs_a"]
 
 
-def test_what_a_drop_that_was_killed_left_goes_with_the_next(vectors: LanceVectors, root: Path) -> None:
+def test_leftovers_of_killed_drop_are_removed_by_next_drop(vectors: LanceVectors, root: Path) -> None:
     vectors.write(STORE, a_document("vsd_a.1"))
     (root / ".dropped-0123" / "data").mkdir(parents=True)
 
@@ -282,7 +284,7 @@ def test_a_write_is_on_the_disk_before_it_returns(
     assert new | {path.parent for path in new} <= synced
 
 
-def test_a_disk_that_fails_to_sync_is_away_and_nothing_is_tried_twice(
+def test_failed_disk_sync_raises_unavailable_without_retry(
     vectors: LanceVectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vectors.write(STORE, a_document("vsd_a.1"))
@@ -299,7 +301,7 @@ def test_a_disk_that_fails_to_sync_is_away_and_nothing_is_tried_twice(
 
 
 @pytest.mark.parametrize("said", ["Commit conflict for version 7", "Not found: data/x.lance"])
-def test_a_race_that_is_lost_is_run_again_for_a_while(root: Path, said: str) -> None:
+def test_lost_commit_race_is_retried_for_limited_time(root: Path, said: str) -> None:
     vectors = LanceVectors(root, replace(Timings(), vectors_retry=0.2))
     tries: list[int] = []
 
@@ -315,7 +317,7 @@ def test_a_race_that_is_lost_is_run_again_for_a_while(root: Path, said: str) -> 
         vectors._repeat(STORE, lambda: lose(10_000))
 
 
-def test_other_errors_are_told_at_once(vectors: LanceVectors) -> None:
+def test_other_errors_are_raised_without_retry(vectors: LanceVectors) -> None:
     tries: list[int] = []
 
     def fail() -> None:
@@ -327,7 +329,7 @@ def test_other_errors_are_told_at_once(vectors: LanceVectors) -> None:
     assert len(tries) == 1
 
 
-def test_a_folder_that_cannot_be_one_is_away_and_is_not_named(root: Path) -> None:
+def test_invalid_folder_raises_unavailable_without_its_path(root: Path) -> None:
     root.write_text("a file where the folder should be")
     vectors: Vectors = LanceVectors(root)
 

@@ -52,9 +52,7 @@ def test_a_refused_url_is_not_repeated(tmp_path: Path) -> None:
         ("weaviate://[::1]:81?grpc=[::2]", ("::1", 81, False), ("::2", 50051, False)),
     ],
 )
-def test_grpc_is_at_the_same_host_unless_said_otherwise(
-    url: str, http: tuple[str, int, bool], grpc: tuple[str, int, bool]
-) -> None:
+def test_grpc_defaults_to_http_host(url: str, http: tuple[str, int, bool], grpc: tuple[str, int, bool]) -> None:
     where = WeaviateConnection(url, "")._where
 
     assert (where.http.host, where.http.port, where.http.secure) == http
@@ -89,7 +87,7 @@ def test_a_server_is_known_by_host_and_port(db: Database, tmp_path: Path) -> Non
         claim_vectors(db, "weaviate://server:8081", tmp_path)
 
 
-def test_all_who_come_at_once_agree(db: Database, tmp_path: Path) -> None:
+def test_concurrent_claims_leave_single_id_file(db: Database, tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda _: claim_vectors(db, "", tmp_path / "one"), range(16)))
 

@@ -65,7 +65,7 @@ def vectors_of(server: Any) -> WeaviateVectors:
         [(30_000, 25_000, 0), (5_000, 0, 0)],  # it does not move: somebody else removes the rest
     ],
 )
-def test_what_is_more_than_the_server_deletes_at_once_is_deleted_in_rounds(rounds: list[tuple[int, int, int]]) -> None:
+def test_large_deletion_runs_in_rounds(rounds: list[tuple[int, int, int]]) -> None:
     server = Server(*rounds)
 
     assert vectors_of(server).drop(STORE, ["doc"]) == 25_000
@@ -77,7 +77,7 @@ def test_entries_that_stay_are_not_taken_for_removed() -> None:
         vectors_of(Server((5, 3, 2), (2, 2, 0))).drop(STORE, ["doc"])
 
 
-def test_a_server_that_is_not_ready_is_no_healthy_one() -> None:
+def test_unready_server_fails_check() -> None:
     vectors_of(Server()).check()
     with pytest.raises(VectorsUnavailable, match="not ready"):
         vectors_of(Server(ready=False)).check()
@@ -136,7 +136,7 @@ def connected(*, ready: bool = True) -> tuple[WeaviateConnection, Connection]:
     return client, connection
 
 
-def test_what_a_server_misses_is_asked_for_once_more_when_it_is_ready_and_is_away_until_then() -> None:
+def test_missing_tenant_is_retried_if_server_is_ready_else_unavailable() -> None:
     missing = of_weaviate("tenant not found: vs_1")
     ready, _ = connected()
     starting, _ = connected(ready=False)
@@ -146,7 +146,7 @@ def test_what_a_server_misses_is_asked_for_once_more_when_it_is_ready_and_is_awa
         starting.call(raising(missing, None))
 
 
-def test_a_connection_is_left_when_it_is_broken_and_kept_when_a_query_is() -> None:
+def test_broken_connection_is_closed_and_failed_query_retains_connection() -> None:
     client, connection = connected()
 
     with pytest.raises(VectorsUnavailable, match="no such property"):
@@ -165,7 +165,7 @@ def test_our_own_mistakes_are_not_taken_for_the_servers() -> None:
     assert (client._client, connection.closed) == (connection, 0)
 
 
-def test_a_thread_that_meets_the_old_connection_late_leaves_the_new_one() -> None:
+def test_late_thread_does_not_close_new_connection() -> None:
     client, old = connected()
     newer = Connection(ready=True)
 

@@ -22,7 +22,7 @@ def claims(lane: str, count: int) -> list[DeliveryClaim]:
     ]
 
 
-def test_lane_has_two_in_flight_and_the_next_starts_when_one_ends() -> None:
+def test_lane_sends_two_at_once_and_starts_next_after_completion() -> None:
     lanes = Lanes()
     lanes.add(claims("a", 3))
 
@@ -44,7 +44,7 @@ def test_all_lanes_together_have_a_limit() -> None:
     assert len({claim.lane for claim in started}) == IN_FLIGHT, "each lane before any second time"
 
 
-def test_lane_that_hangs_becomes_slow_gives_up_what_waits_and_may_hold_one() -> None:
+def test_hanging_lane_becomes_slow_and_releases_waiting_claims() -> None:
     lanes = Lanes()
     lanes.add([*claims("hang", 5), *claims("good", 5)])
     lanes.start(0.0)
@@ -59,7 +59,7 @@ def test_lane_that_hangs_becomes_slow_gives_up_what_waits_and_may_hold_one() -> 
     assert lanes.allowances() == {"hang": 1}
 
 
-def test_slow_lane_sends_one_at_a_time_and_recovers_when_it_answers_fast() -> None:
+def test_slow_lane_sends_single_delivery_and_recovers_after_fast_answer() -> None:
     lanes = Lanes()
     lanes.add(claims("a", 1))
     (slow,) = lanes.start(0.0)
@@ -85,7 +85,7 @@ def test_slow_lanes_together_leave_half_of_the_places() -> None:
     assert lanes.room() == IN_FLIGHT // 2
 
 
-def test_closed_lane_gives_up_what_waits() -> None:
+def test_closed_lane_releases_waiting_claims() -> None:
     lanes = Lanes()
     lanes.add(claims("a", 3))
     lanes.start(0.0)

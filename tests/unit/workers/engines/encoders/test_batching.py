@@ -149,7 +149,7 @@ async def test_a_project_that_was_served_alone_starts_without_a_debt(engine: Enc
     assert Counter(projects(engine)[40:80]) == {"a": 20, "b": 20}
 
 
-async def test_small_requests_do_not_starve_a_large_one(engine: Encoder) -> None:
+async def test_small_requests_do_not_starve_large_request(engine: Encoder) -> None:
     small = [ask(engine, "a", "one two three four five") for _ in range(100)]
     large = ask(engine, "b", LARGE)
     await asyncio.gather(large, *small)
@@ -176,7 +176,7 @@ async def test_the_higher_priority_of_a_project_comes_first_in_its_own_batches(e
     assert [batch[0][2] for batch in engine.model.passes] == ["b"] * 40 + ["a"] * 40
 
 
-async def test_neighbours_in_length_share_a_pass_whosever_they_are(engine: Encoder) -> None:
+async def test_inputs_of_similar_length_share_pass_across_projects(engine: Encoder) -> None:
     await asyncio.gather(ask(engine, "a", "x"), ask(engine, "b", "x"), ask(engine, "c", "x y z"))
 
     assert engine.model.passes == [["a x", "b x"], ["c x y z"]]
@@ -242,7 +242,7 @@ async def test_a_project_that_cancels_is_served_in_its_turn_afterwards(engine: E
 
 
 @pytest.mark.parametrize("where", ["tokenizer", "forward"])
-async def test_what_breaks_reaches_only_its_own_request(engine: Encoder, where: str) -> None:
+async def test_error_fails_only_its_own_request(engine: Encoder, where: str) -> None:
     asked = [ask(engine, name, text) for name, text in (("a", "x"), ("b", f"!{where}"), ("c", "x"))]
 
     one, broken, other = await asyncio.gather(*asked, return_exceptions=True)
@@ -292,14 +292,14 @@ def test_a_text_of_more_characters_than_any_text_that_fits_is_refused_without_a_
     assert msgspec.json.decode(caught.value.answer.body)["error"]["code"] == "context_length_exceeded"
 
 
-def test_the_end_of_such_a_text_is_cut_off_where_that_is_asked_for() -> None:
+def test_text_over_character_limit_is_truncated_on_request() -> None:
     asked = read({"input": ["x" * 128, "x" * 129], "truncate": True}, FACTS)
 
     assert asked.inputs == ["x" * 128] * 2
     assert asked.cut == {1}
 
 
-async def test_inputs_that_were_computed_beside_others_are_not_kept_behind_one_that_waits() -> None:
+async def test_pool_discards_computed_inputs_queued_behind_waiting_input() -> None:
     pool, answer = InputPool(), asyncio.get_running_loop().create_future()
     pool.add(EncoderTask(None, [4], Flow(1, False, "batches"), 0, answer), 0, "x" * 100)
 

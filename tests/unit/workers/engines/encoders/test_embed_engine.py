@@ -93,7 +93,7 @@ async def test_usage_counts_the_tokens_that_the_model_saw(engine: EmbedEngine) -
     assert body_of(answer)["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
 
 
-async def test_what_forward_passes_have_freed_is_given_back(
+async def test_memory_is_trimmed_after_threshold_of_computed_tokens(
     engine: EmbedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trimmed = threading.Event()
@@ -137,7 +137,7 @@ async def test_tokens_are_counted_for_each_input(engine: EmbedEngine) -> None:
     assert answer.usage.input_tokens == 8
 
 
-async def test_token_ids_are_the_text_they_stand_for(engine: EmbedEngine) -> None:
+async def test_token_ids_give_same_vector_as_their_text(engine: EmbedEngine) -> None:
     hello_world = [7592, 2088]
 
     text = await engine.answer(request("hello world"))
@@ -163,7 +163,7 @@ async def test_an_encoding_of_null_is_floats(engine: EmbedEngine) -> None:
     assert vectors_of(await engine.answer(request("x"))) == floats
 
 
-async def test_fewer_dimensions_are_the_first_ones_at_length_one(engine: EmbedEngine) -> None:
+async def test_reduced_dimensions_are_leading_dimensions_normalised(engine: EmbedEngine) -> None:
     whole = vectors_of(await engine.answer(request("x")))[0]
     short = vectors_of(await engine.answer(request("x", dimensions=64)))[0]
 
@@ -252,7 +252,7 @@ async def test_cancelled_request_leaves_the_rest_alone(engine: EmbedEngine) -> N
         assert (await engine.answer(request("next"))).status == 200
 
 
-async def test_closing_sends_back_what_waits(engine: EmbedEngine) -> None:
+async def test_closing_engine_rejects_waiting_requests_as_busy(engine: EmbedEngine) -> None:
     tasks = [asyncio.create_task(engine.answer(request(["word " * 200] * 100))) for _ in range(3)]
     await asyncio.sleep(0.05)
 
@@ -262,7 +262,7 @@ async def test_closing_sends_back_what_waits(engine: EmbedEngine) -> None:
     assert [type(outcome) for outcome in outcomes] == [EngineBusy] * 3
 
 
-async def test_engine_that_was_closed_starts_again(engine: EmbedEngine) -> None:
+async def test_closed_engine_can_be_restarted(engine: EmbedEngine) -> None:
     await engine.close()
     await engine.close()
     await engine.start()
@@ -318,7 +318,7 @@ async def test_text_without_tokens_is_refused_and_its_neighbours_are_answered(
     assert len(vectors_of(good)) == 1
 
 
-async def test_what_nobody_foresaw_is_the_engines_death_until_it_is_started_again(
+async def test_unexpected_error_kills_engine_until_restart(
     engine: EmbedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> Answer:
@@ -436,7 +436,7 @@ TRUNCATED: dict[str, tuple[Any, dict[str, Any], int, list[int]]] = {
 }
 
 
-async def test_what_is_too_long_is_cut_off_where_that_is_asked_for(engine: EmbedEngine) -> None:
+async def test_too_long_input_is_truncated_on_request(engine: EmbedEngine) -> None:
     for case, (inputs, fields, tokens, cut) in TRUNCATED.items():
         answer = await engine.answer(request(inputs, **fields))
 
@@ -545,7 +545,7 @@ async def test_pool_forgets_inputs_of_cancelled_requests() -> None:
     assert not pool
 
 
-def test_forward_passes_have_few_widths() -> None:
+def test_padding_uses_limited_number_of_widths() -> None:
     widths = {tokens: padded_width(tokens, 250) for tokens in range(1, 251)}
 
     assert len(set(widths.values())) == 19

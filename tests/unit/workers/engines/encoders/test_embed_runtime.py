@@ -94,7 +94,9 @@ def test_floor_is_for_the_mean_and_a_little_lower_for_each(mean: float, least: f
         ({"runtime": "onnx"}, 1.0, True),
     ],
 )
-def test_what_is_said_is_not_measured(args: dict[str, Any], floor: float, expected: bool) -> None:
+def test_measurement_is_skipped_if_arguments_leave_no_choice(
+    args: dict[str, Any], floor: float, expected: bool
+) -> None:
     assert measures(args, floor) is expected
 
 
@@ -123,9 +125,7 @@ def test_key_stands_for_weights_floor_and_arguments(weights: str, tmp_path: Path
     assert key_of("tiny", weights, None, {"prompt": "x"}, 0.999) == keys[0]
 
 
-def test_measuring_records_every_candidate_and_leaves_the_file_of_the_chosen_one_only(
-    weights: str, tmp_path: Path
-) -> None:
+def test_measurement_records_all_candidates_and_stores_only_chosen_file(weights: str, tmp_path: Path) -> None:
     (tmp_path / ".scratch-killed").mkdir()
     asked = order(weights, tmp_path, floor=0.9)
 
@@ -140,7 +140,9 @@ def test_measuring_records_every_candidate_and_leaves_the_file_of_the_chosen_one
     assert sorted(path.name for path in tmp_path.iterdir()) == expected
 
 
-def test_what_is_recorded_is_not_measured_again(weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recorded_choice_is_used_without_measurement(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = recorded(weights, tmp_path, 10, 30, 0, 0, chosen=1)
     monkeypatch.setattr(embed_runtime, "measure", None)
 
@@ -174,7 +176,7 @@ def test_damaged_file_is_forgotten_and_torch_computes(weights: str, tmp_path: Pa
     assert list(tmp_path.glob("*.*n*")) == []
 
 
-def test_onnx_that_is_asked_for_is_made_at_the_start_and_read_at_the_next(weights: str, tmp_path: Path) -> None:
+def test_requested_onnx_file_is_created_at_first_start_and_reused(weights: str, tmp_path: Path) -> None:
     chooser = Chooser("tiny", Choices(tmp_path, 0.999))
 
     first = chooser.load(weights, None, {"runtime": "onnx"})

@@ -60,7 +60,7 @@ async def test_scores_are_those_of_sentence_transformers_best_first(engine: Rera
     assert all(0 <= score <= 1 for score in shown)
 
 
-async def test_only_the_best_are_returned_with_their_documents_unless_told_not_to(engine: RerankEngine) -> None:
+async def test_results_are_limited_to_top_n_and_include_documents_by_default(engine: RerankEngine) -> None:
     first = body_of(await engine.answer(request(top_n=2)))
     bare = body_of(await engine.answer(request(top_n=99, return_documents=False, documents=[{"text": "a"}, "b"])))
 
@@ -71,7 +71,7 @@ async def test_only_the_best_are_returned_with_their_documents_unless_told_not_t
     assert (first["model"], first["id"][:7]) == ("ranker", "rerank-")
 
 
-async def test_pairs_are_cut_to_what_the_model_takes_and_counted(engine: RerankEngine) -> None:
+async def test_long_pairs_are_truncated_and_tokens_counted(engine: RerankEngine) -> None:
     long = "word " * 500
 
     answer = await engine.answer(request(query=long, documents=[long]))
@@ -81,7 +81,7 @@ async def test_pairs_are_cut_to_what_the_model_takes_and_counted(engine: RerankE
     assert body_of(short)["usage"] == {"prompt_tokens": 5 + 6, "total_tokens": 11}
 
 
-def test_what_is_far_behind_what_a_model_takes_is_not_tokenised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_far_beyond_model_limit_is_not_tokenised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = CrossModel(str(folder), None, {"threads": 1})
     tokenizer, lengths = model._tokenizer, list[int]()
 
@@ -125,7 +125,7 @@ async def test_a_score_does_not_depend_on_the_company(engine: RerankEngine) -> N
         ({"return_documents": "yes"}, "return_documents"),
     ],
 )
-async def test_what_is_wrong_is_named(engine: RerankEngine, fields: dict[str, Any], param: str) -> None:
+async def test_invalid_field_is_named_in_error(engine: RerankEngine, fields: dict[str, Any], param: str) -> None:
     answer = await engine.answer(request(**fields))
 
     assert answer.status == 400
@@ -150,7 +150,7 @@ async def test_cancelled_request_leaves_the_rest_alone(engine: RerankEngine) -> 
         assert (await engine.answer(request())).status == 200
 
 
-async def test_closing_sends_back_what_waits(engine: RerankEngine) -> None:
+async def test_closing_engine_rejects_waiting_requests_as_busy(engine: RerankEngine) -> None:
     tasks = [asyncio.create_task(engine.answer(request(documents=["word " * 200] * 500))) for _ in range(3)]
     await asyncio.sleep(0.05)
 
@@ -178,7 +178,7 @@ def test_unknown_arguments_are_named(folder: Path, args: dict[str, str]) -> None
         CrossModel(str(folder), None, args)
 
 
-def test_a_shorter_pair_may_be_asked_for(folder: Path) -> None:
+def test_max_length_argument_shortens_pairs(folder: Path) -> None:
     model = CrossModel(str(folder), None, {"max_length": 16, "threads": 1})
 
     assert [len(pair) for pair in model.pairs_of([("word " * 50, "word " * 50)])] == [16]

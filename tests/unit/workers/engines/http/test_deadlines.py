@@ -13,7 +13,7 @@ async def _spend(deadlines: Deadlines, until: asyncio.Event) -> str:
     return "in time"
 
 
-async def test_what_takes_too_long_gets_a_timeout_and_what_ends_in_time_does_not() -> None:
+async def test_only_overdue_task_times_out() -> None:
     deadlines, never, soon = Deadlines(0.05), asyncio.Event(), asyncio.Event()
     tasks = [asyncio.create_task(_spend(deadlines, event)) for event in (soon, never, soon, never)]
     asyncio.get_running_loop().call_later(0.01, soon.set)
@@ -33,7 +33,7 @@ async def test_the_time_of_a_request_begins_with_that_request() -> None:
         await second
 
 
-async def test_a_timer_that_had_nothing_left_to_look_at_is_set_again_for_the_next_request() -> None:
+async def test_idle_timer_is_rearmed_for_next_request() -> None:
     deadlines, done, never = Deadlines(0.02), asyncio.Event(), asyncio.Event()
     done.set()
     assert await _spend(deadlines, done) == "in time"
@@ -42,7 +42,7 @@ async def test_a_timer_that_had_nothing_left_to_look_at_is_set_again_for_the_nex
         await _spend(deadlines, never)
 
 
-async def test_a_cancellation_from_outside_stays_one() -> None:
+async def test_external_cancellation_is_not_converted_to_timeout() -> None:
     deadlines = Deadlines(0.02)
     task = asyncio.create_task(_spend(deadlines, asyncio.Event()))
     await asyncio.sleep(0)
@@ -77,7 +77,7 @@ async def test_after_a_timeout_the_task_goes_on() -> None:
     assert task.cancelling() == 0
 
 
-async def test_what_makes_progress_has_its_time_again_and_five_times_as_long_at_most() -> None:
+async def test_progress_renews_deadline_up_to_fivefold_limit() -> None:
     deadlines, renewed = Deadlines(0.2), 0
     loop = asyncio.get_running_loop()
     began = loop.time()

@@ -41,7 +41,7 @@ FORWARDED: dict[str, tuple[Prompts | None, dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", FORWARDED)
-def test_server_is_asked_what_it_understands(case: str) -> None:
+def test_request_is_translated_for_server(case: str) -> None:
     prompts, body, expected = FORWARDED[case]
     before = msgspec.json.encode(body)
 
@@ -61,7 +61,7 @@ def test_server_is_asked_what_it_understands(case: str) -> None:
         ({"input": "a", "truncate": "END"}, "truncate"),
     ],
 )
-def test_what_cannot_be_done_is_refused(body: dict[str, Any], param: str) -> None:
+def test_unsupported_request_is_refused_with_param(body: dict[str, Any], param: str) -> None:
     with pytest.raises(Unacceptable) as caught:
         for_server(Request(URL, body, "r"), GIVEN)
 
@@ -93,7 +93,7 @@ async def test_models_file_s_prompts_reach_the_server(server: Server, tmp_path: 
     assert server.asked == [{"model": "upstream", "input": ["q: a"]}]
 
 
-async def test_servers_refusal_of_what_is_too_long_is_handed_on(server: Server) -> None:
+async def test_context_length_error_of_server_is_forwarded(server: Server) -> None:
     said = {"message": "This model's maximum context length is 8 tokens.", "type": "BadRequestError", "code": 400}
 
     async def strict(request: web.BaseRequest) -> web.Response:

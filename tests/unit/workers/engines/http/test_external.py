@@ -108,7 +108,7 @@ async def test_a_server_that_has_no_list_takes_any_name(inside: Server, status: 
         assert (await engine.answer(ask("whatever"))).status == 200
 
 
-async def test_a_server_whose_key_is_refused_keeps_the_models_that_it_has_shown(inside: Server) -> None:
+async def test_unauthorized_listing_preserves_known_models(inside: Server) -> None:
     async with engine_of(Endpoint(inside.url)) as engine:
         inside.on_list = says(401)
         await engine._open_client.list_models(engine.endpoints[0])
@@ -133,7 +133,7 @@ async def test_a_server_of_the_models_file_comes_back_without_a_list(
 
 @pytest.mark.parametrize("project", [FREE, STRICT])
 @pytest.mark.parametrize("serves", [None, {"m": "m"}], ids=["listed", "configured"])
-async def test_a_server_that_takes_any_name_is_not_asked_for_a_model_that_another_has(
+async def test_wildcard_server_gets_no_request_for_model_of_another_server(
     inside: Server, outside: Server, serves: dict[str, str] | None, project: str
 ) -> None:
     endpoints = Endpoint(inside.url, serves=serves), external(wild(outside))
@@ -146,9 +146,7 @@ async def test_a_server_that_takes_any_name_is_not_asked_for_a_model_that_anothe
 
 @pytest.mark.parametrize("url", BODIES)
 @pytest.mark.parametrize("takes_any", [True, False])
-async def test_what_only_external_servers_have_is_refused_to_a_project_without_the_permission(
-    outside: Server, url: str, takes_any: bool
-) -> None:
+async def test_external_only_model_is_refused_without_permission(outside: Server, url: str, takes_any: bool) -> None:
     asked = Request(url, {"model": "m", **BODIES[url]}, "r", tenant=STRICT)
     async with engine_of(external(wild(outside) if takes_any else outside), allows_external=only_free) as engine:
         refused = [await engine.answer(asked), await engine.stream(asked, ignore)]
@@ -180,9 +178,7 @@ async def test_of_internal_and_external_servers_such_a_project_gets_the_internal
     assert (len(inside.asked), len(outside.asked)) == (10, 1)
 
 
-async def test_a_request_for_internal_servers_waits_for_one_and_keeps_no_other_from_an_external_one(
-    inside: Server, outside: Server
-) -> None:
+async def test_internal_only_request_waits_without_blocking_external_requests(inside: Server, outside: Server) -> None:
     gates = {server.url: asyncio.Event() for server in (inside, outside)}
 
     def gated(server: Server) -> Any:
@@ -285,7 +281,7 @@ models:
         ("m", {"route_long": "far", "strategy": "sliding_window"}),
     ],
 )
-async def test_no_strategy_for_long_prompts_brings_them_out(
+async def test_context_strategies_send_no_forbidden_prompt_to_external_server(
     inside: Server, outside: Server, tmp_path: Path, model: str, context: dict[str, Any]
 ) -> None:
     """`Nobody.route` answers None: the model is of this worker's queue, whatever the database says of it."""
@@ -316,9 +312,7 @@ async def short(_: web.BaseRequest) -> web.Response:
     return good(choices=[{"message": {"role": "assistant", "content": "short"}, "finish_reason": "stop"}])
 
 
-async def test_lines_of_a_batch_that_was_placed_before_the_permission_ended_fail_one_by_one(
-    sqlite: Database, tmp_path: Path
-) -> None:
+async def test_batch_lines_without_external_permission_fail_individually(sqlite: Database, tmp_path: Path) -> None:
     (tmp_path / "models.yaml").write_text("models: {}")
     async with serving(Server("fake-model")) as outside:
         http = HttpEngine(

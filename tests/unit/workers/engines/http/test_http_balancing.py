@@ -58,7 +58,7 @@ async def test_request_only_goes_where_its_model_is() -> None:
         assert (len(one.asked), len(two.asked)) == (0, 5)
 
 
-async def test_another_server_answers_when_one_refuses_the_connection(server: Server) -> None:
+async def test_connection_refusal_falls_back_to_another_server(server: Server) -> None:
     dead = Endpoint(unused_url(), serves={"m": "m"})
     async with engine_of(dead, Endpoint(server.url)) as engine:
         answers = [await engine.answer(request()) for _ in range(3)]
@@ -67,7 +67,7 @@ async def test_another_server_answers_when_one_refuses_the_connection(server: Se
     assert dead.circuit.state is CircuitState.OPEN
 
 
-async def test_another_server_answers_when_one_is_loading() -> None:
+async def test_loading_server_falls_back_to_another_server() -> None:
     async with (
         serving(Server()) as one,
         serving(Server()) as two,
@@ -80,7 +80,7 @@ async def test_another_server_answers_when_one_is_loading() -> None:
     assert len(two.asked) == 10
 
 
-async def test_engine_is_busy_when_every_server_refuses() -> None:
+async def test_engine_is_busy_while_every_server_refuses() -> None:
     endpoint = Endpoint(unused_url(), serves={"m": "m"})
     async with engine_of(endpoint) as engine:
         endpoint.finish_listing(None)  # as if it had been there a moment ago
@@ -93,7 +93,7 @@ async def test_engine_is_busy_when_every_server_refuses() -> None:
     assert second.value.retry_after == pytest.approx(FIRST_DELAY_SECONDS, abs=0.3)
 
 
-async def test_a_server_that_cannot_be_reached_is_away_before_any_request_is_sent_to_it() -> None:
+async def test_unreachable_server_is_unavailable_before_first_request() -> None:
     endpoint = Endpoint(unused_url(), serves={"m": "m"})
     server = Server()
     async with engine_of(endpoint) as engine:
@@ -114,7 +114,7 @@ async def test_unknown_model_is_an_answer_once_every_server_has_shown_its_models
     assert error_of(answer)["code"] == "model_not_found"
 
 
-async def test_unknown_model_may_still_turn_up_while_a_server_is_away(server: Server) -> None:
+async def test_unknown_model_is_retryable_while_server_is_unreachable(server: Server) -> None:
     async with engine_of(Endpoint(server.url), Endpoint(unused_url())) as engine:
         with pytest.raises(EngineBusy, match="No reachable endpoint"):
             await engine.answer(request("other"))
@@ -129,9 +129,7 @@ async def test_retry_after_of_a_503_reaches_the_worker(server: Server, engine: H
     assert caught.value.retry_after == 7
 
 
-async def test_limited_request_is_tried_again_after_the_pause_that_was_asked_for(
-    server: Server, engine: HttpEngine
-) -> None:
+async def test_rate_limited_request_is_retried_after_requested_pause(server: Server, engine: HttpEngine) -> None:
     loop = asyncio.get_running_loop()
     times: list[float] = []
 
@@ -178,7 +176,7 @@ async def test_a_refused_key_is_no_fault_of_the_request_that_is_sent_with_it(
     assert "sk-live" not in f"{caught.value} {again.value} {caplog.text}"
 
 
-async def test_where_one_endpoint_refuses_our_key_another_answers(server: Server) -> None:
+async def test_rejected_api_key_falls_back_to_another_endpoint(server: Server) -> None:
     server.script = says(401)
     async with serving(Server()) as other, engine_of(Endpoint(server.url), Endpoint(other.url)) as engine:
         answers = [await engine.answer(request()) for _ in range(4)]
@@ -292,7 +290,7 @@ async def test_turn_of_a_request_that_is_cancelled_as_it_comes_goes_to_the_next(
     assert [type(outcome) for outcome in outcomes] == [Answer, asyncio.CancelledError, Answer]
 
 
-async def test_other_servers_are_asked_from_now_on_and_those_that_stay_go_on_as_they_are(server: Server) -> None:
+async def test_new_endpoints_take_over_and_retained_endpoints_preserve_state(server: Server) -> None:
     answered = asyncio.Event()
 
     async def slowly(_: web.BaseRequest) -> web.StreamResponse:
@@ -323,7 +321,7 @@ async def test_other_servers_are_asked_from_now_on_and_those_that_stay_go_on_as_
             assert engine.models == ("also", "away", "m")
 
 
-async def test_a_server_that_has_come_to_be_asked_is_watched_and_one_that_went_is_not(server: Server) -> None:
+async def test_added_server_offers_its_models_and_removed_server_offers_none(server: Server) -> None:
     async with engine_of() as engine:
         engine.adopt([Endpoint(server.url)], {})
         await until(lambda: engine.models == ("m",))

@@ -16,9 +16,7 @@ from workers.engines.http.http_engine import HttpEngine
 from workers.engines.port import EngineBusy, EngineFault
 
 
-async def test_circuit_opens_after_faults_in_a_row_and_closes_when_the_server_lists_its_models(
-    server: Server, engine: HttpEngine
-) -> None:
+async def test_circuit_opens_after_consecutive_faults_and_closes_on_listing(server: Server, engine: HttpEngine) -> None:
     server.script = says(502)
     await asyncio.gather(*(engine.answer(request()) for _ in range(FAULTS)), return_exceptions=True)
     circuit = engine.endpoints[0].circuit
@@ -119,7 +117,7 @@ def test_late_answers_of_an_open_circuit_do_not_close_it() -> None:
     assert circuit.state is CircuitState.OPEN
 
 
-def test_window_grows_by_one_per_window_of_answers_and_only_while_full() -> None:
+def test_window_grows_by_single_slot_per_window_and_only_at_capacity() -> None:
     window = RequestWindow(100)
     window.grow(63)
     assert window.limit == 64

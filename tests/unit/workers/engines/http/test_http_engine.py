@@ -19,7 +19,7 @@ from workers.engines.port import Answer, EngineBusy, EngineFault, Request
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-async def test_usage_is_read_from_what_each_server_says(server: Server, engine: HttpEngine, name: str) -> None:
+async def test_usage_is_read_from_each_server_format(server: Server, engine: HttpEngine, name: str) -> None:
     body, usage = ANSWERS[name]
     server.script = says(200, body)
 
@@ -45,7 +45,7 @@ async def test_errors_of_each_server_arrive_in_openais_shape(server: Server, eng
     assert error_of(answer).items() >= expected.items()
 
 
-async def test_what_a_server_cannot_process_is_a_bad_request(server: Server, engine: HttpEngine) -> None:
+async def test_unprocessable_request_becomes_bad_request(server: Server, engine: HttpEngine) -> None:
     server.script = says(422, ERRORS["fastapi-validation"][0])
 
     answer = await engine.answer(request())
@@ -65,7 +65,7 @@ async def _streamed(engine: HttpEngine, asked: Request) -> tuple[Answer, list[di
 SAID = {"output": [{"type": "message", "content": [{"type": "output_text", "text": "Hi."}]}]}
 
 
-async def test_a_sparse_response_is_completed_with_what_was_asked(server: Server, engine: HttpEngine) -> None:
+async def test_sparse_response_is_completed_from_request_fields(server: Server, engine: HttpEngine) -> None:
     server.script = says(200, msgspec.json.encode(SAID))
 
     answer = await engine.answer(Request(RESPONSES, {"model": "m", "input": "x", "temperature": 0.5}, "req_1"))
@@ -76,7 +76,7 @@ async def test_a_sparse_response_is_completed_with_what_was_asked(server: Server
 
 
 @pytest.mark.parametrize("usage", [True, False])
-async def test_a_chat_that_comes_whole_is_one_chunk(server: Server, engine: HttpEngine, usage: bool) -> None:
+async def test_non_streamed_chat_becomes_single_chunk(server: Server, engine: HttpEngine, usage: bool) -> None:
     server.script = says(200, ANSWERS["llama.cpp"][0])
     body = {"model": "m", "messages": [], "stream_options": {"include_usage": usage}}
 
@@ -102,7 +102,7 @@ async def test_calls_of_a_chat_that_comes_whole_are_numbered(server: Server, eng
     assert choice["finish_reason"] == "tool_calls"
 
 
-async def test_a_text_completion_that_comes_whole_is_one_chunk(server: Server, engine: HttpEngine) -> None:
+async def test_non_streamed_text_completion_becomes_single_chunk(server: Server, engine: HttpEngine) -> None:
     said = {"id": "c", "object": "text_completion", "choices": [{"index": 0, "text": "Hi.", "finish_reason": "stop"}]}
     server.script = says(200, msgspec.json.encode({**said, "usage": {"total_tokens": 3}}))
 
@@ -126,9 +126,7 @@ async def test_a_response_that_comes_whole_is_written_out_as_its_events(server: 
 
 
 @pytest.mark.parametrize("url", [CHAT, COMPLETIONS, RESPONSES])
-async def test_what_comes_instead_of_a_stream_and_is_no_answer_stays(
-    server: Server, engine: HttpEngine, url: str
-) -> None:
+async def test_unrecognized_body_for_stream_is_returned_unchanged(server: Server, engine: HttpEngine, url: str) -> None:
     server.script = says(200, b'{"odd":1}')
 
     end, events = await _streamed(engine, Request(url, {"model": "m"}, "req_1"))
@@ -136,7 +134,7 @@ async def test_what_comes_instead_of_a_stream_and_is_no_answer_stays(
     assert (end.status, end.body, events) == (200, b'{"odd":1}', [])
 
 
-async def test_body_on_one_line_is_passed_on_untouched(server: Server, engine: HttpEngine) -> None:
+async def test_single_line_body_is_forwarded_unchanged(server: Server, engine: HttpEngine) -> None:
     body = b'{ "usage": {"prompt_tokens":1},  "odd" : "\xc3\xa9\\u0000" }'
     server.script = says(200, body)
 
@@ -198,7 +196,7 @@ async def test_declared_length_over_the_cap_is_a_fault(server: Server) -> None:
             await engine.answer(request())
 
 
-async def test_server_error_is_a_fault_that_carries_what_the_server_said(server: Server, engine: HttpEngine) -> None:
+async def test_server_error_becomes_fault_with_server_message(server: Server, engine: HttpEngine) -> None:
     server.script = says(500, '{"object":"error","message":"CUDA error","type":"InternalServerError","code":500}')
 
     with pytest.raises(EngineFault) as caught:
@@ -210,7 +208,7 @@ async def test_server_error_is_a_fault_that_carries_what_the_server_said(server:
 
 
 @pytest.mark.parametrize("status", [408, 409, 425])
-async def test_what_is_no_fault_of_the_request_is_tried_again(server: Server, engine: HttpEngine, status: int) -> None:
+async def test_transient_4xx_status_becomes_engine_fault(server: Server, engine: HttpEngine, status: int) -> None:
     server.script = says(status, '{"error": {"message": "later"}}')
 
     with pytest.raises(EngineFault) as caught:
@@ -240,7 +238,7 @@ async def test_request_that_takes_too_long_is_a_fault(server: Server) -> None:
             await engine.answer(request())
 
 
-async def test_stream_goes_on_for_longer_than_one_answer_may_take_while_its_events_come(server: Server) -> None:
+async def test_active_stream_may_exceed_answer_timeout(server: Server) -> None:
     async def slowly(http_request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(http_request)
@@ -343,7 +341,7 @@ async def test_models_that_only_external_servers_have_are_marked(server: Server)
     assert engine.discovered_models == {"m": False, "near": False, "far": True}
 
 
-async def test_what_steers_a_server_is_left_out_and_its_cache_is_kept_apart_if_it_is_a_vllm(server: Server) -> None:
+async def test_control_fields_are_dropped_and_only_vllm_gets_cache_salt(server: Server) -> None:
     body = {"model": "m", "messages": [], "top_k": 5}
     asked = Request(CHAT, body | {"cache_salt": "another", "priority": -1000}, "req_1", 7, "proj_1")
     heard: list[dict[str, Any]] = []

@@ -68,7 +68,7 @@ async def test_the_common_shape_is_passed_on(said: str, usage: Usage) -> None:
     assert server.asked == [(path, {"model": "bge", "query": "q", "documents": ["a", "b"], "top_n": 2})]
 
 
-async def test_tei_is_asked_in_its_own_way_and_answers_in_the_common_one(tei: tuple[Ranker, HttpEngine]) -> None:
+async def test_tei_gets_native_request_and_returns_standard_results(tei: tuple[Ranker, HttpEngine]) -> None:
     server, engine = tei
     documents = [str(n * 3 % 70 + 30) for n in range(70)]
 
@@ -85,7 +85,7 @@ async def test_tei_is_asked_in_its_own_way_and_answers_in_the_common_one(tei: tu
     assert server.asked[-1][1] == {"query": "q", "texts": ["5", "50"], "truncate": True}
 
 
-async def test_what_tei_cannot_be_asked_is_refused(tei: tuple[Ranker, HttpEngine]) -> None:
+async def test_tei_request_without_documents_is_refused(tei: tuple[Ranker, HttpEngine]) -> None:
     answer = await tei[1].answer(request())
 
     assert (answer.status, msgspec.json.decode(answer.body)["error"]["param"]) == (400, "documents")
@@ -115,7 +115,7 @@ async def test_a_server_that_cannot_rank_says_so() -> None:
         assert (await engine.answer(request("1"))).status == 404
 
 
-async def test_a_model_that_is_not_there_is_not_looked_for_elsewhere() -> None:
+async def test_missing_model_returns_404_without_second_request() -> None:
     server: Any = Ranker('{"error": {"message": "no such model"}}')
     server.status = 404
     async with serving(server), engine_of(Endpoint(server.url, serves={"m": "m"})) as engine:

@@ -44,7 +44,7 @@ def test_a_file_that_was_tampered_with_is_refused(folder: Path, data: bytes | No
         checkpoint_folder.verify(folder)
 
 
-def test_the_optimiser_may_be_gone_unless_the_run_goes_on(folder: Path) -> None:
+def test_missing_optimizer_is_accepted_unless_run_resumes(folder: Path) -> None:
     checkpoint_folder.seal(folder, {})
     (folder / "optimizer.pt").unlink()
 

@@ -99,7 +99,7 @@ def trained(tokenizer: Letters, row: dict[str, Any], longest: int = 500) -> str:
         ([{"role": "system", "content": "Be kind."}, USER, ANSWER], "Hello.</>"),
     ],
 )
-def test_only_what_the_assistant_says_is_trained(messages: list[Any], text: str) -> None:
+def test_only_assistant_text_is_trained(messages: list[Any], text: str) -> None:
     assert trained(Letters(), {"messages": messages}) == text
 
 
@@ -179,7 +179,7 @@ def test_tools_stand_before_the_messages() -> None:
     assert trained(Letters(), row) == "Hello.</>"
 
 
-def test_messages_reach_the_template_as_the_engine_sends_them() -> None:
+def test_template_gets_messages_in_engine_format() -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"at": 1}'}}
     said = {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None}
     result = {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "a"}, {"text": "b"}]}
@@ -233,7 +233,7 @@ def test_both_spellings_of_preferences_are_read(spelling: str) -> None:
     }
 
 
-def test_a_preference_whose_input_is_no_prefix_is_refused() -> None:
+def test_preference_with_non_prefix_input_is_refused() -> None:
     row = {"input": {"messages": [USER]}, "preferred_output": [ANSWER], "non_preferred_output": [AGAIN]}
 
     with pytest.raises(RowRefused, match="input"):

@@ -185,7 +185,7 @@ def test_a_run_in_bfloat16_is_probed_in_float32_too_and_keeps_its_weights(traine
     assert ended.losses[len(ended.losses)] < ended.losses[1]
 
 
-def test_a_row_whose_prefix_is_not_one_names_its_line(trainers: Trainers, spec: Spec, tmp_path: Path) -> None:
+def test_row_with_invalid_prefix_is_reported_with_its_line(trainers: Trainers, spec: Spec, tmp_path: Path) -> None:
     """The template leaves out what the assistant said before its last answer."""
     template = "{% for m in messages %}{{ m.content if m.role == 'user' or loop.last }}<|im_end|>{% endfor %}"
     base = trainers.write_model(tmp_path / "forgetful", template=template)
@@ -200,7 +200,7 @@ def test_a_row_whose_prefix_is_not_one_names_its_line(trainers: Trainers, spec: 
 
 
 @pytest.mark.verify
-def test_a_run_that_is_told_to_stop_makes_a_checkpoint_first(trainers: Trainers, spec: Spec, tmp_path: Path) -> None:
+def test_stopped_run_writes_checkpoint_and_can_resume(trainers: Trainers, spec: Spec, tmp_path: Path) -> None:
     ended = trainers.run(spec, 1, "stop")
 
     finished = ended.reports[-1]
@@ -213,14 +213,14 @@ def test_a_run_that_is_told_to_stop_makes_a_checkpoint_first(trainers: Trainers,
 
 
 @pytest.mark.verify
-def test_a_run_that_is_told_to_stop_while_it_starts_trains_no_step(trainers: Trainers, spec: Spec) -> None:
+def test_run_stopped_during_startup_trains_no_step(trainers: Trainers, spec: Spec) -> None:
     ended = trainers.run(spec, 0, "stop")
 
     assert (ended.status, ended.of(Step), ended.of(CheckpointReport)) == (0, [], [])
     assert ended.of(Finished) == [Finished(0, "checkpoint")]
 
 
-def test_a_machine_or_device_without_memory_is_told_as_such() -> None:
+def test_insufficient_memory_is_reported_as_out_of_memory() -> None:
     torch = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried 12 GB"
 
     for error in (RuntimeError(torch), MemoryError()):
@@ -292,7 +292,7 @@ def test_twenty_kills_change_no_loss(trainers: Trainers, spec: Spec, tmp_path: P
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-def test_what_is_trained_learns(trainers: Trainers, spec: Spec, tmp_path: Path) -> None:
+def test_full_and_adapter_training_reduce_loss(trainers: Trainers, spec: Spec, tmp_path: Path) -> None:
     """All weights are trained first. On that model adapters come further than a run that may not learn.
 
     The model is 64 columns wide: bitsandbytes packs quantized weights for a CPU in blocks of 64.
@@ -328,7 +328,7 @@ def turned(row: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.verify
-def test_what_is_trained_is_chosen_by_memory_and_kept(trainers: Trainers, spec: Spec, tmp_path: Path) -> None:
+def test_auto_peft_is_chosen_by_memory_and_reused_on_resume(trainers: Trainers, spec: Spec, tmp_path: Path) -> None:
     whole = trainers.run(replace(spec, peft="auto"), 4)
 
     (started,) = whole.of(Started)
@@ -406,7 +406,7 @@ def test_dry_run_trains_three_steps_and_saves_nothing(trainers: Trainers, spec: 
 
 
 @pytest.mark.verify
-def test_the_dtype_is_measured_and_kept(trainers: Trainers, spec: Spec, tmp_path: Path) -> None:
+def test_auto_dtype_is_measured_and_reused_on_resume(trainers: Trainers, spec: Spec, tmp_path: Path) -> None:
     whole = trainers.run(replace(spec, dtype="auto"), 4)
 
     (started,) = whole.of(Started)

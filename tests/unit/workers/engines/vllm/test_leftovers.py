@@ -62,7 +62,7 @@ def test_nothing_recorded_is_nothing_to_kill(record: Path) -> None:
     assert not leftovers.alive(ProcessIdentity(2**22 + 1, 0))
 
 
-def test_one_that_does_not_die_holds_the_next_start_up_for_a_while_only(
+def test_unkillable_process_delays_next_startup_only_briefly(
     record: Path, child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorded = leftovers.read(record)

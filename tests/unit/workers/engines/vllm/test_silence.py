@@ -44,7 +44,7 @@ def watching(engine: Engine, progress: Callable[[], EngineProgress] = silence.no
     return asyncio.create_task(silence.watch(engine.ping, lambda: engine.dead, PATIENCE, engine.end, progress))
 
 
-async def test_one_that_is_silent_is_ended_once() -> None:
+async def test_unresponsive_engine_is_ended_once() -> None:
     engine = Engine(None)
 
     began = time.monotonic()
@@ -54,7 +54,7 @@ async def test_one_that_is_silent_is_ended_once() -> None:
     assert (engine.asked, engine.ended, engine.left) == (1, 1, 1)
 
 
-async def test_one_that_answers_late_lives_while_its_answers_go_on_and_not_beyond() -> None:
+async def test_unresponsive_engine_is_ended_only_after_token_progress_stops() -> None:
     """A step of a long prompt on a busy machine: no ping is answered, and others' tokens come."""
     engine, looks = Engine(None), itertools.count()
     limit = 2 * silence.PARTS
@@ -64,7 +64,7 @@ async def test_one_that_answers_late_lives_while_its_answers_go_on_and_not_beyon
     assert (engine.ended, next(looks)) == (1, limit + silence.PARTS + 1)
 
 
-async def test_one_whose_processes_compute_is_given_more_time_and_not_for_ever() -> None:
+async def test_unresponsive_engine_with_busy_processes_gets_bounded_extra_time() -> None:
     """It may turn in a circle: many libraries wait for a device in one."""
     engine, looks = Engine(None), itertools.count()
 
@@ -73,7 +73,7 @@ async def test_one_whose_processes_compute_is_given_more_time_and_not_for_ever()
     assert (engine.ended, next(looks)) == (1, silence.BUSY * silence.PARTS + 1)
 
 
-async def test_one_whose_processes_hardly_compute_is_silent() -> None:
+async def test_unresponsive_engine_with_nearly_idle_processes_gets_no_extra_time() -> None:
     engine, looks = Engine(None), itertools.count()
 
     await asyncio.wait_for(watching(engine, lambda: EngineProgress(0, next(looks) * PATIENCE / 10_000)), 60)
@@ -81,7 +81,7 @@ async def test_one_whose_processes_hardly_compute_is_silent() -> None:
     assert (engine.ended, next(looks)) == (1, silence.PARTS + 1)
 
 
-async def test_one_that_answers_is_asked_again_and_again() -> None:
+async def test_responsive_engine_is_pinged_repeatedly() -> None:
     engine = Engine(0.01)
     task = watching(engine)
 
@@ -92,7 +92,7 @@ async def test_one_that_answers_is_asked_again_and_again() -> None:
 
 
 @pytest.mark.parametrize("takes", [None, 0.01])
-async def test_one_that_dies_is_left_to_whoever_asks_it(takes: float | None) -> None:
+async def test_watch_stops_without_ending_dead_engine(takes: float | None) -> None:
     """Also where its death does not end the call that it was to answer."""
     engine = Engine(takes)
     task = watching(engine)
@@ -104,7 +104,7 @@ async def test_one_that_dies_is_left_to_whoever_asks_it(takes: float | None) -> 
     assert engine.ended == 0
 
 
-async def test_one_that_refuses_the_call_lives_and_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+async def test_ping_error_is_logged_and_pinging_continues(caplog: pytest.LogCaptureFixture) -> None:
     engine = Engine(0.0, breaks=True)
     task = watching(engine)
 
@@ -128,7 +128,7 @@ async def test_a_worker_that_stood_still_does_not_take_its_own_time_for_silence(
 
 
 @pytest.mark.parametrize("when", [0.0, PATIENCE / 2])
-async def test_whoever_stops_it_leaves_no_call_behind(when: float) -> None:
+async def test_cancelled_watch_leaves_no_pending_ping(when: float) -> None:
     engine = Engine(None)
     task = watching(engine)
     await asyncio.sleep(when)

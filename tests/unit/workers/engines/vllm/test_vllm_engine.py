@@ -63,14 +63,14 @@ def told(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[Callable[[], No
         (an_error_in_a_text, f"ERROR test_vllm_engine.py {WITHHELD} (ValueError)"),
     ],
 )
-def test_an_operator_is_told_that_it_happened_and_not_to_which_text(
+def test_parser_log_omits_request_text(
     told: Callable[[Callable[[], None]], str], call: Callable[[], None], expected: str
 ) -> None:
     assert told(call) == expected
 
 
 @pytest.mark.parametrize("name", ["vllm.v1.engine.core_client", "workers.engines.vllm.vllm_engine"])
-def test_what_others_log_is_told_whole(told: Callable[[Callable[[], None]], str], name: str) -> None:
+def test_records_of_other_loggers_are_written_in_full(told: Callable[[Callable[[], None]], str], name: str) -> None:
     def fails() -> None:
         try:
             raise ValueError("no memory")
@@ -83,6 +83,6 @@ def test_what_others_log_is_told_whole(told: Callable[[Callable[[], None]], str]
     assert "ValueError: no memory" in written
 
 
-def test_a_record_of_nobody_is_made_as_before(told: object) -> None:
+def test_record_without_logger_name_is_created_unchanged(told: object) -> None:
     assert told
     assert logging.makeLogRecord({"msg": "x"}).getMessage() == "x"

@@ -49,7 +49,7 @@ def test_engine_arguments_become_words() -> None:
         ({"max_num_seqs": 8, "max_num_batched_tokens": "2k"}, 9 + INTERACTIVE_SEQUENCES),
     ],
 )
-def test_who_waits_finds_a_place_beside_all_lines_of_batches(args: dict[str, object], places: int) -> None:
+def test_cpu_sequences_reserve_slots_for_interactive_requests(args: dict[str, object], places: int) -> None:
     assert cpu_sequences(args) == places
 
 
@@ -73,7 +73,7 @@ def test_who_waits_finds_a_place_beside_all_lines_of_batches(args: dict[str, obj
         ("AVX2", {}, ["odd"], 10, None, False),
     ],
 )
-def test_a_cpu_that_would_emulate_half_precision_computes_in_float32_what_fits(
+def test_cpu_without_half_precision_uses_float32_if_memory_allows(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     able: str,
@@ -111,7 +111,7 @@ class Said:
         return {name: value for name, value in content.items() if name not in exclude}
 
 
-def test_answers_are_stripped_to_what_openai_documents() -> None:
+def test_answers_contain_only_documented_openai_fields() -> None:
     assert plain(Said()) == {
         "choices": [
             {"index": 0, "message": {"content": "hi"}},
@@ -124,13 +124,13 @@ def test_answers_are_stripped_to_what_openai_documents() -> None:
 @pytest.mark.parametrize(
     ("code", "kind"), [(400, "invalid_request_error"), (500, "server_error"), (None, "server_error")]
 )
-def test_what_breaks_amid_a_stream_is_told_in_openais_shape(code: int | None, kind: str) -> None:
+def test_stream_error_has_openai_shape(code: int | None, kind: str) -> None:
     event = {"error": {"message": "no", "type": "BadRequestError", "param": None, "code": code}}
 
     assert plain_event(event) == {"error": {"message": "no", "type": kind, "param": None, "code": None}}
 
 
-def test_what_the_operator_set_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_operator_environment_settings_are_preserved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "environ", {"VLLM_LOGGING_LEVEL": "DEBUG"})
 
     prepare_environment(str(tmp_path), {"enforce_eager": True})
@@ -149,7 +149,7 @@ def test_a_model_of_a_hub_may_be_fetched(monkeypatch: pytest.MonkeyPatch) -> Non
     assert os.environ["VLLM_LOGGING_LEVEL"] == "WARNING"
 
 
-def test_no_limit_of_vllms_own_ends_what_makes_progress_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_timeout_defaults_to_engine_hang_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {"VLLM_ENGINE_READY_TIMEOUT_S": "60"})
 
     prepare_environment("some/model", {}, 300.5)
@@ -158,7 +158,7 @@ def test_no_limit_of_vllms_own_ends_what_makes_progress_sooner(monkeypatch: pyte
     assert os.environ["VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"] == "1503"
 
 
-def test_threads_are_bound_where_one_engine_has_few_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_bound_only_for_single_rank_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
     bound = []
     for args in ({}, {"tensor_parallel_size": 2}):
@@ -173,7 +173,7 @@ def test_an_answer_that_is_plain_already_is_passed_on() -> None:
     assert plain({"object": "list", "data": []}) == {"object": "list", "data": []}
 
 
-def test_what_vllm_refuses_for_now_or_lacks_or_breaks_on_are_three_things() -> None:
+def test_vllm_refusals_map_to_busy_fault_or_bad_request() -> None:
     url = "/v1/chat/completions"
     with pytest.raises(EngineBusy, match="Full"):
         vllm_engine._refusal_of(url, 503, "Full.", None)
@@ -214,7 +214,7 @@ async def test_a_cancelled_request_is_cancelled_though_vllm_answers_it(tmp_path:
         await asking
 
 
-async def test_vllm_gets_its_own_fields_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
+async def test_vllm_field_is_forwarded_and_unknown_field_is_refused(tmp_path: Path) -> None:
     asked = []
 
     class Serving:
@@ -251,7 +251,7 @@ async def test_vllm_gets_its_own_fields_and_an_unknown_one_is_refused(tmp_path: 
         ("/v1/completions", {"model": "other"}, 404),
     ],
 )
-async def test_what_vllm_is_not_asked_is_refused_before_it_starts(
+async def test_unsupported_request_is_refused_before_vllm_starts(
     tmp_path: Path, url: str, body: dict[str, object], status: int
 ) -> None:
     engine = vllm_engine.VllmEngine("model", ["m"], {}, tmp_path / "pids")

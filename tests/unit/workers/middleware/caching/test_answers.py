@@ -81,7 +81,7 @@ async def test_other_weights_under_the_name_give_another_answer(counter: Counter
     assert len(counter.asked) == 2
 
 
-async def test_a_model_of_unknown_weights_is_asked_each_time(counter: Counter) -> None:
+async def test_answers_of_unknown_weights_are_not_cached(counter: Counter) -> None:
     counter.weights = "unknown"
     for _ in range(2):
         said = await ask(counter)
@@ -92,14 +92,14 @@ async def test_a_model_of_unknown_weights_is_asked_each_time(counter: Counter) -
     assert all("cache" not in request.body for request in counter.asked)
 
 
-async def test_who_asks_and_the_order_of_fields_change_nothing(counter: Counter) -> None:
+async def test_user_fields_and_field_order_do_not_change_cache_key(counter: Counter) -> None:
     await ask(counter, user="anna", metadata={"a": "1"}, top_p=1, seed=1)
     await ask(counter, seed=1, top_p=1, user="bert", safety_identifier="x", prompt_cache_key="y")
 
     assert len(counter.asked) == 1
 
 
-async def test_a_response_repeats_what_this_request_says_of_itself(counter: Counter) -> None:
+async def test_cached_response_carries_metadata_of_current_request(counter: Counter) -> None:
     body = {"id": "resp_1", "status": "completed", "metadata": {"who": "anna"}, "user": "anna"}
     output = [{"type": "message", "content": [{"type": "output_text", "text": "Hi"}]}]
     counter.says = lambda _: Answer(200, msgspec.json.encode(body | {"output": output}), Usage(3, 0, 1))
@@ -133,7 +133,7 @@ async def test_a_response_repeats_what_this_request_says_of_itself(counter: Coun
         ({"cache": []}, "ttl"),
     ],
 )
-async def test_what_would_not_be_cached_is_refused(counter: Counter, body: dict[str, Any], word: str) -> None:
+async def test_uncacheable_request_is_refused(counter: Counter, body: dict[str, Any], word: str) -> None:
     said = await ask(counter, **body)
 
     assert said["http"] == 400
@@ -189,7 +189,7 @@ async def test_a_ranking_is_not_cached(counter: Counter, said: Any, status: int)
 
 
 @pytest.mark.parametrize("said", [None, False])
-async def test_nothing_is_cached_without_being_asked_for(counter: Counter, said: Any) -> None:
+async def test_answers_are_not_cached_without_opt_in(counter: Counter, said: Any) -> None:
     for _ in range(2):
         await ask(counter, cache=said, temperature=1)
         await counter.ask(CHAT, **ASKED[CHAT], temperature=0)
@@ -214,7 +214,9 @@ async def test_nothing_is_cached_without_being_asked_for(counter: Counter, said:
         (Answer(400, b'{"error": {"message": "no"}}'), False),
     ],
 )
-async def test_only_whole_answers_of_some_size_are_kept(counter: Counter, answer: Answer, cacheable: bool) -> None:
+async def test_only_complete_answers_within_size_limit_are_cached(
+    counter: Counter, answer: Answer, cacheable: bool
+) -> None:
     counter.says = lambda _: answer
     request = Request(CHAT, {"model": "m", **ASKED[CHAT], "temperature": 0, "cache": True}, "r", tenant="proj_1")
 
@@ -226,7 +228,9 @@ async def test_only_whole_answers_of_some_size_are_kept(counter: Counter, answer
     assert len(counter.asked) == (1 if cacheable else 2)
 
 
-async def test_nobody_is_given_what_is_older_than_he_says(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cached_answer_older_than_requested_ttl_is_not_used(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     began = now()
 
     def later(seconds: float) -> None:
@@ -262,7 +266,7 @@ async def test_it_can_be_turned_off(make_counter: Callable[..., Counter]) -> Non
     assert len(counter.asked) == 2
 
 
-async def test_a_database_that_is_away_costs_nothing_but_the_work(
+async def test_unavailable_database_leads_to_uncached_answers(
     counter: Counter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away() -> Any:

@@ -55,7 +55,7 @@ async def there(response_cache: ResponseCache, *numbers: int) -> list[int]:
     return [n for n in numbers if key(n) in found.entries]
 
 
-async def test_what_is_kept_is_found_once_it_is_written(response_cache: ResponseCache) -> None:
+async def test_stored_entry_is_found_after_flush(response_cache: ResponseCache) -> None:
     store(response_cache, 1, 2)
     assert await there(response_cache, 1) == []
 
@@ -64,7 +64,7 @@ async def test_what_is_kept_is_found_once_it_is_written(response_cache: Response
     assert await there(response_cache, 1, 2, 3) == [1, 2]
 
 
-async def test_it_is_written_without_being_told_to(make_response_cache: Callable[..., ResponseCache]) -> None:
+async def test_stored_entry_is_written_in_background(make_response_cache: Callable[..., ResponseCache]) -> None:
     response_cache = make_response_cache(cache_gather=0.01)
     store(response_cache, 1)
 
@@ -74,7 +74,7 @@ async def test_it_is_written_without_being_told_to(make_response_cache: Callable
         await asyncio.sleep(0.01)
 
 
-async def test_those_who_ask_at_once_share_a_look_up(
+async def test_concurrent_lookups_share_database_reads(
     db: Database, response_cache: ResponseCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store(response_cache, *range(100))
@@ -118,7 +118,7 @@ async def test_a_crowd_is_served_in_parts_and_patience_is_for_each(
     assert parts == [100] * 6
 
 
-async def test_one_request_may_have_more_keys_than_a_part(
+async def test_request_may_have_more_keys_than_lookup_batch(
     response_cache: ResponseCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_KEYS", 3)
@@ -128,7 +128,7 @@ async def test_one_request_may_have_more_keys_than_a_part(
     assert await asyncio.gather(there(response_cache, *range(8)), there(response_cache, 9)) == [[1], [9]]
 
 
-async def test_who_asks_gets_an_answer_whatever_a_look_up_raises(
+async def test_unexpected_lookup_error_is_cache_miss(
     db: Database, response_cache: ResponseCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken() -> Any:
@@ -140,7 +140,7 @@ async def test_who_asks_gets_an_answer_whatever_a_look_up_raises(
         assert await asyncio.gather(*(response_cache.find("p", [key(n)]) for n in range(3))) == [None] * 3
 
 
-async def test_one_who_goes_away_leaves_the_others_alone(response_cache: ResponseCache) -> None:
+async def test_cancelled_lookup_does_not_affect_other_lookups(response_cache: ResponseCache) -> None:
     store(response_cache, 1)
     response_cache.flush()
     gone = asyncio.create_task(there(response_cache, 1))
@@ -162,7 +162,7 @@ async def test_the_epoch_is_the_project_s(db: Database, response_cache: Response
     assert (ours.epoch, theirs.epoch) == (0, 1)
 
 
-async def test_a_database_that_is_away_is_a_miss_and_is_left_alone_for_a_while(
+async def test_unavailable_database_is_cache_miss_and_pauses_lookups(
     db: Database, response_cache: ResponseCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = 0
@@ -202,7 +202,7 @@ async def test_a_database_that_is_slow_is_not_waited_for(
     release.set()
 
 
-async def test_what_cannot_be_written_is_dropped(
+async def test_unwritable_entries_are_dropped(
     db: Database, response_cache: ResponseCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def busy() -> Any:
@@ -220,7 +220,7 @@ async def test_what_cannot_be_written_is_dropped(
     assert "cache_failed" in caplog.messages
 
 
-async def test_a_writer_outlives_what_nobody_foresaw(
+async def test_writer_survives_unexpected_error(
     make_response_cache: Callable[..., ResponseCache], caplog: pytest.LogCaptureFixture
 ) -> None:
     response_cache = make_response_cache(cache_gather=0.01)
@@ -249,7 +249,7 @@ async def test_more_than_a_writer_can_hold_is_dropped(
 
 
 @pytest.mark.parametrize(("count", "size", "most"), [(250, 8, 100), (5, 3 << 20, 1)])
-def test_a_transaction_has_few_rows_and_few_bytes(
+def test_transaction_is_limited_in_rows_and_bytes(
     make_response_cache: Callable[..., ResponseCache], monkeypatch: pytest.MonkeyPatch, count: int, size: int, most: int
 ) -> None:
     put: Callable[..., None] = cache.put
@@ -269,7 +269,7 @@ def test_a_transaction_has_few_rows_and_few_bytes(
     assert max(parts) == most
 
 
-async def test_what_is_full_stays_as_large_as_it_may_be(
+async def test_full_cache_stays_within_size_limit(
     db: Database, make_response_cache: Callable[..., ResponseCache]
 ) -> None:
     response_cache = make_response_cache(1000)
@@ -283,7 +283,7 @@ async def test_what_is_full_stays_as_large_as_it_may_be(
     assert await there(response_cache, 0, 999) == [999]
 
 
-def test_what_is_kept_is_written_before_anything_goes_for_it(
+def test_entries_are_written_before_eviction(
     make_response_cache: Callable[..., ResponseCache], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`put` may wait for others, who must not wait for what `evict` has locked."""
@@ -300,7 +300,7 @@ def test_what_is_kept_is_written_before_anything_goes_for_it(
     assert order == ["put", "put", "evict"]
 
 
-def test_what_is_used_stays_longer_and_uses_are_counted(db: Database, response_cache: ResponseCache) -> None:
+def test_used_entries_expire_later_and_uses_are_counted(db: Database, response_cache: ResponseCache) -> None:
     store(response_cache, 1, 2)
     response_cache.flush()
     response_cache.prolong([key(1)], 5e9)
@@ -315,7 +315,7 @@ def test_what_is_used_stays_longer_and_uses_are_counted(db: Database, response_c
         assert session.execute(select(CacheUse.kind, CacheUse.hits, CacheUse.misses)).all() == [("embeddings", 2, 2)]
 
 
-async def test_what_waits_is_written_at_the_end(
+async def test_pending_entries_are_written_on_close(
     response_cache: ResponseCache, make_response_cache: Callable[..., ResponseCache]
 ) -> None:
     store(response_cache, 1)

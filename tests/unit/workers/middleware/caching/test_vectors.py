@@ -57,7 +57,7 @@ async def test_a_text_is_embedded_once_and_its_tokens_are_marked(exact: Counter)
     assert again["used"] == (2, 2)
 
 
-async def test_only_what_is_missing_is_embedded_and_all_is_counted(exact: Counter) -> None:
+async def test_only_missing_texts_are_embedded_and_all_texts_are_counted(exact: Counter) -> None:
     await exact.ask(URL, input=["two", "four"])
     mixed = await exact.ask(URL, input=["one", "two", "three", "four"])
 
@@ -70,7 +70,7 @@ async def test_only_what_is_missing_is_embedded_and_all_is_counted(exact: Counte
     assert len(exact.asked) == 2
 
 
-async def test_what_was_computed_in_one_encoding_is_given_in_the_other(exact: Counter) -> None:
+async def test_cached_vector_is_returned_in_either_encoding(exact: Counter) -> None:
     await exact.ask(URL, input="one", encoding_format="base64")
     await exact.ask(URL, input="two")
     floats = await exact.ask(URL, input=["one", "two"])
@@ -87,7 +87,7 @@ async def test_what_was_computed_in_one_encoding_is_given_in_the_other(exact: Co
 @pytest.mark.parametrize(
     "change", [{"tenant": "proj_2"}, {"dimensions": 4}, {"truncate_prompt_tokens": 5}, {"input": [104, 105]}]
 )
-async def test_what_another_vector_would_come_of_is_another_key(counter: Counter, change: dict[str, Any]) -> None:
+async def test_project_and_vector_parameters_are_part_of_cache_key(counter: Counter, change: dict[str, Any]) -> None:
     await counter.ask(URL, input="hi")
     await counter.ask(URL, **({"input": "hi"} | change))
 
@@ -102,7 +102,7 @@ async def test_other_weights_under_the_name_are_another_model(counter: Counter) 
     assert len(counter.asked) == 2
 
 
-async def test_a_vector_whose_tokens_nobody_has_counted_is_not_kept(counter: Counter) -> None:
+async def test_vector_without_token_count_is_not_cached(counter: Counter) -> None:
     data = [{"object": "embedding", "index": 0, "embedding": [1.0]}]
     counter.says = lambda _: Answer(200, msgspec.json.encode({"object": "list", "data": data, "model": "m"}))
     for _ in range(2):
@@ -111,7 +111,7 @@ async def test_a_vector_whose_tokens_nobody_has_counted_is_not_kept(counter: Cou
     assert len(counter.asked) == 2
 
 
-async def test_who_asks_and_how_the_input_is_wrapped_changes_nothing(counter: Counter) -> None:
+async def test_user_and_input_format_do_not_change_cache_key(counter: Counter) -> None:
     await counter.ask(URL, input="hi", user="anna", dimensions=None)
     await counter.ask(URL, input=["hi"], encoding_format="base64", cache=True)
 
@@ -140,9 +140,7 @@ async def test_token_ids_are_cached_too(counter: Counter) -> None:
         {"input": "a", "cache": False},
     ],
 )
-async def test_what_is_no_business_of_the_cache_goes_to_the_engine_as_it_is(
-    counter: Counter, body: dict[str, Any]
-) -> None:
+async def test_uncacheable_request_reaches_engine_unchanged(counter: Counter, body: dict[str, Any]) -> None:
     counter.says = lambda _: refusal(400, "No.")
     for _ in range(2):
         assert (await counter.ask(URL, **body))["http"] == 400
@@ -158,7 +156,7 @@ async def test_a_cache_that_is_neither_true_nor_false_is_refused(counter: Counte
     assert counter.asked == []
 
 
-async def test_models_that_nobody_pinned_down_are_not_cached(counter: Counter) -> None:
+async def test_model_with_unknown_weights_is_not_cached(counter: Counter) -> None:
     counter.weights = "unknown"
     for _ in range(2):
         await counter.ask(URL, input="hi")
@@ -175,7 +173,7 @@ async def test_it_can_be_turned_off(make_counter: Callable[..., Counter]) -> Non
     assert len(counter.asked) == 2
 
 
-async def test_where_tokens_are_counted_together_only_single_inputs_are_kept(counter: Counter) -> None:
+async def test_combined_token_counts_allow_caching_of_single_inputs_only(counter: Counter) -> None:
     await counter.ask(URL, input=["a", "b"])
     await counter.ask(URL, input=["a", "b"])
     await counter.ask(URL, input="a")
@@ -186,14 +184,14 @@ async def test_where_tokens_are_counted_together_only_single_inputs_are_kept(cou
 
 
 @pytest.mark.parametrize("cacheable", [True, False])
-async def test_documents_leave_nothing_but_are_lent_what_is_there(exact: Counter, cacheable: bool) -> None:
+async def test_uncacheable_input_reads_cache_without_writing(exact: Counter, cacheable: bool) -> None:
     await exact.ask(URL, input="one", cacheable=cacheable)
     await exact.ask(URL, input="one", cacheable=False)
 
     assert len(exact.asked) == (1 if cacheable else 2)
 
 
-async def test_a_refusal_is_not_kept_and_is_about_the_request_as_it_came(exact: Counter) -> None:
+async def test_refusal_is_not_cached_and_refers_to_original_request(exact: Counter) -> None:
     await exact.ask(URL, input="two")
 
     def no_ones(request: Request) -> Answer:
@@ -208,7 +206,7 @@ async def test_a_refusal_is_not_kept_and_is_about_the_request_as_it_came(exact: 
     assert (await exact.ask(URL, input="one"))["used"] == (2, 0)
 
 
-async def test_what_an_engine_breaks_on_is_told_as_without_a_cache(counter: Counter) -> None:
+async def test_engine_error_passes_through_cache(counter: Counter) -> None:
     counter.says = lambda _: EngineBusy("no")
 
     with pytest.raises(EngineBusy):
@@ -230,7 +228,7 @@ async def test_what_an_engine_breaks_on_is_told_as_without_a_cache(counter: Coun
         b"nonsense",
     ],
 )
-async def test_an_answer_without_vectors_is_handed_on_and_not_kept(counter: Counter, body: bytes) -> None:
+async def test_answer_without_vectors_is_returned_and_not_cached(counter: Counter, body: bytes) -> None:
     counter.says = lambda _: Answer(200, body, Usage(1))
     request = Request(URL, {"model": "m", "input": "a"}, "req_1", tenant="proj_1")
 
@@ -243,7 +241,7 @@ async def test_an_answer_without_vectors_is_handed_on_and_not_kept(counter: Coun
     assert len(counter.asked) == 2
 
 
-async def test_an_answer_that_does_not_fit_what_is_missing_is_asked_for_anew(exact: Counter) -> None:
+async def test_invalid_answer_for_missing_texts_triggers_full_request(exact: Counter) -> None:
     await exact.ask(URL, input="two")
     exact.says = lambda request: (
         counts_each(request) if len(request.body["input"]) == 2 else Answer(200, b'{"data": []}', Usage(1))
@@ -255,7 +253,7 @@ async def test_an_answer_that_does_not_fit_what_is_missing_is_asked_for_anew(exa
     assert said["used"] == (5, 0)
 
 
-async def test_a_database_that_is_away_costs_nothing_but_the_work(
+async def test_unavailable_database_leads_to_uncached_vectors(
     counter: Counter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away() -> Any:
@@ -269,7 +267,7 @@ async def test_a_database_that_is_away_costs_nothing_but_the_work(
     assert len(counter.asked) == 2
 
 
-async def test_what_is_asked_for_before_a_clearing_and_answered_after_it_is_not_found(counter: Counter) -> None:
+async def test_clear_during_request_prevents_caching(counter: Counter) -> None:
     def cleared(_: Request) -> None:
         with counter.db.write() as session:
             cache.clear(session, "proj_1")
@@ -281,7 +279,7 @@ async def test_what_is_asked_for_before_a_clearing_and_answered_after_it_is_not_
     assert len(counter.asked) == 2
 
 
-async def test_what_is_used_stays_and_what_is_not_expires(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_used_entry_stays_and_unused_entry_expires(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
     began, day = now(), 86_400
     for days, asked in ((0, 1), (5, 1), (10, 1), (18, 2)):
         at = began + days * day
@@ -294,7 +292,7 @@ async def test_what_is_used_stays_and_what_is_not_expires(counter: Counter, monk
         assert session.scalars(select(CacheEntry.expires_at)).all() == [began + 25 * day]
 
 
-async def test_entries_belong_to_the_job_they_came_from_and_uses_are_counted(exact: Counter) -> None:
+async def test_entries_belong_to_their_job_and_uses_are_counted(exact: Counter) -> None:
     await exact.ask(URL, input=["one", "two"], job_id="batch_1")
     with exact.db.read() as session:
         owners = session.scalars(select(CacheEntry.job_id)).all()

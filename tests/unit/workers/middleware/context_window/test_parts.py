@@ -53,35 +53,35 @@ class Summarizing:
         return self.least + sum(len(message["content"]) for message in request.body["messages"])
 
 
-async def test_a_conversation_without_older_turns_has_no_summary_and_nobody_is_asked() -> None:
+async def test_conversation_without_older_turns_sends_no_summary_request() -> None:
     engine = Summarizing()
 
     assert await engine.summaries.summarize(history_of("uone"), always) is None
     assert engine.asked == []
 
 
-async def test_where_there_is_no_room_for_a_summary_nobody_is_asked() -> None:
+async def test_no_summary_is_requested_without_room_for_summary() -> None:
     engine = Summarizing(budget=60)
 
     assert await engine.summaries.summarize(history_of("u" + "one " * 100, "atwo", "uthree"), always) is None
     assert engine.asked == []
 
 
-async def test_where_no_part_of_the_text_fits_beside_the_question_for_a_summary_nobody_is_asked() -> None:
+async def test_no_summary_is_requested_without_room_for_source_text() -> None:
     engine = Summarizing(budget=8000, limit=4000, least=3990)
 
     assert await engine.summaries.summarize(history_of("uone", "atwo", "uthree"), always) is None
     assert engine.asked == []
 
 
-async def test_a_summary_of_all_that_does_not_fit_is_not_summed_up_again() -> None:
+async def test_oversized_final_summary_is_not_summarized_further() -> None:
     engine = Summarizing()
 
     assert await engine.summaries.summarize(history_of("uone", "atwo", "uthree"), never) is None
     assert engine.asked == ["user: one\nassistant: two"]
 
 
-async def test_what_is_longer_than_a_part_is_cut_and_summed_up_in_levels() -> None:
+async def test_oversized_turn_is_split_and_summarized_in_levels() -> None:
     engine = Summarizing(limit=1200)
 
     cut = await engine.summaries.summarize(history_of("u" + "one " * 1000, "atwo", "uthree"), always)
@@ -92,7 +92,7 @@ async def test_what_is_longer_than_a_part_is_cut_and_summed_up_in_levels() -> No
     assert cut[0]["messages"][-1]["content"].endswith("three")
 
 
-async def test_without_a_question_nothing_is_near_it_and_nobody_is_asked_for_vectors() -> None:
+async def test_memory_without_question_recalls_nothing_and_embeds_nothing() -> None:
     history = history_of("uone", "atwo", "u")
 
     async def embed(_texts: list[str]) -> Vectors:
@@ -119,7 +119,7 @@ async def test_key_facts_that_never_fit_are_none() -> None:
     assert await key_facts(history_of("uone", "atwo", "uthree"), ContextOptions(strategy="key_facts"), never) is None
 
 
-def test_a_note_stands_before_what_is_said_next_whoever_says_it() -> None:
+def test_note_precedes_next_message_of_either_role() -> None:
     by_user = history_of("uone", "atwo", "uthree").add_note([0, 1], "Note:", ["x"])["messages"]
     by_model = history_of("uone", "atwo", "uthree").add_note([0], "Note:", ["x"])["messages"]
 
@@ -129,7 +129,7 @@ def test_a_note_stands_before_what_is_said_next_whoever_says_it() -> None:
     assert history_of("uone", "atwo").add_note([0], "Note:", [])["messages"] == said("atwo")
 
 
-def test_what_an_engine_says_that_is_no_object_is_shown_as_it_is() -> None:
+def test_non_object_answer_is_returned_unchanged() -> None:
     shown = ContextReport({"strategy": "rotate"}, usage=Usage(1, 0, 2, 0))
 
     assert shown.answer(Answer(200, b"[1]")).body == b"[1]"

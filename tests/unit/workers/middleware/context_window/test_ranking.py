@@ -25,7 +25,7 @@ def test_words_are_without_case_and_marks_and_wide_characters_stand_alone() -> N
     }  # fmt: skip
 
 
-def test_what_is_rare_weighs_more_and_what_is_the_same_is_one() -> None:
+def test_rare_words_weigh_more_and_identical_texts_have_full_similarity() -> None:
     texts = ["the cat sleeps", "the dog sleeps", "the sun shines"]
     weighed, asked = context_strategies.weights(texts, "the cat, and the unknown")
 

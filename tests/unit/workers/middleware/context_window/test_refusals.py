@@ -28,7 +28,7 @@ def refused(status: int = 400, **error: Any) -> Answer:
         ({"message": "Prompt length (5056) exceeds maximum input length (2048)"}, 2048),
     ],
 )
-def test_it_is_understood_and_said_in_openais_words(error: dict[str, Any], limit: int | None) -> None:
+def test_context_overflow_is_recognized_and_gets_openai_error_code(error: dict[str, Any], limit: int | None) -> None:
     answer = refused(**error)
 
     assert is_too_long(answer)
@@ -48,6 +48,6 @@ def test_it_is_understood_and_said_in_openais_words(error: dict[str, Any], limit
         Answer(200, b"{}"),
     ],
 )
-def test_what_is_something_else_stays_as_it_is(answer: Answer) -> None:
+def test_unrelated_answer_is_returned_unchanged(answer: Answer) -> None:
     assert not is_too_long(answer)
     assert translate_refusal("/v1/responses", answer) is answer

@@ -95,7 +95,7 @@ def _last_turn(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @given(
     messages=_conversations(), strategy=st.sampled_from(CUTTING), response=st.booleans(), keep_last=st.integers(1, 3)
 )
-async def test_what_is_sent_fits_and_has_all_that_must_stay(
+async def test_shortened_prompt_fits_and_contains_required_messages(
     messages: list[dict[str, Any]], strategy: str, response: bool, keep_last: int
 ) -> None:
     engine = Counting()
@@ -168,7 +168,7 @@ _json = st.recursive(
     strategy=st.sampled_from(CUTTING),
     url=st.sampled_from(["/v1/chat/completions", RESPONSES]),
 )
-async def test_whatever_is_sent_it_is_answered_or_refused(items: list[Any], strategy: str, url: str) -> None:
+async def test_arbitrary_items_are_answered_or_refused(items: list[Any], strategy: str, url: str) -> None:
     name = "messages" if url != RESPONSES else "input"
     context = {"strategy": strategy, "max_tokens": 40}
 

@@ -36,7 +36,7 @@ def test_without_markers_the_excerpt_that_has_the_words_is_cited_at_the_end() ->
 
 
 @pytest.mark.parametrize("text", ["", "I do not know.", "Fish swim quietly through coral reefs."])
-def test_an_answer_from_elsewhere_cites_nothing(text: str) -> None:
+def test_answer_without_file_content_cites_nothing(text: str) -> None:
     assert cited(text) == []
 
 
@@ -118,9 +118,7 @@ def test_where_no_spaces_are_written_neighbouring_characters_are_words(
         ("潮の満ち引きは月の引力によって起こります。", 0, 0.2),
     ],
 )
-def test_support_of_what_is_said_in_other_words_is_that_of_languages_with_spaces(
-    text: str, least: float, most: float
-) -> None:
+def test_support_recognizes_paraphrases_in_languages_without_spaces(text: str, least: float, most: float) -> None:
     assert least <= words.support(text, [LEAVE.text, REST.text]) <= most
 
 

@@ -25,7 +25,7 @@ def places(shown: list[FoundChunk]) -> list[tuple[str, int, int, int]]:
     return [(one.file_id, one.n, one.meta["start"], one.meta["end"]) for one in shown]
 
 
-def test_the_best_come_first_and_what_does_not_fit_leaves_room_for_less() -> None:
+def test_best_excerpt_comes_first_and_oversized_excerpt_is_skipped() -> None:
     found = [part(0, 0, 400), part(1, 400, 2000, "file-2"), part(2, 2000, 2200, "file-3")]
 
     first, second = (ContextBudget(0).count(excerpt(n, one)) + 2 for n, one in enumerate((found[0], found[2]), 1))
@@ -35,7 +35,7 @@ def test_the_best_come_first_and_what_does_not_fit_leaves_room_for_less() -> Non
     assert select_excerpts([], ContextBudget(0), 100) == []
 
 
-def test_excerpts_are_counted_as_they_are_shown(tokenizer: Tokenizer) -> None:
+def test_excerpt_size_includes_quote_marks(tokenizer: Tokenizer) -> None:
     """A mark before each line is much where lines are short."""
     room = ContextBudget(4096, tokenizer)
     lines = [FoundChunk(f"file-{n}", "a.py", 1.0, "x\n" * 200, None, {}) for n in range(4)]
@@ -72,17 +72,17 @@ def test_parts_that_follow_each_other_stand_in_order_and_say_nothing_twice() -> 
     assert all(one.text == TEXT[one.meta["start"] : one.meta["end"]] for one in shown)
 
 
-def test_a_part_between_two_joins_them() -> None:
+def test_middle_chunk_joins_its_neighbours() -> None:
     shown = join_neighbours([part(1, 100, 200), part(3, 300, 400), part(0, 0, 50, "file-2"), part(2, 200, 300)])
 
     assert [(one.file_id, one.n) for one in shown] == [("file-1", 1), ("file-1", 2), ("file-1", 3), ("file-2", 0)]
 
 
-def test_what_another_part_holds_whole_is_not_shown_again() -> None:
+def test_chunk_contained_in_another_chunk_is_omitted() -> None:
     assert places(join_neighbours([part(0, 0, 500), part(1, 100, 300)])) == [("file-1", 0, 0, 500)]
 
 
-def test_parts_that_say_no_place_stay_as_they_are() -> None:
+def test_chunks_without_position_are_unchanged() -> None:
     bare = FoundChunk("file-1", "a", 1.0, "text", None, {})
 
     assert join_neighbours([bare, bare]) == [bare, bare]
@@ -141,7 +141,7 @@ models:
         ("unknown", 16_384, False), ("hub", 16_384, False), ("gone", 16_384, False), ("nobody", 16_384, False),
     ],
 )  # fmt: skip
-def test_the_room_of_a_model_is_what_its_files_say(
+def test_context_limit_is_read_from_model_configuration(
     tmp_path: Path, tokenizer: Tokenizer, name: str, context: int, counted: bool
 ) -> None:
     (tmp_path / "models.yaml").write_text(MODELS)
@@ -165,7 +165,7 @@ def test_a_history_that_may_be_cut_leaves_room_for_excerpts() -> None:
         assert 7_000 < excerpt_budget(room, long | terms) < 8_192
 
 
-def test_excerpts_stay_within_what_is_asked_for_the_prompt() -> None:
+def test_excerpts_stay_within_requested_prompt_limit() -> None:
     body = {"input": "Cats?", "context": {"strategy": "sliding_window", "max_tokens": 2000}}
 
     assert 1_500 < excerpt_budget(ContextBudget(16_384), body) < 2_000

@@ -44,7 +44,7 @@ def refused(response: dict[str, Any]) -> bool:
     return bool(response["output"][1]["content"] == [{"type": "refusal", "refusal": REFUSAL}])
 
 
-async def test_where_nothing_is_found_no_engine_is_asked() -> None:
+async def test_empty_search_result_is_refused_without_engine_request() -> None:
     engine = Echo()
 
     body = await answered(asked(STRICT, instructions="Be brief."), engine, FakeSearch(vs_1=[]))
@@ -55,7 +55,7 @@ async def test_where_nothing_is_found_no_engine_is_asked() -> None:
     assert Response.model_validate(body, strict=False).output_text == ""
 
 
-async def test_it_is_off_unless_asked_for() -> None:
+async def test_refusal_is_disabled_by_default() -> None:
     engine = Echo(MADE_UP)
 
     for tool in (TOOL, {**TOOL, "refuse": False}):
@@ -82,7 +82,7 @@ async def test_an_answer_that_stands_in_no_excerpt_is_refused(text: str, tool: d
     assert refused(events[-1]["response"]) is no
 
 
-async def test_a_stream_that_is_refused_never_shows_what_was_said() -> None:
+async def test_refused_stream_never_reveals_generated_text() -> None:
     events = await streamed(Echo(MADE_UP), FakeSearch(), STRICT)
 
     assert "Fish" not in str(events)
@@ -137,7 +137,7 @@ async def test_a_call_of_a_function_is_no_statement() -> None:
     assert [item["type"] for item in body["output"]] == ["file_search_call", "function_call"]
 
 
-async def test_later_turns_are_told_what_was_said_in_words_that_engines_know() -> None:
+async def test_refusal_of_earlier_turn_is_sent_as_output_text() -> None:
     engine = Echo()
     refusal = {"type": "message", "role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}
     items = [{"role": "user", "content": "a"}, {"type": "file_search_call", "id": "fs"}, refusal, "odd"]
@@ -151,7 +151,7 @@ async def test_later_turns_are_told_what_was_said_in_words_that_engines_know() -
     assert for_engine(request) is request
 
 
-async def test_neighbours_are_cited_by_the_number_under_which_they_were_shown() -> None:
+async def test_joined_neighbours_are_cited_by_their_excerpt_number() -> None:
     later = msgspec.structs.replace(CATS, n=5, meta={"start": 32, "end": 64})
     before = msgspec.structs.replace(CATS, score=0.1, text="Dogs bark at cats.", n=4, meta={"start": 0, "end": 32})
     engine = Echo("They bark at cats [1].")

@@ -56,7 +56,7 @@ def raw(schema: Any) -> bytes:
         ('```json\n{"city": "Rome"}\n```', "it is not JSON: Expecting value: line 1 column 1 (char 0)"),
     ],
 )
-async def test_it_says_what_is_wrong(checker: SchemaChecker, text: str, fault: str | None) -> None:
+async def test_checker_reports_fault_of_text(checker: SchemaChecker, text: str, fault: str | None) -> None:
     assert await checker.faults(raw(CITY), [text, '{"city": "Rome"}']) == [fault, None]
 
 
@@ -71,7 +71,7 @@ async def test_it_says_what_is_wrong(checker: SchemaChecker, text: str, fault: s
         {"minLength": "long"},
     ],
 )
-async def test_what_is_no_schema_is_said_to_be_none(checker: SchemaChecker, schema: Any) -> None:
+async def test_invalid_schema_raises_bad_schema(checker: SchemaChecker, schema: Any) -> None:
     with pytest.raises(BadSchema):
         await checker.check(raw(schema))
     await checker.check(raw(CITY))
@@ -95,7 +95,7 @@ async def test_nothing_is_fetched(checker: SchemaChecker) -> None:
         (DOUBLING, "1"),
     ],
 )
-async def test_what_takes_for_ever_is_ended_and_the_next_is_answered(schema: Any, text: str) -> None:
+async def test_endless_check_is_ended_and_next_check_succeeds(schema: Any, text: str) -> None:
     checker = SchemaChecker(replace(Timings(), schema_check=0.7))
 
     await checker.check(raw(schema))
@@ -163,7 +163,7 @@ async def test_references_are_so_many_and_each_is_looked_up_once(checker: Schema
     await checker.check(raw({"$defs": {str(n): {"$ref": "#"} for n in range(1000)}}))
 
 
-async def test_a_child_that_is_killed_is_replaced_and_nobody_notices(checker: SchemaChecker) -> None:
+async def test_killed_child_is_replaced_transparently(checker: SchemaChecker) -> None:
     await checker.check(raw(CITY))
     assert checker._child is not None
     checker._child.kill()
@@ -195,7 +195,7 @@ async def test_schema_that_breaks_the_library_is_invalid_and_the_child_survives(
     assert checker._child is child
 
 
-async def test_an_answer_that_is_deep_or_large_is_wrong_and_harms_nobody(checker: SchemaChecker) -> None:
+async def test_checker_survives_deep_or_large_answer(checker: SchemaChecker) -> None:
     deep = "[" * 100_000
 
     assert (await checker.faults(raw({"type": "array"}), [deep]))[0] is not None

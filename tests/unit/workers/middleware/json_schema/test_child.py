@@ -28,7 +28,7 @@ def test_references_are_followed_through_objects_and_lists() -> None:
         {"properties": {"a": {"not": {"$ref": "#/$defs/none"}}}},
     ],
 )
-def test_a_reference_that_leads_nowhere_is_told_before_any_text_meets_it(schema: Any) -> None:
+def test_dangling_reference_is_reported_before_text_is_checked(schema: Any) -> None:
     assert asked(schema) == InvalidSchema("a $ref leads nowhere: /$defs/none")
 
 
@@ -58,5 +58,5 @@ def test_below_an_id_references_are_looked_at_with_the_texts_only() -> None:
         ({"$schema": ["x"]}, "it cannot be used: TypeError."),
     ],
 )
-def test_what_is_wrong_with_a_schema_is_told_with_its_place(schema: Any, why: str) -> None:
+def test_schema_error_is_reported_with_its_path(schema: Any, why: str) -> None:
     assert asked(schema, "1") == InvalidSchema(why)

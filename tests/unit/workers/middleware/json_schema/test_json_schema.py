@@ -89,7 +89,7 @@ async def test_valid_answer_is_passed_on_unchanged(checker: SchemaChecker) -> No
 
 
 @pytest.mark.parametrize(("url", "name"), [(CHAT, "messages"), (RESPONSES, "input")])
-async def test_invalid_answer_is_requested_again_with_the_fault(checker: SchemaChecker, url: str, name: str) -> None:
+async def test_invalid_answer_is_retried_with_its_fault(checker: SchemaChecker, url: str, name: str) -> None:
     engine = Saying(BAD, GOOD)
 
     answer = await JsonSchemaMiddleware(engine, checker).answer(asked(url))
@@ -119,9 +119,7 @@ async def test_twice_wrong_it_fails_with_a_code_and_is_paid_for(checker: SchemaC
 
 
 @pytest.mark.parametrize("fault", [TOO_LONG, SPENT])
-async def test_what_cannot_be_checked_in_time_is_not_asked_for_again(
-    monkeypatch: pytest.MonkeyPatch, fault: str
-) -> None:
+async def test_check_over_time_budget_is_not_retried(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     checker, engine = SchemaChecker(), Saying(GOOD)
 
     async def slow(_schema: bytes, found: list[str], _tenant: str) -> list[str | None]:
@@ -135,7 +133,7 @@ async def test_what_cannot_be_checked_in_time_is_not_asked_for_again(
     assert len(engine.asked) == 1
 
 
-async def test_a_busy_moment_throws_no_first_answer_away(checker: SchemaChecker) -> None:
+async def test_busy_engine_does_not_discard_first_answer(checker: SchemaChecker) -> None:
     class Filling(Saying):
         async def answer(self, request: Request) -> Answer:
             if self.says[0] == "busy":
@@ -152,7 +150,7 @@ async def test_a_busy_moment_throws_no_first_answer_away(checker: SchemaChecker)
         await JsonSchemaMiddleware(Filling("busy"), checker).answer(asked(CHAT))
 
 
-async def test_where_the_correction_does_not_fit_it_is_asked_again_as_it_was(checker: SchemaChecker) -> None:
+async def test_oversized_correction_falls_back_to_original_request(checker: SchemaChecker) -> None:
     engine = Saying(BAD, refusal(400, "Too long.", code="context_length_exceeded"), GOOD)
 
     answer = await JsonSchemaMiddleware(engine, checker).answer(asked(CHAT))
@@ -162,7 +160,7 @@ async def test_where_the_correction_does_not_fit_it_is_asked_again_as_it_was(che
 
 
 @pytest.mark.parametrize("url", [CHAT, RESPONSES])
-async def test_what_was_cut_off_is_no_fault_of_the_schema(checker: SchemaChecker, url: str) -> None:
+async def test_truncated_answer_is_returned_without_retry(checker: SchemaChecker, url: str) -> None:
     engine = Saying('{"n', finish="length")
 
     assert (await JsonSchemaMiddleware(engine, checker).answer(asked(url))).status == 200
@@ -201,7 +199,7 @@ async def test_calls_and_refusals_are_none_in_a_stream_either(checker: SchemaChe
     "schema", [{"type": "thing"}, "text", 5, {"$ref": "http://127.0.0.1:9/x"}, {"a": "x" * 140_000}]
 )
 @pytest.mark.parametrize("url", [CHAT, RESPONSES])
-async def test_a_bad_schema_is_refused_before_anything_is_asked(checker: SchemaChecker, url: str, schema: Any) -> None:
+async def test_invalid_schema_is_refused_before_any_request(checker: SchemaChecker, url: str, schema: Any) -> None:
     engine = Saying()
     checked = JsonSchemaMiddleware(engine, checker)
 
@@ -237,7 +235,7 @@ async def test_a_stream_that_is_of_it_comes_through_and_another_ends_in_an_error
 @pytest.mark.parametrize(
     "odd", [{}, {"choices": 5}, {"choices": [{"delta": "x"}, 5]}, {"choices": [{"index": [], "delta": {}}]}]
 )
-async def test_what_is_no_chat_is_passed_on(checker: SchemaChecker, odd: Any) -> None:
+async def test_malformed_chat_is_forwarded(checker: SchemaChecker, odd: Any) -> None:
     class Odd(Saying):
         async def stream(self, request: Request, emit: Emit) -> Answer:
             await emit(msgspec.json.encode(odd))
@@ -264,7 +262,7 @@ async def test_without_a_schema_nothing_is_looked_at(checker: SchemaChecker) -> 
             ).status == 200
 
 
-async def test_the_engine_is_closed_whatever_is_being_checked() -> None:
+async def test_close_closes_engine_before_checker() -> None:
     ended: list[str] = []
 
     class Ending(Saying):
@@ -281,7 +279,7 @@ async def test_the_engine_is_closed_whatever_is_being_checked() -> None:
     assert ended == ["engine", "checker"]
 
 
-async def test_what_the_engine_refuses_is_no_answer_to_be_checked(checker: SchemaChecker) -> None:
+async def test_engine_refusal_is_returned_without_check(checker: SchemaChecker) -> None:
     no = refusal(400, "No.", code="model_not_found")
     engine = Saying(no)
 
@@ -289,7 +287,7 @@ async def test_what_the_engine_refuses_is_no_answer_to_be_checked(checker: Schem
     assert len(engine.asked) == 1
 
 
-async def test_where_the_second_is_refused_the_fault_of_the_first_is_told(checker: SchemaChecker) -> None:
+async def test_refused_retry_reports_fault_of_first_answer(checker: SchemaChecker) -> None:
     answer = await JsonSchemaMiddleware(Saying(BAD, refusal(400, "No.", code="model_not_found")), checker).answer(
         asked(CHAT)
     )

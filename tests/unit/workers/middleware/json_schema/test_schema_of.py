@@ -10,7 +10,7 @@ from jobs.requests.endpoints import CHAT, RESPONSES
 from workers.middleware.json_schema import texts
 
 
-def test_a_chat_may_name_a_schema_without_having_one_and_a_response_may_not() -> None:
+def test_schema_may_be_omitted_in_chat_but_not_in_response() -> None:
     named = {"type": "json_schema", "name": "city"}
 
     assert schema_of(CHAT, {"response_format": {"type": "json_schema", "json_schema": named}}) is None
@@ -20,7 +20,7 @@ def test_a_chat_may_name_a_schema_without_having_one_and_a_response_may_not() ->
 
 
 @pytest.mark.parametrize("told", [None, [], "city"])
-def test_what_stands_in_the_place_of_a_named_schema_is_refused(told: Any) -> None:
+def test_non_object_in_place_of_named_schema_is_refused(told: Any) -> None:
     with pytest.raises(InvalidRequest, match="it is not an object"):
         schema_of(CHAT, {"response_format": {"type": "json_schema", "json_schema": told}})
 
@@ -37,7 +37,7 @@ def test_a_schema_may_have_so_many_bytes_and_no_more() -> None:
 
 @pytest.mark.parametrize("url", [CHAT, RESPONSES])
 @pytest.mark.parametrize("body", [None, [], "text", {"choices": None, "output": None, "status": "completed"}])
-def test_what_is_no_answer_has_no_texts(url: str, body: Any) -> None:
+def test_non_answer_body_has_no_texts(url: str, body: Any) -> None:
     assert texts(url, body) == []
 
 
@@ -53,7 +53,7 @@ WORD = {"type": "output_text", "text": '{"n": 1}'}
 
 
 @pytest.mark.parametrize("call", ["function_call", "mcp_call"])
-def test_a_response_that_only_calls_is_to_be_no_json_and_one_that_speaks_too_is(call: str) -> None:
+def test_response_with_only_calls_has_no_text_to_validate(call: str) -> None:
     calls = {"type": call, "arguments": "{"}
 
     assert texts(RESPONSES, response({"type": "reasoning"}, calls)) == []
@@ -64,7 +64,7 @@ def test_a_response_that_refuses_in_any_part_is_to_be_no_json() -> None:
     assert texts(RESPONSES, response(said(WORD), said({"type": "refusal", "refusal": "No."}))) == []
 
 
-def test_a_responses_texts_are_one_and_what_is_none_is_left_out() -> None:
+def test_response_texts_are_joined_and_invalid_parts_are_ignored() -> None:
     other = {"type": "output_text", "text": " "}
     odd = ({"type": "message", "content": "bare"}, 5, said(7, {"type": "annotation", "text": "no"}))
 

@@ -53,7 +53,7 @@ def test_each_sentence_costs_an_embedding_and_is_counted(inline: Works) -> None:
     assert inline.job(batch).input_tokens == sum(map(len, asked))  # of this engine a character is a token
 
 
-def test_with_other_parameters_it_is_cut_anew_and_with_the_same_it_is_not(inline: Works) -> None:
+def test_reattached_file_is_rechunked_only_with_changed_parameters(inline: Works) -> None:
     store, file = inline.store(chunking_strategy=BY_MEANING), inline.upload(TOPICS)
     inline.attach(store, file)
     inline.drive()
@@ -73,7 +73,7 @@ def test_with_other_parameters_it_is_cut_anew_and_with_the_same_it_is_not(inline
 
 
 @pytest.mark.verify
-def test_each_file_is_ingested_once_wherever_a_worker_dies(inline: Works) -> None:
+def test_worker_death_at_any_point_ingests_each_file_once(inline: Works) -> None:
     points = 0
     for at in range(1, 200):
         store = inline.store(chunking_strategy=BY_MEANING)
@@ -102,7 +102,7 @@ def test_each_file_is_ingested_once_wherever_a_worker_dies(inline: Works) -> Non
     assert points >= 25
 
 
-def test_next_worker_embeds_no_sentence_again(inline: Works) -> None:
+def test_next_worker_reuses_sentence_embeddings(inline: Works) -> None:
     store, file = inline.store(chunking_strategy=BY_MEANING), inline.upload(TOPICS)
     inline.batch(store, file)
     inline.vectors.before_write = lambda: inline.reaper.arm(1)

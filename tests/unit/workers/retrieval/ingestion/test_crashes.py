@@ -28,7 +28,7 @@ def deaths(inline: Works) -> Iterator[tuple[str, str, list[str]]]:
             return
 
 
-def test_each_file_is_ingested_once_wherever_a_worker_dies(inline: Works) -> None:
+def test_worker_death_at_any_point_ingests_each_file_once(inline: Works) -> None:
     points = 0
     for store, batch, files in deaths(inline):
         points += 1
@@ -53,7 +53,7 @@ def test_each_file_is_ingested_once_wherever_a_worker_dies(inline: Works) -> Non
     assert points >= 30
 
 
-def test_vectors_of_a_dead_worker_are_not_embedded_again(inline: Works) -> None:
+def test_vectors_of_dead_worker_are_reused(inline: Works) -> None:
     """Vectors that nobody can find yet are known all the same."""
     store = inline.store()
     batch = inline.batch(store, *[inline.upload(text) for text in TEXTS])
@@ -132,7 +132,7 @@ def test_a_zombie_that_still_parses_changes_nothing(inline: Works) -> None:
     inline.assert_tidy(store)
 
 
-def test_commits_whose_answers_are_lost_count_once(inline: Works) -> None:
+def test_commits_with_lost_answers_count_once(inline: Works) -> None:
     """Commit each transaction without an answer of the database, so that it is tried again."""
     store = inline.store()
     files = [inline.upload(text) for text in TEXTS]

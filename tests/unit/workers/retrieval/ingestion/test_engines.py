@@ -142,7 +142,7 @@ def test_refusal_that_concerns_no_text_is_not_retried_text_by_text(inline: Works
 
 
 @pytest.mark.parametrize("written", [False, True], ids=["nothing written", "written, and no answer"])
-def test_a_vector_database_that_is_away_is_waited_for(inline: Works, written: bool) -> None:
+def test_ingestion_waits_for_unavailable_vector_database(inline: Works, written: bool) -> None:
     store = inline.store()
     batch = inline.batch(store, inline.upload(PROSE))
     inline.drive(until="index")
@@ -162,7 +162,7 @@ def test_a_vector_database_that_is_away_is_waited_for(inline: Works, written: bo
     inline.assert_tidy(store)
 
 
-def test_a_purge_waits_for_a_vector_database_that_is_away(inline: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_purge_waits_for_unavailable_vector_database(inline: Works, monkeypatch: pytest.MonkeyPatch) -> None:
     store, file = inline.store(), inline.upload(PROSE)
     inline.attach(store, file)
     inline.drive()
@@ -242,7 +242,7 @@ def survive(inline: Works, limit: int = 40) -> None:
 
 
 @pytest.mark.parametrize("poisons", [1, 2, 3])
-def test_files_that_kill_who_parses_them_fail_and_their_neighbours_complete(
+def test_files_killing_parsing_worker_fail_and_other_files_complete(
     inline: Works, monkeypatch: pytest.MonkeyPatch, poisons: int
 ) -> None:
     store = inline.store()
@@ -264,7 +264,7 @@ def test_files_that_kill_who_parses_them_fail_and_their_neighbours_complete(
 
 
 @pytest.mark.parametrize("poisons", [1, 2])
-def test_files_that_kill_who_embeds_them_fail_and_their_neighbours_complete(inline: Works, poisons: int) -> None:
+def test_files_killing_embedding_worker_fail_and_other_files_complete(inline: Works, poisons: int) -> None:
     store = inline.store()
     bad, good = [inline.upload(f"{POISON} {n}") for n in range(poisons)], inline.upload(PROSE)
     batch = inline.batch(store, *bad, good)
@@ -298,7 +298,7 @@ def test_a_parsers_own_fault_fails_the_file_alone(inline: Works, monkeypatch: py
     assert inline.statuses(store) == {bad: ("failed", "server_error"), good: ("completed", None)}
 
 
-def test_a_model_that_nobody_serves_fails_the_files(inline: Works) -> None:
+def test_unserved_embedding_model_fails_files(inline: Works) -> None:
     store, file = inline.store(embedding_model="all-minilm-l6-v2"), inline.upload(PROSE)
     with inline.db.write() as session:
         session.get_one(VectorStore, store).model = "gone"
@@ -312,7 +312,7 @@ def test_a_model_that_nobody_serves_fails_the_files(inline: Works) -> None:
     assert inline.told(batch)[-1] == ("vector_store.file_batch.failed", batch)
 
 
-def test_shards_are_parsed_in_one_queue_and_indexed_in_another(inline: Works) -> None:
+def test_shards_are_parsed_and_indexed_in_separate_queues(inline: Works) -> None:
     store = inline.store()
     batch = inline.batch(store, inline.upload(PROSE))
 

@@ -130,9 +130,7 @@ class Away:
 
 
 @pytest.mark.parametrize("answered", [False, True], ids=["before it wrote", "before it answered"])
-def test_a_vector_server_that_is_away_for_a_minute_delays_a_batch_and_no_more(
-    inline: Works, monkeypatch: pytest.MonkeyPatch, answered: bool
-) -> None:
+def test_vector_server_outage_only_delays_batch(inline: Works, monkeypatch: pytest.MonkeyPatch, answered: bool) -> None:
     time = Clock()
     monkeypatch.setattr(clock, "_steady", time)
     store, files = inline.store(), many(inline, 20)

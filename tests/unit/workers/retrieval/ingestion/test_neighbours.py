@@ -33,7 +33,7 @@ def once(real: Callable[..., Any], error: Exception) -> Callable[..., Any]:
     return call
 
 
-def test_a_database_that_is_away_fails_no_file(inline: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_busy_database_fails_no_file(inline: Works, monkeypatch: pytest.MonkeyPatch) -> None:
     store, file = inline.store(), inline.upload(PROSE)
     inline.attach(store, file)
     monkeypatch.setattr(parse.embedding_model, "cutting_of", once(parse.embedding_model.cutting_of, DatabaseBusy()))
@@ -89,7 +89,7 @@ def test_a_long_document_goes_on_where_its_worker_died(both: Works, monkeypatch:
     both.assert_tidy(store)
 
 
-def test_a_store_that_cannot_be_purged_keeps_nobody_else_s_removals(
+def test_failed_purge_of_store_does_not_block_purge_of_other_store(
     inline: Works, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken, good = inline.store(), inline.store()

@@ -59,7 +59,7 @@ def test_each_ends_by_itself_and_its_neighbours_go_on(inline: Works, bad: tuple[
     inline.assert_tidy(store)
 
 
-def test_a_file_of_which_pages_were_not_read_is_made_anew_where_they_can_be(
+def test_partially_read_file_is_reparsed_after_tesseract_becomes_available(
     both: Works, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen, parse = tesseract_comes(monkeypatch), both.parser.parse

@@ -49,7 +49,7 @@ def test_passages_and_queries_are_embedded_behind_their_prompts(both: Works) -> 
     assert found.meta["sha256"] == hashlib.sha256(found.text.encode()).hexdigest()
 
 
-def test_engine_is_told_to_put_nothing_before_them(both: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_receives_raw_input_type_with_configured_prompt(both: Works, monkeypatch: pytest.MonkeyPatch) -> None:
     models_file(both, prompt="text: ")
     bodies: list[dict[str, Any]] = []
     answer = both.host.engine.answer
@@ -63,9 +63,7 @@ def test_engine_is_told_to_put_nothing_before_them(both: Works, monkeypatch: pyt
     assert all(text.startswith("text: ") for body in bodies for text in body["input"])
 
 
-def test_an_engine_that_was_started_with_a_prompt_is_told_so_too_when_the_prompt_is_gone(
-    both: Works, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_engine_receives_raw_input_type_without_configured_prompt(both: Works, monkeypatch: pytest.MonkeyPatch) -> None:
     bodies: list[dict[str, Any]] = []
     answer = both.host.engine.answer
     monkeypatch.setattr(both.host.engine, "answer", lambda request: (bodies.append(request.body), answer(request))[1])
@@ -85,13 +83,13 @@ def test_vllm_is_sent_no_field_that_it_does_not_know(tmp_path: Path) -> None:
     assert embedding_model.query_prompt(Settings(data_dir=tmp_path), "v").fields(["a"]) == {"input": ["a"]}
 
 
-def test_a_server_without_prompts_is_not_told() -> None:
+def test_external_server_without_prompts_receives_no_input_type() -> None:
     body = {"model": "m", **embedding_model.Prompt().fields(["a"])}
 
     assert for_server(Request("/v1/embeddings", body, "r"), None).body == {"model": "m", "input": ["a"]}
 
 
-def test_file_attached_again_is_embedded_again_only_if_the_prompt_has_changed(inline: Works) -> None:
+def test_reattached_file_is_reembedded_only_after_passage_prompt_change(inline: Works) -> None:
     store, file = inline.store(), inline.upload(PROSE)
     first = bring_in(inline, store, file)
     document = inline.row(store, file).document

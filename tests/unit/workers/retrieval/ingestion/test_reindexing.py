@@ -107,7 +107,7 @@ def test_built_switched_to_and_back(inline: Works, filled_store: tuple[str, list
 
 
 @pytest.mark.verify
-def test_second_index_is_completed_and_the_first_untouched_wherever_a_worker_dies(
+def test_worker_death_leaves_first_index_intact_and_second_completes(
     inline: Works, filled_store: tuple[str, list[str]]
 ) -> None:
     store, files = filled_store
@@ -170,7 +170,7 @@ def test_changes_during_the_build_reach_both_indexes(inline: Works, filled_store
     assert_true(inline, store, second)
 
 
-def test_after_the_switch_files_come_into_the_new_index_and_the_old_one_is_kept_in_step(
+def test_switch_routes_new_files_to_new_index_and_syncs_old_index(
     inline: Works, filled_store: tuple[str, list[str]]
 ) -> None:
     store, files = filled_store
@@ -446,7 +446,7 @@ def test_file_search_asks_the_index_in_use_and_knows_no_other(
 
 
 @pytest.mark.parametrize("goes", [True, False])
-async def test_file_search_asks_again_if_the_index_went_while_it_was_searched(
+async def test_file_search_is_repeated_only_after_index_switch(
     inline: Works, filled_store: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch, goes: bool
 ) -> None:
     store, _ = filled_store
@@ -470,7 +470,7 @@ async def test_file_search_asks_again_if_the_index_went_while_it_was_searched(
     assert answer == () if goes else isinstance(answer, Answer)
 
 
-def test_texts_that_are_cut_alike_are_not_embedded_again(inline: Works, filled_store: tuple[str, list[str]]) -> None:
+def test_new_index_with_same_chunking_reuses_embeddings(inline: Works, filled_store: tuple[str, list[str]]) -> None:
     store, _ = filled_store
     asked = inline.engine.texts
     same = build(inline, store, chunking_strategy=SMALL)
@@ -495,7 +495,7 @@ def test_an_index_is_no_store(inline: Works, filled_store: tuple[str, list[str]]
 
 
 @pytest.mark.parametrize("published_first", [True, False])
-def test_a_switch_beside_a_publish_waits_for_it_or_is_waited_for(
+def test_concurrent_switch_and_publish_are_serialised(
     inline: Works, filled_store: tuple[str, list[str]], published_first: bool
 ) -> None:
     """A file that its client knows as completed is never missing after a switch."""
@@ -546,9 +546,7 @@ def test_a_switch_beside_a_publish_waits_for_it_or_is_waited_for(
     assert inline.row(second, lazy_vectors).status == "in_progress"
 
 
-def test_a_build_beside_the_deletion_of_its_store_leaves_no_index(
-    inline: Works, filled_store: tuple[str, list[str]]
-) -> None:
+def test_build_during_store_deletion_leaves_no_index(inline: Works, filled_store: tuple[str, list[str]]) -> None:
     """The one begins while the other's transaction is open, and waits."""
     store, _ = filled_store
 
@@ -571,7 +569,7 @@ def test_a_build_beside_the_deletion_of_its_store_leaves_no_index(
     assert inline.vectors.stores() == []
 
 
-def test_a_file_attached_beside_a_build_is_in_both(inline: Works, filled_store: tuple[str, list[str]]) -> None:
+def test_file_attached_during_build_is_in_both_indexes(inline: Works, filled_store: tuple[str, list[str]]) -> None:
     """The one begins while the other's transaction is open, and waits."""
     store, files = filled_store
     lazy_vectors = inline.upload("Number nine comes at the same moment. " * 20)

@@ -6,7 +6,7 @@ PROSE = "The kiwi is a bird that cannot fly. " * 40
 OTHER = "A volcano is a mountain that opens to molten rock. " * 40
 
 
-def test_a_retry_brings_in_what_failed_and_nothing_else(inline: Works) -> None:
+def test_retry_ingests_only_failed_files(inline: Works) -> None:
     store = inline.store()
     good, bad = inline.upload(PROSE), inline.upload(OTHER)
     inline.engine.fault = refuses("volcano")
@@ -29,7 +29,7 @@ def test_a_retry_brings_in_what_failed_and_nothing_else(inline: Works) -> None:
     inline.assert_tidy(store)
 
 
-def test_nothing_is_retried_where_nothing_failed_or_the_store_is_gone(inline: Works) -> None:
+def test_retry_is_refused_without_failed_files_or_store(inline: Works) -> None:
     store = inline.store()
     batch = inline.batch(store, inline.upload(PROSE))
     inline.drive()

@@ -56,7 +56,7 @@ def end_of(inline: Works, batch: str) -> tuple[str, int, int, int]:
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("everywhere", [False, True], ids=["removed from the store", "deleted"])
 @pytest.mark.first(4)
-def test_a_file_that_is_taken_away_is_found_no_more(inline: Works, stage: str, everywhere: bool) -> None:
+def test_removed_or_deleted_file_is_not_found(inline: Works, stage: str, everywhere: bool) -> None:
     store, goes, stays = inline.store(), inline.upload(PROSE), inline.upload(OTHER)
     batch = inline.batch(store, goes, stays)
 
@@ -200,7 +200,7 @@ def test_each_file_of_an_unserved_model_gets_an_event(inline: Works) -> None:
     assert counts == {(single, failed): 1, (batch, failed): 2, (batch, "vector_store.file_batch.failed"): 1}
 
 
-def test_files_that_a_job_fails_with_at_last_are_told_too(inline: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_planning_sends_failed_events_for_file_and_job(inline: Works, monkeypatch: pytest.MonkeyPatch) -> None:
     store, file = inline.store(), inline.upload(PROSE)
     job = inline.attach(store, file)
 
@@ -216,7 +216,7 @@ def test_files_that_a_job_fails_with_at_last_are_told_too(inline: Works, monkeyp
 
 @pytest.mark.parametrize("cancelled", [False, True])
 @pytest.mark.verify
-def test_each_stopped_file_gets_one_event_wherever_a_worker_dies(
+def test_worker_death_duplicates_no_event_of_stopped_files(
     inline: Works, monkeypatch: pytest.MonkeyPatch, cancelled: bool
 ) -> None:
     monkeypatch.setattr(attachments, "STOPPED_AT_ONCE", 2)
@@ -247,7 +247,7 @@ def test_each_stopped_file_gets_one_event_wherever_a_worker_dies(
     assert died >= 8
 
 
-def test_a_store_whose_time_is_over_is_refused_and_emptied(inline: Works) -> None:
+def test_expired_store_refuses_requests_and_is_emptied(inline: Works) -> None:
     store = inline.store(expires_after={"anchor": "last_active_at", "days": 1})
     file = inline.upload(PROSE)
     inline.attach(store, file)
@@ -271,7 +271,7 @@ def test_a_store_whose_time_is_over_is_refused_and_emptied(inline: Works) -> Non
 
 
 @pytest.mark.parametrize("stage", ["parse", "while parsing", "index", "before writing", "after writing"])
-def test_a_store_that_expires_while_files_come_in_keeps_none_of_them(inline: Works, stage: str) -> None:
+def test_store_expiring_during_ingestion_retains_no_file(inline: Works, stage: str) -> None:
     store = inline.store(expires_after={"anchor": "last_active_at", "days": 1})
     batch = inline.batch(store, inline.upload(PROSE))
 
@@ -305,7 +305,7 @@ def test_to_use_a_store_puts_its_end_off(inline: Works) -> None:
     assert shown["expires_at"] == shown["last_active_at"] + 2 * 86_400
 
 
-def test_attached_anew_while_it_comes_in_the_last_attempt_counts(inline: Works) -> None:
+def test_reattachment_during_ingestion_supersedes_first_attempt(inline: Works) -> None:
     store, file = inline.store(), inline.upload(PROSE)
     first = inline.batch(store, file)
 
@@ -318,7 +318,7 @@ def test_attached_anew_while_it_comes_in_the_last_attempt_counts(inline: Works) 
     inline.assert_tidy(store)
 
 
-def test_a_worker_that_is_told_to_go_gives_its_shard_back(inline: Works) -> None:
+def test_stopped_worker_releases_shard_and_stores_parsed_files(inline: Works) -> None:
     """Leave in storage what was parsed, so that the next worker parses only the rest."""
     store = inline.store()
     batch = inline.batch(store, *[inline.upload(f"{PROSE} {n}") for n in range(3)])
@@ -333,7 +333,7 @@ def test_a_worker_that_is_told_to_go_gives_its_shard_back(inline: Works) -> None
     assert (shard.state, shard.stalls, parsed) == ("pending", 0, 1)
 
 
-def test_a_worker_that_is_told_to_go_leaves_what_the_engine_is_asked(inline: Works) -> None:
+def test_stopped_worker_abandons_engine_request_and_releases_shard(inline: Works) -> None:
     store = inline.store()
     batch = inline.batch(store, inline.upload(PROSE))
     inline.drive(until="index")

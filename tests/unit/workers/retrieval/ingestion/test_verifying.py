@@ -51,13 +51,13 @@ def filled_store(both: Works) -> tuple[str, str]:
     return store, file
 
 
-def test_what_was_brought_in_is_as_it_should_be(both: Works, filled_store: tuple[str, str]) -> None:
+def test_ingested_store_has_no_faults(both: Works, filled_store: tuple[str, str]) -> None:
     verdict = verification.verify(both.db, both.vectors, both.storage)
 
     assert (verdict.stores, verdict.files, verdict.faults) == (1, 1, [])
 
 
-def test_a_file_that_lost_entries_is_brought_in_again(both: Works, filled_store: tuple[str, str]) -> None:
+def test_file_with_lost_entries_is_reingested(both: Works, filled_store: tuple[str, str]) -> None:
     store, file = filled_store
     before = both.row(store, file)
     assert before.document
@@ -79,7 +79,7 @@ def stray(inline: Works, store: str) -> None:
     inline.vectors.inner.write(where(inline, store), [entry, replace(entry, n=1)])
 
 
-def test_what_belongs_to_no_file_is_removed(both: Works, filled_store: tuple[str, str]) -> None:
+def test_orphaned_document_is_removed(both: Works, filled_store: tuple[str, str]) -> None:
     store, file = filled_store
     stray(both, store)
 
@@ -91,7 +91,7 @@ def test_what_belongs_to_no_file_is_removed(both: Works, filled_store: tuple[str
     both.assert_tidy(store)
 
 
-def test_a_store_that_nobody_knows_is_removed(both: Works) -> None:
+def test_vectors_of_unknown_store_are_removed(both: Works) -> None:
     stray(both, "vs_stranger")
 
     assert told(both) == ["vs_stranger: there is no such store, but it has vectors"]
@@ -129,9 +129,7 @@ def halfway(inline: Works, store: str, *texts: str) -> tuple[str, list[str]]:
     return job, files
 
 
-def test_what_a_file_left_that_failed_is_no_fault_while_its_job_goes_on(
-    inline: Works, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_leftovers_of_failed_file_are_no_fault_while_job_runs(inline: Works, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some of it was written already; the job enqueues its removal when it ends."""
     monkeypatch.setattr(index, "CHUNKS_AT_ONCE", 1)
     inline.engine.fault = refuses("nasty")
@@ -148,7 +146,7 @@ def test_what_a_file_left_that_failed_is_no_fault_while_its_job_goes_on(
     inline.assert_tidy(store)
 
 
-def test_what_an_attempt_left_is_no_fault_while_its_job_goes_on(inline: Works) -> None:
+def test_leftovers_of_attempt_are_no_fault_while_job_runs(inline: Works) -> None:
     store = inline.store()
     _, (file, *_) = halfway(inline, store, PROSE)
     assert inline.row(store, file).status == "completed"
@@ -159,7 +157,7 @@ def test_what_an_attempt_left_is_no_fault_while_its_job_goes_on(inline: Works) -
     assert told(inline) == [f"{store}: 1 documents belong to no file"]
 
 
-def test_what_is_written_of_a_file_that_was_attached_anew_is_no_fault(inline: Works) -> None:
+def test_leftovers_of_reattached_file_are_no_fault(inline: Works) -> None:
     store = inline.store()
     inline.attach(store, inline.upload(OTHER))
     inline.drive()
@@ -216,7 +214,7 @@ def test_concurrent_changes_are_no_fault(inline: Works, kind: str, what: str) ->
     assert vectors.kind == ""
 
 
-def test_a_file_whose_text_is_gone_is_brought_in_again(both: Works, filled_store: tuple[str, str]) -> None:
+def test_file_with_lost_text_is_reingested(both: Works, filled_store: tuple[str, str]) -> None:
     store, file = filled_store
     both.storage.delete(documents.path(store, both.row(store, file).version))
     content = f"/v1/vector_stores/{store}/files/{file}/content"
@@ -231,7 +229,7 @@ def test_a_file_whose_text_is_gone_is_brought_in_again(both: Works, filled_store
     both.assert_tidy(store)
 
 
-def test_a_backup_without_vectors_has_them_again(sqlite: Database, tmp_path: Path, parser: ReadOnce) -> None:
+def test_vectors_missing_from_backup_are_restored(sqlite: Database, tmp_path: Path, parser: ReadOnce) -> None:
     with (
         closing(open_vectors("", tmp_path / "vectors")) as vectors,
         works(tmp_path, sqlite.url, vectors, parser) as inline,
@@ -290,9 +288,7 @@ def lose_its_entries(inline: Works) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("with_its_store", [False, True])
-def test_what_was_deleted_since_it_was_found_missing_is_not_brought_in_again(
-    inline: Works, with_its_store: bool
-) -> None:
+def test_file_deleted_after_verification_is_not_reingested(inline: Works, with_its_store: bool) -> None:
     store, file = lose_its_entries(inline)
     verdict = verification.verify(inline.db, inline.vectors, inline.storage)
     assert [row.id for fault in verdict.faults for row in fault.missing] == [file]
@@ -305,7 +301,7 @@ def test_what_was_deleted_since_it_was_found_missing_is_not_brought_in_again(
     assert told(inline) == []
 
 
-def test_file_ingested_concurrently_is_left_alone_and_checked_again(inline: Works) -> None:
+def test_repair_skips_file_with_newer_ingestion(inline: Works) -> None:
     store, file = lose_its_entries(inline)
     verdict = verification.verify(inline.db, inline.vectors, inline.storage)
     job = inline.attach(store, file, attributes={"n": 2})
@@ -332,7 +328,7 @@ def test_a_repair_that_comes_after_its_stores_end_does_nothing(inline: Works, mo
     assert inline.row(store, file).recipe == recipe is not None
 
 
-def test_the_command_tells_what_is_wrong_and_has_it_mended(
+def test_command_reports_faults_and_requests_their_repair(
     sqlite: Database, tmp_path: Path, parser: ReadOnce, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vectors = open_vectors("", tmp_path / "vectors")
@@ -364,7 +360,7 @@ def test_the_command_tells_what_is_wrong_and_has_it_mended(
     assert whole == (0, "1 stores, 1 files compared: no stores with faults\n")
 
 
-def test_a_vector_database_that_is_away_is_told(
+def test_command_reports_unavailable_vector_database(
     inline: Works, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def away(*_: object) -> Vectors:
@@ -376,7 +372,7 @@ def test_a_vector_database_that_is_away_is_told(
     assert "cannot be reached: nobody answers" in capsys.readouterr().err
 
 
-def test_a_storage_that_is_away_is_told(
+def test_command_reports_unavailable_storage(
     inline: Works, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def away(*_: object) -> Verification:

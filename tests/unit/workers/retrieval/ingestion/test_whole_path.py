@@ -27,7 +27,7 @@ OTHER = "A volcano is a mountain that opens to molten rock. " * 40
 WIDE = {"type": "static", "static": {"max_chunk_size_tokens": 200, "chunk_overlap_tokens": 20}}
 
 
-def test_a_file_is_found_by_what_it_says(both: Works) -> None:
+def test_file_is_found_by_its_content(both: Works) -> None:
     store = both.store()
     kiwi, volcano = both.upload(PROSE, "kiwi.txt"), both.upload(OTHER, "volcano.md")
 
@@ -45,7 +45,7 @@ def test_a_file_is_found_by_what_it_says(both: Works) -> None:
     both.assert_tidy(store)
 
 
-def test_a_chunk_says_what_it_is_of(both: Works) -> None:
+def test_chunk_has_hash_language_time_title_and_section(both: Works) -> None:
     page = f"<html><head><title>Birds</title><meta name=date content=2024-01-31></head><body><h1>Kiwi</h1><p>{PROSE}"
     store = both.store()
     both.attach(store, both.upload(page, "kiwi.html"))
@@ -62,7 +62,7 @@ def test_a_chunk_says_what_it_is_of(both: Works) -> None:
     assert len(found) > 1
 
 
-def test_an_entry_of_before_has_no_facts_that_were_not_kept_then(inline: Works) -> None:
+def test_chunk_of_old_entry_lacks_newer_metadata(inline: Works) -> None:
     store = inline.store()
     inline.attach(store, inline.upload(PROSE))
     inline.drive()
@@ -121,7 +121,7 @@ def test_a_refused_file_fails_with_its_code_and_its_neighbours_complete(inline: 
     )
 
 
-def test_each_file_and_the_batch_get_one_event(inline: Works) -> None:
+def test_each_file_and_batch_get_single_event(inline: Works) -> None:
     kinds = ["vector_store.file.completed", "vector_store.file.failed", "vector_store.file_batch.completed"]
     inline.ok("/webhook_endpoints", json={"name": "n", "url": "https://192.0.43.8/hook", "event_types": kinds})
     store = inline.store()
@@ -135,7 +135,7 @@ def test_each_file_and_the_batch_get_one_event(inline: Works) -> None:
     assert Counter(messages) == {kinds[0]: 3, kinds[1]: 1, kinds[2]: 1}
 
 
-def test_a_batchs_own_webhook_gets_what_endpoints_get(inline: Works) -> None:
+def test_batch_webhook_receives_file_and_batch_events(inline: Works) -> None:
     store = inline.store()
     hook = {"url": "https://192.0.43.8/hook"}
 
@@ -187,7 +187,9 @@ def test_the_same_text_is_embedded_once(inline: Works) -> None:
     assert {found.file_id for found in inline.search(store, "kiwi", limit=50)} == {one, other}
 
 
-def test_attached_again_unchanged_nothing_is_parsed_or_embedded(inline: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_reattached_file_is_not_reparsed_or_reembedded(
+    inline: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, file = inline.store(), inline.upload(PROSE)
     inline.attach(store, file)
     inline.drive()
@@ -212,7 +214,7 @@ def _never(*_: Any) -> None:
     raise AssertionError("nothing was to be parsed")
 
 
-def test_until_another_cutting_is_whole_the_old_one_is_found(both: Works) -> None:
+def test_old_chunks_are_found_until_rechunking_completes(both: Works) -> None:
     store, file = both.store(), both.upload(PROSE)
     both.attach(store, file)
     both.drive()
@@ -245,7 +247,7 @@ def test_a_new_attempt_that_fails_leaves_the_old_version_found(inline: Works) ->
     assert inline.search(store, "kiwi")
 
 
-def test_shortened_vectors_are_asked_for_and_kept(inline: Works) -> None:
+def test_store_uses_requested_embedding_dimensions(inline: Works) -> None:
     store = inline.store(embedding_dimensions=16)
 
     inline.attach(store, inline.upload(PROSE))
@@ -295,7 +297,7 @@ def test_a_deleted_store_leaves_nothing(both: Works) -> None:
     both.assert_tidy(other)
 
 
-def test_what_a_clock_ahead_of_time_enqueued_is_removed_once_it_is_set_right(inline: Works) -> None:
+def test_removal_enqueued_by_fast_clock_is_purged(inline: Works) -> None:
     store = inline.store()
     inline.attach(store, inline.upload(PROSE))
     inline.drive()
@@ -310,7 +312,7 @@ def test_what_a_clock_ahead_of_time_enqueued_is_removed_once_it_is_set_right(inl
 
 
 @pytest.mark.parametrize(("scope", "name"), [(Scope.QUEUE, Queue.INGEST.value), (Scope.WORKER, "w")])
-def test_what_is_to_be_removed_stays_pending_while_removing_is_paused(inline: Works, scope: Scope, name: str) -> None:
+def test_removals_stay_pending_while_purging_is_paused(inline: Works, scope: Scope, name: str) -> None:
     store = inline.store()
     inline.attach(store, inline.upload(PROSE))
     inline.drive()
@@ -326,7 +328,7 @@ def test_what_is_to_be_removed_stays_pending_while_removing_is_paused(inline: Wo
     assert (messages, inline.removals(), inline.written(store)) == (1, [], {})
 
 
-def test_a_removal_under_way_is_told(inline: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heartbeat_counts_purge_in_progress(inline: Works, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(purging, "_due_removals", lambda context: seen.append(context.heartbeat.under_way.counts()))
 
@@ -336,7 +338,7 @@ def test_a_removal_under_way_is_told(inline: Works, monkeypatch: pytest.MonkeyPa
     assert inline.context.heartbeat.under_way.counts() == []
 
 
-def test_a_text_that_another_store_of_the_project_has_is_not_embedded_again(both: Works) -> None:
+def test_same_text_in_other_store_of_project_is_not_reembedded(both: Works) -> None:
     first, second = both.store(), both.store()
     both.attach(first, both.upload(PROSE))
     both.drive()
@@ -350,9 +352,7 @@ def test_a_text_that_another_store_of_the_project_has_is_not_embedded_again(both
     both.assert_tidy(second)
 
 
-def test_what_any_store_of_the_project_has_in_a_file_is_not_embedded_again(
-    both: Works, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_same_file_in_any_store_of_project_is_not_reembedded(both: Works, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "STORES_LOOKED_AT", 1)
     first = both.store()
     both.attach(first, both.upload(PROSE))
@@ -376,7 +376,7 @@ def test_what_any_store_of_the_project_has_in_a_file_is_not_embedded_again(
     assert both.engine.texts > asked + 1  # the search's own is one
 
 
-def test_what_another_project_has_is_embedded_again(both: Works) -> None:
+def test_same_text_in_other_project_is_reembedded(both: Works) -> None:
     both.attach(both.store(), both.upload(PROSE))
     both.drive()
     asked = both.engine.texts
@@ -387,7 +387,7 @@ def test_what_another_project_has_is_embedded_again(both: Works) -> None:
     assert both.engine.texts == 2 * asked
 
 
-def test_a_batch_whose_files_are_done_is_completed_though_its_job_is_not_closed_yet(inline: Works) -> None:
+def test_batch_with_finished_files_is_completed_before_its_job_closes(inline: Works) -> None:
     store = inline.store()
     batch = inline.batch(store, *(inline.upload(f"{PROSE} {n}") for n in range(4)))
     before = inline.get(f"/vector_stores/{store}/file_batches/{batch}")

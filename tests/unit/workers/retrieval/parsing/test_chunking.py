@@ -144,7 +144,7 @@ def test_overlap_is_in_tokens_and_begins_at_a_word() -> None:
         assert 1 <= tokens.count(shared) <= 10
 
 
-def test_sentences_end_where_one_fits() -> None:
+def test_sentence_strategy_cuts_at_sentence_end() -> None:
     text = "This first sentence is short. " + "And then it goes on without any end " * 3 + "until here. Done now."
     document = laid(text)
 
@@ -202,7 +202,7 @@ def test_structure_mixes_no_sections_code_or_tables() -> None:
     assert [chunk.section[-1] for chunk in chunks] == ["Guide", "Install", "Install", "Install", "Install", "Use"]
 
 
-def test_structure_cuts_only_what_is_larger_than_the_limit() -> None:
+def test_structure_strategy_splits_only_blocks_above_limit() -> None:
     code = "```\n" + "\n".join(f"call({n})" for n in range(40)) + "\n```"
     document = laid(f"# Head\n\nText.\n\n{code}\n\nEnd.")
     tokens = TOKENS["word_piece"]
@@ -301,7 +301,7 @@ def test_a_text_of_nothing_has_no_pieces() -> None:
     assert list(pieces("")) == []
 
 
-def test_a_text_may_be_cut_at_its_very_end_whatever_it_ends_with() -> None:
+def test_end_of_text_is_always_character_border() -> None:
     family = "\U0001f468\u200d\U0001f469"
 
     assert chunking.character_border(f"a{family}", 0, 4) == 4

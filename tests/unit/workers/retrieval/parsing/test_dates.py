@@ -48,7 +48,7 @@ def test_stated_dates_are_read(said: str, found: str | None) -> None:
     assert blocks.first_date(said) == found
 
 
-def test_the_first_that_is_one_counts() -> None:
+def test_first_valid_date_is_used() -> None:
     assert blocks.first_date(None, "", "soon", "2024-01-31", "2025-01-01") == "2024-01-31"
     assert blocks.first_date() is None
 
@@ -57,7 +57,7 @@ def time_of(data: bytes, name: str) -> str | None:
     return parser_child.read_format(data, name, ParserLimits()).time
 
 
-def test_pdf_says_when_it_was_changed_or_made() -> None:
+def test_pdf_time_is_modification_or_else_creation_date() -> None:
     both = {"CreationDate": "D:20230101000000Z", "ModDate": "D:20240131120000+01'00'"}
 
     assert time_of(samples.pdf([["x"]], facts=both), "a.pdf") == "2024-01-31T11:00:00Z"
@@ -81,13 +81,13 @@ def test_pdf_says_when_it_was_changed_or_made() -> None:
         ('<meta name="date">', "<time>now</time>", None),
     ],
 )
-def test_page_says_when_it_was_written(head: str, body: str, found: str | None) -> None:
+def test_html_time_is_read_from_metadata_and_time_elements(head: str, body: str, found: str | None) -> None:
     page = f"<!doctype html><html><head>{head}</head><body>Text {body}</body></html>"
 
     assert time_of(page.encode(), "a.html") == found
 
 
-def test_front_matter_says_when() -> None:
+def test_markdown_time_is_read_from_front_matter() -> None:
     assert time_of(b"---\ntitle: A\ndate: 2024-01-31\n---\nText", "a.md") == "2024-01-31"
     assert (
         time_of(b"---\ndate: 2023-01-01\nlastmod: '2024-01-31T10:00:00Z'\n---\nText", "a.md") == "2024-01-31T10:00:00Z"
@@ -96,7 +96,7 @@ def test_front_matter_says_when() -> None:
 
 
 @needs_kreuzberg
-def test_office_books_and_mail_say_when() -> None:
+def test_office_mail_and_epub_times_are_read_from_metadata() -> None:
     times = (
         "<dcterms:created>2023-01-01T00:00:00Z</dcterms:created>"
         "<dcterms:modified>2024-01-31T10:00:00Z</dcterms:modified>"

@@ -136,7 +136,7 @@ PAGE = """<!DOCTYPE html><html lang="de-AT"><head><title>The  title</title><styl
 </body></html>"""
 
 
-def test_html_keeps_what_is_read_and_drops_what_is_not() -> None:
+def test_html_retains_visible_content_and_drops_invisible_content() -> None:
     found = laid(PAGE.encode(), "page.html")
 
     assert found.text == (
@@ -149,7 +149,7 @@ def test_html_keeps_what_is_read_and_drops_what_is_not() -> None:
     assert parser_child.read_format(PAGE.encode(), "page.html", ParserLimits()).language == "de"
 
 
-def test_html_code_whose_lines_are_broken_by_tags_keeps_its_lines() -> None:
+def test_html_code_with_line_break_tags_retains_its_lines() -> None:
     page = "<html><body><pre>x = 1<br>  y = <b>2<br/></b>z = 3<!-- no -->\n\nend</pre><p>after<br>it</p>"
 
     found = laid(page.encode(), "page.html")
@@ -213,7 +213,7 @@ code
 """
 
 
-def test_markdown_is_kept_as_written_and_its_blocks_are_known() -> None:
+def test_markdown_text_is_unchanged_and_its_blocks_are_recognised() -> None:
     found = laid(MARKDOWN.encode(), "a.md")
 
     assert kinds(found) == ["heading", "paragraph", "list", "heading", "table", "code", "heading"]
@@ -274,7 +274,7 @@ def test_table_of_text_is_a_row_a_line(name: str, text: str) -> None:
     assert kinds(found) == ["table"]
 
 
-def test_json_in_one_line_is_laid_out_and_its_escapes_are_characters() -> None:
+def test_single_line_json_is_indented_and_its_character_escapes_decoded() -> None:
     one_line = r'{"word":"caf\u00e9 \ud83d\ude00","keep":"\\u00e9 \u0022","big":12345678901234567890123.10}'
 
     found = laid(one_line.encode(), "a.json")
@@ -284,13 +284,13 @@ def test_json_in_one_line_is_laid_out_and_its_escapes_are_characters() -> None:
     )
 
 
-def test_json_of_short_lines_is_kept_as_it_is_written() -> None:
+def test_json_with_short_lines_is_unchanged() -> None:
     written = '{"a":\n    [1,2,\n     3]}'
 
     assert laid(written.encode(), "a.json").text == written
 
 
-def test_table_of_many_rows_keeps_them_all_but_the_empty_ones_so_many_a_block() -> None:
+def test_large_table_is_split_into_blocks_without_empty_rows() -> None:
     rows = range(plain._ROWS + 1)
 
     found = laid("\n,\n".join(f"{n},x" for n in rows).encode(), "a.csv")
@@ -307,7 +307,7 @@ def test_json_that_nests_without_end_is_only_text() -> None:
     assert kinds(laid(b"[" * 100_000 + b"]" * 99_999, "a.json")) == ["paragraph"]
 
 
-def test_source_code_is_one_block_with_its_blank_lines() -> None:
+def test_source_code_is_single_block_with_its_blank_lines() -> None:
     found = laid(b"def a():\n    pass\n\n\n\ndef b():\n    pass\n", "a.py")
 
     assert kinds(found) == ["code"]
@@ -388,7 +388,7 @@ def test_books_mail_and_rich_text() -> None:
 
 
 @needs_kreuzberg
-def test_code_of_a_book_keeps_what_elsewhere_is_an_escape() -> None:
+def test_epub_code_retains_backslashes() -> None:
     found = laid(samples.epub("T", "<p>one_two</p><pre><code>print(r'\\_')</code></pre>"), "a.epub")
 
     assert kinds(found) == ["paragraph", "code"]

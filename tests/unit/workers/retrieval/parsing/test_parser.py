@@ -69,7 +69,7 @@ def pid(parser: Parser, cutting: Cutting) -> str | None:
 # The real child
 
 
-def test_files_of_all_kinds_in_one_child(real: Parser, cutting: Cutting, tmp_path: Path) -> None:
+def test_single_child_parses_files_of_all_formats(real: Parser, cutting: Cutting, tmp_path: Path) -> None:
     files = {
         "a.pdf": samples.pdf([["Page one."], ["Page two."]]),
         "a.html": b"<html><body><h1>Head</h1><p>Text.</p>",
@@ -184,7 +184,7 @@ def test_child_that_computes_for_ever_meets_the_limit_of_cpu_time_each_time(cutt
         assert pid(parser, cutting)
 
 
-def test_good_files_share_a_child_and_a_bad_one_ends_it(rogue: Parser, cutting: Cutting) -> None:
+def test_child_is_reused_after_good_file_and_replaced_after_bad_file(rogue: Parser, cutting: Cutting) -> None:
     first, second = pid(rogue, cutting), pid(rogue, cutting)
     refused(rogue, "leave", cutting)
 
@@ -192,7 +192,7 @@ def test_good_files_share_a_child_and_a_bad_one_ends_it(rogue: Parser, cutting: 
     assert pid(rogue, cutting) != first
 
 
-def test_child_is_replaced_after_many_files_or_when_it_has_grown(
+def test_child_is_replaced_after_file_limit_or_memory_growth(
     rogue: Parser, cutting: Cutting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parsing, "FILES", 2)
@@ -209,7 +209,7 @@ def test_answer_that_makes_no_sense_is_the_servers_fault(rogue: Parser, cutting:
     assert pid(rogue, cutting)
 
 
-def test_what_a_library_prints_is_no_answer(rogue: Parser, cutting: Cutting) -> None:
+def test_library_output_is_not_mistaken_for_answer(rogue: Parser, cutting: Cutting) -> None:
     assert rogue.parse(HERE, "chatter", cutting).text == "good text"
 
 
@@ -261,7 +261,7 @@ def test_child_has_no_network(rogue: Parser, cutting: Cutting) -> None:
             server.accept()
 
 
-def test_what_the_kernel_refuses_of_the_sandbox_is_logged(cutting: Cutting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_sandbox_features_are_logged(cutting: Cutting, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[object] = []
     monkeypatch.setattr(process._incomplete, "warn", lambda **fields: told.append(fields))
     policy = Policy("tests.unit.workers.retrieval.parsing.networked", readable=(str(TESTS),))
@@ -280,7 +280,7 @@ def test_program_that_can_not_start_is_the_servers_fault(cutting: Cutting) -> No
 # Interrupted
 
 
-def test_interrupt_ends_what_runs_and_not_what_comes(rogue: Parser, cutting: Cutting) -> None:
+def test_interrupt_ends_running_parse_and_not_next_parse(rogue: Parser, cutting: Cutting) -> None:
     for _ in range(2):
         pid(rogue, cutting)
         later(rogue.interrupt)
@@ -316,7 +316,7 @@ def test_interrupt_that_comes_as_the_child_starts_is_heard_by_it(
         assert pid(parser, cutting)
 
 
-def test_child_that_has_ended_is_not_killed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ended_child_is_not_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kill nothing: the number of the child may be that of another process by now."""
     killed: list[int] = []
     child = Child(ROGUE)

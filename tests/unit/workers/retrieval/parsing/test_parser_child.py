@@ -69,7 +69,7 @@ def test_a_file_that_is_larger_than_any_with_so_much_text_is_not_read(reader: Re
     )
 
 
-def test_a_tokenizer_is_loaded_once_until_it_changes_and_a_few_are_kept(
+def test_tokenizers_are_cached_until_changed_and_up_to_limit(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader, loaded = Reader(), list[str]()
@@ -124,7 +124,7 @@ def test_an_answer_that_is_larger_than_the_parent_takes_is_a_refusal(file: Path)
         ),
     ],
 )
-def test_whatever_a_library_raises_is_a_refusal(raised: BaseException, refusal: contract.Refusal, file: Path) -> None:
+def test_library_exception_becomes_refusal(raised: BaseException, refusal: contract.Refusal, file: Path) -> None:
     def work(*_: object) -> contract.Parsed:
         raise raised
 
@@ -152,11 +152,11 @@ def test_letters_tell(name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["12 | 44.5 | 99\n13 | 22 | 1\n" * 20, "xyzzy", "OK", "😀 " * 80, "x" * 500])
-def test_what_is_no_text_is_in_no_language(text: str) -> None:
+def test_unidentifiable_text_has_no_language(text: str) -> None:
     assert read(text).language is None
 
 
-def test_letters_go_before_what_is_declared_and_that_before_nothing() -> None:
+def test_detected_language_precedes_declared_language() -> None:
     page = '<!doctype html><html lang="en-GB"><body><p>{}</p></body></html>'
 
     assert read(page.format(TEXTS["de"]), "a.html").language == "de"
@@ -164,7 +164,7 @@ def test_letters_go_before_what_is_declared_and_that_before_nothing() -> None:
 
 
 @pytest.mark.parametrize("strategy", ["structure", "semantic"])
-def test_a_chunk_in_another_language_says_so_and_a_short_one_does_not(strategy: Strategy) -> None:
+def test_only_long_chunk_in_other_language_states_its_language(strategy: Strategy) -> None:
     english = " ".join([TEXTS["en"]] * 6)
 
     document = read(f"# A\n\n{english}\n\n# B\n\n{TEXTS['de']}\n\n# C\n\nGuten Tag!", strategy=strategy)

@@ -95,7 +95,7 @@ def test_without_tesseract_a_scan_is_refused_by_a_code_that_says_so(blind: Parse
 
 
 @pytest.mark.parametrize(("pages", "texts"), [(([], [WORDS]), ["", WORDS]), (([], []), ["", ""])])
-def test_what_has_text_or_no_pictures_needs_no_tesseract(
+def test_pages_with_text_or_without_pictures_need_no_tesseract(
     monkeypatch: pytest.MonkeyPatch, pages: tuple[list[str], ...], texts: list[str]
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
@@ -123,7 +123,7 @@ def test_a_scanned_page_has_the_text_that_tesseract_sees_or_none(
     assert pictures == [b"\x89PNG\r\n\x1a\n"]
 
 
-def test_scanned_pages_that_nobody_here_can_read_are_refused_when_none_has_text(
+def test_scanned_pdf_without_text_is_refused_without_tesseract(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
@@ -132,7 +132,7 @@ def test_scanned_pages_that_nobody_here_can_read_are_refused_when_none_has_text(
         list(pdf.read(scanned("A picture"), ParserLimits()).blocks)
 
 
-def test_without_tesseract_a_page_of_text_is_read_beside_scanned_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_tesseract_leaves_only_scanned_pages_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
 
     blocks = list(pdf.read(mixed("A picture", WORDS), ParserLimits()).blocks)

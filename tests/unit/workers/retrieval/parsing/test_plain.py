@@ -64,11 +64,11 @@ def test_declared_encoding_goes_before_the_guess() -> None:
         ("euc-kr", "cp949", "똠방각하와 펲시콜라"),
     ],
 )
-def test_declared_encoding_is_the_one_that_is_written_under_that_name(label: str, written: str, text: str) -> None:
+def test_declared_encoding_is_decoded_as_its_superset(label: str, written: str, text: str) -> None:
     assert plain.decode(text.encode(written), label) == text
 
 
-def test_declared_encoding_that_lacks_many_of_the_bytes_is_none_and_one_stray_byte_is_passed_over() -> None:
+def test_mismatched_declared_encoding_is_ignored_and_stray_byte_replaced() -> None:
     assert plain.decode(JAPANESE.encode("cp932"), "iso-8859-1") == JAPANESE
     assert plain.decode(f"{FRENCH} ".encode("cp1252") + b"\x81", "iso-8859-1") == f"{FRENCH} \ufffd"
 

@@ -132,12 +132,12 @@ def test_a_chunk_ends_where_the_distance_is_above_a_given_threshold() -> None:
     assert five(distances=[0.1, 0.7, 0.2, 0.1], wanted={"threshold": 0.9}) == [5]
 
 
-def test_what_does_not_fit_is_cut_at_the_largest_distance_of_its_second_half() -> None:
+def test_oversized_chunk_is_cut_at_largest_distance_in_its_second_half() -> None:
     assert five(most=75, distances=[0.3, 0.2, 0.1, 0.1], wanted={"threshold": 0.9}) == [2, 3]
     assert five(most=75, distances=[0.3, 0.1, 0.2, 0.1], wanted={"threshold": 0.9}) == [3, 2]
 
 
-def test_windows_are_of_some_sentences_each_as_far_as_they_fit() -> None:
+def test_windows_hold_neighbouring_sentences_within_limit() -> None:
     document = laid("\n\n".join(f"{LONG} {n}." for n in range(5)))
     whole = Document(document.text, (), sentences=tuple(sentences(document, TOKENS["word_piece"], 254)))
 
@@ -163,7 +163,7 @@ def test_a_chunk_is_in_the_language_that_most_of_it_is_in() -> None:
     assert (language(found), language(mixed), language([found[0], mixed[0], found[2]])) == (None, "de", None)
 
 
-def test_distances_are_of_what_stands_before_a_joint_and_after_it() -> None:
+def test_distances_compare_text_before_and_after_each_boundary() -> None:
     one, two = np.array([1, 0], np.float32), np.array([0, 1], np.float32)
     whole, sliced = semantic.Distances(), semantic.Distances()
     row = [one, one, one, one, two, two, None, one]  # of six sentences

@@ -51,7 +51,7 @@ def test_another_content_has_another_fingerprint(s3: S3, objects: Any) -> None:
     assert {key for key in after if after[key] != before[key]} == {"a.txt"}
 
 
-def test_pages_are_listed_one_after_the_other_and_more_than_allowed_are_too_many(
+def test_listing_reads_all_pages_and_refuses_too_many_objects(
     s3: S3, objects: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bucket_module, "_PAGE", 2)
@@ -65,7 +65,7 @@ def test_pages_are_listed_one_after_the_other_and_more_than_allowed_are_too_many
     objects.rm(f"{s3.bucket}/docs/many", recursive=True)
 
 
-def test_an_s3_that_is_away_or_has_no_such_bucket_says_nothing_of_its_objects(s3: S3, objects: Any) -> None:
+def test_unavailable_s3_or_missing_bucket_is_not_treated_as_deletion(s3: S3, objects: Any) -> None:
     [entry] = [entry for entry in bucket(s3).entries(100, bool) if entry.key == "a.txt"]
     away = bucket(
         s3,
@@ -105,7 +105,7 @@ def test_source_that_is_no_longer_allowed_is_not_read(s3: S3, objects: Any) -> N
         ("s3://bucket", "bucket/a", None),
     ],
 )
-def test_a_prefix_is_allowed_below_one_that_is(allowed: str, url: str, found: tuple[str, str] | None) -> None:
+def test_only_prefixes_below_allowed_prefix_are_allowed(allowed: str, url: str, found: tuple[str, str] | None) -> None:
     if found is None:
         with pytest.raises(InvalidRequest):
             source_locations.prefix((allowed,), url)

@@ -54,7 +54,7 @@ def test_files_are_listed_at_any_depth_and_read(root: Path) -> None:
         ("A.md", set()),
     ],
 )
-def test_a_glob_means_what_it_means_to_a_shell(glob: str, wanted: set[str]) -> None:
+def test_glob_matches_like_shell_glob(glob: str, wanted: set[str]) -> None:
     names = ("a.md", "x/b.md", "x/y/c.txt")
 
     assert {name for name in names if matches(tuple(glob.split("/")), tuple(name.split("/")))} == wanted
@@ -91,7 +91,7 @@ def test_a_folder_that_becomes_a_link_after_it_was_listed_is_not_followed(root: 
     assert listed(where) == {"a.md"}
 
 
-def test_a_source_s_folder_that_becomes_a_link_is_away(root: Path, tmp_path: Path) -> None:
+def test_source_folder_replaced_by_symlink_is_unavailable(root: Path, tmp_path: Path) -> None:
     (root / "docs").rename(tmp_path / "aside")
     (root / "docs").symlink_to("/etc")
 
@@ -190,7 +190,7 @@ def test_a_file_is_named_after_the_end_of_its_path(path: str, name: str) -> None
     assert display_name(path) == name
 
 
-def test_a_folder_that_goes_while_it_is_listed_is_passed_over_and_the_whole_one_is_not(root: Path) -> None:
+def test_vanished_subfolder_is_skipped_and_vanished_root_is_unavailable(root: Path) -> None:
     top = os.open(root / "docs", os.O_RDONLY | os.O_DIRECTORY)
 
     gone: list[tuple[str, ...]] = []

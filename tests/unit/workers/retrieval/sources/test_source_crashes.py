@@ -38,7 +38,7 @@ def mortal(each: Works) -> Works:
 
 
 @pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.verify)])
-def test_store_equals_the_folder_wherever_a_worker_dies(mortal: Works, library: Path, every: int) -> None:
+def test_worker_death_at_any_point_leaves_store_equal_to_folder(mortal: Works, library: Path, every: int) -> None:
     shutil.rmtree(library)
     texts = {"kept.txt": "cherry " * 10, "changed.txt": "apple " * 10, "0.txt": "banana"}
     for name, text in texts.items():
@@ -69,7 +69,7 @@ def test_store_equals_the_folder_wherever_a_worker_dies(mortal: Works, library: 
     assert at >= 25
 
 
-def test_a_commit_whose_answer_was_lost_counts_once(each: Works, library: Path) -> None:
+def test_commit_with_lost_answer_counts_once(each: Works, library: Path) -> None:
     each.db.loses_answers = True
     source = of_folder(each, library)
     write(library / "a.txt", "apricot")
@@ -195,7 +195,7 @@ def test_a_sync_waits_for_a_disk_that_has_room(inline: Works, library: Path, mon
     assert_mirrors(source, TEXTS)
 
 
-def test_a_worker_that_is_told_to_go_while_it_fetches_leaves_the_rest_to_the_next(
+def test_worker_stopped_during_fetch_leaves_rest_to_next_worker(
     inline: Works, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = Sync(inline, inline.store(), type="folder", path=str(library))

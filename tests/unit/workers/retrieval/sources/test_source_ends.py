@@ -26,7 +26,7 @@ from workers.dispatcher.maintenance import Maintenance
 from workers.retrieval.sources import folder
 
 
-def test_a_source_is_synced_by_one_job_at_a_time(inline: Works, library: Path) -> None:
+def test_source_has_single_live_sync_job(inline: Works, library: Path) -> None:
     source = Sync(inline, inline.store(), type="folder", path=str(library), cron="* * * * *")
     first = source.now()["file_batch_id"]
 
@@ -77,7 +77,7 @@ def test_a_source_that_is_due_while_it_syncs_does_not_wait_for_its_store(postgre
         assert session.get_one(Source, "vss").next_at > now()
 
 
-def test_a_time_zone_that_is_gone_pauses_the_source_and_holds_up_nobody(each: Works, library: Path) -> None:
+def test_unknown_time_zone_pauses_only_its_source(each: Works, library: Path) -> None:
     source = of_folder(each, library, cron="* * * * *")
     other = Sync(each, source.store, type="folder", path=str(library), cron="* * * * *")
     each.drive()
@@ -93,7 +93,7 @@ def test_a_time_zone_that_is_gone_pauses_the_source_and_holds_up_nobody(each: Wo
     assert each.api.post(f"/v1{source.path}/{source.id}/resume").status_code == 400
 
 
-def test_a_source_whose_store_goes_at_that_moment_is_not_synced(
+def test_source_is_not_synced_if_its_store_vanishes_concurrently(
     inline: Works, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Let a store be there for a read and gone for a lock."""
@@ -243,7 +243,7 @@ def test_a_source_that_goes_while_its_sync_is_planned_brings_in_nothing(
     assert (inline.rows(source.store), source.items(), alive(inline)) == ([], {}, set())
 
 
-def test_a_file_whose_name_is_no_text_fails_alone(inline: Works, library: Path) -> None:
+def test_only_file_with_invalid_name_fails(inline: Works, library: Path) -> None:
     (library / os.fsdecode(b"odd\xff.txt")).write_text("odd")
 
     source = of_folder(inline, library)

@@ -26,7 +26,7 @@ from workers.retrieval.sources.syncing import SourceSyncRecorder
 from workers.vectors.open_vectors import open_vectors
 
 
-def test_a_folder_comes_in_and_is_kept_in_step(each: Works, library: Path) -> None:
+def test_folder_is_ingested_and_stays_in_sync(each: Works, library: Path) -> None:
     source = of_folder(each, library, attributes={"kind": "fruit"})
 
     told = source.now()
@@ -53,7 +53,7 @@ def test_a_folder_comes_in_and_is_kept_in_step(each: Works, library: Path) -> No
     )
 
 
-def test_what_looks_new_and_is_the_same_is_not_brought_in_again(inline: Works, library: Path) -> None:
+def test_touched_unchanged_file_is_not_reingested(inline: Works, library: Path) -> None:
     source = of_folder(inline, library)
     before = {key: item.file_id for key, item in source.items().items()}
     os.utime(library / "a.txt", (1, 1))
@@ -74,7 +74,7 @@ def test_nothing_is_read_that_looks_the_same(inline: Works, library: Path, monke
     assert source.counts() == [3, 0, 0, 0, 3, 0]
 
 
-def test_the_old_version_is_found_until_the_new_one_is_whole_and_never_both(inline: Works, library: Path) -> None:
+def test_old_version_is_found_until_new_version_completes_and_never_both(inline: Works, library: Path) -> None:
     source = of_folder(inline, library)
     write(library / "a.txt", "apple apricot " * 20)
     inline.ok(f"{source.path}/{source.id}/sync")
@@ -92,7 +92,7 @@ def test_the_old_version_is_found_until_the_new_one_is_whole_and_never_both(inli
     assert_mirrors(source, TEXTS | {"a.txt": "apple apricot " * 20})
 
 
-def test_a_new_version_that_fails_leaves_the_old_one_where_it_was(each: Works, library: Path) -> None:
+def test_failed_new_version_leaves_old_version_searchable(each: Works, library: Path) -> None:
     source = of_folder(each, library)
     old = source.items()["a.txt"].file_id
     (library / "a.txt").write_bytes(b"\x7fELF\x00\x01")
@@ -115,7 +115,7 @@ def test_a_new_version_that_fails_leaves_the_old_one_where_it_was(each: Works, l
     assert_mirrors(source, TEXTS | {"a.txt": "avocado " * 9})
 
 
-def test_what_this_installation_could_not_read_is_tried_again_when_a_client_asks(
+def test_unsupported_file_is_retried_only_by_requested_sync(
     inline: Works, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Try again after the installation has got another library, a higher limit, or a moment's rest."""
@@ -137,7 +137,7 @@ def test_what_this_installation_could_not_read_is_tried_again_when_a_client_asks
     assert_mirrors(source, TEXTS)
 
 
-def test_what_was_read_in_part_is_read_again_when_a_client_asks(
+def test_partially_read_file_is_reread_only_by_requested_sync(
     each: Works, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is a Tesseract by now."""
@@ -159,7 +159,7 @@ def test_what_was_read_in_part_is_read_again_when_a_client_asks(
     assert_mirrors(source, TEXTS)
 
 
-def test_a_version_that_is_whole_elsewhere_replaces_nothing_here(each: Works, library: Path) -> None:
+def test_version_completed_in_other_store_replaces_nothing_in_this_store(each: Works, library: Path) -> None:
     """A client brings the new file into another store, where it is done before this one."""
     source = of_folder(each, library)
     write(library / "a.txt", "apple apricot")
@@ -177,7 +177,7 @@ def test_a_version_that_is_whole_elsewhere_replaces_nothing_here(each: Works, li
     assert source.names("apricot") == {"a.txt"}
 
 
-def test_what_failed_through_no_fault_of_its_own_is_tried_again(inline: Works, library: Path) -> None:
+def test_cancelled_files_are_ingested_by_next_sync(inline: Works, library: Path) -> None:
     source = Sync(inline, inline.store(), type="folder", path=str(library))
     inline.drive(until="index")
     inline.ok(f"/jobs/{source.now()['file_batch_id']}/cancel")
@@ -191,7 +191,7 @@ def test_what_failed_through_no_fault_of_its_own_is_tried_again(inline: Works, l
     assert_mirrors(source, TEXTS)
 
 
-def test_what_a_client_deletes_while_it_is_brought_in_again_comes_back_as_another_file(
+def test_file_deleted_during_reingestion_returns_as_new_file(
     inline: Works, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = Sync(inline, inline.store(), type="folder", path=str(library))
@@ -216,7 +216,7 @@ def test_what_a_client_deletes_while_it_is_brought_in_again_comes_back_as_anothe
     assert source.items()["a.txt"].file_id != gone
 
 
-def test_what_a_client_took_out_of_the_store_or_deleted_comes_back(inline: Works, library: Path) -> None:
+def test_file_removed_by_client_is_restored_by_next_sync(inline: Works, library: Path) -> None:
     source = of_folder(inline, library)
     items = source.items()
     inline.delete(f"/vector_stores/{source.store}/files/{items['a.txt'].file_id}")
@@ -229,7 +229,7 @@ def test_what_a_client_took_out_of_the_store_or_deleted_comes_back(inline: Works
 
 
 @pytest.mark.parametrize("loss", ["away", "empty", "link", "withdrawn"])
-def test_a_folder_that_is_away_is_not_one_whose_files_are_gone(
+def test_sync_of_unavailable_folder_fails_and_removes_no_file(
     inline: Works, library: Path, tmp_path: Path, loss: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = of_folder(inline, library)
@@ -283,7 +283,7 @@ def test_a_file_that_is_too_large_fails_alone(
         assert source.items()["big.txt"].file_id is None
 
 
-def test_a_sync_that_has_had_its_time_brings_in_what_it_had_and_removes_nothing(
+def test_timed_out_sync_fails_and_removes_nothing(
     inline: Works, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = of_folder(inline, library)
@@ -302,7 +302,7 @@ def test_a_sync_that_has_had_its_time_brings_in_what_it_had_and_removes_nothing(
     assert source.counts() == [2, 0, 1, 1, 1, 0]
 
 
-def test_an_s3_prefix_is_kept_in_step_with_credentials_as_boto_finds_them(
+def test_s3_prefix_is_synced_with_credentials_from_environment(
     inline: Works, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = s3.options["client_kwargs"]
@@ -332,7 +332,7 @@ def test_an_s3_prefix_is_kept_in_step_with_credentials_as_boto_finds_them(
     assert source.names("apricot") == {"a.txt"}
 
 
-def test_urls_come_in_and_only_what_changed_is_fetched_again(inline: Works, site: Site) -> None:
+def test_urls_are_ingested_and_only_changed_urls_are_reingested(inline: Works, site: Site) -> None:
     site.put("/a.txt", "apple apple", etag='"1"')
     site.put("/b", "<p>banana</p>", type="text/html")
     source = Sync(inline, inline.store(), type="url", urls=[site.url("/a.txt"), site.url("/b")])
@@ -350,7 +350,7 @@ def test_urls_come_in_and_only_what_changed_is_fetched_again(inline: Works, site
     assert (source.names("apple"), source.names("apricot")) == (set(), {"a.txt"})
 
 
-def test_a_url_that_is_gone_is_removed_and_one_that_fails_is_not(inline: Works, site: Site) -> None:
+def test_missing_url_is_removed_and_failing_url_stays(inline: Works, site: Site) -> None:
     for name in ("a", "b", "c"):
         site.put(f"/{name}.txt", f"word {name}{name}{name}")
     source = Sync(inline, inline.store(), type="url", urls=[site.url(f"/{name}.txt") for name in ("a", "b", "c")])
@@ -403,7 +403,7 @@ def test_a_source_of_which_nothing_can_be_had_has_failed(inline: Works, site: Si
     assert source.names("apple") == (set() if status == 404 else {"a.txt"})
 
 
-def test_what_follows_the_question_mark_is_in_no_error(inline: Works, site: Site) -> None:
+def test_error_omits_query_string_of_url(inline: Works, site: Site) -> None:
     source = Sync(inline, inline.store(), type="url", url=site.url("/x?token=hush"))
     inline.drive()
 

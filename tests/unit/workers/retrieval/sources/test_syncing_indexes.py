@@ -66,7 +66,7 @@ def assert_in_step(inline: Works, source: Sync, *indexes: str) -> None:
         inline.assert_tidy(index)
 
 
-def test_a_sync_brings_into_every_index_what_it_finds(each: Works, library: Path) -> None:
+def test_sync_updates_every_index(each: Works, library: Path) -> None:
     source = of_folder(each, library)
     second = beside(each, source)
     write(library / "a.txt", "apricot " * 30)
@@ -87,7 +87,7 @@ def test_a_sync_brings_into_every_index_what_it_finds(each: Works, library: Path
     assert_in_step(each, source, source.store, second)
 
 
-def test_an_index_is_being_built_while_a_sync_reads_what_will_come_into_it(
+def test_index_reports_building_while_sync_adds_files(
     each: Works, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = of_folder(each, library)
@@ -159,9 +159,7 @@ def test_a_switch_amid_a_sync_shows_each_document_once(each: Works, library: Pat
 
 
 @pytest.mark.parametrize("first", ["store", "second"])
-def test_whichever_index_has_the_new_version_first_the_old_one_goes_where_searches_read(
-    each: Works, library: Path, first: str
-) -> None:
+def test_old_version_is_replaced_as_index_in_use_gets_new_version(each: Works, library: Path, first: str) -> None:
     source = of_folder(each, library)
     second = beside(each, source)
     write(library / "a.txt", "apple apricot " * 20)
@@ -195,7 +193,7 @@ def test_a_source_that_is_deleted_takes_its_files_out_of_every_index(each: Works
 
 
 @pytest.mark.parametrize("asked", [None, SMALLER])
-def test_each_index_cuts_what_a_sync_brings_as_it_does_unless_the_source_says_how(
+def test_each_index_uses_own_chunking_unless_source_sets_chunking(
     each: Works, library: Path, asked: dict[str, Any] | None
 ) -> None:
     source = of_folder(each, library, **({"chunking_strategy": asked} if asked else {}))
@@ -248,7 +246,7 @@ def test_a_retry_of_a_sync_that_ended_while_it_was_planned_fills_every_index(
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_a_sync_whose_index_was_removed_before_it_was_planned_says_so(each: Works, library: Path, own: bool) -> None:
+def test_sync_fails_if_its_index_was_removed_before_planning(each: Works, library: Path, own: bool) -> None:
     source = of_folder(each, library)
     first, second = source.store, beside(each, source)
     if not own:  # the store's row, which stays
@@ -268,7 +266,7 @@ def test_a_sync_whose_index_was_removed_before_it_was_planned_says_so(each: Work
     assert_in_step(each, source, second)
 
 
-def test_a_sync_whose_index_is_removed_while_it_fetches_says_so_and_the_next_goes_on(
+def test_sync_fails_if_index_is_removed_during_fetch_and_next_succeeds(
     each: Works, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = of_folder(each, library)
@@ -293,7 +291,7 @@ def test_a_sync_whose_index_is_removed_while_it_fetches_says_so_and_the_next_goe
     assert_in_step(each, source, second)
 
 
-def test_what_searches_show_stays_although_the_sync_fills_another_index(
+def test_searchable_old_version_survives_sync_into_other_index(
     each: Works, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = of_folder(each, library)
@@ -320,7 +318,7 @@ def test_what_searches_show_stays_although_the_sync_fills_another_index(
     assert_in_step(each, source, source.store, second)
 
 
-def test_a_sync_whose_index_is_let_go_of_is_told_by_the_one_in_use(each: Works, library: Path) -> None:
+def test_sync_outcome_comes_from_index_in_use_after_index_removal(each: Works, library: Path) -> None:
     source = of_folder(each, library)
     second = beside(each, source)
     write(library / "new.txt", "quince quince")
@@ -363,7 +361,7 @@ def test_a_sync_that_was_cancelled_before_the_index_in_use_had_any_of_it_has_fai
 
 
 @pytest.mark.verify
-def test_every_index_is_filled_once_wherever_the_planner_dies(each: Works, library: Path) -> None:
+def test_planner_death_at_any_point_fills_every_index_once(each: Works, library: Path) -> None:
     source = of_folder(each, library)
     second = beside(each, source)
     for at in range(1, 200, 1 if each.db.sqlite else 3):

@@ -36,7 +36,7 @@ def test_values_that_no_header_can_hold_are_not_sent(site: Site) -> None:
     assert told == Fetched({"last-modified": "yesterday"}, "a.txt")
 
 
-def test_redirects_are_followed_a_few_times(site: Site) -> None:
+def test_redirects_are_followed_up_to_limit(site: Site) -> None:
     site.put("/end", b"here")
     for n in range(6):
         site.move(f"/{n}", f"/{n + 1}#part" if n < 5 else "/end")
@@ -50,7 +50,7 @@ def test_redirects_are_followed_a_few_times(site: Site) -> None:
 
 
 @pytest.mark.parametrize("place", ["http://169.254.169.254/latest", "file:///etc/passwd", "ftp://a.example/", "//[::1"])
-def test_a_redirect_to_what_may_not_be_called_is_not_followed(site: Site, place: str) -> None:
+def test_redirect_to_forbidden_url_is_refused(site: Site, place: str) -> None:
     site.move("/a", place)
 
     with pytest.raises(ItemFailed) as refused:
@@ -83,7 +83,7 @@ def test_a_name_that_answers_differently_the_second_time_gains_nothing(site: Sit
 
 
 @pytest.mark.parametrize("status", [404, 410])
-def test_pages_with_status_gone_are_removed(site: Site, status: int) -> None:
+def test_status_404_or_410_marks_page_as_deleted(site: Site, status: int) -> None:
     site.put("/a", b"", status=status)
 
     with pytest.raises(ItemDeleted):
@@ -125,7 +125,7 @@ def test_a_server_that_is_not_there_or_hangs_up_is_named_by_that_alone(site: Sit
         assert "hush" not in failed.value.message
 
 
-def test_what_expands_is_refused(site: Site) -> None:
+def test_compressed_response_is_refused(site: Site) -> None:
     site.put("/a", b"\x1f\x8b", headers={"Content-Encoding": "gzip"})
 
     with pytest.raises(ItemFailed) as failed:
@@ -148,7 +148,7 @@ def test_consumer_may_stop_a_download(site: Site) -> None:
     assert sum(taken) < 3 << 20
 
 
-def test_more_urls_than_a_source_may_have_are_refused_before_any_is_asked(site: Site) -> None:
+def test_too_many_urls_are_refused_before_any_request(site: Site) -> None:
     pages = PageReader((site.url("/a"), site.url("/b")), 5.0, allow_private=True)
 
     assert [entry.filename for entry in pages.entries(2, bool)] == ["a", "b"]
