@@ -87,7 +87,7 @@ def test_modules_that_are_named_exist() -> None:
         ("see `jobs/ledger/gone.py` and `jobs/gone/`", ["jobs/ledger/gone.py", "jobs/gone/"]),
     ],
 )
-def test_a_module_that_is_gone_is_found(tmp_path: Path, text: str, names: list[str]) -> None:
+def test_name_of_missing_module_is_reported(tmp_path: Path, text: str, names: list[str]) -> None:
     folder = tmp_path / "jobs" / "ledger"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("COUNT: int = 1\n")
@@ -127,7 +127,7 @@ def test_names_in_the_pages_of_the_architecture_exist() -> None:
     assert {page: names for page, names in found.items() if names} == {}
 
 
-def test_a_name_that_is_gone_is_found() -> None:
+def test_missing_name_in_page_is_reported() -> None:
     kept = "`move`, `ledger.move`, `ledger.py`, `NIGHTMILL_X`, `job.created`\n```\n`drawing`\n```\n"
     text = f"{kept}`gone`, `ledger.gone`, `gone.py`"
 
@@ -190,7 +190,7 @@ def test_kinds_are_read_from_a_table() -> None:
 
 
 @pytest.mark.parametrize(("term", "names"), [("terminal state", TERMINAL), ("pool", POOL_QUEUES)])
-def test_the_glossary_lists_what_the_code_has(term: str, names: Iterator[str]) -> None:
+def test_glossary_lists_pools_and_states_of_the_code(term: str, names: Iterator[str]) -> None:
     [meaning] = re.findall(rf"^\| {term} \| (.*) \|$", (ARCHITECTURE / "glossary.md").read_text(), re.MULTILINE)
 
     assert set(re.findall(r"`(\w+)`", meaning)) == {str(name) for name in names}

@@ -93,7 +93,7 @@ def test_answer_that_is_wrong_or_late_is_found(judge: Callable[[Outcome, Any], N
         (searched, _shown(503, 0), "no search showed anything"),
     ],
 )
-def test_deployment_that_answers_nobody_is_found(judge: Callable[[Outcome, Any], None], refused: Any, why: str) -> None:
+def test_unresponsive_deployment_is_reported(judge: Callable[[Outcome, Any], None], refused: Any, why: str) -> None:
     assert why in _judged(judge, [refused])
 
 

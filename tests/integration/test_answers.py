@@ -166,7 +166,7 @@ def test_stored_stream_of_several_choices_has_their_texts_and_usage(shop: Shop, 
     assert all(chunk.choices for chunk in chunks[:-1])
 
 
-def test_engine_is_not_asked_to_store_a_chat(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_field_is_not_sent_to_engine(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(shop.engine, "_fault", lambda request: asked.append(request.body))
     _complete(shop, metadata={"team": "blue"}, temperature=0.5)
@@ -212,7 +212,7 @@ def test_metadata_of_a_chat_is_updated(shop: Shop) -> None:
 
 
 @both
-def test_deleted_answer_is_gone_with_its_bytes_and_leaves_a_receipt(shop: Shop, endpoint: Endpoint) -> None:
+def test_deletion_removes_answer_and_bytes_and_returns_receipt(shop: Shop, endpoint: Endpoint) -> None:
     name = _create(shop, endpoint)["id"]
     url = f"/{endpoint.path}/{name}"
 
@@ -243,7 +243,7 @@ def test_deleted_answer_is_gone_with_its_bytes_and_leaves_a_receipt(shop: Shop, 
         (RESPONSE, {"input": None}, "input", "missing_required_parameter"),
     ],
 )
-def test_wrong_field_is_refused_before_the_engine_is_asked(
+def test_invalid_field_is_refused_before_engine_call(
     shop: Shop, endpoint: Endpoint, fields: dict[str, Any], param: str, code: str | None
 ) -> None:
     answer = _ask(shop, endpoint, **fields)
@@ -256,7 +256,7 @@ def test_wrong_field_is_refused_before_the_engine_is_asked(
 
 
 @both
-def test_on_a_full_disk_only_what_is_not_stored_is_answered(make_shop: Callable[..., Shop], endpoint: Endpoint) -> None:
+def test_full_disk_refuses_only_stored_answers(make_shop: Callable[..., Shop], endpoint: Endpoint) -> None:
     shop = make_shop(min_free_bytes=1 << 60)
     with shop.open():
         full = _ask(shop, endpoint)
@@ -331,7 +331,7 @@ def test_stream_that_breaks_is_an_error_and_not_stored(shop: Shop) -> None:
 
 
 @both
-def test_requests_with_one_key_are_answered_once(shop: Shop, endpoint: Endpoint) -> None:
+def test_requests_with_same_idempotency_key_are_answered_once(shop: Shop, endpoint: Endpoint) -> None:
     first, second = (_ask(shop, endpoint, KEY) for _ in range(2))
     other = _ask(shop, endpoint, KEY, temperature=1)
 
@@ -358,7 +358,7 @@ def test_key_of_a_request_that_failed_is_free(shop: Shop, monkeypatch: pytest.Mo
 
 
 @both
-def test_request_with_a_key_that_is_being_answered_is_to_come_again(
+def test_idempotency_key_in_progress_returns_retry_after(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint
 ) -> None:
     monkeypatch.setattr(shop.engine, "_delay", 1.5)
@@ -392,7 +392,7 @@ def test_another_project_sees_no_answer(shop: Shop, endpoint: Endpoint) -> None:
 
 
 @both
-def test_expired_answer_is_gone_with_its_bytes_and_so_are_orphans(shop: Shop, endpoint: Endpoint) -> None:
+def test_retention_removes_expired_answers_and_orphaned_bytes(shop: Shop, endpoint: Endpoint) -> None:
     expired, stored = (_create(shop, endpoint)["id"] for _ in range(2))
     services, folder = shop.app.state.services, endpoint.folder
     orphan = f"{folder}/{stored.replace(stored[-4:], 'none')}"  # as a crash before the row leaves one
@@ -479,7 +479,7 @@ def test_response_without_earlier_turns_requires_an_input(shop: Shop, is_empty: 
     assert shop.asked == []
 
 
-def test_response_that_is_not_in_the_background_is_streamed_again_but_not_cancelled(shop: Shop) -> None:
+def test_foreground_response_is_streamed_repeatedly_but_not_cancelled(shop: Shop) -> None:
     made = _respond(shop)
 
     with pytest.raises(openai.BadRequestError, match="Cannot cancel a synchronous response"):
@@ -519,7 +519,7 @@ def test_search_results_are_stored_and_shown_on_request(library: Shop, stream: b
         assert found(list(later(response.id, stream=True, include=RESULTS))[-1].response) == [TEXT]
 
 
-def test_replayed_answer_shows_no_search_results_that_are_not_asked_for(library: Shop) -> None:
+def test_replayed_answer_shows_search_results_only_if_included(library: Shop) -> None:
     first, again = (_respond(library, tools=[TOOL], extra_headers=KEY) for _ in range(2))
 
     assert first.id == again.id

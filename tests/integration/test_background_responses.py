@@ -92,7 +92,7 @@ def test_a_response_is_queued_at_once_and_answered_later(world: World) -> None:
     assert world.told(made.id) == ["response.completed"]
 
 
-def test_its_row_knows_the_size_of_what_was_asked_and_of_what_is_answered(world: World) -> None:
+def test_response_row_has_bytes_of_request_and_answer(world: World) -> None:
     def size() -> int | None:
         with world.inline.db.read() as session:
             return session.scalars(select(StoredResponse.bytes)).one()
@@ -144,7 +144,7 @@ def test_a_refusal_fails_it_with_the_engines_words(world: World) -> None:
     assert world.told(failed.id) == ["response.failed"]
 
 
-def test_what_a_refusal_quotes_is_in_the_response_alone(world: World) -> None:
+def test_text_quoted_by_refusal_is_only_in_response(world: World) -> None:
     error = {"message": "input: the secret", "type": "BadRequestError", "param": 3, "code": 400}
     world.faults.append(Answer(400, msgspec.json.encode({"error": error})))
 
@@ -229,7 +229,7 @@ def test_response_cancelled_during_its_answer_ends_as_cancelled_without_the_answ
     assert world.told(made.id) == ["response.cancelled"]
 
 
-def test_to_cancel_what_is_answered_changes_nothing(world: World) -> None:
+def test_cancelling_completed_response_changes_nothing(world: World) -> None:
     done = world.ended(world.create())
 
     assert world.client.responses.cancel(done.id) == done
@@ -323,7 +323,7 @@ def test_a_worker_that_dies_with_the_answer_written_leaves_it_to_the_next(
     assert (died, done.status, world.told(made.id)) == ([True], "completed", ["response.completed"])
 
 
-def test_one_key_makes_one_response(world: World) -> None:
+def test_idempotency_key_makes_single_response(world: World) -> None:
     headers = {"Authorization": f"Bearer {world.client.api_key}", "Idempotency-Key": "k"}
     body = {"model": MODEL, "input": "Hello", "background": True}
     said = [httpx2.post(f"{world.client.base_url}responses", json=body, headers=headers) for _ in range(2)]
@@ -346,7 +346,7 @@ def test_invalid_requests_are_refused_at_once(world: World, fields: dict[str, An
     assert world.objects() == []
 
 
-def test_response_is_not_retried_but_requested_again(world: World) -> None:
+def test_response_job_cannot_be_retried(world: World) -> None:
     made = world.create()
     world.client.responses.cancel(made.id)
     world.inline.drain(made.id)
@@ -355,7 +355,7 @@ def test_response_is_not_retried_but_requested_again(world: World) -> None:
         world.client.post(f"/jobs/{made.id}/retry", cast_to=object)
 
 
-def test_retention_keeps_what_still_waits(world: World) -> None:
+def test_retention_preserves_waiting_responses(world: World) -> None:
     made = world.create()
     retention = Retention(world.inline.config, world.inline.db, world.inline.storage)
 
@@ -365,7 +365,7 @@ def test_retention_keeps_what_still_waits(world: World) -> None:
     assert world.ended(made).status == "completed"
 
 
-def test_its_prompt_is_asked_once(world: World) -> None:
+def test_prompt_reaches_engine_once(world: World) -> None:
     asked: list[Request] = []
     answer = world.inline.engine.answer
 

@@ -118,7 +118,7 @@ def _finished(world: World) -> str:
     return first.response.id
 
 
-def test_its_events_come_as_they_are_told_and_the_ledger_tells_the_last(make_world: Any) -> None:
+def test_events_are_streamed_live_and_last_event_comes_from_ledger(make_world: Any) -> None:
     world = make_world(Paced())
 
     events = list(world.create())
@@ -154,7 +154,7 @@ def test_stream_is_resumed_after_the_last_number_seen(make_world: Any) -> None:
 
 
 @on_sqlite
-def test_when_nothing_told_is_left_the_whole_is_written_out(make_world: Any) -> None:
+def test_stream_is_rebuilt_from_answer_without_live_events(make_world: Any) -> None:
     world = make_world(Paced(pause=0.0))
     response_id = _finished(world)
     with redis.Redis.from_url(world.redis_url) as server:
@@ -208,7 +208,7 @@ def test_an_include_that_is_none_is_refused_before_there_is_a_response(make_worl
 
 
 @on_sqlite
-def test_what_is_written_out_goes_on_after_any_of_its_events(make_world: Any) -> None:
+def test_rebuilt_stream_resumes_after_any_event(make_world: Any) -> None:
     world = make_world(Paced(pause=0.0))
     response_id = _finished(world)
     with redis.Redis.from_url(world.redis_url) as server:
@@ -269,7 +269,7 @@ def test_an_attempt_that_breaks_in_its_output_is_answered_by_the_last_event(make
 
 
 @on_sqlite
-def test_an_attempt_that_breaks_when_its_output_has_ended_leaves_nothing_open(make_world: Any) -> None:
+def test_attempt_failing_after_its_output_closes_every_item(make_world: Any) -> None:
     world = make_world(Paced(breaks_after=9))
 
     events = list(world.create())
@@ -284,7 +284,7 @@ def _lose(inline: InlineDeployment) -> bool:
         return shards.revoke_lease(session, job_id, n, epoch, heartbeat)
 
 
-def test_a_worker_whose_lease_is_lost_has_its_answer_given_by_the_next(make_world: Any) -> None:
+def test_next_worker_answers_after_lost_lease(make_world: Any) -> None:
     world = make_world(Paced(pause=0.2), lease_seconds=60.0)
     stream = world.create()
     seen = [next(stream) for _ in range(5)]
@@ -321,7 +321,7 @@ def test_events_of_a_lost_worker_are_not_shown(make_world: Any) -> None:
     assert events[-1].type == "response.completed"
 
 
-def test_one_that_is_cancelled_leaves_no_connection_open(redis_url: str) -> None:
+def test_cancelled_response_leaves_no_connection_open(redis_url: str) -> None:
     """Pass where the number of connections falls back before the last wait ends."""
     host = EngineHost(Paced(pause=30.0), lambda: None)
     host.start()
@@ -373,9 +373,7 @@ def test_cancelling_just_ends_it(make_world: Any) -> None:
 
 
 @on_sqlite
-def test_stored_answer_is_read_at_the_end_and_again_after_a_storage_outage(
-    make_world: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stored_answer_is_reread_after_storage_outage(make_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     load, loads = stored_answers.load_response, 0
 
     def counted(call: CallContext, response_id: str) -> StoredAnswer:
@@ -395,7 +393,7 @@ def test_stored_answer_is_read_at_the_end_and_again_after_a_storage_outage(
     assert loads == 3
 
 
-def test_it_ends_when_its_key_is_revoked(make_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stream_ends_at_revocation_of_its_key(make_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     world = make_world(Paced(pause=0.5))
     hurry(world.app, response_look=0.05)
     stream = world.create()
@@ -409,7 +407,7 @@ def test_it_ends_when_its_key_is_revoked(make_world: Any, monkeypatch: pytest.Mo
     assert not any(event.type == "response.completed" for event in rest)
 
 
-def test_an_idempotency_key_follows_the_one_response(make_world: Any) -> None:
+def test_idempotency_key_streams_the_same_response(make_world: Any) -> None:
     world = make_world(Paced())
     key = {"Idempotency-Key": "one-of-them"}
 
@@ -431,7 +429,7 @@ def test_published_events_expire_soon_after_the_end(make_world: Any) -> None:
         assert 0 < server.ttl(name) <= interactive.ENDED_SECONDS
 
 
-def test_deleted_nothing_told_is_left(make_world: Any) -> None:
+def test_deletion_removes_live_events(make_world: Any) -> None:
     world = make_world(Paced(pause=0.0))
     response_id = _finished(world)
     with redis.Redis.from_url(world.redis_url) as server:

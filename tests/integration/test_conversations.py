@@ -88,7 +88,7 @@ def test_a_stream_is_part_of_it_before_its_last_event(shop: Shop) -> None:
     assert texts
 
 
-def test_the_same_words_said_twice_are_two_items(shop: Shop) -> None:
+def test_identical_messages_are_two_items(shop: Shop) -> None:
     made = shop.client.conversations.create()
     for _ in range(2):  # the fake engine gives the same answer the same id
         shop.client.responses.create(model=MODEL, input="same", store=False, conversation=made.id)
@@ -108,7 +108,7 @@ def test_refused_input_is_not_part_of_the_conversation(shop: Shop, monkeypatch: 
     assert _texts(shop, made.id) == ["one"]
 
 
-def test_many_who_talk_at_once_lose_no_word(shop: Shop) -> None:
+def test_concurrent_turns_lose_no_item(shop: Shop) -> None:
     made = shop.client.conversations.create()
 
     def say(n: int) -> None:
@@ -124,7 +124,7 @@ def test_many_who_talk_at_once_lose_no_word(shop: Shop) -> None:
     assert len(shop.objects("conversations")) == 1
 
 
-def test_a_deleted_conversation_is_gone_with_its_words(shop: Shop) -> None:
+def test_deletion_removes_conversation_and_its_items(shop: Shop) -> None:
     made = shop.client.conversations.create(items=[_message("one")])
     response = _answer(shop, "two", made.id)
 
@@ -141,7 +141,7 @@ def test_a_deleted_conversation_is_gone_with_its_words(shop: Shop) -> None:
     assert actions == ["conversation.create", "conversation.delete"]
 
 
-def test_a_conversation_whose_words_a_backup_lacks_is_not_found_and_can_be_deleted(shop: Shop) -> None:
+def test_conversation_without_stored_items_is_404_and_deletable(shop: Shop) -> None:
     made = shop.client.conversations.create(items=[_message("Hello")])
     for path in shop.objects("conversations"):
         shop.app.state.services.storage.delete(path)
@@ -158,7 +158,7 @@ def test_a_conversation_whose_words_a_backup_lacks_is_not_found_and_can_be_delet
     ("fields", "param"),
     [({"previous_response_id": "resp_1"}, "previous_response_id"), ({"background": True}, "background")],
 )
-def test_what_does_not_go_together_is_refused(shop: Shop, fields: dict[str, Any], param: str) -> None:
+def test_conflicting_fields_are_refused(shop: Shop, fields: dict[str, Any], param: str) -> None:
     made = shop.client.conversations.create()
 
     with pytest.raises(openai.BadRequestError) as refused:
@@ -199,7 +199,9 @@ def test_calls_of_functions_and_their_outputs_have_a_status(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-def test_items_with_one_key_are_appended_once(shop: Shop, monkeypatch: pytest.MonkeyPatch, at_once: bool) -> None:
+def test_items_with_same_idempotency_key_are_appended_once(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
     made = shop.client.conversations.create()
     path, body = f"conversations/{made.id}/items", {"items": [_message("one")]}
     first = shop.post(path, body, **KEY).json()
@@ -215,7 +217,7 @@ def test_items_with_one_key_are_appended_once(shop: Shop, monkeypatch: pytest.Mo
     assert len(shop.objects("conversations")) == 1
 
 
-def test_a_commit_whose_answer_is_lost_loses_no_word(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_commit_acknowledgement_loses_no_item(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     made = shop.client.conversations.create()
     run = Once.run
 
@@ -253,7 +255,7 @@ def test_items_are_appended_once_while_storage_deletes_nothing(shop: Shop, monke
         shop.client.conversations.retrieve(made.id)
 
 
-def test_request_with_a_key_makes_one_response_and_one_turn(shop: Shop) -> None:
+def test_idempotency_key_makes_single_response_and_turn(shop: Shop) -> None:
     made = shop.client.conversations.create()
     body = {"model": MODEL, "input": "one", "conversation": made.id}
 

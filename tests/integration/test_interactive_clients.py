@@ -46,7 +46,7 @@ def test_a_chat_is_answered_at_once_and_only_once(shop: Shop) -> None:
     assert shop.asked == ["Hello"]
 
 
-def test_a_stream_has_the_same_words_piece_by_piece_and_the_usage_when_it_is_asked_for(shop: Shop) -> None:
+def test_stream_equals_answer_and_has_usage_if_included(shop: Shop) -> None:
     whole = shop.client.chat.completions.create(model=MODEL, messages=HELLO)
     pieces = list(
         shop.client.chat.completions.create(
@@ -105,7 +105,7 @@ def test_many_at_once_get_each_their_own_answer(make_shop: Callable[..., Shop]) 
         ({"model": MODEL, "messages": HELLO, "stream": "yes"}, 400, "stream"),
     ],
 )
-def test_what_is_wrong_is_refused_before_anybody_is_asked(
+def test_invalid_request_is_refused_before_engine_call(
     shop: Shop, body: dict[str, Any], status: int, param: str
 ) -> None:
     with pytest.raises(openai.APIStatusError) as refused:
@@ -115,7 +115,7 @@ def test_what_is_wrong_is_refused_before_anybody_is_asked(
     assert shop.asked == []
 
 
-def test_an_engine_that_breaks_is_told_in_openais_shape(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_failure_has_openai_error_shape(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shop.engine, "_fault", lambda _: EngineFault("connection reset"))
 
     with pytest.raises(openai.InternalServerError) as told:
@@ -124,7 +124,7 @@ def test_an_engine_that_breaks_is_told_in_openais_shape(shop: Shop, monkeypatch:
     assert told.value.code == "engine_error"
 
 
-def test_an_engine_that_dies_is_built_again_for_the_next(make_shop: Callable[..., Shop]) -> None:
+def test_dead_engine_is_rebuilt_for_next_request(make_shop: Callable[..., Shop]) -> None:
     deaths = [EngineDead("gone")]
     shop = make_shop({"fault": lambda _: deaths.pop() if deaths else None})
 
@@ -145,7 +145,7 @@ def test_without_a_live_worker_the_answer_is_503_at_once(closed: Shop) -> None:
     assert (told.value.status_code, told.value.code) == (503, "no_worker")
 
 
-def test_a_worker_that_leaves_before_it_took_the_question_costs_a_few_seconds(
+def test_request_survives_worker_leaving_before_claim(
     make_shop: Callable[..., Shop],
 ) -> None:
     shop = make_shop(timings=replace(Timings(), interactive_taken=0.4))
@@ -192,7 +192,7 @@ async def _nothing(*_: object) -> None: ...
 
 
 @pytest.mark.parametrize("who", ["api", "worker"])
-def test_an_answer_that_takes_too_long_is_not_asked_for_again_by_the_sdk(
+def test_sdk_does_not_repeat_timed_out_request(
     make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
     """Whichever of the two tells it first."""
@@ -210,7 +210,7 @@ def test_an_answer_that_takes_too_long_is_not_asked_for_again_by_the_sdk(
     assert shop.asked == ["Hello"]
 
 
-def test_a_full_line_refuses_and_says_when_to_come_back(make_shop: Callable[..., Shop]) -> None:
+def test_full_queue_refuses_with_retry_after(make_shop: Callable[..., Shop]) -> None:
     shop = make_shop(interactive_waiting=1)
     shop.announce("gpu-1")
     first = threading.Thread(target=_ask_in_vain, args=(shop,))
@@ -247,7 +247,7 @@ def test_a_paused_model_answers_503(closed: Shop) -> None:
     assert told.value.code == "paused"
 
 
-def test_a_model_that_is_paused_while_it_is_asked_answers_503_within_seconds(closed: Shop) -> None:
+def test_model_paused_during_request_answers_503(closed: Shop) -> None:
     def paused() -> bool:
         try:
             closed.client.with_options(max_retries=0).chat.completions.create(model=MODEL, messages=HELLO)
@@ -317,7 +317,7 @@ def test_a_paused_worker_leaves_the_line_to_others(closed: Shop) -> None:
     assert closed.asked == ["Hello"]
 
 
-def test_where_the_only_worker_is_paused_a_client_is_told_that_there_is_none(closed: Shop) -> None:
+def test_paused_only_worker_answers_that_no_worker_serves(closed: Shop) -> None:
     with ThreadPoolExecutor(1) as threads, closed.open("gpu-1") as consumer:
         threading.Event().wait(0.3)
         consumer.listen(False)
@@ -345,7 +345,7 @@ def test_queued_clients_of_a_paused_target_get_an_error(closed: Shop, scope: Sco
     assert (code, closed.asked) == ("paused", [])
 
 
-def test_without_a_redis_server_the_answer_says_what_to_set(make_shop: Callable[..., Shop]) -> None:
+def test_missing_redis_error_names_setting(make_shop: Callable[..., Shop]) -> None:
     shop = make_shop(streams_url="", broker_url="amqp://guest@127.0.0.1//")
     shop.announce("gpu-1")
 
@@ -368,7 +368,7 @@ def test_nothing_of_an_answered_question_is_left_behind(closed: Shop) -> None:
         assert all(0 < seconds <= 60 for seconds in left.values()), left
 
 
-async def test_a_line_that_nobody_takes_from_ends_after_the_latest_deadline_in_it(redis_url: str) -> None:
+async def test_unconsumed_queue_expires_after_latest_deadline(redis_url: str) -> None:
     """Whoever asked may have been killed, with nobody left who takes its request out of the line."""
     queue, client = "test.abandoned", InferenceClient(Settings(streams_url=redis_url))
     name = interactive.queue_key(queue)
@@ -408,7 +408,7 @@ def test_a_question_that_a_paused_worker_puts_back_has_an_end_too(closed: Shop) 
     assert 90 <= end <= 100
 
 
-def test_more_wait_in_one_process_than_a_pool_of_connections_holds_by_default(redis_url: str) -> None:
+def test_waiting_requests_exceed_default_connection_pool(redis_url: str) -> None:
     """And each of them is answered: nobody takes the questions until all are in the line."""
     count, queue = 150, "test.many"
     client = InferenceClient(Settings(streams_url=redis_url))

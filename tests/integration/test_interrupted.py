@@ -131,7 +131,7 @@ def test_worker_that_is_stopped_while_its_engine_loads_takes_nothing(inline: Inl
     loading.loop.close()
 
 
-def test_worker_that_is_told_to_stop_gives_the_shard_back_unblamed(inline: InlineDeployment, asked: list[str]) -> None:
+def test_stopping_worker_releases_shard_without_failed_attempt(inline: InlineDeployment, asked: list[str]) -> None:
     job_id = _planned(inline, _batch(1))
     inline.gpu.heartbeat.stop_all()
 
@@ -231,7 +231,7 @@ class Halting(FakeEngine):
         return answer
 
 
-def test_answers_of_a_claim_that_was_lost_are_dropped_and_asked_for_again(
+def test_answers_of_lost_claim_are_dropped_and_requested_by_next_claim(
     db: Database, tmp_path: Path, asked: list[str]
 ) -> None:
     engine = Halting((MODEL,), on_prompt=asked.append)
@@ -283,9 +283,7 @@ def test_lines_of_a_shard_that_were_answered_before_the_cancel_keep_their_answer
     assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}
 
 
-def test_shard_whose_lines_all_have_answers_is_closed_without_asking(
-    inline: InlineDeployment, asked: list[str]
-) -> None:
+def test_fully_answered_shard_is_closed_without_engine_call(inline: InlineDeployment, asked: list[str]) -> None:
     job_id = _planned(inline, _batch(2))
     earlier = sample_jobs.claim_shard(inline.db, job_id)
     data = b"".join(b'%d\t1\t{"custom_id":"r%d"}\n' % (n, n) for n in range(2))
@@ -321,7 +319,7 @@ def test_finisher_that_lost_its_claim_leaves_nothing_behind(
     assert sum(map(len, inline.results(job))) == 20
 
 
-def test_job_of_one_shard_is_finished_without_a_message(inline: InlineDeployment) -> None:
+def test_single_shard_job_is_finished_without_message(inline: InlineDeployment) -> None:
     published: list[str] = []
     inline.lose_messages = lambda task: published.append(task) is not None
 
@@ -351,7 +349,7 @@ def test_job_that_is_answered_at_once_ends_with_its_only_segment(
     assert sample_jobs.outbox_messages(inline.db, job_id) == []
 
 
-def test_results_of_a_job_that_was_cancelled_while_they_were_stored_are_what_its_finisher_makes_of_them(
+def test_finisher_decides_results_of_job_cancelled_during_storing(
     inline: InlineDeployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = _planned(inline, _batch(3))
@@ -371,7 +369,7 @@ def test_results_of_a_job_that_was_cancelled_while_they_were_stored_are_what_its
     assert inline.storage.list("files") == sorted([str(job.input_path), f"files/{job.output_file_id}"])
 
 
-def test_results_of_a_claim_that_was_lost_while_they_were_stored_leave_nothing_behind(
+def test_claim_lost_during_storing_leaves_no_object(
     inline: InlineDeployment, monkeypatch: pytest.MonkeyPatch, asked: list[str]
 ) -> None:
     job_id = _planned(inline, _batch(3))
@@ -520,7 +518,7 @@ def test_results_that_were_never_assembled_are_missing_like_lost_ones(
 
 
 @pytest.mark.parametrize("gone", ["the file", "its bytes"])
-def test_cancelled_batch_whose_input_is_gone_ends_without_files(inline: InlineDeployment, gone: str) -> None:
+def test_cancelled_batch_without_input_ends_without_files(inline: InlineDeployment, gone: str) -> None:
     fields = {"input_path": None} if gone == "the file" else {}
     job_id = _cancelled_unplanned(inline, _batch(3), **fields)
     for path in inline.storage.list("files"):

@@ -293,9 +293,7 @@ def test_answer_is_stored_once_however_often_its_stream_is_read(
 
 
 @verify
-def test_conversation_has_one_turn_however_often_the_stream_is_read(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_repeated_reading_of_stream_makes_single_turn(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     talk = shop.client.conversations.create()
     asked = RESPONSE.with_fields(conversation=talk.id)
     pace(shop, monkeypatch, lambda _: asyncio.sleep(0.05))
@@ -324,7 +322,7 @@ def test_conversation_has_one_turn_however_often_the_stream_is_read(
 
 @endpoints(STORED_CHAT)
 @pytest.mark.parametrize("deleted", [False, True])
-def test_two_writers_of_one_stream_leave_one_object_that_the_row_names(
+def test_concurrent_writers_leave_single_object_named_by_row(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint, deleted: bool
 ) -> None:
     storage, go_on = shop.app.state.services.storage, threading.Event()
@@ -353,7 +351,7 @@ def test_two_writers_of_one_stream_leave_one_object_that_the_row_names(
 
 
 @verify
-def test_request_is_in_redis_at_most_twice_beside_the_stream_of_a_response(slow: Shop) -> None:
+def test_redis_has_request_at_most_twice_during_stream(slow: Shop) -> None:
     """Once as the model is shown it, and once as what is new of it."""
     with _post(slow, RESPONSE.with_fields(input="Tell me of the sea"), **RESUME) as events:
         [first] = _some(events, 1)
@@ -365,7 +363,7 @@ def test_request_is_in_redis_at_most_twice_beside_the_stream_of_a_response(slow:
 
 
 @verify
-def test_engine_is_free_and_the_stream_gone_when_nobody_resumes_in_time(
+def test_stream_not_resumed_in_time_is_removed_and_frees_engine(
     make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop = make_shop(timings=replace(Timings(), interactive_present=1))
@@ -413,7 +411,7 @@ def test_client_that_times_out_before_an_answer_frees_the_engine(
     shop.wait_until_free()
 
 
-def test_client_that_reads_nothing_for_longer_than_it_is_asked_after_is_served_until_it_leaves(
+def test_slow_client_is_served_until_it_disconnects(
     make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Buffers between client and server fill up, so that the server waits for the client in one write."""
@@ -442,7 +440,7 @@ def test_client_that_reads_nothing_for_longer_than_it_is_asked_after_is_served_u
 
 
 @verify
-def test_stream_ends_with_the_key_that_asked_for_it(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stream_ends_at_revocation_of_its_key(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     hurry(shop.app, key_look=0.1)
     hang_after(shop, monkeypatch, 3)
     with _post(shop, CHAT) as events:
@@ -456,7 +454,7 @@ def test_stream_ends_with_the_key_that_asked_for_it(shop: Shop, monkeypatch: pyt
 
 
 @verify
-def test_stopped_stream_frees_the_engine_and_is_gone(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_stream_is_removed_and_frees_engine(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     hang_after(shop, monkeypatch, 3)
     with _post(shop, CHAT, **RESUME) as events:
         name = _name(_some(events, 3)[0])
@@ -506,7 +504,7 @@ _NEVER = f"req_{'a' * 24}"
     ],
 )
 @pytest.mark.first(1)
-def test_request_that_cannot_be_resumed_is_refused_before_the_engine_is_asked(
+def test_unresumable_request_is_refused_before_engine_call(
     shop: Shop, endpoint: Endpoint, headers: dict[str, str], fields: dict[str, Any], status: int, param: str
 ) -> None:
     refused = _ask(shop, endpoint, headers, **fields)
@@ -590,7 +588,7 @@ def test_refusal_after_a_stream_has_its_status_is_an_event_of_the_stream(
     [(False, False), (True, False), (True, True)],
     ids=["before it began", "after it began", "while a stream is late"],
 )
-def test_client_is_told_that_its_worker_was_lost(make_shop: Callable[..., Shop], began: bool, stream: bool) -> None:
+def test_lost_worker_is_reported_to_client(make_shop: Callable[..., Shop], began: bool, stream: bool) -> None:
     times = replace(Timings(), interactive_silence=0.8, interactive_taken=0.4, first_chunk_patience=0.3)
     shop = make_shop(timings=times)
     shop.announce("gpu-1")
@@ -696,7 +694,7 @@ def test_read_entries_are_dropped_except_the_last_of_a_resumable_stream(
     assert (gone.status_code, gone.json()["error"]["code"]) == (404, "stream_gone")
 
 
-def test_stored_stream_whose_beginning_was_dropped_is_not_resumed(slow: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stored_stream_without_beginning_is_not_resumed(slow: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.inference.client.BEHIND", 0)
     monkeypatch.setattr("jobs.inference.client.AT_ONCE", 1)
     with _post(slow, STORED_CHAT, **RESUME) as events:

@@ -15,7 +15,7 @@ def count(db: Database, *conditions: object) -> int:
         return session.scalar(select(func.count()).where(*conditions)) or 0  # type: ignore[arg-type]
 
 
-def test_rows_are_copied_and_a_few_of_them_are_rare(sqlite: Database) -> None:
+def test_rows_are_copied_with_some_rare_ones(sqlite: Database) -> None:
     common = {"project_id": "p", "created_at": 1e9}
     job_id = new_id("batch")
     with sqlite.write() as session:

@@ -33,7 +33,7 @@ def _rfc(folder: Path, number: int, abstract: str) -> None:
     (folder / f"rfc{number}.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
 
 
-def test_document_lacks_what_its_abstract_says() -> None:
+def test_document_does_not_contain_its_abstract() -> None:
     left = judged.without(TEXT, ABSTRACT)
 
     assert "datagrams" not in left

@@ -12,7 +12,7 @@ from jobs.fleet.models_file import Registry
 PARSE = Docstring("ast.parse", "Parse the source into an AST node.\nEquivalent to compile(source, …).")
 
 
-def test_rows_are_the_same_each_time_and_leave_the_held_out_docstrings_out() -> None:
+def test_rows_are_deterministic_and_exclude_evaluation_docstrings() -> None:
     lines = tuning.rows(160)
 
     assert lines == tuning.rows(160)

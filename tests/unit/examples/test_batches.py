@@ -36,7 +36,7 @@ def test_complete_batch_has_no_fault(batches: ModuleType) -> None:
     ],
     ids=["missing", "twice", "not asked for", "failed", "expired"],
 )
-def test_anything_but_one_good_result_for_each_request_is_a_fault(batches: ModuleType, lines: list[Any]) -> None:
+def test_missing_repeated_or_failed_result_is_fault(batches: ModuleType, lines: list[Any]) -> None:
     [fault] = batches.faults(JOB, {"a", "b"}, lines, "batch.completed")
 
     assert "results are good, for 2 requests" in fault

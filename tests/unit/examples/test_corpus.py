@@ -17,7 +17,7 @@ def test_docstrings_are_many_and_each_of_its_own() -> None:
     assert corpus.docstrings(600) == found
 
 
-def test_items_of_the_evaluation_are_held_out_and_of_all_kinds(example: Any) -> None:
+def test_evaluation_items_are_disjoint_and_cover_all_kinds(example: Any) -> None:
     evaluation = example("evaluation")
     items = evaluation.items(48)
 

@@ -61,7 +61,7 @@ def test_a_revision_that_the_last_release_does_not_bear_is_found(
     assert all(reason in breach for reason, breach in zip(reasons, found, strict=True))
 
 
-def test_a_revision_may_drop_what_the_last_release_does_not_read_and_keeps_no_writers_out() -> None:
+def test_revision_may_drop_columns_unread_by_last_release() -> None:
     def upgrade() -> None:
         op.drop_column("response", "asked")
         op.create_index("ix_job_colour", "job", ["colour"])

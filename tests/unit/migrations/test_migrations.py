@@ -132,7 +132,7 @@ def test_the_check_passes_for_the_revisions_of_this_checkout() -> None:
     assert check.main() == 0
 
 
-def test_the_check_fails_when_a_model_has_what_no_revision_makes(
+def test_check_fails_for_model_without_revision(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grown = sa.MetaData(naming_convention=Base.metadata.naming_convention)
@@ -145,7 +145,7 @@ def test_the_check_fails_when_a_model_has_what_no_revision_makes(
     assert "colour" in capsys.readouterr().err
 
 
-def test_the_check_fails_when_the_last_release_would_break(
+def test_check_fails_if_last_release_would_break(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(check, "breaches", lambda: ["0046: ALTER TABLE job DROP COLUMN queue"])
@@ -155,7 +155,7 @@ def test_the_check_fails_when_the_last_release_would_break(
 
 
 @pytest.mark.postgres
-def test_an_index_is_built_beside_a_writer_and_in_place_of_one_that_was_left_unfinished(empty_postgres: str) -> None:
+def test_index_is_built_during_writes_and_replaces_unfinished_index(empty_postgres: str) -> None:
     migrate(empty_postgres)
     engine = sa.create_engine(empty_postgres, poolclass=sa.NullPool)
     execute(empty_postgres, "CREATE INDEX ix_meta_value ON meta (key)")
@@ -174,5 +174,5 @@ def test_an_index_is_built_beside_a_writer_and_in_place_of_one_that_was_left_unf
     assert limits == ["10s", "15min"]
 
 
-def test_history_is_one_line() -> None:
+def test_history_is_linear() -> None:
     assert len(ScriptDirectory(str(ROOT / "migrations")).get_heads()) == 1

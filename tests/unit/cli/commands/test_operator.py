@@ -390,7 +390,7 @@ def test_a_revoked_key_opens_nothing(run: Run, db: Database) -> None:
         run("keys", "revoke", row["id"])
 
 
-def test_revocation_lists_created_keys_and_cascade_revokes_them(run: Run, db: Database) -> None:
+def test_revocation_lists_created_keys_and_cascade_revokes_all(run: Run, db: Database) -> None:
     manager = id_of(run("keys", "create", "--project", "blue", "--manage").stdout.strip())
     with db.write() as session:
         created = id_of(create_key(session, "blue", created_by=manager))

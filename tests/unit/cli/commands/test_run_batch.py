@@ -57,7 +57,7 @@ def words(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("options", "window"), [([], "24h"), (["--window", "6h"], "6h")])
-def test_results_are_one_file_in_the_order_of_the_input(
+def test_results_are_single_file_in_input_order(
     server: Server, tmp_path: Path, options: list[str], window: str
 ) -> None:
     done = CliRunner().invoke(app, [*words(tmp_path), *options])
@@ -69,7 +69,7 @@ def test_results_are_one_file_in_the_order_of_the_input(
     assert [batch["completion_window"] for batch in server.batches] == [window]
 
 
-def test_a_batch_that_did_not_succeed_leaves_what_it_has_and_fails(server: Server, tmp_path: Path) -> None:
+def test_failed_batch_writes_its_results_and_exits_nonzero(server: Server, tmp_path: Path) -> None:
     server.state = "expired"
 
     done = CliRunner().invoke(app, words(tmp_path))
@@ -108,7 +108,7 @@ def test_lines_that_ask_for_another_model_are_refused(server: Server, tmp_path: 
 
 
 @pytest.mark.parametrize("output", ["none/out.jsonl", "."])
-def test_nothing_is_begun_whose_results_have_no_place(server: Server, tmp_path: Path, output: str) -> None:
+def test_unwritable_output_is_refused_before_upload(server: Server, tmp_path: Path, output: str) -> None:
     done = CliRunner().invoke(app, [*words(tmp_path), "-o", str(tmp_path / output)])
 
     assert isinstance(done.exception, CliError)

@@ -15,7 +15,7 @@ from cli.errors import CliError
 from cli.main import app
 
 
-def test_time_counts_the_set_up_where_one_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reported_time_includes_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: 1_228.4)
 
     assert describe_time(141.2, None) == "[bold]141 s[/] for the demo"
@@ -63,7 +63,7 @@ def test_an_example_gets_the_server_and_its_options(up: Any, tmp_path: Path) -> 
     ("script", "seconds", "told"),
     [("raise SystemExit(3)", 60, "has failed"), ("import time; time.sleep(60)", 0, "did not end in time")],
 )
-def test_an_example_that_fails_or_does_not_end_is_told(
+def test_failed_or_unfinished_example_is_reported(
     up: Any, tmp_path: Path, script: str, seconds: float, told: str
 ) -> None:
     (tmp_path / "one.py").write_text(script)

@@ -29,7 +29,7 @@ def test_an_installation_of_its_own_touches_nothing_that_others_share() -> None:
         ("killed\n", "killed"),
     ],
 )
-def test_a_process_that_keeps_ending_is_told_with_its_last_error(tmp_path: Path, log: str, told: str) -> None:
+def test_repeatedly_ending_process_is_reported_with_last_error(tmp_path: Path, log: str, told: str) -> None:
     folder = DataFolder(tmp_path)
     folder.make()
     folder.write_run({"processes": [{"name": "gpu", "restarts": 3}]})

@@ -59,7 +59,7 @@ def test_each_exceeded_limit_is_reported(
     assert found.truncated is False
 
 
-def test_a_line_that_is_too_long_is_told(tmp_path: Path) -> None:
+def test_too_long_line_is_reported(tmp_path: Path) -> None:
     found = check(asked(tmp_path, lines(1).strip().ljust(MAX_LINE_BYTES + 1), max_bytes=1 << 30))
 
     assert [error["code"] for error in found.errors] == ["line_too_long"]

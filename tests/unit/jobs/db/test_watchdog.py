@@ -108,7 +108,7 @@ def test_a_port_that_takes_connections_and_says_nothing_is_no_server(server: Pos
     assert answers(*_socket(url), 5.0)
 
 
-def test_notifications_are_waited_for_without_asking_whether_anybody_is_there(url: str) -> None:
+def test_notifications_are_awaited_without_polling(url: str) -> None:
     with _opened(url) as db, db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as listener:
         listener.execute(text("LISTEN nobody"))
         driver = listener.connection.driver_connection
