@@ -276,8 +276,8 @@ def _kind(name: str, label: str, queue: Queue) -> Kind:
 
 
 KINDS: Final = (
-    _kind("generation", "BatchPayload", Queue.GENERATE),
-    _kind("embedding", "BatchPayload of embeddings", Queue.EMBED),
-    _kind("reranking", "BatchPayload of rankings", Queue.EMBED),
+    _kind("generation", "Batch", Queue.GENERATE),
+    _kind("embedding", "Batch of embeddings", Queue.EMBED),
+    _kind("reranking", "Batch of rankings", Queue.EMBED),
 )
 NAMES: Final = frozenset(kind.name for kind in KINDS)
