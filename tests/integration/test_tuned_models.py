@@ -31,7 +31,7 @@ def voices(inline: InlineDeployment, job_id: str) -> set[str]:
 
 
 def test_batches_of_two_projects_are_answered_by_own_adapters_and_base(db: Database, tmp_path: Path) -> None:
-    engine = FakeEngine((MODEL,), delay=0.002, tuned_adapters=1)  # each change of the adapter waits for what runs
+    engine = FakeEngine((MODEL,), delay=0.002, adapters=1)  # each change of the adapter waits for what runs
     with running(db, tmp_path, engine) as inline:
         own = {
             name: tuned_adapters.tuned_model(db, inline.storage, name, project=name.split(":")[2])

@@ -14,7 +14,7 @@ from schemathesis.specs.openapi import checks as openapi_checks
 
 from api.app import ROUTERS
 from api.http.middleware import OPEN
-from jobs.evals import worker_steps as evals
+from jobs.evals import runs as evals
 from jobs.inference import context_options
 from jobs.ledger.tables import Job, Segment, Shard
 from jobs.registry import models
