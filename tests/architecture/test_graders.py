@@ -63,7 +63,7 @@ def test_number_of_grader_type_checks_is_bounded() -> None:
 
 GRADER = '''
 from typing import ClassVar, Literal
-from jobs.evals.graders.base import Case, Template, Thresholded, Values
+from jobs.evals.graders.base import GradingCase, Template, Thresholded, Values
 
 class Length(Thresholded):
     """Compare the lengths of two texts."""
@@ -73,7 +73,7 @@ class Length(Thresholded):
     input: Template
     reference: Template
 
-    def score(self, case: Case) -> tuple[float, Values]:
+    def score(self, case: GradingCase) -> tuple[float, Values]:
         return float(len(case.render(self.input)) >= len(case.render(self.reference))), {}
 '''
 #: Import the package with a folder more, as if the new module stood beside the others; then ask all that list types.

@@ -143,7 +143,7 @@ def test_the_rule_sees_each_way_to_compute(code: str) -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "from jobs.evals.grading import Grade\nfrom jobs.evals.comparison import Comparison",
+        "from jobs.evals.grading import Grade\nfrom jobs.evals.comparison import PairedComparison",
         "import re\nre.compile('[a-z]+')",
         "from jobs.finetuning import examination as e\nwith services.computations.slot(project):\n    e.examine(q)",
     ],

@@ -283,7 +283,7 @@ class Game:
         if weather.freeze_every:
             return []
         bound = self.world.crashes * 2 * 5
-        if weather.leader_every == weather.crash_every == weather.poison == 0:
+        if weather.leader_every == weather.crash_every == weather.poison == 0 and not self.poison:
             bound = 0
         return [f"{again} requests were asked again, and {bound} may be"] if again > bound else []
 

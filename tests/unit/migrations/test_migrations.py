@@ -51,13 +51,13 @@ def execute(url: str, statement: str) -> None:
         connection.execute(sa.text(statement))
 
 
-def contents(url: str) -> dict[str, tuple[list[str], list[object]]]:
-    """Return the columns and the rows of each table."""
+def contents(url: str) -> dict[str, tuple[str, list[object]]]:
+    """Return the definition and the rows of each table."""
     metadata, engine = sa.MetaData(), sa.create_engine(url, poolclass=sa.NullPool)
     metadata.reflect(engine)
     with engine.connect() as connection:
         return {
-            name: ([repr(column) for column in table.columns], [*connection.execute(table.select())])
+            name: (str(sa.schema.CreateTable(table)), [*connection.execute(table.select())])
             for name, table in metadata.tables.items()
         }
 

@@ -336,7 +336,7 @@ def test_child_dies_with_its_parent() -> None:
     script = (
         "from pathlib import Path; from workers.retrieval.parsing.parser import *\n"
         "from workers.sandbox.confinement import Policy\n"
-        f"p = Parser(Limits(), Policy({ROGUE.module!r}, {ROGUE.readable!r})); x = Path({str(HERE)!r})\n"
+        f"p = Parser(ParserLimits(), Policy({ROGUE.module!r}, {ROGUE.readable!r})); x = Path({str(HERE)!r})\n"
         "c = Cutting(x, 10, 0)\n"
         "print(p.parse(x, 'good', c).title, flush=True); p.parse(x, 'hang', c)"
     )
