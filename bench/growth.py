@@ -41,6 +41,7 @@ _UPDATED: Final = 200  # jobs whose updates are looked at
 _STATISTICS_SECONDS: Final = 2  # PostgreSQL adds up what a session did when it is idle, at most once a second
 _MODELS: Final = 5
 _FAILED: Final = 50  # one of so many jobs
+_OF_FILE: Final = 100  # one of so many jobs has the file of the first one, as batches of a schedule have
 #: The tables of a job, with the column that names it.
 _TABLES: Final = (
     (Job, "id"),
@@ -143,6 +144,8 @@ def _copies(
             if table is Job:
                 state = {"state": "failed", "failed_at": row["completed_at"]} if n % _FAILED == 0 else {}
                 columns |= {**state, "model": f"model-{n % _MODELS}", "created_at": row["created_at"] - count + n}
+                if n % _OF_FILE:
+                    columns["input_file_id"] = f"file-{n}"
             elif table is Audit:
                 seal += 1
                 del columns["id"]
