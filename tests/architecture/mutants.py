@@ -156,7 +156,12 @@ MUTANTS = [
             ("any move is allowed", "move", "target not in MOVES[source]", STATES),
             ("a move from any state", "move", "job.state not in allowed", STATES),
             ("a move by any epoch", "move", "epoch not in (None, job.epoch)", LEDGER),
-            ("finishing beside a pause", "claim_finish", "pauses.paused(session).holds_finishing(worker_id)", LEDGER),
+            (
+                "finishing beside a pause",
+                "claim_finish",
+                "pauses.current_pauses(session).holds_finishing(worker_id)",
+                LEDGER,
+            ),
             (
                 "going on before the last shard",
                 "claim_finish",
