@@ -124,16 +124,10 @@ class ModelStillLoading(ServerUnavailable):
     """A worker is loading the model."""
 
 
-class Refused(CliError):
-    """The server or its model does not accept the request."""
-
-
 def _error_type(status: int, code: str | None) -> type[CliError]:
     if code == "model_loading":
         return ModelStillLoading
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return ServerUnavailable
-    return Refused if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY) else CliError
+    return ServerUnavailable if status >= HTTPStatus.INTERNAL_SERVER_ERROR else CliError
 
 
 @contextmanager

@@ -182,7 +182,7 @@ class SourceClient:
             before.due, before.gone = False, True
 
     def _begin(self) -> None:
-        """None is in progress, so the one that is now begins after this."""
+        """Start a sync while none is in progress: it sees every change of the folder that came before."""
         (here, gone), changes = self.mirror.begun(), self._changes
         made = self._post(f"/sources/{self.mirror.source}/sync", {})
         self._begun(made, here, gone, changes)
