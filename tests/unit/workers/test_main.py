@@ -189,7 +189,7 @@ from workers import engine_process as worker
 engine_health = SimpleNamespace(excuse=lambda: print("nobody's fault", flush=True))
 serving = Future()
 serving.set_exception({error}) if {error} else serving.set_result(None)
-worker._consumer_ended(engine_health, serving)
+worker._end_with_consumer(engine_health, serving)
 """
 
     process = _python("-c", script)
