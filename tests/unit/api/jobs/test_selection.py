@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from sqlalchemy import Select, exists, select
+from sqlalchemy import Select, exists, select, text
 from sqlalchemy.dialects import sqlite as dialect
 
 from api.jobs.selection import select_jobs
@@ -11,6 +11,7 @@ from jobs.db.engine import Database
 from jobs.files.tables import File
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
+from tests.support.sample_jobs import new_job
 
 FAILED, SUCCEEDED = [JobState.FAILED], [JobState.SUCCEEDED]
 SEVERAL = [JobState.FINISHING, JobState.EXPIRING]
@@ -74,8 +75,6 @@ def plan_of_parameters(db: Database, statement: Select[Any]) -> str:
         compiled = statement.compile(connection, compile_kwargs={"render_postcompile": True})
         values = compiled.params
         if not db.sqlite:
-            for way in ("seqscan", "indexscan", "indexonlyscan"):  # of an empty table they read all, at the same cost
-                connection.exec_driver_sql(f"SET enable_{way} = off")
             return str(connection.exec_driver_sql(f"EXPLAIN {compiled}", values).all())
         ordered = tuple(values[name] for name in compiled.positiontup or ())
         return str(connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}", ordered).all())
@@ -94,4 +93,10 @@ def plan_of_parameters(db: Database, statement: Select[Any]) -> str:
 def test_an_index_without_the_jobs_that_lack_the_value_finds_the_others(
     db: Database, statement: Select[Any], index: str
 ) -> None:
+    if not db.sqlite:  # to PostgreSQL all indexes of an empty table cost the same
+        with db.write() as session:
+            session.add_all([new_job(project_id="p") for _ in range(1000)])
+            session.flush()
+            session.execute(text("ANALYZE job"))
+
     assert index in plan_of_parameters(db, statement)
