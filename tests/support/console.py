@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -157,9 +157,12 @@ class Console:
         before, address = self.shown(), self.tab.url
         self.tab.reload()
         expect(self.heading).to_be_visible(timeout=PATIENCE)
-        with suppress(TimeoutError):
-            eventually(lambda: self.shown() == before, 30, "the same")
-        assert (self.tab.url, self.shown()) == (address, before)
+        try:
+            eventually(lambda: self.shown() == before, 30, f"{address} shows the same again")
+        except TimeoutError:
+            assert self.shown() == before  # tells the difference
+            raise
+        assert self.tab.url == address
 
     def _is_loaded(self) -> bool:
         """Return whether all requests are answered and the page has stayed the same for half a second."""
