@@ -28,11 +28,11 @@ from jobs.usage.stored_bytes import Arriving
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The key of a request, and the project whose rows it may see; no project with an operator's key."""
+    """The key of a request, and the project whose rows it may see; no project with an admin key."""
 
     key_id: str
     project_id: str
-    operator: bool = False
+    is_admin: bool = False
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ class CallContext:
 
     @property
     def actor(self) -> str:
-        return f"key:{self.caller.key_id}"
+        return audit.actor_of(self.caller.key_id)
 
     def run_in_transaction(self, work: Callable[[Session], object]) -> None:
         """Run `work` in a transaction of its own."""
@@ -133,11 +133,16 @@ def services_of(request: HTTPConnection) -> Services:
 
 
 @dataclass(frozen=True, slots=True)
-class OperatorContext:
-    """An authenticated call of the operator."""
+class AdminContext:
+    """An authenticated call with an admin key, which administers the organization and steers the deployment."""
 
     services: Services
     caller: Caller
+    request_id: str
+
+    @property
+    def config(self) -> Settings:
+        return self.services.config
 
     @property
     def db(self) -> Database:
@@ -145,7 +150,30 @@ class OperatorContext:
 
     @property
     def actor(self) -> str:
-        return f"key:{self.caller.key_id}"
+        return audit.actor_of(self.caller.key_id)
+
+    def record(
+        self,
+        session: Session,
+        action: str,
+        target: str,
+        details: dict[str, Any] | None = None,
+        *,
+        project_id: str | None = None,
+    ) -> None:
+        """Add the audit row of a mutating call to its transaction; `project_id` is the project that it concerns.
+
+        `details` never hold a body as it was sent: each action names the fields that it records.
+        """
+        audit.record(
+            session,
+            actor=self.actor,
+            action=action,
+            target=target,
+            project_id=project_id,
+            request_id=self.request_id,
+            details=details,
+        )
 
 
 async def call_of(request: HTTPConnection) -> CallContext:
@@ -153,27 +181,27 @@ async def call_of(request: HTTPConnection) -> CallContext:
 
     It is a coroutine because FastAPI runs plain functions in a thread each.
 
-    Raises: PermissionDenied, for an operator's key.
+    Raises: PermissionDenied, for an admin key.
     """
     caller: Caller = request.state.caller
-    if caller.operator:
-        message = "An operator's key steers the deployment and opens no project. Use a key of a project."
-        raise PermissionDenied(message, code="operator_key_not_allowed")
+    if caller.is_admin:
+        message = "An admin key administers the organization and opens no project. Use a key of a project."
+        raise PermissionDenied(message, code="admin_key_not_allowed")
     return CallContext(services_of(request), caller, request.state.request_id)
 
 
-async def operator_of(request: Request) -> OperatorContext:
-    """Return the context of the operator's request.
+async def admin_of(request: Request) -> AdminContext:
+    """Return the context of a request with an admin key.
 
     Raises: PermissionDenied, for a key of a project.
     """
     caller: Caller = request.state.caller
-    if not caller.operator:
-        message = "This steers the deployment and takes an operator's key: `nightmill keys create --operator`."
-        raise PermissionDenied(message, code="operator_key_required")
-    return OperatorContext(services_of(request), caller)
+    if not caller.is_admin:
+        message = "This administers the organization and takes an admin key: `nightmill keys create --admin`."
+        raise PermissionDenied(message, code="admin_key_required")
+    return AdminContext(services_of(request), caller, request.state.request_id)
 
 
 #: Each route below /v1 takes one of the two. The middleware has authenticated the request.
 Call = Annotated[CallContext, Depends(call_of)]
-Operator = Annotated[OperatorContext, Depends(operator_of)]
+Admin = Annotated[AdminContext, Depends(admin_of)]

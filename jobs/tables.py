@@ -12,6 +12,8 @@ finetune_plan, finetune_step, finetune_event, finetune_checkpoint, finetune_data
 tuned_model, checkpoint_permission · eval, eval_run
 worker, model, pause, meta, measure, measure_change, total · engine_death, quarantine · cached, cache_epoch, cache_use
 audit, audit_head
+account, invite, user_group, group_member, service_account, role, role_assignment, model_permission
+usage_minute, usage_change, stored_bytes_day, price, spend, reservation, spend_limit, spend_alert, rate_limit
 """
 
 from jobs.db.base import Base, row_of, table_of
@@ -43,11 +45,36 @@ from jobs.ledger.tables import (
 )
 from jobs.registry.tables import CheckpointPermission, TunedModel
 from jobs.retrieval.tables import Source, SourceItem, VectorRemoval, VectorStore, VectorStoreFile
-from jobs.security.tables import ApiKey, Idempotency, Project, StorageUsage
+from jobs.security.tables import (
+    Account,
+    ApiKey,
+    Group,
+    GroupMember,
+    Idempotency,
+    Invite,
+    ModelPermission,
+    Project,
+    Role,
+    RoleAssignment,
+    ServiceAccount,
+    StorageUsage,
+)
+from jobs.usage.tables import (
+    Price,
+    RateLimit,
+    Reservation,
+    Spend,
+    SpendAlert,
+    SpendLimit,
+    StoredBytesDay,
+    UsageChange,
+    UsageMinute,
+)
 from jobs.webhooks.tables import Attempt, Delivery, Event, EventHead, WebhookEndpoint
 
 __all__ = [
     "TOKENS",
+    "Account",
     "ApiKey",
     "Attempt",
     "Audit",
@@ -72,30 +99,46 @@ __all__ = [
     "FinetunePlan",
     "FinetuneStep",
     "FinetuneTracking",
+    "Group",
+    "GroupMember",
     "Idempotency",
+    "Invite",
     "Job",
     "JobDependency",
     "Measure",
     "MeasureChange",
     "Meta",
     "Model",
+    "ModelPermission",
     "Outbox",
     "Outcome",
     "Pause",
+    "Price",
     "Project",
     "Quarantine",
+    "RateLimit",
+    "Reservation",
+    "Role",
+    "RoleAssignment",
     "Schedule",
     "Segment",
+    "ServiceAccount",
     "Shard",
     "Source",
     "SourceItem",
+    "Spend",
+    "SpendAlert",
+    "SpendLimit",
     "StorageUsage",
+    "StoredBytesDay",
     "StoredCompletion",
     "StoredResponse",
     "Total",
     "TunedModel",
     "Upload",
     "UploadPart",
+    "UsageChange",
+    "UsageMinute",
     "VectorRemoval",
     "VectorStore",
     "VectorStoreFile",

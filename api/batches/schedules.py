@@ -114,6 +114,7 @@ def create_schedule(call: Call, once: Idempotent, body: CreateSchedule) -> Respo
         schedule = Schedule(
             id=new_id("sched_"),
             project_id=call.project_id,
+            key_id=call.caller.key_id,
             cron=body.cron,
             timezone=body.timezone,
             request=batch_request.model_dump(mode="json"),

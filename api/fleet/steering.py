@@ -1,17 +1,17 @@
-"""Steer the deployment with an operator's key: workers, quarantined engines, pauses, and what runs in spite of them."""
+"""Steer the deployment with an admin key: workers, quarantined engines, pauses, and what runs in spite of them."""
 
 from typing import Annotated, Any, Literal
 
 from fastapi import Path
 from pydantic import BaseModel, Field
 
-from api.deps import Operator
+from api.deps import Admin
 from api.http.bodies import Body, resource
 from jobs.fleet import steering
 from jobs.fleet.steering import Kind
 from jobs.registry import models as tuned_models
 
-router = resource("Operation", operator=True)
+router = resource("Operation", admin=True)
 
 _NAME_LENGTH = 255
 KindOf = Annotated[Kind, Path(description="The kind of what is paused.")]
@@ -146,7 +146,7 @@ class ModelProbe(BaseModel):
 
 
 @router.post("/models/{model:path}/probe")
-def decide_model_probe(call: Operator, model: NameOf, body: ProbeDecision) -> ModelProbe:
+def decide_model_probe(call: Admin, model: NameOf, body: ProbeDecision) -> ModelProbe:
     """Probe a tuned model again, or serve it whatever its probe says. This takes an operator's key."""
     with call.db.write() as session:
         tuned = tuned_models.decide_probe(session, model, accept=body.accept, actor=call.actor)
@@ -154,21 +154,21 @@ def decide_model_probe(call: Operator, model: NameOf, body: ProbeDecision) -> Mo
 
 
 @router.get("/workers")
-def list_workers(call: Operator) -> WorkerList:
+def list_workers(call: Admin) -> WorkerList:
     """List the live workers. This takes an operator's key."""
     with call.db.read() as session:
         return WorkerList(data=[WorkerObject(**worker) for worker in steering.live_workers(session)])
 
 
 @router.get("/quarantines")
-def list_quarantines(call: Operator) -> QuarantineList:
+def list_quarantines(call: Admin) -> QuarantineList:
     """List the engines that died too often, with the ends of their logs. This takes an operator's key."""
     with call.db.read() as session:
         return QuarantineList(data=[QuarantineObject(**row) for row in steering.describe_quarantines(session)])
 
 
 @router.get("/pauses")
-def list_pauses(call: Operator) -> PauseList:
+def list_pauses(call: Admin) -> PauseList:
     """List what is paused. This takes an operator's key."""
     aliases = call.services.registry().aliases
     with call.db.read() as session:
@@ -176,7 +176,7 @@ def list_pauses(call: Operator) -> PauseList:
 
 
 @router.post("/pauses")
-def create_pause(call: Operator, body: NewPause) -> PauseChange:
+def create_pause(call: Admin, body: NewPause) -> PauseChange:
     """Start no new work of a queue, model, project or worker. Running work goes on, and jobs are still accepted.
 
     Pausing twice is no error. This takes an operator's key.
@@ -188,7 +188,7 @@ def create_pause(call: Operator, body: NewPause) -> PauseChange:
 
 
 @router.get("/pauses/{kind}/{target:path}")
-def retrieve_remaining(call: Operator, kind: KindOf, target: NameOf) -> Remaining:
+def retrieve_remaining(call: Admin, kind: KindOf, target: NameOf) -> Remaining:
     """Return what still runs of a queue, model, project or worker, paused or not. This takes an operator's key."""
     with call.db.read() as session:
         counts: dict[str, Any] = steering.remaining(session, call.services.registry, kind, target)
@@ -196,7 +196,7 @@ def retrieve_remaining(call: Operator, kind: KindOf, target: NameOf) -> Remainin
 
 
 @router.delete("/pauses/{kind}/{target:path}")
-def delete_pause(call: Operator, kind: KindOf, target: NameOf) -> PauseChange:
+def delete_pause(call: Admin, kind: KindOf, target: NameOf) -> PauseChange:
     """Start work again that was paused; of a model also end its quarantines. This takes an operator's key."""
     registry = call.services.registry
     with call.db.write() as session:

@@ -24,7 +24,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from api import shares
-from api.deps import call_of, operator_of
+from api.deps import admin_of, call_of
 from api.errors import RESPONSES, explain, too_long
 from jobs.errors import InvalidRequest
 
@@ -313,12 +313,12 @@ class StrictRoute(APIRoute):
 _KEY = HTTPBearer(auto_error=False, scheme_name="ApiKey", description="A project's key: `nightmill keys create`.")
 
 
-_OPERATOR_KEY = HTTPBearer(
-    auto_error=False, scheme_name="OperatorKey", description="An operator's key: `nightmill keys create --operator`."
+_ADMIN_KEY = HTTPBearer(
+    auto_error=False, scheme_name="AdminKey", description="An admin key: `nightmill keys create --admin`."
 )
 
 
-def resource(tag: str, *, operator: bool = False) -> APIRouter:
-    """Return the router of one resource, below /v1, for keys of projects; with `operator` for an operator's key."""
-    needs = [Security(_OPERATOR_KEY), Depends(operator_of)] if operator else [Security(_KEY), Depends(call_of)]
+def resource(tag: str, *, admin: bool = False) -> APIRouter:
+    """Return the router of one resource, below /v1, for keys of projects; with `admin` for admin keys."""
+    needs = [Security(_ADMIN_KEY), Depends(admin_of)] if admin else [Security(_KEY), Depends(call_of)]
     return APIRouter(prefix="/v1", tags=[tag], route_class=StrictRoute, responses=RESPONSES, dependencies=needs)

@@ -159,7 +159,7 @@ class Authenticate:
             row = check_key(session, key)
             if row is None:
                 raise Unauthenticated
-            return Caller(row.id, row.project_id, row.operator)
+            return Caller(row.id, row.project_id, row.is_admin)
 
     def _refusal(self, scope: Scope) -> NightmillError:
         try:

@@ -66,10 +66,10 @@ def _create_here(
     project: str, external: bool | None, media_urls: bool | None, operator: bool, manage: bool, data_dir: Path | None
 ) -> str:
     from cli.up.effective import opened
-    from jobs.security.keys import allow_external, allow_media_urls, create_key, create_operator_key
+    from jobs.security.keys import allow_external, allow_media_urls, create_admin_key, create_key
 
     with opened(data_dir) as db, db.write() as session:
-        key = create_operator_key(session) if operator else create_key(session, project, manages=manage)
+        key = create_admin_key(session) if operator else create_key(session, project, manages=manage)
         if external is not None:
             allow_external(session, project, allowed=external)
         if media_urls is not None:
@@ -96,7 +96,7 @@ def list_(options: ServerOptions, own: OwnProject = False, limit: Limit = 100) -
                 "created": key.created_at,
                 "revoked": key.revoked_at,
             }
-            | {"operator": key.operator, "manages_keys": key.manages_keys, "created_by": key.created_by}
+            | {"operator": key.is_admin, "manages_keys": key.manages_keys, "created_by": key.created_by}
             for key, project in list_keys(session)
         ]
     head = ("id", "project", "manages keys", "created by", "created", "revoked")

@@ -70,7 +70,7 @@ def fire(session: Session, schedule_id: str) -> Job | None:
     if file is None:
         _miss(session, schedule, f"The input file '{request.input_file_id}' is gone.")
         return None
-    job.input_path = file.path
+    job.input_path, job.key_id = file.path, schedule.key_id
     schedule.last_error, schedule.last_job_id = None, job.id
     return ledger.submit(session, job, actor=_actor(schedule))
 

@@ -36,6 +36,7 @@ from jobs.logs import Seldom
 
 GENESIS = "0" * 64
 HEAD, START = 1, 2  # the ids of their rows
+_KEY = "key:"
 _SEALED_AT_ONCE = 200
 _ROWS_AT_ONCE = 1000
 _INSERT = insert(table_of(Audit))
@@ -43,6 +44,16 @@ _INSERT = insert(table_of(Audit))
 log = logging.getLogger(__name__)
 _not_signed = Seldom(log, "audit_log_not_signed", seconds=3600.0)
 _not_removed = Seldom(log, "audit_rows_not_removed", seconds=3600.0)
+
+
+def actor_of(key_id: str) -> str:
+    """Return the actor of what is done with a key."""
+    return f"{_KEY}{key_id}"
+
+
+def key_of(actor: str) -> str | None:
+    """Return the id of the key that `actor` acted with; None where it is a command or a process."""
+    return actor.removeprefix(_KEY) if actor.startswith(_KEY) else None
 
 
 def record(

@@ -53,12 +53,14 @@ class JobClaim:
 def submit(session: Session, job: Job, *, actor: str, after: Sequence[str] = ()) -> Job:
     """Add a new job, its first event, its audit row and its plan message, in the caller's transaction.
 
-    Without a message it waits until the jobs named in `after` have completed.
+    The job belongs to the key of `actor`, unless it names another. Without a message it waits until the jobs named in
+    `after` have completed.
     Raises InvalidRequest for these, UnknownKind.
     """
     kinds.of(job.kind)  # raises UnknownKind
     job.state = JobState.QUEUED
     job.event_seq = 1
+    job.key_id = job.key_id or audit.key_of(actor)
     session.add(job)
     session.flush()
     dependencies.add(session, job, after)

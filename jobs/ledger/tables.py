@@ -34,13 +34,14 @@ class Job(Usage, Base):
     the tokens are final only in a terminal state; until then they are sums over the shards. `parent_id` is the job that
     this one was made for; to cancel the parent cancels it. `waiting_for` is `job` until its predecessors completed.
     `model` is the name that its requests ask for; `serves_as` is the model that a worker must have where that is
-    another: the base of a tuned model.
+    another: the base of a tuned model. `key_id` is the key that the job was made with; null where none is known.
     """
 
     __tablename__ = "job"
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     project_id: Mapped[str] = mapped_column(String(64))
+    key_id: Mapped[str | None] = mapped_column(String(16))
     kind: Mapped[str] = mapped_column(String(32))
     state: Mapped[str] = mapped_column(String(16), default=JobState.QUEUED)
     endpoint: Mapped[str] = mapped_column(String(64), default="")
@@ -98,6 +99,7 @@ class Job(Usage, Base):
         Index("ix_job_input_file", "input_file_id"),
         _partial_index("ix_job_output", "output_file_id", empty="output_file_id"),
         _partial_index("ix_job_errors", "error_file_id", empty="error_file_id"),
+        _partial_index("ix_job_key", "key_id", "state", empty="key_id"),
         _partial_index("ix_job_scheduled", "project_id", "schedule_id", "created_at", "id", empty="schedule_id"),
         _partial_index("ix_job_idempotency_key", "project_id", "idempotency_key", empty="idempotency_key"),
         Index(
@@ -136,13 +138,14 @@ class JobDependency(Base):
 class Schedule(Base):
     """A batch that is submitted again and again, see `jobs.batches.schedules`.
 
-    `request` is a `jobs.batches.batches.BatchRequest`.
+    `request` is a `jobs.batches.batches.BatchRequest`, `key_id` the key that the schedule was made with.
     """
 
     __tablename__ = "schedule"
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     project_id: Mapped[str] = mapped_column(String(64))
+    key_id: Mapped[str | None] = mapped_column(String(16))
     cron: Mapped[str] = mapped_column(String(128))
     timezone: Mapped[str] = mapped_column(String(64))
     request: Mapped[dict[str, Any]]

@@ -28,7 +28,7 @@ from jobs.ids import new_id
 from jobs.ledger import audit
 from jobs.security.tables import ApiKey, Project
 
-#: `project_id` of an operator's key: no row of any project has it.
+#: `project_id` of an admin key, and of what holds for the whole organization: no row of any project has it.
 NO_PROJECT: Final = ""
 #: Live keys of a project that its own keys may create.
 LIVE_KEYS: Final = 100
@@ -59,23 +59,23 @@ def create_key(
     return _create(session, project.id, manages=manages, created_by=created_by)
 
 
-def create_operator_key(session: Session) -> str:
-    """Create a key that steers the deployment and opens no project. Return the key, which is stored nowhere."""
-    return _create(session, NO_PROJECT, operator=True)
+def create_admin_key(session: Session) -> str:
+    """Create a key that administers the organization and opens no project. Return the key, which is stored nowhere."""
+    return _create(session, NO_PROJECT, admin=True)
 
 
 def _create(
-    session: Session, project_id: str, *, operator: bool = False, manages: bool = False, created_by: str | None = None
+    session: Session, project_id: str, *, admin: bool = False, manages: bool = False, created_by: str | None = None
 ) -> str:
     key_id = "".join(secrets.choice(_ID_ALPHABET) for _ in range(8))
     body = f"{_PREFIX}_{key_id}_{secrets.token_urlsafe(32)}"
     key = f"{body}_{zlib.crc32(body.encode()):08x}"
-    rights = {"operator": operator, "manages_keys": manages, "created_by": created_by}
+    rights = {"is_admin": admin, "manages_keys": manages, "created_by": created_by}
     session.add(ApiKey(id=key_id, project_id=project_id, digest=_digest(key), created_at=now(), **rights))
     audit.record(
         session,
-        actor=f"key:{created_by}" if created_by else "operator",
-        action="operator_key.create" if operator else "key.create",
+        actor=audit.actor_of(created_by) if created_by else "operator",
+        action="admin_key.create" if admin else "key.create",
         target=key_id,
         project_id=project_id or None,
         details={"manages_keys": True} if manages else None,
@@ -128,7 +128,7 @@ def _record_permission(session: Session, project: Project, name: str, allowed: b
 
 
 def list_keys(session: Session) -> Sequence[tuple[ApiKey, str | None]]:
-    """Return every key with the name of its project; None for an operator's key."""
+    """Return every key with the name of its project; None for an admin key."""
     of_project = Project.id == ApiKey.project_id
     rows = session.execute(select(ApiKey, Project.name).outerjoin(Project, of_project).order_by(ApiKey.created_at))
     return [(key, name) for key, name in rows]

@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from jobs.db.engine import Database
-from jobs.security.keys import create_operator_key
+from jobs.security.keys import create_admin_key
 from tests.support.fake_engine import FakeEngine
 from tests.support.inline_deployment import MODEL, InlineDeployment, chat_line, jsonl, running
 from tests.support.web import make_key, running_app, serve
@@ -90,7 +90,7 @@ def test_only_an_operators_key_steers_and_it_opens_no_project(
     sdk: openai.OpenAI, url: str, web: FastAPI, inline: InlineDeployment
 ) -> None:
     with web.state.services.db.write() as session:
-        key = create_operator_key(session)
+        key = create_admin_key(session)
     with openai.OpenAI(api_key=key, base_url=url, max_retries=0) as operator:
         paused: Any = operator.post("/pauses", cast_to=object, body={"kind": "model", "name": EMBEDDER})
         listed: Any = operator.get("/workers", cast_to=object)
@@ -101,5 +101,5 @@ def test_only_an_operators_key_steers_and_it_opens_no_project(
     models = {model["id"]: model for model in get(sdk, "/models", include="serving")["data"]}
 
     assert (paused["changed"], listed["object"]) == (True, "list")
-    assert (no_project.value.code, no_operator.value.code) == ("operator_key_not_allowed", "operator_key_required")
+    assert (no_project.value.code, no_operator.value.code) == ("admin_key_not_allowed", "admin_key_required")
     assert models[EMBEDDER]["serving"]["state"] == "paused"

@@ -24,7 +24,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request,
 
 from jobs.db.engine import Database
 from jobs.platform.locks import FileLock
-from jobs.security.keys import create_operator_key
+from jobs.security.keys import create_admin_key
 from tests.support.fake_engine import FakeEngine
 from tests.support.inline_deployment import MODEL, InlineDeployment, running
 from tests.support.services import need
@@ -94,7 +94,7 @@ def deployed(db: Database, folder: Path, engine: Engine | None = None, **setting
         key = make_key(app, manages=True)
         (folder / "operator.key").write_text(key)
         with db.write() as session:
-            operator_key = create_operator_key(session)
+            operator_key = create_admin_key(session)
         with serve(app) as url, OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
             yield Deployment(inline, app, url, client, key, operator_key)
 

@@ -111,9 +111,9 @@ def routes(app: FastAPI) -> list[Route]:
 
 def project_routes(app: FastAPI) -> list[Route]:
     """Return the routes that take a key of a project."""
-    return [route for route in routes(app) if not takes_operator_key(app, route)]
+    return [route for route in routes(app) if not takes_admin_key(app, route)]
 
 
-def takes_operator_key(app: FastAPI, route: Route) -> bool:
+def takes_admin_key(app: FastAPI, route: Route) -> bool:
     security: Any = app.openapi()["paths"][route.path][route.method.lower()]["security"]
-    return bool(security == [{"OperatorKey": []}])
+    return bool(security == [{"AdminKey": []}])

@@ -22,7 +22,7 @@ from jobs.security import keys
 from tests.support import worker_steps
 from tests.support.web import make_key, store_completion, store_response
 from tests.unit.api.batches.test_batches import create, upload
-from tests.unit.api.calls import Route, routes, takes_operator_key
+from tests.unit.api.calls import Route, routes, takes_admin_key
 from tests.unit.api.conftest import METRICS_KEY, client_of
 
 #: Of each operation, in the tests of every run and in those of `make verify`.
@@ -70,7 +70,7 @@ def key(app: FastAPI) -> str:
 @pytest.fixture(scope="module")
 def operator_key(app: FastAPI) -> str:
     with app.state.services.db.write() as session:
-        return keys.create_operator_key(session)
+        return keys.create_admin_key(session)
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def test_every_operation_answers_as_its_document_says(
     app: FastAPI, document: Any, key: str, operator_key: str, real: Real, method: str, path: str, examples: int
 ) -> None:
     statuses = set()
-    if path not in OPEN and takes_operator_key(app, Route(method.upper(), path)):
+    if path not in OPEN and takes_admin_key(app, Route(method.upper(), path)):
         key = operator_key
     key = METRICS_KEY if path == "/metrics" else key
     named = {"/v1/pauses": {"name": "gpu.generate"}, _PROBE: {"model": real.ids["fine_tuned_model_checkpoint"]}}
@@ -233,7 +233,7 @@ def test_the_document_describes_every_error_and_no_fastapi_default(app: FastAPI)
     for route in routes(app):
         operation = document["paths"][route.path][route.method.lower()]
         assert {"400", "401", "404", "409", "413", "415", "422", "429", "500", "503"} <= set(operation["responses"])
-        assert operation["security"] in ([{"ApiKey": []}], [{"OperatorKey": []}])
+        assert operation["security"] in ([{"ApiKey": []}], [{"AdminKey": []}])
         assert operation["description"]
 
 

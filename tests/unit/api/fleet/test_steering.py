@@ -11,12 +11,12 @@ from jobs.fleet import workers
 from jobs.ledger.tables import Audit
 from jobs.registry import models
 from jobs.registry.tables import TunedModel
-from jobs.security.keys import create_operator_key
+from jobs.security.keys import create_admin_key
 from tests.support import sample_jobs
 from tests.support.tuned_adapters import tuned_model
 from tests.support.web import make_key
 from tests.support.worker_rows import worker_row
-from tests.unit.api.calls import routes, takes_operator_key
+from tests.unit.api.calls import routes, takes_admin_key
 from tests.unit.api.conftest import client_of
 
 PACKAGED = "smollm2-135m-instruct"
@@ -25,7 +25,7 @@ PACKAGED = "smollm2-135m-instruct"
 @pytest.fixture
 def operator(app: FastAPI) -> TestClient:
     with app.state.services.db.write() as session:
-        return client_of(app, create_operator_key(session))
+        return client_of(app, create_admin_key(session))
 
 
 def refusal(answer: Any) -> tuple[int, str]:
@@ -35,7 +35,7 @@ def refusal(answer: Any) -> tuple[int, str]:
 
 
 def test_route_accepts_either_operator_or_project_keys(app: FastAPI, client: TestClient, operator: TestClient) -> None:
-    steering = [route for route in routes(app) if takes_operator_key(app, route)]
+    steering = [route for route in routes(app) if takes_admin_key(app, route)]
     others = [route for route in routes(app) if route not in steering]
 
     assert {(route.method, route.path) for route in steering} == {
@@ -43,8 +43,8 @@ def test_route_accepts_either_operator_or_project_keys(app: FastAPI, client: Tes
         ("GET", "/v1/pauses/{kind}/{target}"), ("DELETE", "/v1/pauses/{kind}/{target}"),
         ("POST", "/v1/models/{model}/probe"),
     }  # fmt: skip
-    assert {refusal(route.call(client)) for route in steering} == {(403, "operator_key_required")}
-    assert {refusal(route.call(operator)) for route in others} == {(403, "operator_key_not_allowed")}
+    assert {refusal(route.call(client)) for route in steering} == {(403, "admin_key_required")}
+    assert {refusal(route.call(operator)) for route in others} == {(403, "admin_key_not_allowed")}
 
 
 def test_worker_list_shows_running_shards_and_loading_models(app: FastAPI, operator: TestClient) -> None:

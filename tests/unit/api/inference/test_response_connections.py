@@ -26,7 +26,7 @@ from jobs.fleet import workers
 from jobs.inference.answer_events import events_of_response
 from jobs.inference.interactive import AnswerEntry, QueuedRequest
 from jobs.queues import Queue
-from jobs.security.keys import create_operator_key, revoke_key
+from jobs.security.keys import create_admin_key, revoke_key
 from jobs.timings import Timings
 from tests.support.web import hurry, make_key, served
 from tests.support.worker_rows import worker_row
@@ -469,9 +469,9 @@ def refusal_of(connection: AbstractContextManager[WebSocketTestSession]) -> tupl
 def test_a_connection_needs_a_key_of_a_project(make_connect: Callable[..., tuple[FastAPI, Connect]]) -> None:
     app, connect = make_connect(wrong_keys_per_minute=2)
     with app.state.services.db.write() as session:
-        operator = create_operator_key(session)
+        operator = create_admin_key(session)
 
-    assert refusal_of(connect(operator)) == (403, "operator_key_not_allowed")
+    assert refusal_of(connect(operator)) == (403, "admin_key_not_allowed")
     assert refusal_of(connect(None)) == (401, "missing_api_key")
     assert refusal_of(connect("wrong")) == (401, "invalid_api_key")
     assert refusal_of(connect("wrong")) == (401, "invalid_api_key")

@@ -85,7 +85,7 @@ def test_a_key_of_the_operator_belongs_to_no_project(run: Run, db: Database) -> 
     with db.read() as session:
         stored = check_key(session, key)
         assert stored is not None
-        assert stored.operator
+        assert stored.is_admin
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from cli.errors import CliError
 from cli.main import app as command
 from jobs.db.engine import Database
 from jobs.fleet import workers
-from jobs.security.keys import create_operator_key, id_of
+from jobs.security.keys import create_admin_key, id_of
 from tests.support import sample_jobs
 from tests.support.web import make_key, running_app, serve
 from tests.support.worker_rows import worker_row
@@ -38,7 +38,7 @@ def elsewhere(app: FastAPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Serve the app, and leave this machine without a data folder; return the operator's key."""
     monkeypatch.setenv("NIGHTMILL_DATA_DIR", str(tmp_path / "here"))
     with app.state.services.db.write() as session:
-        key = create_operator_key(session)
+        key = create_admin_key(session)
     with serve(app) as url:
         monkeypatch.setenv("NIGHTMILL_URL", url)
         monkeypatch.setenv("NIGHTMILL_OPERATOR_KEY", key)
