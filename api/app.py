@@ -36,6 +36,7 @@ from api.inference import routes as inference
 from api.inference.interactive import STREAM_HEADER
 from api.jobs import explain, feed, results, throughput
 from api.jobs import routes as jobs
+from api.key_use import KeyUse
 from api.pages import console_files
 from api.pages import routes as pages
 from api.retrieval import file_batches, indexes, search, sources, store_files
@@ -66,6 +67,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     dry_run.router,  # before batches: in /v1/batches/validate, `validate` is no id
     batches.router,
     inference.router,
+    inference.rerank_router,
     chat_completions.router,
     responses.router,
     response_connections.router,
@@ -129,6 +131,7 @@ def build(config: Settings | None = None, timings: Timings = Timings()) -> FastA
         queue_for_model=Trusted(timings.trusted),
         timings=timings,
         wrong_keys=WrongKeys(config.wrong_keys_per_minute),
+        key_use=KeyUse(db),
         computations=Computations(timings.computation_patience),
         feed_bounds=Trusted(timings.job_look),
     )
@@ -166,5 +169,6 @@ def build(config: Settings | None = None, timings: Timings = Timings()) -> FastA
 async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     yield {}
     app.state.services.stopping.set()
+    await app.state.services.key_use.close()
     await app.state.services.inference.close()
     app.state.services.db.close()

@@ -1,7 +1,7 @@
 """The context of a call: its caller, and the services that routes use."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -10,10 +10,11 @@ from fastapi.requests import HTTPConnection
 from sqlalchemy.orm import Session
 
 from api.computations import Computations
+from api.key_use import KeyUse
 from api.ttl_cache import Trusted
 from api.wrong_keys import WrongKeys
 from jobs.db.engine import Database
-from jobs.errors import Conflict, PermissionDenied, Unavailable
+from jobs.errors import Conflict, MissingPermission, PermissionDenied, Unavailable
 from jobs.fleet.models_file import Models, ModelsFileError, Registry
 from jobs.inference.client import InferenceClient
 from jobs.ledger import audit, ledger
@@ -21,6 +22,7 @@ from jobs.ledger.feed import FeedBounds
 from jobs.ledger.tables import Job
 from jobs.platform.locks import Locks
 from jobs.platform.storage import Storage
+from jobs.security.permissions import required
 from jobs.settings import Settings
 from jobs.timings import Timings
 from jobs.usage.stored_bytes import Arriving
@@ -28,11 +30,12 @@ from jobs.usage.stored_bytes import Arriving
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The key of a request, and the project whose rows it may see; no project with an admin key."""
+    """The key of a request, the project whose rows it may see (none with an admin key), and what it permits."""
 
     key_id: str
     project_id: str
     is_admin: bool = False
+    permissions: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -47,6 +50,7 @@ class Services:
     queue_for_model: Trusted[str]  # by model: the queue whose live workers serve it
     timings: Timings
     wrong_keys: WrongKeys
+    key_use: KeyUse
     computations: Computations
     feed_bounds: Trusted[FeedBounds]  # by key: of the feed of its project
     arriving: Arriving = field(default_factory=Arriving)
@@ -67,11 +71,12 @@ class Services:
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
-    """An authenticated call."""
+    """An authenticated call, with the permission that its route requires."""
 
     services: Services
     caller: Caller
     request_id: str
+    permission: str = ""
 
     @property
     def config(self) -> Settings:
@@ -176,30 +181,53 @@ class AdminContext:
         )
 
 
+def requires(area: str) -> Callable[[HTTPConnection], Awaitable[None]]:
+    """Return the dependency that notes the permission that a request of this area requires.
+
+    `call_of` and `admin_of` check it. They fail where a route names no area.
+    """
+    permissions = {method: required(area, method) for method in ("GET", "POST", "DELETE")}
+
+    async def note_permission(request: HTTPConnection) -> None:
+        request.state.permission = permissions[request.scope.get("method", "POST")]  # what opens a WebSocket posts
+
+    note_permission.__dict__["area"] = area  # for the tests of all routes
+    return note_permission
+
+
 async def call_of(request: HTTPConnection) -> CallContext:
     """Return the context of a request, or of a WebSocket.
 
     It is a coroutine because FastAPI runs plain functions in a thread each.
 
-    Raises: PermissionDenied, for an admin key.
+    Raises: PermissionDenied, for an admin key, and for a key without the permission that the route requires.
     """
     caller: Caller = request.state.caller
     if caller.is_admin:
         message = "An admin key administers the organization and opens no project. Use a key of a project."
         raise PermissionDenied(message, code="admin_key_not_allowed")
-    return CallContext(services_of(request), caller, request.state.request_id)
+    permission = _check_permission(request, caller)
+    return CallContext(services_of(request), caller, request.state.request_id, permission)
 
 
 async def admin_of(request: Request) -> AdminContext:
     """Return the context of a request with an admin key.
 
-    Raises: PermissionDenied, for a key of a project.
+    Raises: PermissionDenied, for a key of a project, and for a key without the permission that the route requires.
     """
     caller: Caller = request.state.caller
     if not caller.is_admin:
         message = "This administers the organization and takes an admin key: `nightmill keys create --admin`."
         raise PermissionDenied(message, code="admin_key_required")
+    _check_permission(request, caller)
     return AdminContext(services_of(request), caller, request.state.request_id)
+
+
+def _check_permission(request: HTTPConnection, caller: Caller) -> str:
+    permission: str = request.state.permission
+    if permission not in caller.permissions:
+        raise MissingPermission(permission)
+    return permission
 
 
 #: Each route below /v1 takes one of the two. The middleware has authenticated the request.

@@ -5,6 +5,7 @@ NightmillError (500 server_error)
 │   └── Expired (400)
 ├── Unauthenticated (401)
 ├── PermissionDenied (403)
+│   └── MissingPermission (403)
 ├── NotFound (404)
 ├── RequestTimeout (408)
 ├── Conflict (409)
@@ -79,6 +80,15 @@ class PermissionDenied(NightmillError):
     status = HTTPStatus.FORBIDDEN
     type = "invalid_request_error"
     code = "permission_denied"
+
+
+class MissingPermission(PermissionDenied):
+    """A request that takes a permission which the key, or its owner, does not have."""
+
+    code = "missing_scope"
+
+    def __init__(self, permission: str) -> None:
+        super().__init__(f"You have insufficient permissions for this operation. Missing scopes: {permission}.")
 
 
 class NotFound(NightmillError):

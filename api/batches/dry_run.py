@@ -52,7 +52,7 @@ class BatchValidation(BaseModel):
     eta_seconds: float | None
 
 
-router = resource("Batches")
+router = resource("Batches", area="batch")
 
 _LIMITS = ChildLimits(seconds=60, cpu_seconds=60, memory_bytes=1 << 30)
 _DAY = 86_400

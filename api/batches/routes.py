@@ -30,7 +30,7 @@ from jobs.ledger.dependencies import predecessors
 from jobs.ledger.progress import Totals, totals
 from jobs.ledger.tables import Job
 
-router = resource("Batches")
+router = resource("Batches", area="batch")
 
 Endpoint = Literal["/v1/responses", "/v1/chat/completions", "/v1/embeddings", "/v1/completions", "/v1/rerank"]
 

@@ -84,7 +84,7 @@ def show_schedule(schedule: Schedule) -> ScheduleObject:
     )
 
 
-router = resource("Schedules")
+router = resource("Schedules", area="schedules")
 
 
 class CreateSchedule(Body):

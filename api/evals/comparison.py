@@ -26,7 +26,7 @@ from jobs.ledger.states import TERMINAL
 from jobs.ledger.tables import Job
 from jobs.platform.children import ChildFailed
 
-router = resource("Evals")
+router = resource("Evals", area="evals")
 
 #: Items of a run, times its criteria.
 MAX_SCORES: Final = 100_000

@@ -35,7 +35,7 @@ from jobs.ids import new_id
 from jobs.ledger import ledger
 from jobs.ledger.tables import Job
 
-router = resource("Evals")
+router = resource("Evals", area="evals")
 
 MAX_SOURCE_BYTES = 65_536
 _ForeignId = Annotated[str, Field(min_length=1, max_length=255, description="The id that it had elsewhere.")]

@@ -17,7 +17,7 @@ from jobs.errors import InvalidRequest, NotFound
 from jobs.evals import runs
 from jobs.ledger.tables import Segment, Shard
 
-router = resource("Evals")
+router = resource("Evals", area="evals")
 
 _SHARDS_AT_ONCE: Final = 20
 _ItemStatus = Literal["pass", "fail", "error"]

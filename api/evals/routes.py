@@ -24,7 +24,7 @@ from jobs.evals.tables import Eval
 from jobs.ids import new_id
 from jobs.platform.storage import remove_objects
 
-router = resource("Evals")
+router = resource("Evals", area="evals")
 
 OrderBy = Annotated[Literal["created_at", "updated_at"], Query(description="The time that orders the list.")]
 

@@ -54,7 +54,7 @@ from jobs.requests.endpoints import CHAT, LIKELIHOOD, RESPONSES, SEARCH, SERVED_
 from jobs.requests.values import RESPONSE_TOOLS
 from jobs.retrieval.filters import check_filter
 
-router = resource("Evals")
+router = resource("Evals", area="evals")
 
 MAX_PAYLOAD_BYTES = 1 << 20
 Status = Annotated[RunStatus | None, Query(description="Only runs of this status.")]

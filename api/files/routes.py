@@ -30,7 +30,7 @@ from jobs.finetuning import datasets
 from jobs.ids import new_id
 from jobs.retrieval import attachments
 
-router = resource("Files")
+router = resource("Files", area="files")
 
 _FORM = describe_form(
     ["file", "purpose"],

@@ -35,7 +35,7 @@ from jobs.files.tables import File, Upload, UploadPart
 from jobs.ids import new_id
 from jobs.platform.storage import CHUNK, remove_objects
 
-router = resource("Uploads")
+router = resource("Uploads", area="files")
 
 _MD5_MISMATCHES = 3  # completions with a wrong MD5 before an upload is cancelled
 #: The size of an upload and the time to complete it, as at OpenAI.

@@ -42,7 +42,7 @@ from jobs.evals.grading_process import GradingOutcome, GradingTask, decode_outco
 from jobs.platform.children import ChildFailed
 from jobs.requests.endpoints import SERVED_WITH
 
-router = resource("Fine-tuning")
+router = resource("Fine-tuning", area="fine_tuning")
 
 #: Seconds that processes may take to start and end, beside those of the graders.
 _MARGIN: Final = 60.0

@@ -15,7 +15,7 @@ from jobs.errors import NotFound
 from jobs.registry import models
 from jobs.registry.manifests import MANIFEST, decode_manifest
 
-router = resource("Fine-tuning")
+router = resource("Fine-tuning", area="fine_tuning")
 
 
 class ModelFile(BaseModel):

@@ -16,7 +16,7 @@ from jobs.errors import NotFound
 from jobs.registry import models
 from jobs.registry.tables import CheckpointPermission, TunedModel
 
-router = resource("Fine-tuning")
+router = resource("Fine-tuning", area="fine_tuning")
 
 
 class PermissionList(BaseModel):

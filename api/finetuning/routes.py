@@ -32,7 +32,7 @@ from jobs.finetuning.tables import FinetuneCheckpoint, FinetunePlan
 from jobs.ledger import ledger
 from jobs.ledger.tables import Job
 
-router = resource("Fine-tuning")
+router = resource("Fine-tuning", area="fine_tuning")
 
 
 class _Change(Protocol):

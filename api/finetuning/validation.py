@@ -32,7 +32,7 @@ from jobs.ledger import ledger
 from jobs.queues import Queue
 from jobs.security.tables import Project
 
-router = resource("Fine-tuning")
+router = resource("Fine-tuning", area="fine_tuning")
 
 _SECONDS = 120
 

@@ -25,7 +25,7 @@ from jobs.registry.tables import TunedModel
 from jobs.requests.endpoints import EMBEDDINGS
 from jobs.security.tables import Project
 
-router: APIRouter = resource("Models")
+router: APIRouter = resource("Models", area="model")
 
 _EVALUATIONS = 20  # of a model, the newest
 

@@ -11,7 +11,7 @@ from jobs.fleet import steering
 from jobs.fleet.steering import Kind
 from jobs.registry import models as tuned_models
 
-router = resource("Operation", admin=True)
+router = resource("Operation", area="deployment", admin=True)
 
 _NAME_LENGTH = 255
 KindOf = Annotated[Kind, Path(description="The kind of what is paused.")]

@@ -24,7 +24,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from api import shares
-from api.deps import admin_of, call_of
+from api.deps import admin_of, call_of, requires
 from api.errors import RESPONSES, explain, too_long
 from jobs.errors import InvalidRequest
 
@@ -318,7 +318,11 @@ _ADMIN_KEY = HTTPBearer(
 )
 
 
-def resource(tag: str, *, admin: bool = False) -> APIRouter:
-    """Return the router of one resource, below /v1, for keys of projects; with `admin` for admin keys."""
-    needs = [Security(_ADMIN_KEY), Depends(admin_of)] if admin else [Security(_KEY), Depends(call_of)]
+def resource(tag: str, *, area: str, admin: bool = False) -> APIRouter:
+    """Return the router of one resource, below /v1, for keys of projects; with `admin` for admin keys.
+
+    `area` is that of the permissions that the keys must have, see `jobs.security.permissions`.
+    """
+    key, context = (_ADMIN_KEY, admin_of) if admin else (_KEY, call_of)
+    needs = [Security(key), Depends(requires(area)), Depends(context)]
     return APIRouter(prefix="/v1", tags=[tag], route_class=StrictRoute, responses=RESPONSES, dependencies=needs)

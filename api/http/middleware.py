@@ -14,7 +14,6 @@ import hashlib
 import hmac
 import re
 import time
-from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from ipaddress import ip_address
@@ -43,7 +42,7 @@ from jobs.errors import (
     UnsupportedMedia,
 )
 from jobs.ids import new_id
-from jobs.security.keys import check_key, well_formed
+from jobs.security.keys import ENDS, authenticate, well_formed
 from jobs.settings import Settings
 
 _CONNECTIONS = frozenset({"http", "websocket"})
@@ -137,10 +136,15 @@ class Authenticate:
 
     async def _caller(self, scope: Scope) -> Caller:
         key = _bearer(scope)
+        error = Unauthenticated()
         if well_formed(key):
-            with suppress(Unauthenticated):
-                return await self._trusted.get(hashlib.sha256(key.encode()).digest(), partial(self._look_up, key))
-        raise self._refusal(scope)
+            try:
+                caller = await self._trusted.get(hashlib.sha256(key.encode()).digest(), partial(self._look_up, key))
+                self.services.key_use.note(caller.key_id)
+                return caller
+            except Unauthenticated as refused:
+                error = refused
+        raise self._refusal(scope, error)
 
     def _check_metrics_key(self, scope: Scope) -> None:
         """Refuse a request without the key of NIGHTMILL_METRICS_KEY; where none is set, all from other hosts.
@@ -152,21 +156,21 @@ class Authenticate:
             if not _is_local(scope):
                 raise NotFound("Other hosts get metrics with a key: set NIGHTMILL_METRICS_KEY.", code="metrics_local")
         elif not hmac.compare_digest(_bearer(scope).encode("latin-1"), metrics_key.encode()):
-            raise self._refusal(scope)
+            raise self._refusal(scope, Unauthenticated())
 
     def _look_up(self, key: str) -> Caller:
         with self.services.db.read() as session:
-            row = check_key(session, key)
-            if row is None:
-                raise Unauthenticated
-            return Caller(row.id, row.project_id, row.is_admin)
+            found = authenticate(session, key)
+            if found is None or found.end is not None:
+                raise Unauthenticated(ENDS[found.end] if found and found.end else None)
+            return Caller(found.row.id, found.row.project_id, found.row.is_admin, found.permissions)
 
-    def _refusal(self, scope: Scope) -> NightmillError:
+    def _refusal(self, scope: Scope, error: Unauthenticated) -> NightmillError:
         try:
             self.services.wrong_keys.count(scope)
-        except TooManyRequests as error:
-            return error
-        return Unauthenticated()
+        except TooManyRequests as too_many:
+            return too_many
+        return error
 
 
 def _is_local(scope: Scope) -> bool:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from api.deps import CallContext
 from jobs.errors import Unauthenticated
-from jobs.security.tables import ApiKey
+from jobs.security.keys import find_key
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -26,7 +26,7 @@ LastEventId = Annotated[str | None, Header(description="As browsers send it when
 
 
 class KeyRevoked(Unauthenticated):
-    """The key of a stream's request was revoked."""
+    """The key of a stream's request was revoked, has expired, or no longer permits the call."""
 
 
 def event(data: Any, *, kind: str = "", at: str = "") -> bytes:
@@ -53,12 +53,12 @@ def position_of(last_event_id: str | None, after: T) -> int | T:
 
 
 def check_key(session: Session, call: CallContext) -> None:
-    """Check that the caller's key is not revoked.
+    """Check that the caller's key is still live, and still permits the call.
 
     Raises: KeyRevoked.
     """
-    key = session.get(ApiKey, call.caller.key_id)
-    if key is None or key.revoked_at is not None:
+    found = find_key(session, call.caller.key_id)
+    if found is None or not found.is_live or call.permission not in found.permissions:
         raise KeyRevoked
 
 

@@ -215,7 +215,7 @@ def _invalid_answer() -> NightmillError:
     return NightmillError("The engine's answer is not a chat completion.", code="engine_error")
 
 
-router: APIRouter = resource("Chat completions")
+router: APIRouter = resource("Chat completions", area="chat_completions")
 
 
 class UpdateCompletion(Body):

@@ -18,7 +18,7 @@ from api.inference.item_references import resolve
 from api.inference.schemas import ConversationDeleted, ConversationObject, ItemObject, NewItem, show_item
 from api.inference.stored_conversations import add, begin, find, forget, get_conversation, no_item, read_page, remove
 
-router: APIRouter = resource("Conversations")
+router: APIRouter = resource("Conversations", area="responses")
 
 _MAX_AT_ONCE = 20  # OpenAI's limit
 

@@ -28,7 +28,7 @@ from starlette.datastructures import State
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from api import shares
-from api.deps import CallContext, call_of
+from api.deps import CallContext, call_of, requires
 from api.errors import clip, describe, log_failure, respond
 from api.health.metrics import observe_request
 from api.http.access_log import log_request
@@ -47,6 +47,7 @@ from jobs.requests.endpoints import RESPONSES
 log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/v1")
+note_permission = requires("responses")
 
 #: OpenAI's limits for one connection: responses in progress, and names of lanes.
 _MAX_RUNNING: Final = 16
@@ -80,6 +81,7 @@ class _Options(BaseModel):
 @router.websocket("/responses")
 async def connect(socket: WebSocket) -> None:
     """Open a connection that answers `response.create`."""
+    await note_permission(socket)
     try:
         call = await call_of(socket)
     except PermissionDenied as error:

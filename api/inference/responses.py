@@ -63,7 +63,7 @@ from jobs.inference import compaction, responses
 from jobs.inference.stored import StoredAnswer
 from jobs.requests.endpoints import RESPONSES
 
-router: APIRouter = resource("Responses")
+router: APIRouter = resource("Responses", area="responses")
 
 
 @router.post("/responses", response_class=Response, responses=JSON_OR_STREAM)

@@ -35,7 +35,8 @@ from jobs.inference.client import parse_position
 from jobs.inference.context_options import context_options_of
 from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RESPONSES
 
-router: APIRouter = resource("Generation")
+router: APIRouter = resource("Generation", area="model")
+rerank_router: APIRouter = resource("Generation", area="rerank")
 
 
 class CompletionRequest(InferenceRequest):
@@ -90,7 +91,7 @@ async def create_embedding(call: Call, request: Request, body: EmbeddingRequest)
     return await _answer(call, request, EMBEDDINGS, body, stream=False)
 
 
-@router.post("/rerank", response_class=Response, responses=JSON_BODY)
+@rerank_router.post("/rerank", response_class=Response, responses=JSON_BODY)
 async def create_rerank(call: Call, request: Request, body: RerankRequest) -> Response:
     """Score how well each document answers the query, best first: the shape that vLLM, Jina and Cohere share."""
     return await _answer(call, request, RERANK, body, stream=False)
@@ -117,7 +118,7 @@ async def _answer(
     return stream_response(Events(resumable=bool(seconds)).of(entries, first), first.position)
 
 
-stream_router: APIRouter = resource("Streams")
+stream_router: APIRouter = resource("Streams", area="model")
 
 _START = "0-0"
 StreamId = Annotated[str, Path(pattern="^req_[a-z0-9]{24}$")]
@@ -153,7 +154,7 @@ async def stop_stream(call: Call, stream_id: StreamId) -> StreamStopped:
     return StreamStopped(id=stream_id)
 
 
-cache_router = resource("Cache")
+cache_router = resource("Cache", area="model")
 
 
 class CacheDeleted(BaseModel):

@@ -29,7 +29,7 @@ from jobs.retrieval.attachments import FAILED
 from jobs.retrieval.indexes import index_of
 from jobs.retrieval.tables import VectorStoreFile
 
-router = resource("Jobs")
+router = resource("Jobs", area="jobs")
 
 _READ_BYTES: Final = 16 << 20  # of a job's results, in search of examples
 _SEGMENTS: Final = 64

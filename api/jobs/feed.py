@@ -16,7 +16,7 @@ from api.shares import open_stream, run_in_threadpool
 from jobs.errors import Gone, InvalidRequest
 from jobs.ledger import feed
 
-router = resource("Events")
+router = resource("Events", area="jobs")
 
 _LATEST = "latest"
 _DOC: dict[int | str, dict[str, Any]] = {

@@ -36,7 +36,7 @@ from jobs.ledger.tables import Job
 from jobs.platform.storage import Storage
 from jobs.requests.endpoints import EMBEDDINGS
 
-router = resource("Jobs")
+router = resource("Jobs", area="jobs")
 
 _PIECE: Final = 1 << 18  # bytes that are sent at once
 _TYPES: Final = {

@@ -46,7 +46,7 @@ from jobs.ledger.tables import Job
 from jobs.webhooks import replays
 from jobs.webhooks.tables import Delivery
 
-router = resource("Jobs")
+router = resource("Jobs", area="jobs")
 _EDGES = 500  # of a graph at most
 
 _EVENTS_DOC: dict[int | str, dict[str, Any]] = {

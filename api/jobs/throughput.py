@@ -13,7 +13,7 @@ from jobs.errors import InvalidRequest
 from jobs.ledger import throughput
 from jobs.ledger.throughput import ThroughputWindow
 
-router = resource("Jobs")
+router = resource("Jobs", area="jobs")
 
 _DAY: Final = 86_400
 _MAX_STEP: Final = 10_800

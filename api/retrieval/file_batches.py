@@ -37,7 +37,7 @@ from jobs.retrieval.indexes import index_of
 from jobs.retrieval.ingestions import FILE_BATCH
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 
-router: APIRouter = resource("Vector store file batches")
+router: APIRouter = resource("Vector store file batches", area="vector_stores")
 
 
 class CreateFileBatch(Body):

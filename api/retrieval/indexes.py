@@ -132,7 +132,7 @@ def show_index(
     )
 
 
-router: APIRouter = resource("Vector store indexes")
+router: APIRouter = resource("Vector store indexes", area="vector_stores")
 
 
 class CreateIndex(Body):

@@ -27,7 +27,7 @@ from jobs.retrieval import attachments, indexes
 from jobs.retrieval.ingestions import SINGLE
 from jobs.retrieval.tables import VectorStore
 
-router: APIRouter = resource("Vector stores")
+router: APIRouter = resource("Vector stores", area="vector_stores")
 
 _MAX_FILES = 500  # OpenAI's limit for a create
 

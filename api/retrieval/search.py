@@ -29,7 +29,7 @@ from jobs.retrieval import indexes, searches
 from jobs.retrieval.filters import check_filter
 from jobs.retrieval.tables import VectorStore
 
-router: APIRouter = resource("Vector stores")
+router: APIRouter = resource("Vector stores", area="vector_stores")
 
 _MAX_QUERIES = 16
 _TRIES = 3

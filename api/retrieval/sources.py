@@ -122,7 +122,7 @@ def show_item(item: SourceItem) -> SourceItemObject:
     )
 
 
-router: APIRouter = resource("Vector store sources")
+router: APIRouter = resource("Vector store sources", area="vector_stores")
 
 _MAX_URLS = 1000
 _MAX_SOURCES = 100  # of one store

@@ -31,7 +31,7 @@ from jobs.retrieval import attachments, documents, indexes
 from jobs.retrieval.ingestions import SINGLE
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 
-router: APIRouter = resource("Vector store files")
+router: APIRouter = resource("Vector store files", area="vector_stores")
 
 Filter = Annotated[Literal["in_progress", "completed", "failed", "cancelled"] | None, Query(alias="filter")]
 #: The polling interval that SDKs obey: small files are done before their usual second is over.

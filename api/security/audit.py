@@ -17,7 +17,7 @@ from jobs.db.base import hide_from_index, matching
 from jobs.errors import InvalidRequest
 from jobs.ledger.tables import Audit
 
-router = resource("Security")
+router = resource("Security", area="audit_logs")
 
 _PREFIX: Final = "audit_log-"
 _ID: Final = re.compile(rf"{_PREFIX}(\d{{1,18}})", re.ASCII)

@@ -16,7 +16,7 @@ from jobs.errors import NotFound, PermissionDenied
 from jobs.security import keys
 from jobs.security.tables import ApiKey, Project
 
-router = resource("Security")
+router = resource("Security", area="organization.projects.api_keys")
 
 
 class ProjectApiKey(BaseModel):

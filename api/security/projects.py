@@ -8,7 +8,7 @@ from api.deps import Call
 from api.http.bodies import resource
 from jobs.security.tables import Project
 
-router = resource("Security")
+router = resource("Security", area="project")
 
 
 class ProjectObject(BaseModel):

@@ -39,7 +39,7 @@ from jobs.webhooks.sending import body as body_of
 from jobs.webhooks.sending import new_secret, old_secrets, post_once, signing_secrets
 from jobs.webhooks.tables import Delivery, Event, WebhookEndpoint
 
-router = resource("Webhooks")
+router = resource("Webhooks", area="webhooks")
 
 #: OpenAI's other event types. Nothing here causes them, but a client that subscribes to all types is not refused.
 ELSEWHERE_TYPES = (

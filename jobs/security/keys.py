@@ -8,6 +8,9 @@ A wrong checksum is refused without a query. The key itself is shown once and ne
     command on the host ──▶ keys that manage keys, and others ──▶ others: created by the first, with `created_by`
 
 A key that somebody had for a minute opens nothing once it and the keys that it created are revoked.
+
+A key opens what its scopes and its owner's permissions both allow, until it is revoked, has expired, its owner is
+deleted or its project is archived: `find_key` says so at each door, of a request, a stream and a claim alike.
 """
 
 import hashlib
@@ -16,9 +19,10 @@ import secrets
 import string
 import zlib
 from collections.abc import Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final, TypedDict, Unpack
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, bindparam, case, func, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
@@ -26,61 +30,134 @@ from jobs.db.engine import insert_into
 from jobs.errors import InvalidRequest
 from jobs.ids import new_id
 from jobs.ledger import audit
-from jobs.security.tables import ApiKey, Project
+from jobs.security import permissions
+from jobs.security.tables import NO_PROJECT, Account, ApiKey, Project, ServiceAccount
 
-#: `project_id` of an admin key, and of what holds for the whole organization: no row of any project has it.
-NO_PROJECT: Final = ""
 #: Live keys of a project that its own keys may create.
 LIVE_KEYS: Final = 100
 _PREFIX = "nm"
 _ID_ALPHABET = string.ascii_lowercase + string.digits
 #: Compared if the id is unknown, so that an unknown id takes as long as a wrong secret.
 _NOBODY = hashlib.sha256(b"nobody").hexdigest()
+#: Why a key opens nothing any more, by the code of the errors of its jobs.
+ENDS: Final = {
+    "project_archived": "The project of this API key is archived.",
+    "key_revoked": "This API key was revoked.",
+    "key_expired": "This API key has expired.",
+}
 
 
-def create_key(
-    session: Session,
-    project_name: str,
-    *,
-    manages: bool = False,
-    created_by: str | None = None,
-    limit: int | None = None,
-) -> str:
+class KeyOptions(TypedDict, total=False):
+    """The choices of who creates a key.
+
+    Without an `owner_id` a key of a project gets a service account of its own. `created_by` is the id of the key that
+    asks for the new one; None for the command. `limit` is how many live keys the project may have.
+    """
+
+    name: str | None
+    scopes: Sequence[str]
+    expires_at: float | None
+    owner_id: str | None
+    created_by: str | None
+    manages: bool
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class FoundKey:
+    """A key, why it opens nothing (a code of `ENDS`; None: it is live), and what it permits."""
+
+    row: ApiKey
+    end: str | None
+    permissions: frozenset[str]
+
+    @property
+    def is_live(self) -> bool:
+        return self.end is None
+
+
+def create_key(session: Session, project_name: str, **options: Unpack[KeyOptions]) -> str:
     """Create a key of a project, and the project if it is new. Return the key, which is stored nowhere.
 
-    `created_by` is the id of the key that asks for it; None for the operator.
-    Raises: InvalidRequest for a project that has `limit` live keys.
+    Raises: InvalidRequest, for a project with too many live keys, and for an unknown scope.
     """
-    project = ensure_project(session, project_name)
-    live = select(func.count()).where(ApiKey.project_id == project.id, ApiKey.revoked_at.is_(None))
-    if limit is not None and (session.scalar(live) or 0) >= limit:
+    return add_key(session, ensure_project(session, project_name).id, **options)
+
+
+def create_admin_key(session: Session, **options: Unpack[KeyOptions]) -> str:
+    """Create a key that administers the organization and opens no project. Return the key, which is stored nowhere.
+
+    Raises: InvalidRequest, for an unknown scope.
+    """
+    return add_key(session, NO_PROJECT, **options)
+
+
+def add_key(session: Session, project_id: str, **options: Unpack[KeyOptions]) -> str:
+    """Create a key of a project, an admin key of `NO_PROJECT`. Return the key, which is stored nowhere.
+
+    Raises: InvalidRequest, for a project with too many live keys, and for an unknown scope.
+    """
+    scopes, created_by, limit = options.get("scopes", ()), options.get("created_by"), options.get("limit")
+    permissions.check_scopes(scopes, "scopes")
+    if limit is not None and live_keys(session, project_id) >= limit:
         message = f"The project has {limit} live API keys, which is the most. Revoke one first."
         raise InvalidRequest(message, code="too_many_api_keys")
-    return _create(session, project.id, manages=manages, created_by=created_by)
-
-
-def create_admin_key(session: Session) -> str:
-    """Create a key that administers the organization and opens no project. Return the key, which is stored nowhere."""
-    return _create(session, NO_PROJECT, admin=True)
-
-
-def _create(
-    session: Session, project_id: str, *, admin: bool = False, manages: bool = False, created_by: str | None = None
-) -> str:
     key_id = "".join(secrets.choice(_ID_ALPHABET) for _ in range(8))
     body = f"{_PREFIX}_{key_id}_{secrets.token_urlsafe(32)}"
     key = f"{body}_{zlib.crc32(body.encode()):08x}"
-    rights = {"is_admin": admin, "manages_keys": manages, "created_by": created_by}
-    session.add(ApiKey(id=key_id, project_id=project_id, digest=_digest(key), created_at=now(), **rights))
+    name, owner_id = options.get("name") or f"key {key_id}", options.get("owner_id")
+    if owner_id is None and project_id:
+        owner_id = f"svc_acct_{key_id}"
+        session.add(ServiceAccount(id=owner_id, project_id=project_id, name=name, role="member", created_at=now()))
+    row = ApiKey(
+        id=key_id,
+        project_id=project_id,
+        digest=_digest(key),
+        hint=key[-4:],
+        name=name,
+        owner_id=owner_id,
+        scopes=list(scopes) or None,
+        is_admin=not project_id,
+        manages_keys=options.get("manages", False),
+        created_by=created_by,
+        created_at=now(),
+        expires_at=options.get("expires_at"),
+    )
+    session.add(row)
     audit.record(
         session,
         actor=audit.actor_of(created_by) if created_by else "operator",
-        action="admin_key.create" if admin else "key.create",
+        action="key.create" if project_id else "admin_key.create",
         target=key_id,
         project_id=project_id or None,
-        details={"manages_keys": True} if manages else None,
+        details=_rights(row),
     )
     return key
+
+
+def live_keys(session: Session, project_id: str) -> int:
+    """Return the number of the keys of a project that are neither revoked nor expired."""
+    live = ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now())
+    return session.scalar(select(func.count()).where(ApiKey.project_id == project_id, *live)) or 0
+
+
+def _rights(key: ApiKey) -> dict[str, Any] | None:
+    """Return what the audit log says of a key: what it has beyond, or less than, a usual one."""
+    named = {"manages_keys": key.manages_keys or None, "scopes": key.scopes, "expires_at": key.expires_at}
+    return {name: value for name, value in named.items() if value is not None} or None
+
+
+def change_key(
+    session: Session, key: ApiKey, *, actor: str, scopes: Sequence[str] | None, expires_at: float | None
+) -> None:
+    """Set the scopes or the end of a key; leave what is None. Raises: InvalidRequest, for an unknown scope."""
+    if scopes is not None:
+        permissions.check_scopes(scopes, "scopes")
+        key.scopes = list(scopes) or None
+    if expires_at is not None:
+        key.expires_at = expires_at
+    project_id = key.project_id or None
+    audit.record(session, actor=actor, action="key.update", target=key.id, project_id=project_id, details=_rights(key))
 
 
 def allow_managing(session: Session, key: ApiKey) -> None:
@@ -96,11 +173,16 @@ def ensure_project(session: Session, name: str) -> Project:
     """Return the project of this name; create it if it is new. Safe against concurrent creation."""
     new = {"id": new_id("proj_"), "name": name, "weight": 1.0, "allow_external": False, "created_at": now()}
     session.execute(insert_into(session, Project).values(new).on_conflict_do_nothing())
-    return session.scalars(select(Project).where(Project.name == name)).one()
+    return session.scalars(_select_live(name)).one()
 
 
 def find_project(session: Session, name: str) -> Project | None:
-    return session.scalar(select(Project).where(Project.name == name))
+    """Return the project of this name that is not archived."""
+    return session.scalar(_select_live(name))
+
+
+def _select_live(name: str) -> Select[Project]:
+    return select(Project).where(Project.name == name, Project.archived_at.is_(None))
 
 
 def project_names(session: Session) -> dict[str, str]:
@@ -184,8 +266,8 @@ def lock_keys(session: Session, project_id: str) -> None:
 
 def manages_keys(session: Session, key_id: str) -> bool:
     """Return whether a key is live and manages the keys of its project."""
-    row = session.get(ApiKey, key_id)
-    return row is not None and row.manages_keys and row.revoked_at is None
+    found = find_key(session, key_id)
+    return found is not None and found.is_live and found.row.manages_keys
 
 
 def well_formed(key: str) -> bool:
@@ -195,11 +277,55 @@ def well_formed(key: str) -> bool:
 
 
 def check_key(session: Session, key: str) -> ApiKey | None:
-    """Return the live key's row, or None. An unknown id takes as long as a wrong secret."""
+    """Return the row of a live key; None for any other."""
+    found = authenticate(session, key)
+    return found.row if found is not None and found.is_live else None
+
+
+def authenticate(session: Session, key: str) -> FoundKey | None:
+    """Return the key if its secret is right, live or not. An unknown id takes as long as a wrong secret."""
     parts = key.split("_")
-    row = session.get(ApiKey, parts[1]) if len(parts) >= 4 else None
-    right = hmac.compare_digest(_digest(key), row.digest if row else _NOBODY)
-    return row if row is not None and right and row.revoked_at is None else None
+    found = find_key(session, parts[1]) if len(parts) >= 4 else None
+    right = hmac.compare_digest(_digest(key), found.row.digest if found else _NOBODY)
+    return found if right else None
+
+
+#: Null while a key is live. Of rows of keys that are joined with their projects and owners.
+_END: Final = case(
+    (Project.archived_at.is_not(None), "project_archived"),
+    (func.coalesce(ApiKey.revoked_at, ServiceAccount.deleted_at, Account.deleted_at).is_not(None), "key_revoked"),
+    (ApiKey.expires_at <= bindparam("at"), "key_expired"),
+)
+
+
+def _join_owner(statement: Select[Any]) -> Select[Any]:
+    accounts = statement.outerjoin(ServiceAccount, ServiceAccount.id == ApiKey.owner_id)
+    return accounts.outerjoin(Account, Account.id == ApiKey.owner_id)
+
+
+_FIND: Final = _join_owner(
+    select(ApiKey, _END, ServiceAccount.role).outerjoin(Project, Project.id == ApiKey.project_id)
+).where(ApiKey.id == bindparam("its_key"))
+
+
+def find_key(session: Session, key_id: str) -> FoundKey | None:
+    """Return a key as it is now, live or not."""
+    row = session.execute(_FIND, {"its_key": key_id, "at": now()}).first()
+    if row is None:
+        return None
+    key, end, role = row
+    owned = _permissions_of_owner(key, role)
+    return FoundKey(key, end, owned & permissions.expand(key.scopes) if key.scopes else owned)
+
+
+def _permissions_of_owner(key: ApiKey, role: str | None) -> frozenset[str]:
+    """Return the permissions of a key's owner: those of the `role` of a service account.
+
+    Admin keys of the command, and keys that an earlier version has made, have no owner.
+    """
+    if key.owner_id is None:
+        return permissions.ALL if key.is_admin else permissions.PREDEFINED["role-project-member"].permissions
+    return permissions.PREDEFINED[f"role-project-{role}"].permissions if role else frozenset()
 
 
 def _digest(key: str) -> str:

@@ -6,12 +6,15 @@
 What holds for the whole organization has an empty string in place of a project's id.
 """
 
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Index, String, Text, false, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from jobs.db.base import Base
+
+#: `project_id` of an admin key, and of what holds for the whole organization: no row of any project has it.
+NO_PROJECT: Final = ""
 
 
 class Project(Base):
