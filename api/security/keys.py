@@ -3,27 +3,28 @@
 from typing import Annotated, Literal
 
 from fastapi import Query
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.deps import Call, CallContext
 from api.errors import clip
-from api.http.bodies import resource
+from api.http.bodies import Body, resource
 from api.http.fields import unix_seconds
+from api.http.key_fields import ExpiresIn, Name, Scopes, check_grant, end_after
 from api.http.paging import After, Limit20, Order, Page, find, page
 from jobs.errors import NotFound, PermissionDenied
 from jobs.security import keys
-from jobs.security.tables import ApiKey, Project
+from jobs.security.tables import ApiKey
 
 router = resource("Security", area="organization.projects.api_keys")
 
 
 class ProjectApiKey(BaseModel):
-    """A key of the project. `revoked_at` is null while the key is accepted.
+    """A key of the project. `revoked_at` is null unless it was revoked; null in `expires_at`: it does not expire.
 
-    A key that manages keys creates keys of the project and revokes them. `created_by` is the id of the key that created
-    this one; null for a key that the operator made.
+    `scopes` are the permissions that the key is narrowed to; empty: all of its owner. A key that manages keys creates
+    keys of the project and revokes them. `created_by` is the id of the key that created this one; null: the command.
     """
 
     id: str
@@ -32,7 +33,10 @@ class ProjectApiKey(BaseModel):
     redacted_value: str
     manages_keys: bool
     created_by: str | None
+    scopes: list[str]
     created_at: int
+    expires_at: int | None
+    last_used_at: int | None
     revoked_at: int | None
 
 
@@ -74,16 +78,36 @@ def retrieve_api_key(call: Call, api_key_id: str) -> ProjectApiKey:
         return _show_key(row)
 
 
+class CreateProjectApiKey(Body):
+    """Without `scopes` the new key has those of the key that creates it."""
+
+    name: Name | None = None
+    scopes: Scopes = Field(default=[])
+    expires_in_seconds: ExpiresIn = None
+
+
 @router.post("/api_keys")
-def create_api_key(call: Call) -> NewProjectApiKey:
+def create_api_key(call: Call, body: CreateProjectApiKey | None = None) -> NewProjectApiKey:
     """Create a key of the project, which manages no keys. `value` is shown only now. It takes a key that manages keys.
 
-    An `Idempotency-Key` has no effect, because the answer is not stored.
+    The new key has the owner of yours, and no permission that yours does not have. An `Idempotency-Key` has no effect,
+    because the answer is not stored.
     """
+    body = body or CreateProjectApiKey()
     with call.db.write() as session:
-        _check_manages(session, call)
-        project = session.get_one(Project, call.project_id)
-        key = keys.create_key(session, project.name, created_by=call.caller.key_id, limit=keys.LIVE_KEYS)
+        own = _check_manages(session, call)
+        scopes = body.scopes or own.row.scopes or ()
+        check_grant(call.caller, scopes, own.owned)
+        key = keys.add_key(
+            session,
+            call.project_id,
+            name=body.name,
+            scopes=scopes,
+            expires_at=end_after(body.expires_in_seconds),
+            owner_id=own.row.owner_id,
+            created_by=call.caller.key_id,
+            limit=keys.LIVE_KEYS,
+        )
         row = session.get_one(ApiKey, keys.id_of(key))
         return NewProjectApiKey(value=key, **_show_key(row).model_dump())
 
@@ -96,7 +120,7 @@ def revoke_api_key(
         bool, Query(description="Revoke the keys too that it created, itself or through others.")
     ] = False,
 ) -> ProjectApiKeyDeleted:
-    """Revoke a key of the project. After five seconds no request with the key is accepted.
+    """Revoke a key of the project. After two seconds no request with the key is accepted, and its jobs are cancelled.
 
     A key that manages no keys may revoke itself alone. With `cascade` the key may have been revoked before.
     """
@@ -109,18 +133,20 @@ def revoke_api_key(
     return ProjectApiKeyDeleted(id=api_key_id, created_keys=created)
 
 
-def _check_manages(session: Session, call: CallContext) -> None:
-    """Check that the caller's key manages keys, and keep the project's keys as they are in this transaction.
+def _check_manages(session: Session, call: CallContext) -> keys.FoundKey:
+    """Return the caller's key, which manages keys, and keep the project's keys as they are in this transaction.
 
     Raises: PermissionDenied.
     """
     keys.lock_keys(session, call.project_id)
-    if not keys.manages_keys(session, call.caller.key_id):
+    found = keys.find_key(session, call.caller.key_id)
+    if found is None or not found.is_live or not found.row.manages_keys:
         message = (
             "You have insufficient permissions for this operation: this key does not manage keys. "
             "`nightmill keys create --project NAME --manage` makes one that does."
         )
         raise PermissionDenied(message, code="missing_scope")
+    return found
 
 
 def _not_found(key_id: str, *, live: bool = False) -> NotFound:
@@ -130,10 +156,13 @@ def _not_found(key_id: str, *, live: bool = False) -> NotFound:
 def _show_key(key: ApiKey) -> ProjectApiKey:
     return ProjectApiKey(
         id=key.id,
-        name=f"key {key.id}",
-        redacted_value=keys.redact(key.id),
+        name=key.name or f"key {key.id}",
+        redacted_value=keys.redact(key),
         manages_keys=key.manages_keys,
         created_by=key.created_by,
+        scopes=key.scopes or [],
         created_at=int(key.created_at),
+        expires_at=unix_seconds(key.expires_at),
+        last_used_at=unix_seconds(key.last_used_at),
         revoked_at=unix_seconds(key.revoked_at),
     )

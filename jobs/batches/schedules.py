@@ -1,7 +1,7 @@
 """Schedules of recurring batches: rows with a cron expression and a request, which the dispatcher fires.
 
     due (next_at ≤ now) ──▶ fire: submit the job and advance next_at, in one transaction: exactly once
-                               └─ the input file was deleted: no job, and the schedule has the error
+                               └─ the input file was deleted, or the key has ended: no job, but an error
 
 Times that passed while no dispatcher ran are made up for by one job, not one each.
 """
@@ -21,6 +21,7 @@ from jobs.errors import InvalidRequest
 from jobs.files.tables import File
 from jobs.ledger import audit, ledger
 from jobs.ledger.tables import Job, Schedule
+from jobs.security.keys import ENDS, find_key
 
 
 def next_after(cron: str, timezone: str, at: float) -> float:
@@ -59,6 +60,10 @@ def fire(session: Session, schedule_id: str) -> Job | None:
         _miss(session, schedule, error.message)
         return None
     schedule.last_at = at
+    key = find_key(session, schedule.key_id) if schedule.key_id else None
+    if key and key.end:
+        _miss(session, schedule, ENDS[key.end])
+        return None
     try:
         request = BatchRequest.model_validate(schedule.request)
         job = job_of(request, schedule.project_id, schedule_id=schedule.id)

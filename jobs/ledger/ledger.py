@@ -327,10 +327,10 @@ def revoke_lease(session: Session, job_id: str, epoch: int, heartbeat: int) -> b
     )
 
 
-def cancel(session: Session, job_id: str, *, actor: str) -> Job:
+def cancel(session: Session, job_id: str, *, actor: str, error: dict[str, Any] | None = None) -> Job:
     """Cancel a queued or running job; do nothing when it is cancelled already.
 
-    Raises Conflict when it has ended, or ends, in another state.
+    `error` is why, where its client did not ask for that. Raises Conflict when it has ended, or ends, in another state.
     """
     job = lock(session, job_id)
     assert job is not None
@@ -339,7 +339,7 @@ def cancel(session: Session, job_id: str, *, actor: str) -> Job:
         return job
     if JobState.CANCELLING not in MOVES[state]:
         raise Conflict(f"Cannot cancel a job in state '{state}'.")
-    return _stop(session, job_id, JobState.CANCELLING, actor)
+    return _stop(session, job_id, JobState.CANCELLING, actor, error)
 
 
 def expire(session: Session, job_id: str, *, actor: str) -> Job | None:
@@ -454,8 +454,9 @@ def sums(session: Session, job_id: str) -> dict[str, int]:
     return dict(zip(("completed", "failed", *TOKENS), map(int, row), strict=True))
 
 
-def _stop(session: Session, job_id: str, target: JobState, actor: str) -> Job:
-    job = move(session, job_id, {JobState.QUEUED, JobState.RUNNING}, target, actor=actor)
+def _stop(session: Session, job_id: str, target: JobState, actor: str, error: dict[str, Any] | None = None) -> Job:
+    why: dict[str, Any] = {"reason": error["code"], "values": {"errors": [error]}} if error else {}
+    job = move(session, job_id, {JobState.QUEUED, JobState.RUNNING}, target, actor=actor, **why)
     outbox.forget(session, job_id)
     advance_job(session, job_id, actor=actor)
     return job

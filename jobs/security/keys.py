@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypedDict, Unpack
 
-from sqlalchemy import Select, bindparam, case, func, or_, select
+from sqlalchemy import ColumnElement, Select, and_, bindparam, case, func, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
@@ -39,11 +39,11 @@ _PREFIX = "nm"
 _ID_ALPHABET = string.ascii_lowercase + string.digits
 #: Compared if the id is unknown, so that an unknown id takes as long as a wrong secret.
 _NOBODY = hashlib.sha256(b"nobody").hexdigest()
-#: Why a key opens nothing any more, by the code of the errors of its jobs.
+#: Why a key opens nothing any more, by code: the error of its jobs.
 ENDS: Final = {
-    "project_archived": "The project of this API key is archived.",
-    "key_revoked": "This API key was revoked.",
-    "key_expired": "This API key has expired.",
+    "project_archived": "The project of the API key is archived.",
+    "key_revoked": "The API key was revoked.",
+    "key_expired": "The API key has expired.",
 }
 
 
@@ -65,11 +65,18 @@ class KeyOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class FoundKey:
-    """A key, why it opens nothing (a code of `ENDS`; None: it is live), and what it permits."""
+    """A key, why it opens nothing (a code of `ENDS`; None: it is live), and what its owner may do.
+
+    The key permits what its owner may do, narrowed to its scopes.
+    """
 
     row: ApiKey
     end: str | None
-    permissions: frozenset[str]
+    owned: frozenset[str]
+
+    @property
+    def permissions(self) -> frozenset[str]:
+        return self.owned & permissions.expand(self.row.scopes) if self.row.scopes else self.owned
 
     @property
     def is_live(self) -> bool:
@@ -137,8 +144,12 @@ def add_key(session: Session, project_id: str, **options: Unpack[KeyOptions]) ->
 
 def live_keys(session: Session, project_id: str) -> int:
     """Return the number of the keys of a project that are neither revoked nor expired."""
-    live = ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now())
-    return session.scalar(select(func.count()).where(ApiKey.project_id == project_id, *live)) or 0
+    return session.scalar(select(func.count()).where(ApiKey.project_id == project_id, is_unended())) or 0
+
+
+def is_unended() -> ColumnElement[bool]:
+    """Return the condition that a key is neither revoked nor expired."""
+    return and_(ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now()))
 
 
 def _rights(key: ApiKey) -> dict[str, Any] | None:
@@ -221,9 +232,9 @@ def id_of(key: str) -> str:
     return key.split("_")[1]
 
 
-def redact(key_id: str) -> str:
-    """Return the beginning of a key, which is all that is known of it."""
-    return f"{_PREFIX}_{key_id}_…"
+def redact(key: ApiKey) -> str:
+    """Return what a key begins and ends with; of a key that an earlier version has made only the beginning."""
+    return f"{_PREFIX}_{key.id}...{key.hint or ''}"
 
 
 def revoke_key(
@@ -264,12 +275,6 @@ def lock_keys(session: Session, project_id: str) -> None:
     session.execute(select(Project.id).where(Project.id == project_id).with_for_update())
 
 
-def manages_keys(session: Session, key_id: str) -> bool:
-    """Return whether a key is live and manages the keys of its project."""
-    found = find_key(session, key_id)
-    return found is not None and found.is_live and found.row.manages_keys
-
-
 def well_formed(key: str) -> bool:
     """Return whether the prefix and the checksum are right."""
     body, _, checksum = key.rpartition("_")
@@ -291,20 +296,21 @@ def authenticate(session: Session, key: str) -> FoundKey | None:
 
 
 #: Null while a key is live. Of rows of keys that are joined with their projects and owners.
-_END: Final = case(
+END: Final = case(
     (Project.archived_at.is_not(None), "project_archived"),
     (func.coalesce(ApiKey.revoked_at, ServiceAccount.deleted_at, Account.deleted_at).is_not(None), "key_revoked"),
     (ApiKey.expires_at <= bindparam("at"), "key_expired"),
 )
 
 
-def _join_owner(statement: Select[Any]) -> Select[Any]:
+def join_owner(statement: Select[Any]) -> Select[Any]:
+    """Return a statement that selects keys, joined with their owners."""
     accounts = statement.outerjoin(ServiceAccount, ServiceAccount.id == ApiKey.owner_id)
     return accounts.outerjoin(Account, Account.id == ApiKey.owner_id)
 
 
-_FIND: Final = _join_owner(
-    select(ApiKey, _END, ServiceAccount.role).outerjoin(Project, Project.id == ApiKey.project_id)
+_FIND: Final = join_owner(
+    select(ApiKey, END, ServiceAccount.role).outerjoin(Project, Project.id == ApiKey.project_id)
 ).where(ApiKey.id == bindparam("its_key"))
 
 
@@ -314,8 +320,7 @@ def find_key(session: Session, key_id: str) -> FoundKey | None:
     if row is None:
         return None
     key, end, role = row
-    owned = _permissions_of_owner(key, role)
-    return FoundKey(key, end, owned & permissions.expand(key.scopes) if key.scopes else owned)
+    return FoundKey(key, end, _permissions_of_owner(key, role))
 
 
 def _permissions_of_owner(key: ApiKey, role: str | None) -> frozenset[str]:
@@ -324,8 +329,8 @@ def _permissions_of_owner(key: ApiKey, role: str | None) -> frozenset[str]:
     Admin keys of the command, and keys that an earlier version has made, have no owner.
     """
     if key.owner_id is None:
-        return permissions.ALL if key.is_admin else permissions.PREDEFINED["role-project-member"].permissions
-    return permissions.PREDEFINED[f"role-project-{role}"].permissions if role else frozenset()
+        return permissions.ALL if key.is_admin else permissions.of_project_role("member")
+    return permissions.of_project_role(role or "none")
 
 
 def _digest(key: str) -> str:

@@ -117,6 +117,12 @@ PREDEFINED: Final[dict[str, PredefinedRole]] = {
 }
 
 
+def of_project_role(name: str) -> frozenset[str]:
+    """Return the permissions of a predefined role of projects; none for the word `none`."""
+    role = PREDEFINED.get(f"role-project-{name}")
+    return role.permissions if role else frozenset()
+
+
 def required(area: str, method: str) -> str:
     """Return the permission that a method of the routes of an area requires."""
     if method in ("GET", "HEAD"):

@@ -34,6 +34,7 @@ from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Segment, Shard
 from jobs.queues import Task
 from jobs.requests.endpoints import EMBEDDINGS, SERVED_WITH
+from jobs.security.ended_keys import find_ends
 from jobs.security.tables import Project
 from workers.batches.shard_writer import MAX_ERRORS, ShardWriter
 from workers.runtime.attempts import Abandoned
@@ -283,7 +284,8 @@ def _claim_and_plan(session: Session, drafts: Mapping[str, Planner], worker_id: 
 
     Rows of jobs are locked in the order of their ids, then rows of projects in the order of theirs.
     """
-    claims = [ledger.claim(session, job_id, Task.PLAN, worker_id) for job_id in drafts]
+    ended = find_ends(session, list(drafts))
+    claims = [ledger.claim(session, job_id, Task.PLAN, worker_id) for job_id in drafts if job_id not in ended]
     for claim in sorted(filter(None, claims), key=lambda claim: claim.job.project_id):
         if claim.epoch == 1:
             drafts[claim.job.id].conclude(session, claim)

@@ -3,7 +3,8 @@
 workers     whose heartbeat stands still for a lease, or whose process is gone from this host: their row goes
 schedules   whose time has come; sources too
 claims      of such workers at once; others when their own heartbeat stands still for a lease
-jobs        past their window; stopping for longer than the grace (their claims are revoked); left without a next step;
+jobs        past their window; of a key or project that has ended; stopping for longer than the grace (their claims are
+            revoked); left without a next step;
             waiting for others that have ended; live although their parent was cancelled
 audit       sealed; its head sent away once a day
 counts      the jobs of sealed rows are added to the sums of ended jobs, and what transactions counted to the measures
@@ -33,6 +34,7 @@ from jobs.platform import processes
 from jobs.platform.storage import Storage
 from jobs.queues import Queue, Task
 from jobs.retrieval import attachments, sources
+from jobs.security import ended_keys
 from jobs.security.audit_key import audit_key
 from jobs.settings import Settings
 from jobs.timings import Timings
@@ -96,6 +98,7 @@ class Maintenance:
         self._revoke_stale_claims()
         self._fire_schedules()
         self._expire()
+        self._end_jobs_of_ended_keys()
         self._revoke_stopping()
         self._repeat(audit.unsealed, audit.seal)
         if key := audit_key(self._config):  # read anew: `nightmill audit sign` may have made it
@@ -200,6 +203,13 @@ class Maintenance:
         for job_id in overdue:
             log.info("job_expires", extra={"job_id": job_id})
             self._write(partial(ledger.expire, job_id=job_id, actor=_ACTOR))
+
+    def _end_jobs_of_ended_keys(self) -> None:
+        with self._db.read() as session:
+            ended = ended_keys.jobs_to_end(session, WRITE_ROWS)
+        for job_id in ended:
+            log.info("job_key_ended", extra={"job_id": job_id})
+            self._write(partial(ended_keys.end_job, job_id=job_id, actor=_ACTOR))
 
     def _revoke_stopping(self) -> None:
         """Revoke the claims of stopping jobs after a grace, in which workers abort and commit what they finished."""

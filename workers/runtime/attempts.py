@@ -14,6 +14,7 @@ from jobs.ledger.slot_weights import STALLS_BEFORE_ISOLATION
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Shard
 from jobs.queues import Task
+from jobs.security.ended_keys import find_ends
 from workers.runtime.context import Context
 from workers.runtime.heartbeat import ClaimHandle
 
@@ -22,9 +23,14 @@ _ISOLATED_ATTEMPTS = 2  # of one line, when its worker died each time
 
 
 def claim_job(context: Context, job_id: str, task: Task) -> JobClaim | None:
-    """Claim a job for `task`, as `ledger.claim` does; None when there is nothing to claim."""
+    """Claim a job for `task`, as `ledger.claim` does; None when there is nothing to claim.
+
+    A job whose key has ended is not planned: the dispatcher ends it.
+    """
 
     def take(session: Session) -> JobClaim | None:
+        if task is Task.PLAN and find_ends(session, [job_id]):
+            return None
         return ledger.claim(session, job_id, task, context.worker_id)
 
     def free(session: Session, claim: JobClaim) -> None:
@@ -36,9 +42,11 @@ def claim_job(context: Context, job_id: str, task: Task) -> JobClaim | None:
 
 
 def claim_shard(context: Context, job_id: str, n: int, *, queue: str | None = None) -> ShardClaim | None:
-    """Claim a shard, as `shards.claim` does; None when there is nothing to claim."""
+    """Claim a shard, as `shards.claim` does; None when there is nothing to claim, or the job's key has ended."""
 
     def take(session: Session) -> ShardClaim | None:
+        if find_ends(session, [job_id]):
+            return None
         return shards.claim(session, job_id, n, context.worker_id, queue=queue)
 
     def free(session: Session, claim: ShardClaim) -> None:

@@ -13,7 +13,7 @@ from api.batches.schemas import STATUS
 from api.jobs.schemas import StateOrStatus
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Segment, Shard
-from jobs.security.keys import revoke_key
+from jobs.security.tables import ApiKey
 from jobs.timings import Timings
 from tests.support import worker_steps
 from tests.support.web import make_key
@@ -349,14 +349,29 @@ def test_results_that_retention_has_removed_are_passed_over(app: FastAPI, client
     assert client.get(f"/v1/jobs/{job_id}/results", params={"follow": "false"}).content == b""
 
 
-def test_event_and_result_streams_end_after_key_revocation(make_app: Callable[..., FastAPI]) -> None:
+def narrow(key: ApiKey) -> None:
+    key.scopes = ["api.files.read"]
+
+
+def expire(key: ApiKey) -> None:
+    key.expires_at = 1.0
+
+
+def revoke(key: ApiKey) -> None:
+    key.revoked_at = 1.0
+
+
+@pytest.mark.parametrize("change", [revoke, expire, narrow])
+def test_event_and_result_streams_end_with_their_key(
+    make_app: Callable[..., FastAPI], change: Callable[[ApiKey], None]
+) -> None:
     app = make_app(timings=replace(Timings(), trusted=60.0))
     key = make_key(app)
     client = client_of(app, key)
     job_id = create(client)["id"]
     assert client.get(f"/v1/jobs/{job_id}").status_code == 200
     with app.state.services.db.write() as session:
-        revoke_key(session, key.split("_")[1])
+        change(session.get_one(ApiKey, key.split("_")[1]))
 
     events = client.get(f"/v1/jobs/{job_id}/events", headers=SSE)
     results = client.get(f"/v1/jobs/{job_id}/results")

@@ -14,7 +14,7 @@ from jobs.ledger import audit
 from jobs.ledger.tables import Audit
 from jobs.security import keys
 from jobs.security.keys import id_of
-from jobs.security.tables import ApiKey
+from jobs.security.tables import ApiKey, ServiceAccount
 from tests.support.web import make_key
 from tests.unit.api.batches.test_batches import create
 from tests.unit.api.conftest import client_of
@@ -43,7 +43,7 @@ def test_a_new_key_opens_its_project_and_is_shown_once(app: FastAPI, client: Tes
     listed = client.get("/v1/api_keys").json()
 
     assert client_of(app, made["value"]).get(f"/v1/jobs/{batch}").status_code == 200
-    assert made["redacted_value"] == f"nm_{made['id']}_…"
+    assert made["redacted_value"] == f"nm_{made['id']}...{made['value'][-4:]}"
     assert (len(listed["data"]), listed["data"][0]["id"]) == (2, made["id"])
     assert {row["object"] for row in listed["data"]} == {"organization.project.api_key"}
     assert made["value"] not in json.dumps(listed, ensure_ascii=False)
@@ -109,7 +109,8 @@ def test_ordinary_key_lists_keys_and_revokes_only_itself(app: FastAPI, client: T
     refusals = [ordinary.post("/v1/api_keys"), ordinary.delete(f"{own}?cascade=true"), *map(ordinary.delete, others)]
 
     assert {row["id"] for row in listed if row["revoked_at"] is None} >= {made["id"], other["id"]}
-    assert ordinary.get(own).json() == {name: value for name, value in made.items() if name != "value"}
+    shown = {name: value for name, value in made.items() if name not in ("value", "last_used_at")}
+    assert ordinary.get(own).json().items() >= shown.items()
     assert {refusal(answer) for answer in refusals} == {(403, "missing_scope")}
     assert refusals[0].json()["error"]["type"] == "invalid_request_error"
     assert ordinary.delete(own).json()["deleted"]
@@ -274,3 +275,39 @@ def test_bad_queries_of_the_audit_log_are_refused(
 
     assert refused.status_code == 400
     assert (refused.json()["error"]["param"], refused.json()["error"]["code"]) == (param, code)
+
+
+def test_new_key_has_the_scopes_name_and_end_that_are_given(app: FastAPI, client: TestClient) -> None:
+    fields = {"name": "ci", "scopes": ["api.files.read"], "expires_in_seconds": 60}
+
+    made = client.post("/v1/api_keys", json=fields).json()
+    narrow = client_of(app, made["value"])
+
+    assert (made["name"], made["scopes"], made["expires_at"] - made["created_at"]) == ("ci", ["api.files.read"], 60)
+    assert (narrow.get("/v1/files").status_code, refusal(narrow.get("/v1/jobs"))) == (200, (403, "missing_scope"))
+
+
+def test_narrow_key_that_manages_keys_grants_no_more_than_it_has(app: FastAPI) -> None:
+    own = ["api.organization.projects.api_keys.write", "api.files.read"]
+    with app.state.services.db.write() as session:
+        manager = client_of(app, keys.create_key(session, "default", manages=True, scopes=own))
+
+    inherited = manager.post("/v1/api_keys")
+    narrower = manager.post("/v1/api_keys", json={"scopes": ["api.files.read"]})
+    wider = [manager.post("/v1/api_keys", json={"scopes": [scope]}) for scope in ("api.files.write", "api.all.read")]
+
+    assert inherited.json()["scopes"] == own
+    assert narrower.json()["scopes"] == ["api.files.read"]
+    assert {refusal(answer) for answer in wider} == {(403, "missing_scope")}
+    assert "api.files.write" in wider[0].json()["error"]["message"]
+
+
+def test_new_key_has_the_owner_of_its_creator(app: FastAPI, client: TestClient) -> None:
+    made = client.post("/v1/api_keys").json()
+
+    with app.state.services.db.write() as session:
+        owners = {session.get_one(ApiKey, name).owner_id for name in (made["id"], made["created_by"])}
+        session.get_one(ServiceAccount, owners.pop()).deleted_at = 1.0
+
+    assert owners == set()
+    assert client_of(app, made["value"]).get("/v1/files").status_code == 401

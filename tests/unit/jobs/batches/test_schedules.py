@@ -140,6 +140,17 @@ def test_early_or_paused_schedule_submits_nothing(db: Database) -> None:
     assert fire(db) is None
 
 
+def test_schedule_of_an_ended_key_submits_nothing_and_says_why(db: Database) -> None:
+    with db.write() as session:
+        key_id = keys.id_of(keys.create_key(session, "default"))
+        keys.revoke_key(session, key_id)
+    scheduled(db, key_id=key_id)
+
+    assert fire(db) is None
+    assert schedule(db).last_error == "The API key was revoked."
+    assert schedule(db).next_at > now()
+
+
 def test_schedule_with_deleted_input_reports_error_and_continues(db: Database) -> None:
     scheduled(db, path=None)
 

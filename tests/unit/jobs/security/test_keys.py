@@ -6,10 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import select
 
+from jobs.clock import now
 from jobs.db.engine import Database
+from jobs.errors import InvalidRequest
 from jobs.ledger.tables import Audit
 from jobs.security import keys
-from jobs.security.tables import ApiKey, Project
+from jobs.security.permissions import of_project_role
+from jobs.security.tables import ApiKey, Project, ServiceAccount
 
 
 def create(db: Database, project: str = "research") -> str:
@@ -99,7 +102,7 @@ def test_a_key_that_is_created_while_its_creator_is_revoked_does_not_outlive_it(
     thread.start()
     with postgres.write() as session:
         keys.lock_keys(session, project)
-        may = keys.manages_keys(session, creator)
+        manager = keys.find_key(session, creator)
         key = keys.create_key(session, "research", created_by=creator)
         session.flush()
         created.set()
@@ -107,10 +110,13 @@ def test_a_key_that_is_created_while_its_creator_is_revoked_does_not_outlive_it(
         waits = thread.is_alive()
     thread.join(60)
 
-    assert (may, waits, outcome) == (True, True, [[keys.id_of(key)]])
+    assert manager is not None
+    assert (manager.is_live, waits, outcome) == (True, True, [[keys.id_of(key)]])
     with postgres.read() as session:
         assert keys.check_key(session, key) is None
-        assert not keys.manages_keys(session, creator)
+        revoked = keys.find_key(session, creator)
+        assert revoked is not None
+        assert revoked.end == "key_revoked"
 
 
 @pytest.mark.parametrize("broken", ["", "nm", "nm_", "sk-abc", "nm_a_b_c", "nm__", "é_ü_ö_ä", "x" * 5000])
@@ -149,3 +155,78 @@ def test_concurrent_creation_yields_single_project(db: Database) -> None:
         ids = set(pool.map(make, range(6)))
 
     assert len(ids) == 1
+
+
+@pytest.mark.parametrize("end", keys.ENDS)
+def test_key_ends_by_revocation_expiry_its_owner_or_its_project(db: Database, end: str) -> None:
+    key, other = create(db), create(db, "other")
+    with db.write() as session:
+        row = session.get_one(ApiKey, keys.id_of(key))
+        if end == "key_expired":
+            row.expires_at = now() - 1
+        elif end == "project_archived":
+            session.get_one(Project, row.project_id).archived_at = now()
+        else:
+            session.get_one(ServiceAccount, row.owner_id).deleted_at = now()
+
+    with db.read() as session:
+        found, live = keys.authenticate(session, key), keys.authenticate(session, other)
+        assert found is not None
+        assert live is not None
+        assert (found.end, live.end, keys.check_key(session, key)) == (end, None, None)
+
+
+@pytest.mark.parametrize(
+    ("role", "scopes", "permitted", "refused"),
+    [
+        ("member", [], "api.files.write", "api.organization.projects.write"),
+        ("owner", [], "api.organization.projects.write", "api.management.read"),
+        ("owner", ["api.all.read"], "api.organization.projects.read", "api.files.write"),
+        ("member", ["api.all.read"], "api.files.read", "api.organization.projects.read"),
+        ("none", ["api.files.read"], None, "api.files.read"),
+    ],
+)
+def test_key_permits_what_its_scopes_and_its_owner_both_allow(
+    db: Database, role: str, scopes: list[str], permitted: str | None, refused: str
+) -> None:
+    with db.write() as session:
+        key_id = keys.id_of(keys.create_key(session, "research", scopes=scopes))
+        session.get_one(ServiceAccount, session.get_one(ApiKey, key_id).owner_id).role = role
+
+    with db.read() as session:
+        found = keys.find_key(session, key_id)
+    assert found is not None
+    assert permitted is None or permitted in found.permissions
+    assert refused not in found.permissions
+
+
+def test_key_of_an_earlier_version_has_the_permissions_of_a_member(db: Database) -> None:
+    key = create(db)
+    with db.write() as session:
+        row = session.get_one(ApiKey, keys.id_of(key))
+        row.owner_id = row.name = row.hint = None
+
+    with db.read() as session:
+        found = keys.authenticate(session, key)
+    assert found is not None
+    assert (found.end, found.permissions) == (None, of_project_role("member"))
+    assert keys.redact(found.row) == f"nm_{found.row.id}..."
+
+
+def test_new_key_keeps_its_name_hint_and_scopes_and_is_audited_with_them(db: Database) -> None:
+    with db.write() as session:
+        key = keys.create_key(session, "research", name="ci", scopes=["api.files.read"], expires_at=now() + 60)
+
+    with db.read() as session:
+        row = session.get_one(ApiKey, keys.id_of(key))
+        logged = session.scalars(select(Audit)).one()
+    assert (row.name, row.hint, row.scopes) == ("ci", key[-4:], ["api.files.read"])
+    assert logged.details == {"scopes": ["api.files.read"], "expires_at": row.expires_at}
+
+
+def test_unknown_scope_creates_no_key(db: Database) -> None:
+    with pytest.raises(InvalidRequest), db.write() as session:
+        keys.create_key(session, "research", scopes=["api.files.fly"])
+
+    with db.read() as session:
+        assert keys.list_keys(session) == []

@@ -18,6 +18,7 @@ from jobs.ledger.kinds import Kind, Payload
 from jobs.ledger.states import LIVE, JobState
 from jobs.ledger.tables import AuditHead, Job, Outbox, Segment, Shard, Total
 from jobs.platform import processes
+from jobs.security import keys
 from jobs.security.audit_key import audit_key, create_audit_key
 from jobs.security.tables import Idempotency
 from jobs.timings import Timings
@@ -406,3 +407,19 @@ def test_leader_anchors_head_of_audit_log(harness: DispatcherHarness, tmp_path: 
     ((seal, digest),) = anchors.read(file)
     with harness.db.read() as session:
         assert audit.verify(session, anchors=[(seal, digest)]).faults == ()
+
+
+def test_jobs_of_a_revoked_key_are_cancelled_within_a_second(harness: DispatcherHarness) -> None:
+    with harness.db.write() as session:
+        key_id = keys.id_of(keys.create_key(session, "one"))
+    owner = {"key_id": key_id, "project_id": project_of(harness.db, "one")}
+    jobs = [sample_jobs.submitted(harness.db, **owner), sample_jobs.running(harness.db, **owner)]
+    harness.tick(after=2)
+    before = [sample_jobs.job(harness.db, job.id).state for job in jobs]
+    with harness.db.write() as session:
+        keys.revoke_key(session, key_id)
+
+    harness.tick(after=1)
+
+    assert before == [JobState.QUEUED, JobState.RUNNING]
+    assert {sample_jobs.job(harness.db, job.id).state for job in jobs} == {JobState.CANCELLING}

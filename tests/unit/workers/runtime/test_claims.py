@@ -9,6 +9,8 @@ import pytest
 
 from jobs.ledger import ledger
 from jobs.queues import Task
+from jobs.security import ended_keys, keys
+from jobs.security.tables import ApiKey
 from tests.support import sample_jobs
 from tests.support.sample_jobs import LosesAnswers
 from workers.runtime.attempts import claim_job, claim_shard
@@ -70,3 +72,22 @@ def test_claim_of_a_faster_worker_stays(losing: LosesAnswers, monkeypatch: pytes
     else:
         assert claim_job(_context(losing), job.id, Task.PLAN) is None
         assert sample_jobs.job(losing, job.id).worker_id == "faster"
+
+
+def test_job_of_an_ended_key_is_neither_planned_nor_run_but_finished(losing: LosesAnswers) -> None:
+    with losing.write() as session:
+        key = keys.id_of(keys.create_key(session, "reports"))
+        owner = {"key_id": key, "project_id": session.get_one(ApiKey, key).project_id}
+    queued, running = sample_jobs.submitted(losing, **owner), sample_jobs.running(losing, **owner)
+    with losing.write() as session:
+        keys.revoke_key(session, key)
+    context = _context(losing)
+
+    claims = claim_job(context, queued.id, Task.PLAN), claim_shard(context, running.id, 0)
+    with losing.write() as session:
+        ended_keys.end_job(session, running.id, actor="dispatcher")
+    finish = claim_job(context, running.id, Task.FINISH)
+
+    assert claims == (None, None)
+    assert finish is not None
+    assert sample_jobs.shard(losing, running.id).epoch == 0

@@ -1,0 +1,36 @@
+"""The fields of new and changed keys, and what the key of a request may grant."""
+
+from collections.abc import Sequence
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from api.deps import Caller
+from api.http.bodies import Many
+from jobs.clock import now
+from jobs.errors import MissingPermission
+from jobs.security import permissions
+
+_YEAR: Final = 365 * 86_400
+ExpiresIn = Annotated[int | None, Field(ge=1, le=_YEAR, description="Seconds from now; null: it does not expire.")]
+Name = Annotated[str, Field(min_length=1, max_length=255)]
+Scopes = Annotated[
+    Many[Annotated[str, Field(max_length=96)]],
+    Field(max_length=100, description="Permissions that the key is narrowed to; empty: all of its owner."),
+]
+
+
+def end_after(seconds: int | None) -> float | None:
+    """Return when a key expires whose lifetime begins now."""
+    return None if seconds is None else now() + seconds
+
+
+def check_grant(caller: Caller, scopes: Sequence[str], owned: frozenset[str]) -> None:
+    """Check that the caller has each permission that it gives: those of an owner, narrowed to scopes if there are any.
+
+    Raises: InvalidRequest, for an unknown scope, and MissingPermission.
+    """
+    permissions.check_scopes(scopes, "scopes")
+    granted = permissions.expand(scopes) & owned if scopes else owned
+    if missing := granted - caller.permissions:
+        raise MissingPermission(min(missing))

@@ -1,0 +1,66 @@
+"""Jobs whose key or project has ended: they are cancelled with what they have, by the leading dispatcher.
+
+    key revoked, expired; owner deleted; project archived ──▶ claims do nothing ──▶ cancelling, with the code of why
+
+A job that is finishing has run already, and keeps its results.
+"""
+
+from collections.abc import Collection
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, and_, bindparam, exists, select
+from sqlalchemy.orm import Session
+
+from jobs.clock import now
+from jobs.ledger import ledger
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Job
+from jobs.security.keys import END, ENDS, join_owner
+from jobs.security.tables import ApiKey, Project
+
+_IS_OPEN: Final = Job.state.in_((JobState.QUEUED, JobState.RUNNING))
+#: Keys and projects whose jobs one round ends.
+_OWNERS_AT_ONCE: Final = 50
+
+
+def _with_jobs(owner: Any, of_job: ColumnElement[bool], ended: ColumnElement[bool]) -> Any:
+    """Return the statement of the ended keys or projects that have jobs to end: each is one look into an index."""
+    return select(owner.id).where(ended, exists().where(of_job, _IS_OPEN)).limit(_OWNERS_AT_ONCE)
+
+
+_ENDED_KEYS: Final = join_owner(
+    _with_jobs(ApiKey, and_(Job.key_id == ApiKey.id), END.is_not(None)).outerjoin(
+        Project, Project.id == ApiKey.project_id
+    )
+)
+_ARCHIVED: Final = _with_jobs(Project, and_(Job.project_id == Project.id), Project.archived_at.is_not(None))
+_ENDS_OF_JOBS: Final = join_owner(
+    select(Job.id, END).join(Project, Project.id == Job.project_id).outerjoin(ApiKey, ApiKey.id == Job.key_id)
+).where(Job.id.in_(bindparam("its_jobs", expanding=True)), END.is_not(None))
+
+
+def find_ends(session: Session, job_ids: Collection[str]) -> dict[str, str]:
+    """Return those of some jobs whose key or project has ended, each with the code of why."""
+    return dict(session.execute(_ENDS_OF_JOBS, {"its_jobs": list(job_ids), "at": now()}).all())
+
+
+def jobs_to_end(session: Session, limit: int) -> list[str]:
+    """Return some queued and running jobs whose key or project has ended."""
+    found: list[str] = []
+    for owners, column in ((_ENDED_KEYS, Job.key_id), (_ARCHIVED, Job.project_id)):
+        ids = session.scalars(owners, {"at": now()}).all()
+        if ids:
+            found += session.scalars(select(Job.id).where(column.in_(ids), _IS_OPEN).limit(limit))
+    return found[:limit]
+
+
+def end_job(session: Session, job_id: str, *, actor: str) -> bool:
+    """Cancel a job whose key or project has ended; return whether that was so and the job was not ending by itself."""
+    job = ledger.lock(session, job_id)
+    code = find_ends(session, [job_id]).get(job_id)
+    if job is None or code is None or job.state not in (JobState.QUEUED, JobState.RUNNING):
+        return False
+    ledger.cancel(
+        session, job_id, actor=actor, error={"code": code, "message": ENDS[code], "line": None, "param": None}
+    )
+    return True
