@@ -17,6 +17,7 @@ from cli.commands import (
     keys,
     models,
     pauses,
+    projects,
     schedules,
     sources,
     stores,
@@ -135,6 +136,7 @@ app.add_typer(finetune.app, name="finetune", rich_help_panel=_JOBS)
 app.add_typer(evals.app, name="evals", rich_help_panel=_JOBS)
 app.add_typer(sources.app, name="sources", rich_help_panel=_DATA)
 app.add_typer(indexes.app, name="indexes", rich_help_panel=_DATA)
+app.add_typer(projects.app, name="projects", rich_help_panel=_OPERATE)
 app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATE)
 app.add_typer(vectors.app, name="vectors", rich_help_panel=_OPERATE)
 app.add_typer(audit.app, name="audit", rich_help_panel=_OPERATE)

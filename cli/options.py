@@ -44,19 +44,30 @@ ApiKey = Annotated[
         help="Your key. Else OPENAI_API_KEY, or the key of the running deployment.",
     ),
 ]
-OperatorKey = Annotated[
+AdminKey = Annotated[
     str | None,
     typer.Option(
-        "--operator-key",
-        envvar="NIGHTMILL_OPERATOR_KEY",
+        "--admin-key",
+        envvar="NIGHTMILL_ADMIN_KEY",
         show_default=False,
-        help="An operator's key: the server is used. Without it the database of this host is used.",
+        help="An admin key: the server is used. Without it the database of this host is used.",
     ),
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON Lines: one object, or of a list one object for each entry.")
 ]
 Limit = Annotated[int, typer.Option(min=1, help="How many entries to show.")]
+External = Annotated[
+    bool | None,
+    typer.Option("--allow-external/--no-external", help="Whether prompts of the project may go to servers outside."),
+]
+MediaUrls = Annotated[
+    bool | None,
+    typer.Option(
+        "--allow-media-urls/--no-media-urls",
+        help="Whether workers fetch the pictures and files that the project's requests name by URL.",
+    ),
+]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `nightmill jobs` shows it.")]
 Store = Annotated[str, typer.Argument(metavar="STORE", help="The store's id, as `nightmill stores list` shows it.")]
 After = Annotated[
@@ -116,7 +127,7 @@ class OperatorOptions(OutputOptions):
     """The options of a command that steers a deployment."""
 
     url: Url = None
-    operator_key: OperatorKey = None
+    admin_key: AdminKey = None
     data_dir: DataDir = None
 
     @cached_property
@@ -124,4 +135,4 @@ class OperatorOptions(OutputOptions):
         """Return the deployment to steer, which is closed when the command ends. Raises CliError."""
         from cli.client.steering import open_deployment
 
-        return self.context.with_resource(open_deployment(self.url, self.operator_key, self.data_dir))
+        return self.context.with_resource(open_deployment(self.url, self.admin_key, self.data_dir))

@@ -20,11 +20,11 @@ from jobs.errors import NightmillError
 from jobs.platform.secret_files import write_secret
 from jobs.security.audit_key import create_audit_key
 from jobs.security.keys import allow_managing, check_key, create_key, ensure_project
+from jobs.security.projects import DEFAULT_PROJECT
 from jobs.security.sign_in import OPERATOR_KEY
 from jobs.security.tables import Project
 from jobs.settings import Settings, settings
 
-DEFAULT_PROJECT = "default"
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 

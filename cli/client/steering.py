@@ -1,6 +1,6 @@
-"""Steer a deployment: by the routes of its server with an operator's key, else in its database, which works without.
+"""Steer a deployment: by the routes of its server with an admin key, else in its database, which works without.
 
-The database of this host is used where no operator's key is given, so that an operator there needs neither key nor API.
+The database of this host is used where no admin key is given, so that an operator there needs neither key nor API.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -94,7 +94,7 @@ def _path(kind: str, name: str) -> str:
 
 
 @contextmanager
-def open_deployment(url: str | None, operator_key: str | None, data_dir: Path | None) -> Iterator[SteeredDeployment]:
+def open_deployment(url: str | None, admin_key: str | None, data_dir: Path | None) -> Iterator[SteeredDeployment]:
     """Yield the deployment to steer. Raises CliError as `connect` and `opened` do."""
-    with connect(url, operator_key, data_dir) if operator_key else opened(data_dir) as target:
+    with connect(url, admin_key, data_dir) if admin_key else opened(data_dir) as target:
         yield SteeredDeployment(target, data_dir)

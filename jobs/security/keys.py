@@ -201,25 +201,6 @@ def project_names(session: Session) -> dict[str, str]:
     return {project.id: project.name for project in session.scalars(select(Project))}
 
 
-def allow_external(session: Session, project_name: str, *, allowed: bool, actor: str = "operator") -> None:
-    """Set whether a project's prompts may go to endpoints outside this deployment."""
-    project = ensure_project(session, project_name)
-    project.allow_external = allowed
-    _record_permission(session, project, "external", allowed, actor)
-
-
-def allow_media_urls(session: Session, project_name: str, *, allowed: bool, actor: str = "operator") -> None:
-    """Set whether workers fetch the pictures and files that a project's requests name by URL."""
-    project = ensure_project(session, project_name)
-    project.allow_media_urls = allowed
-    _record_permission(session, project, "media_urls", allowed, actor)
-
-
-def _record_permission(session: Session, project: Project, name: str, allowed: bool, actor: str) -> None:
-    action = f"project.{'allow' if allowed else 'forbid'}_{name}"
-    audit.record(session, actor=actor, action=action, target=project.id, project_id=project.id)
-
-
 def list_keys(session: Session) -> Sequence[tuple[ApiKey, str | None]]:
     """Return every key with the name of its project; None for an admin key."""
     of_project = Project.id == ApiKey.project_id

@@ -1,4 +1,4 @@
-"""The commands that steer a deployment, from another machine: by its routes with an operator's key."""
+"""The commands that steer a deployment, from another machine: by its routes with an admin key."""
 
 import json
 from collections.abc import Iterator
@@ -35,13 +35,13 @@ def db(app: FastAPI) -> Database:
 
 @pytest.fixture
 def elsewhere(app: FastAPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Serve the app, and leave this machine without a data folder; return the operator's key."""
+    """Serve the app, and leave this machine without a data folder; return an admin key."""
     monkeypatch.setenv("NIGHTMILL_DATA_DIR", str(tmp_path / "here"))
     with app.state.services.db.write() as session:
         key = create_admin_key(session)
     with serve(app) as url:
         monkeypatch.setenv("NIGHTMILL_URL", url)
-        monkeypatch.setenv("NIGHTMILL_OPERATOR_KEY", key)
+        monkeypatch.setenv("NIGHTMILL_ADMIN_KEY", key)
         yield key
 
 
@@ -96,9 +96,9 @@ def test_an_unknown_name_is_an_error(verb: str) -> None:
 
 @pytest.mark.usefixtures("elsewhere")
 def test_the_key_of_a_project_steers_nothing(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NIGHTMILL_OPERATOR_KEY", make_key(app))
+    monkeypatch.setenv("NIGHTMILL_ADMIN_KEY", make_key(app))
 
-    with pytest.raises(CliError, match="takes an operator's key"):
+    with pytest.raises(CliError, match="takes an admin key"):
         run("pause", "queue", "gpu.generate")
 
 

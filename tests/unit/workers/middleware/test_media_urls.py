@@ -204,7 +204,7 @@ async def test_lines_of_a_batch_have_their_pictures_fetched(sqlite: Database, tm
     config = Settings(data_dir=tmp_path, media_allow_private=True)
     middleware = MediaUrlMiddleware(Router([engine], Registry.read(tmp_path / "models.yaml")), allows, config)
     with sqlite.write() as session:
-        keys.allow_media_urls(session, "default", allowed=True)
+        keys.ensure_project(session, "default").allow_media_urls = True
     async with serving(Server()) as server:
         server.on_list = _answer
         lines = [

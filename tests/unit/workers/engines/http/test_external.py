@@ -336,7 +336,7 @@ async def test_batch_lines_without_external_permission_fail_individually(sqlite:
 async def test_lines_of_a_project_with_the_permission_are_answered(sqlite: Database, tmp_path: Path) -> None:
     (tmp_path / "models.yaml").write_text("models: {}")
     with sqlite.write() as session:
-        keys.allow_external(session, keys.ensure_project(session, "default").name, allowed=True)
+        keys.ensure_project(session, "default").allow_external = True
     async with serving(Server("fake-model")) as outside:
         http = HttpEngine(
             [external(outside)], timeout=5.0, allows_external=ProjectPermission(sqlite, Project.allow_external).allows

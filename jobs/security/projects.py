@@ -1,0 +1,88 @@
+"""Projects: created, changed, and archived for good. None is deleted, because its rows and its audit log stay."""
+
+from typing import Any, Final, TypedDict
+
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from jobs.clock import now
+from jobs.errors import InvalidRequest
+from jobs.ledger import audit
+from jobs.ledger.tables import Schedule
+from jobs.retrieval.tables import Source
+from jobs.security.keys import ensure_project, find_project
+from jobs.security.tables import Project
+
+#: The project that every deployment has: it is neither renamed nor archived.
+DEFAULT_PROJECT: Final = "default"
+
+
+class Changes(TypedDict, total=False):
+    """What can be set of a project.
+
+    `weight` is its share of the workers relative to other projects. `allow_external` lets its prompts go to endpoints
+    outside this deployment, `allow_media_urls` lets workers fetch the pictures and files that its requests name by URL.
+    """
+
+    name: str
+    weight: float
+    allow_external: bool
+    allow_media_urls: bool
+
+
+def create(session: Session, name: str, *, actor: str, changes: Changes) -> Project:
+    """Create a project. Raises: InvalidRequest, where one that is not archived has the name."""
+    _check_free(session, name)
+    project = ensure_project(session, name)
+    audit.record(session, actor=actor, action="project.create", target=project.id, project_id=project.id)
+    change(session, project, actor=actor, changes=changes)
+    return project
+
+
+def change(session: Session, project: Project, *, actor: str, changes: Changes) -> None:
+    """Set what differs.
+
+    Raises: InvalidRequest, for an archived project, for another name of the default project, and for a name that
+    another project has.
+    """
+    _check_active(project)
+    new: dict[str, Any] = {name: value for name, value in changes.items() if getattr(project, name) != value}
+    if "name" in new:
+        _check_not_default(project, "renamed")
+        _check_free(session, new["name"])
+    for name, value in new.items():
+        setattr(project, name, value)
+    if new:
+        audit.record(
+            session, actor=actor, action="project.update", target=project.id, project_id=project.id, details=new
+        )
+
+
+def archive(session: Session, project: Project, *, actor: str) -> None:
+    """Archive a project: its keys open nothing, its schedules and sources are paused, and its jobs will be cancelled.
+
+    Files, stores and trained models stay. Raises: InvalidRequest, for the default project and an archived one.
+    """
+    _check_active(project)
+    _check_not_default(project, "archived")
+    at = project.archived_at = now()
+    for table in (Schedule, Source):
+        running = update(table).where(table.project_id == project.id, table.paused_at.is_(None))
+        session.execute(running.values(paused_at=at))
+    audit.record(session, actor=actor, action="project.archive", target=project.id, project_id=project.id)
+
+
+def _check_active(project: Project) -> None:
+    if project.archived_at is not None:
+        message = f"The project '{project.name}' is archived. Archived projects cannot be changed or used."
+        raise InvalidRequest(message, param="project_id", code="project_archived")
+
+
+def _check_not_default(project: Project, verb: str) -> None:
+    if project.name == DEFAULT_PROJECT:
+        raise InvalidRequest(f"The default project cannot be {verb}.", param="project_id", code="default_project")
+
+
+def _check_free(session: Session, name: str) -> None:
+    if find_project(session, name) is not None:
+        raise InvalidRequest(f"There is a project with the name '{name}'.", param="name", code="project_exists")
