@@ -12,6 +12,8 @@ from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from api import errors
+from api.admin import admin_keys, project_keys, service_accounts
+from api.admin import projects as organization_projects
 from api.batches import dry_run, schedules
 from api.batches import routes as batches
 from api.computations import Computations
@@ -84,6 +86,10 @@ ROUTERS: tuple[APIRouter, ...] = (
     steering.router,
     keys.router,
     projects.router,
+    admin_keys.router,
+    organization_projects.router,
+    project_keys.router,
+    service_accounts.router,
     audit.router,
     fine_tuning_validation.router,
     graders.router,

@@ -147,7 +147,7 @@ class ModelProbe(BaseModel):
 
 @router.post("/models/{model:path}/probe")
 def decide_model_probe(call: Admin, model: NameOf, body: ProbeDecision) -> ModelProbe:
-    """Probe a tuned model again, or serve it whatever its probe says. This takes an operator's key."""
+    """Probe a tuned model again, or serve it whatever its probe says. This takes an admin key."""
     with call.db.write() as session:
         tuned = tuned_models.decide_probe(session, model, accept=body.accept, actor=call.actor)
         return ModelProbe(model=tuned.name, state=tuned.state, accepted=body.accept)
@@ -155,21 +155,21 @@ def decide_model_probe(call: Admin, model: NameOf, body: ProbeDecision) -> Model
 
 @router.get("/workers")
 def list_workers(call: Admin) -> WorkerList:
-    """List the live workers. This takes an operator's key."""
+    """List the live workers. This takes an admin key."""
     with call.db.read() as session:
         return WorkerList(data=[WorkerObject(**worker) for worker in steering.live_workers(session)])
 
 
 @router.get("/quarantines")
 def list_quarantines(call: Admin) -> QuarantineList:
-    """List the engines that died too often, with the ends of their logs. This takes an operator's key."""
+    """List the engines that died too often, with the ends of their logs. This takes an admin key."""
     with call.db.read() as session:
         return QuarantineList(data=[QuarantineObject(**row) for row in steering.describe_quarantines(session)])
 
 
 @router.get("/pauses")
 def list_pauses(call: Admin) -> PauseList:
-    """List what is paused. This takes an operator's key."""
+    """List what is paused. This takes an admin key."""
     aliases = call.services.registry().aliases
     with call.db.read() as session:
         return PauseList(data=[PauseObject(**entry) for entry in steering.describe_pauses(session, aliases)])
@@ -179,7 +179,7 @@ def list_pauses(call: Admin) -> PauseList:
 def create_pause(call: Admin, body: NewPause) -> PauseChange:
     """Start no new work of a queue, model, project or worker. Running work goes on, and jobs are still accepted.
 
-    Pausing twice is no error. This takes an operator's key.
+    Pausing twice is no error. This takes an admin key.
     """
     registry = call.services.registry
     with call.db.write() as session:
@@ -189,7 +189,7 @@ def create_pause(call: Admin, body: NewPause) -> PauseChange:
 
 @router.get("/pauses/{kind}/{target:path}")
 def retrieve_remaining(call: Admin, kind: KindOf, target: NameOf) -> Remaining:
-    """Return what still runs of a queue, model, project or worker, paused or not. This takes an operator's key."""
+    """Return what still runs of a queue, model, project or worker, paused or not. This takes an admin key."""
     with call.db.read() as session:
         counts: dict[str, Any] = steering.remaining(session, call.services.registry, kind, target)
     return Remaining(kind=kind, name=target, **counts)
@@ -197,7 +197,7 @@ def retrieve_remaining(call: Admin, kind: KindOf, target: NameOf) -> Remaining:
 
 @router.delete("/pauses/{kind}/{target:path}")
 def delete_pause(call: Admin, kind: KindOf, target: NameOf) -> PauseChange:
-    """Start work again that was paused; of a model also end its quarantines. This takes an operator's key."""
+    """Start work again that was paused; of a model also end its quarantines. This takes an admin key."""
     registry = call.services.registry
     with call.db.write() as session:
         change = steering.resume(session, registry, kind, target, actor=call.actor)

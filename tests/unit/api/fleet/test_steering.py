@@ -1,4 +1,4 @@
-"""An operator's key steers the deployment and opens no project; a project's key does the reverse."""
+"""An admin key steers the deployment and opens no project; a project's key does the reverse."""
 
 from typing import Any
 

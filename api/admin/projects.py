@@ -1,0 +1,145 @@
+"""The projects of the organization, with their shares of the workers and what their requests may reach."""
+
+from typing import Annotated, Literal, cast
+
+from fastapi import Query
+from pydantic import BaseModel, Field
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api.admin.paging import AdminPage, admin_page
+from api.deps import Admin
+from api.errors import clip
+from api.http.bodies import Body, resource
+from api.http.fields import unix_seconds
+from api.http.key_fields import Name
+from api.http.paging import After, Limit20, find
+from jobs.errors import InvalidRequest, NotFound
+from jobs.security import projects
+from jobs.security.tables import Project
+
+router = resource("Organization", area="organization.projects", admin=True)
+
+
+class OrganizationProject(BaseModel):
+    """A project. `weight` is its share of the workers relative to other projects.
+
+    `allow_external` lets its prompts go to endpoints outside this deployment, `allow_media_urls` lets workers fetch the
+    pictures and files that its requests name by URL.
+    """
+
+    id: str
+    object: Literal["organization.project"] = "organization.project"
+    name: str
+    created_at: int
+    archived_at: int | None
+    status: Literal["active", "archived"]
+    external_key_id: None = None
+    residency: None = None
+    weight: float
+    allow_external: bool
+    allow_media_urls: bool
+
+
+class _Settings(Body):
+    """The fields that can be set at any time. Keys and regions of others are not served: null alone is taken."""
+
+    weight: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | None = None
+    allow_external: bool | None = None
+    allow_media_urls: bool | None = None
+    external_key_id: None = None
+    residency: None = None
+    geography: None = None
+
+    def changes(self) -> projects.Changes:
+        """Return what the body sets."""
+        settable = self.model_dump(include={*projects.Changes.__annotations__}, exclude_none=True)
+        return cast("projects.Changes", settable)
+
+
+class CreateProject(_Settings):
+    name: Name
+
+
+class UpdateProject(_Settings):
+    name: Name | None = None
+
+
+@router.post("/organization/projects")
+def create_project(call: Admin, body: CreateProject) -> OrganizationProject:
+    """Create a project."""
+    with call.db.write() as session:
+        return _show_project(projects.create(session, body.name, actor=call.actor, changes=body.changes()))
+
+
+@router.get("/organization/projects")
+def list_projects(
+    call: Admin,
+    after: After = None,
+    limit: Limit20 = 20,
+    include_archived: Annotated[bool, Query(description="List archived projects too.")] = False,
+) -> AdminPage[OrganizationProject]:
+    """List the projects, the newest first."""
+    every = select(Project)
+    statement = every if include_archived else every.where(Project.archived_at.is_(None))
+    with call.db.read() as session:
+        rows, more = find(session, statement, Project, after=after, limit=limit, among=every)
+    return admin_page(rows, more, _show_project)
+
+
+@router.get("/organization/projects/{project_id}")
+def retrieve_project(call: Admin, project_id: str) -> OrganizationProject:
+    """Return a project, also an archived one."""
+    with call.db.read() as session:
+        return _show_project(find_project(session, project_id))
+
+
+@router.post("/organization/projects/{project_id}")
+def update_project(call: Admin, project_id: str, body: UpdateProject) -> OrganizationProject:
+    """Set fields of a project; those that are missing stay. The default project keeps its name."""
+    with call.db.write() as session:
+        project = find_project(session, project_id, lock=True)
+        projects.change(session, project, actor=call.actor, changes=body.changes())
+        return _show_project(project)
+
+
+@router.post("/organization/projects/{project_id}/archive")
+def archive_project(call: Admin, project_id: str) -> OrganizationProject:
+    """Archive a project for good: its keys open nothing after two seconds, and its jobs are cancelled.
+
+    Schedules and sources are paused. Files, stores and trained models stay. The default project cannot be archived.
+    """
+    with call.db.write() as session:
+        project = find_project(session, project_id, lock=True)
+        projects.archive(session, project, actor=call.actor)
+        return _show_project(project)
+
+
+def find_project(session: Session, project_id: str, *, lock: bool = False) -> Project:
+    """Return a project, archived or not; with `lock`, keep it as it is in this transaction. Raises: NotFound."""
+    project = session.get(Project, project_id, with_for_update=lock or None)
+    if project is None:
+        raise NotFound(f"The project {clip(project_id)} was not found.", param="project_id")
+    return project
+
+
+def find_active_project(session: Session, project_id: str, *, lock: bool = False) -> Project:
+    """Return a project that is not archived. Raises: NotFound, InvalidRequest."""
+    project = find_project(session, project_id, lock=lock)
+    if project.archived_at is not None:
+        message = f"The project {project.id} is archived, and has no members, service accounts and new keys."
+        raise InvalidRequest(message, param="project_id", code="project_archived")
+    return project
+
+
+def _show_project(project: Project) -> OrganizationProject:
+    return OrganizationProject(
+        id=project.id,
+        name=project.name,
+        created_at=int(project.created_at),
+        archived_at=unix_seconds(project.archived_at),
+        status="active" if project.archived_at is None else "archived",
+        weight=project.weight,
+        allow_external=project.allow_external,
+        allow_media_urls=project.allow_media_urls,
+    )

@@ -1,0 +1,78 @@
+"""The admin keys of the organization, by the official SDK."""
+
+import time
+
+import pytest
+from fastapi import FastAPI
+from openai import BadRequestError, NotFoundError, OpenAI, PermissionDeniedError
+from openai.resources.admin.organization import Organization
+
+from jobs.security.keys import create_admin_key
+from tests.support.web import make_key
+
+
+def test_new_admin_key_administers_and_shows_its_value_once(organization: Organization, url: str) -> None:
+    made = organization.admin_api_keys.create(name="ci", expires_in_seconds=3600)
+
+    shown = organization.admin_api_keys.retrieve(made.id)
+
+    assert made.value.endswith(shown.redacted_value[-4:])
+    assert shown.redacted_value.startswith(made.value[:11])
+    assert made.value not in shown.to_json()
+    assert (shown.name, shown.object) == ("ci", "organization.admin_api_key")
+    assert shown.expires_at == pytest.approx(time.time() + 3600, abs=30)
+    with OpenAI(admin_api_key=made.value, base_url=url, max_retries=0) as client:
+        listed = list(client.admin.organization.admin_api_keys.list(limit=1))
+    assert [key.name for key in listed] == ["first", "ci"]
+
+
+def test_deleted_admin_key_is_gone_and_the_last_one_stays(organization: Organization) -> None:
+    first = next(iter(organization.admin_api_keys.list()))
+    second = organization.admin_api_keys.create(name="second")
+
+    deleted = organization.admin_api_keys.delete(second.id)
+
+    assert (deleted.id, deleted.deleted, deleted.object) == (
+        second.id, True, "organization.admin_api_key.deleted",
+    )  # fmt: skip
+    with pytest.raises(NotFoundError):
+        organization.admin_api_keys.retrieve(second.id)
+    with pytest.raises(BadRequestError) as refusal:
+        organization.admin_api_keys.delete(first.id)
+    assert refusal.value.code == "last_admin_key"
+    assert organization.admin_api_keys.retrieve(first.id.removeprefix("key_")).id == first.id
+
+
+@pytest.mark.parametrize("seconds", [0, 31_536_001])
+def test_admin_key_lives_for_a_second_to_a_year(organization: Organization, seconds: int) -> None:
+    with pytest.raises(BadRequestError) as refusal:
+        organization.admin_api_keys.create(name="ci", expires_in_seconds=seconds)
+
+    assert refusal.value.param == "expires_in_seconds"
+    assert len(list(organization.admin_api_keys.list())) == 1
+
+
+def test_narrowed_admin_key_creates_no_wider_one(app: FastAPI, organization: Organization, url: str) -> None:
+    scopes = ["api.management.read", "api.management.write"]
+    with app.state.services.db.write() as session:
+        narrow = create_admin_key(session, scopes=scopes)
+
+    with OpenAI(admin_api_key=narrow, base_url=url, max_retries=0) as client:
+        made = client.admin.organization.admin_api_keys.create(name="child")
+    with OpenAI(admin_api_key=made.value, base_url=url, max_retries=0) as client:
+        with pytest.raises(PermissionDeniedError) as refusal:
+            client.admin.organization.projects.list()
+        assert len(list(client.admin.organization.admin_api_keys.list())) == 3
+
+    assert refusal.value.code == "missing_scope"
+    assert "api.organization.projects.read" in refusal.value.message
+
+
+def test_admin_routes_refuse_the_key_of_a_project(app: FastAPI, url: str) -> None:
+    with (
+        OpenAI(admin_api_key=make_key(app), base_url=url, max_retries=0) as client,
+        pytest.raises(PermissionDeniedError) as refusal,
+    ):
+        client.admin.organization.admin_api_keys.list()
+
+    assert refusal.value.code == "admin_key_required"

@@ -1,0 +1,131 @@
+"""The keys of a project, seen with an admin key by the official SDK."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+from fastapi import FastAPI
+from openai import AuthenticationError, BadRequestError, NotFoundError, OpenAI, PermissionDeniedError
+from openai.resources.admin.organization import Organization
+
+from jobs.security.keys import create_admin_key, id_of
+from jobs.security.tables import ApiKey
+from tests.support.web import make_key
+
+
+@pytest.fixture
+def project(organization: Organization) -> str:
+    return organization.projects.create(name="reports").id
+
+
+@pytest.fixture
+def connect(url: str) -> Iterator[Callable[[str], OpenAI]]:
+    """Return a function that makes a client with the key of a project."""
+    with ExitStack() as stack:
+        yield lambda key: stack.enter_context(OpenAI(api_key=key, base_url=url, max_retries=0))
+
+
+def test_keys_are_listed_with_owner_and_without_secret(app: FastAPI, organization: Organization, project: str) -> None:
+    values = [make_key(app, "reports") for _ in range(3)]
+    make_key(app, "other")
+
+    listed = list(organization.projects.api_keys.list(project, limit=2))
+
+    assert [key.id for key in listed] == [f"key_{id_of(value)}" for value in values[::-1]]
+    assert {key.owner_project_access for key in listed} == {"active"}
+    for key, value in zip(listed, values[::-1], strict=True):
+        account = key.owner.service_account
+        assert account is not None
+        assert (key.owner.type, account.name, account.role) == ("service_account", key.name, "member")
+        assert value not in key.to_json()
+        assert key.redacted_value == f"{value[:11]}...{value[-4:]}"
+
+
+def test_scopes_narrow_a_key_and_an_empty_list_frees_it(
+    app: FastAPI, organization: Organization, project: str, connect: Callable[[str], OpenAI]
+) -> None:
+    value = make_key(app, "reports")
+    key = f"key_{id_of(value)}"
+
+    narrowed = organization.projects.api_keys.update(key, project_id=project, scopes=["api.batch.read"])
+    with pytest.raises(PermissionDeniedError) as refusal:
+        connect(value).files.list()
+    assert connect(value).batches.list().data == []
+    freed = organization.projects.api_keys.update(id_of(value), project_id=project, scopes=[])
+
+    assert refusal.value.code == "missing_scope"
+    assert [shown.to_dict()["scopes"] for shown in (narrowed, freed)] == [["api.batch.read"], []]
+
+
+def test_expired_key_is_not_changed(app: FastAPI, organization: Organization, project: str) -> None:
+    key = id_of(make_key(app, "reports"))
+    ending = organization.projects.api_keys.update(key, project_id=project, expires_in_seconds=1)
+
+    assert ending.expires_at is not None
+    with app.state.services.db.write() as session:
+        session.get_one(ApiKey, key).expires_at = 1.0
+    with pytest.raises(BadRequestError) as refusal:
+        organization.projects.api_keys.update(key, project_id=project, scopes=[])
+    assert refusal.value.code == "key_expired"
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [({}, "missing_required_parameter"), ({"scopes": ["api.files.fly"]}, "unknown_permission"), ({"name": "x"}, None)],
+)
+def test_bad_change_is_refused(
+    app: FastAPI, organization: Organization, project: str, fields: dict[str, object], code: str | None
+) -> None:
+    key = id_of(make_key(app, "reports"))
+
+    with pytest.raises(BadRequestError) as refusal:
+        organization.projects.api_keys.update(key, project_id=project, extra_body=fields)
+
+    assert refusal.value.code == code or (code is None and refusal.value.param == "name")
+
+
+def test_deleted_key_opens_nothing_and_is_not_listed(
+    app: FastAPI, organization: Organization, project: str, connect: Callable[[str], OpenAI]
+) -> None:
+    value = make_key(app, "reports")
+
+    deleted = organization.projects.api_keys.delete(f"key_{id_of(value)}", project_id=project)
+
+    assert (deleted.id, deleted.deleted) == (f"key_{id_of(value)}", True)
+    assert organization.projects.api_keys.list(project).data == []
+    with pytest.raises(NotFoundError):
+        organization.projects.api_keys.retrieve(id_of(value), project_id=project)
+    with pytest.raises(AuthenticationError, match="revoked"):
+        connect(value).files.list()
+
+
+def test_key_of_another_project_is_not_found(app: FastAPI, organization: Organization, project: str) -> None:
+    other = id_of(make_key(app, "other"))
+    with app.state.services.db.write() as session:
+        admin = id_of(create_admin_key(session))
+
+    for key in (other, admin):
+        with pytest.raises(NotFoundError):
+            organization.projects.api_keys.retrieve(key, project_id=project)
+        with pytest.raises(NotFoundError):
+            organization.projects.api_keys.delete(key, project_id=project)
+        with pytest.raises(NotFoundError):
+            organization.projects.api_keys.update(key, project_id=project, scopes=[])
+
+
+def test_nobody_grants_a_permission_that_their_key_does_not_have(app: FastAPI, project: str, url: str) -> None:
+    key = id_of(make_key(app, "reports"))
+    own = ["api.organization.projects.api_keys.read", "api.organization.projects.api_keys.write", "api.files.read"]
+    with app.state.services.db.write() as session:
+        narrow = create_admin_key(session, scopes=own)
+
+    with OpenAI(admin_api_key=narrow, base_url=url, max_retries=0) as client:
+        keys = client.admin.organization.projects.api_keys
+        with pytest.raises(PermissionDeniedError) as wider:
+            keys.update(key, project_id=project, scopes=["api.files.write"])
+        with pytest.raises(PermissionDeniedError):
+            keys.update(key, project_id=project, scopes=[])
+        granted = keys.update(key, project_id=project, scopes=["api.files.read"])
+
+    assert "api.files.write" in wider.value.message
+    assert granted.to_dict()["scopes"] == ["api.files.read"]
