@@ -1,7 +1,7 @@
 import { beforeEach, describe, expect, it, vi } from "vitest";
 
-import { api, ApiError, operatorApi, queries, request, take } from "@/api/client";
-import { currentSession, redeemToken, setOperatorKey, signIn, signOut } from "@/api/session";
+import { api, ApiError, adminApi, queries, request, take } from "@/api/client";
+import { currentSession, redeemToken, setAdminKey, signIn, signOut } from "@/api/session";
 
 const requests: Request[] = [];
 
@@ -20,18 +20,18 @@ beforeEach(() => {
 });
 
 describe("the client", () => {
-  it("sends the key of the project, and the operator's key only where it is asked for", async () => {
+  it("sends the key of the project, and the admin key only where it is asked for", async () => {
     signIn("nm_project");
-    setOperatorKey("nm_operator");
+    setAdminKey("nm_admin");
     answerWith(200, { object: "list", data: [], has_more: false });
 
     await take(api.GET("/v1/jobs", { params: { query: { limit: 1 } } }));
-    await take(operatorApi.GET("/v1/workers"));
+    await take(adminApi.GET("/v1/workers"));
     await request("/v1/files/file-1/content");
 
     expect(requests.map((each) => each.headers.get("Authorization"))).toEqual([
       "Bearer nm_project",
-      "Bearer nm_operator",
+      "Bearer nm_admin",
       "Bearer nm_project",
     ]);
     expect(requests[0]!.url).toBe(`${location.origin}/v1/jobs?limit=1`);
@@ -100,16 +100,16 @@ describe("a request that creates something", () => {
 });
 
 describe("the session", () => {
-  it("ends with the server's words when the project's key is refused, and survives a refused operator's key", async () => {
+  it("ends with the server's words when the project's key is refused, and survives a refused admin key", async () => {
     signIn("nm_project");
-    setOperatorKey("nm_operator");
+    setAdminKey("nm_admin");
     answerWith(401, { error: { message: "This key was revoked.", code: "invalid_api_key" } });
 
-    await expect(take(operatorApi.GET("/v1/workers"))).rejects.toMatchObject({ status: 401 });
+    await expect(take(adminApi.GET("/v1/workers"))).rejects.toMatchObject({ status: 401 });
     expect(currentSession().key).toBe("nm_project");
 
     await expect(take(api.GET("/v1/jobs"))).rejects.toMatchObject({ status: 401 });
-    expect(currentSession()).toEqual({ key: null, keys: [], operatorKey: null, refusal: "This key was revoked." });
+    expect(currentSession()).toEqual({ key: null, keys: [], adminKey: null, refusal: "This key was revoked." });
     expect(sessionStorage.getItem("nightmill.key")).toBeNull();
   });
 

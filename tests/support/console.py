@@ -142,7 +142,7 @@ class Console:
         """Store the keys in the tab, as a page does that was given them; with `operator` also the operator's."""
         keys = {"nightmill.key": self.deployment.key}
         if operator:
-            keys["nightmill.operator_key"] = self.deployment.operator_key
+            keys["nightmill.admin_key"] = self.deployment.operator_key
         store_keys(self.tab, self.deployment.url, keys)
 
     def open(self, path: str = "/") -> Page:

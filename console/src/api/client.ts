@@ -43,7 +43,7 @@ export function request(path: string, init: RequestInit = {}): Promise<Response>
 }
 
 /** Send a request with one of the session's keys. A refused key of the project ends the session that still holds it. */
-async function send(which: "key" | "operatorKey", request: Request): Promise<Response> {
+async function send(which: "key" | "adminKey", request: Request): Promise<Response> {
   const key = currentSession()[which];
   request.headers.set("Authorization", `Bearer ${key ?? ""}`);
   const answer = await fetch(request).catch((error: Error) => {
@@ -81,7 +81,7 @@ function writeQuery(query: object): string {
   return written.toString();
 }
 
-function client(which: "key" | "operatorKey") {
+function client(which: "key" | "adminKey") {
   const fetch = (request: Request) => {
     if (request.method !== "POST") return send(which, request);
     return sendOnce(request, (once) => send(which, once), (error) => !(error instanceof ApiError) || mayPass(error));
@@ -92,8 +92,8 @@ function client(which: "key" | "operatorKey") {
 /** The API with the key of the project: `take(api.GET("/v1/jobs", { params: { query } }))`. A POST happens once. */
 export const api = client("key");
 
-/** The API with the operator's key, for the routes that steer the deployment. */
-export const operatorApi = client("operatorKey");
+/** The API with the admin key, for the routes that steer the deployment. */
+export const adminApi = client("adminKey");
 
 /** Wait for an answer of `api` and return its body. Every error has been thrown as `ApiError` before. */
 export async function take<Body>(answer: Promise<{ data?: Body }>): Promise<Body> {

@@ -1,6 +1,6 @@
 import { useInfiniteQuery, type InfiniteData } from "@tanstack/react-query";
 
-import { api, operatorApi, queries, take } from "./client";
+import { api, adminApi, queries, take } from "./client";
 import type { paths } from "./schema";
 
 /** Milliseconds between two readings of what goes on. */
@@ -22,15 +22,15 @@ type Parameters<Each extends Path> = Pick<ParametersOf<paths[Each]>, keyof Param
  * Return the options of a query of a path: `useQuery(get("/v1/jobs/{job_id}", { path: { job_id } }))`.
  *
  * The key of the query is the path and its parameters: the feed and `refresh` find the query by them. `as` chooses the
- * key of the project or that of the operator.
+ * key of the project or an admin key.
  */
 export function get<Each extends Path>(path: Each, params: Parameters<Each>, as: typeof api = api) {
   return { queryKey: [path, params] as const, queryFn: ({ signal }: { signal: AbortSignal }) => read(path, params, signal, as) };
 }
 
-/** Return the options of a query of a path that takes the operator's key. */
-export function getAsOperator<Each extends Path>(path: Each, params: Parameters<Each>) {
-  return get(path, params, operatorApi);
+/** Return the options of a query of a path that takes the admin key. */
+export function getAsAdmin<Each extends Path>(path: Each, params: Parameters<Each>) {
+  return get(path, params, adminApi);
 }
 
 function read<Each extends Path>(path: Each, params: object, signal: AbortSignal, as: typeof api): Promise<Answer<Each>> {

@@ -1,26 +1,26 @@
 import { useSyncExternalStore } from "react";
 
-/** The keys that a tab may hold. An operator's key opens no project, and a project's key steers no deployment. */
+/** The keys that a tab may hold. An admin key opens no project, and a project's key steers no deployment. */
 interface Session {
   /** The key of the project that is shown; without one the console asks for it. */
   readonly key: string | null;
   /** The keys of all projects that the tab can switch between, in the order in which they were given. */
   readonly keys: readonly string[];
-  /** The operator's key, for pages that show the whole deployment. */
-  readonly operatorKey: string | null;
+  /** The admin key, for pages that show the whole deployment. */
+  readonly adminKey: string | null;
   /** The reason that the server gave when it refused the project's key. */
   readonly refusal: string | null;
 }
 
 const KEY = "nightmill.key";
 const KEYS = "nightmill.keys";
-const OPERATOR_KEY = "nightmill.operator_key";
+const ADMIN_KEY = "nightmill.admin_key";
 const listeners = new Set<() => void>();
 
 let session: Session = {
   key: sessionStorage.getItem(KEY),
   keys: readKeys(),
-  operatorKey: sessionStorage.getItem(OPERATOR_KEY),
+  adminKey: sessionStorage.getItem(ADMIN_KEY),
   refusal: null,
 };
 
@@ -39,7 +39,7 @@ function change(next: Partial<Session>): void {
   session = { ...session, ...next };
   store(KEY, session.key);
   store(KEYS, session.keys.length > 1 ? JSON.stringify(session.keys) : null);
-  store(OPERATOR_KEY, session.operatorKey);
+  store(ADMIN_KEY, session.adminKey);
   for (const listener of listeners) listener();
 }
 
@@ -68,14 +68,14 @@ export function signIn(key: string): void {
   change({ key, keys: withKey(session.keys, key), refusal: null });
 }
 
-/** Keep the operator's key in this tab, or forget it. */
-export function setOperatorKey(operatorKey: string | null): void {
-  change({ operatorKey });
+/** Keep the admin key in this tab, or forget it. */
+export function setAdminKey(adminKey: string | null): void {
+  change({ adminKey });
 }
 
 /** Forget all keys. `refusal` says why, where the server refused the key. */
 export function signOut(refusal: string | null = null): void {
-  change({ key: null, keys: [], operatorKey: null, refusal });
+  change({ key: null, keys: [], adminKey: null, refusal });
 }
 
 /** Call `listener` after each change of the session. Returns a function that ends this. */

@@ -234,6 +234,6 @@ def test_revoked_operator_key_shows_key_form(browser: Browser, deployment: Deplo
         with deployment.inline.db.write() as session:
             revoke_key(session, deployment.operator_key.split("_")[1])
 
-        expect(tab.get_by_label("Operator's key")).to_be_visible(timeout=4 * PATIENCE)
+        expect(tab.get_by_label("Admin key")).to_be_visible(timeout=4 * PATIENCE)
         expect(tab.get_by_role("alert")).to_contain_text("Incorrect API key")
         expect(tab.get_by_role("link", name="Jobs", exact=True)).to_be_visible()

@@ -87,7 +87,7 @@ def test_logs_of_engines_are_for_the_operator(console: Console) -> None:
     tab = console.open("/models")
 
     section = tab.get_by_role("region", name="Quarantined engines")
-    expect(section).to_contain_text("an operator's key")
+    expect(section).to_contain_text("an admin key")
     expect(section).not_to_contain_text("out of memory")
     assert not [url for url in console.urls if "/v1/quarantines" in url or "/v1/workers" in url]
 

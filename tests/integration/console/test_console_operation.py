@@ -1,4 +1,4 @@
-"""The pages of operation: schedules, workers for the operator's key, keys of the project, and the audit log."""
+"""The pages of operation: schedules, workers for an admin key, keys of the project, and the audit log."""
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
@@ -49,18 +49,18 @@ def test_schedule_is_created_paused_resumed_and_deleted(console: Console, deploy
     expect(tab.get_by_role("heading", name="No schedules yet")).to_be_visible()
 
 
-def test_workers_ask_for_an_operators_key_and_refuse_that_of_a_project(console: Console) -> None:
+def test_workers_ask_for_an_admin_key_and_refuse_that_of_a_project(console: Console) -> None:
     console.expect_errors("status of 403")
     tab = console.open("/workers")
-    expect(tab.get_by_text("nightmill keys create --operator")).to_be_visible()
+    expect(tab.get_by_text("nightmill keys create --admin")).to_be_visible()
     console.inspect("workers-gate")
     own = ("/v1/events?", "/v1/project")  # each page follows the feed, and names the project
     assert not [url for url in console.urls if "/v1/" in url and not any(path in url for path in own)]
 
-    tab.get_by_label("Operator's key").fill(console.deployment.key)
+    tab.get_by_label("Admin key").fill(console.deployment.key)
     tab.keyboard.press("Enter")
-    expect(tab.get_by_role("alert")).to_contain_text("takes an operator's key")
-    tab.get_by_label("Operator's key").fill(console.deployment.operator_key)
+    expect(tab.get_by_role("alert")).to_contain_text("takes an admin key")
+    tab.get_by_label("Admin key").fill(console.deployment.operator_key)
     tab.keyboard.press("Enter")
 
     expect(tab.get_by_role("table", name="Workers")).to_be_visible()

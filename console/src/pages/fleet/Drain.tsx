@@ -1,6 +1,6 @@
 import { useMutation, useQuery } from "@tanstack/react-query";
 
-import { getAsOperator, POLL } from "@/api/get";
+import { getAsAdmin, POLL } from "@/api/get";
 import { Button } from "@/components/Button";
 import { Dialog } from "@/components/Dialog";
 import { Failure } from "@/components/Failure";
@@ -31,7 +31,7 @@ export function Drain({ target, onClose }: { target: Target; onClose: () => void
 }
 
 function Remaining({ target }: { target: Target }) {
-  const remaining = getAsOperator("/v1/pauses/{kind}/{target}", { path: { kind: target.kind, target: target.name } });
+  const remaining = getAsAdmin("/v1/pauses/{kind}/{target}", { path: { kind: target.kind, target: target.name } });
   const first = useQuery({ ...remaining, queryKey: [...remaining.queryKey, "first"], staleTime: Infinity, gcTime: 0 });
   const now = useQuery({ ...remaining, enabled: first.isSuccess, refetchInterval: POLL });
   const error = first.error ?? now.error;

@@ -1,7 +1,7 @@
 import { useState } from "react";
 
 import type { Schema } from "@/api/client";
-import { setOperatorKey, useSession } from "@/api/session";
+import { setAdminKey, useSession } from "@/api/session";
 import { Button } from "@/components/Button";
 import { ConfirmButton } from "@/components/Confirm";
 import { Empty } from "@/components/Empty";
@@ -14,7 +14,7 @@ import { Time } from "@/components/Time";
 import { words } from "@/components/format";
 
 import { Drain } from "./Drain";
-import { OperatorGate } from "./OperatorGate";
+import { AdminGate } from "./AdminGate";
 import { PauseForm } from "./PauseForm";
 import { Quarantined } from "./Quarantined";
 import { pause, resume, useOperation, type Target } from "./steering";
@@ -104,25 +104,25 @@ const PAUSES: readonly Column<Pause>[] = [
 
 /** Show the workers, queues, pauses and quarantines of the deployment, and pause, drain or resume them. */
 export default function Workers() {
-  const { operatorKey } = useSession();
+  const { adminKey } = useSession();
   const [isChoosing, setChoosing] = useState(false);
-  const operation = useOperation(operatorKey !== null);
-  const actions = operatorKey !== null && (
+  const operation = useOperation(adminKey !== null);
+  const actions = adminKey !== null && (
     <>
       <Button onClick={() => setChoosing(true)}>Pause…</Button>
-      <Button tone="plain" onClick={() => setOperatorKey(null)}>
-        Leave operator mode
+      <Button tone="plain" onClick={() => setAdminKey(null)}>
+        Forget the admin key
       </Button>
     </>
   );
   return (
     <Page title="Workers" description="The processes that do the work of every project, and what holds them." actions={actions}>
-      <OperatorGate error={operation.error}>
+      <AdminGate error={operation.error}>
         <Loaded what="the workers" query={operation}>
           {(operation) => <Shown {...operation} />}
         </Loaded>
         {isChoosing && <PauseForm onClose={() => setChoosing(false)} />}
-      </OperatorGate>
+      </AdminGate>
     </Page>
   );
 }

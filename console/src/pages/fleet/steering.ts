@@ -1,7 +1,7 @@
 import { useQueries } from "@tanstack/react-query";
 
-import { operatorApi, take, type Schema } from "@/api/client";
-import { getAsOperator, refresh } from "@/api/get";
+import { adminApi, take, type Schema } from "@/api/client";
+import { getAsAdmin, refresh } from "@/api/get";
 
 /** What an operator can pause: a queue, a model, a project or a worker, by its name. */
 export interface Target {
@@ -16,9 +16,9 @@ export function useOperation(enabled: boolean) {
   const options = { enabled, refetchInterval: INTERVAL };
   return useQueries({
     queries: [
-      { ...getAsOperator("/v1/workers", {}), ...options },
-      { ...getAsOperator("/v1/pauses", {}), ...options },
-      { ...getAsOperator("/v1/quarantines", {}), ...options },
+      { ...getAsAdmin("/v1/workers", {}), ...options },
+      { ...getAsAdmin("/v1/pauses", {}), ...options },
+      { ...getAsAdmin("/v1/quarantines", {}), ...options },
     ],
     combine: ([workers, pauses, quarantines]) => ({
       data:
@@ -37,13 +37,13 @@ function refreshOperation(): Promise<void> {
 
 /** Start no new work of the target. */
 export async function pause(target: Target): Promise<void> {
-  await take(operatorApi.POST("/v1/pauses", { body: target }));
+  await take(adminApi.POST("/v1/pauses", { body: target }));
   await refreshOperation();
 }
 
 /** Start work of the target again; of a model also end its quarantines. */
 export async function resume({ kind, name }: Target): Promise<void> {
-  await take(operatorApi.DELETE("/v1/pauses/{kind}/{target}", { params: { path: { kind, target: name } } }));
+  await take(adminApi.DELETE("/v1/pauses/{kind}/{target}", { params: { path: { kind, target: name } } }));
   await refreshOperation();
 }
 

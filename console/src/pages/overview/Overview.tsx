@@ -7,13 +7,13 @@ import { Traffic } from "./Traffic";
 
 /** Show what runs, what waits and why, and what the last day brought. */
 export default function Overview() {
-  const { operatorKey } = useSession();
+  const { adminKey } = useSession();
   return (
     <Page title="Overview">
       <Traffic />
       <CurrentJobs />
       <Models />
-      {operatorKey !== null && <Workers />}
+      {adminKey !== null && <Workers />}
     </Page>
   );
 }

@@ -1,7 +1,7 @@
 import { useQuery } from "@tanstack/react-query";
 
 import type { Schema } from "@/api/client";
-import { getAsOperator } from "@/api/get";
+import { getAsAdmin } from "@/api/get";
 import { formatCount } from "@/components/format";
 import { Loaded } from "@/components/Loaded";
 import { ObjectLink } from "@/components/ObjectLink";
@@ -68,10 +68,10 @@ function ServedBy({ model: { serving } }: { model: Model }) {
   );
 }
 
-/** Show the live workers of the deployment, with the operator's key. */
+/** Show the live workers of the deployment, with the admin key. */
 export function Workers() {
   const workers = useQuery({
-    ...getAsOperator("/v1/workers", {}),
+    ...getAsAdmin("/v1/workers", {}),
     refetchInterval: REFRESH,
   });
   return (

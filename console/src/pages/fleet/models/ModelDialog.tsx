@@ -2,7 +2,7 @@ import { useQuery } from "@tanstack/react-query";
 import { useState, type ReactNode } from "react";
 
 import { api } from "@/api/client";
-import { getAsOperator, refresh } from "@/api/get";
+import { getAsAdmin, refresh } from "@/api/get";
 import { useSession } from "@/api/session";
 import { Button } from "@/components/Button";
 import { Confirm } from "@/components/Confirm";
@@ -81,12 +81,12 @@ export function ModelDialog({ named: { model, aliases }, onClose }: ModelDialogP
   );
 }
 
-/** Use the live workers of a model, each with its host. Only an operator's key may know them. */
+/** Use the live workers of a model, each with its host. Only an admin key may know them. */
 function useWorkersOf(model: string | undefined): string[] {
-  const { operatorKey } = useSession();
+  const { adminKey } = useSession();
   const workers = useQuery({
-    ...getAsOperator("/v1/workers", {}),
-    enabled: operatorKey !== null && model !== undefined,
+    ...getAsAdmin("/v1/workers", {}),
+    enabled: adminKey !== null && model !== undefined,
   });
   const serving = workers.data?.data.filter(({ models }) => model !== undefined && models.includes(model)) ?? [];
   return serving.map(({ host, pid }) => `${host}, process ${pid}`);

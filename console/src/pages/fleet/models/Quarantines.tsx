@@ -1,7 +1,7 @@
 import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 
-import { getAsOperator } from "@/api/get";
+import { getAsAdmin } from "@/api/get";
 import { useSession } from "@/api/session";
 import { Loaded } from "@/components/Loaded";
 import { Card, Section } from "@/components/Page";
@@ -10,16 +10,16 @@ import { Quarantined } from "@/pages/fleet/Quarantined";
 
 const REFRESH = 10_000;
 
-/** Show why engines are quarantined: to a reader with the operator's key with the last lines of their logs. */
+/** Show why engines are quarantined: to a reader with the admin key with the last lines of their logs. */
 export function Quarantines() {
-  const { operatorKey } = useSession();
+  const { adminKey } = useSession();
   return (
     <Section title="Quarantined engines">
-      {operatorKey === null ? (
+      {adminKey === null ? (
         <Card>
           <p>
             An engine died too often and is not loaded for a while. The last lines of its log are for the operator: enter an
-            operator&apos;s key on the page <Link to="/workers">Workers</Link>, or ask on the server&apos;s host.
+            admin key on the page <Link to="/workers">Workers</Link>, or ask on the server&apos;s host.
           </p>
           <Snippet label="Command" text="nightmill workers" />
         </Card>
@@ -31,7 +31,7 @@ export function Quarantines() {
 }
 
 function Causes() {
-  const quarantines = useQuery({ ...getAsOperator("/v1/quarantines", {}), refetchInterval: REFRESH });
+  const quarantines = useQuery({ ...getAsAdmin("/v1/quarantines", {}), refetchInterval: REFRESH });
   return (
     <Loaded what="the quarantines" query={quarantines}>
       {({ data }) => (data.length > 0 ? <Quarantined quarantines={data} /> : <p className="muted">None on any worker.</p>)}

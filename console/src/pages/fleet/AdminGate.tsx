@@ -1,43 +1,43 @@
 import { useState, type FormEvent, type ReactNode } from "react";
 
 import { ApiError } from "@/api/client";
-import { setOperatorKey, useSession } from "@/api/session";
+import { setAdminKey, useSession } from "@/api/session";
 import { Button } from "@/components/Button";
 import { Failure } from "@/components/Failure";
 import { Field, Input } from "@/components/Field";
 import { Card } from "@/components/Page";
 import { Snippet } from "@/components/Snippet";
 
-interface OperatorGateProps {
+interface AdminGateProps {
   /** The error of the page's query; a refused key leads back to the question for one. */
   error: Error | null;
   children: ReactNode;
 }
 
-/** Render what steers the deployment; without an operator's key that the server accepts, ask for one. */
-export function OperatorGate({ error, children }: OperatorGateProps) {
-  const { operatorKey } = useSession();
+/** Render what steers the deployment; without an admin key that the server accepts, ask for one. */
+export function AdminGate({ error, children }: AdminGateProps) {
+  const { adminKey } = useSession();
   const isRefused = error instanceof ApiError && (error.status === 401 || error.status === 403);
-  if (operatorKey !== null && !isRefused) return <>{children}</>;
-  return <Question error={operatorKey === null ? null : error} />;
+  if (adminKey !== null && !isRefused) return <>{children}</>;
+  return <Question error={adminKey === null ? null : error} />;
 }
 
 function Question({ error }: { error: Error | null }) {
   const [key, setKey] = useState("");
   function submit(event: FormEvent) {
     event.preventDefault();
-    setOperatorKey(key.trim());
+    setAdminKey(key.trim());
   }
   return (
     <Card className="narrow-card">
       <form className="stack" onSubmit={submit}>
-        <h2>This page needs an operator&apos;s key</h2>
+        <h2>This page needs an admin key</h2>
         <p>
           Workers, queues and pauses concern every project of the deployment, so the key of a project does not open them. Your
           project&apos;s key stays in use for the other pages.
         </p>
         {error && <Failure title="The key was not accepted" error={error} />}
-        <Field label="Operator's key" hint="It stays in this tab until you close it or sign out.">
+        <Field label="Admin key" hint="It stays in this tab until you close it or sign out.">
           <Input type="password" required placeholder="nm_…" value={key} onChange={(event) => setKey(event.target.value)} />
         </Field>
         <div className="actions">
@@ -46,7 +46,7 @@ function Question({ error }: { error: Error | null }) {
           </Button>
         </div>
         <p className="muted">On the server&apos;s host, this makes such a key:</p>
-        <Snippet label="Command" text="nightmill keys create --operator" />
+        <Snippet label="Command" text="nightmill keys create --admin" />
       </form>
     </Card>
   );
