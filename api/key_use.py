@@ -16,6 +16,7 @@ from jobs.security.tables import ApiKey
 
 #: Seconds in which one use of a key is written.
 _EVERY: Final = 60.0
+_MAX_KEYS: Final = 10_000
 
 
 class KeyUse:
@@ -35,6 +36,8 @@ class KeyUse:
         at = time.monotonic()
         if at - self._noted.get(key_id, -_EVERY) < _EVERY:
             return
+        if len(self._noted) >= _MAX_KEYS:
+            self._noted.clear()
         self._noted[key_id] = at
         self._used.add(key_id)
         if self._writing is None or self._writing.done():
