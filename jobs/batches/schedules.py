@@ -21,7 +21,8 @@ from jobs.errors import InvalidRequest
 from jobs.files.tables import File
 from jobs.ledger import audit, ledger
 from jobs.ledger.tables import Job, Schedule
-from jobs.security.keys import ENDS, find_key
+from jobs.security.ended_keys import find_end
+from jobs.security.keys import ENDS
 
 
 def next_after(cron: str, timezone: str, at: float) -> float:
@@ -60,9 +61,8 @@ def fire(session: Session, schedule_id: str) -> Job | None:
         _miss(session, schedule, error.message)
         return None
     schedule.last_at = at
-    key = find_key(session, schedule.key_id) if schedule.key_id else None
-    if key and key.end:
-        _miss(session, schedule, ENDS[key.end])
+    if schedule.key_id and (end := find_end(session, schedule.key_id)):
+        _miss(session, schedule, ENDS[end])
         return None
     try:
         request = BatchRequest.model_validate(schedule.request)

@@ -2,13 +2,14 @@
 
     key revoked, expired; owner deleted; project archived ──▶ claims do nothing ──▶ cancelling, with the code of why
 
-A job that is finishing has run already, and keeps its results.
+A job that is finishing has run already, and keeps its results. The keys of a person end with each login: the jobs that
+the person made go on until the account is deleted.
 """
 
 from collections.abc import Collection
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, and_, bindparam, exists, select
+from sqlalchemy import ColumnElement, Select, and_, bindparam, case, exists, null, select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
@@ -16,32 +17,42 @@ from jobs.ledger import ledger
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.security.keys import END, ENDS, join_owner
-from jobs.security.tables import ApiKey, Project
+from jobs.security.tables import Account, ApiKey, Project
 
 _IS_OPEN: Final = Job.state.in_((JobState.QUEUED, JobState.RUNNING))
+#: Why the jobs of a key end; null where they go on.
+_END: Final = case(
+    (and_(Project.archived_at.is_(None), Account.id.is_not(None), Account.deleted_at.is_(None)), null()), else_=END
+)
 #: Keys and projects whose jobs one round ends.
 _OWNERS_AT_ONCE: Final = 50
 
 
-def _with_jobs(owner: Any, of_job: ColumnElement[bool], ended: ColumnElement[bool]) -> Any:
+def _with_jobs(owner: Any, of_job: ColumnElement[bool], ended: ColumnElement[bool]) -> Select[Any]:
     """Return the statement of the ended keys or projects that have jobs to end: each is one look into an index."""
     return select(owner.id).where(ended, exists().where(of_job, _IS_OPEN)).limit(_OWNERS_AT_ONCE)
 
 
 _ENDED_KEYS: Final = join_owner(
-    _with_jobs(ApiKey, and_(Job.key_id == ApiKey.id), END.is_not(None)).outerjoin(
-        Project, Project.id == ApiKey.project_id
-    )
+    _with_jobs(ApiKey, Job.key_id == ApiKey.id, _END.is_not(None)).outerjoin(Project, Project.id == ApiKey.project_id)
 )
-_ARCHIVED: Final = _with_jobs(Project, and_(Job.project_id == Project.id), Project.archived_at.is_not(None))
+_ARCHIVED: Final = _with_jobs(Project, Job.project_id == Project.id, Project.archived_at.is_not(None))
 _ENDS_OF_JOBS: Final = join_owner(
-    select(Job.id, END).join(Project, Project.id == Job.project_id).outerjoin(ApiKey, ApiKey.id == Job.key_id)
-).where(Job.id.in_(bindparam("its_jobs", expanding=True)), END.is_not(None))
+    select(Job.id, _END).join(Project, Project.id == Job.project_id).outerjoin(ApiKey, ApiKey.id == Job.key_id)
+).where(Job.id.in_(bindparam("its_jobs", expanding=True)), _END.is_not(None))
+_END_OF_KEY: Final = join_owner(
+    select(_END).select_from(ApiKey).outerjoin(Project, Project.id == ApiKey.project_id)
+).where(ApiKey.id == bindparam("its_key"))
 
 
 def find_ends(session: Session, job_ids: Collection[str]) -> dict[str, str]:
     """Return those of some jobs whose key or project has ended, each with the code of why."""
     return dict(session.execute(_ENDS_OF_JOBS, {"its_jobs": list(job_ids), "at": now()}).all())
+
+
+def find_end(session: Session, key_id: str) -> str | None:
+    """Return the code of why a key makes no jobs any more; None while it does."""
+    return session.scalar(_END_OF_KEY, {"its_key": key_id, "at": now()})
 
 
 def jobs_to_end(session: Session, limit: int) -> list[str]:

@@ -10,7 +10,7 @@ from jobs.ledger.states import JobState
 from jobs.ledger.tables import Audit, Job
 from jobs.queues import Task
 from jobs.security import ended_keys, keys
-from jobs.security.tables import ApiKey, Project
+from jobs.security.tables import Account, ApiKey, Project
 from tests.support import sample_jobs
 from tests.support.query_plans import explained
 
@@ -65,6 +65,24 @@ def test_jobs_end_with_the_code_of_why_and_others_go_on(db: Database, end: str) 
     assert sample_jobs.job(db, going_on.id).state == JobState.RUNNING
     with db.read() as session:
         assert ended_keys.find_ends(session, [job.id for job in (*ended, going_on)]) == {job.id: end for job in ended}
+
+
+def test_jobs_of_a_person_outlive_the_login_and_end_with_the_account(db: Database) -> None:
+    key, project = key_of(db)
+    with db.write() as session:
+        session.add(Account(id="user_1", email="ann@example.com", created_at=now()))
+        session.get_one(ApiKey, key).owner_id = "user_1"
+    job = sample_jobs.running(db, key_id=key, project_id=project)
+    bring_about(db, "key_expired", key, project)
+    bring_about(db, "key_revoked", key, project)
+    after_logout = sweep(db)
+    with db.read() as session:
+        assert (ended_keys.find_end(session, key), ended_keys.find_ends(session, [job.id])) == (None, {})
+
+    with db.write() as session:
+        session.get_one(Account, "user_1").deleted_at = now()
+
+    assert (after_logout, sweep(db)) == ([], [job.id])
 
 
 def test_archived_project_ends_jobs_without_a_key(db: Database) -> None:
