@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from api import errors
-from api.admin import admin_keys, project_keys, service_accounts
+from api.admin import admin_keys, model_permissions, project_keys, service_accounts
 from api.admin import projects as organization_projects
 from api.batches import dry_run, schedules
 from api.batches import routes as batches
@@ -91,6 +91,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     project_keys.router,
     service_accounts.router,
     audit.router,
+    model_permissions.router,
     fine_tuning_validation.router,
     graders.router,
     finetuning.router,

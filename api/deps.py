@@ -15,6 +15,7 @@ from api.ttl_cache import Trusted
 from api.wrong_keys import WrongKeys
 from jobs.db.engine import Database
 from jobs.errors import Conflict, MissingPermission, PermissionDenied, Unavailable
+from jobs.fleet.access import Work
 from jobs.fleet.models_file import Models, ModelsFileError, Registry
 from jobs.inference.client import InferenceClient
 from jobs.ledger import audit, ledger
@@ -97,6 +98,10 @@ class CallContext:
     @property
     def actor(self) -> str:
         return audit.actor_of(self.caller.key_id)
+
+    def work(self, model: str, endpoint: str) -> Work:
+        """Return the piece of work in which this call asks a model at an endpoint."""
+        return Work(self.project_id, self.caller.key_id, model, endpoint)
 
     def run_in_transaction(self, work: Callable[[Session], object]) -> None:
         """Run `work` in a transaction of its own."""

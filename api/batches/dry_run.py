@@ -16,7 +16,7 @@ from api.http.bodies import Body, resource
 from jobs.batches import batches
 from jobs.clock import now
 from jobs.errors import InvalidRequest
-from jobs.fleet import routing
+from jobs.fleet import access, routing
 from jobs.fleet.checkpoint import context_tokens, tokenizer_file
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
@@ -134,7 +134,7 @@ def _model_errors(session: Session, call: CallContext, endpoint: str, report: di
     if name is None:
         return []
     try:
-        routing.queue_of(session, call.config, registry, name, endpoint=endpoint, project_id=call.project_id)
+        access.resolve(session, call.config, registry, call.work(name, endpoint))
     except routing.NotServed as refused:
         return [_error(report, refused.code, str(refused))]
     except routing.NotYet:

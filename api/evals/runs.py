@@ -42,7 +42,7 @@ from jobs.errors import InvalidRequest, NotFound, TooManyLiveJobs
 from jobs.evals import evals, runs
 from jobs.evals.runs import Evaluation, Retrieval, Sampled
 from jobs.evals.tables import Eval, EvalRun
-from jobs.fleet import routing
+from jobs.fleet import access, routing
 from jobs.fleet.models_file import EngineKind
 from jobs.ids import new_id
 from jobs.ledger import ledger
@@ -207,7 +207,7 @@ def _check_models(session: Session, call: CallContext, run_id: str, payload: Eva
         param = "data_source.model" if step.criterion is None else f"testing_criteria[{step.criterion}].model"
         endpoint = SERVED_WITH.get(url, url)
         try:
-            routing.queue_of(session, call.config, registry, step.model, endpoint=endpoint, project_id=call.project_id)
+            access.resolve(session, call.config, registry, call.work(step.model, endpoint))
         except routing.NotYet:  # an endpoint may still list it
             continue
         except routing.NotServed as refused:

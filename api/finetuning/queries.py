@@ -17,7 +17,7 @@ from jobs.finetuning import names
 from jobs.finetuning.jobs import NAME
 from jobs.finetuning.payload import EarlyStopping, FineTuning, Peft, Training, Validation, Wandb
 from jobs.finetuning.tables import FinetunePlan
-from jobs.fleet import workers
+from jobs.fleet import access, workers
 from jobs.fleet.models_file import EngineKind, Registry
 from jobs.ids import new_id
 from jobs.ledger import dependencies, pauses
@@ -25,6 +25,7 @@ from jobs.ledger.tables import Job, Shard
 from jobs.queues import Queue
 from jobs.registry import models
 from jobs.registry.tables import TunedModel
+from jobs.requests.endpoints import FINE_TUNING
 from jobs.security.tables import Project
 
 _VLLM_RANK: Final = 16  # the highest rank of an adapter where a model's `max_lora_rank` is not set
@@ -150,6 +151,10 @@ def resolve_base(session: Session, call: CallContext, body: FineTuningFields) ->
         _check_chain(tuned, body.peft)
         name, parent = tuned.base, tuned.name
     if (base := registry.base(name)) is not None:
+        try:
+            access.check(session, registry, call.work(parent or base.name, FINE_TUNING))
+        except access.AccessDenied as denial:
+            raise _not_available(registry, f"The model '{clip(body.model)}' does not exist.") from denial
         return base.name, parent
     if (other := registry.resolve(name)) is None:
         raise _not_available(registry, f"The model '{clip(name)}' does not exist.")

@@ -143,7 +143,8 @@ def retrieve_model(call: Call, model: str) -> Model:
     """Return one model; a tuned one with its origin, also one that failed its probe."""
     with call.db.read() as session:
         tuned = tuned_models.find(session, model, call.project_id)
-        if tuned is not None and tuned.project_id == call.project_id:
+        is_permitted = routing.permission_of(session, call.services.registry(), call.project_id)
+        if tuned is not None and tuned.project_id == call.project_id and is_permitted(model):
             return _show_tuned_model(session, tuned).model_copy(update={"manifest": _manifest(session, tuned)})
     return _get(call, model)
 
@@ -217,6 +218,7 @@ def _serving(model: str, known: serving.Serving) -> ModelServing:
 
 
 def _models(call: CallContext) -> dict[str, Model]:
+    """Return the models that the project may use, by name."""
     registry = call.services.registry()
     created = int(registry.stamp[0] / 1e9)
     models = {name: _show_model(model, created) for name, model in registry.models.items()}
@@ -227,7 +229,8 @@ def _models(call: CallContext) -> dict[str, Model]:
             models.setdefault(row.id, Model(id=row.id, created=int(row.created_at), owned_by=row.owned_by))
         for tuned in tuned_models.models_of_project(session, call.project_id):
             models[tuned.name] = _show_tuned_model(session, tuned)
-    return models
+        is_permitted = routing.permission_of(session, registry, call.project_id)
+    return {name: model for name, model in models.items() if is_permitted(name)}
 
 
 def _show_tuned_model(session: Session, tuned: TunedModel) -> Model:

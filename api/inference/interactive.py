@@ -41,7 +41,7 @@ from jobs.errors import (
     Unavailable,
     WorkerLost,
 )
-from jobs.fleet import routing, workers
+from jobs.fleet import access, routing, workers
 from jobs.ids import new_id
 from jobs.inference.client import parse_position
 from jobs.inference.interactive import AnswerEntry, QueuedRequest, Resumable
@@ -270,9 +270,7 @@ def queue_of(session: Session, call: CallContext, url: str, model: str) -> str |
     Raises NotFound, InvalidRequest, PermissionDenied.
     """
     try:
-        return routing.queue_of(
-            session, call.config, call.services.registry(), model, endpoint=url, project_id=call.project_id
-        )
+        return access.resolve(session, call.config, call.services.registry(), call.work(model, url)).queue
     except routing.NotYet:
         return None
     except routing.NotServed as refusal:
@@ -281,7 +279,7 @@ def queue_of(session: Session, call: CallContext, url: str, model: str) -> str |
 
 async def _queue(call: CallContext, url: str, model: str) -> str:
     """Return the queue where workers take this project's requests for the model. Raises the errors of `_live_queue`."""
-    key = hashlib.sha256(msgspec.json.encode((call.project_id, url, model))).digest()
+    key = hashlib.sha256(msgspec.json.encode((call.project_id, call.caller.key_id, url, model))).digest()
     return await call.services.queue_for_model.get(key, partial(_live_queue, call, url, model))
 
 
@@ -303,7 +301,9 @@ def _refusal(refusal: routing.NotServed, model: str) -> NightmillError:
     if refusal.code == "model_not_found":
         message = f"The model `{clip(model)}` does not exist. {refusal.others}"
         return NotFound(message, param="model", code=refusal.code)
-    kind = PermissionDenied if refusal.code == "external_model_not_allowed" else InvalidRequest
+    if refusal.code in access.IDENTITY_CODES:
+        return Unauthenticated(str(refusal), code=refusal.code)
+    kind = PermissionDenied if isinstance(refusal, access.AccessDenied) else InvalidRequest
     return kind(str(refusal), param="model", code=refusal.code)
 
 

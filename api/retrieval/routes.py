@@ -19,7 +19,7 @@ from api.retrieval.queries import get_store, ingest, show_stores, stop_jobs, sto
 from api.retrieval.schemas import AUTO, ChunkingStrategy, VectorStoreDeleted, VectorStoreObject, dump_chunking
 from jobs.clock import now
 from jobs.errors import InvalidRequest
-from jobs.fleet import checkpoint, routing
+from jobs.fleet import access, checkpoint, routing
 from jobs.fleet.models_file import EngineKind, ModelConfig
 from jobs.ids import new_id
 from jobs.requests.endpoints import EMBEDDINGS
@@ -171,7 +171,7 @@ def resolve_model(session: Session, call: CallContext, model: str, dimensions: i
     try:
         with suppress(routing.NotYet):
             registry = call.services.registry()
-            routing.queue_of(session, call.config, registry, model, endpoint=EMBEDDINGS, project_id=call.project_id)
+            access.resolve(session, call.config, registry, call.work(model, EMBEDDINGS))
     except routing.NotServed as refusal:
         message = f"The model '{clip(model)}' cannot be used: {refusal}"
         raise InvalidRequest(message, param="embedding_model", code=refusal.code) from refusal

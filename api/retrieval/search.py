@@ -22,7 +22,7 @@ from api.retrieval.queries import get_store
 from api.retrieval.schemas import SearchField, SearchPage, show_search
 from api.shares import run_in_threadpool
 from jobs.errors import InvalidRequest, NightmillError
-from jobs.fleet import routing
+from jobs.fleet import access, routing
 from jobs.inference.interactive import AnswerEntry
 from jobs.requests.endpoints import CHAT, EMBEDDINGS, RERANK
 from jobs.retrieval import indexes, searches
@@ -169,9 +169,7 @@ def index_for_search(call: CallContext, store_id: str, options: RankingOptions |
 
 def _check_ranker(session: Session, call: CallContext, ranker: str) -> None:
     try:
-        routing.queue_of(
-            session, call.config, call.services.registry(), ranker, endpoint=RERANK, project_id=call.project_id
-        )
+        access.resolve(session, call.config, call.services.registry(), call.work(ranker, RERANK))
     except routing.NotYet:
         return  # the worker that searches will answer
     except routing.NotServed as refused:

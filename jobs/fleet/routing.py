@@ -2,10 +2,11 @@
 
 configured name ─▶ name that an endpoint showed ─▶ tuned model ─▶ alias ─▶ an endpoint that takes any name
 
-An adapter is served where its base is, a tuned model with weights of its own by the process `tuned`.
+An adapter is served where its base is, a tuned model with weights of its own by the process `tuned`. Whether a project
+may ask is decided by `jobs.fleet.access`, the only caller of `route`.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from sqlalchemy import select
@@ -19,6 +20,7 @@ from jobs.ledger import pauses
 from jobs.queues import Queue
 from jobs.registry import models as tuned_models
 from jobs.registry.tables import TunedModel
+from jobs.security import model_permissions
 from jobs.security.tables import Project
 from jobs.settings import Settings
 
@@ -38,10 +40,15 @@ class NotYet(Exception):
 
 
 class Route(NamedTuple):
-    """The queue whose workers serve a name. For an adapter `serves_as` is the base that they must have."""
+    """The queue whose workers serve a name.
+
+    For an adapter `serves_as` is the base that they must have. `is_external` says that only servers outside this
+    deployment have the model.
+    """
 
     queue: str
     serves_as: str | None = None
+    is_external: bool = False
 
 
 def route(
@@ -55,7 +62,8 @@ def route(
         _check_serves(name, base_model.endpoints if base_model else GENERATION, endpoint)
         return Route(Queue.TUNED)
     base = None if tuned is None else tuned.base
-    return Route(_queue(session, config, registry, base or name, endpoint, project_id), base)
+    queue, is_external = _queue(session, config, registry, base or name, endpoint, project_id)
+    return Route(queue, base, is_external)
 
 
 def model_of(queue: str, name: str) -> str:
@@ -74,27 +82,18 @@ def is_served(session: Session, registry: Registry, queue: str, name: str) -> bo
     return any(fleet.serves(session, queue, served) for served in names if served)
 
 
-def queue_of(
-    session: Session, config: Settings, registry: Registry, name: str, *, endpoint: str, project_id: str
-) -> str:
-    """Return the queue whose workers serve `name` at `endpoint`.
-
-    Raises: NotServed, NotYet.
-    """
-    return route(session, config, registry, name, endpoint=endpoint, project_id=project_id).queue
-
-
-def _queue(session: Session, config: Settings, registry: Registry, name: str, endpoint: str, project_id: str) -> str:
+def _queue(
+    session: Session, config: Settings, registry: Registry, name: str, endpoint: str, project_id: str
+) -> tuple[str, bool]:
+    """Return the queue of a model, and whether the model is external."""
     configured = registry.models.get(name)
     if configured is None and (shown := session.get(Model, name)) is not None:
-        _check_external(session, shown.external, name, project_id)
-        return shown.queue
+        return shown.queue, shown.external
     configured = configured or registry.models.get(registry.aliases.get(name, ""))
     if configured is None:
         return _wildcard(session, config, registry, name, endpoint, project_id)
     _check_serves(name, configured.endpoints, endpoint)
-    _check_external(session, configured.external, name, project_id)
-    return configured.queue
+    return configured.queue, configured.external
 
 
 def _check_serves(name: str, endpoints: Collection[str], endpoint: str) -> None:
@@ -104,11 +103,30 @@ def _check_serves(name: str, endpoints: Collection[str], endpoint: str) -> None:
 
 def engines(session: Session, registry: Registry) -> dict[str, str]:
     """Return the engine kind of each name in the models file, except aliases that an endpoint has as a name."""
-    shown = set(session.scalars(select(Model.id).where(Model.id.in_(registry.aliases))))
-    names = {name: name for name in registry.models} | {
-        alias: name for alias, name in registry.aliases.items() if alias not in shown
-    }
-    return {name: registry.models[target].engine.value for name, target in names.items()}
+    names = {name: name for name in registry.models} | live_aliases(session, registry)
+    return {name: registry.models[target].engine.value for name, target in names.items() if target in registry.models}
+
+
+def live_aliases(session: Session, registry: Registry) -> dict[str, str]:
+    """Return the model of each alias, except aliases that an endpoint has as a name."""
+    aliases = {alias: model.name for model in registry.unserved.values() for alias in model.aliases}
+    aliases |= registry.aliases
+    shown = set(session.scalars(select(Model.id).where(Model.id.in_(aliases))))
+    return {alias: name for alias, name in aliases.items() if alias not in shown}
+
+
+def permission_of(session: Session, registry: Registry, project_id: str) -> Callable[[str], bool]:
+    """Return a function that tells of a name whether the project may use its model."""
+    rule = model_permissions.rule_of(session, project_id)
+    aliases = live_aliases(session, registry) if rule.mode else {}
+    return lambda name: rule.permits(_names_of_model(name, aliases))
+
+
+def _names_of_model(name: str, aliases: Mapping[str, str]) -> set[str]:
+    """Return all names of the model that answers for `name`, and those of the base of a tuned model."""
+    base = tuned_models.base_model_of(name)
+    target = aliases.get(base, base)
+    return {name, base, target, *(alias for alias, model in aliases.items() if model == target)}
 
 
 def describe_models(names: Sequence[str], endpoint: str = "") -> str:
@@ -125,11 +143,14 @@ def names_of(session: Session, registry: Registry, endpoint: str, project_id: st
     models_shown = {name: external for name, external in shown}  # noqa: C416 (rows are not pairs to a type checker)
     models_shown |= {model.name: model.external for model in registry.models.values()}
     allowed = session.get_one(Project, project_id).allow_external
+    is_permitted = permission_of(session, registry, project_id)
     models = registry.models
     return [
         name
         for name, external in models_shown.items()
-        if (allowed or not external) and (name not in models or endpoint in models[name].endpoints)
+        if (allowed or not external)
+        and (name not in models or endpoint in models[name].endpoints)
+        and is_permitted(name)
     ]
 
 
@@ -150,19 +171,19 @@ def _find_tuned_model(session: Session, registry: Registry, name: str, project_i
     return model
 
 
-def _wildcard(session: Session, config: Settings, registry: Registry, name: str, endpoint: str, project_id: str) -> str:
+def _wildcard(
+    session: Session, config: Settings, registry: Registry, name: str, endpoint: str, project_id: str
+) -> tuple[str, bool]:
     workers = fleet.alive(session, Queue.GENERATE)
     if any(ANY_MODEL in worker.models for worker in workers):
         taker = session.get(Model, ANY_MODEL)  # recorded by workers for endpoints that take any name
-        _check_external(session, taker is not None and taker.external, name, project_id)
-        return Queue.GENERATE
+        return Queue.GENERATE, taker is not None and taker.external
     if config.engine_urls and not any(worker.models for worker in workers):
         raise NotYet(name)
+    raise unknown_model(session, registry, name, endpoint, project_id)
+
+
+def unknown_model(session: Session, registry: Registry, name: str, endpoint: str, project_id: str) -> NotServed:
+    """Return the refusal of a model that does not exist for the project."""
     others = describe_models(names_of(session, registry, endpoint, project_id), endpoint)
-    raise NotServed(f"The provided model '{quote(name)}' is not supported by the Batch API. {others}", others=others)
-
-
-def _check_external(session: Session, external: bool, name: str, project_id: str) -> None:
-    if external and not session.get_one(Project, project_id).allow_external:
-        message = f"The model '{quote(name)}' runs outside this deployment, which the project does not allow."
-        raise NotServed(message, "external_model_not_allowed")
+    return NotServed(f"The provided model '{quote(name)}' is not supported by the Batch API. {others}", others=others)

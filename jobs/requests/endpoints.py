@@ -9,6 +9,7 @@ COMPLETIONS: Final = "/v1/completions"
 RESPONSES: Final = "/v1/responses"
 EMBEDDINGS: Final = "/v1/embeddings"
 RERANK: Final = "/v1/rerank"
+FINE_TUNING: Final = "/v1/fine_tuning/jobs"
 
 # What evaluations ask of workers and their own engines. No client can ask at these paths, and no other server is asked.
 SEARCH: Final = "/v1/vector_stores/search"

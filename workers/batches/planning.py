@@ -23,7 +23,8 @@ from jobs.batches import batches, lines
 from jobs.batches.batches import BatchPayload, Which
 from jobs.batches.lines import Bad, InputLine
 from jobs.errors import DatabaseBusy, NotFound, StorageFull, StorageUnavailable
-from jobs.fleet import routing
+from jobs.fleet import access, routing
+from jobs.fleet.access import Work
 from jobs.fleet.models_file import ModelsFileError
 from jobs.fleet.routing import Route
 from jobs.inference import responses
@@ -52,14 +53,14 @@ def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
 
 
 class Planner:
-    """The check of one input: lines in, shards out. `queues` caches the queue of each (model, endpoint, project)."""
+    """The check of one input: lines in, shards out. `queues` caches the queue of each piece of work."""
 
     def __init__(
         self,
         context: Context,
         claim: JobClaim,
         handle: ClaimHandle | None = None,
-        queues: dict[tuple[str, str, str], Route] | None = None,
+        queues: dict[Work, Route] | None = None,
     ) -> None:
         self.context, self.config, self.job = context, context.config, claim.job
         self.queues = {} if queues is None else queues
@@ -153,19 +154,16 @@ class Planner:
         """
         model = (self.job.payload.get("overrides") or {}).get("model") or model
         endpoint = SERVED_WITH.get(self.job.endpoint, self.job.endpoint)
-        project_id, writer = self.job.project_id, self.writer
-        key = model, endpoint, project_id
+        work, writer = Work(self.job.project_id, self.job.key_id, model, endpoint), self.writer
         try:
-            if key not in self.queues:
+            if work not in self.queues:
                 with self.context.db.read() as session:
-                    self.queues[key] = routing.route(
-                        session, self.config, self.context.models.now(), model, endpoint=endpoint, project_id=project_id
-                    )
+                    self.queues[work] = access.resolve(session, self.config, self.context.models.now(), work)
         except routing.NotServed as refusal:
             return Bad(refusal.code, str(refusal), number, "body.model")
         except (routing.NotYet, ModelsFileError):
             raise Abandoned(5.0, "model") from None
-        writer.model, (writer.queue, writer.serves_as) = model, self.queues[key]
+        writer.model, (writer.queue, writer.serves_as, _) = model, self.queues[work]
         return None
 
     def _check_quota(self, session: Session) -> Sequence[Bad]:
@@ -239,12 +237,12 @@ def _drafts(context: Context, job_ids: Sequence[str]) -> dict[str, Planner]:
     """Return the drafts of the jobs with small inputs, by job, in the order of their ids, in which rows are locked."""
     with context.db.read() as session:
         jobs = session.scalars(_UNTOUCHED, {"ids": job_ids}).all()
-    queues: dict[tuple[str, str, str], Route] = {}
+    queues: dict[Work, Route] = {}
     drafts = {job.id: _draft(context, job, queues) for job in sorted(jobs, key=lambda job: job.id)}
     return {job_id: draft for job_id, draft in drafts.items() if draft is not None}
 
 
-def _draft(context: Context, job: Job, queues: dict[tuple[str, str, str], Route]) -> Planner | None:
+def _draft(context: Context, job: Job, queues: dict[Work, Route]) -> Planner | None:
     """Read and check a small input without a claim and without writing; return None where it is not small.
 
     Return None also after an error, which will occur again, and be handled, when the job is planned alone.

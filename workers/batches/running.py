@@ -23,6 +23,9 @@ import msgspec
 from jobs.batches import lines
 from jobs.batches.batches import BatchPayload
 from jobs.errors import ClaimLost, InvalidRequest, StorageFull
+from jobs.fleet import access
+from jobs.fleet.access import AccessDenied, Work
+from jobs.fleet.models_file import ModelsFileError
 from jobs.ledger import shards
 from jobs.ledger.shards import ShardClaim, Tally
 from workers.batches.finishing import JobResults, assemble
@@ -58,7 +61,10 @@ class LineRun(SegmentRun):
             raise StorageFull
         self.items, broken = self.read()
         self.buffer.extend(broken)
-        if self.is_isolated:
+        if (denial := self._denial()) is not None:
+            for item in self.items:
+                self._fail(item, denial.code, str(denial))
+        elif self.is_isolated:
             self._run_isolated_lines()
         else:
             self._answer(self.items)
@@ -76,6 +82,22 @@ class LineRun(SegmentRun):
 
     def results(self, batch: Sequence[LineRecord], tally: Tally) -> JobResults | None:
         return assemble(self.context, self.claim.job, batch, tally) if self.ends_at_once else None
+
+    def _denial(self) -> AccessDenied | None:
+        """Return why the job's key or project may not ask the model any more; None where it may.
+
+        A models file that cannot be read now was read when the job was planned.
+        """
+        job = self.claim.job
+        work = Work(job.project_id, job.key_id, job.model or "", job.endpoint)
+        try:
+            with self.context.db.read() as session:
+                access.check(session, self.context.models.now(), work)
+        except AccessDenied as denial:
+            return denial
+        except ModelsFileError:
+            pass
+        return None
 
     def answer_function(self) -> Callable[[Request], Awaitable[Answer]] | None:
         """Return the function that answers requests, None for the engine's own."""

@@ -19,6 +19,7 @@ from jobs.finetuning import datasets, examination, training_events
 from jobs.finetuning.examination import DatasetFindings
 from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetunePlan
+from jobs.fleet import access
 from jobs.fleet.models_file import ModelConfig, ModelsFileError, Registry
 from jobs.ledger import ledger, shards
 from jobs.ledger.ledger import JobClaim
@@ -26,6 +27,7 @@ from jobs.ledger.tables import Job, Shard
 from jobs.platform.children import ChildStopped
 from jobs.platform.locks import hold_exclusively
 from jobs.queues import Queue
+from jobs.requests.endpoints import FINE_TUNING
 from workers.runtime.attempts import Abandoned
 from workers.runtime.context import Context
 from workers.runtime.heartbeat import ClaimHandle
@@ -43,6 +45,13 @@ def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
     if base is None:
         message = f"The model '{asked.base}' is no longer one that this deployment can train."
         _reject(context, claim, [Bad("model_not_available", message, None, "model").as_dict()])
+        return
+    try:
+        with context.db.read() as session:
+            work = access.Work(claim.job.project_id, claim.job.key_id, asked.parent or base.name, FINE_TUNING)
+            access.check(session, registry, work)
+    except access.AccessDenied as denial:
+        _reject(context, claim, [Bad(denial.code, str(denial), None, "model").as_dict()])
         return
     findings = _examine(context, claim, asked, base, handle)
     examination.check_steps(asked, findings)

@@ -20,7 +20,8 @@ from sqlalchemy.orm import Session
 from jobs import logs
 from jobs.clock import now
 from jobs.errors import DatabaseBusy, TooManyRequests, Unavailable, WorkerLost
-from jobs.fleet import routing
+from jobs.fleet import access, routing
+from jobs.fleet.access import Work
 from jobs.fleet.models_file import ModelsFileError
 from jobs.ids import new_id
 from jobs.inference.client import InferenceClient
@@ -188,7 +189,7 @@ class PeerClient:
         config = self._context.config
         try:
             registry = self._context.models.now()
-            queue = routing.queue_of(session, config, registry, model, endpoint=endpoint, project_id=request.tenant)
+            queue = access.resolve(session, config, registry, Work(request.tenant, None, model, endpoint)).queue
         except routing.NotServed as refused:
             return refusal(400, str(refused), param=param, code=refused.code)
         except routing.NotYet as error:

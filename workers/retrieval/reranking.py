@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from jobs.errors import TooManyRequests, Unavailable
-from jobs.fleet import routing, workers
+from jobs.fleet import access, routing, workers
+from jobs.fleet.access import Work
 from jobs.fleet.models_file import ModelsFileError
 from jobs.ids import new_id
 from jobs.inference.client import InferenceClient, last_entry
@@ -122,7 +123,7 @@ class Reranking:
         with self._context.db.read() as session:
             try:
                 registry = self._context.models.now()
-                return routing.queue_of(session, config, registry, model, endpoint=RERANK, project_id=project_id)
+                return access.resolve(session, config, registry, Work(project_id, None, model, RERANK)).queue
             except routing.NotServed as refused:
                 return refusal(400, f"Invalid '{_PARAM}': {refused}", param=_PARAM, code=refused.code)
             except (routing.NotYet, ModelsFileError) as error:

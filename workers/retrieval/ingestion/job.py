@@ -15,7 +15,8 @@ from sqlalchemy.orm import Session
 
 from jobs.db.engine import WRITE_ROWS
 from jobs.files.tables import File
-from jobs.fleet import routing
+from jobs.fleet import access, routing
+from jobs.fleet.access import Work
 from jobs.fleet.models_file import ModelsFileError
 from jobs.ledger import ledger, shards
 from jobs.ledger.ledger import JobClaim
@@ -89,8 +90,8 @@ def _resolve_model(context: Context, claim: JobClaim) -> tuple[str, str]:
         if store is None:
             return "", Queue.EMBED
         registry, config = context.models.now(), context.config
-        queue = routing.queue_of(session, config, registry, store.model, endpoint=EMBEDDINGS, project_id=job.project_id)
-        return store.model, queue
+        work = Work(job.project_id, job.key_id, store.model, EMBEDDINGS)
+        return store.model, access.resolve(session, config, registry, work).queue
 
 
 def _cuts(context: Context, job_id: str, total: int) -> Iterator[tuple[int, int, int]]:

@@ -1,0 +1,72 @@
+"""Resolve a piece of work: whether its key and its project may have it done, and which workers do it.
+
+    key live, of this project ─▶ project not archived ─▶ model permitted ─▶ `routing.route` ─▶ external models allowed
+
+Every request, line, job, schedule and grader that asks a model comes through here: when it is accepted, when it is
+planned, and when a worker claims it. A model that is not permitted is refused as one that does not exist.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jobs.batches.lines import quote
+from jobs.clock import now
+from jobs.fleet import routing
+from jobs.fleet.models_file import Registry
+from jobs.fleet.routing import NotServed, Route
+from jobs.security.tables import ApiKey, Project
+from jobs.settings import Settings
+
+#: The codes of the refusals of a key or a project, whatever the model.
+IDENTITY_CODES: Final = frozenset({"key_revoked", "key_expired", "project_archived"})
+
+
+class AccessDenied(NotServed):
+    """The key or the project may not have this work done, whoever serves the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is to be done: a `model` is asked at an `endpoint`. `key_id` is None where no key asked for it."""
+
+    project_id: str
+    key_id: str | None
+    model: str
+    endpoint: str
+
+
+def resolve(session: Session, config: Settings, registry: Registry, work: Work) -> Route:
+    """Return which workers do the work. Raises AccessDenied, NotServed, NotYet."""
+    check(session, registry, work)
+    route = routing.route(session, config, registry, work.model, endpoint=work.endpoint, project_id=work.project_id)
+    if route.is_external and not session.get_one(Project, work.project_id).allow_external:
+        message = f"The model '{quote(work.model)}' runs outside this deployment, which the project does not allow."
+        raise AccessDenied(message, "external_model_not_allowed")
+    return route
+
+
+def check(session: Session, registry: Registry, work: Work) -> None:
+    """Check the key, the project and the permission of the model. Raises AccessDenied."""
+    _check_identity(session, work)
+    if not routing.permission_of(session, registry, work.project_id)(work.model):
+        refusal = routing.unknown_model(session, registry, work.model, work.endpoint, work.project_id)
+        raise AccessDenied(str(refusal), refusal.code, refusal.others)
+
+
+def _check_identity(session: Session, work: Work) -> None:
+    """Raise AccessDenied for a key that is not live, or of another project, and for an archived project."""
+    archived_at = session.scalar(select(Project.archived_at).where(Project.id == work.project_id))
+    if archived_at is not None:
+        raise AccessDenied("The project has been archived.", "project_archived")
+    if work.key_id is None:
+        return
+    # The one predicate of a live key is that of `jobs.security.keys`, once it takes an id.
+    of_project = ApiKey.id == work.key_id, ApiKey.project_id == work.project_id
+    key = session.execute(select(ApiKey.revoked_at, ApiKey.expires_at).where(*of_project)).first()
+    if key is None or key.revoked_at is not None:
+        raise AccessDenied("The API key of this request has been revoked.", "key_revoked")
+    if key.expires_at is not None and key.expires_at <= now():
+        raise AccessDenied("The API key of this request has expired.", "key_expired")
