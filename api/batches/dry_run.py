@@ -16,7 +16,7 @@ from api.http.bodies import Body, resource
 from jobs.batches import batches
 from jobs.clock import now
 from jobs.errors import InvalidRequest
-from jobs.fleet import access, routing
+from jobs.fleet import access, enqueued_tokens, routing
 from jobs.fleet.checkpoint import context_tokens, tokenizer_file
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
@@ -144,9 +144,10 @@ def _model_errors(session: Session, call: CallContext, endpoint: str, report: di
 
 def _token_errors(session: Session, call: CallContext, report: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the error of a batch that would exceed the project's quota now, together with its live jobs."""
-    limit = call.config.project_max_queued_tokens
-    over = limit and batches.is_over_quota(batches.queued_bytes(session, call.project_id), report["bytes"], limit)
-    return [batches.quota_refusal(limit).as_dict()] if over else []
+    registry, model = call.services.registry(), report["model"] or ""
+    limit = enqueued_tokens.limit_for(session, call.config, registry, call.project_id, model)
+    refusal = limit.refusal(session, report["bytes"]) if limit else None
+    return [] if refusal is None else [refusal.as_dict()]
 
 
 def _error(report: dict[str, Any], code: str, message: str) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from jobs.evals.tables import Eval, EvalRun
 from jobs.ids import new_id
 from jobs.ledger import ledger
 from jobs.ledger.tables import Job
+from jobs.usage.project_limits import limit_of
 
 router = resource("Evals", area="evals")
 
@@ -118,7 +119,8 @@ def import_run(request: Request, call: Call, once: Idempotent, eval_id: str, bod
         check_not_full(session, call)
         same = select(EvalRun).where(EvalRun.eval_id == eval_id, EvalRun.imported_from == body.imported_from)
         if session.scalar(same) is None:  # the project is locked before the eval
-            ledger.check_room(session, call.project_id, runs.NAME, call.config.project_eval_runs)
+            limit = limit_of(session, call.config, call.project_id, "eval_runs")
+            ledger.check_room(session, call.project_id, runs.NAME, limit)
         row = evals.lock(session, eval_id, call.project_id)
         if row is None:
             raise NotFound(f"No eval found with id '{clip(eval_id)}'.", param="eval_id")

@@ -53,6 +53,7 @@ from jobs.platform.storage import remove_objects
 from jobs.requests.endpoints import CHAT, LIKELIHOOD, RESPONSES, SEARCH, SERVED_WITH
 from jobs.requests.values import RESPONSE_TOOLS
 from jobs.retrieval.filters import check_filter
+from jobs.usage.project_limits import limit_of
 
 router = resource("Evals", area="evals")
 
@@ -78,7 +79,8 @@ def create_run(request: Request, call: Call, once: Idempotent, eval_id: str, bod
 
     def make(session: Session) -> EvalRunObject:
         check_not_full(session, call)
-        ledger.check_room(session, call.project_id, runs.NAME, call.config.project_eval_runs)
+        limit = limit_of(session, call.config, call.project_id, "eval_runs")
+        ledger.check_room(session, call.project_id, runs.NAME, limit)
         row = evals.lock(session, eval_id, call.project_id)
         if row is None:
             raise NotFound(f"No eval found with id '{clip(eval_id)}'.", param="eval_id")

@@ -31,6 +31,7 @@ from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetuneCheckpoint, FinetunePlan
 from jobs.ledger import ledger
 from jobs.ledger.tables import Job
+from jobs.usage.project_limits import limit_of
 
 router = resource("Fine-tuning", area="fine_tuning")
 
@@ -49,7 +50,8 @@ def create_fine_tuning_job(call: Call, once: Idempotent, body: CreateFineTuningJ
 
     def make(session: Session) -> FineTuningJob:
         check_not_full(session, call)
-        ledger.check_room(session, call.project_id, jobs.NAME, call.config.project_finetune_jobs)
+        limit = limit_of(session, call.config, call.project_id, "finetune_jobs")
+        ledger.check_room(session, call.project_id, jobs.NAME, limit)
         files = training_files(session, call, body)
         job_id = new_job_id()
         job = jobs.submit(

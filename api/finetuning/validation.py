@@ -31,6 +31,7 @@ from jobs.fleet import workers
 from jobs.ledger import ledger
 from jobs.queues import Queue
 from jobs.security.tables import Project
+from jobs.usage.project_limits import limit_of
 
 router = resource("Fine-tuning", area="fine_tuning")
 
@@ -145,7 +146,8 @@ def _measure(call: CallContext, body: ValidateFineTuning, asked: FineTuning) -> 
         if not any(Queue.FINETUNE in worker.queues for worker in workers.present(session)):
             return None
         check_not_full(session, call)
-        ledger.check_room(session, call.project_id, jobs.NAME, call.config.project_finetune_jobs)
+        limit = limit_of(session, call.config, call.project_id, "finetune_jobs")
+        ledger.check_room(session, call.project_id, jobs.NAME, limit)
         files = training_files(session, call, body)
         job_id, project = new_job_id(), session.get_one(Project, call.project_id).name
         result = names.model_name(asked.base, project, None, job_id)

@@ -16,6 +16,7 @@ from api.shares import run_in_threadpool
 from jobs.errors import ProjectFull, StorageFull
 from jobs.platform.storage import remove_objects
 from jobs.usage import stored_bytes
+from jobs.usage.project_limits import limit_of
 
 
 def check_disk(call: CallContext, arriving: int) -> None:
@@ -28,12 +29,14 @@ def check_disk(call: CallContext, arriving: int) -> None:
         raise StorageFull
 
 
-def check_project(call: CallContext, arriving: int = 1) -> int:
-    """Return how many bytes the project may store after `arriving` more.
+def check_project(call: CallContext, arriving: int = 1) -> int | None:
+    """Return how many bytes the project may store after `arriving` more; None without a limit.
 
     Raises: ProjectFull.
     """
-    return stored_bytes.check(call.db, call.project_id, arriving, call.config.project_max_bytes)
+    with call.db.read() as session:
+        limit = _limit(session, call)
+    return stored_bytes.check(call.db, call.project_id, arriving, limit) if limit else None
 
 
 def check_not_full(session: Session, call: CallContext) -> None:
@@ -43,12 +46,14 @@ def check_not_full(session: Session, call: CallContext) -> None:
 
     Raises: ProjectFull.
     """
-    stored_bytes.check_not_full(session, call.project_id, call.config.project_max_bytes)
+    stored_bytes.check_not_full(session, call.project_id, _limit(session, call))
 
 
 def count_if_due(call: CallContext) -> None:
     """Count what the project stores if that is due, before the transaction in which `check_not_full` is called."""
-    stored_bytes.count_if_due(call.db, call.project_id, call.config.project_max_bytes)
+    with call.db.read() as session:
+        limit = _limit(session, call)
+    stored_bytes.count_if_due(call.db, call.project_id, limit)
 
 
 def check_space(call: CallContext, arriving: int) -> None:
@@ -58,6 +63,10 @@ def check_space(call: CallContext, arriving: int) -> None:
     """
     check_disk(call, arriving)
     check_project(call, max(arriving, 1))
+
+
+def _limit(session: Session, call: CallContext) -> int:
+    return limit_of(session, call.config, call.project_id, "max_bytes")
 
 
 @asynccontextmanager
@@ -71,10 +80,10 @@ async def receiving(call: CallContext, request: Request, lease: Lease, largest: 
         return
     length = request.headers.get("content-length")
     await run_in_threadpool(check_disk, call, int(length or 0))
-    if not call.config.project_max_bytes:
+    free = await run_in_threadpool(check_project, call)
+    if free is None:
         yield
         return
-    free = await run_in_threadpool(check_project, call)
     size = int(length) if length is not None else largest
     with call.services.arriving.hold(call.project_id, size, free + 1):
         yield
@@ -85,7 +94,7 @@ def reserve(session: Session, call: CallContext, size: int) -> None:
 
     Raises: ProjectFull.
     """
-    stored_bytes.reserve(session, call.project_id, size, call.config.project_max_bytes)
+    stored_bytes.reserve(session, call.project_id, size, _limit(session, call))
 
 
 def reserve_or_remove(session: Session, call: CallContext, size: int, path: str, owner: ColumnElement[bool]) -> None:

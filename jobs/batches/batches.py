@@ -5,10 +5,10 @@ from typing import Any, Final
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import exists, func, select
+from sqlalchemy import ColumnElement, exists, func, select, true
 from sqlalchemy.orm import Session
 
-from jobs.batches.lines import REQUIRED, Bad
+from jobs.batches.lines import REQUIRED
 from jobs.clock import now
 from jobs.errors import InvalidRequest
 from jobs.files.tables import File
@@ -136,24 +136,21 @@ def window_seconds(window: str, config: Settings) -> int:
 BYTES_PER_TOKEN: Final = 4
 
 
-def queued_bytes(session: Session, project_id: str, excluded: str | None = None) -> int:
-    """Return the bytes of input that the project's live jobs still read, of all jobs or all but `excluded`."""
+def queued_bytes(
+    session: Session, project_id: str, excluded: str | None = None, which: ColumnElement[bool] | None = None
+) -> int:
+    """Return the bytes of input that the project's live jobs still read, of all jobs or all but `excluded`.
+
+    `which` is the condition of the jobs that count.
+    """
     total = session.scalar(
         select(func.sum(File.bytes))
         .join(Job, Job.input_file_id == File.id)
         .where(Job.project_id == project_id, Job.state.in_(LIVE), Job.in_progress_at.is_not(None))
         .where(Job.id != (excluded or ""), Job.kind.in_(kinds.names(lambda kind: kind.counted)))
+        .where(true() if which is None else which)
     )
     return int(total or 0)
-
-
-def is_over_quota(queued: int, more: int, limit: int) -> bool:
-    """Return whether `more` bytes of input are too many for a project; a limit of 0 is none."""
-    return bool(limit) and (queued + more) // BYTES_PER_TOKEN > limit
-
-
-def quota_refusal(limit: int) -> Bad:
-    return Bad("token_limit_exceeded", f"The project would have more than {limit} tokens queued.")
 
 
 # ── retries ──

@@ -17,6 +17,7 @@ from jobs.ledger.kinds import Kind, Retry
 from jobs.ledger.progress import outcomes
 from jobs.ledger.tables import Job
 from jobs.queues import Queue
+from jobs.usage.project_limits import limit_of
 
 
 def _retry(session: Session, request: Retry) -> Job:
@@ -33,7 +34,8 @@ def _retry(session: Session, request: Retry) -> Job:
         raise InvalidRequest(f"No item of run '{old.id}' was graded: create another run.", code="nothing_to_retry")
     if counts.get(runs.PASSED, 0) + counts.get(runs.FAILED, 0) == old.total:
         raise InvalidRequest(f"No item of run '{old.id}' errored.", code="nothing_to_retry")
-    ledger.check_room(session, old.project_id, runs.NAME, request.config.project_eval_runs)
+    limit = limit_of(session, request.config, old.project_id, "eval_runs")
+    ledger.check_room(session, old.project_id, runs.NAME, limit)
     copied = {name: getattr(run, name) for name in ("eval_id", "project_id", "name", "data_source")}
     again = EvalRun(id=new_id(runs.PREFIX), bytes=0, created_at=now(), **copied)
     if run.metadata_ is not None:

@@ -22,6 +22,7 @@ from jobs.ledger.tables import Job
 from jobs.queues import Queue
 from jobs.registry.tables import TunedModel
 from jobs.security.tables import Project
+from jobs.usage.project_limits import limit_of
 
 NAME: Final = "finetuning"
 EVENTS: Final[dict[str, str]] = {
@@ -126,7 +127,8 @@ def _retry(session: Session, request: Retry) -> Job:
     """Submit a fine-tuning job again; its training goes on from the last checkpoint of the old one."""
     old = request.job
     request.check_unchanged("fine-tuning job", "failed", "all")
-    ledger.check_room(session, old.project_id, NAME, request.config.project_finetune_jobs)
+    limit = limit_of(session, request.config, old.project_id, "finetune_jobs")
+    ledger.check_room(session, old.project_id, NAME, limit)
     payload = FineTuning.model_validate(old.payload)
     job_id, project = new_id(JOB_PREFIX), session.get_one(Project, old.project_id).name
     result = model_name(payload.base, project, payload.suffix, job_id)

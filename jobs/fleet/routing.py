@@ -119,13 +119,18 @@ def permission_of(session: Session, registry: Registry, project_id: str) -> Call
     """Return a function that tells of a name whether the project may use its model."""
     rule = model_permissions.rule_of(session, project_id)
     aliases = live_aliases(session, registry) if rule.mode else {}
-    return lambda name: rule.permits(_names_of_model(name, aliases))
+    return lambda name: rule.permits(names_of_model(name, aliases))
 
 
-def _names_of_model(name: str, aliases: Mapping[str, str]) -> set[str]:
-    """Return all names of the model that answers for `name`, and those of the base of a tuned model."""
+def served_model(name: str, aliases: Mapping[str, str]) -> str:
+    """Return the model that answers for `name`: that of an alias, and the base of a tuned model."""
     base = tuned_models.base_model_of(name)
-    target = aliases.get(base, base)
+    return aliases.get(base, base)
+
+
+def names_of_model(name: str, aliases: Mapping[str, str]) -> set[str]:
+    """Return all names of the model that answers for `name`, and those of the base of a tuned model."""
+    base, target = tuned_models.base_model_of(name), served_model(name, aliases)
     return {name, base, target, *(alias for alias, model in aliases.items() if model == target)}
 
 
@@ -137,8 +142,8 @@ def describe_models(names: Sequence[str], endpoint: str = "") -> str:
     return f"The models{serve} here: {few}{more}."
 
 
-def names_of(session: Session, registry: Registry, endpoint: str, project_id: str) -> list[str]:
-    """Return the models that a project may use at `endpoint`, without their aliases."""
+def names_of(session: Session, registry: Registry, endpoint: str | None, project_id: str) -> list[str]:
+    """Return the models that a project may use, at `endpoint` if one is given, without their aliases."""
     shown = session.execute(select(Model.id, Model.external).where(Model.id != ANY_MODEL).order_by(Model.id))
     models_shown = {name: external for name, external in shown}  # noqa: C416 (rows are not pairs to a type checker)
     models_shown |= {model.name: model.external for model in registry.models.values()}
@@ -149,7 +154,7 @@ def names_of(session: Session, registry: Registry, endpoint: str, project_id: st
         name
         for name, external in models_shown.items()
         if (allowed or not external)
-        and (name not in models or endpoint in models[name].endpoints)
+        and (endpoint is None or name not in models or endpoint in models[name].endpoints)
         and is_permitted(name)
     ]
 

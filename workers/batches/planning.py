@@ -23,7 +23,7 @@ from jobs.batches import batches, lines
 from jobs.batches.batches import BatchPayload, Which
 from jobs.batches.lines import Bad, InputLine
 from jobs.errors import DatabaseBusy, NotFound, StorageFull, StorageUnavailable
-from jobs.fleet import access, routing
+from jobs.fleet import access, enqueued_tokens, routing
 from jobs.fleet.access import Work
 from jobs.fleet.models_file import ModelsFileError
 from jobs.fleet.routing import Route
@@ -168,11 +168,14 @@ class Planner:
 
     def _check_quota(self, session: Session) -> Sequence[Bad]:
         """Return an error if the job's project would exceed its quota. Of two planners each counts the other's job."""
-        return [batches.quota_refusal(self.config.project_max_queued_tokens)] if self._over_token_limit(session) else []
-
-    def _over_token_limit(self, session: Session) -> bool:
-        limit = self.config.project_max_queued_tokens
-        return bool(limit) and batches.is_over_quota(_queued_bytes(session, self.job), self.writer.bytes, limit)
+        job, registry = self.job, self.context.models.now()
+        limit = enqueued_tokens.limit_for(session, self.config, registry, job.project_id, self.writer.model)
+        if limit is None:
+            return []
+        # no other planner adds to the project's jobs meanwhile, and new jobs may still name it
+        session.get(Project, job.project_id, with_for_update={"key_share": True})
+        refusal = limit.refusal(session, self.writer.bytes, excluded=job.id)
+        return [] if refusal is None else [refusal]
 
     def _complain(self, code: str, message: str) -> None:
         self.writer.add(Bad(code, message))
@@ -181,15 +184,6 @@ class Planner:
 def _missing_file(job: Job) -> Bad:
     message = f"Cannot find file {job.input_file_id}, or your project does not have access to it."
     return Bad("invalid_request", message, None, "file_id")
-
-
-def _queued_bytes(session: Session, job: Job) -> int:
-    """Return the bytes of input that the project's other live jobs still read.
-
-    Lock the project's row, so that no other planner adds to them meanwhile.
-    """
-    session.get(Project, job.project_id, with_for_update={"key_share": True})  # new jobs may still name it
-    return batches.queued_bytes(session, job.project_id, excluded=job.id)
 
 
 def _line_filter(session: Session, job: Job, which: Which) -> Callable[[int], bool]:

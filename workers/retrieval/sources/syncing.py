@@ -35,6 +35,7 @@ from jobs.retrieval.indexes import index_of
 from jobs.retrieval.source_items import ADDED, CHANGED, FAILED, REMOVED, UNCHANGED, digest, readable
 from jobs.retrieval.tables import Source, SourceItem, VectorStore, VectorStoreFile
 from jobs.usage import stored_bytes
+from jobs.usage.project_limits import limit_of
 from workers.retrieval.sources.base import (
     Fetched,
     ItemDeleted,
@@ -503,7 +504,9 @@ class _Sync:
 
     def _reserve(self, size: int) -> None:
         """Add a fetched file to what its project stores. Raises ItemFailed if that is too much."""
-        db, project_id, limit = self.context.db, self.source.project_id, self.config.project_max_bytes
+        db, project_id = self.context.db, self.source.project_id
+        with db.read() as session:
+            limit = limit_of(session, self.config, project_id, "max_bytes")
         try:
             stored_bytes.check(db, project_id, size, limit)
             db.retrying(lambda session: stored_bytes.reserve(session, project_id, size, limit), self.context.stop)
