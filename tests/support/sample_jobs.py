@@ -41,7 +41,7 @@ def new_job(**changes: Any) -> Job:
 
 def submitted(db: Database, *, after: Sequence[str] = (), **changes: Any) -> Job:
     with db.write() as session:
-        return ledger.submit(session, new_job(**changes), actor="key:test", after=after)
+        return ledger.submit(session, new_job(**changes), actor="test", after=after)
 
 
 def planning(db: Database, **changes: Any) -> JobClaim:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from jobs.db.engine import Database
-from jobs.fleet import routing, workers
+from jobs.fleet import access, routing, workers
+from jobs.fleet.access import Work
 from jobs.fleet.models_file import ANY_MODEL, Registry
 from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue
@@ -25,7 +26,7 @@ def place(db: Database, name: str, *, allowed: bool = False) -> str:
     with db.write() as session:
         project = keys.ensure_project(session, "p")
         project.allow_external = allowed
-        return routing.queue_of(session, config, Registry.load(config), name, endpoint=CHAT, project_id=project.id)
+        return access.resolve(session, config, Registry.load(config), Work(project.id, None, name, CHAT)).queue
 
 
 @pytest.mark.parametrize(("external", "allowed"), [(True, True), (False, False), (False, True)])
@@ -66,7 +67,7 @@ def test_a_tuned_model_runs_where_its_base_does(sqlite: Database, tmp_path: Path
         with pytest.raises(routing.NotServed) as unknown:
             routing.route(session, config, registry, name, endpoint=CHAT, project_id=other)
 
-    assert found == (Queue.GENERATE, "smollm2-135m-instruct")
+    assert found == (Queue.GENERATE, "smollm2-135m-instruct", False)
     assert unknown.value.code == "model_not_found"
 
 
@@ -107,7 +108,7 @@ def test_a_whole_model_is_served_by_the_process_for_such_models(sqlite: Database
         project_id = keys.ensure_project(session, "acme").id
         for name in names.values():
             route = partial(routing.route, session, config, Registry.load(config), name, project_id=project_id)
-            assert route(endpoint=CHAT) == (Queue.TUNED, None)
+            assert route(endpoint=CHAT) == (Queue.TUNED, None, False)
             with pytest.raises(routing.NotServed, match="does not serve /v1/embeddings"):
                 route(endpoint="/v1/embeddings")
 

@@ -49,7 +49,7 @@ class Harness:
             job.input_path = f"files/{job.id}"
             self.storage.put(job.input_path, content)
         with self.db.write() as session:
-            return ledger.submit(session, job, actor="key:test").id
+            return ledger.submit(session, job, actor="test").id
 
     def states(self, *job_ids: str) -> list[JobState]:
         return [sample_jobs.state(self.db, job_id) for job_id in job_ids]

@@ -1,0 +1,212 @@
+"""Every way to have a model asked, with each rule of access."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from sqlalchemy import update
+
+from jobs.clock import now
+from jobs.db.engine import Database
+from jobs.ledger.states import JobState
+from jobs.queues import Task
+from jobs.security import keys
+from jobs.security.model_permissions import set_rule
+from jobs.security.tables import ApiKey, Project
+from tests.support.inline_deployment import MODEL as FAKE
+from tests.support.inline_deployment import chat_line, jsonl, running
+from tests.support.web import make_key, running_app
+from tests.unit.api.calls import BODIES
+
+CHAT_MODEL, CHAT_ALIAS = "smollm2-135m-instruct", "gpt-4o-mini"
+EMBEDDER, EMBEDDER_ALIAS = "all-minilm-l6-v2", "text-embedding-3-small"
+MESSAGES = [{"role": "user", "content": "Hi"}]
+
+
+class Caller:
+    """A client of a project of its own."""
+
+    def __init__(self, app: FastAPI, project: str) -> None:
+        self.app, self.key = app, make_key(app, project)
+        self.client = TestClient(app, headers={"Authorization": f"Bearer {self.key}"})
+
+    def post(self, path: str, **body: Any) -> Any:
+        return self.client.post(f"/v1/{path}", json=body)
+
+    def upload(self, *lines: Any) -> str:
+        files = {"file": ("a.jsonl", jsonl(lines))}
+        return str(self.client.post("/v1/files", files=files, data={"purpose": "batch"}).json()["id"])
+
+    def evaluation(self) -> str:
+        config = {"type": "custom", "item_schema": {"type": "object"}, "include_sample_schema": True}
+        check = {
+            "type": "string_check",
+            "name": "n",
+            "input": "a",
+            "operation": "eq",
+            "reference": "a",
+        }
+        return str(self.post("evals", data_source_config=config, testing_criteria=[check]).json()["id"])
+
+
+def validate(caller: Caller, model: str) -> Any:
+    file_id = caller.upload({**chat_line("a", "Hi"), "body": {"model": model, "messages": MESSAGES}})
+    return caller.post("batches/validate", input_file_id=file_id, endpoint="/v1/chat/completions")
+
+
+def sample(caller: Caller, model: str) -> Any:
+    source = {"type": "file_content", "content": [{"item": {"a": 1}}]}
+    messages = {"type": "template", "template": MESSAGES}
+    source = {"type": "completions", "model": model, "source": source, "input_messages": messages}
+    return caller.post(f"evals/{caller.evaluation()}/runs", data_source=source)
+
+
+#: How each door is asked for a model of a kind, by the routes whose body names a model.
+DOORS: dict[str, tuple[str, Callable[[Caller, str], Any]]] = {
+    "/v1/chat/completions": (CHAT_MODEL, lambda it, model: it.post("chat/completions", model=model, messages=MESSAGES)),
+    "/v1/completions": (CHAT_MODEL, lambda it, model: it.post("completions", model=model, prompt="Hi")),
+    "/v1/responses": (CHAT_MODEL, lambda it, model: it.post("responses", model=model, input="Hi", store=False)),
+    "/v1/responses/compact": (CHAT_MODEL, lambda it, model: it.post("responses/compact", model=model, input="Hi")),
+    "/v1/responses/input_tokens": (
+        CHAT_MODEL, lambda it, model: it.post("responses/input_tokens", model=model, input="Hi")
+    ),
+    "/v1/embeddings": (EMBEDDER, lambda it, model: it.post("embeddings", model=model, input="Hi")),
+    "/v1/rerank": (EMBEDDER, lambda it, model: it.post("rerank", model=model, query="Hi", documents=["a"])),
+    "/v1/batches/validate": (CHAT_MODEL, validate),
+    "/v1/evals/{eval_id}/runs": (CHAT_MODEL, sample),
+    "/v1/fine_tuning/jobs": (
+        CHAT_MODEL, lambda it, model: it.post("fine_tuning/jobs/validate", model=model, training_file="file-x")
+    ),
+    "/v1/fine_tuning/jobs/validate": (
+        CHAT_MODEL, lambda it, model: it.post("fine_tuning/jobs/validate", model=model, training_file="file-x")
+    ),
+    "/v1/vector_stores": (EMBEDDER, lambda it, model: it.post("vector_stores", embedding_model=model)),
+}  # fmt: skip
+ALIASES = {CHAT_MODEL: CHAT_ALIAS, EMBEDDER: EMBEDDER_ALIAS}
+
+
+def deny(caller: Caller, *names: str) -> None:
+    with caller.app.state.services.db.write() as session:
+        project_id = session.get_one(ApiKey, keys.id_of(caller.key)).project_id
+        set_rule(session, project_id, "deny_list", names)
+
+
+def change(caller: Caller, table: Any, **values: Any) -> None:
+    with caller.app.state.services.db.write() as session:
+        key = session.get_one(ApiKey, keys.id_of(caller.key))
+        row = table.id == (key.id if table is ApiKey else key.project_id)
+        session.execute(update(table).where(row).values(**values))
+
+
+#: What each rule changes, and whether the door is then asked for the alias.
+RULES: dict[str, tuple[Callable[[Caller, str], object], bool]] = {
+    "model denied": (deny, False),
+    "alias of a denied model": (deny, True),
+    "model with a denied alias": (lambda it, model: deny(it, ALIASES[model]), False),
+    "key revoked": (lambda it, _: change(it, ApiKey, revoked_at=now()), False),
+    "key expired": (lambda it, _: change(it, ApiKey, expires_at=now() - 1), False),
+    "project archived": (lambda it, _: change(it, Project, archived_at=now()), False),
+}
+_REFUSALS = (
+    "model_not_found",
+    "model_not_available",
+    "key_revoked",
+    "key_expired",
+    "project_archived",
+    "invalid_api_key",
+)
+
+
+def is_refused(answer: Any) -> bool:
+    """Return whether an answer is a refusal of access, or names one."""
+    return any(f'"{code}"' in answer.text for code in _REFUSALS)
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Iterator[FastAPI]:
+    folder = tmp_path_factory.mktemp("access")
+    (folder / "nightmill.db").write_bytes(sqlite_template.read_bytes())
+    with running_app(folder, "", openai_aliases=True) as app:
+        yield app
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("rule", RULES)
+def test_door_refuses_what_a_rule_forbids_and_nothing_to_another_project(app: FastAPI, door: str, rule: str) -> None:
+    model, ask = DOORS[door]
+    apply, by_alias = RULES[rule]
+    name = ALIASES[model] if by_alias else model
+    owner, stranger = (Caller(app, f"{who} {door} {rule}") for who in ("owner", "stranger"))
+    if door == "/v1/evals/{eval_id}/runs":  # a key that is refused creates no eval
+        eval_id = owner.evaluation()
+        owner.evaluation = lambda: eval_id  # type: ignore[method-assign]
+    apply(owner, model)
+
+    assert is_refused(ask(owner, name))
+    assert not is_refused(ask(stranger, name))
+
+
+def test_every_route_whose_body_names_a_model_is_a_door() -> None:
+    named = {path for (_, path), request in BODIES.items() if "model" in request.get("json", {})}
+
+    assert named <= set(DOORS)
+
+
+def test_batch_of_a_denied_model_fails_when_it_is_planned(sqlite: Database, tmp_path: Path) -> None:
+    with running(sqlite, tmp_path) as inline:
+        with sqlite.write() as session:
+            set_rule(session, keys.ensure_project(session, "default").id, "deny_list", [FAKE])
+
+        [job] = inline.drain(inline.submit(jsonl([chat_line("a", "Hi")])))
+
+    assert job.state == JobState.FAILED
+    assert [error["code"] for error in job.errors or ()] == ["model_not_found"]
+
+
+def test_retry_with_the_model_of_an_override_is_asked_for_that_model(sqlite: Database, tmp_path: Path) -> None:
+    with running(sqlite, tmp_path) as inline:
+        with sqlite.write() as session:
+            set_rule(session, keys.ensure_project(session, "default").id, "deny_list", ["other"])
+
+        payload = {"overrides": {"model": "other"}}
+        [job] = inline.drain(inline.submit(jsonl([chat_line("a", "Hi")]), payload=payload))
+
+    assert [error["code"] for error in job.errors or ()] == ["model_not_found"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "code"),
+    [
+        ("denied", "model_not_found"),
+        ("revoked", "key_revoked"),
+        ("expired", "key_expired"),
+        ("archived", "project_archived"),
+    ],
+)
+def test_shard_that_is_claimed_after_a_denial_runs_no_line_and_names_the_reason(
+    sqlite: Database, tmp_path: Path, rule: str, code: str
+) -> None:
+    with running(sqlite, tmp_path) as inline:
+        with sqlite.write() as session:
+            key_id = keys.id_of(keys.create_key(session, "default"))
+        inline.lose_messages = lambda task: task == Task.RUN
+        job_id = inline.submit(jsonl([chat_line("a", "Hi"), chat_line("b", "Ho")]), key_id=key_id)
+        inline.until(lambda: inline.job(job_id).state == JobState.RUNNING)
+        with sqlite.write() as session:
+            key, project = session.get_one(ApiKey, key_id), keys.ensure_project(session, "default")
+            if rule == "denied":
+                set_rule(session, project.id, "allow_list", [])
+            elif rule == "archived":
+                project.archived_at = now()
+            else:
+                setattr(key, "revoked_at" if rule == "revoked" else "expires_at", now())
+        inline.lose_messages = lambda _task: False
+
+        [job] = inline.drain(job_id)
+        good, bad = inline.results(job)
+
+    assert good == []
+    assert code in {error["code"] for error in [*(job.errors or ()), *(line["error"] for line in bad)]}

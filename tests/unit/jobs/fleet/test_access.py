@@ -1,0 +1,179 @@
+"""Which key and project may have which model asked, by each rule of access."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
+
+from jobs.clock import now
+from jobs.db.engine import Database
+from jobs.fleet import access, workers
+from jobs.fleet.access import AccessDenied, Work
+from jobs.fleet.models_file import Registry
+from jobs.fleet.tables import Model
+from jobs.platform.storage import DiskStorage
+from jobs.queues import Queue
+from jobs.requests.endpoints import CHAT
+from jobs.security import keys
+from jobs.security.model_permissions import set_rule
+from jobs.security.tables import ApiKey, Project
+from jobs.settings import Settings
+from tests.support import tuned_adapters
+
+ROOT = Path(__file__).parents[4]
+MODEL, ALIAS, OTHER = "smollm2-135m-instruct", "gpt-4o-mini", "all-minilm-l6-v2"
+TUNED = f"ft:{MODEL}:acme::abc"
+
+
+class Tenant:
+    """A project with one key."""
+
+    def __init__(self, session: Session, name: str) -> None:
+        self.key = session.get_one(ApiKey, keys.id_of(keys.create_key(session, name)))
+        self.project = session.get_one(Project, self.key.project_id)
+
+
+Rule = Callable[[Session, Tenant], object]
+
+
+def deny(*names: str) -> Rule:
+    return lambda session, tenant: set_rule(session, tenant.project.id, "deny_list", names)
+
+
+def allow(*names: str) -> Rule:
+    return lambda session, tenant: set_rule(session, tenant.project.id, "allow_list", names)
+
+
+def revoke(_session: Session, tenant: Tenant) -> None:
+    tenant.key.revoked_at = now()
+
+
+def expire(_session: Session, tenant: Tenant) -> None:
+    tenant.key.expires_at = now() - 1
+
+
+def archive(_session: Session, tenant: Tenant) -> None:
+    tenant.project.archived_at = now()
+
+
+def resolve(session: Session, tenant: Tenant, model: str, **changes: Any) -> str:
+    """Return the queue, or the code of the refusal."""
+    config = Settings(openai_aliases=True)
+    work = replace(Work(tenant.project.id, tenant.key.id, model, CHAT), **changes)
+    session.flush()
+    try:
+        return access.resolve(session, config, Registry.load(config), work).queue
+    except AccessDenied as denial:
+        return denial.code
+
+
+RULES: dict[str, tuple[Rule, str, str]] = {
+    "live key": (lambda *_: None, MODEL, Queue.GENERATE),
+    "revoked key": (revoke, MODEL, "key_revoked"),
+    "expired key": (expire, MODEL, "key_expired"),
+    "archived project": (archive, MODEL, "project_archived"),
+    "denied model": (deny(MODEL), MODEL, "model_not_found"),
+    "alias of a denied model": (deny(MODEL), ALIAS, "model_not_found"),
+    "model with a denied alias": (deny(ALIAS), MODEL, "model_not_found"),
+    "tuned model of a denied base": (deny(MODEL), TUNED, "model_not_found"),
+    "tuned model with a denied alias of its base": (deny(ALIAS), TUNED, "model_not_found"),
+    "denied tuned model": (deny(TUNED), TUNED, "model_not_found"),
+    "base of a denied tuned model": (deny(TUNED), MODEL, Queue.GENERATE),
+    "other model than the denied one": (deny(OTHER), MODEL, Queue.GENERATE),
+    "model of the list": (allow(MODEL), ALIAS, Queue.GENERATE),
+    "tuned model of a base in the list": (allow(MODEL), TUNED, Queue.GENERATE),
+    "base of a tuned model in the list": (allow(TUNED), MODEL, "model_not_found"),
+    "model that is not in the list": (allow(OTHER), MODEL, "model_not_found"),
+    "empty list": (allow(), MODEL, "model_not_found"),
+}
+
+
+@pytest.mark.parametrize(("rule", "model", "outcome"), RULES.values(), ids=RULES)
+def test_rule_of_a_project_decides_for_its_own_key_alone(
+    db: Database, tmp_path: Path, rule: Rule, model: str, outcome: str
+) -> None:
+    for name in ("acme", "rival"):
+        tuned = TUNED.replace("acme", name)
+        tuned_adapters.tuned_model(db, DiskStorage(tmp_path / name), tuned, base=MODEL, project=name)
+    with db.write() as session:
+        tenant, rival = Tenant(session, "acme"), Tenant(session, "rival")
+        rule(session, tenant)
+
+        assert resolve(session, tenant, model) == outcome
+        assert resolve(session, rival, model.replace("acme", "rival")) == Queue.GENERATE
+
+
+def test_key_of_another_project_is_refused(db: Database) -> None:
+    with db.write() as session:
+        tenant, rival = Tenant(session, "acme"), Tenant(session, "rival")
+
+        assert resolve(session, tenant, MODEL, key_id=rival.key.id) == "key_revoked"
+
+
+def test_work_of_no_key_is_judged_by_its_project(db: Database) -> None:
+    with db.write() as session:
+        tenant = Tenant(session, "acme")
+        revoke(session, tenant)
+
+        assert resolve(session, tenant, MODEL, key_id=None) == Queue.GENERATE
+        archive(session, tenant)
+        assert resolve(session, tenant, MODEL, key_id=None) == "project_archived"
+
+
+def test_alias_that_a_server_has_as_a_name_is_another_model(db: Database) -> None:
+    with db.write() as session:
+        tenant = Tenant(session, "acme")
+        workers.store_models(session, {ALIAS: True}, Queue.GENERATE)
+        allow(MODEL)(session, tenant)
+
+        assert resolve(session, tenant, ALIAS) == "model_not_found"
+        deny(MODEL)(session, tenant)
+        assert resolve(session, tenant, ALIAS) == "external_model_not_allowed"
+        tenant.project.allow_external = True
+        assert resolve(session, tenant, ALIAS) == Queue.GENERATE
+        assert session.get_one(Model, ALIAS).external
+
+
+def test_refusal_of_a_denied_model_names_the_permitted_ones_alone(db: Database) -> None:
+    config = Settings()
+    with db.write() as session:
+        tenant = Tenant(session, "acme")
+        deny(MODEL)(session, tenant)
+        with pytest.raises(AccessDenied) as denial:
+            access.check(session, Registry.load(config), Work(tenant.project.id, None, MODEL, CHAT))
+
+    assert denial.value.others == "The models that serve /v1/chat/completions here: none."
+
+
+#: The modules that have models asked, each with what it lets in.
+DOORS = {
+    "api/batches/dry_run.py": "batches that are validated without being created",
+    "api/evals/runs.py": "sampling and judges of a run",
+    "api/finetuning/queries.py": "bases of fine-tuning jobs",
+    "api/inference/interactive.py": "interactive clients: chat, completions, responses, embeddings, rankings, searches",
+    "api/retrieval/routes.py": "embedding models of vector stores",
+    "api/retrieval/search.py": "rankers of searches",
+    "workers/batches/planning.py": "batches, schedules, retries, background responses, steps of eval runs",
+    "workers/batches/running.py": "claimed shards of all of these",
+    "workers/finetuning/training_plan.py": "bases of planned fine-tuning jobs",
+    "workers/inference/peer_client.py": "file searches and summaries of a request in progress",
+    "workers/retrieval/ingestion/job.py": "files of vector stores",
+    "workers/retrieval/reranking.py": "rankers of searches in progress",
+}
+
+
+def test_every_module_that_routes_work_is_a_known_door() -> None:
+    sources = {
+        path.relative_to(ROOT).as_posix(): path.read_text()
+        for folder in ("api", "workers", "jobs", "cli")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+
+    assert {name for name, text in sources.items() if re.search(r"\baccess\.(resolve|check)\(", text)} == set(DOORS)
+    assert {name for name, text in sources.items() if re.search(r"\brouting\.route\(", text)} == {
+        "jobs/fleet/access.py"
+    }
