@@ -15,6 +15,7 @@ from cli.commands import (
     indexes,
     jobs,
     keys,
+    limits,
     models,
     pauses,
     projects,
@@ -138,6 +139,7 @@ app.add_typer(sources.app, name="sources", rich_help_panel=_DATA)
 app.add_typer(indexes.app, name="indexes", rich_help_panel=_DATA)
 app.add_typer(projects.app, name="projects", rich_help_panel=_OPERATE)
 app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATE)
+app.add_typer(limits.app, name="limits", rich_help_panel=_OPERATE)
 app.add_typer(vectors.app, name="vectors", rich_help_panel=_OPERATE)
 app.add_typer(audit.app, name="audit", rich_help_panel=_OPERATE)
 webhooks.app.command()(webhook_endpoints.create)
