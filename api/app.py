@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from api import errors
-from api.admin import admin_keys, model_permissions, project_keys, service_accounts
+from api.admin import admin_keys, model_permissions, project_keys, rate_limits, service_accounts
 from api.admin import projects as organization_projects
 from api.batches import dry_run, schedules
 from api.batches import routes as batches
@@ -60,7 +60,10 @@ _PATIENCE = 1.5
 _CONNECTIONS = 40
 #: Response headers that pages in a browser may read, besides those that they always may.
 _EXPOSED = (
-    "Idempotency-Replayed", "OpenAI-Poll-After-Ms", "Retry-After", STREAM_HEADER, "X-Request-Id", "X-Should-Retry",
+    "Idempotency-Replayed", "OpenAI-Poll-After-Ms", "Retry-After", "Retry-After-Ms", STREAM_HEADER, "X-Request-Id",
+    "X-Should-Retry",
+    *(f"X-RateLimit-{side}-{what}" for what in ("Requests", "Tokens", "Project-Tokens")
+      for side in ("Limit", "Remaining", "Reset")),
 )  # fmt: skip
 
 ROUTERS: tuple[APIRouter, ...] = (
@@ -92,6 +95,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     service_accounts.router,
     audit.router,
     model_permissions.router,
+    rate_limits.router,
     fine_tuning_validation.router,
     graders.router,
     finetuning.router,
@@ -135,7 +139,7 @@ def build(config: Settings | None = None, timings: Timings = Timings()) -> FastA
         storage=open_storage(config.storage),
         models=registry,
         inference=InferenceClient(config, timings),
-        queue_for_model=Trusted(timings.trusted),
+        targets=Trusted(timings.trusted),
         timings=timings,
         wrong_keys=WrongKeys(config.wrong_keys_per_minute),
         key_use=KeyUse(db),

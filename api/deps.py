@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import Depends, Request
 from fastapi.requests import HTTPConnection
@@ -18,6 +18,7 @@ from jobs.errors import Conflict, MissingPermission, PermissionDenied, Unavailab
 from jobs.fleet.access import Work
 from jobs.fleet.models_file import Models, ModelsFileError, Registry
 from jobs.inference.client import InferenceClient
+from jobs.inference.rate_limiter import Rates
 from jobs.ledger import audit, ledger
 from jobs.ledger.feed import FeedBounds
 from jobs.ledger.tables import Job
@@ -39,6 +40,13 @@ class Caller:
     permissions: frozenset[str] = frozenset()
 
 
+class Target(NamedTuple):
+    """Where the requests of a project for a model go: the queue whose live workers serve it, and the rate limits."""
+
+    queue: str
+    rates: Rates | None
+
+
 @dataclass(slots=True)
 class Services:
     """The collaborators of this process, built once in `api.app`."""
@@ -48,7 +56,7 @@ class Services:
     storage: Storage
     models: Models
     inference: InferenceClient
-    queue_for_model: Trusted[str]  # by model: the queue whose live workers serve it
+    targets: Trusted[Target]  # by model: where live workers serve it
     timings: Timings
     wrong_keys: WrongKeys
     key_use: KeyUse

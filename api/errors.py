@@ -30,7 +30,6 @@ from jobs.errors import (
     NotFound,
     ProjectFull,
     RequestTimeout,
-    TooManyLiveJobs,
 )
 
 log = logging.getLogger(__name__)
@@ -81,13 +80,19 @@ class MethodNotAllowed(NightmillError):
     code = "method_not_allowed"
 
 
+#: The statuses of limits and permissions. Where waiting is no help, the answer says so.
+_REFUSALS = frozenset({HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS})
+
+
 def respond(error: NightmillError, headers: dict[str, str] | None = None) -> JSONResponse:
     """Return the response for an error."""
-    given = dict(headers or {})
+    given = {**error.headers, **(headers or {})}
     if error.retry_after is not None:
         given["Retry-After"] = str(error.retry_after)
-    if isinstance(error, Conflict | RequestTimeout | ProjectFull | TooManyLiveJobs):
+    if isinstance(error, Conflict | RequestTimeout | ProjectFull):
         given["x-should-retry"] = "true" if error.retryable else "false"
+    elif error.status in _REFUSALS and not error.retryable:
+        given["x-should-retry"] = "false"
     return JSONResponse(describe(error), error.status, given)
 
 

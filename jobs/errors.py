@@ -16,6 +16,7 @@ NightmillError (500 server_error)
 ├── UnsupportedMedia (415)
 ├── IdempotencyMismatch (422)
 ├── TooManyRequests (429 rate_limit_error)
+│   └── RateLimitReached (429 requests, tokens)
 ├── Unavailable (503)
 │   ├── BrokerFull (503)
 │   ├── DatabaseBusy (503)
@@ -29,7 +30,11 @@ NightmillError (500 server_error)
 └── ClaimLost (500, inside workers: a newer claim exists)
 """
 
+import math
+from collections.abc import Mapping
 from http import HTTPStatus
+from types import MappingProxyType
+from typing import Literal
 
 
 class NightmillError(Exception):
@@ -41,6 +46,7 @@ class NightmillError(Exception):
     code: str | None = None
     retryable: bool = False
     retry_after: int | None = None  # seconds, sent as Retry-After
+    headers: Mapping[str, str] = MappingProxyType({})  # of the answer, besides those of all errors
 
     def __init__(self, message: str | None = None, *, param: str | None = None, code: str | None = None) -> None:
         self.message = message or self.text
@@ -179,7 +185,27 @@ class TooManyRequests(NightmillError):
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
     retryable = True
-    retry_after = 5
+    retry_after: int | None = 5
+
+
+class RateLimitReached(TooManyRequests):
+    """A request beyond the project's rate limit for its model.
+
+    `kind` says what there were too many of. `wait` is the time in seconds until the request fits; None if it never
+    does. `headers` describe the limits.
+    """
+
+    text = "Rate limit reached."
+
+    def __init__(
+        self, message: str, *, kind: Literal["requests", "tokens"], wait: float | None, headers: Mapping[str, str]
+    ) -> None:
+        super().__init__(message)
+        self.type, self.headers, self.retryable = kind, dict(headers), wait is not None
+        self.retry_after = None
+        if wait is not None:
+            self.retry_after = max(1, math.ceil(wait))
+            self.headers["retry-after-ms"] = str(max(1, math.ceil(wait * 1000)))
 
 
 class TooManyLiveJobs(NightmillError):

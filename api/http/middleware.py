@@ -76,6 +76,7 @@ class Trace:
                 headers["x-request-id"] = request_id
                 if maker := scope["state"].get("answer_maker"):  # of a tuned model, see `api.inference.interactive`
                     headers["x-nightmill-model"] = maker
+                headers.update(scope["state"].get("rate_headers", {}))
                 status = message.get("status", HTTPStatus.SWITCHING_PROTOCOLS.value)
                 observe_request(scope, status, time.perf_counter() - began)
             await send(message)

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 from starlette.datastructures import State
 
-from api.deps import CallContext
+from api.deps import CallContext, Target
 from api.errors import clip, describe
 from api.http import sse
 from api.http.sse import EVENT_STREAM, KEEP_ALIVE, KeyRevoked, check_key, event_stream
@@ -45,6 +45,7 @@ from jobs.fleet import access, routing, workers
 from jobs.ids import new_id
 from jobs.inference.client import parse_position
 from jobs.inference.interactive import AnswerEntry, QueuedRequest, Resumable
+from jobs.inference.rate_limiter import Rates, Reservation, rates_of, tokens_of
 from jobs.queues import Queue
 from jobs.registry.models import base_model_of, is_tuned
 
@@ -124,7 +125,8 @@ async def submit(
     the model's queue into the name of the queue that the request waits in. A stream can be resumed for `resume`
     seconds; `shown` is what another process needs to show the rest of it. The answer is awaited for `seconds`.
 
-    Raises NotFound, InvalidRequest, PermissionDenied, RequestTimeout, and what `InferenceClient.submit` raises.
+    Raises NotFound, InvalidRequest, PermissionDenied, RateLimitReached, RequestTimeout, and what
+    `InferenceClient.submit` raises.
     """
     if resume and not stream:
         raise InvalidRequest("Only a stream can be resumed.", param="X-Nightmill-Resume", code="unsupported_value")
@@ -132,13 +134,15 @@ async def submit(
     with metrics.counting_errors():
         if _is_configured(call, body["model"]):
             metrics.model = body["model"]
-        queue = await _queue(call, endpoint or url, body["model"])
+        queue, rates = await _target(call, endpoint or url, body["model"])
+        raw = msgspec.json.encode(body)
+        reservation = await _reserve(call, request, rates, body, len(raw)) if rates else None
     if is_tuned(body["model"]):
         metrics.model = body["model"]
     queued = QueuedRequest(
         id=new_id("req_"),
         url=url,
-        body=msgspec.json.encode(body),
+        body=raw,
         tenant=call.project_id,
         deadline=now() + (seconds or call.config.interactive_seconds),
         stream=stream,
@@ -157,6 +161,7 @@ async def submit(
             to_queue(queue) if to_queue else queue, queued, is_served, check_client, resumable, patience
         )
     )
+    entries = _settle(call, reservation, entries, len(raw))
     while (first := await anext(entries)).kind not in ("chunk", "end", "late"):
         pass
     if is_tuned(body["model"]) and (maker := _maker_of(first)):
@@ -277,13 +282,47 @@ def queue_of(session: Session, call: CallContext, url: str, model: str) -> str |
         raise _refusal(refusal, model) from None
 
 
-async def _queue(call: CallContext, url: str, model: str) -> str:
-    """Return the queue where workers take this project's requests for the model. Raises the errors of `_live_queue`."""
+async def _reserve(
+    call: CallContext, request: ClientConnection, rates: Rates, body: Mapping[str, Any], size: int
+) -> Reservation:
+    """Count a request by the rate limits, and show them in its answer. Raises RateLimitReached, StreamsUnavailable."""
+    reservation = await call.services.inference.rates.reserve(call.project_id, rates, tokens_of(body, size))
+    request.state.rate_headers = reservation.headers()
+    return reservation
+
+
+async def _settle(
+    call: CallContext, reservation: Reservation | None, entries: AsyncGenerator[AnswerEntry], size: int
+) -> AsyncGenerator[AnswerEntry]:
+    """Yield the entries of an answer, and count the tokens that it took where they were reserved.
+
+    An answer that its client left has taken the prompt, and a token for each chunk.
+    """
+    used: int | None = None
+    chunks = 0
+    try:
+        async with aclosing(entries):
+            async for entry in entries:
+                chunks += entry.kind == "chunk"
+                if entry.kind == "end":
+                    used = sum(entry.usage[:1]) + sum(entry.usage[2:3])
+                yield entry
+    except NightmillError:
+        used = chunks  # nobody answered, or not to the end
+        raise
+    finally:
+        if reservation is not None:
+            left = tokens_of({}, size) + chunks
+            call.services.inference.rates.settle(reservation, left if used is None else used)
+
+
+async def _target(call: CallContext, url: str, model: str) -> Target:
+    """Return where workers take this project's requests for the model. Raises the errors of `_live_target`."""
     key = hashlib.sha256(msgspec.json.encode((call.project_id, call.caller.key_id, url, model))).digest()
-    return await call.services.queue_for_model.get(key, partial(_live_queue, call, url, model))
+    return await call.services.targets.get(key, partial(_live_target, call, url, model))
 
 
-def _live_queue(call: CallContext, url: str, model: str) -> str:
+def _live_target(call: CallContext, url: str, model: str) -> Target:
     """Look the queue up, and check that a worker serves it. Raises NoWorker and Unavailable too."""
     with call.db.read() as session:
         queue = queue_of(session, call, url, model)
@@ -294,7 +333,8 @@ def _live_queue(call: CallContext, url: str, model: str) -> str:
         _check_loaded(session, call, queue, model)
         if not routing.is_served(session, call.services.registry(), queue, model):
             raise _no_worker(queue, model)
-    return queue
+        served = routing.served_model(model, routing.live_aliases(session, call.services.registry()))
+        return Target(queue, rates_of(session, call.project_id, served))
 
 
 def _refusal(refusal: routing.NotServed, model: str) -> NightmillError:

@@ -56,6 +56,7 @@ from jobs.inference.interactive import (
     unpack_resumable,
     waiting_key,
 )
+from jobs.inference.rate_limiter import RateLimiter
 from jobs.settings import Settings
 from jobs.timings import Timings
 
@@ -108,13 +109,17 @@ def is_after(position: str, other: str) -> bool:
 
 
 class InferenceClient:
-    """The interactive requests of this process, over one pool of connections. For one event loop."""
+    """The interactive requests of this process, over one pool of connections. For one event loop.
+
+    `rates` counts them where a project has rate limits.
+    """
 
     def __init__(self, config: Settings, timings: Timings = Timings()) -> None:
         self._config, self._url, self._timings = config, redis_url(config), timings
         self._redis: Any = None  # its types say less than its documentation
         self._memory: MemoryProbe
         self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
+        self.rates = RateLimiter(self._server)
 
     async def submit(
         self,

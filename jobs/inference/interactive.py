@@ -144,6 +144,11 @@ def streams_key(tenant: str) -> str:
     return f"{_PREFIX}streams:{tenant}"
 
 
+def rates_key(tenant: str, model: str) -> str:
+    """Name the hash of what a project has asked of a model: see `jobs.inference.rate_limiter`."""
+    return f"{_PREFIX}rates:{tenant}:{model}"
+
+
 def redis_url(config: Settings) -> str:
     """Return the URL of the Redis server, as redis-py takes it; empty where there is none (RabbitMQ alone)."""
     return address(config.streams_url or config.broker_url or f"{_SOCKET}{config.data_dir.absolute() / 'valkey.sock'}")

@@ -1,0 +1,100 @@
+"""Rate limits of interactive clients, as the official SDK meets them."""
+
+from typing import Any
+
+import openai
+import pytest
+
+from jobs.security import keys
+from jobs.security.tables import ApiKey
+from jobs.usage.rate_limits import set_limits
+from tests.support.interactive_api import HELLO, MODEL, Shop
+from tests.support.system import eventually
+
+
+def limit(shop: Shop, **limits: int) -> None:
+    with shop.app.state.services.db.write() as session:
+        project_id = session.get_one(ApiKey, keys.id_of(str(shop.client.api_key))).project_id
+        set_limits(session, project_id, MODEL, limits)
+
+
+def ask(shop: Shop, **fields: Any) -> Any:
+    return shop.client.chat.completions.with_raw_response.create(
+        **{"model": MODEL, "messages": HELLO, "max_tokens": 20, **fields}
+    )
+
+
+def remaining(shop: Shop) -> int:
+    """Return the tokens that are left before a request that reserves none to speak of."""
+    return int(ask(shop, max_tokens=1).headers["x-ratelimit-remaining-tokens"])
+
+
+def test_answer_without_limits_has_no_headers_of_them(shop: Shop) -> None:
+    assert not [name for name in ask(shop).headers if name.startswith("x-ratelimit")]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_answer_names_what_is_left_and_the_alias_counts_too(shop: Shop, stream: bool) -> None:
+    limit(shop, requests_per_minute=600, tokens_per_minute=60_000)
+
+    first = ask(shop, stream=stream).headers
+    second = ask(shop, model="gpt-4o-mini").headers
+
+    assert first["x-ratelimit-limit-requests"] == "600"
+    assert first["x-ratelimit-remaining-requests"] == "599"
+    assert second["x-ratelimit-remaining-requests"] == "598"
+    assert int(first["x-ratelimit-remaining-tokens"]) < 60_000 - 20
+    assert first["x-ratelimit-reset-requests"].endswith("ms")
+
+
+def test_sdk_gets_its_error_with_the_time_to_wait(shop: Shop) -> None:
+    limit(shop, requests_per_minute=1)
+    ask(shop)
+
+    with pytest.raises(openai.RateLimitError) as refused:
+        ask(shop)
+
+    error, headers = refused.value, refused.value.response.headers
+    assert (error.code, error.type, error.param) == ("rate_limit_exceeded", "requests", None)
+    assert 50 <= int(headers["retry-after"]) <= 60
+    assert 50_000 <= int(headers["retry-after-ms"]) <= 60_000
+    assert headers["x-ratelimit-remaining-requests"] == "0"
+    assert "x-should-retry" not in headers
+
+
+@pytest.mark.parametrize("value", [10**9, 1e308])
+def test_request_that_never_fits_is_not_worth_a_retry(shop: Shop, value: float) -> None:
+    limit(shop, tokens_per_minute=1000)
+
+    with pytest.raises(openai.RateLimitError) as refused:
+        ask(shop, max_tokens=value)
+
+    assert refused.value.type == "tokens"
+    assert refused.value.response.headers["x-should-retry"] == "false"
+    assert "retry-after" not in refused.value.response.headers
+
+
+def test_reserved_tokens_come_back_when_the_answer_took_fewer(shop: Shop) -> None:
+    limit(shop, tokens_per_minute=10_000)
+
+    ask(shop, max_tokens=9_000)
+
+    eventually(lambda: remaining(shop) > 9_000, 10, "the reservation is settled")
+
+
+def test_reserved_tokens_come_back_when_the_client_leaves(shop: Shop) -> None:
+    limit(shop, tokens_per_minute=10_000)
+
+    with shop.client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=9_000, stream=True) as stream:
+        next(iter(stream))
+
+    eventually(lambda: remaining(shop) > 9_000, 10, "the reservation is settled")
+
+
+def test_limit_of_another_project_or_model_refuses_nothing(shop: Shop) -> None:
+    limit(shop, requests_per_minute=0)
+
+    with shop.stranger() as stranger:
+        assert stranger.chat.completions.create(model=MODEL, messages=HELLO).choices
+    with pytest.raises(openai.RateLimitError):
+        ask(shop)
