@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from api import errors
-from api.admin import admin_keys, model_permissions, project_keys, rate_limits, service_accounts
+from api.admin import admin_keys, model_permissions, project_keys, project_settings, rate_limits, service_accounts
 from api.admin import projects as organization_projects
 from api.batches import dry_run, schedules
 from api.batches import routes as batches
@@ -96,6 +96,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     audit.router,
     model_permissions.router,
     rate_limits.router,
+    project_settings.router,
     fine_tuning_validation.router,
     graders.router,
     finetuning.router,
@@ -140,6 +141,7 @@ def build(config: Settings | None = None, timings: Timings = Timings()) -> FastA
         models=registry,
         inference=InferenceClient(config, timings),
         targets=Trusted(timings.trusted),
+        rules=Trusted(timings.trusted),
         timings=timings,
         wrong_keys=WrongKeys(config.wrong_keys_per_minute),
         key_use=KeyUse(db),

@@ -25,6 +25,7 @@ from jobs.ledger.tables import Job
 from jobs.platform.locks import Locks
 from jobs.platform.storage import Storage
 from jobs.security.permissions import required
+from jobs.security.project_rules import ProjectRules
 from jobs.settings import Settings
 from jobs.timings import Timings
 from jobs.usage.stored_bytes import Arriving
@@ -57,6 +58,7 @@ class Services:
     models: Models
     inference: InferenceClient
     targets: Trusted[Target]  # by model: where live workers serve it
+    rules: Trusted[ProjectRules]  # by project
     timings: Timings
     wrong_keys: WrongKeys
     key_use: KeyUse

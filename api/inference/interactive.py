@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing, suppress
 from functools import partial
 from http import HTTPStatus
-from typing import Annotated, Any, Final, Protocol
+from typing import Annotated, Any, Final, NamedTuple, Protocol
 
 import msgspec
 from fastapi import Header, Request
@@ -44,11 +44,16 @@ from jobs.errors import (
 from jobs.fleet import access, routing, workers
 from jobs.ids import new_id
 from jobs.inference.client import parse_position
-from jobs.inference.interactive import AnswerEntry, QueuedRequest, Resumable
+from jobs.inference.interactive import TIER_PRIORITIES, AnswerEntry, QueuedRequest, Resumable
 from jobs.inference.rate_limiter import Rates, Reservation, rates_of, tokens_of
 from jobs.queues import Queue
 from jobs.registry.models import base_model_of, is_tuned
+from jobs.requests.endpoints import CHAT, RESPONSES
+from jobs.requests.values import SERVICE_TIERS
+from jobs.security.project_rules import ProjectRules, TierRule, rules_of
 
+#: The URLs whose answers name the service tier that ran them.
+_NAMES_TIER: Final = frozenset({CHAT, RESPONSES})
 _HEADER_VALUE: Final = re.compile("[!-~]{1,1024}")
 #: The header with the id of a stream, by which it can be stopped.
 STREAM_HEADER = "X-Nightmill-Stream"
@@ -135,7 +140,8 @@ async def submit(
         if _is_configured(call, body["model"]):
             metrics.model = body["model"]
         queue, rates = await _target(call, endpoint or url, body["model"])
-        raw = msgspec.json.encode(body)
+        tier = _tier_of(url, body, (await rules_of_project(call)).tiers)
+        raw = msgspec.json.encode({**body, "service_tier": tier.name} if tier.is_named else body)
         reservation = await _reserve(call, request, rates, body, len(raw)) if rates else None
     if is_tuned(body["model"]):
         metrics.model = body["model"]
@@ -147,6 +153,7 @@ async def submit(
         deadline=now() + (seconds or call.config.interactive_seconds),
         stream=stream,
         linger=resume or 0,
+        priority=TIER_PRIORITIES[tier.name],
         request_id=call.request_id,
     )
     resumable = (
@@ -161,7 +168,7 @@ async def submit(
             to_queue(queue) if to_queue else queue, queued, is_served, check_client, resumable, patience
         )
     )
-    entries = _settle(call, reservation, entries, len(raw))
+    entries = _settle(call, reservation, _name_tier(entries, tier.name) if tier.is_named else entries, len(raw))
     while (first := await anext(entries)).kind not in ("chunk", "end", "late"):
         pass
     if is_tuned(body["model"]) and (maker := _maker_of(first)):
@@ -280,6 +287,62 @@ def queue_of(session: Session, call: CallContext, url: str, model: str) -> str |
         return None
     except routing.NotServed as refusal:
         raise _refusal(refusal, model) from None
+
+
+class _Tier(NamedTuple):
+    """The service tier of a request; `is_named` where the engine and the answer name it."""
+
+    name: str
+    is_named: bool
+
+
+def _tier_of(url: str, body: Mapping[str, Any], rule: TierRule) -> _Tier:
+    """Return the tier of a request. Raises InvalidRequest.
+
+    A value that is no tier reaches the engine, which refuses it.
+    """
+    requested = body.get("service_tier")
+    is_tier = requested in SERVICE_TIERS or (requested is None and rule != TierRule())
+    return _Tier(rule.tier_of(requested), is_tier and url in _NAMES_TIER)
+
+
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+async def _name_tier(entries: AsyncGenerator[AnswerEntry], tier: str) -> AsyncGenerator[AnswerEntry]:
+    """Yield the entries of an answer, with the tier in chat completions, their chunks, and responses."""
+    value = msgspec.Raw(msgspec.json.encode(tier))
+    async with aclosing(entries):
+        async for entry in entries:
+            is_answer = entry.body and entry.kind in ("chunk", "end") and entry.status == 200
+            yield msgspec.structs.replace(entry, body=_with_tier(entry.body, value)) if is_answer else entry
+
+
+def _with_tier(body: bytes, tier: msgspec.Raw) -> bytes:
+    """Return a body with the tier in its response, or in the answer that it is; another body as it is."""
+    try:
+        fields = _decode_fields(body)
+    except msgspec.MsgspecError:
+        return body
+    if "response" in fields:
+        fields["response"] = msgspec.Raw(
+            msgspec.json.encode({**_decode_fields(fields["response"]), "service_tier": tier})
+        )
+    elif "choices" in fields or "output" in fields:
+        fields["service_tier"] = tier
+    else:
+        return body
+    return msgspec.json.encode(fields)
+
+
+async def rules_of_project(call: CallContext) -> ProjectRules:
+    """Return the rules of the requests of the call's project."""
+    return await call.services.rules.get(call.project_id.encode(), partial(_read_rules, call))
+
+
+def _read_rules(call: CallContext) -> ProjectRules:
+    with call.db.read() as session:
+        return rules_of(session, call.project_id)
 
 
 async def _reserve(

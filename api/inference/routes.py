@@ -26,6 +26,7 @@ from api.inference.interactive import (
     find_stream,
     plain_response,
     resume,
+    rules_of_project,
     stream_response,
     submit,
 )
@@ -70,6 +71,8 @@ async def create_chat_completion(
     """Create a chat completion; with `stream` its chunks are server-sent events; with `store` it is stored."""
     if last is not None:
         return await resume_events(call, request, last, CHAT)
+    if body.store and (await rules_of_project(call)).keeps_nothing:
+        body = body.model_copy(update={"store": False})
     if body.store:
         return await chat_completions.answer(call, request, once, body, seconds)
     return await _answer(call, request, CHAT, body, stream=bool(body.stream), seconds=seconds)

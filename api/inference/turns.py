@@ -32,6 +32,7 @@ from jobs.inference.context_options import context_options_of
 from jobs.inference.stored import StoredAnswer
 from jobs.requests import values
 from jobs.requests.endpoints import RESPONSES
+from jobs.security.project_rules import rules_of
 
 #: Fields that Nightmill handles; engines check the others.
 _OWN_FIELDS = frozenset({"background", "conversation", "metadata", "previous_response_id", "store", "stream"})
@@ -112,6 +113,9 @@ def begin(call: CallContext, body: CreateResponse, cached: bytes | None = None) 
 
     Raises: InvalidRequest, NotFound, StorageFull, and ProjectBusy where the previous response is large.
     """
+    with call.db.read() as session:
+        if rules_of(session, call.project_id).keeps_nothing:
+            body = body.model_copy(update={"store": False})
     if body.conversation and body.background:
         raise _exclusive("background")
     if body.background and body.store is False:

@@ -39,6 +39,8 @@ ENTRY_FIELD: Final = b"p"  # of a Redis stream's entry: the packed `AnswerEntry`
 PRIORITY: Final = -1_000_000
 #: Of requests that a line of a batch sends to another queue: behind clients, and before the batches of that queue.
 LINE_PRIORITY: Final = PRIORITY // 2
+#: Of requests by their service tier; those of `flex` run with batches.
+TIER_PRIORITIES: Final = {"priority": PRIORITY - 1, "default": PRIORITY, "flex": 0}
 AT_ONCE: Final = 256  # entries in one read: the most that a process of the API holds of an answer
 #: Entries that stay after they were read, in a stream that can be resumed: more than the buffers on the way to the
 #: client hold, and more than AT_ONCE, so that a read that is not full has missed nothing.

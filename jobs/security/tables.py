@@ -21,8 +21,9 @@ class Project(Base):
     """The owner of all other rows. `weight` is its share of the workers relative to other projects.
 
     No two projects that are not archived have one name. `limits` holds what is allowed to this project in place of the
-    deployment's settings, `service_tiers` the tiers that its requests may name (null: none but the standard one), and
-    `retention` what is kept of its requests (null: as for the organization).
+    deployment's settings, `service_tiers` the tiers that its requests may name (null: none but the standard one),
+    `hosted_tools` which of the tools they may use (null: all that are here), and `retention` what is kept of its
+    requests (null: as for the organization).
     """
 
     __tablename__ = "project"
@@ -34,6 +35,7 @@ class Project(Base):
     allow_media_urls: Mapped[bool] = mapped_column(default=False, server_default=false())
     limits: Mapped[dict[str, Any] | None]
     service_tiers: Mapped[dict[str, Any] | None]
+    hosted_tools: Mapped[dict[str, Any] | None]
     retention: Mapped[str | None] = mapped_column(String(32))
     created_at: Mapped[float]
     archived_at: Mapped[float | None]

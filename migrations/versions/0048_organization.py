@@ -51,7 +51,7 @@ def upgrade() -> None:
     _keys()
     _give_owners()
     for column in (
-        *json("", "limits service_tiers"),
+        *json("", "limits service_tiers hosted_tools"),
         *columns(sa.String(32), "", "retention"),
         *floats("", "archived_at"),
     ):

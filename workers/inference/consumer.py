@@ -247,7 +247,7 @@ class InteractiveConsumer:
         try:
             if request.url in self._handlers:  # an isolated line may hold the engine, and wait for this request
                 return end_of(await self._handlers[request.url](request, PRIORITY))
-            with self._host.throttle.client() if request.priority == PRIORITY else nullcontext():
+            with self._host.throttle.client() if request.priority <= PRIORITY else nullcontext():
                 async with self._host.shared_turn():
                     generation = self._host.generation
                     return end_of(await self._ask_engine(request, engine_request))

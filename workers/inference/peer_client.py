@@ -31,6 +31,7 @@ from jobs.retrieval import indexes, searches
 from jobs.retrieval.attachments import is_over
 from jobs.retrieval.searches import FoundChunk, Search
 from jobs.retrieval.tables import VectorStore
+from jobs.security import project_rules
 from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, Usage, refusal
 from workers.engines.wire import usage_of
 from workers.runtime.context import Context
@@ -87,7 +88,7 @@ class PeerClient:
             tenant=request.tenant,
             deadline=now() + self._context.config.interactive_seconds,
             stream=emit is not None,
-            priority=PRIORITY if request.priority == PRIORITY else LINE_PRIORITY,
+            priority=PRIORITY if request.priority <= PRIORITY else LINE_PRIORITY,
             job_id=request.job_id,
             request_id=logs.request_id(),
         )
@@ -176,6 +177,8 @@ class PeerClient:
         """Return the queue of a store's model, and the store's current index, or a refusal."""
         context = self._context
         with context.db.read() as session:
+            if not project_rules.allows_tool(session, request.tenant, project_rules.FILE_SEARCH):
+                return refusal(403, "File search is disabled for this project.", param="tools", code="tool_not_allowed")
             of_project = VectorStore.id == search.store_id, VectorStore.project_id == request.tenant
             store = session.scalar(select(VectorStore).where(*of_project, VectorStore.parent_id.is_(None)))
             if store is None or is_over(store):

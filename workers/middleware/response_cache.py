@@ -24,6 +24,7 @@ from jobs.db.engine import WRITE_ROWS, Database
 from jobs.inference import cache
 from jobs.inference.cache import CachedValue, NewEntry
 from jobs.logs import Seldom
+from jobs.security.project_rules import rules_of
 from jobs.timings import Timings
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class ResponseCache:
         self._writer.start()
 
     async def find(self, project_id: str, keys: Sequence[bytes]) -> CacheLookup | None:
-        """Look up `keys`; return None if the database does not answer now."""
+        """Look up `keys`; return None if the database does not answer now, or nothing of the project is kept."""
         if time.monotonic() < self._suspended_until:
             return None
         lookup = _PendingLookup(project_id, keys, asyncio.get_running_loop().create_future())
@@ -165,13 +166,18 @@ class ResponseCache:
         self._queued = waiting[count:]
         return waiting[:count]
 
-    def _read(self, lookups: Sequence[_PendingLookup]) -> list[CacheLookup]:
+    def _read(self, lookups: Sequence[_PendingLookup]) -> list[CacheLookup | None]:
+        """Return what is cached; None for a project of which nothing is kept."""
         keys = list(dict.fromkeys(key for lookup in lookups for key in lookup.keys))
+        projects = {lookup.project_id for lookup in lookups}
         with self._db.read() as session:
-            epochs = cache.epochs(session, {lookup.project_id for lookup in lookups})
+            epochs = cache.epochs(session, projects)
+            kept = {project_id for project_id in projects if not rules_of(session, project_id).keeps_nothing}
             entries = cache.find(session, keys, now())
         return [
             CacheLookup(epochs[lookup.project_id], {key: entries[key] for key in lookup.keys if key in entries})
+            if lookup.project_id in kept
+            else None
             for lookup in lookups
         ]
 

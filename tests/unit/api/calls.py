@@ -62,6 +62,18 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
         "json": {"data_source": {"type": "jsonl", "source": {"type": "file_content", "content": [{"item": {}}]}}},
     },
     ("GET", "/v1/evals/{eval_id}/runs/{run_id}/comparison"): {"params": {"baseline": "evalrun_x"}},
+    ("POST", "/v1/organization/data_retention"): {"json": {"retention_type": "none"}},
+    ("POST", "/v1/organization/projects/{project_id}/data_retention"): {"json": {"retention_type": "none"}},
+    ("POST", "/v1/organization/projects/{project_id}/hosted_tool_permissions"): {
+        "json": {"file_search": {"enabled": True}},
+    },
+    ("POST", "/v1/organization/projects/{project_id}/model_permissions"): {
+        "json": {"mode": "deny_list", "model_ids": ["smollm2-135m-instruct"]},
+    },
+    ("POST", "/v1/organization/projects/{project_id}/rate_limits/{rate_limit_id}"): {
+        "json": {"max_requests_per_1_minute": 60},
+    },
+    ("POST", "/v1/organization/projects/{project_id}/service_tier_settings"): {"json": {"default": "standard"}},
     ("POST", "/v1/vector_stores"): {"json": {"name": "n"}},
     ("POST", "/v1/vector_stores/{vector_store_id}"): {"json": {"name": "m"}},
     ("POST", "/v1/vector_stores/{vector_store_id}/files"): {"json": {"file_id": "file-x"}},
