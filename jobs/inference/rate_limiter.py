@@ -14,7 +14,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from redis.exceptions import RedisError
 from sqlalchemy.orm import Session
@@ -31,7 +31,7 @@ _ANSWER_FIELDS: Final = ("max_completion_tokens", "max_tokens", "max_output_toke
 _CHOICE_FIELDS: Final = ("n", "best_of")
 _WINDOWS: Final = (60, 60, 86_400)  # seconds of requests, tokens, requests of a day
 #: Type of the error, unit, short name, of each limit.
-_WORDS: Final = (
+_WORDS: Final[tuple[tuple[Literal["requests", "tokens"], str, str], ...]] = (
     ("requests", "requests per min", "RPM"),
     ("tokens", "tokens per min", "TPM"),
     ("requests", "requests per day", "RPD"),
