@@ -36,32 +36,26 @@ class Caller:
     def post(self, path: str, **body: Any) -> Any:
         return self.client.post(f"/v1/{path}", json=body)
 
-    def upload(self, *lines: Any) -> str:
-        files = {"file": ("a.jsonl", jsonl(lines))}
-        return str(self.client.post("/v1/files", files=files, data={"purpose": "batch"}).json()["id"])
-
-    def evaluation(self) -> str:
+    def prepare(self, model: str) -> "Caller":
+        """Make what doors need while the key is good: a file of a batch, and an eval."""
+        line = {**chat_line("a", "Hi"), "body": {"model": model, "messages": MESSAGES}}
+        files = {"file": ("a.jsonl", jsonl([line]))}
+        self.file_id = self.client.post("/v1/files", files=files, data={"purpose": "batch"}).json()["id"]
         config = {"type": "custom", "item_schema": {"type": "object"}, "include_sample_schema": True}
-        check = {
-            "type": "string_check",
-            "name": "n",
-            "input": "a",
-            "operation": "eq",
-            "reference": "a",
-        }
-        return str(self.post("evals", data_source_config=config, testing_criteria=[check]).json()["id"])
+        check = {"type": "string_check", "name": "n", "input": "a", "operation": "eq", "reference": "a"}
+        self.eval_id = self.post("evals", data_source_config=config, testing_criteria=[check]).json()["id"]
+        return self
 
 
-def validate(caller: Caller, model: str) -> Any:
-    file_id = caller.upload({**chat_line("a", "Hi"), "body": {"model": model, "messages": MESSAGES}})
-    return caller.post("batches/validate", input_file_id=file_id, endpoint="/v1/chat/completions")
+def validate(caller: Caller, _model: str) -> Any:
+    return caller.post("batches/validate", input_file_id=caller.file_id, endpoint="/v1/chat/completions")
 
 
 def sample(caller: Caller, model: str) -> Any:
     source = {"type": "file_content", "content": [{"item": {"a": 1}}]}
     messages = {"type": "template", "template": MESSAGES}
     source = {"type": "completions", "model": model, "source": source, "input_messages": messages}
-    return caller.post(f"evals/{caller.evaluation()}/runs", data_source=source)
+    return caller.post(f"evals/{caller.eval_id}/runs", data_source=source)
 
 
 #: How each door is asked for a model of a kind, by the routes whose body names a model.
@@ -139,10 +133,7 @@ def test_door_refuses_what_a_rule_forbids_and_nothing_to_another_project(app: Fa
     model, ask = DOORS[door]
     apply, by_alias = RULES[rule]
     name = ALIASES[model] if by_alias else model
-    owner, stranger = (Caller(app, f"{who} {door} {rule}") for who in ("owner", "stranger"))
-    if door == "/v1/evals/{eval_id}/runs":  # a key that is refused creates no eval
-        eval_id = owner.evaluation()
-        owner.evaluation = lambda: eval_id  # type: ignore[method-assign]
+    owner, stranger = (Caller(app, f"{who} {door} {rule}").prepare(name) for who in ("owner", "stranger"))
     apply(owner, model)
 
     assert is_refused(ask(owner, name))
