@@ -41,7 +41,7 @@ class Caller:
     permissions: frozenset[str] = frozenset()
 
 
-class Target(NamedTuple):
+class ModelTarget(NamedTuple):
     """Where the requests of a project for a model go: the queue whose live workers serve it, and the rate limits."""
 
     queue: str
@@ -57,7 +57,7 @@ class Services:
     storage: Storage
     models: Models
     inference: InferenceClient
-    targets: Trusted[Target]  # by model: where live workers serve it
+    targets: Trusted[ModelTarget]  # by model: where live workers serve it
     rules: Trusted[ProjectRules]  # by project
     timings: Timings
     wrong_keys: WrongKeys

@@ -84,7 +84,7 @@ def update_project_rate_limit(
     call: Admin, project_id: str, rate_limit_id: str, body: UpdateRateLimit
 ) -> ProjectRateLimit:
     """Change limits of a project for a model. They hold within 2 seconds."""
-    changes = {_NAMES[name]: _stored(value) for name, value in body.fields().items() if value is not None}
+    changes = {_NAMES[name]: _limit_or_none(value) for name, value in body.fields().items() if value is not None}
     if not changes:
         raise InvalidRequest("Name at least one limit to change.", code="missing_required_parameter")
     with call.db.write() as session:
@@ -112,7 +112,7 @@ def _position(models: list[str], rate_limit_id: str, param: str) -> int:
         raise InvalidRequest(message, param=param, code="invalid_cursor") from None
 
 
-def _stored(value: int) -> int | None:
+def _limit_or_none(value: int) -> int | None:
     return None if value >= NO_LIMIT else value
 
 

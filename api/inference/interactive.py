@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 from starlette.datastructures import State
 
-from api.deps import CallContext, Target
+from api.deps import CallContext, ModelTarget
 from api.errors import clip, describe
 from api.http import sse
 from api.http.sse import EVENT_STREAM, KEEP_ALIVE, KeyRevoked, check_key, event_stream
@@ -45,7 +45,7 @@ from jobs.fleet import access, routing, workers
 from jobs.ids import new_id
 from jobs.inference.client import parse_position
 from jobs.inference.interactive import TIER_PRIORITIES, AnswerEntry, QueuedRequest, Resumable
-from jobs.inference.rate_limiter import Rates, Reservation, rates_of, tokens_of
+from jobs.inference.rate_limiter import RateReservation, Rates, rates_of, tokens_of
 from jobs.queues import Queue
 from jobs.registry.models import base_model_of, is_tuned
 from jobs.requests.endpoints import CHAT, RESPONSES
@@ -347,7 +347,7 @@ def _read_rules(call: CallContext) -> ProjectRules:
 
 async def _reserve(
     call: CallContext, request: ClientConnection, rates: Rates, body: Mapping[str, Any], size: int
-) -> Reservation:
+) -> RateReservation:
     """Count a request by the rate limits, and show them in its answer. Raises RateLimitReached, StreamsUnavailable."""
     reservation = await call.services.inference.rates.reserve(call.project_id, rates, tokens_of(body, size))
     request.state.rate_headers = reservation.headers()
@@ -355,7 +355,7 @@ async def _reserve(
 
 
 async def _settle(
-    call: CallContext, reservation: Reservation | None, entries: AsyncGenerator[AnswerEntry], size: int
+    call: CallContext, reservation: RateReservation | None, entries: AsyncGenerator[AnswerEntry], size: int
 ) -> AsyncGenerator[AnswerEntry]:
     """Yield the entries of an answer, and count the tokens that it took where they were reserved.
 
@@ -379,13 +379,13 @@ async def _settle(
             call.services.inference.rates.settle(reservation, left if used is None else used)
 
 
-async def _target(call: CallContext, url: str, model: str) -> Target:
+async def _target(call: CallContext, url: str, model: str) -> ModelTarget:
     """Return where workers take this project's requests for the model. Raises the errors of `_live_target`."""
     key = hashlib.sha256(msgspec.json.encode((call.project_id, call.caller.key_id, url, model))).digest()
     return await call.services.targets.get(key, partial(_live_target, call, url, model))
 
 
-def _live_target(call: CallContext, url: str, model: str) -> Target:
+def _live_target(call: CallContext, url: str, model: str) -> ModelTarget:
     """Look the queue up, and check that a worker serves it. Raises NoWorker and Unavailable too."""
     with call.db.read() as session:
         queue = queue_of(session, call, url, model)
@@ -396,8 +396,8 @@ def _live_target(call: CallContext, url: str, model: str) -> Target:
         _check_loaded(session, call, queue, model)
         if not routing.is_served(session, call.services.registry(), queue, model):
             raise _no_worker(queue, model)
-        served = routing.served_model(model, routing.live_aliases(session, call.services.registry()))
-        return Target(queue, rates_of(session, call.project_id, served))
+        served = routing.target_of(model, routing.live_aliases(session, call.services.registry()))
+        return ModelTarget(queue, rates_of(session, call.project_id, served))
 
 
 def _refusal(refusal: routing.NotServed, model: str) -> NightmillError:

@@ -24,12 +24,12 @@ def show(options: HostOptions, project: ProjectName) -> None:
         return
     show_table(
         ("limit", "value", "set for"),
-        [(limit["name"], _shown(limit["value"]), "the project" if limit["is_own"] else "all") for limit in limits],
+        [(limit["name"], _describe(limit["value"]), "the project" if limit["is_own"] else "all") for limit in limits],
     )
     if rates:
         names = [name for name in rates[0] if name != "model"]
         head = ("model", *(name.replace("_", " ") for name in names))
-        show_table(head, [(row["model"], *(_shown(row[name]) for name in names)) for row in rates])
+        show_table(head, [(row["model"], *(_describe(row[name]) for name in names)) for row in rates])
 
 
 @app.command("set")
@@ -137,5 +137,5 @@ def _number(name: str, value: str, kind: Any) -> Any:
     return number
 
 
-def _shown(value: float | None) -> str:
+def _describe(value: float | None) -> str:
     return _NONE if value is None else f"{value:,}"

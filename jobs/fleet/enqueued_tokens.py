@@ -49,7 +49,7 @@ def limit_for(
 ) -> EnqueuedLimit | None:
     """Return the limit that holds for a batch of a project which asks `model`; None where there is none."""
     aliases = routing.live_aliases(session, registry)
-    target = routing.served_model(model, aliases)
+    target = routing.target_of(model, aliases)
     row = session.get(RateLimit, (project_id, target))
     if row is not None and row.enqueued_tokens is not None:
         tuned = Job.model.startswith(f"{NAME_PREFIX}{target}:", autoescape=True)

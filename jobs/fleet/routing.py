@@ -122,7 +122,7 @@ def permission_of(session: Session, registry: Registry, project_id: str) -> Call
     return lambda name: rule.permits(names_of_model(name, aliases))
 
 
-def served_model(name: str, aliases: Mapping[str, str]) -> str:
+def target_of(name: str, aliases: Mapping[str, str]) -> str:
     """Return the model that answers for `name`: that of an alias, and the base of a tuned model."""
     base = tuned_models.base_model_of(name)
     return aliases.get(base, base)
@@ -130,7 +130,7 @@ def served_model(name: str, aliases: Mapping[str, str]) -> str:
 
 def names_of_model(name: str, aliases: Mapping[str, str]) -> set[str]:
     """Return all names of the model that answers for `name`, and those of the base of a tuned model."""
-    base, target = tuned_models.base_model_of(name), served_model(name, aliases)
+    base, target = tuned_models.base_model_of(name), target_of(name, aliases)
     return {name, base, target, *(alias for alias, model in aliases.items() if model == target)}
 
 

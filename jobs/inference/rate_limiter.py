@@ -93,7 +93,7 @@ def rates_of(session: Session, project_id: str, model: str) -> Rates | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Reservation:
+class RateReservation:
     """An admitted request. `levels` are those of its limits after it, `at` is the time on Redis's clock."""
 
     rates: Rates
@@ -114,7 +114,7 @@ class RateLimiter:
         self._server = server
         self._settling = set[asyncio.Task[None]]()
 
-    async def reserve(self, project_id: str, rates: Rates, tokens: int) -> Reservation:
+    async def reserve(self, project_id: str, rates: Rates, tokens: int) -> RateReservation:
         """Count a request of so many tokens. Raises RateLimitReached, StreamsUnavailable."""
         key = rates_key(project_id, rates.model)
         limits = ["" if limit is None else limit for limit in rates[1:]]
@@ -125,16 +125,16 @@ class RateLimiter:
         values = tuple(map(float, levels))
         if refused:
             raise _refusal(rates, values, refused - 1, tokens)
-        return Reservation(rates, key, tokens, float(at), values)
+        return RateReservation(rates, key, tokens, float(at), values)
 
-    def settle(self, reservation: Reservation, used: int) -> None:
+    def settle(self, reservation: RateReservation, used: int) -> None:
         """Count the tokens that a request took in place of those that were reserved, without waiting for Redis."""
         if reservation.rates.tokens_per_minute and used != reservation.tokens:
             task = asyncio.create_task(self._settle(reservation, used))
             self._settling.add(task)
             task.add_done_callback(self._settling.discard)
 
-    async def _settle(self, reservation: Reservation, used: int) -> None:
+    async def _settle(self, reservation: RateReservation, used: int) -> None:
         limit = reservation.rates.tokens_per_minute
         try:
             await self._server().eval(

@@ -31,7 +31,7 @@ ZERO_RETENTION: Final = "zero_data_retention"
 ORGANIZATION_DEFAULT: Final = "organization_default"
 NO_RETENTION_RULE: Final = "none"
 #: Seconds for which the results of a batch are kept with ZERO_RETENTION: the shortest that a request may name.
-SHORTEST_EXPIRY: Final = 3600
+MIN_EXPIRY_SECONDS: Final = 3600
 _RETENTION: Final = "data_retention"  # of the organization, in the table `meta`
 
 

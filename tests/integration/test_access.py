@@ -129,7 +129,7 @@ def app(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Iter
 
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("rule", RULES)
-def test_door_refuses_what_a_rule_forbids_and_nothing_to_another_project(app: FastAPI, door: str, rule: str) -> None:
+def test_door_refuses_a_project_by_its_rule_and_no_other_project(app: FastAPI, door: str, rule: str) -> None:
     model, ask = DOORS[door]
     apply, by_alias = RULES[rule]
     name = ALIASES[model] if by_alias else model
@@ -140,13 +140,13 @@ def test_door_refuses_what_a_rule_forbids_and_nothing_to_another_project(app: Fa
     assert not is_refused(ask(stranger, name))
 
 
-def test_every_route_whose_body_names_a_model_is_a_door() -> None:
+def test_every_route_with_a_model_in_its_body_is_a_door() -> None:
     named = {path for (_, path), request in BODIES.items() if "model" in request.get("json", {})}
 
     assert named <= set(DOORS)
 
 
-def test_batch_of_a_denied_model_fails_when_it_is_planned(sqlite: Database, tmp_path: Path) -> None:
+def test_batch_of_a_denied_model_fails_in_planning(sqlite: Database, tmp_path: Path) -> None:
     with running(sqlite, tmp_path) as inline:
         with sqlite.write() as session:
             set_rule(session, keys.ensure_project(session, "default").id, "deny_list", [FAKE])

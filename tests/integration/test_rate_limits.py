@@ -29,12 +29,12 @@ def remaining(shop: Shop) -> int:
     return int(ask(shop, max_tokens=1).headers["x-ratelimit-remaining-tokens"])
 
 
-def test_answer_without_limits_has_no_headers_of_them(shop: Shop) -> None:
+def test_answer_without_limits_has_no_rate_headers(shop: Shop) -> None:
     assert not [name for name in ask(shop).headers if name.startswith("x-ratelimit")]
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_answer_names_what_is_left_and_the_alias_counts_too(shop: Shop, stream: bool) -> None:
+def test_answer_names_the_remaining_requests_and_the_alias_counts_too(shop: Shop, stream: bool) -> None:
     limit(shop, requests_per_minute=600, tokens_per_minute=60_000)
 
     first = ask(shop, stream=stream).headers
@@ -74,7 +74,7 @@ def test_request_that_never_fits_is_not_worth_a_retry(shop: Shop, value: float) 
     assert "retry-after" not in refused.value.response.headers
 
 
-def test_reserved_tokens_come_back_when_the_answer_took_fewer(shop: Shop) -> None:
+def test_reserved_tokens_come_back_after_a_short_answer(shop: Shop) -> None:
     limit(shop, tokens_per_minute=10_000)
 
     ask(shop, max_tokens=9_000)
@@ -82,7 +82,7 @@ def test_reserved_tokens_come_back_when_the_answer_took_fewer(shop: Shop) -> Non
     eventually(lambda: remaining(shop) > 9_000, 10, "the reservation is settled")
 
 
-def test_reserved_tokens_come_back_when_the_client_leaves(shop: Shop) -> None:
+def test_reserved_tokens_come_back_after_the_client_left(shop: Shop) -> None:
     limit(shop, tokens_per_minute=10_000)
 
     with shop.client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=9_000, stream=True) as stream:

@@ -30,7 +30,7 @@ from jobs.ledger.ledger import JobClaim
 from jobs.ledger.shards import Tally
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import TOKENS, Job, Segment, Shard
-from jobs.security.project_rules import SHORTEST_EXPIRY, rules_of
+from jobs.security.project_rules import MIN_EXPIRY_SECONDS, rules_of
 from workers.runtime import outcomes, output_lines
 from workers.runtime.context import Context
 from workers.runtime.heartbeat import ClaimHandle
@@ -131,7 +131,7 @@ class _Output:
         life = payload.output_expires_seconds or self._context.config.file_expiry_batch_seconds
         with self._context.db.read() as session:
             if rules_of(session, self._job.project_id).keeps_nothing:
-                life = SHORTEST_EXPIRY
+                life = MIN_EXPIRY_SECONDS
         created = now()
         return File(
             id=self.id,

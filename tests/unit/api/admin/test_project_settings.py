@@ -9,7 +9,7 @@ from jobs.security.project_rules import allows_tool, rules_of
 from tests.unit.api.admin.conftest import Organization
 
 
-def test_file_search_is_the_one_tool_that_can_be_switched(organization: Organization) -> None:
+def test_file_search_is_the_only_tool_that_can_be_switched(organization: Organization) -> None:
     tools = organization.projects.hosted_tool_permissions
     assert tools.retrieve(organization.project_id).model_dump() == {
         "file_search": {"enabled": True}, "web_search": {"enabled": False}, "image_generation": {"enabled": False},

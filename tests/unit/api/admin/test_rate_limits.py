@@ -24,7 +24,7 @@ def stored(organization: Organization, model: str = CHAT) -> RateLimit | None:
         return session.get(RateLimit, (organization.project_id, model))  # type: ignore[no-any-return]
 
 
-def test_every_model_has_a_row_and_pages_follow_one_another(organization: Organization) -> None:
+def test_every_model_has_a_row_and_the_sdk_follows_the_pages(organization: Organization) -> None:
     discover(organization)
     limits = organization.projects.rate_limits
 
@@ -45,7 +45,7 @@ def test_model_that_the_project_may_not_use_has_no_row(organization: Organizatio
     assert [row.model for row in rows.data] == [EMBEDDER]
 
 
-def test_limits_are_set_one_by_one_and_taken_away(organization: Organization) -> None:
+def test_limits_are_set_separately_and_removed(organization: Organization) -> None:
     discover(organization)
     update = organization.projects.rate_limits.update_rate_limit
 

@@ -41,7 +41,7 @@ def shown(run: Run) -> dict[str, Any]:
     return {row["name"]: row["value"] for row in found["limits"]} | {row["model"]: row for row in found["models"]}
 
 
-def test_limits_that_were_set_are_shown_until_they_are_taken_away(run: Run) -> None:
+def test_limits_are_shown_until_their_removal(run: Run) -> None:
     assert shown(run) == {
         "max_bytes": None, "max_queued_tokens": None, "finetune_jobs": 20, "eval_runs": 100, "weight": 1.0,
     }  # fmt: skip

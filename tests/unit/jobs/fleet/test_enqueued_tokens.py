@@ -63,7 +63,7 @@ def test_limit_of_a_model_counts_its_names_and_its_tuned_models_alone(db: Databa
     )
 
 
-def test_limit_of_a_model_goes_before_the_one_of_all(db: Database, project_id: str) -> None:
+def test_limit_of_a_model_goes_before_that_of_all_models(db: Database, project_id: str) -> None:
     with db.write() as session:
         project = keys.ensure_project(session, "a")
         set_limits(session, project, {"max_queued_tokens": 10}, actor="operator")

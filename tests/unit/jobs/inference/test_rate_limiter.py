@@ -74,7 +74,7 @@ async def test_requests_of_two_processes_at_once_never_pass_the_limit(url: str) 
         ),
     ],
 )
-async def test_refusal_says_when_the_request_fits(url: str, limits: Rates, kind: str, words: str) -> None:
+async def test_refusal_has_the_time_until_the_request_fits(url: str, limits: Rates, kind: str, words: str) -> None:
     async with limiter(url) as limit:
         for _ in range(2):
             await limit.reserve(PROJECT, limits, 40)
@@ -142,7 +142,7 @@ async def test_tokens_that_were_taken_replace_those_that_were_reserved(
         assert least <= await settled(limit, url) <= most
 
 
-async def test_what_has_fallen_since_is_not_given_back_twice(url: str) -> None:
+async def test_fallen_part_of_a_reservation_is_not_given_back_twice(url: str) -> None:
     async with limiter(url) as limit:
         first = await limit.reserve(PROJECT, rates(tpm=6000), 6000)  # falls by 100 a second
         await asyncio.sleep(0.5)
@@ -195,7 +195,7 @@ async def test_limit_that_cannot_be_read_is_not_passed(tmp_path: Any) -> None:
         ({"max_tokens": 1, "n": float("inf")}, MAX_TOKENS),
     ],
 )
-def test_reserved_tokens_follow_the_request_whatever_is_in_it(body: dict[str, Any], tokens: int) -> None:
+def test_reserved_tokens_follow_valid_and_invalid_fields_of_a_request(body: dict[str, Any], tokens: int) -> None:
     assert tokens_of(body, 40) == tokens
 
 

@@ -13,7 +13,7 @@ from jobs.settings import Settings
 from jobs.usage.project_limits import SETTINGS, limit_of, set_limits, set_weight
 
 
-def test_limits_of_a_project_go_before_the_settings_and_are_taken_away(db: Database) -> None:
+def test_limits_of_a_project_go_before_the_settings_until_removal(db: Database) -> None:
     config: Any = Settings(project_eval_runs=7, project_max_bytes=0)
     with db.write() as session:
         project, other = keys.ensure_project(session, "a"), keys.ensure_project(session, "b")
