@@ -4,37 +4,37 @@ import openai
 import pytest
 from fastapi import FastAPI
 
-from tests.unit.api.admin.conftest import Organization
+from tests.unit.api.admin.conftest import AdministeredProject
 
 CHAT, EMBEDDER = "smollm2-135m-instruct", "all-minilm-l6-v2"
 
 
-def names(organization: Organization) -> list[str]:
-    return [model["id"] for model in organization.client.get("/v1/models").json()["data"]]
+def names(administered: AdministeredProject) -> list[str]:
+    return [model["id"] for model in administered.client.get("/v1/models").json()["data"]]
 
 
-def test_permission_is_set_shown_and_removed(organization: Organization) -> None:
-    permissions = organization.projects.model_permissions
+def test_permission_is_set_shown_and_removed(administered: AdministeredProject) -> None:
+    permissions = administered.projects.model_permissions
 
     with pytest.raises(openai.NotFoundError):
-        permissions.retrieve(organization.project_id)
-    made = permissions.update(organization.project_id, mode="deny_list", model_ids=[CHAT, CHAT])
+        permissions.retrieve(administered.project_id)
+    made = permissions.update(administered.project_id, mode="deny_list", model_ids=[CHAT, CHAT])
     assert (made.object, made.mode, made.api_model_ids) == ("project.model_permissions", "deny_list", [CHAT])
-    assert permissions.retrieve(organization.project_id) == made
-    deleted = permissions.delete(organization.project_id)
+    assert permissions.retrieve(administered.project_id) == made
+    deleted = permissions.delete(administered.project_id)
     assert (deleted.object, deleted.deleted) == ("project.model_permissions.deleted", True)
     with pytest.raises(openai.NotFoundError):
-        permissions.delete(organization.project_id)
-    assert organization.audited("model_permissions.update") == [{"mode": "deny_list", "model_ids": [CHAT]}]
+        permissions.delete(administered.project_id)
+    assert administered.audited("model_permissions.update") == [{"mode": "deny_list", "model_ids": [CHAT]}]
 
 
-def test_denied_model_is_hidden_from_its_project_alone(organization: Organization, app: FastAPI) -> None:
-    assert names(organization) == [CHAT, EMBEDDER]
+def test_denied_model_is_hidden_from_its_project_alone(administered: AdministeredProject, app: FastAPI) -> None:
+    assert names(administered) == [CHAT, EMBEDDER]
 
-    organization.projects.model_permissions.update(organization.project_id, mode="deny_list", model_ids=[CHAT])
+    administered.projects.model_permissions.update(administered.project_id, mode="deny_list", model_ids=[CHAT])
 
-    assert names(organization) == [EMBEDDER]
-    answer = organization.client.get(f"/v1/models/{CHAT}")
+    assert names(administered) == [EMBEDDER]
+    answer = administered.client.get(f"/v1/models/{CHAT}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
     assert CHAT not in answer.json()["error"]["message"].partition("does not exist")[2]
 
@@ -50,24 +50,24 @@ def test_denied_model_is_hidden_from_its_project_alone(organization: Organizatio
     ],
 )
 def test_invalid_permission_is_refused_and_changes_nothing(
-    organization: Organization, body: dict[str, object], param: str
+    administered: AdministeredProject, body: dict[str, object], param: str
 ) -> None:
-    path = f"/v1/organization/projects/{organization.project_id}/model_permissions"
+    path = f"/v1/organization/projects/{administered.project_id}/model_permissions"
 
-    answer = organization.http.post(path, json=body)
+    answer = administered.http.post(path, json=body)
 
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-    assert organization.http.get(path).status_code == 404
+    assert administered.http.get(path).status_code == 404
 
 
-def test_unknown_project_is_not_found(organization: Organization) -> None:
+def test_unknown_project_is_not_found(administered: AdministeredProject) -> None:
     with pytest.raises(openai.NotFoundError) as unknown:
-        organization.projects.model_permissions.update("proj_x", mode="deny_list", model_ids=[])
+        administered.projects.model_permissions.update("proj_x", mode="deny_list", model_ids=[])
 
     assert unknown.value.code == "project_not_found"
 
 
-def test_key_of_the_project_cannot_raise_its_own_permission(organization: Organization) -> None:
-    path = f"/v1/organization/projects/{organization.project_id}/model_permissions"
+def test_key_of_the_project_cannot_raise_its_own_permission(administered: AdministeredProject) -> None:
+    path = f"/v1/organization/projects/{administered.project_id}/model_permissions"
 
-    assert organization.client.post(path, json={"mode": "allow_list", "model_ids": [CHAT]}).status_code == 403
+    assert administered.client.post(path, json={"mode": "allow_list", "model_ids": [CHAT]}).status_code == 403
