@@ -12,7 +12,7 @@ from jobs.errors import NotFound
 from jobs.security.model_permissions import MAX_MODELS, Mode, set_rule
 from jobs.security.tables import ModelPermission
 
-router = resource("Organization", admin=True)
+router = resource("Organization", area="management", admin=True)
 
 _PATH = "/organization/projects/{project_id}/model_permissions"
 

@@ -21,7 +21,7 @@ from jobs.security.project_rules import (
 )
 from jobs.security.tables import Project
 
-router: APIRouter = resource("Organization", admin=True)
+router: APIRouter = resource("Organization", area="management", admin=True)
 
 _PROJECT: Final = "/organization/projects/{project_id}"
 

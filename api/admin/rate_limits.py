@@ -18,7 +18,7 @@ from jobs.security.tables import Project
 from jobs.usage.rate_limits import set_limits
 from jobs.usage.tables import RateLimit
 
-router = resource("Organization", admin=True)
+router = resource("Organization", area="management", admin=True)
 
 #: What OpenAI's API shows where there is no limit, and takes for none.
 NO_LIMIT: Final = 1_000_000_000

@@ -13,15 +13,16 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs.batches.lines import quote
-from jobs.clock import now
 from jobs.fleet import routing
 from jobs.fleet.models_file import Registry
 from jobs.fleet.routing import NotServed, Route
+from jobs.security.ended_keys import find_end
+from jobs.security.keys import ENDS
 from jobs.security.tables import ApiKey, Project
 from jobs.settings import Settings
 
 #: The codes of the refusals of a key or a project, whatever the model.
-IDENTITY_CODES: Final = frozenset({"key_revoked", "key_expired", "project_archived"})
+IDENTITY_CODES: Final = frozenset(ENDS)
 
 
 class AccessDenied(NotServed):
@@ -57,16 +58,14 @@ def check(session: Session, registry: Registry, work: Work) -> None:
 
 
 def _check_identity(session: Session, work: Work) -> None:
-    """Raise AccessDenied for a key that is not live, or of another project, and for an archived project."""
-    archived_at = session.scalar(select(Project.archived_at).where(Project.id == work.project_id))
-    if archived_at is not None:
-        raise AccessDenied("The project has been archived.", "project_archived")
+    """Raise AccessDenied for a key that has ended or is of another project, and for an archived project."""
+    code: str | None
     if work.key_id is None:
-        return
-    # The one predicate of a live key is that of `jobs.security.keys`, once it takes an id.
-    of_project = ApiKey.id == work.key_id, ApiKey.project_id == work.project_id
-    key = session.execute(select(ApiKey.revoked_at, ApiKey.expires_at).where(*of_project)).first()
-    if key is None or key.revoked_at is not None:
-        raise AccessDenied("The API key of this request has been revoked.", "key_revoked")
-    if key.expires_at is not None and key.expires_at <= now():
-        raise AccessDenied("The API key of this request has expired.", "key_expired")
+        archived_at = session.scalar(select(Project.archived_at).where(Project.id == work.project_id))
+        code = None if archived_at is None else "project_archived"
+    else:
+        key = session.get(ApiKey, work.key_id)
+        is_own = key is not None and key.project_id == work.project_id
+        code = find_end(session, work.key_id) if is_own else "key_revoked"
+    if code is not None:
+        raise AccessDenied(ENDS[code], code)

@@ -52,7 +52,8 @@ def find_ends(session: Session, job_ids: Collection[str]) -> dict[str, str]:
 
 def find_end(session: Session, key_id: str) -> str | None:
     """Return the code of why a key makes no jobs any more; None while it does."""
-    return session.scalar(_END_OF_KEY, {"its_key": key_id, "at": now()})
+    end: str | None = session.scalar(_END_OF_KEY, {"its_key": key_id, "at": now()})
+    return end
 
 
 def jobs_to_end(session: Session, limit: int) -> list[str]:

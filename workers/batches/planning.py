@@ -169,7 +169,7 @@ class Planner:
     def _check_quota(self, session: Session) -> Sequence[Bad]:
         """Return an error if the job's project would exceed its quota. Of two planners each counts the other's job."""
         job, registry = self.job, self.context.models.now()
-        limit = enqueued_tokens.limit_for(session, self.config, registry, job.project_id, self.writer.model)
+        limit = enqueued_tokens.limit_for(session, self.config, registry, job.project_id, self.writer.model or "")
         if limit is None:
             return []
         # no other planner adds to the project's jobs meanwhile, and new jobs may still name it
