@@ -8,6 +8,7 @@ param); blank lines are skipped and not counted, a byte order mark and CRLF are 
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,6 +18,7 @@ import msgspec
 
 from jobs.errors import InvalidRequest
 from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RESPONSES, SERVED_WITH
+from jobs.usage import estimates
 
 #: The maximum size of one line of a batch.
 MAX_LINE_BYTES: Final = 32 << 20
@@ -44,6 +46,7 @@ _STREAM_NAMES = {
 ELSEWHERE = ("previous_response_id", "conversation", "background")
 
 _NONE = msgspec.Raw(b"")
+_INTEGER: Final = re.compile(rb"\d{1,9}")
 
 
 class _Body(msgspec.Struct):
@@ -55,6 +58,16 @@ class _Body(msgspec.Struct):
     prompt: msgspec.Raw = _NONE
     input: msgspec.Raw = _NONE
     documents: msgspec.Raw = _NONE
+    max_completion_tokens: msgspec.Raw = _NONE
+    max_output_tokens: msgspec.Raw = _NONE
+    max_tokens: msgspec.Raw = _NONE
+    n: msgspec.Raw = _NONE
+    best_of: msgspec.Raw = _NONE
+
+    def bounds(self) -> dict[str, int]:
+        """Return the fields that bound the answer, where they are integers."""
+        texts = {name: bytes(getattr(self, name)) for name in (*estimates.LIMITS, *estimates.CHOICES)}
+        return {name: int(text) for name, text in texts.items() if _INTEGER.fullmatch(text)}
 
 
 class _Request(msgspec.Struct):
@@ -77,11 +90,12 @@ working = msgspec.json.Decoder(LineText)
 
 @dataclass(frozen=True, slots=True)
 class Good:
-    """A valid line. `inputs` is the number of embedding inputs, otherwise 1."""
+    """A valid line. `inputs` is the number of embedding inputs, otherwise 1. `bounds` are those of its answer."""
 
     custom_id: str
     model: str
     inputs: int
+    bounds: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +178,7 @@ class LineChecker:
     def _good(self, request: _Request) -> Good:
         self.ids.add(request.custom_id)
         inputs = _count(bytes(request.body.input)) if self.endpoint == EMBEDDINGS else 1
-        return Good(request.custom_id, request.body.model, inputs)
+        return Good(request.custom_id, request.body.model, inputs, request.body.bounds())
 
     def _judge(self, number: int, request: _Request) -> Bad | None:
         body = request.body

@@ -170,7 +170,8 @@ class Shard(Usage, Base):
     `epoch` is the fencing token. `queue` is where the shard is run for now; without one, it is its job's. `outcomes` is
     the sum of its segments', once the shard is done (null: it is not, or a version ended it that did not sum them).
     `started_at` is of the claim that brought the first results, until there are any of the last claim: claims that only
-    met a missing model do not count.
+    met a missing model do not count. `max_output_tokens` is the most that its lines may answer, as far as the planner
+    knows it; while the shard runs, what that may cost is reserved (`jobs.usage.budgets`).
     """
 
     __tablename__ = "shard"
@@ -181,6 +182,7 @@ class Shard(Usage, Base):
     lines: Mapped[int]
     offset: Mapped[int]
     length: Mapped[int]
+    max_output_tokens: Mapped[int | None]
     queue: Mapped[str | None] = mapped_column(String(64))
     state: Mapped[str] = mapped_column(String(16), default=ShardState.PENDING)
     epoch: Mapped[int] = mapped_column(default=0)

@@ -58,6 +58,7 @@ def upgrade() -> None:
         op.add_column("project", column)
     for name in ("job", "schedule"):
         op.add_column(name, *words("", "key_id"))
+    op.add_column("shard", *integers("", "max_output_tokens"))
 
 
 def _accounts() -> None:

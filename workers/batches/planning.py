@@ -37,6 +37,7 @@ from jobs.queues import Task
 from jobs.requests.endpoints import EMBEDDINGS, SERVED_WITH
 from jobs.security.ended_keys import find_ends
 from jobs.security.tables import Project
+from jobs.usage import estimates
 from workers.batches.shard_writer import MAX_ERRORS, ShardWriter
 from workers.runtime.attempts import Abandoned
 from workers.runtime.context import Context
@@ -67,6 +68,8 @@ class Planner:
         self.checker = lines.LineChecker(claim.job.endpoint)
         self.writer = ShardWriter(context, claim, handle, check=self._check_quota)
         self.inputs = 0
+        self._overrides = claim.job.payload.get("overrides") or {}
+        self._output_tokens = 0  # of the last line
 
     def read_input(self) -> None:
         """Read the file of a batch, or those of its lines that a retry runs. An input without lines is an error."""
@@ -86,7 +89,8 @@ class Planner:
             if isinstance(text, InputLine) and text.offset + text.length > self.config.batch_max_bytes:
                 self._complain("file_too_large", f"The input file exceeds {self.config.batch_max_bytes} bytes.")
                 break
-            self.writer.add(self._check(text) if isinstance(text, InputLine) else text)
+            checked = self._check(text) if isinstance(text, InputLine) else text
+            self.writer.add(checked, self._output_tokens)
             if self.writer.is_full:
                 break
         limit = self.config.batch_max_lines
@@ -144,6 +148,7 @@ class Planner:
         if self.writer.errors:
             return text
         self.inputs += checked.inputs
+        self._output_tokens = estimates.output_tokens(self.job.endpoint, {**checked.bounds, **self._overrides})
         refusal = None if self.writer.queue else self._route(checked.model, text.number)
         return refusal or text
 
@@ -152,7 +157,7 @@ class Planner:
 
         Raises: Abandoned, where there may be one later.
         """
-        model = (self.job.payload.get("overrides") or {}).get("model") or model
+        model = self._overrides.get("model") or model
         endpoint = SERVED_WITH.get(self.job.endpoint, self.job.endpoint)
         work, writer = Work(self.job.project_id, self.job.key_id, model, endpoint), self.writer
         try:

@@ -75,8 +75,10 @@ class ShardWriter:
             yield
         self._path = path
 
-    def add(self, line: InputLine | Bad) -> None:
+    def add(self, line: InputLine | Bad, output_tokens: int = 0) -> None:
         """Add a line, or the error of one. What stands between lines, such as blank ones, belongs to the shard before.
+
+        `output_tokens` is the most that the line may be answered with.
 
         Raises: Abandoned, where the claim has ended.
         """
@@ -84,7 +86,7 @@ class ShardWriter:
         if isinstance(line, Bad):
             self.errors.append(line)
         elif not self.errors:
-            self._cut(line)
+            self._cut(line, output_tokens)
 
     def finish(self) -> None:
         """Let the job run, or reject it. Raises Abandoned, ClaimLost."""
@@ -117,15 +119,16 @@ class ShardWriter:
         """Fail the job with the errors that kept it from running."""
         ledger.reject(session, self.claim, [bad.as_dict() for bad in self._refusals])
 
-    def _cut(self, line: InputLine) -> None:
+    def _cut(self, line: InputLine, output_tokens: int) -> None:
         if self._file is not None:
             self._file.write((line.raw or b"") + b"\n")
         end = line.offset + line.length
         if not self._shards or self._exceeds(self._shards[-1], end):
             position = {"n": len(self._shards), "first_line": self.total, "offset": line.offset}
-            self._shards.append(Shard(job_id=self.claim.job.id, lines=0, length=0, **position))
+            self._shards.append(Shard(job_id=self.claim.job.id, lines=0, length=0, max_output_tokens=0, **position))
         shard = self._shards[-1]
         shard.lines += 1
+        shard.max_output_tokens = (shard.max_output_tokens or 0) + output_tokens
         shard.length = end - shard.offset
         self.total += 1
         self.bytes += line.length
