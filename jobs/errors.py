@@ -15,6 +15,7 @@ NightmillError (500 server_error)
 ├── PayloadTooLarge (413)
 ├── UnsupportedMedia (415)
 ├── IdempotencyMismatch (422)
+├── SpendLimitReached (429 insufficient_quota)
 ├── TooManyRequests (429 rate_limit_error)
 │   └── RateLimitReached (429 requests, tokens)
 ├── Unavailable (503)
@@ -206,6 +207,15 @@ class RateLimitReached(TooManyRequests):
         if wait is not None:
             self.retry_after = max(1, math.ceil(wait))
             self.headers["retry-after-ms"] = str(max(1, math.ceil(wait * 1000)))
+
+
+class SpendLimitReached(NightmillError):
+    """A request of a project that may spend no more this month: no wait of seconds is a help."""
+
+    text = "The spend limit of this month is reached."
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    type = "insufficient_quota"
+    code = "project_spend_limit_exceeded"
 
 
 class TooManyLiveJobs(NightmillError):

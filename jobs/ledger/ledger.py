@@ -432,7 +432,10 @@ def jobs_waiting_for(session: Session, what: str, which: ColumnElement[bool], li
 
 
 def wait_for(session: Session, job_id: str, what: str | None) -> None:
-    """Set what a job waits for (`job`, `model`, `worker`, `disk`, `pause`, `time`, `device`); None for nothing."""
+    """Set what a job waits for; None for nothing.
+
+    That is `job`, `model`, `worker`, `disk`, `pause`, `time`, `device` or `spend_limit`.
+    """
     session.execute(update(Job).where(Job.id == job_id, Job.state.in_(LIVE)).values(waiting_for=what))
 
 

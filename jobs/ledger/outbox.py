@@ -255,9 +255,17 @@ def depth(session: Session) -> dict[str, tuple[int, float]]:
     return {queue: (count, oldest) for queue, count, oldest in rows}
 
 
+#: `Job.waiting_for` of a job whose shards wait until its project may spend more: see `jobs.usage.budgets`.
+SPEND_LIMIT: Final = "spend_limit"
+
+
 def ready(at: ColumnElement[float] | float) -> ColumnElement[bool]:
-    """Return the condition that a job is in a state for its message. Only `run` waits for the job's `not_before`."""
-    begun = or_(Outbox.task != Task.RUN, Job.not_before.is_(None), Job.not_before <= at)
+    """Return the condition that a job is in a state for its message.
+
+    Only `run` waits for the job's `not_before`, and for its project's spend limit.
+    """
+    begun = or_(Job.not_before.is_(None), Job.not_before <= at)
+    begun = or_(Outbox.task != Task.RUN, and_(begun, Job.waiting_for.is_distinct_from(SPEND_LIMIT)))
     return and_(begun, or_(*(and_(Outbox.task == task, Job.state.in_(states)) for task, states in READY.items())))
 
 

@@ -1,0 +1,301 @@
+"""Budgets: what a project, and the organization (an empty id), may spend in a calendar month in UTC.
+
+    begin ──limit locked, below it──▶ reserved ──usage recorded──▶ usage_change ──the leading dispatcher──▶ spend
+      └─ at the limit: a client is refused (429), a job waits (`waiting_for: spend_limit`)
+
+Work may begin while what is spent and what is reserved are together below each limit. Whoever asks holds the row of the
+limit locked until its own reservation is committed, so that any number of requests at once passes the limit by one of
+them at most: the last that was admitted.
+
+A request reserves in a row of `reservation`, which ends with its answer, or at `expires_at` where its process died. A
+shard needs no such row. While it runs, its own row says what its open lines may cost at most. So whatever ends its
+claim ends its reservation, and each segment takes its lines out of it in the transaction that records their usage.
+
+Money moves from left to right, and is read in that order: what moves meanwhile counts twice, and never not at all. A
+model without a price costs nothing.
+"""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import chain
+from typing import Final, Protocol
+
+from sqlalchemy import ColumnElement, Float, SQLColumnExpression, cast, delete, func, select, update
+from sqlalchemy.orm import Session
+
+from jobs.clock import now
+from jobs.db.base import table_of
+from jobs.db.engine import UNSEEN, WRITE_ROWS, execute_and_count, insert_into
+from jobs.errors import SpendLimitReached
+from jobs.ledger import audit, ledger, outbox, shards
+from jobs.ledger.outbox import SPEND_LIMIT
+from jobs.ledger.states import JobState, ShardState
+from jobs.ledger.tables import Job, Shard
+from jobs.queues import Queue, Task
+from jobs.usage.estimates import input_tokens
+from jobs.usage.tables import Price, Reservation, Spend, SpendLimit, UsageChange, UsageMinute
+
+#: `project_id` of what holds for all projects together.
+ORGANIZATION: Final = ""
+#: Amounts are counted in millionths of a dollar, and limits are written in cents.
+MICROS_PER_CENT: Final = 10_000
+#: Seconds for which an answered request stays reserved: by then its worker has recorded the usage.
+RECORDED_SECONDS: Final = 20.0
+_CACHED_SECONDS: Final = 2.0
+#: Queues whose shards ask no model.
+_FREE: Final = (Queue.INGEST, Queue.EVALUATE)
+
+
+class Priced(Protocol):
+    """A model of the models file. `cost_per_million_tokens` is its price, in dollars, where SQL has none."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def cost_per_million_tokens(self) -> float | None: ...
+
+
+Resolve = Callable[[str], Priced | None]  # a name or alias to a model of the models file
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A limit (None: there is none), and what counts towards it this month, in millionths of a US dollar."""
+
+    project_id: str
+    limit: int | None
+    reserved: int
+    spent: int
+
+    @property
+    def is_exhausted(self) -> bool:
+        return self.limit is not None and self.reserved + self.spent >= self.limit
+
+
+class LimitedProjects:
+    """The projects that have a spend limit, as read a moment ago. Usable from any thread."""
+
+    def __init__(self) -> None:
+        self._ids = frozenset[str]()
+        self._until = float("-inf")
+
+    @property
+    def is_stale(self) -> bool:
+        return time.monotonic() >= self._until
+
+    def refresh(self, session: Session) -> frozenset[str]:
+        """Return the projects, read again where they are stale. Raises DatabaseBusy."""
+        if self.is_stale:
+            began = time.monotonic()
+            self._ids = frozenset(session.scalars(select(SpendLimit.project_id)))
+            self._until = began + _CACHED_SECONDS
+        return self._ids
+
+    def has(self, project_id: str) -> bool:
+        """Return whether a limit holds for the project: its own, or the organization's."""
+        return ORGANIZATION in self._ids or project_id in self._ids
+
+
+def month_of(at: float) -> int:
+    """Return the beginning of the month in UTC, in unix seconds."""
+    return int(datetime.fromtimestamp(at, UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp())
+
+
+def budgets_of(session: Session, project_id: str, resolve: Resolve, *, lock: bool = False) -> Iterator[Budget]:
+    """Yield the budget of the organization and that of the project, where they have a limit.
+
+    With `lock` no other transaction that locks them goes on before this one ends.
+    """
+    ids = {ORGANIZATION, project_id}
+    limits = select(SpendLimit.project_id, SpendLimit.cents).where(SpendLimit.project_id.in_(ids))
+    limits = limits.order_by(SpendLimit.project_id)
+    for owner, cents in session.execute(limits.with_for_update() if lock else limits).all():
+        yield _sum(session, owner, cents, resolve)
+
+
+def budget_of(session: Session, owner: str, resolve: Resolve) -> Budget:
+    """Return the budget of a project, or of the organization, whether it has a limit or not."""
+    cents = session.scalar(select(SpendLimit.cents).where(SpendLimit.project_id == owner))
+    return _sum(session, owner, cents, resolve)
+
+
+def change_limit(session: Session, owner: str, cents: int | None, *, actor: str, request_id: str | None = None) -> bool:
+    """Set the most that a project, or the organization, may spend in a month, or remove it with None.
+
+    Return False where there was nothing to remove.
+    """
+    if cents is None:
+        removed = delete(SpendLimit).where(SpendLimit.project_id == owner)
+        if execute_and_count(session, removed, UNSEEN) != 1:
+            return False
+    else:
+        new = insert_into(session, SpendLimit).values(project_id=owner, cents=cents, updated_at=now())
+        values = {name: new.excluded[name] for name in ("cents", "updated_at")}
+        session.execute(new.on_conflict_do_update(index_elements=["project_id"], set_=values))
+    audit.record(
+        session,
+        actor=actor,
+        action="spend_limit.delete" if cents is None else "spend_limit.update",
+        target=owner or "organization",
+        project_id=owner or None,
+        request_id=request_id,
+        details=None if cents is None else {"threshold_amount": cents},
+    )
+    return True
+
+
+def models_without_price(session: Session, models: Iterable[Priced]) -> list[str]:
+    """Return the names of models that have no price now."""
+    priced = set(session.scalars(select(Price.model).where(Price.since <= now())))
+    return [model.name for model in models if model.cost_per_million_tokens is None and model.name not in priced]
+
+
+def check(session: Session, project_id: str, resolve: Resolve, *, lock: bool = False) -> None:
+    """Check that a project may spend more this month. Raises SpendLimitReached."""
+    for budget in budgets_of(session, project_id, resolve, lock=lock):
+        if budget.limit is not None and budget.is_exhausted:
+            whose = "project" if budget.project_id else "organization"
+            dollars = f"${budget.limit / 100 / MICROS_PER_CENT:,.2f}"
+            message = f"This {whose} has reached its spend limit of {dollars} for this month (UTC)."
+            raise SpendLimitReached(message, code=f"{whose}_spend_limit_exceeded")
+
+
+def is_spent(session: Session, project_id: str, resolve: Resolve) -> bool:
+    """Return whether a limit of the project is spent, whatever is reserved: what has begun has to rest."""
+    budgets = budgets_of(session, project_id, resolve)
+    return any(budget.limit is not None and budget.spent >= budget.limit for budget in budgets)
+
+
+def cost(session: Session, resolve: Resolve, model: str, *, input_tokens: int, output_tokens: int) -> int:
+    """Return the cost of tokens at this moment's price, in millionths of a dollar; 0 where the model has none."""
+    priced = resolve(model)
+    default = (priced.cost_per_million_tokens if priced else None) or 0.0
+    name = priced.name if priced else model
+    prices = select(Price.kind, Price.usd_per_million).where(Price.model == name, Price.since <= now())
+    by_kind = {kind: price for kind, price in session.execute(prices.order_by(Price.since))}  # noqa: C416
+    return round(input_tokens * by_kind.get("input", default) + output_tokens * by_kind.get("output", default))
+
+
+# -- requests
+
+
+def reserve(
+    session: Session, request_id: str, project_id: str, amount: int, expires_at: float, resolve: Resolve
+) -> None:
+    """Reserve the most that a request may cost. Raises SpendLimitReached."""
+    check(session, project_id, resolve, lock=True)
+    session.add(Reservation(id=request_id, project_id=project_id, amount=amount, expires_at=expires_at))
+
+
+def settle(session: Session, request_id: str, amount: int | None = None) -> None:
+    """Let the reservation of an answered request end when its usage is recorded, and be `amount`, if that is known."""
+    values = {"expires_at": now() + RECORDED_SECONDS, **({} if amount is None else {"amount": amount})}
+    session.execute(update(Reservation).where(Reservation.id == request_id).values(values), execution_options=UNSEEN)
+
+
+def release(session: Session, request_id: str) -> None:
+    """End the reservation of a request that cost nothing."""
+    session.execute(delete(Reservation).where(Reservation.id == request_id), execution_options=UNSEEN)
+
+
+def has_expired(session: Session) -> bool:
+    """Return whether a reservation has expired."""
+    return session.scalar(select(Reservation.id).where(Reservation.expires_at <= now()).limit(1)) is not None
+
+
+def remove_expired(session: Session, limit: int = WRITE_ROWS) -> int:
+    """Delete reservations that have expired, which count no more; return their number."""
+    expired = select(Reservation.id).where(Reservation.expires_at <= now()).limit(limit)
+    return execute_and_count(session, delete(Reservation).where(Reservation.id.in_(expired)), UNSEEN)
+
+
+# -- shards
+
+
+def hold_back(session: Session, job_id: str, n: int, resolve: Resolve) -> bool:
+    """Let the job of a shard wait where its project may spend no more; return whether that is so.
+
+    Otherwise the limits stay locked until the transaction, which claims the shard, has ended.
+    """
+    its = Shard.job_id == job_id, Shard.n == n, Shard.state == ShardState.PENDING
+    project_id = session.scalar(select(Job.project_id).join(Shard, Shard.job_id == Job.id).where(*its, _IS_PAID))
+    if project_id is None:
+        return False
+    try:
+        check(session, project_id, resolve, lock=True)
+    except SpendLimitReached:
+        job = ledger.lock(session, job_id)
+        if job is not None and job.state == JobState.RUNNING:
+            ledger.wait_for(session, job_id, SPEND_LIMIT)
+            outbox.unpublish(session, Task.RUN, job_id, n)
+        return True
+    return False
+
+
+def jobs_to_release(session: Session, resolve: Resolve, limit: int = WRITE_ROWS) -> list[str]:
+    """Return jobs that wait for a spend limit, and whose project may spend again."""
+    waiting = Job.state == JobState.RUNNING, Job.waiting_for == SPEND_LIMIT
+    projects = session.scalars(select(Job.project_id).where(*waiting).distinct()).all()
+    free = [one for one in projects if not any(budget.is_exhausted for budget in budgets_of(session, one, resolve))]
+    return list(session.scalars(select(Job.id).where(*waiting, Job.project_id.in_(free)).limit(limit)))
+
+
+# -- sums
+
+
+def _sum(session: Session, owner: str, cents: int | None, resolve: Resolve) -> Budget:
+    reserved = _reserved(session, owner, resolve)  # in the order in which money moves
+    unfolded = _unfolded(session, owner, resolve)
+    limit = None if cents is None else cents * MICROS_PER_CENT
+    return Budget(owner, limit, reserved, unfolded + spent(session, owner))
+
+
+def spent(session: Session, owner: str, month: int | None = None) -> int:
+    """Return what is added up of a month, this one by default."""
+    owners = Spend.project_id != ORGANIZATION if owner == ORGANIZATION else Spend.project_id == owner
+    of_month = Spend.month == (month_of(now()) if month is None else month)
+    return int(session.scalar(select(func.coalesce(func.sum(Spend.amount), 0)).where(owners, of_month)) or 0)
+
+
+def _reserved(session: Session, owner: str, resolve: Resolve) -> int:
+    held = select(func.coalesce(func.sum(Reservation.amount), 0)).where(Reservation.expires_at > now())
+    reserved = int(session.scalar(held.where(*_of(owner, Reservation.project_id))) or 0)
+    for model, size, output in session.execute(_RUNNING.where(*_of(owner, Job.project_id))).all():
+        tokens = {"input_tokens": input_tokens(int(size)), "output_tokens": int(output or 0)}
+        reserved += cost(session, resolve, model or "", **tokens)
+    return reserved
+
+
+def _unfolded(session: Session, owner: str, resolve: Resolve) -> int:
+    """Return the cost of what was recorded this month and is not added up yet."""
+    tokens: dict[str, Counter[str]] = defaultdict(Counter)
+    for values in chain.from_iterable(session.scalars(select(UsageChange.rows))):
+        row = dict(zip(_COLUMNS, values, strict=False))
+        if row["minute"] >= month_of(now()) and owner in (ORGANIZATION, row["project_id"]):
+            tokens[row["model"]].update({name: row[name] for name in ("input_tokens", "output_tokens")})
+    return sum(cost(session, resolve, model, **counts) for model, counts in tokens.items())
+
+
+def _of(owner: str, project_id: SQLColumnExpression[str]) -> Iterable[ColumnElement[bool]]:
+    return () if owner == ORGANIZATION else (project_id == owner,)
+
+
+#: The order of the values of a row of `usage_change`.
+_COLUMNS = tuple(table_of(UsageMinute).columns.keys())
+_IS_PAID = func.coalesce(Shard.queue, Job.queue, "").not_in(_FREE)
+_OPEN_PART = cast(Shard.lines - Shard.done, Float) / func.nullif(Shard.lines, 0)
+#: By model: the bytes, and the most tokens of answers, of the lines of running shards that no segment covers.
+_RUNNING = (
+    select(
+        Job.model,
+        func.coalesce(func.sum(Shard.length * _OPEN_PART), 0),
+        func.coalesce(func.sum(Shard.max_output_tokens * _OPEN_PART), 0),
+    )
+    .join(Shard, Shard.job_id == Job.id)
+    .where(shards.IS_RUNNING, _IS_PAID)
+    .group_by(Job.model)
+)
