@@ -5,7 +5,8 @@ schedules   whose time has come; sources too
 claims      of such workers at once; others when their own heartbeat stands still for a lease
 jobs        past their window; of a key or project that has ended; stopping for longer than the grace (their claims are
             revoked); left without a next step;
-            waiting for others that have ended; live although their parent was cancelled
+            waiting for others that have ended; live although their parent was cancelled; waiting for a spend limit
+alerts      of spending that has reached a threshold
 audit       sealed; its head sent away once a day
 counts      the jobs of sealed rows are added to the sums of ended jobs, and what transactions counted to the measures
 events      numbered: the positions in the feeds of their projects
@@ -25,7 +26,7 @@ from jobs.db.engine import WRITE_ROWS, Database
 from jobs.errors import Conflict, DatabaseBusy
 from jobs.fleet import quarantine
 from jobs.fleet import workers as fleet
-from jobs.fleet.models_file import Registry
+from jobs.fleet.models_file import ModelConfig, Registry
 from jobs.fleet.tables import Worker
 from jobs.ledger import audit, dependencies, feed, kinds, ledger, measures, pauses, shards, totals
 from jobs.ledger.states import JobState
@@ -38,6 +39,7 @@ from jobs.security import ended_keys
 from jobs.security.audit_key import audit_key
 from jobs.settings import Settings
 from jobs.timings import Timings
+from jobs.usage import alerts, budgets
 from jobs.webhooks import claims, deliveries, outcomes, webhook_endpoints
 from workers.dispatcher.anchoring import Anchoring
 from workers.dispatcher.leases import Observer, Since
@@ -229,6 +231,8 @@ class Maintenance:
         if unowed and self._write(lambda session: shards.restore_messages(session, WRITE_ROWS)):
             log.warning("messages_restored")
         self._dependents_left = self._advance_dependents()
+        self._repeat(budgets.has_expired, budgets.remove_expired)
+        self._fire_alerts()
         self._release_deliveries()
         self._purge_sources()
 
@@ -254,6 +258,13 @@ class Maintenance:
                 *((_fail_dependent, job_id) for job_id in dependencies.failing(session, WRITE_ROWS)),
                 *((_cancel_child, job_id) for job_id in dependencies.orphans(session, WRITE_ROWS)),
             ]
+
+    def _fire_alerts(self) -> None:
+        with self._db.read() as session:
+            due = alerts.reached(session)
+        for alert_id in due:
+            self._write(partial(alerts.fire, alert_id=alert_id))
+            log.info("spend_alert_fired", extra={"alert": alert_id})
 
     def _purge_sources(self) -> None:
         """Purge some documents of deleted sources, and of sources whose store was deleted."""
@@ -287,7 +298,8 @@ class Maintenance:
     def _find_waits(self) -> list[tuple[str, str | None]]:
         """Return the jobs that wait without saying so, each with what it waits for.
 
-        That is a pause, its time, its model, or, for a job without a model, a worker of its queue.
+        That is a pause, its time, its model, or, for a job without a model, a worker of its queue. Jobs that waited for
+        what has come, or for a spend limit that is no longer reached, wait for nothing.
         """
         with self._db.read() as session:
             off, at = pauses.current_pauses(session), now()
@@ -299,11 +311,16 @@ class Maintenance:
                 *ledger.jobs_waiting_for(session, "time", ~early),
                 *ledger.jobs_waiting_for(session, "model", begun),
                 *ledger.jobs_waiting_for(session, "worker", ~fleet.is_unserved(served)),
+                *budgets.jobs_to_release(session, self._resolve),
             ]
             held = ledger.idle(session, off.is_held)
             others = ledger.idle(session, and_(~off.is_held, or_(early, fleet.is_unserved(served))))
         reasons = [(job.id, "pause") for job in held] + [(job.id, _reason(job, at)) for job in others]
         return [*((job_id, None) for job_id in over), *reasons]
+
+    def _resolve(self, name: str) -> ModelConfig | None:
+        registry = self._registry()
+        return registry.resolve(name) if registry else None
 
     def _repeat(self, is_due: Callable[[Session], bool], work: Callable[[Session], int]) -> None:
         """Do some of `work` in a transaction while it is due and something is done, but not too often in one round."""

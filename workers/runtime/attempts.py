@@ -15,6 +15,7 @@ from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Shard
 from jobs.queues import Task
 from jobs.security.ended_keys import find_ends
+from jobs.usage import budgets
 from workers.runtime.context import Context
 from workers.runtime.heartbeat import ClaimHandle
 
@@ -42,10 +43,15 @@ def claim_job(context: Context, job_id: str, task: Task) -> JobClaim | None:
 
 
 def claim_shard(context: Context, job_id: str, n: int, *, queue: str | None = None) -> ShardClaim | None:
-    """Claim a shard, as `shards.claim` does; None when there is nothing to claim, or the job's key has ended."""
+    """Claim a shard, as `shards.claim` does.
+
+    Return None when there is nothing to claim, the job's key has ended, or its project may spend no more.
+    """
 
     def take(session: Session) -> ShardClaim | None:
         if find_ends(session, [job_id]):
+            return None
+        if context.limited_projects.refresh(session) and budgets.hold_back(session, job_id, n, context.resolve_model):
             return None
         return shards.claim(session, job_id, n, context.worker_id, queue=queue)
 

@@ -11,13 +11,14 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.db.hosts import claim_host
 from jobs.errors import StorageFull
-from jobs.fleet.models_file import Models
+from jobs.fleet.models_file import ModelConfig, Models
 from jobs.fleet.tables import Worker
 from jobs.ids import new_id
 from jobs.platform import processes
 from jobs.platform.storage import Storage, open_storage
 from jobs.settings import Settings
 from jobs.timings import Timings
+from jobs.usage.budgets import LimitedProjects
 from workers.runtime.heartbeat import Heartbeat
 from workers.vectors.base import Vectors
 from workers.vectors.open_vectors import claim_vectors, deployment_name, open_vectors
@@ -95,10 +96,15 @@ class Context:
     models: Models
     lazy_vectors: LazyVectors = field(default_factory=LazyVectors)
     timings: Timings = Timings()
+    limited_projects: LimitedProjects = field(default_factory=LimitedProjects)
 
     @property
     def vectors(self) -> Vectors:
         return self.lazy_vectors.get(self.config)
+
+    def resolve_model(self, name: str) -> ModelConfig | None:
+        """Return the model of this name or alias, if the models file has it. Raises ModelsFileError."""
+        return self.models.now().resolve(name)
 
     def low_on_disk(self) -> bool:
         """Return whether the disk has too little space for results: work then waits, and does not fail."""
