@@ -34,6 +34,8 @@ from jobs.platform import processes
 from jobs.queues import Queue
 from jobs.registry.tables import TunedModel
 from jobs.security import keys
+from jobs.usage import budgets
+from jobs.usage.tables import Spend
 from tests.support import training_worker
 from tests.support.inline_deployment import InlineDeployment, running
 from tests.support.training_thread import training
@@ -349,6 +351,27 @@ def test_paused_job_makes_a_checkpoint_and_goes_on_from_there(site: Site, monkey
 
     assert_whole(site, job)
     assert any(f"goes on after step {saved}" in event for event in site.events(job_id))
+
+
+def test_training_makes_a_checkpoint_at_the_spend_limit_and_goes_on(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id, _ = running_trainer(site, monkeypatch)
+    project_id = site.inline.job(job_id).project_id
+    with site.inline.db.write() as session:
+        session.add(Spend(project_id=project_id, month=budgets.month_of(now()), amount=budgets.MICROS_PER_CENT))
+        budgets.change_limit(session, project_id, 1, actor="operator")
+    site.inline.until(lambda: freed(site, job_id))
+
+    assert site.inline.job(job_id).waiting_for == "spend_limit"
+    assert site.rows(FinetuneCheckpoint, job_id)
+
+    monkeypatch.setenv("FAKE_TRAINER", "{}")
+    with site.inline.db.write() as session:
+        budgets.change_limit(session, project_id, 2, actor="operator")
+    (job,) = site.inline.drain(job_id)
+
+    assert_whole(site, job)
 
 
 def test_worker_that_stops_has_a_checkpoint_made_first(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,11 +34,13 @@ from jobs.finetuning.tables import FinetuneCheckpoint, FinetunePlan
 from jobs.fleet import devices
 from jobs.fleet.models_file import ModelsFileError
 from jobs.ledger import ledger, outbox, pauses, shards
+from jobs.ledger.outbox import SPEND_LIMIT
 from jobs.ledger.shards import ShardClaim
 from jobs.platform.storage import CHUNK
 from jobs.queues import Queue
 from jobs.registry import models
 from jobs.registry.manifests import MANIFEST, decode_manifest
+from jobs.usage import budgets
 from workers.engines import model_folders
 from workers.engines.model_folders import ModelUnavailable
 from workers.engines.training.checkpoint_folder import DamagedCheckpoint
@@ -90,6 +92,8 @@ class TrainingRun(ShardRun):
         self._module = {} if module is None else {"module": module}
         self._ordered: float | None = None  # when a checkpoint was asked for
         self._looked = 0.0  # when it was last read whether the job is paused
+        self._spend_looked = 0.0  # when it was last read whether the project may spend more
+        self._held_for = "pause"  # what the job waits for after a checkpoint that was asked for
         self._turn_began: float | None = None
         self._turn_looked = 0.0  # when it was last read whether others wait
         self._turn_is_over = False
@@ -183,12 +187,13 @@ class TrainingRun(ShardRun):
         """
         if self.handle.lost.is_set():
             raise ClaimLost
-        stopping, paused = self.context.stop.is_set(), self._ordered is None and self._is_paused()
+        stopping, hold = self.context.stop.is_set(), self._hold_reason() if self._ordered is None else None
         self._limit = self._limit or self._time_error()
-        if self._ordered is None and (stopping or paused or self._limit or self._others_wait()):
+        if self._ordered is None and (stopping or hold or self._limit or self._others_wait()):
             self._ordered = time.monotonic()
             process.checkpoint_and_stop()
-            if paused:
+            if hold:
+                self._held_for = hold
                 self._wait_for("checkpoint")
         if (self.handle.stop.is_set() and not stopping) or (
             stopping and self._is_late(self.context.timings.training_stop)
@@ -201,6 +206,22 @@ class TrainingRun(ShardRun):
     def _is_late(self, patience: float) -> bool:
         """Return whether the trainer has made no checkpoint within `patience` seconds after it was asked for one."""
         return self._ordered is not None and time.monotonic() - self._ordered > patience
+
+    def _hold_reason(self) -> str | None:
+        """Return what the job has to wait for after a checkpoint; None where it may go on."""
+        if self._is_paused():
+            return "pause"
+        return SPEND_LIMIT if self._is_spent() else None
+
+    def _is_spent(self) -> bool:
+        """Return whether the project has spent what it may this month, as far as was read a moment ago."""
+        moment = time.monotonic()
+        if moment - self._spend_looked < self.context.timings.heartbeat_look:
+            return False
+        self._spend_looked = moment
+        with self.context.db.read() as session:
+            limited = self.context.limited_projects.refresh(session)
+            return bool(limited) and budgets.is_spent(session, self.claim.job.project_id, self.context.resolve_model)
 
     def _is_paused(self) -> bool:
         """Return whether the job was paused by itself, as far as was read a moment ago."""
@@ -250,7 +271,7 @@ class TrainingRun(ShardRun):
             self._finished = limits.memory_error(self._payload.early_stopping)
         elif isinstance(report, Finished) and report.reason == "checkpoint":
             if self._limit is None:
-                raise Abandoned(0.0, None if self.context.stop.is_set() or self._turn_is_over else "pause")
+                raise Abandoned(0.0, None if self.context.stop.is_set() or self._turn_is_over else self._held_for)
             self._finished = self._limit
         else:
             self._finished = report
