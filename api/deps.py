@@ -28,6 +28,7 @@ from jobs.security.permissions import required
 from jobs.security.project_rules import ProjectRules
 from jobs.settings import Settings
 from jobs.timings import Timings
+from jobs.usage.budgets import LimitedProjects
 from jobs.usage.stored_bytes import Arriving
 
 
@@ -64,6 +65,7 @@ class Services:
     key_use: KeyUse
     computations: Computations
     feed_bounds: Trusted[FeedBounds]  # by key: of the feed of its project
+    limited_projects: LimitedProjects = field(default_factory=LimitedProjects)
     arriving: Arriving = field(default_factory=Arriving)
     changing: Locks = field(default_factory=Locks)  # locks of conversations
     draining: threading.Event = field(default_factory=threading.Event)  # this process ends: take nothing that lasts

@@ -25,6 +25,7 @@ from api.deps import CallContext, ModelTarget
 from api.errors import clip, describe
 from api.http import sse
 from api.http.sse import EVENT_STREAM, KEEP_ALIVE, KeyRevoked, check_key, event_stream
+from api.inference import spending
 from api.inference.request_metrics import RequestMetrics
 from api.shares import run_unshared
 from jobs.clock import now
@@ -163,11 +164,12 @@ async def submit(
     check_client = _client_check(call, request, queued.deadline)
     # until then a lost worker can still be answered by a status, on which the SDK retries; later it ends the stream
     patience = call.services.timings.first_chunk_patience if stream else math.inf
-    entries = metrics.follow(
-        call.services.inference.submit(
-            to_queue(queue) if to_queue else queue, queued, is_served, check_client, resumable, patience
-        )
+    with metrics.counting_errors():
+        spend = await spending.reserve(call, queued, body)
+    entries = call.services.inference.submit(
+        to_queue(queue) if to_queue else queue, queued, is_served, check_client, resumable, patience
     )
+    entries = metrics.follow(spend.follow(entries) if spend else entries)
     entries = _settle(call, reservation, _name_tier(entries, tier.name) if tier.is_named else entries, len(raw))
     while (first := await anext(entries)).kind not in ("chunk", "end", "late"):
         pass

@@ -1,0 +1,91 @@
+"""Reserve the most that an interactive request may cost, where its project has a spend limit.
+
+    submit ─▶ reserve ─▶ queue ─▶ entries of the answer ─▶ settle
+                └─ 429          └─ none came: release
+
+Without a limit nothing is read but a cached list of the projects that have one. A process that dies leaves its
+reservation, which ends after the request's deadline.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, suppress
+from typing import Any
+
+from api.deps import CallContext
+from api.shares import run_unshared
+from jobs.errors import DatabaseBusy
+from jobs.inference.interactive import AnswerEntry, QueuedRequest
+from jobs.usage import budgets, estimates
+
+#: Seconds after the deadline of a request at which its reservation ends, whatever became of its process.
+_GRACE = 60.0
+
+
+async def reserve(call: CallContext, request: QueuedRequest, body: Mapping[str, Any]) -> "SpendReservation | None":
+    """Reserve the most that a request may cost; return None where no limit holds.
+
+    Raises SpendLimitReached, DatabaseBusy.
+    """
+    limited = call.services.limited_projects
+    if limited.is_stale:
+        await run_unshared(_refresh, call)
+    if not limited.has(call.project_id):
+        return None
+    reservation = SpendReservation(call, request, body["model"])
+    await run_unshared(reservation.begin, estimates.output_tokens(request.url, body))
+    return reservation
+
+
+def _refresh(call: CallContext) -> None:
+    with call.db.read() as session:
+        call.services.limited_projects.refresh(session)
+
+
+class SpendReservation:
+    """The reservation of one request."""
+
+    def __init__(self, call: CallContext, request: QueuedRequest, model: str) -> None:
+        self._call, self._request, self._model = call, request, model
+        self._resolve = call.services.registry().resolve
+        self._is_taken = False
+        self._usage: tuple[int, ...] = ()
+        self._goes_on = request.linger > 0  # the engine goes on without this client, who may resume the stream
+
+    def begin(self, output_tokens: int) -> None:
+        """Add the reservation. Raises SpendLimitReached."""
+        request = self._request
+        size = estimates.input_tokens(len(request.body))
+        with self._call.db.write() as session:
+            amount = budgets.cost(session, self._resolve, self._model, input_tokens=size, output_tokens=output_tokens)
+            budgets.reserve(
+                session, request.id, self._call.project_id, amount, request.deadline + _GRACE, self._resolve
+            )
+
+    async def follow(self, entries: AsyncGenerator[AnswerEntry]) -> AsyncGenerator[AnswerEntry]:
+        """Yield the entries of the answer as they come, and settle the reservation at their end."""
+        try:
+            async with aclosing(entries):
+                async for entry in entries:
+                    self._note(entry)
+                    yield entry
+        finally:
+            await asyncio.shield(run_unshared(self._end))
+
+    def _note(self, entry: AnswerEntry) -> None:
+        self._is_taken |= entry.kind != "late"
+        if entry.kind == "end":
+            self._goes_on, self._usage = False, entry.usage
+
+    def _end(self) -> None:
+        if self._goes_on and self._is_taken:
+            return  # it ends after the request's deadline
+        with suppress(DatabaseBusy), self._call.db.write() as session:  # likewise
+            if not self._is_taken:
+                budgets.release(session, self._request.id)
+                return
+            amount = None
+            if self._usage:
+                read, _, written, *_ = self._usage
+                amount = budgets.cost(session, self._resolve, self._model, input_tokens=read, output_tokens=written)
+            budgets.settle(session, self._request.id, amount)
