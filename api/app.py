@@ -12,7 +12,15 @@ from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from api import errors
-from api.admin import admin_keys, model_permissions, project_keys, project_settings, rate_limits, service_accounts
+from api.admin import (
+    admin_keys,
+    model_permissions,
+    project_keys,
+    project_settings,
+    rate_limits,
+    service_accounts,
+    spend,
+)
 from api.admin import projects as organization_projects
 from api.batches import dry_run, schedules
 from api.batches import routes as batches
@@ -97,6 +105,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     model_permissions.router,
     rate_limits.router,
     project_settings.router,
+    spend.router,
     fine_tuning_validation.router,
     graders.router,
     finetuning.router,

@@ -13,6 +13,10 @@ LINE = b'{"custom_id":"a","method":"POST","url":"/v1/embeddings","body":{"model"
 
 CRITERION = {"type": "string_check", "name": "n", "input": "a", "operation": "eq", "reference": "a"}
 
+SPENDING = {"threshold_amount": 5, "currency": "USD", "interval": "month"}
+
+SPEND_ALERT = {**SPENDING, "notification_channel": {"type": "email", "recipients": ["a@example.com"]}}
+
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/files"): {"files": {"file": ("a.jsonl", LINE)}, "data": {"purpose": "batch"}},
     ("POST", "/v1/uploads"): {
@@ -84,6 +88,15 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/vector_stores/{vector_store_id}/search"): {"json": {"query": "What is it?"}},
     ("POST", "/v1/vector_stores/{vector_store_id}/sources"): {"json": {"type": "url", "url": "https://192.0.43.8/a"}},
     ("POST", "/v1/pauses"): {"json": {"kind": "queue", "name": "gpu.generate"}},
+    **{
+        ("POST", f"/v1/organization{owner}/{path}"): {"json": body}
+        for owner in ("", "/projects/{project_id}")
+        for path, body in (
+            ("spend_limit", SPENDING),
+            ("spend_alerts", SPEND_ALERT),
+            ("spend_alerts/{alert_id}", SPEND_ALERT),
+        )
+    },
     ("POST", "/v1/webhook_endpoints"): {
         "json": {"name": "n", "url": "https://192.0.43.8/hook", "event_types": ["batch.completed"]},
     },
