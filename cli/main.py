@@ -8,6 +8,7 @@ import typer
 
 from cli.commands import (
     audit,
+    budgets,
     deployment,
     evals,
     files,
@@ -140,6 +141,7 @@ app.add_typer(indexes.app, name="indexes", rich_help_panel=_DATA)
 app.add_typer(projects.app, name="projects", rich_help_panel=_OPERATE)
 app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATE)
 app.add_typer(limits.app, name="limits", rich_help_panel=_OPERATE)
+app.add_typer(budgets.app, name="budgets", rich_help_panel=_OPERATE)
 app.add_typer(vectors.app, name="vectors", rich_help_panel=_OPERATE)
 app.add_typer(audit.app, name="audit", rich_help_panel=_OPERATE)
 webhooks.app.command()(webhook_endpoints.create)

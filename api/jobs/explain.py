@@ -47,6 +47,8 @@ _WAITS = {
     "vectors": "the vector database cannot be reached; what is embedded is written when it is back",
     "device": "engines on the device of its training end what they run, and are closed",
     "checkpoint": "its training is paused, and makes a checkpoint first",
+    "spend_limit": "its project, or all projects together, may spend no more this month (UTC); "
+    "it goes on when the spend limit is raised or removed, or the month ends",
     "disk": "there is too little free space for results; it goes on when there is more",
 }
 

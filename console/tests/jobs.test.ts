@@ -78,6 +78,7 @@ describe("a job waits", () => {
     [{ model_status: { status: "no_worker", model: "m", phase: null, since: null } }, "no live worker serves m"],
     [{ waiting_for: "waiting_for_model", model: null }, "no live worker serves its model"],
     [{ waiting_for: "waiting_for_pause" }, "its queue, model or project is paused"],
+    [{ waiting_for: "waiting_for_spend_limit" }, "the spend limit of this month is reached"],
     [{ waiting_for: "waiting_for_something_new" }, "waiting for something new"],
   ])("as %j says", (changes, text) => expect(waitOf(waiter(changes))?.text ?? null).toBe(text));
 

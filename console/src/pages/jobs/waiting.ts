@@ -22,6 +22,7 @@ const TEXTS: Readonly<Record<string, string>> = {
   waiting_for_device: "engines on the device of its training end what they run",
   waiting_for_checkpoint: "its training is paused, and makes a checkpoint first",
   waiting_for_worker: "no live worker serves its queue",
+  waiting_for_spend_limit: "the spend limit of this month is reached",
   waiting_for_disk: "there is too little free space for its results",
 };
 
