@@ -1,19 +1,23 @@
 """Play a seed to its end: clients, workers, a dispatcher, all kinds of faults, calm, and then the judgement."""
 
 import random
+from functools import partial
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from jobs.db.engine import Database
 from jobs.errors import Conflict, DatabaseBusy, InvalidRequest
 from jobs.ledger import audit, feed, ledger
 from jobs.ledger.states import LIVE, JobState
-from jobs.ledger.tables import Job
+from jobs.ledger.tables import Job, Shard
 from jobs.platform.storage import Storage
 from jobs.security.tables import Project
 from jobs.settings import Settings
 from jobs.timings import Timings
+from jobs.usage import budgets
+from jobs.usage.budgets import MICROS_PER_CENT
+from jobs.usage.tables import Price
 from jobs.webhooks.tables import Event
 from tests.simulation.worker import Plan, Site, WorkerProcess
 from tests.simulation.world import Actor, Broker, Process, SimulatedDatabase, Steps, Weather, World
@@ -28,6 +32,7 @@ CONFIG = Settings(
 TIMINGS = Timings(cancel_grace=1.0)
 #: Virtual seconds in which every job must have ended once it is calm: a poison takes four leases.
 PATIENCE = 90.0
+MAX_LINES = 5  # of a shard
 #: Which states may be seen after which; what is polled never goes back.
 _RANK = {
     JobState.QUEUED: 0, JobState.RUNNING: 1, JobState.FINISHING: 2, JobState.CANCELLING: 2, JobState.EXPIRING: 2,
@@ -69,6 +74,7 @@ class Game:
         self.leader = Process("dispatcher")
         self.history = History()
         self.seen: dict[str, list[str]] = {}
+        self.waited = set[str | None]()  # what jobs waited for
         self.read, self.position = list[str](), 0  # by a reader of the feed: the ids of events, and its cursor
         self.wrong: list[str] = []
         self.poison: frozenset[tuple[int, int]] = frozenset()  # of every job, beside the weather's
@@ -76,6 +82,7 @@ class Game:
         self.submitted = 0
         self.after: list[str] = []  # jobs that are there, and may be waited for
         self.over = False
+        self.cents: int | None = None  # the spend limit, where there is one, in lines: each costs a cent
 
     def play(self) -> list[str]:
         self._begin()
@@ -90,6 +97,7 @@ class Game:
     def _begin(self) -> None:
         with Database.write(self.world.db) as session:
             session.add(Project(id="proj_1", name="one", created_at=1.0))
+            session.add(Price(model="tiny", kind="output", since=1, usd_per_million=MICROS_PER_CENT, created_at=1.0))
         self.expected = self.random.randint(1, 3)
         for number in range(self.expected):
             self.world.start(self.client, self._customer(f"batch_{number}"), self.random.uniform(0, 4))
@@ -97,6 +105,8 @@ class Game:
         for pool, slots in (("cpu", 1), ("gpu", 2), ("gpu", 1)):
             self._hire(pool, slots)
         self._lead()
+        if self.cents is not None:
+            self.world.start(self.client, self._treasurer())
         self._misfortunes()
 
     def _hire(self, pool: str, slots: int) -> None:
@@ -117,7 +127,7 @@ class Game:
             yield 0.2
 
     def _customer(self, job_id: str) -> Actor:
-        lines = tuple(self.random.randint(1, 5) for _ in range(self.random.randint(1, 4)))
+        lines = tuple(self.random.randint(1, MAX_LINES) for _ in range(self.random.randint(1, 4)))
         everything = [(n, line) for n, count in enumerate(lines) for line in range(count)]
         poison = frozenset(one for one in everything if self.random.random() < self.world.weather.poison) | self.poison
         self.site.plans[job_id] = Plan(lines, poison, valid=self.random.random() < 0.9)
@@ -157,13 +167,35 @@ class Game:
         except Conflict:
             self.world.note("too late to cancel", job_id)
 
+    def _treasurer(self) -> Actor:
+        """Raise the spend limit in small steps, and remove it when it is calm."""
+        while self.world.at < self.world.calm_after:
+            assert self.cents is not None
+            self.cents += 1
+            yield from self.world.write(partial(_limit, cents=self.cents))
+            yield self.random.uniform(2, 4)
+        self.cents = None
+        yield from self.world.write(partial(_limit, cents=None))
+
+    def _check_budget(self, session: Session) -> None:
+        """Check that the limit is passed by the lines of one shard at most."""
+        budget = budgets.budget_of(session, "proj_1", lambda _name: None)
+        used = (budget.spent + budget.reserved) / MICROS_PER_CENT
+        if self.cents is not None and used > self.cents + MAX_LINES:
+            self.wrong.append(f"{used} is spent or reserved, of {self.cents}")
+        asked = session.scalar(select(func.coalesce(func.sum(Shard.done), 0))) or 0
+        if asked * MICROS_PER_CENT != budget.spent:
+            self.wrong.append(f"{asked} lines are done, and {budget.spent} is spent")
+
     def _watcher(self) -> Actor:
         """Poll as a client does, and check the database as no client can."""
         while True:
             with self.world.db.read() as session:
                 self.wrong += violations(session) + self.history.look(session)
-                for job_id, state in session.execute(select(Job.id, Job.state)):
+                self._check_budget(session)
+                for job_id, state, waits in session.execute(select(Job.id, Job.state, Job.waiting_for)):
                     self._saw(job_id, JobState(state))
+                    self.waited.add(waits)
             self._read_feed()
             self.over = self.submitted == self.expected and not self._live()
             yield 0.4
@@ -286,6 +318,10 @@ class Game:
         if weather.leader_every == weather.crash_every == weather.poison == 0 and not self.poison:
             bound = 0
         return [f"{again} requests were asked again, and {bound} may be"] if again > bound else []
+
+
+def _limit(session: Session, cents: int | None) -> None:
+    budgets.change_limit(session, budgets.ORGANIZATION, cents, actor="operator")
 
 
 def _pass_deadline(session: Session, job_id: str) -> None:

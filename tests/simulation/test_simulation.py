@@ -4,7 +4,7 @@ NIGHTMILL_TEST_SEEDS sets how many. `python -m tests.simulation --seed N` prints
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -82,6 +82,21 @@ def test_poisoned_line_costs_bounded_crashes_and_spares_neighbours(world: Simula
             asked = [(n, line) for job, n, line in game.site.asked if job == job_id]
             assert asked.count((0, 0)) <= 4
     assert 0 < game.world.crashes <= 4 * len(game.seen)
+
+
+@pytest.mark.parametrize("seeds", [(1, 4, 5), pytest.param(range(30), marks=pytest.mark.verify)])
+def test_spend_limit_is_passed_by_one_shard_at_most_whoever_dies(
+    world: SimulatedDatabase, seeds: Sequence[int]
+) -> None:
+    waited = set()
+    for seed in seeds:
+        game = Game(seed, Weather(crash_every=1.5, freeze_every=2.0, answer_lost=0.05, leader_every=5), world)
+        game.cents = 1
+
+        assert game.play() == []
+        waited |= game.waited
+
+    assert "spend_limit" in waited
 
 
 @pytest.mark.parametrize("weather", [Weather(message_lost=0.5), Weather(crash_every=1.0)], ids=["messages", "workers"])

@@ -11,6 +11,7 @@ from functools import partial
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from jobs.clock import now
 from jobs.errors import ClaimLost, DatabaseBusy
 from jobs.files.tables import File
 from jobs.fleet import workers
@@ -23,6 +24,8 @@ from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Segment, Shard
 from jobs.queues import Queue, Task
 from jobs.settings import Settings
+from jobs.usage import budgets
+from jobs.usage.tables import Spend
 from tests.simulation.world import Actor, Broker, Process, Steps, World
 
 POOLS = {"cpu": [Queue.PLAN.value], "gpu": [Queue.GENERATE.value]}
@@ -167,7 +170,7 @@ class WorkerProcess(Process):
     # ── running ──
 
     def run(self, job_id: str, n: int) -> Steps[None]:
-        claim = yield from self.world.write(partial(shards.claim, job_id=job_id, n=n, worker_id=self.name))
+        claim = yield from self.world.write(partial(_claim_shard, job_id=job_id, n=n, worker_id=self.name))
         if claim is None:
             return
         handle = ClaimHandle(job_id, n, claim.epoch)
@@ -280,6 +283,8 @@ class _Run:
         counts = {"completed": tally.done - tally.failed, "failed": tally.failed, "output_file_id": whole}
 
         def work(session: Session) -> None:
+            if session.get(Segment, (claim.job.id, claim.n, claim.epoch, seq)) is None:
+                _spend(session, len(lines))
             job = shards.commit(session, claim, seq, path, len(lines), tally, last=last)
             if last and whole and job is not None:
                 taken = ledger.claim_finish(session, job, self.worker.name)
@@ -296,8 +301,23 @@ def _rows(job_id: str, plan: Plan) -> list[dict[str, object]]:
     starts = list(itertools.accumulate(plan.lines, initial=0))
     return [
         {"job_id": job_id, "n": n, "first_line": starts[n], "lines": count, "offset": starts[n], "length": count}
+        | {"max_output_tokens": count}
         for n, count in enumerate(plan.lines)
     ]
+
+
+def _claim_shard(session: Session, job_id: str, n: int, worker_id: str) -> ShardClaim | None:
+    if budgets.hold_back(session, job_id, n, lambda _name: None):
+        return None
+    return shards.claim(session, job_id, n, worker_id)
+
+
+def _spend(session: Session, lines: int) -> None:
+    """Record the cost of lines, a cent each, in the transaction of their segment."""
+    month = budgets.month_of(now())
+    spend = session.get(Spend, ("proj_1", month)) or Spend(project_id="proj_1", month=month, amount=0)
+    spend.amount += lines * budgets.MICROS_PER_CENT
+    session.add(spend)
 
 
 def _cut(session: Session, claim: JobClaim, rows: list[dict[str, object]]) -> None:
