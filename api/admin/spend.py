@@ -21,7 +21,7 @@ from jobs.usage import alerts
 from jobs.usage.budgets import MICROS_PER_CENT, ORGANIZATION, budget_of, change_limit
 from jobs.usage.tables import SpendAlert
 
-router = resource("Organization", admin=True)
+router = resource("Organization", area="management", admin=True)
 
 _MAX_CENTS: Final = 10**12
 _MAX_RECIPIENTS: Final = 50
