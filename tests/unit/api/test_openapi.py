@@ -15,10 +15,12 @@ from schemathesis.specs.openapi import checks as openapi_checks
 from api.app import ROUTERS
 from api.http.middleware import OPEN
 from jobs.evals import runs as evals
+from jobs.ids import new_id
 from jobs.inference import context_options
 from jobs.ledger.tables import Job, Segment, Shard
 from jobs.registry import models
 from jobs.security import keys
+from jobs.security.tables import ServiceAccount
 from tests.support import worker_steps
 from tests.support.web import make_key, store_completion, store_response
 from tests.unit.api.batches.test_batches import create, upload
@@ -137,7 +139,8 @@ class Real:
             "job_id": job_id,
             "delivery_id": self.client.get(f"/v1/jobs/{job_id}/deliveries").json()["first_id"],
             "model": "all-minilm-l6-v2",
-            "api_key_id": post("api_keys")["id"],
+            "project_id": project_id,
+            **organization_ids(self.app, project_id),
             "kind": "queue",
             "target": "gpu.generate",
         }
@@ -146,6 +149,15 @@ class Real:
 @pytest.fixture(scope="module")
 def real(app: FastAPI, key: str) -> Real:
     return Real(app, key)
+
+
+def organization_ids(app: FastAPI, project_id: str) -> dict[str, str]:
+    """Return the ids of an admin key, of a service account, and of a key of the project."""
+    with app.state.services.db.write() as session:
+        account = ServiceAccount(id=new_id("svc_acct_"), project_id=project_id, name="n", role="member", created_at=1.0)
+        session.add(account)
+        key_id, api_key_id = keys.id_of(keys.create_admin_key(session)), keys.id_of(keys.add_key(session, project_id))
+        return {"key_id": key_id, "api_key_id": api_key_id, "service_account_id": account.id}
 
 
 def graded_run(app: FastAPI, client: Any) -> dict[str, str]:

@@ -34,17 +34,16 @@ def refusal(answer: Any) -> tuple[int, str]:
     return answer.status_code, error["code"]
 
 
-def test_route_accepts_either_operator_or_project_keys(app: FastAPI, client: TestClient, operator: TestClient) -> None:
-    steering = [route for route in routes(app) if takes_admin_key(app, route)]
-    others = [route for route in routes(app) if route not in steering]
+def test_route_accepts_either_admin_or_project_keys(app: FastAPI, client: TestClient, operator: TestClient) -> None:
+    admin = [route for route in routes(app) if takes_admin_key(app, route)]
+    others = [route for route in routes(app) if route not in admin]
 
-    own = [route for route in steering if not route.path.startswith("/v1/organization/")]
-    assert {(route.method, route.path) for route in own} == {
+    assert {(route.method, route.path) for route in admin if not route.path.startswith("/v1/organization/")} == {
         ("GET", "/v1/workers"), ("GET", "/v1/quarantines"), ("GET", "/v1/pauses"), ("POST", "/v1/pauses"),
         ("GET", "/v1/pauses/{kind}/{target}"), ("DELETE", "/v1/pauses/{kind}/{target}"),
         ("POST", "/v1/models/{model}/probe"),
     }  # fmt: skip
-    assert {refusal(route.call(client)) for route in steering} == {(403, "admin_key_required")}
+    assert {refusal(route.call(client)) for route in admin} == {(403, "admin_key_required")}
     assert {refusal(route.call(operator)) for route in others} == {(403, "admin_key_not_allowed")}
 
 
