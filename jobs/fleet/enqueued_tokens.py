@@ -33,10 +33,10 @@ class EnqueuedLimit:
 
     def refusal(self, session: Session, more: int, excluded: str | None = None) -> Bad | None:
         """Return the error of a batch with `more` bytes of input, beside the other live jobs; None where it fits."""
-        used = queued_bytes(session, self.project_id, excluded, self.which) // BYTES_PER_TOKEN
-        requested = more // BYTES_PER_TOKEN
-        if used + requested <= self.tokens:
+        queued = queued_bytes(session, self.project_id, excluded, self.which)
+        if (queued + more) // BYTES_PER_TOKEN <= self.tokens:
             return None
+        used, requested = queued // BYTES_PER_TOKEN, more // BYTES_PER_TOKEN
         message = (
             f"Enqueued token limit reached for {self.subject}. Limit: {self.tokens:,} enqueued tokens. Used: {used:,}. "
             f"Requested: {requested:,}. Please try again once some in_progress batches have been completed."

@@ -19,7 +19,7 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy, StorageFull, StorageUnavailable, TookTooLong
 from jobs.files.tables import File
-from jobs.fleet import routing, workers
+from jobs.fleet import enqueued_tokens, routing, workers
 from jobs.fleet.models_file import Models
 from jobs.ledger import ledger, shards
 from jobs.ledger.states import JobState
@@ -31,7 +31,6 @@ from jobs.security.tables import Project
 from jobs.settings import Settings
 from tests.support import sample_jobs
 from tests.support.inline_deployment import MODEL, chat_line, jsonl
-from workers.batches import planning
 from workers.batches.planning import Planner
 from workers.lifecycle import plan
 from workers.runtime.context import Context, WorkerStatus
@@ -171,7 +170,7 @@ def test_concurrent_plans_do_not_exceed_token_limit(
         session.add(File(id="file-a", project_id=harness.project, bytes=len(content), **facts))
     jobs = [harness.submit(content, input_file_id="file-a") for _ in range(2)]
     both = threading.Barrier(2)
-    asked = planning._queued_bytes
+    asked = enqueued_tokens.queued_bytes
 
     def together(*arguments: Any) -> int:
         found = asked(*arguments)
@@ -179,7 +178,7 @@ def test_concurrent_plans_do_not_exceed_token_limit(
             both.wait(1)
         return found
 
-    monkeypatch.setattr(planning, "_queued_bytes", together)
+    monkeypatch.setattr(enqueued_tokens, "queued_bytes", together)
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(lambda job_id: plan(harness.context, job_id), jobs))
 

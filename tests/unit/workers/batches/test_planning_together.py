@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from jobs.batches.lines import Bad
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy
@@ -228,7 +229,8 @@ def test_token_limit_is_rechecked_on_transaction_retry(
         if lost.pop(0):
             raise DatabaseBusy
 
-    monkeypatch.setattr(planning.Planner, "_over_token_limit", lambda *_: full.pop(0))
+    refusals = [Bad("token_limit_exceeded", "")]
+    monkeypatch.setattr(planning.Planner, "_check_quota", lambda *_: refusals if full.pop(0) else [])
     monkeypatch.setattr(planning.Planner, "conclude", conclude)
 
     plan_all(harness.context, [job_id])
