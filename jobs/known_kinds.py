@@ -1,5 +1,6 @@
 """Every kind of job, put into the ledger's table: what a process imports that moves jobs."""
 
+from dataclasses import replace
 from typing import Final
 
 from jobs.batches import batches
@@ -9,8 +10,10 @@ from jobs.inference.responses import RESPONSE
 from jobs.ledger import kinds
 from jobs.ledger.events import OTHER_TYPES
 from jobs.retrieval.ingestion_kind import INGESTION
+from jobs.usage import minutes
 
-kinds.register(*batches.KINDS, RESPONSE, INGESTION, FINETUNING, EVALUATION, SAMPLING)
+_ROWS: Final = (*batches.KINDS, RESPONSE, INGESTION, FINETUNING, EVALUATION, SAMPLING)
+kinds.register(*(replace(row, record_segment=minutes.record_segment) for row in _ROWS))
 
 #: The types of events that webhooks may subscribe to, each with the prefix of the ids of what it tells of.
 EVENT_TYPES: Final = kinds.event_types() | OTHER_TYPES

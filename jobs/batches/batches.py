@@ -268,6 +268,7 @@ def _kind(name: str, label: str, queue: Queue) -> Kind:
         EVENTS,
         resources=("batches", "throughput", "files"),
         run_queue=queue,
+        is_batch=True,
         retry=_retry,
     )
 

@@ -57,6 +57,18 @@ class StorageFolder(NamedTuple):
     """The folder has one object for each id; otherwise it has a folder of objects for each id."""
 
 
+class SegmentUsage(NamedTuple):
+    """What a segment took: requests, and tokens by their columns."""
+
+    at: float
+    """When it was committed, in unix seconds."""
+
+    whole: Mapping[str, int]
+
+    from_cache: Mapping[str, int]
+    """The part of it that answers from the cache took."""
+
+
 #: The lines of an ended job that a retry runs: those that failed or are missing, those cut off at the token limit, all.
 Which = Literal["failed", "length", "all"]
 
@@ -151,6 +163,9 @@ class Kind:
     counted: bool = True
     """The input of a job counts in its project's quota of waiting tokens."""
 
+    is_batch: bool = False
+    """The usage of a job is that of a batch."""
+
     retry: Callable[[Session, Retry], Job] | None = None
     """Submit the retry of an ended job in the caller's transaction; None: jobs of the kind are not retried."""
 
@@ -177,6 +192,9 @@ class Kind:
 
     stop: Callable[[Session, Job, JobState, Sequence[Mapping[str, Any]]], bool] | None = None
     """End a limited number of a locked job's unfinished items with its errors; return whether more may be left."""
+
+    record_segment: Callable[[Session, Job, SegmentUsage], None] | None = None
+    """Record what a segment took, in the transaction that commits it."""
 
     ended: Callable[[Session, Job], None] | None = None
     """Do what belongs to the end of a job, in the transaction that ends it."""

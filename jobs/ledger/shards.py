@@ -23,6 +23,7 @@ from jobs.db.base import row_of
 from jobs.db.engine import execute_and_count
 from jobs.errors import ClaimLost
 from jobs.ledger import kinds, ledger, measures, outbox, pauses, statements
+from jobs.ledger.kinds import SegmentUsage
 from jobs.ledger.states import JobState, ShardState
 from jobs.ledger.tables import Job, Outbox, Shard
 from jobs.queues import Task
@@ -66,6 +67,8 @@ class Tally:
     reasoning_tokens: int = 0
     outcomes: dict[str, int] = field(default_factory=dict)
     took: list[float] = field(default_factory=list)  # seconds in the engine, of each line that it answered
+    requests: int = 0  # lines that the engine was asked for, or that the cache or another line answered
+    from_cache: Counter[str] = field(default_factory=Counter)  # requests and tokens of answers from the cache
 
     @property
     def done(self) -> int:
@@ -192,6 +195,7 @@ def commit(
     if not statements.changes_one(session, statements.COUNT, {**its, **more, **ending}):
         raise ClaimLost
     size = (claim.lines + 7) // 8
+    at = now()
     segment = {
         "job_id": claim.job.id,
         "n": claim.n,
@@ -203,11 +207,14 @@ def commit(
         "good": tally.good.to_bytes(size, "little"),
         "cut_off": tally.cut_off.to_bytes(size, "little"),
         "outcomes": tally.outcomes,
-        "created_at": now(),
+        "created_at": at,
         **counts,
     }
     session.connection().execute(statements.ADD_SEGMENT, segment)
     measures.observe_all(session, measures.ENGINE, claim.job.model or "", tally.took)
+    if record_segment := kinds.lenient(claim.job.kind).record_segment:
+        whole = {"requests": tally.requests, **tally.tokens()}
+        record_segment(session, claim.job, SegmentUsage(at, whole, tally.from_cache))
     return job
 
 

@@ -26,10 +26,13 @@ from jobs.errors import ProjectFull
 from jobs.files.tables import File, Upload, UploadPart
 from jobs.inference.tables import Conversation, StoredCompletion
 from jobs.ledger import kinds
+from jobs.retrieval.tables import VectorStoreFile
 from jobs.security.tables import StorageUsage
+from jobs.usage.tables import StoredBytesDay
 
 #: A count is repeated after `_COUNT_SECONDS`; before a create is refused, after `_FULL_SECONDS`.
 _COUNT_SECONDS, _FULL_SECONDS = 30.0, 5.0
+_DAY = 86_400
 _counting = threading.Lock()  # one count at a time in this process
 
 #: The sums of what no kind of job stores, as `Kind.stored_bytes` has the others. Parts come before files, so that an
@@ -63,6 +66,18 @@ def bytes_by_project(session: Session) -> dict[str, dict[str, int]]:
         for project_id, size in session.execute(statement):
             sizes.setdefault(project_id, dict.fromkeys(statements, 0))[name] = int(size or 0)
     return sizes
+
+
+def sample_day(session: Session) -> None:
+    """Note the bytes of the vector stores of each project, once on each day in UTC."""
+    day = int(now()) // _DAY * _DAY
+    if session.scalar(select(StoredBytesDay.day).where(StoredBytesDay.day == day).limit(1)) is not None:
+        return
+    bytes_of = func.coalesce(func.sum(VectorStoreFile.usage_bytes), 0)
+    sums = select(VectorStoreFile.project_id, bytes_of).group_by(VectorStoreFile.project_id)
+    for project_id, size in session.execute(sums).all():
+        new = insert_into(session, StoredBytesDay).values(day=day, project_id=project_id, bytes=int(size))
+        session.execute(new.on_conflict_do_nothing())
 
 
 def check(db: Database, project_id: str, size: int, limit: int) -> int:

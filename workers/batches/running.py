@@ -216,7 +216,8 @@ def _item_factory(claim: ShardClaim) -> Callable[[int, str, dict[str, Any]], Ite
     """
     job, n, epoch, faults = claim.job, claim.n, claim.epoch, claim.faults
     job_id = job.id
-    ask = partial(Request, job.endpoint, priority=-job.priority, tenant=job.project_id, job_id=job_id)
+    key_id = job.key_id or ""
+    ask = partial(Request, job.endpoint, priority=-job.priority, tenant=job.project_id, job_id=job_id, key_id=key_id)
 
     def make(line: int, custom_id: str, body: dict[str, Any]) -> Item:
         item_id = output_lines.line_id(job_id, n, line)

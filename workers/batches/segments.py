@@ -8,6 +8,7 @@ records ──▶ buffer ──commit──▶ file, fsync ─▶ one transactio
 from collections import deque
 from collections.abc import Callable, Sequence
 
+import msgspec
 from sqlalchemy.orm import Session
 
 from jobs.batches.batches import LENGTH
@@ -122,10 +123,13 @@ def _tally(batch: Sequence[LineRecord]) -> Tally:
         tally.covered |= bit
         tally.good |= bit if record.good else 0
         tally.cut_off |= bit if LENGTH in record.outcomes else 0
+        tally.requests += record.requests
         tally.input_tokens += record.usage.input_tokens
         tally.cached_tokens += record.usage.cached_tokens
         tally.output_tokens += record.usage.output_tokens
         tally.reasoning_tokens += record.usage.reasoning_tokens
+        if record.is_cached:
+            tally.from_cache.update(requests=record.requests, **msgspec.structs.asdict(record.usage))
         for name in record.outcomes:
             tally.outcomes[name] = tally.outcomes.get(name, 0) + 1
         if record.seconds is not None:

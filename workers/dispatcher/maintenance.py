@@ -39,7 +39,7 @@ from jobs.security import ended_keys
 from jobs.security.audit_key import audit_key
 from jobs.settings import Settings
 from jobs.timings import Timings
-from jobs.usage import alerts, budgets
+from jobs.usage import alerts, budgets, minutes, stored_bytes
 from jobs.webhooks import claims, deliveries, outcomes, webhook_endpoints
 from workers.dispatcher.anchoring import Anchoring
 from workers.dispatcher.leases import Observer, Since
@@ -107,6 +107,8 @@ class Maintenance:
             self._repeat(audit.unsigned, partial(audit.extend_signature, key=key))
         self._repeat(totals.has_uncounted, totals.count)
         self._repeat(measures.has_changes, measures.add_up)
+        if registry := self._registry():  # else usage waits for the names and the prices of models
+            self._repeat(minutes.has_changes, partial(minutes.fold, resolve=registry.resolve))
         self._repeat(feed.unnumbered, feed.number)
         if self._clock() - self._swept >= min(_SWEEP_SECONDS, self._config.lease_seconds):
             self._swept = self._clock()
@@ -117,6 +119,7 @@ class Maintenance:
             self._retained = self._clock()
             self._retention.run()
             self._write(quarantine.forget)
+            self._write(stored_bytes.sample_day)
             self._anchoring.run()
         else:
             self._retention.resume()

@@ -43,8 +43,8 @@ class Request:
 
     `url` is the OpenAI path (`/v1/chat/completions`), `body` its JSON with the model already resolved to the engine's
     own name. A lower `priority` is served first. A shared engine does not share cached prefixes between tenants.
-    `job_id` is the job of a batch's line. The answer to a request that is not `cacheable` is not cached (see
-    `workers.middleware.cache`). With an `adapter` the model of the body is its base.
+    `job_id` is the job of a batch's line, `key_id` the key that the usage belongs to. The answer to a request that is
+    not `cacheable` is not cached (see `workers.middleware.cache`). With an `adapter` the model of the body is its base.
     """
 
     url: str
@@ -55,6 +55,7 @@ class Request:
     job_id: str | None = None
     cacheable: bool = True
     adapter: Adapter | None = None
+    key_id: str = ""
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
@@ -86,13 +87,14 @@ class Answer:
     """An engine's answer: an HTTP status, the JSON body as bytes, and the tokens that it cost.
 
     For `status >= 400` the body is OpenAI's `{"error": {...}}`. `tokens` are the tokens of each input of an embedding,
-    where the engine counts them for each input.
+    where the engine counts them for each input. `is_cached`: no engine was asked, and the tokens cost nothing.
     """
 
     status: int
     body: bytes
     usage: Usage = field(default_factory=Usage)
     tokens: tuple[int, ...] = ()
+    is_cached: bool = False
 
 
 def refusal(status: int, message: str, *, code: str | None = None, param: str | None = None) -> Answer:

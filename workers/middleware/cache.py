@@ -251,7 +251,7 @@ def _answer_of_entry(request: Request, entry: CachedValue) -> Answer:
     body["cached"] = True
     _mark_cached_tokens(body.get("usage"))
     encoded = msgspec.json.encode(body)
-    return Answer(200, encoded, usage_of(encoded))
+    return Answer(200, encoded, usage_of(encoded), is_cached=True)
 
 
 def _mark_cached_tokens(usage: Any) -> None:
@@ -332,7 +332,8 @@ class VectorCache:
             return answer
         self._prolong(lookup)
         if not missing:
-            return _join_vectors(cacheable, lookup, {}, Usage(), cacheable.model)
+            joined = _join_vectors(cacheable, lookup, {}, Usage(), cacheable.model)
+            return replace(joined, is_cached=True)
         return await self._complete(cacheable, lookup, missing)
 
     async def _complete(self, cacheable: _CacheableRequest, lookup: CacheLookup, missing: list[int]) -> Answer:

@@ -90,7 +90,8 @@ class Item:
 class LineRecord(msgspec.Struct, frozen=True, gc=False):
     """A line's result, ready for a segment, with its outcomes (see `workers.runtime.outcomes`).
 
-    `seconds` is the time in the engine; None where the engine was not asked for this line.
+    `seconds` is the time in the engine; None where the engine was not asked for this line. `requests` is 1 where the
+    engine, the cache (`is_cached`) or an equal line has answered, or a failed attempt cost tokens; else it is 0.
     """
 
     line: int
@@ -99,6 +100,8 @@ class LineRecord(msgspec.Struct, frozen=True, gc=False):
     usage: Usage = Usage()
     outcomes: tuple[str, ...] = ()
     seconds: float | None = None
+    requests: int = 0
+    is_cached: bool = False
 
 
 def answer_record(item: Item, answer: Answer, leader: Item | None = None) -> LineRecord:
@@ -121,7 +124,9 @@ def answer_record(item: Item, answer: Answer, leader: Item | None = None) -> Lin
     )
     words = outcomes.outcomes_of(item.request.url, answer)
     seconds = None if leader else item.seconds
-    return LineRecord(item.line, good, _frame(item.line, good, line), usage, words, seconds)
+    requests = int((leader or item).seconds is not None or usage.total_tokens > 0)
+    data = _frame(item.line, good, line)
+    return LineRecord(item.line, good, data, usage, words, seconds, requests, answer.is_cached and not leader)
 
 
 def error_record(line: int, item_id: str, custom_id: str, code: str, message: str) -> LineRecord:

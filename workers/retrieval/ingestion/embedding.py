@@ -139,8 +139,11 @@ class ClaimEmbedder:
         refusals: dict[int, Unusable] = {}
         while self._answers:
             item, answer = self._answers.popleft()
+            self._tally.requests += 1
             self._tally.input_tokens += answer.usage.input_tokens
             self._tally.cached_tokens += answer.usage.cached_tokens
+            if answer.is_cached:
+                self._tally.from_cache.update(requests=1, **msgspec.structs.asdict(answer.usage))
             self._tally.took += [item.seconds] if item.seconds is not None else []
             try:
                 vectors.update(dict(zip(batches[item.line], read_vectors(answer), strict=True)))  # all or none
