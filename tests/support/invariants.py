@@ -8,6 +8,7 @@ I6  no zombie          no segment is of an epoch that the shard has not reached
 I7  audited            one row per move, each an arrow of the table; each end is counted for the metrics
 I8  in order           a job with a plan message, a claim or lines has only completed predecessors
 I9  one feed           positions of a project's events count from 1 without gaps, and follow the events of each job
+I10 counted once       the usage of batches is the sum of the tokens of their jobs' segments
 """
 
 from collections import defaultdict
@@ -24,6 +25,7 @@ from jobs.ledger import dependencies, measures, totals
 from jobs.ledger.states import CLOSING, MOVES, TERMINAL, JobState, ShardState
 from jobs.ledger.tables import Audit, Job, JobDependency, Outbox, Segment, Shard
 from jobs.queues import Task
+from jobs.usage import verification
 from jobs.webhooks.tables import Event, EventHead
 
 _TOKENS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
@@ -68,6 +70,7 @@ def violations(session: Session) -> list[str]:
         wrong.append(f"{ended} jobs have ended, and {counted} are counted as ended")
     if ended != (summed := totals.sums_of(session, totals.JOBS).total()):
         wrong.append(f"{ended} jobs have ended, and {summed} are in the totals")
+    wrong += map(str, verification.differences(session, 0))
     return wrong
 
 
