@@ -115,6 +115,7 @@ def run(config: Settings, name: str, queue: str) -> None:
         host.call(peers.close()).result(2)
     host.close()
     response_cache.close()
+    context.usage.close()
     logging.shutdown()
     log_tail.flush()
     os._exit(0)  # threads that engines leave behind would delay the exit
@@ -137,6 +138,7 @@ def _consumer(context: Context, host: EngineHost, deps: PipelineDeps, queue: str
         handlers=own,
         paused=lambda: heartbeat.off,
         under_way=heartbeat.under_way,
+        usage=context.usage,
     )
 
 

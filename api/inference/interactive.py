@@ -156,6 +156,7 @@ async def submit(
         linger=resume or 0,
         priority=TIER_PRIORITIES[tier.name],
         request_id=call.request_id,
+        key_id=call.caller.key_id,
     )
     resumable = (
         Resumable(call.project_id, url, queued.deadline, resume, shown, queue, body["model"]) if resume else None

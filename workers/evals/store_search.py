@@ -51,7 +51,7 @@ class StoreSearch:
             store_id = self._retrieval.vector_store_id
             return refusal(404, f"No vector store found with id '{store_id}'.", param="vector_store_id")
         body, deadline = searches.encode(search), now() + self._context.config.interactive_seconds
-        queued = QueuedRequest(request.request_id, searches.URL, body, request.tenant, deadline)
+        queued = QueuedRequest(request.request_id, searches.URL, body, request.tenant, deadline, key_id=request.key_id)
         return await self._searching.answer(queued, request.priority)
 
     def _search_of(self, project_id: str, query: str) -> Search | None:

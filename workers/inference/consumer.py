@@ -42,10 +42,12 @@ from jobs.retrieval import searches
 from jobs.settings import Settings
 from jobs.timings import Timings
 from workers.engines.port import Answer, EngineBusy, EngineDead, EngineError, EngineFault, Request, Suspect, refusal
+from workers.inference.answer_meter import AnswerMeter
 from workers.inference.answer_writer import AnswerWriter, end_of
 from workers.inference.request_queue import HandedOver, ProjectLimiter, RequestQueue
 from workers.runtime.engine_host import EngineHost, GaveUp
 from workers.runtime.heartbeat import UnderWay
+from workers.runtime.usage_counter import UsageCounter
 
 log = logging.getLogger(__name__)
 
@@ -90,11 +92,12 @@ class InteractiveConsumer:
         handlers: Mapping[str, LocalHandler] | None = None,
         paused: Callable[[], Paused] = Paused,
         under_way: UnderWay | None = None,
+        usage: UsageCounter | None = None,
     ) -> None:
         self.queue = queue
         self._host, self._url, self._limits, self._timings = host, url, limits, timings
         self._handlers = handlers or {}
-        self._paused, self._under_way = paused, under_way or UnderWay()
+        self._paused, self._under_way, self._usage = paused, under_way or UnderWay(), usage
         self._left: dict[str, asyncio.Event] = {}  # by request; set when no client waits for the answer any more
         self._given_up: dict[str, AnswerEntry] = {}  # by request: the end of a stream that would hold too much memory
         self._listening = threading.Event()
@@ -174,7 +177,7 @@ class InteractiveConsumer:
         try:
             awaited = now() < request.deadline and await self._answers.begin(request)
             try:
-                end = (refused or await self._answer_client(request, queue.limiter)) if awaited else None
+                end = (refused or await self._answer_client(request, queue)) if awaited else None
             except HandedOver:
                 await queue.requeue(self._redis, request)
             else:
@@ -189,10 +192,10 @@ class InteractiveConsumer:
         finally:
             self._answers.forget(request)
 
-    async def _answer_client(self, request: QueuedRequest, limiter: ProjectLimiter) -> AnswerEntry | None:
+    async def _answer_client(self, request: QueuedRequest, queue: RequestQueue) -> AnswerEntry | None:
         """Return the end of the answer; None when its client has left."""
         watch = asyncio.create_task(self._watch(request))  # it begins first
-        work = asyncio.create_task(self._answer_in_turn(request, limiter))
+        work = asyncio.create_task(self._answer_in_turn(request, queue))
         try:
             await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
             if work.done():
@@ -236,13 +239,16 @@ class InteractiveConsumer:
                 if value is None and (left := self._left.get(request_id)):
                     left.set()
 
-    async def _answer_in_turn(self, request: QueuedRequest, limiter: ProjectLimiter) -> AnswerEntry:
-        async with limiter.turn(request.tenant):
-            return await self._ask(request)
+    async def _answer_in_turn(self, request: QueuedRequest, queue: RequestQueue) -> AnswerEntry:
+        async with queue.limiter.turn(request.tenant):
+            return await self._ask(request, queue.name == self.queue)
 
-    async def _ask(self, request: QueuedRequest) -> AnswerEntry:
+    async def _ask(self, request: QueuedRequest, is_whole: bool) -> AnswerEntry:
+        """Return the end of the answer. A part of another request (not `is_whole`) is counted with that one."""
         body: dict[str, Any] = msgspec.json.decode(request.body)
-        engine_request = Request(request.url, body, request.id, request.priority, request.tenant, request.job_id)
+        meter = AnswerMeter(request, body, self._usage if is_whole else None)
+        owner = request.priority, request.tenant, request.job_id
+        engine_request = Request(request.url, meter.engine_body(), request.id, *owner, key_id=request.key_id)
         generation = self._host.generation
         try:
             if request.url in self._handlers:  # an isolated line may hold the engine, and wait for this request
@@ -250,7 +256,7 @@ class InteractiveConsumer:
             with self._host.throttle.client() if request.priority <= PRIORITY else nullcontext():
                 async with self._host.shared_turn():
                     generation = self._host.generation
-                    return end_of(await self._ask_engine(request, engine_request))
+                    return end_of(await self._ask_engine(request, engine_request, meter))
         except EngineBusy as busy:
             refused = refusal(503, "The engine is busy. Ask again in a moment.", code="engine_busy")
             return end_of(refused, busy.retry_after or 1.0)
@@ -259,7 +265,8 @@ class InteractiveConsumer:
             self._revive(generation, death)
             return end_of(refusal(503, "The engine ended while it answered. Ask again.", code="engine_died"), 5.0)
         except EngineFault as fault:
-            return end_of(fault.answer or refusal(500, f"The engine gave no answer: {fault}", code="engine_error"))
+            answer = fault.answer or refusal(500, f"The engine gave no answer: {fault}", code="engine_error")
+            return end_of(meter.finish(answer))
         except (RedisError, OSError):
             raise
         except Exception as error:  # noqa: BLE001  a client must not wait for what will never come
@@ -268,19 +275,22 @@ class InteractiveConsumer:
             fields = {"request": request.id, "error": type(error).__name__, "at": location}
             log.error("interactive_failed", extra=fields)  # noqa: TRY400
             return end_of(refusal(500, "The engine gave no answer.", code="engine_error"))
+        finally:
+            meter.close()
 
-    async def _ask_engine(self, request: QueuedRequest, engine_request: Request) -> Answer:
+    async def _ask_engine(self, request: QueuedRequest, engine_request: Request, meter: AnswerMeter) -> Answer:
         if not request.stream:
-            return await self._host.engine.answer(engine_request)
+            return meter.finish(await self._host.engine.answer(engine_request))
 
         async def emit(chunk: bytes) -> None:
-            if given_up := await self._answers.send_chunk(request, chunk):
+            shown = meter.take_chunk(chunk)
+            if shown is not None and (given_up := await self._answers.send_chunk(request, shown)):
                 self._given_up[request.id] = given_up
                 with suppress(KeyError):  # the watch has ended at this moment
                     self._left[request.id].set()
                 await asyncio.Event().wait()  # until this task is cancelled
 
-        return await self._host.engine.stream(engine_request, emit)
+        return meter.finish(await self._host.engine.stream(engine_request, emit))
 
     def _revive(self, generation: int, death: EngineDead) -> None:
         async def revive() -> None:

@@ -33,7 +33,6 @@ from jobs.retrieval.searches import FoundChunk, Search
 from jobs.retrieval.tables import VectorStore
 from jobs.security import project_rules
 from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, Usage, refusal
-from workers.engines.wire import usage_of
 from workers.runtime.context import Context
 
 _SECONDS: Final = 60.0
@@ -91,6 +90,7 @@ class PeerClient:
             priority=PRIORITY if request.priority <= PRIORITY else LINE_PRIORITY,
             job_id=request.job_id,
             request_id=logs.request_id(),
+            key_id=request.key_id,
         )
         request_queue = (
             searches.search_queue(queue) if request.url == EMBEDDINGS else routed_queue(queue, queued.priority)
@@ -104,7 +104,7 @@ class PeerClient:
             raise EngineBusy(
                 f"The workers of `{model}` take nothing now.", retry_after=end.retry_after or RETRY_SECONDS
             )
-        answer = Answer(end.status, end.body, usage_of(end.body) if end.status == 200 and end.body else Usage())
+        answer = Answer(end.status, end.body, Usage(*end.usage))
         if end.status == 408 or end.status >= 500:
             raise EngineFault(f"The workers of `{model}` gave no answer.", answer)
         return answer
@@ -133,6 +133,7 @@ class PeerClient:
             tenant=request.tenant,
             deadline=now() + _SECONDS,
             request_id=logs.request_id(),
+            key_id=request.key_id,
         )
         end = await self._exchange(searches.search_queue(queue), queue, index.model, queued)
         _check_alive(index.model, end)

@@ -23,7 +23,8 @@ from jobs.inference.interactive import QueuedRequest
 from jobs.requests.endpoints import RERANK
 from jobs.retrieval import searches
 from jobs.retrieval.searches import FoundChunk, Search
-from workers.engines.port import Answer, EngineBusy, Request, refusal
+from jobs.usage.minutes import UsageKey
+from workers.engines.port import Answer, EngineBusy, Request, Usage, refusal
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost
 
@@ -75,6 +76,8 @@ class Reranking:
             return hits
         bodies = [_body(search.ranker, query, hits) for query in search.queries]
         answers = await asyncio.gather(*(self._ask(body, queued, priority) for body in bodies))
+        for answer in answers:
+            self._context.usage.add_answer(UsageKey(queued.tenant, queued.key_id, search.ranker, RERANK), answer)
         scores = [-math.inf] * len(hits)
         for answer in answers:
             if answer.status >= 400:
@@ -115,7 +118,7 @@ class Reranking:
         end = await last_entry(self._client.submit(searches.rerank_queue(queue), request, is_served))
         if end.status in (408, 429, 503):
             raise EngineBusy("The re-ranking model is not there now.", retry_after=end.retry_after or _AGAIN)
-        return Answer(end.status, end.body)
+        return Answer(end.status, end.body, Usage(*end.usage))
 
     def _queue_for_model(self, model: str, project_id: str) -> str | Answer:
         """Return the queue of a re-ranking model, or the refusal. Raises EngineBusy."""

@@ -37,11 +37,12 @@ from jobs.clock import now
 from jobs.errors import DatabaseBusy
 from jobs.fleet.models_file import ModelsFileError
 from jobs.inference.interactive import QueuedRequest
-from jobs.requests.endpoints import EMBEDDINGS
+from jobs.requests.endpoints import EMBEDDINGS, SEARCH
 from jobs.retrieval import attachments, filters, indexes, searches, source_items
 from jobs.retrieval.searches import FoundChunk, Scores, Search, SearchResults
 from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
 from jobs.retrieval.words import contained_words, share, stated_words
+from jobs.usage.minutes import UsageKey
 from workers.engines.port import Answer, EngineBusy, Request, refusal
 from workers.engines.refusals import is_too_long
 from workers.retrieval.ingestion import embedding_model
@@ -155,6 +156,8 @@ class Searching:
         if isinstance(ranked, Answer):
             return ranked
         self._threads.submit(self._note, store)  # not awaited
+        store_id = store.parent_id or store.id
+        self._context.usage.add(UsageKey(queued.tenant, queued.key_id, "", SEARCH, subject=store_id))
         return Answer(200, searches.encode(await loop.run_in_executor(self._threads, choose, search, ranked)))
 
     def _store(self, search: Search, project_id: str) -> VectorStore | None:
@@ -184,6 +187,7 @@ class Searching:
         answer = await self._host.engine.answer(request)
         if is_too_long(answer):  # only then, because such requests are not cached
             answer = await self._host.engine.answer(replace(request, body={**body, "truncate": True}))
+        self._context.usage.add_answer(UsageKey(queued.tenant, queued.key_id, store.model, EMBEDDINGS), answer)
         if answer.status >= 400:
             return answer
         try:

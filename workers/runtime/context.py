@@ -20,6 +20,7 @@ from jobs.settings import Settings
 from jobs.timings import Timings
 from jobs.usage.budgets import LimitedProjects
 from workers.runtime.heartbeat import Heartbeat
+from workers.runtime.usage_counter import UsageCounter
 from workers.vectors.base import Vectors
 from workers.vectors.open_vectors import claim_vectors, deployment_name, open_vectors
 
@@ -97,6 +98,10 @@ class Context:
     lazy_vectors: LazyVectors = field(default_factory=LazyVectors)
     timings: Timings = Timings()
     limited_projects: LimitedProjects = field(default_factory=LimitedProjects)
+    usage: UsageCounter = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "usage", UsageCounter(self.db))
 
     @property
     def vectors(self) -> Vectors:

@@ -15,6 +15,8 @@ from jobs.ledger import shards
 from jobs.ledger.shards import ShardClaim
 from jobs.security.tables import Project
 from jobs.settings import Settings
+from jobs.usage.minutes import TRAINING
+from jobs.usage.tables import UsageChange
 from tests.support import sample_jobs
 from workers.engines.training.protocol import EvaluationReport, Started, Step
 from workers.finetuning.limits import TrainingTime
@@ -100,3 +102,16 @@ def test_former_holder_of_the_claim_records_nothing(db: Database, claim: ShardCl
 
     assert losses(db) == {}
     assert count_events(db) == before
+
+
+def test_tokens_of_a_step_that_is_trained_twice_count_once(db: Database, claim: ShardClaim) -> None:
+    for last in (2, 3):  # the second trainer goes on after a checkpoint at the first step
+        recorder = recorder_of(db, claim)
+        for number in range(1, last + 1):
+            recorder.record_step(step(number, 2.0))
+            recorder.flush()
+
+    with db.read() as session:
+        rows = [row for change in session.scalars(select(UsageChange.rows)) for row in change if row[4] == TRAINING]
+    assert sum(row[9] for row in rows) == round(80 * 3 / 4)
+    assert {row[3] for row in rows} == {"tiny"}

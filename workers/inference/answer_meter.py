@@ -1,0 +1,97 @@
+"""Count what one interactive request took, whether its answer ended or was cut short.
+
+    engine ──chunk──▶ meter ──▶ client        streams of chats and completions report their usage in a last chunk: the
+                                              meter asks for it, and a client that did not ask gets no such chunk
+
+A stream that is cut short, by its client or a failure, took its prompt, estimated by its bytes, and a token for each
+chunk of generated text.
+"""
+
+import re
+from dataclasses import replace
+from typing import Any, Final
+
+import msgspec
+
+from jobs.inference.interactive import QueuedRequest
+from jobs.requests.endpoints import CHAT, COMPLETIONS, RESPONSES
+from jobs.usage.minutes import UsageKey
+from workers.engines.port import Answer, Usage
+from workers.engines.wire import NotJson, usage_of, wants_usage
+from workers.runtime.usage_counter import UsageCounter
+
+_BYTES_PER_TOKEN: Final = 4
+_OPTIONS: Final = "stream_options"
+_NULL_USAGE: Final = b',"usage":null}'
+#: What a chunk has that was generated.
+_GENERATED: Final = {
+    CHAT: re.compile(rb'"(content|reasoning|reasoning_content|refusal|arguments)": ?"[^"]'),
+    COMPLETIONS: re.compile(rb'"text": ?"[^"]'),
+    RESPONSES: re.compile(rb'"type": ?"response\.[a-z_.]+\.delta"'),
+}
+_NOTHING: Final = re.compile(rb"(?!)")
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[msgspec.Raw] | None = None
+    response: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+
+
+class AnswerMeter:
+    """The usage of one request. Without a `counter` it is not counted: another request has it as a part."""
+
+    def __init__(self, request: QueuedRequest, body: dict[str, Any], counter: UsageCounter | None) -> None:
+        self._counter, self._body = counter, body
+        self._key = UsageKey(request.tenant, request.key_id, str(body.get("model")), request.url)
+        self._prompt_tokens = -(-len(request.body) // _BYTES_PER_TOKEN)
+        self._generated = _GENERATED.get(request.url, _NOTHING)
+        self._chunks, self._usage = 0, Usage()
+        options = body.get(_OPTIONS)
+        can_report = request.stream and request.url in (CHAT, COMPLETIONS) and isinstance(options, dict | None)
+        self._hides_usage = can_report and not wants_usage(body)
+
+    def engine_body(self) -> dict[str, Any]:
+        """Return the body of the request as the engine gets it."""
+        if not self._hides_usage:
+            return self._body
+        return {**self._body, _OPTIONS: {**(self._body.get(_OPTIONS) or {}), "include_usage": True}}
+
+    def take_chunk(self, chunk: bytes) -> bytes | None:
+        """Note a chunk of a stream; return it as the client gets it, None where the client gets none."""
+        self._chunks += self._generated.search(chunk) is not None
+        if b'"usage"' not in chunk:
+            return chunk
+        if chunk.endswith(_NULL_USAGE):
+            return chunk.removesuffix(_NULL_USAGE) + b"}" if self._hides_usage else chunk
+        try:
+            fields = _decode_chunk(chunk)
+            usage = usage_of(chunk) if fields.choices is not None else usage_of(bytes(fields.response))
+        except (msgspec.MsgspecError, NotJson):
+            return chunk
+        if usage.total_tokens:
+            self._usage = usage
+        return None if self._hides_usage and fields.choices == [] else chunk
+
+    def finish(self, answer: Answer) -> Answer:
+        """Count the request, and return its answer with its usage, which that of a stream lacks."""
+        if answer.status < 400 and not answer.usage.total_tokens:
+            answer = replace(answer, usage=self._usage_so_far())
+        if self._counter is not None:
+            self._counter.add_answer(self._key, answer)
+        self._counter = None
+        return answer
+
+    def close(self) -> None:
+        """Count the request by its chunks, if its answer did not end."""
+        if self._chunks and self._counter is not None:
+            self._counter.add(self._key, self._usage_so_far())
+        self._counter = None
+
+    def _usage_so_far(self) -> Usage:
+        """Return the usage that chunks reported, else an estimate from what was generated."""
+        if self._usage.total_tokens or not self._chunks:
+            return self._usage
+        return Usage(self._prompt_tokens, 0, self._chunks)
