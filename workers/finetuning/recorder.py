@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
@@ -19,6 +19,8 @@ from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetunePlan, FinetuneStep
 from jobs.ledger import shards
 from jobs.ledger.shards import ShardClaim
+from jobs.usage import minutes
+from jobs.usage.minutes import TRAINING, Amounts, UsageKey
 from workers.engines.training.protocol import EvaluationReport, Forgetting, Started, Step
 from workers.finetuning.limits import TrainingTime
 from workers.runtime.context import Context
@@ -49,6 +51,7 @@ class Recorder:
         self._began = self._flushed = time.monotonic()
         self._estimate: float | None = None
         asked = FineTuning.model_validate(claim.job.payload)
+        self._base = asked.base
         self._trackers = tracking.trackers_of(context.config, asked)
 
     def record_start(self, report: Started) -> None:
@@ -120,6 +123,7 @@ class Recorder:
         job_id = self._claim.job.id
         if shards.heartbeat(session, [(job_id, self._claim.n, self._claim.epoch)]):
             raise ClaimLost
+        self._record_usage(session)
         for row in self._steps.values():
             new = insert_into(session, FinetuneStep).values(row)
             session.execute(new.on_conflict_do_update(index_elements=["job_id", "step"], set_=row))
@@ -137,6 +141,20 @@ class Recorder:
         plan = update(FinetunePlan).where(FinetunePlan.job_id == job_id)
         spent = {"seconds": self._spent.seconds, "device_seconds": self._spent.device_seconds}
         session.execute(plan.values(estimated_finish=self._estimate, **spent))
+
+    def _record_usage(self, session: Session) -> None:
+        """Count the device seconds since the last write, and the tokens of epochs that no earlier step has reached.
+
+        A step that is trained again costs seconds, and no tokens.
+        """
+        job, plan = self._claim.job, session.get_one(FinetunePlan, self._claim.job.id)
+        reached = session.scalar(select(func.max(FinetuneStep.epoch)).where(FinetuneStep.job_id == job.id)) or 0.0
+        epoch = max([reached, *(row["epoch"] for row in self._steps.values())])
+        tokens = round(plan.tokens * epoch) - round(plan.tokens * reached)
+        seconds = max(self._spent.device_seconds - plan.device_seconds, 0.0)
+        if tokens or seconds:
+            key = UsageKey(job.project_id, job.key_id or "", self._base, TRAINING)
+            minutes.record(session, key, Amounts(input_tokens=tokens, device_seconds=seconds))
 
     def reset(self) -> None:
         """Forget what was gathered: it is committed."""
