@@ -20,6 +20,7 @@ from api.admin import (
     rate_limits,
     service_accounts,
     spend,
+    usage,
 )
 from api.admin import projects as organization_projects
 from api.batches import dry_run, schedules
@@ -101,6 +102,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     organization_projects.router,
     project_keys.router,
     service_accounts.router,
+    usage.router,
     audit.router,
     model_permissions.router,
     rate_limits.router,

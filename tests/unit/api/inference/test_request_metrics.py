@@ -46,6 +46,7 @@ async def test_an_answer_is_measured_with_its_tokens(model: str) -> None:
     assert kinds == ["taken", "end"]
     assert value("seconds_count", model=model) == 1
     assert value("first_token_seconds_count", model=model) == 0
+    assert value("tokens_per_second_count", model=model) == 1
     used = {kind: value("tokens_total", model=model, type=kind) for kind in ("input", "cached", "output", "reasoning")}
     assert used == {"input": 7, "cached": 2, "output": 5, "reasoning": 1}
 

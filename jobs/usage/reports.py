@@ -1,0 +1,157 @@
+"""Sums of usage in buckets of time, of minutes that are added up and of changes that are not yet.
+
+A query reads one range of one index of `usage_minute`: that of the minutes, or of a project and the minutes.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Select, func, literal, select
+from sqlalchemy.orm import Session
+
+from jobs.security.tables import ApiKey
+from jobs.usage import minutes
+from jobs.usage.minutes import Amounts, UsageKey
+from jobs.usage.prices import Prices, Resolve
+from jobs.usage.tables import StoredBytesDay, UsageMinute
+
+DAY: Final = 86_400
+#: A dimension that stands for the owner of `key_id`.
+USER: Final = "user_id"
+#: Changes that are not added up and are read by one query, and results that it returns.
+MAX_CHANGES: Final = 5_000
+MAX_RESULTS: Final = 20_000
+
+_AMOUNTS: Final = tuple(getattr(UsageMinute, name) for name in Amounts._fields)
+
+
+@dataclass(frozen=True, slots=True)
+class UsageQuery:
+    """A query of usage from `start` until before `end`, in buckets of `step` seconds from the beginning of the epoch.
+
+    `group_by` and `filters` name dimensions: fields of a `UsageKey`, or USER. A `step` of 0 makes one bucket.
+    """
+
+    start: int
+    end: int
+    step: int
+    endpoints: Collection[str] = ()
+    group_by: tuple[str, ...] = ()
+    filters: Mapping[str, Collection[Any]] = field(default_factory=dict)
+    has_subject: bool = False  # only what has one
+
+    def bucket_of(self, minute: int) -> int:
+        """Return the beginning of the bucket of a minute."""
+        return minute - minute % self.step if self.step else self.start
+
+
+class UsageCell(NamedTuple):
+    """A bucket and a value of each dimension that a query groups by."""
+
+    bucket: int
+    values: tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class UsageTotal:
+    """The sums of a cell. `cost` is in millionths of a US dollar; None where nothing has a price."""
+
+    amounts: Amounts = Amounts()  # noqa: RUF009 (a tuple)
+    cost: int | None = None
+
+    def add(self, amounts: Amounts, cost: int | None) -> None:
+        self.amounts = self.amounts.plus(amounts)
+        self.cost = self.cost if cost is None else cost + (self.cost or 0)
+
+
+class UsageReport(NamedTuple):
+    """The sums of each cell, of buckets that begin before `end`. It is before the end of a query with many results."""
+
+    cells: dict[UsageCell, UsageTotal]
+    end: int
+
+
+def report(session: Session, query: UsageQuery, resolve: Resolve) -> UsageReport:
+    """Return the sums of a query. The session sees one snapshot of the database."""
+    owners = owners_of(session, query)
+    rows = list(session.execute(statement_of(query, owners)))
+    if len(rows) > MAX_RESULTS:
+        query = replace(query, end=int(rows.pop()[0]))
+    result: dict[UsageCell, UsageTotal] = {}
+    for bucket, *rest in rows:
+        if bucket >= query.end:
+            continue
+        values, sums = rest[: len(query.group_by)], rest[len(query.group_by) : -1]
+        cell = UsageCell(int(bucket), _cell_values(query, values, owners))
+        result.setdefault(cell, UsageTotal()).add(Amounts._make(map(_number, sums)), _cost(rest[-1]))
+    prices = Prices(session, resolve)
+    for (minute, key), amounts in minutes.pending(session, resolve, MAX_CHANGES).items():
+        if _matches(query, owners, minute, key):
+            values = [getattr(key, "key_id" if name == USER else name) for name in query.group_by]
+            cell = UsageCell(query.bucket_of(minute), _cell_values(query, values, owners))
+            result.setdefault(cell, UsageTotal()).add(amounts, minutes.cost_of(prices, minute, key, amounts))
+    return UsageReport(result, query.end)
+
+
+def bytes_in_stores(session: Session, query: UsageQuery) -> dict[UsageCell, int]:
+    """Return the bytes of vector stores in the buckets in which they were sampled."""
+    columns = [getattr(StoredBytesDay, name) for name in query.group_by]
+    sums = select(StoredBytesDay.day, *columns, func.sum(StoredBytesDay.bytes)).group_by(StoredBytesDay.day, *columns)
+    sums = sums.where(StoredBytesDay.day >= query.start, StoredBytesDay.day < query.end)
+    if projects := query.filters.get("project_id"):
+        sums = sums.where(StoredBytesDay.project_id.in_(projects))
+    rows = session.execute(sums.order_by(StoredBytesDay.day).limit(MAX_RESULTS))
+    return {UsageCell(query.bucket_of(day), tuple(values)): int(size) for day, *values, size in rows}
+
+
+def statement_of(query: UsageQuery, owners: Mapping[str, str | None]) -> Select[*tuple[Any, ...]]:
+    bucket = (UsageMinute.minute - UsageMinute.minute % query.step) if query.step else literal(query.start)
+    dimensions = [getattr(UsageMinute, "key_id" if name == USER else name) for name in query.group_by]
+    grouped = [*([bucket] if query.step else []), *dimensions]
+    sums = (func.sum(column) for column in (*_AMOUNTS, UsageMinute.cost))
+    statement = select(bucket, *dimensions, *sums)
+    statement = statement.where(UsageMinute.minute >= query.start, UsageMinute.minute < query.end)
+    if query.endpoints:
+        statement = statement.where(UsageMinute.endpoint.in_(query.endpoints))
+    if query.has_subject:
+        statement = statement.where(UsageMinute.subject != "")
+    for name, values in query.filters.items():
+        wanted = [key for key, owner in owners.items() if owner in values] if name == USER else list(values)
+        column = getattr(UsageMinute, "key_id" if name == USER else name)
+        statement = statement.where(column == wanted[0] if len(wanted) == 1 else column.in_(wanted))
+    return statement.group_by(*grouped).order_by(*grouped[:1]).limit(MAX_RESULTS + 1)
+
+
+def _matches(query: UsageQuery, owners: Mapping[str, str | None], minute: int, key: UsageKey) -> bool:
+    if not query.start <= minute < query.end or (query.has_subject and not key.subject):
+        return False
+    if query.endpoints and key.endpoint not in query.endpoints:
+        return False
+    values = {**key._asdict(), USER: owners.get(key.key_id)}
+    return all(values[name] in accepted for name, accepted in query.filters.items())
+
+
+def _cell_values(query: UsageQuery, values: Collection[Any], owners: Mapping[str, str | None]) -> tuple[Any, ...]:
+    """Return the values of a cell, with the owner of a key in place of the key for USER, and None for empty ones."""
+    pairs = zip(query.group_by, values, strict=True)
+    named = (owners.get(value) if name == USER else value for name, value in pairs)
+    return tuple(None if value == "" else value for value in named)
+
+
+def owners_of(session: Session, query: UsageQuery) -> dict[str, str | None]:
+    """Return the owner of each key, if the query asks for owners; those of the filter alone where it has one."""
+    if USER not in query.group_by and USER not in query.filters:
+        return {}
+    keys = select(ApiKey.id, ApiKey.owner_id)
+    if users := query.filters.get(USER):
+        keys = keys.where(ApiKey.owner_id.in_(users))
+    return {key: owner for key, owner in session.execute(keys)}  # noqa: C416 (rows are not pairs to a type checker)
+
+
+def _number(value: Any) -> Any:
+    return value if isinstance(value, float) else int(value or 0)
+
+
+def _cost(value: Any) -> int | None:
+    return None if value is None else int(value)
