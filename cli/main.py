@@ -19,10 +19,12 @@ from cli.commands import (
     limits,
     models,
     pauses,
+    prices,
     projects,
     schedules,
     sources,
     stores,
+    usage,
     vectors,
     webhook_endpoints,
     webhooks,
@@ -34,7 +36,6 @@ from cli.commands.jobs import watch
 from cli.commands.results import results
 from cli.commands.run_batch import run_batch
 from cli.commands.submit import submit
-from cli.commands.usage import usage
 from cli.demo.command import demo
 from cli.doctor.command import doctor
 from cli.errors import CliError
@@ -125,7 +126,6 @@ app.command(rich_help_panel=_JOBS)(graph)
 app.command(rich_help_panel=_JOBS)(jobs.cancel)
 app.command(rich_help_panel=_JOBS)(jobs.retry)
 app.command(rich_help_panel=_RUN)(doctor)
-app.command(rich_help_panel=_OPERATE)(usage)
 app.command(rich_help_panel=_OPERATE)(pauses.workers)
 app.command(rich_help_panel=_OPERATE)(pauses.pause)
 app.command(rich_help_panel=_OPERATE)(pauses.resume)
@@ -142,6 +142,8 @@ app.add_typer(projects.app, name="projects", rich_help_panel=_OPERATE)
 app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATE)
 app.add_typer(limits.app, name="limits", rich_help_panel=_OPERATE)
 app.add_typer(budgets.app, name="budgets", rich_help_panel=_OPERATE)
+app.add_typer(usage.app, name="usage", rich_help_panel=_OPERATE)
+app.add_typer(prices.app, name="prices", rich_help_panel=_OPERATE)
 app.add_typer(vectors.app, name="vectors", rich_help_panel=_OPERATE)
 app.add_typer(audit.app, name="audit", rich_help_panel=_OPERATE)
 webhooks.app.command()(webhook_endpoints.create)

@@ -64,8 +64,8 @@ def test_the_stored_bytes_of_each_project_are_shown(run: Run, db: Database, monk
         blue = session.scalars(select(Project.id).where(Project.name == "blue")).one()
         session.add(File(id="file-1", project_id=blue, **facts))
 
-    told = run("usage").stdout
-    rows = [json.loads(line) for line in run("usage", "--json").stdout.splitlines()]
+    told = run("usage", "bytes").stdout
+    rows = [json.loads(line) for line in run("usage", "bytes", "--json").stdout.splitlines()]
 
     assert [(row["project"], row["files"], row["limit"]) for row in rows] == [
         ("blue", 3 << 20, 5 << 20),
