@@ -41,6 +41,13 @@ _FIRST_TOKEN = Histogram(
     registry=REGISTRY,
     buckets=_BOUNDS,
 )
+_SPEED = Histogram(
+    "nightmill_interactive_tokens_per_second",
+    "Output tokens a second of a stream, from its first chunk to its end; of another answer, from its request.",
+    ("model",),
+    registry=REGISTRY,
+    buckets=(1, 2, 5, 10, 20, 35, 50, 75, 100, 150, 200, 400, 1000),
+)
 _USED = Counter(
     "nightmill_interactive_tokens", "Tokens of answered interactive requests.", ("model", "type"), registry=REGISTRY
 )
@@ -64,6 +71,7 @@ class RequestMetrics:
     def __init__(self, model: str = OTHER) -> None:
         self.model = model
         self._began = time.perf_counter()
+        self._generating_since = self._began
         self._waits = self._has_chunk = False
 
     @contextmanager
@@ -93,11 +101,16 @@ class RequestMetrics:
             self._stop_waiting()
         if entry.kind == "chunk" and not self._has_chunk and not _BEGINNING.search(entry.body):
             self._has_chunk = True
-            _FIRST_TOKEN.labels(self.model).observe(time.perf_counter() - self._began)
+            self._generating_since = time.perf_counter()
+            _FIRST_TOKEN.labels(self.model).observe(self._generating_since - self._began)
         elif entry.kind == "end" and entry.status < HTTPStatus.BAD_REQUEST:
-            _SECONDS.labels(self.model).observe(time.perf_counter() - self._began)
-            for kind, tokens in zip(_TOKENS, entry.usage, strict=False):
+            ended = time.perf_counter()
+            _SECONDS.labels(self.model).observe(ended - self._began)
+            used = dict(zip(_TOKENS, entry.usage, strict=False))
+            for kind, tokens in used.items():
                 _USED.labels(self.model, kind).inc(tokens)
+            if (output := used.get("output", 0)) and (seconds := ended - self._generating_since) > 0:
+                _SPEED.labels(self.model).observe(output / seconds)
         elif entry.kind == "end":
             self._count_error(_code_of(entry))
 
