@@ -23,7 +23,7 @@ from jobs.requests.endpoints import BERTSCORE, CHAT, COMPLETIONS, EMBEDDINGS, LI
 from jobs.usage import reports
 from jobs.usage.reports import USER, UsageCell, UsageQuery, UsageTotal
 
-router = resource("Usage", admin=True)
+router = resource("Usage", area="usage", admin=True)
 
 Result = TypeVar("Result", bound=BaseModel)
 _MICROS: Final = 1_000_000

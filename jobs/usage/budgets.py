@@ -16,18 +16,14 @@ model without a price costs nothing.
 """
 
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import chain
-from typing import Final, Protocol
+from typing import Final
 
 from sqlalchemy import ColumnElement, Float, SQLColumnExpression, cast, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
-from jobs.db.base import table_of
 from jobs.db.engine import UNSEEN, WRITE_ROWS, execute_and_count, insert_into
 from jobs.errors import SpendLimitReached
 from jobs.ledger import audit, ledger, outbox, shards
@@ -35,8 +31,10 @@ from jobs.ledger.outbox import SPEND_LIMIT
 from jobs.ledger.states import JobState, ShardState
 from jobs.ledger.tables import Job, Shard
 from jobs.queues import Queue, Task
+from jobs.usage import minutes
 from jobs.usage.estimates import input_tokens
-from jobs.usage.tables import Price, Reservation, Spend, SpendLimit, UsageChange, UsageMinute
+from jobs.usage.prices import Priced, Prices, Resolve
+from jobs.usage.tables import Price, Reservation, Spend, SpendLimit
 
 #: `project_id` of what holds for all projects together.
 ORGANIZATION: Final = ""
@@ -47,19 +45,6 @@ RECORDED_SECONDS: Final = 20.0
 _CACHED_SECONDS: Final = 2.0
 #: Queues whose shards ask no model.
 _FREE: Final = (Queue.INGEST, Queue.EVALUATE)
-
-
-class Priced(Protocol):
-    """A model of the models file. `cost_per_million_tokens` is its price, in dollars, where SQL has none."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def cost_per_million_tokens(self) -> float | None: ...
-
-
-Resolve = Callable[[str], Priced | None]  # a name or alias to a model of the models file
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +83,6 @@ class LimitedProjects:
     def has(self, project_id: str) -> bool:
         """Return whether a limit holds for the project: its own, or the organization's."""
         return ORGANIZATION in self._ids or project_id in self._ids
-
-
-def month_of(at: float) -> int:
-    """Return the beginning of the month in UTC, in unix seconds."""
-    return int(datetime.fromtimestamp(at, UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp())
 
 
 def budgets_of(session: Session, project_id: str, resolve: Resolve, *, lock: bool = False) -> Iterator[Budget]:
@@ -172,12 +152,13 @@ def is_spent(session: Session, project_id: str, resolve: Resolve) -> bool:
 
 def cost(session: Session, resolve: Resolve, model: str, *, input_tokens: int, output_tokens: int) -> int:
     """Return the cost of tokens at this moment's price, in millionths of a dollar; 0 where the model has none."""
+    return _cost(Prices(session, resolve), resolve, model, input_tokens, output_tokens)
+
+
+def _cost(prices: Prices, resolve: Resolve, model: str, input_tokens: int, output_tokens: int) -> int:
     priced = resolve(model)
-    default = (priced.cost_per_million_tokens if priced else None) or 0.0
-    name = priced.name if priced else model
-    prices = select(Price.kind, Price.usd_per_million).where(Price.model == name, Price.since <= now())
-    by_kind = {kind: price for kind, price in session.execute(prices.order_by(Price.since))}  # noqa: C416
-    return round(input_tokens * by_kind.get("input", default) + output_tokens * by_kind.get("output", default))
+    tokens = {"input": input_tokens, "output": output_tokens}
+    return prices.cost(priced.name if priced else model, int(now()), tokens) or 0
 
 
 # -- requests
@@ -257,35 +238,35 @@ def _sum(session: Session, owner: str, cents: int | None, resolve: Resolve) -> B
 def spent(session: Session, owner: str, month: int | None = None) -> int:
     """Return what is added up of a month, this one by default."""
     owners = Spend.project_id != ORGANIZATION if owner == ORGANIZATION else Spend.project_id == owner
-    of_month = Spend.month == (month_of(now()) if month is None else month)
+    of_month = Spend.month == (minutes.month_of(now()) if month is None else month)
     return int(session.scalar(select(func.coalesce(func.sum(Spend.amount), 0)).where(owners, of_month)) or 0)
 
 
 def _reserved(session: Session, owner: str, resolve: Resolve) -> int:
     held = select(func.coalesce(func.sum(Reservation.amount), 0)).where(Reservation.expires_at > now())
-    reserved = int(session.scalar(held.where(*_of(owner, Reservation.project_id))) or 0)
+    reserved, prices = (
+        int(session.scalar(held.where(*_of(owner, Reservation.project_id))) or 0),
+        Prices(session, resolve),
+    )
     for model, size, output in session.execute(_RUNNING.where(*_of(owner, Job.project_id))).all():
-        tokens = {"input_tokens": input_tokens(int(size)), "output_tokens": int(output or 0)}
-        reserved += cost(session, resolve, model or "", **tokens)
+        reserved += _cost(prices, resolve, model or "", input_tokens(int(size)), int(output or 0))
     return reserved
 
 
 def _unfolded(session: Session, owner: str, resolve: Resolve) -> int:
     """Return the cost of what was recorded this month and is not added up yet."""
-    tokens: dict[str, Counter[str]] = defaultdict(Counter)
-    for values in chain.from_iterable(session.scalars(select(UsageChange.rows))):
-        row = dict(zip(_COLUMNS, values, strict=False))
-        if row["minute"] >= month_of(now()) and owner in (ORGANIZATION, row["project_id"]):
-            tokens[row["model"]].update({name: row[name] for name in ("input_tokens", "output_tokens")})
-    return sum(cost(session, resolve, model, **counts) for model, counts in tokens.items())
+    prices, month = Prices(session, resolve), minutes.month_of(now())
+    return sum(
+        minutes.cost_of(prices, minute, key, amounts) or 0
+        for (minute, key), amounts in minutes.pending(session, resolve).items()
+        if minute >= month and owner in (ORGANIZATION, key.project_id)
+    )
 
 
 def _of(owner: str, project_id: SQLColumnExpression[str]) -> Iterable[ColumnElement[bool]]:
     return () if owner == ORGANIZATION else (project_id == owner,)
 
 
-#: The order of the values of a row of `usage_change`.
-_COLUMNS = tuple(table_of(UsageMinute).columns.keys())
 _IS_PAID = func.coalesce(Shard.queue, Job.queue, "").not_in(_FREE)
 _OPEN_PART = cast(Shard.lines - Shard.done, Float) / func.nullif(Shard.lines, 0)
 #: By model: the bytes, and the most tokens of answers, of the lines of running shards that no segment covers.

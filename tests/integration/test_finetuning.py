@@ -34,7 +34,7 @@ from jobs.platform import processes
 from jobs.queues import Queue
 from jobs.registry.tables import TunedModel
 from jobs.security import keys
-from jobs.usage import budgets
+from jobs.usage import budgets, minutes
 from jobs.usage.tables import Spend
 from tests.support import training_worker
 from tests.support.inline_deployment import InlineDeployment, running
@@ -359,7 +359,7 @@ def test_training_makes_a_checkpoint_at_the_spend_limit_and_goes_on(
     job_id, _ = running_trainer(site, monkeypatch)
     project_id = site.inline.job(job_id).project_id
     with site.inline.db.write() as session:
-        session.add(Spend(project_id=project_id, month=budgets.month_of(now()), amount=budgets.MICROS_PER_CENT))
+        session.add(Spend(project_id=project_id, month=minutes.month_of(now()), amount=budgets.MICROS_PER_CENT))
         budgets.change_limit(session, project_id, 1, actor="operator")
     site.inline.until(lambda: freed(site, job_id))
 

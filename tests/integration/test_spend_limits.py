@@ -19,7 +19,8 @@ from jobs.ledger import ledger
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Shard
 from jobs.usage import budgets
-from jobs.usage.budgets import MICROS_PER_CENT, month_of
+from jobs.usage.budgets import MICROS_PER_CENT
+from jobs.usage.minutes import month_of
 from jobs.usage.tables import Price, Reservation, Spend
 from tests.support.fake_engine import FakeEngine
 from tests.support.inline_deployment import MODEL, InlineDeployment, chat_line, jsonl, running

@@ -9,7 +9,8 @@ from jobs.errors import InvalidRequest
 from jobs.ledger.tables import Audit
 from jobs.security import keys
 from jobs.usage import alerts, budgets
-from jobs.usage.budgets import MICROS_PER_CENT, ORGANIZATION, month_of
+from jobs.usage.budgets import MICROS_PER_CENT, ORGANIZATION
+from jobs.usage.minutes import month_of
 from jobs.usage.tables import Spend, SpendAlert
 from jobs.webhooks.tables import Delivery, Event, WebhookEndpoint
 

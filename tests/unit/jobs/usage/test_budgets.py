@@ -16,8 +16,9 @@ from jobs.ledger.outbox import SPEND_LIMIT
 from jobs.ledger.tables import Audit, Job, Outbox, Shard
 from jobs.queues import Queue, Task
 from jobs.usage import budgets
-from jobs.usage.budgets import ORGANIZATION, LimitedProjects, month_of
+from jobs.usage.budgets import ORGANIZATION, LimitedProjects
 from jobs.usage.estimates import DEFAULT_OUTPUT_TOKENS, output_tokens
+from jobs.usage.minutes import month_of
 from jobs.usage.tables import Price, Reservation, Spend, UsageChange
 from tests.support import sample_jobs
 
