@@ -15,7 +15,8 @@ from jobs.ledger.tables import Audit
 from jobs.security.keys import create_admin_key, ensure_project
 from jobs.security.tables import Project
 from jobs.usage import alerts
-from jobs.usage.budgets import MICROS_PER_CENT, month_of
+from jobs.usage.budgets import MICROS_PER_CENT
+from jobs.usage.minutes import month_of
 from jobs.usage.tables import Spend, SpendAlert, SpendLimit
 from tests.support.web import make_key, serve
 
