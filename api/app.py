@@ -15,6 +15,7 @@ from api import errors
 from api.admin import (
     admin_keys,
     model_permissions,
+    organization_projects,
     project_keys,
     project_settings,
     rate_limits,
@@ -22,7 +23,6 @@ from api.admin import (
     spend,
     usage,
 )
-from api.admin import projects as organization_projects
 from api.batches import dry_run, schedules
 from api.batches import routes as batches
 from api.computations import Computations

@@ -24,7 +24,7 @@ from jobs.ledger.feed import FeedBounds
 from jobs.ledger.tables import Job
 from jobs.platform.locks import Locks
 from jobs.platform.storage import Storage
-from jobs.security.permissions import required
+from jobs.security.permissions import permission_for
 from jobs.security.project_rules import ProjectRules
 from jobs.settings import Settings
 from jobs.timings import Timings
@@ -203,7 +203,7 @@ def requires(area: str) -> Callable[[HTTPConnection], Awaitable[None]]:
 
     `call_of` and `admin_of` check it. They fail where a route names no area.
     """
-    permissions = {method: required(area, method) for method in ("GET", "POST", "DELETE")}
+    permissions = {method: permission_for(area, method) for method in ("GET", "POST", "DELETE")}
 
     async def note_permission(request: HTTPConnection) -> None:
         request.state.permission = permissions[request.scope.get("method", "POST")]  # what opens a WebSocket posts

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.admin.keys import KeyId, find_enabled_key, key_page, parse_id, show_id
+from api.admin.key_ids import KeyId, find_enabled_key, key_page, parse_id, show_id
 from api.admin.paging import AdminPage
 from api.deps import Admin
 from api.http.bodies import Body, resource
@@ -103,7 +103,7 @@ def retrieve_admin_key(call: Admin, key_id: KeyId) -> AdminKeyObject:
 def delete_admin_key(call: Admin, key_id: KeyId) -> AdminKeyDeleted:
     """Delete an admin key. After two seconds no request with the key is accepted. The last live one stays."""
     with call.db.write() as session:
-        live = select(ApiKey.id).where(ApiKey.project_id == NO_PROJECT, keys.is_unended())
+        live = select(ApiKey.id).where(ApiKey.project_id == NO_PROJECT, keys.is_in_force())
         locked = set(session.scalars(live.order_by(ApiKey.id).with_for_update()))
         find_enabled_key(session, NO_PROJECT, key_id, "key_id")
         if locked == {key_id}:

@@ -7,9 +7,9 @@ from pydantic import BaseModel
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from api.admin.keys import KeyId, find_enabled_key, key_page, parse_id, show_id
+from api.admin.key_ids import KeyId, find_enabled_key, key_page, parse_id, show_id
+from api.admin.organization_projects import find_active_project, find_project
 from api.admin.paging import AdminPage
-from api.admin.projects import find_active_project, find_project
 from api.deps import Admin
 from api.http.bodies import Body, resource
 from api.http.fields import unix_seconds
@@ -112,12 +112,14 @@ def update_project_key(
     with call.db.write() as session:
         find_active_project(session, project_id, lock=True)
         row = find_enabled_key(session, project_id, api_key_id, "api_key_id")
-        found = keys.find_key(session, row.id)
-        assert found is not None
-        if found.end is not None:
-            raise InvalidRequest(f"{keys.ENDS[found.end]} It cannot be changed.", param="api_key_id", code=found.end)
+        current = keys.find_key(session, row.id)
+        assert current is not None
+        if current.end is not None:
+            raise InvalidRequest(
+                f"{keys.ENDS[current.end]} It cannot be changed.", param="api_key_id", code=current.end
+            )
         if body.scopes is not None:
-            check_grant(call.caller, body.scopes, found.owned)
+            check_grant(call.caller, body.scopes, current.owned)
         expires_at = end_after(body.expires_in_seconds)
         keys.change_key(session, row, actor=call.actor, scopes=body.scopes, expires_at=expires_at)
         return _show_key(session, row)
@@ -133,7 +135,8 @@ def delete_project_key(call: Admin, project_id: str, api_key_id: KeyId) -> Organ
 
 
 def _show_key(session: Session, key: ApiKey) -> OrganizationProjectKey:
-    found = keys.find_key(session, key.id)
+    current = keys.find_key(session, key.id)
+    has_access = current is not None and bool(current.owned) and current.end in (None, "key_expired")
     return OrganizationProjectKey(
         id=show_id(key.id),
         name=key.name or f"key {key.id}",
@@ -141,7 +144,7 @@ def _show_key(session: Session, key: ApiKey) -> OrganizationProjectKey:
         created_at=int(key.created_at),
         expires_at=unix_seconds(key.expires_at),
         last_used_at=unix_seconds(key.last_used_at),
-        owner_project_access="active" if found and found.owned and found.end in (None, "key_expired") else "inactive",
+        owner_project_access="active" if has_access else "inactive",
         owner=_show_owner(session, key),
         scopes=key.scopes or [],
     )

@@ -6,9 +6,9 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.admin.keys import show_id
+from api.admin.key_ids import show_id
+from api.admin.organization_projects import find_active_project
 from api.admin.paging import AdminPage, admin_page
-from api.admin.projects import find_active_project
 from api.deps import Admin, AdminContext
 from api.errors import clip
 from api.http.bodies import Body, resource

@@ -161,10 +161,10 @@ class Authenticate:
 
     def _look_up(self, key: str) -> Caller:
         with self.services.db.read() as session:
-            found = authenticate(session, key)
-            if found is None or found.end is not None:
-                raise Unauthenticated(ENDS[found.end] if found and found.end else None)
-            return Caller(found.row.id, found.row.project_id, found.row.is_admin, found.permissions)
+            current = authenticate(session, key)
+            if current is None or current.end is not None:
+                raise Unauthenticated(ENDS[current.end] if current and current.end else None)
+            return Caller(current.row.id, current.row.project_id, current.row.is_admin, current.permissions)
 
     def _refusal(self, scope: Scope, error: Unauthenticated) -> NightmillError:
         try:

@@ -57,8 +57,8 @@ def check_key(session: Session, call: CallContext) -> None:
 
     Raises: KeyRevoked.
     """
-    found = find_key(session, call.caller.key_id)
-    if found is None or not found.is_live or call.permission not in found.permissions:
+    current = find_key(session, call.caller.key_id)
+    if current is None or not current.is_live or call.permission not in current.permissions:
         raise KeyRevoked
 
 

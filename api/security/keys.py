@@ -139,14 +139,14 @@ def _check_manages(session: Session, call: CallContext) -> keys.FoundKey:
     Raises: PermissionDenied.
     """
     keys.lock_keys(session, call.project_id)
-    found = keys.find_key(session, call.caller.key_id)
-    if found is None or not found.is_live or not found.row.manages_keys:
+    current = keys.find_key(session, call.caller.key_id)
+    if current is None or not current.is_live or not current.row.manages_keys:
         message = (
             "You have insufficient permissions for this operation: this key does not manage keys. "
             "`nightmill keys create --project NAME --manage` makes one that does."
         )
         raise PermissionDenied(message, code="missing_scope")
-    return found
+    return current
 
 
 def _not_found(key_id: str, *, live: bool = False) -> NotFound:

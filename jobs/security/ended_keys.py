@@ -58,12 +58,12 @@ def find_end(session: Session, key_id: str) -> str | None:
 
 def jobs_to_end(session: Session, limit: int) -> list[str]:
     """Return some queued and running jobs whose key or project has ended."""
-    found: list[str] = []
+    jobs: list[str] = []
     for owners, column in ((_ENDED_KEYS, Job.key_id), (_ARCHIVED, Job.project_id)):
         ids = session.scalars(owners, {"at": now()}).all()
         if ids:
-            found += session.scalars(select(Job.id).where(column.in_(ids), _IS_OPEN).limit(limit))
-    return found[:limit]
+            jobs += session.scalars(select(Job.id).where(column.in_(ids), _IS_OPEN).limit(limit))
+    return jobs[:limit]
 
 
 def end_job(session: Session, job_id: str, *, actor: str) -> bool:

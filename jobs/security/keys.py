@@ -144,10 +144,10 @@ def add_key(session: Session, project_id: str, **options: Unpack[KeyOptions]) ->
 
 def live_keys(session: Session, project_id: str) -> int:
     """Return the number of the keys of a project that are neither revoked nor expired."""
-    return session.scalar(select(func.count()).where(ApiKey.project_id == project_id, is_unended())) or 0
+    return session.scalar(select(func.count()).where(ApiKey.project_id == project_id, is_in_force())) or 0
 
 
-def is_unended() -> ColumnElement[bool]:
+def is_in_force() -> ColumnElement[bool]:
     """Return the condition that a key is neither revoked nor expired."""
     return and_(ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now()))
 
@@ -264,16 +264,16 @@ def well_formed(key: str) -> bool:
 
 def check_key(session: Session, key: str) -> ApiKey | None:
     """Return the row of a live key; None for any other."""
-    found = authenticate(session, key)
-    return found.row if found is not None and found.is_live else None
+    current = authenticate(session, key)
+    return current.row if current is not None and current.is_live else None
 
 
 def authenticate(session: Session, key: str) -> FoundKey | None:
     """Return the key if its secret is right, live or not. An unknown id takes as long as a wrong secret."""
     parts = key.split("_")
-    found = find_key(session, parts[1]) if len(parts) >= 4 else None
-    right = hmac.compare_digest(_digest(key), found.row.digest if found else _NOBODY)
-    return found if right else None
+    current = find_key(session, parts[1]) if len(parts) >= 4 else None
+    right = hmac.compare_digest(_digest(key), current.row.digest if current else _NOBODY)
+    return current if right else None
 
 
 #: Null while a key is live. Of rows of keys that are joined with their projects and owners.

@@ -4,7 +4,7 @@
 
     permissions of a request = scopes of its key, all where none are set  ∩  permissions of the key's owner
 
-`api.all.read` is each permission to read, and so on for the other verbs. Areas are named as OpenAI names them where it
+"api.all.read" is each permission to read, and so on for the other verbs. Areas are named as OpenAI names them where it
 has a name.
 """
 
@@ -123,7 +123,7 @@ def of_project_role(name: str) -> frozenset[str]:
     return role.permissions if role else frozenset()
 
 
-def required(area: str, method: str) -> str:
+def permission_for(area: str, method: str) -> str:
     """Return the permission that a method of the routes of an area requires."""
     if method in ("GET", "HEAD"):
         verb = "read"
@@ -144,5 +144,5 @@ def check_scopes(scopes: Iterable[str], param: str) -> None:
     """
     for scope in scopes:
         if scope not in ALL and scope not in _WILDCARDS:
-            message = f"There is no permission '{scope[:64]}'. They are written as `api.files.read`, or `api.all.read`."
+            message = f"There is no permission '{scope[:64]}'. Such are 'api.files.read' and 'api.all.read'."
             raise InvalidRequest(message, param=param, code="unknown_permission")

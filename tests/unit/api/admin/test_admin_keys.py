@@ -26,7 +26,7 @@ def test_new_admin_key_administers_and_shows_its_value_once(organization: Organi
     assert [key.name for key in listed] == ["first", "ci"]
 
 
-def test_deleted_admin_key_is_gone_and_the_last_one_stays(organization: Organization) -> None:
+def test_deleted_admin_key_is_not_found_and_the_last_stays(organization: Organization) -> None:
     first = next(iter(organization.admin_api_keys.list()))
     second = organization.admin_api_keys.create(name="second")
 
@@ -52,7 +52,7 @@ def test_admin_key_lives_for_a_second_to_a_year(organization: Organization, seco
     assert len(list(organization.admin_api_keys.list())) == 1
 
 
-def test_narrowed_admin_key_creates_no_wider_one(app: FastAPI, organization: Organization, url: str) -> None:
+def test_narrow_admin_key_creates_no_wider_admin_key(app: FastAPI, organization: Organization, url: str) -> None:
     scopes = ["api.management.read", "api.management.write"]
     with app.state.services.db.write() as session:
         narrow = create_admin_key(session, scopes=scopes)

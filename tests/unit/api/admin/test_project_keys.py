@@ -113,7 +113,7 @@ def test_key_of_another_project_is_not_found(app: FastAPI, organization: Organiz
             organization.projects.api_keys.update(key, project_id=project, scopes=[])
 
 
-def test_nobody_grants_a_permission_that_their_key_does_not_have(app: FastAPI, project: str, url: str) -> None:
+def test_admin_key_grants_no_permission_beyond_its_own(app: FastAPI, project: str, url: str) -> None:
     key = id_of(make_key(app, "reports"))
     own = ["api.organization.projects.api_keys.read", "api.organization.projects.api_keys.write", "api.files.read"]
     with app.state.services.db.write() as session:

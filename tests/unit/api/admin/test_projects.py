@@ -43,7 +43,7 @@ def test_projects_are_listed_over_pages_and_archived_ones_on_request(organizatio
     assert [project.id for project in live if project.id in made] == [made[2], made[0]]
 
 
-def test_update_changes_what_is_given_and_is_audited(app: FastAPI, organization: Organization) -> None:
+def test_update_changes_given_fields_alone_and_is_audited(app: FastAPI, organization: Organization) -> None:
     made = organization.projects.create(name="reports", extra_body={"weight": 2})
 
     changed = organization.projects.update(made.id, name="figures", external_key_id=None)

@@ -96,7 +96,7 @@ def test_admin_key_opens_no_project_and_the_key_of_a_project_administers_nothing
         assert refused.json()["error"]["code"] == ("admin_key_required" if admin else "admin_key_not_allowed"), route
 
 
-def test_key_without_scopes_may_do_what_a_member_may(app: FastAPI, make_client: MakeClient) -> None:
+def test_key_without_scopes_has_the_permissions_of_a_member(app: FastAPI, make_client: MakeClient) -> None:
     member = make_client()
 
     for route in routes(app):

@@ -91,6 +91,6 @@ def test_lifetime_that_is_not_understood_creates_no_key(run: Run, time: str) -> 
     assert rows(run, "keys", "list") == []
 
 
-def test_old_option_of_the_operator_names_the_new_one(run: Run) -> None:
+def test_old_option_of_the_operator_names_the_new_option(run: Run) -> None:
     with pytest.raises(CliError, match="use --admin in place of --operator"):
         run("keys", "create", "--operator")

@@ -186,7 +186,7 @@ def test_key_ends_by_revocation_expiry_its_owner_or_its_project(db: Database, en
         ("none", ["api.files.read"], None, "api.files.read"),
     ],
 )
-def test_key_permits_what_its_scopes_and_its_owner_both_allow(
+def test_key_permits_its_scopes_within_the_role_of_its_owner(
     db: Database, role: str, scopes: list[str], permitted: str | None, refused: str
 ) -> None:
     with db.write() as session:
@@ -213,7 +213,7 @@ def test_key_of_an_earlier_version_has_the_permissions_of_a_member(db: Database)
     assert keys.redact(found.row) == f"nm_{found.row.id}..."
 
 
-def test_new_key_keeps_its_name_hint_and_scopes_and_is_audited_with_them(db: Database) -> None:
+def test_new_key_has_name_hint_and_scopes_in_its_row_and_the_audit_log(db: Database) -> None:
     with db.write() as session:
         key = keys.create_key(session, "research", name="ci", scopes=["api.files.read"], expires_at=now() + 60)
 

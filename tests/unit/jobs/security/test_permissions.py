@@ -16,7 +16,7 @@ from jobs.security.permissions import ALL, CUSTOM, PREDEFINED
     ],
 )  # fmt: skip
 def test_method_requires_the_verb_of_its_area(area: str, method: str, permission: str) -> None:
-    assert permissions.required(area, method) == permission
+    assert permissions.permission_for(area, method) == permission
     assert permission in ALL
 
 
