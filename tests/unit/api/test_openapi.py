@@ -131,6 +131,8 @@ class Real:
             "webhook_endpoint_id": hook["id"],
             "fine_tuning_job_id": tuning_id,
             **graded_run(self.app, self.client),
+            "project_id": project_id,
+            "rate_limit_id": "rl-smollm2-135m-instruct",
             "fine_tuned_model_checkpoint": checkpoint,
             "fine_tuned_model": checkpoint,
             "file_name": "manifest.json",
