@@ -15,8 +15,8 @@ class UsageMinute(Base):
     """The work of one minute, by what it belongs to. `minute` is its beginning, in unix seconds.
 
     `key_id` is empty where no key made the work; `model` is a name of the registry, or `other`. `tier` is the service
-    tier that ran it. `subject` is the vector store of a search, else empty. `cost` is in millionths of a US dollar;
-    null where a price was missing. `device_seconds` are those of training.
+    tier that ran it. `subject` is the vector store of a search, `cache` for answers from the cache, else empty. `cost`
+    is in millionths of a US dollar; null where a price was missing. `device_seconds` are those of training.
     """
 
     __tablename__ = "usage_minute"
