@@ -17,8 +17,7 @@ from jobs.errors import InvalidRequest
 from jobs.ids import new_id
 from jobs.ledger import audit, events
 from jobs.security.tables import Project
-from jobs.usage.budgets import MICROS_PER_CENT, ORGANIZATION, spent
-from jobs.usage.minutes import month_of
+from jobs.usage.budgets import MICROS_PER_CENT, ORGANIZATION, month_cost, month_of
 from jobs.usage.tables import Spend, SpendAlert
 from jobs.webhooks.tables import Event
 
@@ -39,7 +38,7 @@ def create(session: Session, owner: str, **columns: Any) -> SpendAlert:
     return alert
 
 
-def reached(session: Session, limit: int = 200) -> Sequence[str]:
+def alerts_to_fire(session: Session, limit: int = 200) -> Sequence[str]:
     """Return alerts whose threshold this month's cost has reached, and that have not fired this month."""
     month = month_of(now())
     waiting = select(SpendAlert.id).where(SpendAlert.fired_month.is_distinct_from(month)).limit(limit)
@@ -47,7 +46,7 @@ def reached(session: Session, limit: int = 200) -> Sequence[str]:
     threshold = SpendAlert.cents * MICROS_PER_CENT
     of_projects = waiting.join(Spend, its_spend).where(SpendAlert.project_id != ORGANIZATION, Spend.amount >= threshold)
     of_all = waiting.where(SpendAlert.project_id == ORGANIZATION)
-    if session.scalar(of_all) is None or not (total := spent(session, ORGANIZATION)):
+    if session.scalar(of_all) is None or not (total := month_cost(session, ORGANIZATION)):
         return session.scalars(of_projects).all()
     return [*session.scalars(of_projects), *session.scalars(of_all.where(threshold <= total))]
 

@@ -229,20 +229,20 @@ def jobs_to_release(session: Session, resolve: Resolve, limit: int = WRITE_ROWS)
 
 
 def _sum(session: Session, owner: str, cents: int | None, resolve: Resolve) -> Budget:
-    reserved = _reserved(session, owner, resolve)  # in the order in which money moves
-    unfolded = _unfolded(session, owner, resolve)
+    reserved = _sum_reservations(session, owner, resolve)  # in the order in which money moves
+    unfolded = _sum_changes(session, owner, resolve)
     limit = None if cents is None else cents * MICROS_PER_CENT
-    return Budget(owner, limit, reserved, unfolded + spent(session, owner))
+    return Budget(owner, limit, reserved, unfolded + month_cost(session, owner))
 
 
-def spent(session: Session, owner: str, month: int | None = None) -> int:
-    """Return what is added up of a month, this one by default."""
+def month_cost(session: Session, owner: str) -> int:
+    """Return the cost of this month, as far as it is added up."""
     owners = Spend.project_id != ORGANIZATION if owner == ORGANIZATION else Spend.project_id == owner
-    of_month = Spend.month == (minutes.month_of(now()) if month is None else month)
-    return int(session.scalar(select(func.coalesce(func.sum(Spend.amount), 0)).where(owners, of_month)) or 0)
+    of_month = select(func.coalesce(func.sum(Spend.amount), 0)).where(owners, Spend.month == month_of(now()))
+    return int(session.scalar(of_month) or 0)
 
 
-def _reserved(session: Session, owner: str, resolve: Resolve) -> int:
+def _sum_reservations(session: Session, owner: str, resolve: Resolve) -> int:
     held = select(func.coalesce(func.sum(Reservation.amount), 0)).where(Reservation.expires_at > now())
     reserved, prices = (
         int(session.scalar(held.where(*_of(owner, Reservation.project_id))) or 0),
@@ -253,7 +253,7 @@ def _reserved(session: Session, owner: str, resolve: Resolve) -> int:
     return reserved
 
 
-def _unfolded(session: Session, owner: str, resolve: Resolve) -> int:
+def _sum_changes(session: Session, owner: str, resolve: Resolve) -> int:
     """Return the cost of what was recorded this month and is not added up yet."""
     prices, month = Prices(session, resolve), minutes.month_of(now())
     return sum(

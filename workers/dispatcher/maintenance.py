@@ -264,7 +264,7 @@ class Maintenance:
 
     def _fire_alerts(self) -> None:
         with self._db.read() as session:
-            due = alerts.reached(session)
+            due = alerts.alerts_to_fire(session)
         for alert_id in due:
             self._write(partial(alerts.fire, alert_id=alert_id))
             log.info("spend_alert_fired", extra={"alert": alert_id})

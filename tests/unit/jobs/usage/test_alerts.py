@@ -27,7 +27,7 @@ def spend(db: Database, project: str, cents: float) -> None:
 
 def reached(db: Database) -> set[str]:
     with db.read() as session:
-        return set(alerts.reached(session))
+        return set(alerts.alerts_to_fire(session))
 
 
 def fire(db: Database, alert_id: str) -> bool:
