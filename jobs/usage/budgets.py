@@ -188,7 +188,7 @@ def has_expired(session: Session) -> bool:
     return session.scalar(select(Reservation.id).where(Reservation.expires_at <= now()).limit(1)) is not None
 
 
-def remove_expired(session: Session, limit: int = WRITE_ROWS) -> int:
+def purge_reservations(session: Session, limit: int = WRITE_ROWS) -> int:
     """Delete reservations that have expired, which count no more; return their number."""
     expired = select(Reservation.id).where(Reservation.expires_at <= now()).limit(limit)
     return execute_and_count(session, delete(Reservation).where(Reservation.id.in_(expired)), UNSEEN)

@@ -234,7 +234,7 @@ class Maintenance:
         if unowed and self._write(lambda session: shards.restore_messages(session, WRITE_ROWS)):
             log.warning("messages_restored")
         self._dependents_left = self._advance_dependents()
-        self._repeat(budgets.has_expired, budgets.remove_expired)
+        self._repeat(budgets.has_expired, budgets.purge_reservations)
         self._fire_alerts()
         self._release_deliveries()
         self._purge_sources()

@@ -145,7 +145,7 @@ def test_settled_reservation_shrinks_and_ends_when_its_usage_is_recorded(
     with sqlite.write() as session:
         assert budgets.has_expired(session)
         assert budgets.budget_of(session, "p", resolve).reserved == 0
-        assert budgets.remove_expired(session) == 1
+        assert budgets.purge_reservations(session) == 1
         assert session.scalar(select(func.count()).select_from(Reservation)) == 0
 
 
