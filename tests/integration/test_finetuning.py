@@ -353,7 +353,7 @@ def test_paused_job_makes_a_checkpoint_and_goes_on_from_there(site: Site, monkey
     assert any(f"goes on after step {saved}" in event for event in site.events(job_id))
 
 
-def test_training_makes_a_checkpoint_at_the_spend_limit_and_goes_on(
+def test_training_makes_a_checkpoint_at_the_spend_limit_and_continues(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id, _ = running_trainer(site, monkeypatch)

@@ -52,7 +52,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.mark.dialects
-def test_requests_of_two_processes_at_once_pass_the_limit_by_one_at_most(
+def test_requests_of_two_processes_at_once_exceed_the_limit_by_a_single_admission(
     tmp_path: Path, database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(budgets, "RECORDED_SECONDS", 600.0)  # no worker records usage here
@@ -98,7 +98,7 @@ def test_requests_of_two_processes_at_once_pass_the_limit_by_one_at_most(
     assert not any("retry-after" in error.response.headers for error in refusals)
 
 
-def test_failed_request_is_not_reserved_any_more(tmp_path: Path, sqlite_url: str, redis_url: str) -> None:
+def test_reservations_of_ended_requests_expire_within_seconds(tmp_path: Path, sqlite_url: str, redis_url: str) -> None:
     with ExitStack() as stack:
         shop: Shop = stack.enter_context(shops(tmp_path, sqlite_url, redis_url))()
         stack.enter_context(shop.open())
@@ -116,7 +116,7 @@ def test_failed_request_is_not_reserved_any_more(tmp_path: Path, sqlite_url: str
     assert len(ends) == 3
 
 
-def test_limits_that_cannot_be_read_refuse_the_request(
+def test_unreadable_limits_refuse_the_request(
     tmp_path: Path, sqlite_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ExitStack() as stack:
@@ -148,7 +148,7 @@ def spend(inline: InlineDeployment, project: str, cents: int) -> None:
 
 @pytest.mark.dialects
 @pytest.mark.parametrize("change", ["raised", "removed"])
-def test_batch_waits_at_the_limit_and_goes_on(inline: InlineDeployment, change: str) -> None:
+def test_batch_waits_at_the_limit_and_continues(inline: InlineDeployment, change: str) -> None:
     set_prices(inline.db, 100.0)
     set_limit(inline.db, budgets.ORGANIZATION, 5)
     job_id = inline.submit(jsonl([chat_line(f"r{n}", "hello", max_tokens=5) for n in range(40)]))
@@ -171,7 +171,7 @@ def test_batch_waits_at_the_limit_and_goes_on(inline: InlineDeployment, change: 
         assert budgets.budget_of(session, budgets.ORGANIZATION, inline.cpu.resolve_model).reserved == 0
 
 
-def test_batch_of_another_project_goes_on(inline: InlineDeployment) -> None:
+def test_batch_of_another_project_completes(inline: InlineDeployment) -> None:
     lines = jsonl([chat_line("r", "hello", max_tokens=5)])
     poor, rich = (inline.submit(lines, project=name) for name in ("poor", "rich"))
     set_limit(inline.db, inline.job(poor).project_id, 1)
@@ -194,7 +194,7 @@ def test_waiting_batch_is_cancelled(inline: InlineDeployment) -> None:
     assert inline.drain(job_id)[0].state == JobState.CANCELLED
 
 
-def test_held_back_shards_are_not_published_while_nothing_changes(inline: InlineDeployment) -> None:
+def test_waiting_shards_are_not_published(inline: InlineDeployment) -> None:
     job_id = inline.submit(jsonl([chat_line(f"r{n}", "hello") for n in range(80)]))
     set_limit(inline.db, budgets.ORGANIZATION, 1)
     spend(inline, inline.job(job_id).project_id, 1)

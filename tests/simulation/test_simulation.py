@@ -85,7 +85,7 @@ def test_poisoned_line_costs_bounded_crashes_and_spares_neighbours(world: Simula
 
 
 @pytest.mark.parametrize("seeds", [(1, 4, 5), pytest.param(range(30), marks=pytest.mark.verify)])
-def test_spend_limit_is_passed_by_one_shard_at_most_whoever_dies(
+def test_spend_limit_is_exceeded_by_a_single_shard_despite_crashes(
     world: SimulatedDatabase, seeds: Sequence[int]
 ) -> None:
     waited = set()

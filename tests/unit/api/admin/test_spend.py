@@ -121,7 +121,7 @@ def test_alerts_are_listed_by_pages(sdk: OpenAI, project: str) -> None:
         assert resource.list(**args, limit=0).data == []
 
 
-def test_alert_with_another_threshold_may_fire_again(app: FastAPI, sdk: OpenAI) -> None:
+def test_alert_with_another_threshold_may_fire_twice(app: FastAPI, sdk: OpenAI) -> None:
     resource = sdk.admin.organization.spend_alerts
     alert = resource.create(**ALERT)
     with app.state.services.db.write() as session:
@@ -194,9 +194,7 @@ def test_alert_of_another_owner_is_not_found(sdk: OpenAI, project: str) -> None:
         assert others.retrieve(alert.id, **other_args) == alert
 
 
-def test_unknown_project_is_not_found_and_an_archived_one_is_not_updated(
-    app: FastAPI, sdk: OpenAI, project: str
-) -> None:
+def test_unknown_and_archived_projects_are_refused(app: FastAPI, sdk: OpenAI, project: str) -> None:
     projects = sdk.admin.organization.projects
     with pytest.raises(NotFoundError) as unknown:
         projects.spend_limit.update("proj_none", **LIMIT)

@@ -36,7 +36,7 @@ def fire(db: Database, alert_id: str) -> bool:
 
 
 @pytest.mark.dialects
-def test_alert_is_reached_at_its_threshold(db: Database) -> None:
+def test_alert_is_due_at_the_threshold(db: Database) -> None:
     at_5, at_6 = create(db, "p", 5), create(db, "p", 6)
     of_all, beyond = create(db, ORGANIZATION, 9), create(db, ORGANIZATION, 10)
     assert reached(db) == set()
@@ -73,7 +73,7 @@ def test_alert_fires_once_a_month(db: Database, monkeypatch: pytest.MonkeyPatch)
         assert sorted(session.scalars(select(Event.seq).where(Event.subject_id == alert_id))) == [1, 2, 3]
 
 
-def test_alert_tells_webhooks_of_its_project_and_of_the_default_one_for_all(sqlite: Database) -> None:
+def test_alert_notifies_webhooks_of_the_right_project(sqlite: Database) -> None:
     with sqlite.write() as session:
         default, other = (keys.ensure_project(session, name).id for name in ("default", "other"))
         for owner in (default, other):

@@ -66,7 +66,7 @@ def hold_back(db: Database, job_id: str, n: int = 0) -> bool:
         return budgets.hold_back(session, job_id, n, resolve)
 
 
-def test_month_begins_at_midnight_utc_of_its_first_day() -> None:
+def test_month_begins_at_midnight_utc() -> None:
     last = datetime(2026, 11, 30, 23, 59, 59, tzinfo=UTC).timestamp()
 
     assert month_of(last) == datetime(2026, 11, 1, tzinfo=UTC).timestamp()
@@ -115,7 +115,7 @@ def test_prices_of_sql_precede_those_of_the_models_file(sqlite: Database) -> Non
 
 
 @pytest.mark.dialects
-def test_requests_at_once_pass_the_limit_by_one_at_most(db: Database) -> None:
+def test_requests_at_once_exceed_the_limit_by_a_single_admission(db: Database) -> None:
     limit(db, "p", 100)
     limit(db, ORGANIZATION, 150)
     amount = 3 * CENT
@@ -129,9 +129,7 @@ def test_requests_at_once_pass_the_limit_by_one_at_most(db: Database) -> None:
     assert set(refusals) >= {"", "organization_spend_limit_exceeded"}
 
 
-def test_settled_reservation_shrinks_and_ends_when_its_usage_is_recorded(
-    sqlite: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settled_reservation_shrinks_and_expires(sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     reserve(sqlite, "answered")
     reserve(sqlite, "refused")
     with sqlite.write() as session:
@@ -166,7 +164,7 @@ def test_limit_is_replaced_and_removed_with_audit_rows(sqlite: Database) -> None
     ]
 
 
-def test_limited_projects_are_read_anew_where_they_are_stale(sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limited_projects_are_refreshed_after_expiry(sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     limited = LimitedProjects()
     assert limited.is_stale
     with sqlite.read() as session:
@@ -201,7 +199,7 @@ def job(db: Database) -> Job:
 
 
 @pytest.mark.dialects
-def test_running_shard_reserves_what_its_open_lines_may_cost(db: Database, job: Job) -> None:
+def test_running_shard_reserves_the_cost_of_open_lines(db: Database, job: Job) -> None:
     whole = (10 + 100) * 1000
     assert budget(db, job.project_id).reserved == 0
 
@@ -222,7 +220,7 @@ def test_running_shard_reserves_what_its_open_lines_may_cost(db: Database, job: 
     ],
     ids=["its last segment", "a lost lease", "a release", "a revocation"],
 )
-def test_reservation_of_a_shard_ends_with_its_claim(
+def test_reservation_of_a_shard_ends_with_the_claim(
     sqlite: Database, end: Callable[[Database, shards.ShardClaim], object]
 ) -> None:
     job = sample_jobs.running(sqlite, (4, 4))
@@ -240,7 +238,7 @@ def _write(db: Database, work: Callable[..., object]) -> None:
 
 
 @pytest.mark.dialects
-def test_job_waits_at_the_limit_and_goes_on_when_it_is_raised(db: Database, job: Job) -> None:
+def test_job_waits_at_the_limit_and_continues_after_a_raise(db: Database, job: Job) -> None:
     limit(db, job.project_id, 1)
     assert not hold_back(db, job.id, 0)
     sample_jobs.claim_shard(db, job.id, 0)  # reserves more than the limit: the last that is admitted
@@ -259,7 +257,7 @@ def test_job_waits_at_the_limit_and_goes_on_when_it_is_raised(db: Database, job:
 
 
 @pytest.mark.parametrize("change", ["limit removed", "month ends", "reservation ends"])
-def test_waiting_job_is_released_when(sqlite: Database, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_job_is_released_after_a_change(sqlite: Database, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     job = sample_jobs.running(sqlite)
     limit(sqlite, job.project_id, 1)
     if change == "reservation ends":
@@ -286,7 +284,7 @@ def releasable(db: Database) -> list[str]:
 
 
 @pytest.mark.parametrize("queue", [Queue.EVALUATE, Queue.INGEST])
-def test_shard_that_asks_no_model_is_not_held_back(sqlite: Database, queue: Queue) -> None:
+def test_shard_without_model_requests_is_not_refused(sqlite: Database, queue: Queue) -> None:
     job = sample_jobs.running(sqlite, on=queue)
     limit(sqlite, job.project_id, 1)
     spend(sqlite, job.project_id, CENT)
@@ -296,7 +294,7 @@ def test_shard_that_asks_no_model_is_not_held_back(sqlite: Database, queue: Queu
 
 @pytest.mark.postgres
 @pytest.mark.dialects
-def test_shards_claimed_at_once_pass_the_limit_by_one_at_most(postgres: Database) -> None:
+def test_shards_claimed_at_once_exceed_the_limit_by_a_single_admission(postgres: Database) -> None:
     job = sample_jobs.running(postgres, (4,) * 24)
     each = 10 * 1000
     limit(postgres, job.project_id, 5)
@@ -325,6 +323,6 @@ def test_shards_claimed_at_once_pass_the_limit_by_one_at_most(postgres: Database
         ({"max_tokens": 10**30, "n": 10**30}, (1 << 20) * 128),
     ],
 )
-def test_output_is_estimated_from_its_bound(body: dict[str, object], tokens: int) -> None:
+def test_output_is_estimated_from_the_bound(body: dict[str, object], tokens: int) -> None:
     assert output_tokens("/v1/chat/completions", body) == tokens
     assert output_tokens("/v1/embeddings", body) == 0
