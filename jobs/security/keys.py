@@ -30,7 +30,7 @@ from jobs.db.engine import insert_into
 from jobs.errors import InvalidRequest
 from jobs.ids import new_id
 from jobs.ledger import audit
-from jobs.security import permissions
+from jobs.security import permissions, roles
 from jobs.security.tables import NO_PROJECT, Account, ApiKey, Project, ServiceAccount
 
 #: Live keys of a project that its own keys may create.
@@ -51,7 +51,8 @@ class KeyOptions(TypedDict, total=False):
     """The choices of who creates a key.
 
     Without an `owner_id` a key of a project gets a service account of its own. `created_by` is the id of the key that
-    asks for the new one; None for the command. `limit` is how many live keys the project may have.
+    asks for the new one; None for the command. `limit` is how many live keys the project may have. `actor` is who
+    asks where no key and no command does.
     """
 
     name: str | None
@@ -61,6 +62,7 @@ class KeyOptions(TypedDict, total=False):
     created_by: str | None
     manages: bool
     limit: int
+    actor: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,7 @@ def add_key(session: Session, project_id: str, **options: Unpack[KeyOptions]) ->
     session.add(row)
     audit.record(
         session,
-        actor=audit.actor_of(created_by) if created_by else "operator",
+        actor=options.get("actor") or (audit.actor_of(created_by) if created_by else "operator"),
         action="key.create" if project_id else "admin_key.create",
         target=key_id,
         project_id=project_id or None,
@@ -301,17 +303,19 @@ def find_key(session: Session, key_id: str) -> FoundKey | None:
     if row is None:
         return None
     key, end, role = row
-    return FoundKey(key, end, _permissions_of_owner(key, role))
+    return FoundKey(key, end, _permissions_of_owner(session, key, role))
 
 
-def _permissions_of_owner(key: ApiKey, role: str | None) -> frozenset[str]:
-    """Return the permissions of a key's owner: those of the `role` of a service account.
+def _permissions_of_owner(session: Session, key: ApiKey, role: str | None) -> frozenset[str]:
+    """Return the permissions of a key's owner: a service account has a `role`, a person has all assigned roles.
 
     Admin keys of the command, and keys that an earlier version has made, have no owner.
     """
     if key.owner_id is None:
         return permissions.ALL if key.is_admin else permissions.of_project_role("member")
-    return permissions.of_project_role(role or "none")
+    if role is None:
+        return roles.permissions_of(session, key.owner_id, key.project_id)
+    return permissions.of_project_role(role)
 
 
 def _digest(key: str) -> str:
