@@ -106,6 +106,35 @@ class ApiSettings(BaseModel):
     )
 
 
+class OidcSettings(BaseModel):
+    """Login by OpenID Connect"""
+
+    oidc_issuer: str = Field(
+        "",
+        description="People log in at the identity provider with this issuer URL. Empty: nobody can log in, and the "
+        "console takes keys and one-time links alone.",
+    )
+    oidc_client_id: str = Field("", description="The identity provider knows this deployment by this client id.")
+    oidc_client_secret: str = Field(
+        "", repr=False, description="The identity provider gets this client secret. Empty: a public client."
+    )
+    oidc_scopes: str = Field("openid email profile", description="A login asks for these scopes, separated by spaces.")
+    oidc_audience: str = Field(
+        "", description="ID tokens must be for this audience. Empty: for `NIGHTMILL_OIDC_CLIENT_ID`."
+    )
+    oidc_groups_claim: str = Field(
+        "groups", description="This claim of ID tokens lists the groups of a person, which fill groups with a `claim`."
+    )
+    oidc_trust_emails: bool = Field(
+        False,
+        description="If true, an ID token without `email_verified` has a verified address: only for a provider whose "
+        "users cannot choose their addresses.",
+    )
+    oidc_allow_private: bool = Field(
+        False, description="If true, URLs of the identity provider may have private addresses, plain http and any port."
+    )
+
+
 class EngineSettings(BaseModel):
     """Engines"""
 

@@ -33,6 +33,7 @@ from jobs.setting_groups import (
     InteractiveSettings,
     JobSettings,
     MediaSettings,
+    OidcSettings,
     ProjectSettings,
     RetentionSettings,
     ServiceSettings,
@@ -72,6 +73,7 @@ class SecretFiles(PydanticBaseSettingsSource):
 class Settings(
     ServiceSettings,
     ApiSettings,
+    OidcSettings,
     EngineSettings,
     InteractiveSettings,
     MediaSettings,
@@ -140,6 +142,12 @@ class Settings(
         if value and len(value) < 32:
             raise ValueError("NIGHTMILL_AUDIT_KEY must have at least 32 characters")
         return value
+
+    @model_validator(mode="after")
+    def _issuer_has_a_client(self) -> Self:
+        if self.oidc_issuer and not self.oidc_client_id:
+            raise ValueError("NIGHTMILL_OIDC_ISSUER needs NIGHTMILL_OIDC_CLIENT_ID")
+        return self
 
     @model_validator(mode="after")
     def _wandb_has_a_key(self) -> Self:

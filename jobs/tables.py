@@ -57,6 +57,7 @@ from jobs.security.tables import (
     Role,
     RoleAssignment,
     ServiceAccount,
+    SignInToken,
     StorageUsage,
 )
 from jobs.usage.tables import (
@@ -124,6 +125,7 @@ __all__ = [
     "Segment",
     "ServiceAccount",
     "Shard",
+    "SignInToken",
     "Source",
     "SourceItem",
     "Spend",

@@ -150,6 +150,16 @@ class Invite(Base):
     __table_args__ = (Index("ix_invite_created", "created_at", "id"),)
 
 
+class SignInToken(Base):
+    """The proof of a login, by which the browser gets its keys once. `id` is the SHA-256 of the token."""
+
+    __tablename__ = "sign_in_token"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    account_id: Mapped[str] = mapped_column(String(64), index=True)
+    expires_at: Mapped[float] = mapped_column(index=True)
+
+
 class Group(Base):
     """Accounts that get roles together. `claim` is the value of the OIDC groups claim that fills it."""
 

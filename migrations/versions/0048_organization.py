@@ -93,6 +93,14 @@ def _accounts() -> None:
         sa.Index("ix_invite_email", "email"),
     )
     create(
+        "sign_in_token",
+        "id",
+        *ids("id account_id"),
+        *floats("expires_at"),
+        sa.Index("ix_sign_in_token_account_id", "account_id"),
+        sa.Index("ix_sign_in_token_expires_at", "expires_at"),
+    )
+    create(
         "user_group",
         "id",
         *ids("id"),
