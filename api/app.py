@@ -14,7 +14,13 @@ from fastapi.middleware.cors import CORSMiddleware
 from api import errors
 from api.admin import (
     admin_keys,
+    assignments,
+    audit_logs,
+    groups,
+    invites,
+    members,
     model_permissions,
+    not_served,
     organization_projects,
     project_keys,
     project_settings,
@@ -22,7 +28,9 @@ from api.admin import (
     service_accounts,
     spend,
     usage,
+    users,
 )
+from api.admin import roles as organization_roles
 from api.batches import dry_run, schedules
 from api.batches import routes as batches
 from api.computations import Computations
@@ -108,6 +116,14 @@ ROUTERS: tuple[APIRouter, ...] = (
     rate_limits.router,
     project_settings.router,
     spend.router,
+    users.router,
+    invites.router,
+    groups.router,
+    organization_roles.router,
+    assignments.router,
+    members.router,
+    audit_logs.router,
+    not_served.router,
     fine_tuning_validation.router,
     graders.router,
     finetuning.router,

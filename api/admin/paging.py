@@ -1,12 +1,17 @@
 """Pages of the lists of the admin API, which the SDK follows in three ways: by the last item, `last_id`, or `next`."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Query, Request
 
 from api.http.paging import Page, page
 
 Row = TypeVar("Row")
 Shown = TypeVar("Shown")
+
+_MAX_VALUES = 100
+Limit1000 = Annotated[int, Query(ge=1, le=1000, description="Objects on a page.")]
 
 
 class AdminPage(Page[Shown]):
@@ -17,5 +22,24 @@ class AdminPage(Page[Shown]):
 
 def admin_page(rows: Sequence[Row], more: bool, show: Callable[[Row], Shown]) -> AdminPage[Shown]:
     """Return rows as a page, each shown by `show`."""
-    shown = page(rows, more, show)
-    return AdminPage(**dict(shown), next=shown.last_id if more else None)
+    return with_next(page(rows, more, show))
+
+
+def with_next(shown: Page[Shown]) -> AdminPage[Shown]:
+    """Return a page with the cursor of the next one."""
+    return AdminPage(**dict(shown), next=shown.last_id if shown.has_more else None)
+
+
+def query_values(name: str, description: str) -> Any:
+    """Return the dependency that reads a list of a query: `name[]=a&name[]=b`, as the SDK sends it, or `name=a,b`."""
+
+    def values(
+        request: Request,
+        bracketed: Annotated[
+            list[str] | None, Query(alias=f"{name}[]", max_length=_MAX_VALUES, description=description)
+        ] = None,
+    ) -> list[str]:
+        plain = [text for given in request.query_params.getlist(name) for text in given.split(",", _MAX_VALUES)]
+        return [*(bracketed or ()), *plain][:_MAX_VALUES]
+
+    return Depends(values)
