@@ -56,7 +56,7 @@ from api.inference.interactive import STREAM_HEADER
 from api.jobs import explain, feed, results, throughput
 from api.jobs import routes as jobs
 from api.key_use import KeyUse
-from api.pages import console_files
+from api.pages import console_files, login
 from api.pages import routes as pages
 from api.retrieval import file_batches, indexes, search, sources, store_files
 from api.retrieval import routes as vector_stores
@@ -68,6 +68,7 @@ from jobs.db.engine import Database
 from jobs.fleet.models_file import Models
 from jobs.inference.client import InferenceClient
 from jobs.platform.storage import open_storage
+from jobs.security.oidc import Provider
 from jobs.settings import Settings, settings
 from jobs.timings import Timings
 
@@ -142,6 +143,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     feed.router,
     schedules.router,
     health.router,
+    login.router,
     console_files.router,
     pages.router,
 )
@@ -185,6 +187,7 @@ def build(config: Settings | None = None, timings: Timings = Timings()) -> FastA
         lifespan=_lifespan,
     )
     app.state.services = services
+    app.state.provider = Provider(config, timings.provider_keys) if config.oidc_issuer else None
     exposition = Exposition(config, db, registry, broker.is_full, timings.metrics_cached)
     app.state.health = health.Health(exposition, broker, Watch(timings.readiness_cached))
     for router in ROUTERS:
@@ -192,7 +195,9 @@ def build(config: Settings | None = None, timings: Timings = Timings()) -> FastA
     errors.install(app)
     app.add_middleware(FairShare, config=config, patience=timings.thread_patience)
     app.add_middleware(BodyLimit, config=config, idle_seconds=timings.body_patience)
-    app.add_middleware(Authenticate, services=services, open_paths=OPEN | pages.PATHS, open_below=console_files.PATH)
+    app.add_middleware(
+        Authenticate, services=services, open_paths=OPEN | pages.PATHS | login.PATHS, open_below=console_files.PATH
+    )
     if config.cors_origins:
         app.add_middleware(
             CORSMiddleware,

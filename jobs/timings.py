@@ -115,6 +115,7 @@ class Timings:
 
     # api.pages and `nightmill up`
     sign_in_link: float = 900.0  # for which a link that signs in to the console can be used
+    provider_keys: float = 10.0  # between two fetches of the keys of the identity provider
 
     # api.inference
     first_chunk_patience: float = 15.0  # until a stream without a chunk has its status: some proxies wait for 30

@@ -17,12 +17,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from pydantic import BaseModel, Field
 
-from api.deps import services_of
+from api.deps import Services, services_of
 from api.errors import respond
 from api.http.bodies import Body, StrictRoute
 from api.http.middleware import SIGN_IN
+from api.shares import run_in_threadpool
 from jobs.errors import NotFound, Unauthenticated
-from jobs.security import sign_in
+from jobs.security import sessions, sign_in
 
 PATH: Final = "/console/"
 BUILD = Path(__file__).with_name("console")
@@ -58,10 +59,12 @@ class NewSession(Body):
     token: Annotated[str, Field(max_length=200)]
 
 
-class Session(BaseModel):
-    """The key that a browser uses from now on."""
+class BrowserSession(BaseModel):
+    """The keys that a browser uses from now on. A login gives a key of each of the person's projects."""
 
-    api_key: str
+    api_key: str | None
+    api_keys: list[str] = []
+    admin_key: str | None = None
 
 
 def is_built() -> bool:
@@ -76,14 +79,25 @@ def console() -> Response:
 
 @router.post(SIGN_IN)
 async def create_session(request: Request, body: NewSession) -> Response:
-    """Exchange a one-time token for the operator's key."""
+    """Exchange a one-time token for the operator's key, or that of a login for the keys of the person."""
     services = services_of(request)
     try:
-        key = sign_in.exchange(services.config.data_dir, body.token, services.timings.sign_in_link)
+        if body.token.startswith(sessions.PREFIX):
+            session = await run_in_threadpool(lambda: _open_session(services, body.token))
+        else:
+            key = sign_in.exchange(services.config.data_dir, body.token, services.timings.sign_in_link)
+            session = BrowserSession(api_key=key)
     except Unauthenticated:
         services.wrong_keys.count(request.scope)
         raise
-    return JSONResponse(Session(api_key=key).model_dump(), headers={**HEADERS, "Cache-Control": "no-store"})
+    return JSONResponse(session.model_dump(exclude_unset=True), headers={**HEADERS, "Cache-Control": "no-store"})
+
+
+def _open_session(services: Services, token: str) -> BrowserSession:
+    with services.db.write() as session:
+        keys = sessions.open_session(session, token)
+    first = next(iter(keys.project_keys), None)
+    return BrowserSession(api_key=first, api_keys=list(keys.project_keys), admin_key=keys.admin_key)
 
 
 @router.get("/console/assets/{name:path}")
