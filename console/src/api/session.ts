@@ -12,6 +12,13 @@ interface Session {
   readonly refusal: string | null;
 }
 
+/** The answer to a token: the key of the first project, and of a login the keys of all its projects. */
+interface BrowserSession {
+  readonly api_key?: string | null;
+  readonly api_keys?: readonly string[];
+  readonly admin_key?: string | null;
+}
+
 const KEY = "nightmill.key";
 const KEYS = "nightmill.keys";
 const ADMIN_KEY = "nightmill.admin_key";
@@ -73,6 +80,18 @@ export function setAdminKey(adminKey: string | null): void {
   change({ adminKey });
 }
 
+/** Show the first project of a login, and keep its keys in this tab. */
+function keepLogin({ api_key = null, api_keys = [], admin_key = null }: BrowserSession): void {
+  change({ key: api_key, keys: withKey(api_keys, api_key), operatorKey: admin_key ?? session.operatorKey, refusal: null });
+}
+
+/** Sign out by the person's own choice: forget all keys, and revoke those of a login. The server keeps other keys. */
+export function leave(): void {
+  const key = session.key ?? session.operatorKey;
+  if (key !== null) void fetch("/logout", { method: "POST", headers: { Authorization: `Bearer ${key}` } }).catch(() => null);
+  signOut();
+}
+
 /** Forget all keys. `refusal` says why, where the server refused the key. */
 export function signOut(refusal: string | null = null): void {
   change({ key: null, keys: [], adminKey: null, refusal });
@@ -97,7 +116,7 @@ export async function redeemToken(): Promise<void> {
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ token }),
   }).catch(() => null);
-  const body = (await answer?.json().catch(() => null)) as { api_key?: string; error?: { message: string } } | null;
-  if (body?.api_key !== undefined) signIn(body.api_key);
+  const body = (await answer?.json().catch(() => null)) as (BrowserSession & { error?: { message: string } }) | null;
+  if (body?.api_key !== undefined) keepLogin(body);
   else if (session.key === null) change({ refusal: body?.error?.message ?? "The server cannot be reached." });
 }

@@ -22,6 +22,9 @@ export function KeyGate() {
           </Problem>
         )}
         <KeyForm />
+        <p>
+          <a href="/login">Log in with your account</a>, if the operator has set up an identity provider.
+        </p>
         <details>
           <summary>Where is my key?</summary>
           <div className="stack">

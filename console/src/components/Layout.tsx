@@ -2,7 +2,7 @@ import { Link, Outlet, useRouter, useRouterState, type LinkProps } from "@tansta
 import { useEffect, useState } from "react";
 
 import { startFeed, useFeedState } from "@/api/feed";
-import { signOut, useSession } from "@/api/session";
+import { leave, useSession } from "@/api/session";
 
 import { Button } from "./Button";
 import { Select } from "./Field";
@@ -53,7 +53,7 @@ function Frame({ apiKey }: { apiKey: string }) {
             Go to <kbd>Ctrl K</kbd>
           </Button>
           <ThemeChoice />
-          <Button tone="plain" onClick={() => signOut()}>
+          <Button tone="plain" onClick={leave}>
             Sign out
           </Button>
         </div>
