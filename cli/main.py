@@ -25,6 +25,7 @@ from cli.commands import (
     sources,
     stores,
     usage,
+    users,
     vectors,
     webhook_endpoints,
     webhooks,
@@ -144,6 +145,7 @@ app.add_typer(limits.app, name="limits", rich_help_panel=_OPERATE)
 app.add_typer(budgets.app, name="budgets", rich_help_panel=_OPERATE)
 app.add_typer(usage.app, name="usage", rich_help_panel=_OPERATE)
 app.add_typer(prices.app, name="prices", rich_help_panel=_OPERATE)
+app.add_typer(users.app, name="users", rich_help_panel=_OPERATE)
 app.add_typer(vectors.app, name="vectors", rich_help_panel=_OPERATE)
 app.add_typer(audit.app, name="audit", rich_help_panel=_OPERATE)
 webhooks.app.command()(webhook_endpoints.create)
