@@ -158,7 +158,7 @@ def _serve(path: str, principal_of: Any, location: Any) -> None:
             _check_assigned(roles.unassign(session, principal.id, project_id, [role_id]), role_id)
             details = _details(principal, project_id)
             call.record(session, "role.unassign", role_id, details, project_id=project_id or None)
-            return AssignmentDeleted(object=f"{principal.type}.role.deleted")  # type: ignore[arg-type]
+            return AssignmentDeleted(object=f"{principal.type}.role.deleted")
 
 
 for _path, _principal_of, _location in (

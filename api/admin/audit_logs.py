@@ -260,7 +260,7 @@ class _Shown:
             return AuditActor(type="session", session={"user": user, "ip_address": None})
         owner = self._owners.get(key_id)
         if owner in self._emails:
-            held = {"type": "user", "user": {"id": owner, "email": self._emails[owner]}}
+            held: dict[str, Any] = {"type": "user", "user": {"id": owner, "email": self._emails[owner]}}
         else:
             held = {"type": "service_account", "service_account": {"id": owner} if owner in self._services else None}
         return AuditActor(type="api_key", api_key={"id": f"{_KEY}{key_id}", **held})

@@ -141,8 +141,8 @@ def _show_invite(call: AdminContext, row: Invite) -> InviteObject:
     return InviteObject(
         id=row.id,
         email=row.email,
-        role=row.role,  # type: ignore[arg-type]
-        status="pending" if row.accepted_at is None and row.expires_at > now() else ended,  # type: ignore[arg-type]
+        role=row.role,
+        status="pending" if row.accepted_at is None and row.expires_at > now() else ended,
         created_at=int(row.created_at),
         expires_at=int(row.expires_at),
         accepted_at=unix_seconds(row.accepted_at),

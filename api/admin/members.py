@@ -219,11 +219,11 @@ def list_project_groups(
     """List the groups with a role of a project."""
     with call.db.read() as session:
         check_project(session, project_id)
-        since = dict(session.execute(_joined(project_id)).tuples())
-        statement = select(Group).where(
-            Group.id.in_(_joined(project_id).with_only_columns(RoleAssignment.principal_id))
+        held = select(RoleAssignment.principal_id).where(RoleAssignment.project_id == project_id)
+        rows, more = find(
+            session, select(Group).where(Group.id.in_(held)), Group, after=after, limit=limit, order=order
         )
-        rows, more = find(session, statement, Group, after=after, limit=limit, order=order)
+        since = dict(session.execute(_first_roles(project_id, [row.id for row in rows])).tuples())
     return admin_page(rows, more, lambda row: _show_project_group(project_id, row, since[row.id]))
 
 
@@ -235,7 +235,7 @@ def retrieve_project_group(
     with call.db.read() as session:
         check_project(session, project_id)
         group = find_group(session, group_id)
-        row = session.execute(_joined(project_id, [group_id])).first()
+        row = session.execute(_first_roles(project_id, [group_id])).first()
         if row is None or group_type != "group":
             raise NotFound(f"No group with id '{clip(group_id)}' is a member of this project.", param="group_id")
         return _show_project_group(project_id, group, row[1])
@@ -252,7 +252,7 @@ def create_project_group(call: Admin, project_id: ProjectId, body: NewProjectGro
         roles.assign(session, role.id, group.id, project_id, call.actor)
         details = {"principal_id": group.id, "principal_type": "group", "resource_id": project_id}
         call.record(session, "role.assign", role.id, {**details, "resource_type": "api.project"}, project_id=project_id)
-        row = session.execute(_joined(project_id, [group.id])).one()
+        row = session.execute(_first_roles(project_id, [group.id])).one()
         return _show_project_group(project_id, group, row[1])
 
 
@@ -266,7 +266,7 @@ def delete_project_group(call: Admin, project_id: ProjectId, group_id: GroupId) 
         return ProjectGroupDeleted()
 
 
-def _joined(project_id: str, group_ids: Collection[str]) -> Select[str, float]:
+def _first_roles(project_id: str, group_ids: Collection[str]) -> Select[str, float]:
     """Return the statement of those groups that have a role of a project, each with the time of its first one."""
     group = RoleAssignment.principal_id
     held = (RoleAssignment.project_id == project_id, group.in_(group_ids))

@@ -76,7 +76,8 @@ def _serve(path: str, location: Any) -> None:
             custom = session.scalars(
                 select(Role).where(Role.project_id == project_id).order_by(Role.created_at, Role.id)
             ).all()
-        known = [role_fields(role) for role in (*roles.predefined_roles(roles.level_of(project_id)), *custom)]
+        predefined = roles.predefined_roles(roles.level_of(project_id))
+        known = [*map(role_fields, predefined), *map(role_fields, custom)]
         return with_next(slice_of(known, lambda role: RoleObject(**role), after=after, limit=limit, order=order))
 
     @router.get(f"{path}/{{role_id}}")
@@ -177,13 +178,15 @@ def _find_custom(session: Session, role_id: str, project_id: str) -> Role:
 
 def role_fields(role: Role | PredefinedRole) -> dict[str, Any]:
     """Return the fields of a role that clients see."""
-    predefined = isinstance(role, PredefinedRole)
-    level = role.level if predefined else roles.level_of(role.project_id)
+    if isinstance(role, PredefinedRole):
+        name, description, level = role.title, None, role.level
+    else:
+        name, description, level = role.name, role.description, roles.level_of(role.project_id)
     return {
         "id": role.id,
-        "name": role.title if predefined else role.name,
-        "description": None if predefined else role.description,
+        "name": name,
+        "description": description,
         "permissions": sorted(role.permissions),
-        "predefined_role": predefined,
+        "predefined_role": isinstance(role, PredefinedRole),
         "resource_type": f"api.{level}",
     }

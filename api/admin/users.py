@@ -17,7 +17,7 @@ from api.http.paging import After, Limit20, find
 from jobs.errors import InvalidRequest
 from jobs.security import accounts, roles
 from jobs.security.permissions import PREDEFINED, PredefinedRole
-from jobs.security.tables import NO_PROJECT, Account, ApiKey, Project, RoleAssignment
+from jobs.security.tables import NO_PROJECT, Account, ApiKey, Project, Role, RoleAssignment
 
 router = resource("Organization", area="management", admin=True)
 
@@ -121,8 +121,11 @@ def update_user(call: Admin, user_id: UserId, body: UserChange) -> OrganizationU
         account = find_user(session, user_id)
         if body.role is not None and body.role_id is not None:
             raise InvalidRequest("Give 'role' or 'role_id', not both.", param="role_id", code="invalid_value")
-        role = find_predefined(body.role, NO_PROJECT) if body.role is not None else None
-        role = find_role(session, body.role_id, NO_PROJECT) if body.role_id is not None else role
+        role: Role | PredefinedRole | None = None
+        if body.role is not None:
+            role = find_predefined(body.role, NO_PROJECT)
+        elif body.role_id is not None:
+            role = find_role(session, body.role_id, NO_PROJECT)
         if role is not None:
             check_grant(call, role.permissions)
             if isinstance(role, PredefinedRole):
@@ -161,11 +164,11 @@ def show_users(session: Session, rows: Sequence[Account]) -> dict[str, Organizat
     role_names: dict[str, Any] = {}
     memberships: dict[str, list[Membership]] = defaultdict(list)
     for user_id, role_id, project_id, project in session.execute(assigned):
-        name = PREDEFINED[role_id].name
-        if project_id is None:
-            role_names[user_id] = name
+        role = PREDEFINED[role_id]
+        if role.level == "organization":
+            role_names[user_id] = role.name
         else:
-            memberships[user_id].append(Membership(id=project_id, name=project, role=name))
+            memberships[user_id].append(Membership(id=project_id, name=project, role=role.name))
     return {
         row.id: OrganizationUser(
             id=row.id,

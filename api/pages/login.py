@@ -69,7 +69,7 @@ async def _refuse(request: Request, failure: NightmillError) -> Response:
     """Return the answer to a login that failed. The audit log says why a person of the provider was refused."""
     services = services_of(request)
     if isinstance(failure, LoginRefused | PermissionDenied):
-        details = {"error_code": failure.code, "error_message": failure.message}
+        details: dict[str, str | None] = {"error_code": failure.code, "error_message": failure.message}
         await run_in_threadpool(lambda: _record_failure(services, details, request.state.request_id))
     elif isinstance(failure, LoginFailed):
         services.wrong_keys.count(request.scope)

@@ -17,7 +17,8 @@ from jobs.errors import InvalidRequest
 from jobs.ids import new_id
 from jobs.ledger import audit, events
 from jobs.security.tables import Project
-from jobs.usage.budgets import MICROS_PER_CENT, ORGANIZATION, month_cost, month_of
+from jobs.usage.budgets import MICROS_PER_CENT, ORGANIZATION, month_cost
+from jobs.usage.minutes import month_of
 from jobs.usage.tables import Spend, SpendAlert
 from jobs.webhooks.tables import Event
 

@@ -238,7 +238,7 @@ def _sum(session: Session, owner: str, cents: int | None, resolve: Resolve) -> B
 def month_cost(session: Session, owner: str) -> int:
     """Return the cost of this month, as far as it is added up."""
     owners = Spend.project_id != ORGANIZATION if owner == ORGANIZATION else Spend.project_id == owner
-    of_month = select(func.coalesce(func.sum(Spend.amount), 0)).where(owners, Spend.month == month_of(now()))
+    of_month = select(func.coalesce(func.sum(Spend.amount), 0)).where(owners, Spend.month == minutes.month_of(now()))
     return int(session.scalar(of_month) or 0)
 
 

@@ -141,7 +141,6 @@ class Real:
             "job_id": job_id,
             "delivery_id": self.client.get(f"/v1/jobs/{job_id}/deliveries").json()["first_id"],
             "model": "all-minilm-l6-v2",
-            "project_id": project_id,
             **organization_ids(self.app, project_id),
             "kind": "queue",
             "target": "gpu.generate",
