@@ -47,8 +47,8 @@ from jobs.registry.tables import CheckpointPermission, TunedModel
 from jobs.retrieval.tables import Source, SourceItem, VectorRemoval, VectorStore, VectorStoreFile
 from jobs.security.tables import (
     Account,
+    AccountGroup,
     ApiKey,
-    Group,
     GroupMember,
     Idempotency,
     Invite,
@@ -76,6 +76,7 @@ from jobs.webhooks.tables import Attempt, Delivery, Event, EventHead, WebhookEnd
 __all__ = [
     "TOKENS",
     "Account",
+    "AccountGroup",
     "ApiKey",
     "Attempt",
     "Audit",
@@ -100,7 +101,6 @@ __all__ = [
     "FinetunePlan",
     "FinetuneStep",
     "FinetuneTracking",
-    "Group",
     "GroupMember",
     "Idempotency",
     "Invite",

@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.admin.key_ids import KeyId, find_enabled_key, key_page, parse_id, show_id
-from api.admin.paging import AdminPage
+from api.admin.lists import AdminPage
 from api.deps import Admin
 from api.http.bodies import Body, resource
 from api.http.fields import unix_seconds

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.admin.groups import show_group
-from api.admin.paging import AdminPage, Limit1000, with_next
+from api.admin.lists import AdminPage, Limit1000, with_next
 from api.admin.principals import (
     InOrganization,
     InProject,
@@ -31,7 +31,7 @@ from api.http.paging import After, Order, slice_of
 from jobs.errors import NotFound
 from jobs.security import roles
 from jobs.security.permissions import PREDEFINED
-from jobs.security.tables import Account, Group, GroupMember, Role, RoleAssignment
+from jobs.security.tables import Account, AccountGroup, GroupMember, Role, RoleAssignment
 
 router = resource("Organization", area="roles", admin=True)
 
@@ -118,7 +118,7 @@ def _serve(path: str, principal_of: Any, location: Any) -> None:
         with call.db.read() as session:
             check_project(session, project_id)
             principal.find(session)
-            assigned = _find_assigned(session, principal, project_id)
+            assigned = _find_assignment(session, principal, project_id)
         return with_next(slice_of(assigned, lambda role: AssignedRole(**role), after=after, limit=limit, order=order))
 
     @router.get(f"{path}/{{role_id}}")
@@ -129,8 +129,8 @@ def _serve(path: str, principal_of: Any, location: Any) -> None:
         with call.db.read() as session:
             check_project(session, project_id)
             principal.find(session)
-            assigned = {role["id"]: role for role in _find_assigned(session, principal, project_id)}
-            return AssignedRole(**_check_assigned(assigned.get(role_id), role_id))
+            assigned = {role["id"]: role for role in _find_assignment(session, principal, project_id)}
+            return AssignedRole(**_check_assignment(assigned.get(role_id), role_id))
 
     @router.post(path)
     def create_role_assignment(
@@ -155,7 +155,7 @@ def _serve(path: str, principal_of: Any, location: Any) -> None:
         with call.db.write() as session:
             check_project(session, project_id, changes=True)
             principal.find(session)
-            _check_assigned(roles.unassign(session, principal.id, project_id, [role_id]), role_id)
+            _check_assignment(roles.unassign(session, principal.id, project_id, [role_id]), role_id)
             details = _details(principal, project_id)
             call.record(session, "role.unassign", role_id, details, project_id=project_id or None)
             return AssignmentDeleted(object=f"{principal.type}.role.deleted")
@@ -180,14 +180,14 @@ def _details(principal: Principal, project_id: str) -> dict[str, str]:
     }
 
 
-def _check_assigned(assignment: Assigned | None, role_id: str) -> Assigned:
+def _check_assignment(assignment: Assigned | None, role_id: str) -> Assigned:
     """Return the assignment. Raises: NotFound, where there is none."""
     if not assignment:
         raise NotFound(f"No role with id '{clip(role_id)}' is assigned here.", param="role_id")
     return assignment
 
 
-def _find_assigned(session: Session, principal: Principal, project_id: str) -> list[dict[str, Any]]:
+def _find_assignment(session: Session, principal: Principal, project_id: str) -> list[dict[str, Any]]:
     """Return the fields of each role that a principal has, in the order in which the first assignment was made."""
     groups = session.scalars(select(GroupMember.group_id).where(GroupMember.account_id == principal.id)).all()
     rows = session.execute(
@@ -199,10 +199,10 @@ def _find_assigned(session: Session, principal: Principal, project_id: str) -> l
     by_role: dict[str, list[tuple[RoleAssignment, Role | None]]] = defaultdict(list)
     for assignment, role in rows:
         by_role[assignment.role_id].append((assignment, role))
-    return [_assigned_fields(pairs, principal) for pairs in by_role.values()]
+    return [_assignment_fields(pairs, principal) for pairs in by_role.values()]
 
 
-def _assigned_fields(pairs: Iterable[tuple[RoleAssignment, Role | None]], principal: Principal) -> dict[str, Any]:
+def _assignment_fields(pairs: Iterable[tuple[RoleAssignment, Role | None]], principal: Principal) -> dict[str, Any]:
     assignments = [assignment for assignment, _ in pairs]
     first, role = next(iter(pairs))
     sources = [
@@ -222,7 +222,7 @@ def _assigned_fields(pairs: Iterable[tuple[RoleAssignment, Role | None]], princi
 
 
 def _show_assignment(
-    session: Session, holder: Account | Group, role: RoleObject
+    session: Session, holder: Account | AccountGroup, role: RoleObject
 ) -> UserRoleAssignment | GroupRoleAssignment:
     if isinstance(holder, Account):
         return UserRoleAssignment(user=show_user(session, holder), role=role)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Select, literal, or_, select
 from sqlalchemy.orm import Session
 
-from api.admin.paging import AdminPage, admin_page, query_values
+from api.admin.lists import AdminPage, admin_page, query_values
 from api.deps import Admin
 from api.errors import clip
 from api.http.bodies import resource
@@ -228,15 +228,15 @@ class _Shown:
     def __init__(self, session: Session, rows: Sequence[Audit]) -> None:
         names = {row.actor for row in rows}
         key_ids = {key_id for name in names if (key_id := audit.key_of(name))}
-        owners = dict(session.execute(select(ApiKey.id, ApiKey.owner_id).where(ApiKey.id.in_(key_ids))).tuples())
+        owners = dict(session.execute(select(ApiKey.id, ApiKey.owner_id).where(ApiKey.id.in_(key_ids))).all())
         people = {name.removeprefix(accounts.actor_of("")) for name in names} | set(owners.values())
         emails = select(Account.id, Account.email).where(Account.id.in_(people))
         services = select(ServiceAccount.id).where(ServiceAccount.id.in_(owners.values()))
         projects = select(Project.id, Project.name).where(Project.id.in_({row.project_id for row in rows}))
         self._owners = owners
-        self._emails = dict(session.execute(emails).tuples())
+        self._emails = dict(session.execute(emails).all())
         self._services = set(session.scalars(services))
-        self._projects = dict(session.execute(projects).tuples())
+        self._projects = dict(session.execute(projects).all())
 
     def entry(self, row: Audit) -> AuditLogEntry:
         """Return a row as clients see it."""

@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from api.admin.paging import AdminPage, Limit1000, admin_page
+from api.admin.lists import AdminPage, Limit1000, admin_page
 from api.admin.principals import GroupId, UserId, check_grant, find_group, find_user
 from api.deps import Admin
 from api.errors import clip
@@ -17,7 +17,7 @@ from jobs.db.engine import UNSEEN, insert_into
 from jobs.errors import InvalidRequest, NotFound
 from jobs.ids import new_id
 from jobs.security import accounts, roles
-from jobs.security.tables import Account, Group, GroupMember, RoleAssignment
+from jobs.security.tables import Account, AccountGroup, GroupMember, RoleAssignment
 
 router = resource("Organization", area="groups", admin=True)
 
@@ -103,7 +103,7 @@ def list_groups(
 ) -> AdminPage[GroupObject]:
     """List the groups of the organization."""
     with call.db.read() as session:
-        rows, more = find(session, select(Group), Group, after=after, limit=limit, order=order)
+        rows, more = find(session, select(AccountGroup), AccountGroup, after=after, limit=limit, order=order)
     return admin_page(rows, more, show_group)
 
 
@@ -119,7 +119,7 @@ def create_group(call: Admin, body: NewGroup) -> GroupObject:
     """Create a group, which has no roles."""
     with call.db.write() as session:
         _check_claim(session, body.claim)
-        group = Group(id=new_id("group_"), name=body.name, claim=body.claim, created_at=now())
+        group = AccountGroup(id=new_id("group_"), name=body.name, claim=body.claim, created_at=now())
         session.add(group)
         call.record(session, "group.create", group.id, {"group_name": body.name, "claim": body.claim})
         return show_group(group)
@@ -152,7 +152,7 @@ def delete_group(call: Admin, group_id: GroupId) -> GroupDeleted:
 
 
 def _check_claim(session: Session, claim: str | None) -> None:
-    if claim is not None and session.scalar(select(Group.id).where(Group.claim == claim)):
+    if claim is not None and session.scalar(select(AccountGroup.id).where(AccountGroup.claim == claim)):
         raise InvalidRequest("Another group has this claim.", param="claim", code="claim_in_use")
 
 
@@ -201,7 +201,7 @@ def remove_member(call: Admin, group_id: GroupId, user_id: UserId) -> MemberRemo
         return MemberRemoved()
 
 
-def _check_manual(group: Group) -> None:
+def _check_manual(group: AccountGroup) -> None:
     """Check that nobody but admin keys fills a group. Raises: InvalidRequest."""
     if group.claim is not None:
         message = "The identity provider says who is in this group: it has a 'claim'."
@@ -216,12 +216,12 @@ def _find_member(session: Session, group_id: str, user_id: str) -> GroupMember:
     return member
 
 
-def show_group(group: Group) -> GroupObject:
+def show_group(group: AccountGroup) -> GroupObject:
     """Return a group as clients see it."""
     return GroupObject(**_fields(group))
 
 
-def _fields(group: Group) -> dict[str, str | int | None]:
+def _fields(group: AccountGroup) -> dict[str, str | int | None]:
     return {"id": group.id, "name": group.name, "claim": group.claim, "created_at": int(group.created_at)}
 
 

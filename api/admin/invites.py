@@ -8,8 +8,8 @@ from pydantic import AfterValidator, BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.admin.paging import AdminPage, admin_page
-from api.admin.principals import check_grant, check_project, find_predefined
+from api.admin.lists import AdminPage, admin_page
+from api.admin.principals import check_grant, check_project, find_predefined_role
 from api.deps import Admin, AdminContext
 from api.errors import clip
 from api.http.bodies import Body, Many, resource
@@ -103,10 +103,10 @@ def create_invite(call: Admin, body: NewInvite) -> InviteObject:
     """Invite an address: whoever first logs in with it becomes a user, within seven days."""
     with call.db.write() as session:
         projects = [entry.model_dump() for entry in body.projects] if body.projects is not None else _default(session)
-        check_grant(call, find_predefined(body.role, NO_PROJECT).permissions)
+        check_grant(call, find_predefined_role(body.role, NO_PROJECT).permissions)
         for entry in projects:
             check_project(session, entry["id"], changes=True)
-            check_grant(call, find_predefined(entry["role"], entry["id"]).permissions)
+            check_grant(call, find_predefined_role(entry["role"], entry["id"]).permissions)
         row = accounts.invite(session, body.email, body.role, projects, actor=call.actor, request_id=call.request_id)
         return _show_invite(call, row)
 
@@ -120,7 +120,7 @@ def _default(session: Session) -> list[dict[str, str]]:
 def delete_invite(call: Admin, invite_id: InviteId) -> InviteDeleted:
     """Withdraw an invite that was not accepted."""
     with call.db.write() as session:
-        row = _find_invite(session, invite_id)
+        row = _find_invite(session, invite_id, lock=True)
         if row.accepted_at is not None:
             message = "An invite that was accepted cannot be deleted: delete the user."
             raise InvalidRequest(message, param="invite_id", code="invite_accepted")
@@ -129,8 +129,8 @@ def delete_invite(call: Admin, invite_id: InviteId) -> InviteDeleted:
         return InviteDeleted(id=invite_id)
 
 
-def _find_invite(session: Session, invite_id: str) -> Invite:
-    row = session.get(Invite, invite_id, with_for_update=True)
+def _find_invite(session: Session, invite_id: str, *, lock: bool = False) -> Invite:
+    row = session.get(Invite, invite_id, with_for_update=lock)
     if row is None:
         raise NotFound(f"No invite found with id '{clip(invite_id)}'.", param="invite_id")
     return row

@@ -10,7 +10,7 @@ from fastapi import Path
 from pydantic import AfterValidator
 from sqlalchemy.orm import Session
 
-from api.admin.paging import AdminPage, admin_page
+from api.admin.lists import AdminPage, admin_page
 from api.errors import clip
 from jobs.errors import NotFound
 from jobs.security.tables import ApiKey

@@ -9,7 +9,7 @@ from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session
 
 from api.admin.invites import Email
-from api.admin.paging import AdminPage, admin_page
+from api.admin.lists import AdminPage, admin_page
 from api.admin.principals import (
     GroupId,
     ProjectId,
@@ -17,7 +17,7 @@ from api.admin.principals import (
     check_grant,
     check_project,
     find_group,
-    find_predefined,
+    find_predefined_role,
     find_role,
     find_user,
 )
@@ -29,7 +29,7 @@ from jobs.db.engine import UNSEEN, execute_and_count
 from jobs.errors import InvalidRequest, NotFound
 from jobs.security import roles
 from jobs.security.permissions import PREDEFINED
-from jobs.security.tables import Account, Group, RoleAssignment
+from jobs.security.tables import Account, AccountGroup, RoleAssignment
 
 router = resource("Organization", area="organization.projects", admin=True)
 
@@ -135,9 +135,9 @@ def _find_account(session: Session, body: NewProjectUser) -> Account:
 
 
 def _set_role(session: Session, call: Admin, project_id: str, account: Account, name: str) -> ProjectUser:
-    role = find_predefined(name, project_id)
+    role = find_predefined_role(name, project_id)
     check_grant(call, role.permissions)
-    roles.set_predefined(session, role, account.id, project_id, call.actor)
+    roles.set_predefined_role(session, role, account.id, project_id, call.actor)
     details = {
         "principal_id": account.id,
         "principal_type": "user",
@@ -221,9 +221,14 @@ def list_project_groups(
         check_project(session, project_id)
         held = select(RoleAssignment.principal_id).where(RoleAssignment.project_id == project_id)
         rows, more = find(
-            session, select(Group).where(Group.id.in_(held)), Group, after=after, limit=limit, order=order
+            session,
+            select(AccountGroup).where(AccountGroup.id.in_(held)),
+            AccountGroup,
+            after=after,
+            limit=limit,
+            order=order,
         )
-        since = dict(session.execute(_first_roles(project_id, [row.id for row in rows])).tuples())
+        since = dict(session.execute(_first_roles(project_id, [row.id for row in rows])).all())
     return admin_page(rows, more, lambda row: _show_project_group(project_id, row, since[row.id]))
 
 
@@ -273,5 +278,5 @@ def _first_roles(project_id: str, group_ids: Collection[str]) -> Select[str, flo
     return select(group, func.min(RoleAssignment.created_at)).where(*held).group_by(group)
 
 
-def _show_project_group(project_id: str, group: Group, since: float) -> ProjectGroup:
+def _show_project_group(project_id: str, group: AccountGroup, since: float) -> ProjectGroup:
     return ProjectGroup(project_id=project_id, group_id=group.id, group_name=group.name, created_at=int(since))

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.admin.paging import AdminPage, admin_page
+from api.admin.lists import AdminPage, admin_page
 from api.deps import Admin
 from api.errors import clip
 from api.http.bodies import Body, resource

@@ -12,7 +12,7 @@ from api.errors import clip
 from jobs.errors import InvalidRequest, NotFound, PermissionDenied
 from jobs.security import roles
 from jobs.security.permissions import PredefinedRole
-from jobs.security.tables import NO_PROJECT, Account, Group, Project, Role
+from jobs.security.tables import NO_PROJECT, Account, AccountGroup, Project, Role
 
 UserId = Annotated[str, Path(max_length=64, description="The id of a user.")]
 GroupId = Annotated[str, Path(max_length=64, description="The id of a group.")]
@@ -27,7 +27,7 @@ class Principal:
     type: Literal["user", "group"]
     id: str
 
-    def find(self, session: Session) -> Account | Group:
+    def find(self, session: Session) -> Account | AccountGroup:
         """Return its row. Raises: NotFound."""
         return find_user(session, self.id) if self.type == "user" else find_group(session, self.id)
 
@@ -64,9 +64,9 @@ def find_user(session: Session, user_id: str) -> Account:
     return account
 
 
-def find_group(session: Session, group_id: str) -> Group:
+def find_group(session: Session, group_id: str) -> AccountGroup:
     """Return a group. Raises: NotFound."""
-    group = session.get(Group, group_id)
+    group = session.get(AccountGroup, group_id)
     if group is None:
         raise NotFound(f"No group found with id '{clip(group_id)}'.", param="group_id")
     return group
@@ -94,9 +94,9 @@ def find_role(session: Session, role_id: str, project_id: str) -> Role | Predefi
     return role
 
 
-def find_predefined(name: str, project_id: str) -> PredefinedRole:
+def find_predefined_role(name: str, project_id: str) -> PredefinedRole:
     """Return the predefined role with this name. Raises: InvalidRequest."""
-    role = roles.role_named(name, project_id)
+    role = roles.role_by_name(name, project_id)
     if role is None:
         names = [f"'{known.name}'" for known in roles.predefined_roles(roles.level_of(project_id))]
         message = f"Invalid value: '{clip(name)}'. Supported values are: {', '.join(names)}."

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.admin.paging import AdminPage, admin_page
+from api.admin.lists import AdminPage, admin_page
 from api.admin.queries import get_project
 from api.deps import Admin, AdminContext
 from api.errors import clip

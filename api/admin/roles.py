@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from api.admin.paging import AdminPage, Limit1000, with_next
+from api.admin.lists import AdminPage, Limit1000, with_next
 from api.admin.principals import InOrganization, InProject, RoleId, check_grant, check_project, find_role
 from api.deps import Admin
 from api.http.bodies import Body, Many, resource

@@ -8,8 +8,8 @@ from pydantic import BaseModel, Field
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from api.admin.paging import AdminPage, admin_page, query_values
-from api.admin.principals import UserId, check_grant, find_predefined, find_role, find_user
+from api.admin.lists import AdminPage, admin_page, query_values
+from api.admin.principals import UserId, check_grant, find_predefined_role, find_role, find_user
 from api.deps import Admin
 from api.http.bodies import Body, resource
 from api.http.fields import unix_seconds
@@ -123,13 +123,13 @@ def update_user(call: Admin, user_id: UserId, body: UserChange) -> OrganizationU
             raise InvalidRequest("Give 'role' or 'role_id', not both.", param="role_id", code="invalid_value")
         role: Role | PredefinedRole | None = None
         if body.role is not None:
-            role = find_predefined(body.role, NO_PROJECT)
+            role = find_predefined_role(body.role, NO_PROJECT)
         elif body.role_id is not None:
             role = find_role(session, body.role_id, NO_PROJECT)
         if role is not None:
             check_grant(call, role.permissions)
             if isinstance(role, PredefinedRole):
-                roles.set_predefined(session, role, user_id, NO_PROJECT, call.actor)
+                roles.set_predefined_role(session, role, user_id, NO_PROJECT, call.actor)
             else:
                 roles.assign(session, role.id, user_id, NO_PROJECT, call.actor)
             call.record(session, "user.update", user_id, {"role": role.name})
@@ -153,7 +153,7 @@ def show_users(session: Session, rows: Sequence[Account]) -> dict[str, Organizat
     """Return users as clients see them, by id."""
     ids = [row.id for row in rows]
     last_uses = select(ApiKey.owner_id, func.max(ApiKey.last_used_at)).where(ApiKey.owner_id.in_(ids))
-    last_use: dict[str | None, float | None] = dict(session.execute(last_uses.group_by(ApiKey.owner_id)).tuples())
+    last_use: dict[str | None, float | None] = dict(session.execute(last_uses.group_by(ApiKey.owner_id)).all())
     of_project = Project.id == RoleAssignment.project_id
     assigned = (
         select(RoleAssignment.principal_id, RoleAssignment.role_id, Project.id, Project.name)

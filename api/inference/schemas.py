@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel
 
 from jobs.inference import compaction
 from jobs.inference.item_ids import input_item_id
-from jobs.requests.roles import INPUT_ROLES, wrong_role
+from jobs.requests.message_roles import INPUT_ROLES, wrong_role
 
 _REFERENCE = "item_reference"
 

@@ -16,7 +16,7 @@ from api.deps import CallContext
 from api.shares import run_unshared
 from jobs.errors import DatabaseBusy
 from jobs.inference.interactive import AnswerEntry, QueuedRequest
-from jobs.usage import budgets, estimates
+from jobs.usage import budgets, spend_estimates
 
 #: Seconds after the deadline of a request at which its reservation ends, whatever became of its process.
 _GRACE = 60.0
@@ -33,7 +33,7 @@ async def reserve(call: CallContext, request: QueuedRequest, body: Mapping[str, 
     if not limited.has(call.project_id):
         return None
     reservation = SpendReservation(call, request, body["model"])
-    await run_unshared(reservation.begin, estimates.output_tokens(request.url, body))
+    await run_unshared(reservation.begin, spend_estimates.output_tokens(request.url, body))
     return reservation
 
 
@@ -55,7 +55,7 @@ class SpendReservation:
     def begin(self, output_tokens: int) -> None:
         """Add the reservation. Raises SpendLimitReached."""
         request = self._request
-        size = estimates.input_tokens(len(request.body))
+        size = spend_estimates.input_tokens(len(request.body))
         with self._call.db.write() as session:
             amount = budgets.cost(session, self._resolve, self._model, input_tokens=size, output_tokens=output_tokens)
             budgets.reserve(

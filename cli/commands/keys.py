@@ -43,7 +43,7 @@ def create(
     external: External = None,
     media_urls: MediaUrls = None,
     own: OwnProject = False,
-    operator: Annotated[bool, typer.Option("--operator", hidden=True)] = False,
+    operator: Annotated[bool, typer.Option("--operator", hidden=True, help="Refused: see --admin.")] = False,
 ) -> None:
     """Create a key of a project or an admin key, and print it. The key is shown only once."""
     if operator:

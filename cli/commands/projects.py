@@ -46,7 +46,7 @@ def create(
     external: External = None,
     media_urls: MediaUrls = None,
 ) -> None:
-    """Create a project."""
+    """Create a project, which begins without keys."""
     from cli.up.effective import opened
 
     with opened(options.data_dir) as db, db.write() as session:
@@ -57,7 +57,7 @@ def create(
 
 @app.command()
 def show(options: HostOptions, project: ProjectName) -> None:
-    """Show a project."""
+    """Show a project and its settings."""
     from cli.up.effective import opened
 
     with opened(options.data_dir) as db, db.read() as session:

@@ -29,7 +29,7 @@ _SUMS: Final = ("requests", "input_tokens", "cached_tokens", "output_tokens", "r
 
 @app.command("bytes")
 def show_bytes(options: HostOptions) -> None:
-    """Show how many bytes each project stores, by kind, and its limit (`nightmill limits`)."""
+    """Show how many bytes each project stores, by kind, and its limit (`nightmill limits show`)."""
     import jobs.known_kinds  # noqa: F401 (fills the table of kinds)
     from cli.up.effective import effective, opened
     from jobs.security.keys import project_names
@@ -106,9 +106,10 @@ def verify(
     kept = int(now()) - effective(data_dir=options.data_dir).retention_seconds
     with opened(options.data_dir) as db, db.snapshot() as session:
         start = _day(since) if since else max(first_minute(session) or 0, int(kept) + 60)
-        found = list(differences(session, start))
+        differing = list(differences(session, start))
     rows = [
-        {**difference.group._asdict(), "ledger": difference.ledger, "usage": difference.usage} for difference in found
+        {**difference.group._asdict(), "ledger": difference.ledger, "usage": difference.usage}
+        for difference in differing
     ]
     if options.as_json:
         show_json(rows)
@@ -183,11 +184,11 @@ def _read(
 
     registry = Registry.load(running(options.data_dir))
     with opened(options.data_dir) as db, db.snapshot() as session:
-        found = report(session, UsageQuery(start, end, step, group_by=group_by), registry.resolve)
+        answer = report(session, UsageQuery(start, end, step, group_by=group_by), registry.resolve)
         names = project_names(session)
-    if found.end < end:
+    if answer.end < end:
         raise CliError("the month has too many rows: report it by less (--by)")
-    cells = sorted(found.cells.items(), key=lambda pair: (pair[0].bucket, [str(value) for value in pair[0].values]))
+    cells = sorted(answer.cells.items(), key=lambda pair: (pair[0].bucket, [str(value) for value in pair[0].values]))
     return [(cell, total) for cell, total in cells if any(total.amounts)], names
 
 

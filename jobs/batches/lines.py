@@ -18,7 +18,7 @@ import msgspec
 
 from jobs.errors import InvalidRequest
 from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RESPONSES, SERVED_WITH
-from jobs.usage import estimates
+from jobs.usage import spend_estimates
 
 #: The maximum size of one line of a batch.
 MAX_LINE_BYTES: Final = 32 << 20
@@ -66,7 +66,7 @@ class _Body(msgspec.Struct):
 
     def bounds(self) -> dict[str, int]:
         """Return the fields that bound the answer, where they are integers."""
-        texts = {name: bytes(getattr(self, name)) for name in (*estimates.LIMITS, *estimates.CHOICES)}
+        texts = {name: bytes(getattr(self, name)) for name in (*spend_estimates.LIMITS, *spend_estimates.CHOICES)}
         return {name: int(text) for name, text in texts.items() if _INTEGER.fullmatch(text)}
 
 

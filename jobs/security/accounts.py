@@ -16,8 +16,8 @@ from jobs.security import roles
 from jobs.security.tables import (
     NO_PROJECT,
     Account,
+    AccountGroup,
     ApiKey,
-    Group,
     GroupMember,
     Invite,
     Project,
@@ -117,7 +117,7 @@ def _accept(session: Session, identity: Identity, request_id: str | None) -> Acc
     given = [(NO_PROJECT, accepted.role), *((entry["id"], entry["role"]) for entry in accepted.projects or ())]
     live = set(session.scalars(select(Project.id).where(Project.archived_at.is_(None))))
     for project_id, name in given:
-        role = roles.role_named(name, project_id)
+        role = roles.role_by_name(name, project_id)
         if role is not None and project_id in live | {NO_PROJECT}:
             roles.assign(session, role.id, account.id, project_id, actor)
     details = {"role": accepted.role}
@@ -128,7 +128,9 @@ def _accept(session: Session, identity: Identity, request_id: str | None) -> Acc
 
 def _join_groups(session: Session, account_id: str, claims: Collection[str]) -> None:
     """Make an account a member of exactly those groups with a claim whose claim the identity has."""
-    filled = {group.id: group.claim for group in session.scalars(select(Group).where(Group.claim.is_not(None)))}
+    filled = {
+        group.id: group.claim for group in session.scalars(select(AccountGroup).where(AccountGroup.claim.is_not(None)))
+    }
     joined = set(
         session.scalars(
             select(GroupMember.group_id).where(GroupMember.account_id == account_id, GroupMember.group_id.in_(filled))

@@ -64,7 +64,7 @@ def find_role(session: Session, role_id: str, project_id: str) -> Role | Predefi
     return role if role is not None and role.project_id == project_id else None
 
 
-def role_named(name: str, project_id: str) -> PredefinedRole | None:
+def role_by_name(name: str, project_id: str) -> PredefinedRole | None:
     """Return the predefined role with the SDK's word for it, such as `owner`."""
     return next((role for role in predefined_roles(level_of(project_id)) if role.name == name), None)
 
@@ -86,7 +86,9 @@ def unassign(session: Session, principal_id: str, project_id: str, role_ids: Ite
     return bool(execute_and_count(session, rows, UNSEEN))
 
 
-def set_predefined(session: Session, role: PredefinedRole, principal_id: str, project_id: str, created_by: str) -> None:
+def set_predefined_role(
+    session: Session, role: PredefinedRole, principal_id: str, project_id: str, created_by: str
+) -> None:
     """Give a principal one predefined role in place of those that it has."""
     others = [other.id for other in predefined_roles(role.level) if other is not role]
     unassign(session, principal_id, project_id, others)

@@ -160,7 +160,7 @@ class SignInToken(Base):
     expires_at: Mapped[float] = mapped_column(index=True)
 
 
-class Group(Base):
+class AccountGroup(Base):
     """Accounts that get roles together. `claim` is the value of the OIDC groups claim that fills it."""
 
     __tablename__ = "user_group"

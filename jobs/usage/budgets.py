@@ -32,8 +32,8 @@ from jobs.ledger.states import JobState, ShardState
 from jobs.ledger.tables import Job, Shard
 from jobs.queues import Queue, Task
 from jobs.usage import minutes
-from jobs.usage.estimates import input_tokens
 from jobs.usage.prices import Priced, Prices, Resolve
+from jobs.usage.spend_estimates import input_tokens
 from jobs.usage.tables import Price, Reservation, Spend, SpendLimit
 
 #: `project_id` of what holds for all projects together.
@@ -221,7 +221,11 @@ def jobs_to_release(session: Session, resolve: Resolve, limit: int = WRITE_ROWS)
     """Return jobs that wait for a spend limit, and whose project may spend again."""
     waiting = Job.state == JobState.RUNNING, Job.waiting_for == SPEND_LIMIT
     projects = session.scalars(select(Job.project_id).where(*waiting).distinct()).all()
-    free = [one for one in projects if not any(budget.is_exhausted for budget in budgets_of(session, one, resolve))]
+    free = [
+        project
+        for project in projects
+        if not any(budget.is_exhausted for budget in budgets_of(session, project, resolve))
+    ]
     return list(session.scalars(select(Job.id).where(*waiting, Job.project_id.in_(free)).limit(limit)))
 
 

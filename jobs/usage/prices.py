@@ -62,8 +62,8 @@ class Prices:
         """Return the price of a kind of tokens of a model at a time in unix seconds."""
         for its_kind in (kind, "input") if kind == "cached" else (kind,):
             history = self._history.get((model, its_kind), ())
-            if place := bisect_right(history, at, key=lambda entry: entry[0]):
-                return history[place - 1][1]
+            if index := bisect_right(history, at, key=lambda entry: entry[0]):
+                return history[index - 1][1]
         priced = self._resolve(model)
         return priced.cost_per_million_tokens if priced else None
 

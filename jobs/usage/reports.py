@@ -117,9 +117,9 @@ def statement_of(query: UsageQuery, owners: Mapping[str, str | None]) -> Select[
     if query.has_subject:
         statement = statement.where(UsageMinute.subject != "")
     for name, values in query.filters.items():
-        wanted = [key for key, owner in owners.items() if owner in values] if name == USER else list(values)
+        chosen = [key for key, owner in owners.items() if owner in values] if name == USER else list(values)
         column = getattr(UsageMinute, "key_id" if name == USER else name)
-        statement = statement.where(column == wanted[0] if len(wanted) == 1 else column.in_(wanted))
+        statement = statement.where(column == chosen[0] if len(chosen) == 1 else column.in_(chosen))
     return statement.group_by(*grouped).order_by(*grouped[:1]).limit(MAX_RESULTS + 1)
 
 

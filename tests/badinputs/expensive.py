@@ -327,6 +327,7 @@ BODIES: Final[Mapping[str, Callable[[Stock], dict[str, Any]]]] = {
     "POST /v1/evals/{eval_id}/imports": lambda stock: {
         "imported_from": "evalrun_x", "file_id": stock.ids["items"], "data_source": {"type": "jsonl"},
     },
+    "POST /v1/api_keys": lambda _: {"name": "k" * 255, "scopes": ["api.files.read"] * 100},
     "POST /v1/webhook_endpoints": lambda _: {
         "name": "h" * 64, "url": "https://192.0.43.8/" + "a" * 1000, "event_types": ["batch.completed"],
     },

@@ -52,7 +52,7 @@ class Weather:
 
 @dataclass(eq=False)
 class Process:
-    """Group threads that die, or stop, together."""
+    """AccountGroup threads that die, or stop, together."""
 
     name: str
     alive: bool = True

@@ -23,7 +23,7 @@ import msgspec
 from jobs.requests import values
 from jobs.requests.answer_schemas import MAX_SCHEMA_BYTES
 from jobs.requests.endpoints import CHAT, COMPLETIONS, RESPONSES
-from jobs.requests.roles import CHAT_ROLES, INPUT_ROLES, wrong_role
+from jobs.requests.message_roles import CHAT_ROLES, INPUT_ROLES, wrong_role
 from workers.engines import echo, media
 from workers.engines.port import Answer, refusal
 

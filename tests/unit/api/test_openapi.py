@@ -20,7 +20,18 @@ from jobs.inference import context_options
 from jobs.ledger.tables import Job, Segment, Shard
 from jobs.registry import models
 from jobs.security import keys
-from jobs.security.tables import ServiceAccount
+from jobs.security.tables import (
+    NO_PROJECT,
+    Account,
+    AccountGroup,
+    GroupMember,
+    Invite,
+    ModelPermission,
+    Role,
+    RoleAssignment,
+    ServiceAccount,
+)
+from jobs.usage.tables import SpendAlert, SpendLimit
 from tests.support import worker_steps
 from tests.support.web import make_key, store_completion, store_response
 from tests.unit.api.batches.test_batches import create, upload
@@ -92,6 +103,15 @@ class Real:
         self._ids = self._ids or self._make()
         return self._ids
 
+    def ids_at(self, path: str) -> dict[str, str]:
+        """Return the ids for a path: what the organization and a project both have is found below its own."""
+        ids = dict(self.ids)
+        if path.startswith("/v1/projects/"):
+            ids["role_id"] = ids["project_role_id"]
+        if path.startswith("/v1/organization/spend_alerts"):
+            ids["alert_id"] = ids["organization_alert_id"]
+        return ids
+
     def used_by(self, method: str, path: str) -> None:
         """Forget the objects that this operation may have deleted, cancelled or completed."""
         if self._ids and (method == "delete" or path.endswith(("/cancel", "/complete", "/switch"))):
@@ -153,12 +173,49 @@ def real(app: FastAPI, key: str) -> Real:
 
 
 def organization_ids(app: FastAPI, project_id: str) -> dict[str, str]:
-    """Return the ids of an admin key, of a service account, and of a key of the project."""
+    """Return the ids of keys, accounts, groups, roles and alerts, of the organization and of a project."""
+    kinds = ("svc_acct_", "user_", "group_", "invite-", "role_", "role_", "alert_", "alert_")
+    service, user, group, invite, role, project_role, alert, project_alert = map(new_id, kinds)
+    roles = {NO_PROJECT: role, project_id: project_role}
     with app.state.services.db.write() as session:
-        account = ServiceAccount(id=new_id("svc_acct_"), project_id=project_id, name="n", role="member", created_at=1.0)
-        session.add(account)
+        session.add_all(
+            [
+                ServiceAccount(id=service, project_id=project_id, name="n", role="member", created_at=1.0),
+                Account(id=user, email=f"{user}@example.com", created_at=1.0),
+                AccountGroup(id=group, name="n", created_at=1.0),
+                GroupMember(group_id=group, account_id=user, created_at=1.0),
+                Invite(id=invite, email="a@example.com", role="reader", created_at=1.0, expires_at=1.0),
+                *(
+                    RoleAssignment(project_id=owner, principal_id=principal, role_id=assigned, created_at=1.0)
+                    for owner, own_role in roles.items()
+                    for principal in (user, group)
+                    for assigned in ((own_role, "role-project-member") if owner else (own_role,))
+                ),
+            ]
+        )
+        for owner, own_role in roles.items():
+            session.add(
+                Role(id=own_role, project_id=owner, name=own_role, permissions=[], created_at=1.0, updated_at=1.0)
+            )
+            session.merge(SpendLimit(project_id=owner, cents=10**9, updated_at=1.0))
+            session.merge(ModelPermission(project_id=owner, mode="deny_list", model_ids=[], updated_at=1.0))
+        for owner, its_alert in ((NO_PROJECT, alert), (project_id, project_alert)):
+            session.add(
+                SpendAlert(id=its_alert, project_id=owner, cents=10**9, recipients=["a@example.com"], created_at=1.0)
+            )
         key_id, api_key_id = keys.id_of(keys.create_admin_key(session)), keys.id_of(keys.add_key(session, project_id))
-        return {"key_id": key_id, "api_key_id": api_key_id, "service_account_id": account.id}
+    return {
+        "key_id": key_id,
+        "api_key_id": api_key_id,
+        "service_account_id": service,
+        "user_id": user,
+        "group_id": group,
+        "invite_id": invite,
+        "role_id": role,
+        "project_role_id": project_role,
+        "alert_id": project_alert,
+        "organization_alert_id": alert,
+    }
 
 
 def graded_run(app: FastAPI, client: Any) -> dict[str, str]:
@@ -204,6 +261,7 @@ def test_every_operation_answers_as_its_document_says(
         key = operator_key
     key = METRICS_KEY if path == "/metrics" else key
     named = {"/v1/pauses": {"name": "gpu.generate"}, _PROBE: {"model": real.ids["fine_tuned_model_checkpoint"]}}
+    named["/v1/organization/projects/{project_id}/groups"] = {"role": "role-project-member"}
     excluded = [checks.not_a_server_error] if path in _NEED_A_WORKER else []
 
     turns = itertools.count()  # drawn, whether an example is about real objects would depend on the modules loaded
@@ -215,7 +273,7 @@ def test_every_operation_answers_as_its_document_says(
     def holds(case: schemathesis.Case) -> None:
         if next(turns) % 2 == 0:
             for given_ids in (case.path_parameters, case.body if isinstance(case.body, dict) else {}):
-                known = real.ids | named.get(path, {})
+                known = real.ids_at(path) | named.get(path, {})
                 given_ids.update({name: known[name] for name in given_ids if name in known})
             if "baseline" in (case.query or {}):
                 case.query["baseline"] = real.ids["run_id"]

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from cli.main import app
 
 EXPECTED = {
-    "up", "status", "logs", "down", "doctor", "submit", "jobs", "watch", "cancel", "retry", "demo", "usage",
+    "up", "status", "logs", "down", "doctor", "submit", "jobs", "watch", "cancel", "retry", "demo",
     "run-batch", "models list", "models add", "models probe", "models pull", "models remove",
     "schedules list", "schedules pause", "schedules resume", "schedules remove",
     "sources list", "sources add", "sources sync", "sources remove",
@@ -30,6 +30,10 @@ EXPECTED = {
     "webhooks create", "webhooks list", "webhooks test", "webhooks deliveries", "webhooks delete",
     "keys create", "keys list", "keys revoke", "audit list", "audit sign", "audit verify", "vectors verify",
     "webhooks listen",
+    "projects list", "projects create", "projects show", "projects update", "projects archive",
+    "users list", "users invite", "users remove", "users roles",
+    "limits show", "limits set", "budgets show", "budgets set", "budgets alert",
+    "usage bytes", "usage report", "usage verify", "prices list", "prices set",
 }  # fmt: skip
 
 

@@ -149,7 +149,7 @@ def holder(
     return getattr(parent, kind).roles, holder_id, where, create(place).id
 
 
-def test_role_is_assigned_listed_and_taken_away(holder: Holder, level: str) -> None:
+def test_role_is_assigned_listed_and_removed(holder: Holder, level: str) -> None:
     resource, holder_id, where, role_id = holder
     kind = "user" if holder_id.startswith("user_") else "group"
     named = {f"{kind}_id": holder_id, **where}

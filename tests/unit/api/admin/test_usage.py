@@ -126,7 +126,7 @@ def test_pages_follow_each_other_while_usage_comes_in(used: FastAPI, admin: Test
     assert pages[-1]["next_page"] is None
 
 
-def test_costs_are_numbers_whose_groups_sum_up(used: FastAPI, admin: TestClient) -> None:
+def test_groups_of_costs_sum_up_to_the_whole_cost(used: FastAPI, admin: TestClient) -> None:
     whole = results(get(admin, "costs"))
     parts = results(get(admin, "costs", "group_by[]=line_item&group_by[]=project_id"))
 

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
 from jobs.security import accounts, keys, roles
-from jobs.security.tables import Account, ApiKey, Group
+from jobs.security.tables import Account, AccountGroup, ApiKey
 from jobs.timings import Timings
 from tests.support.identity_provider import IdentityProvider, identity_provider
 from tests.support.organization import admin_key, project_id
@@ -270,18 +270,18 @@ def test_group_of_the_claim_gives_and_takes_roles(
     invite(app, role="reader", Search="viewer")
     search = project_id(app, "Search")
     with app.state.services.db.write() as session:
-        session.add(Group(id="group_x", name="Search", claim="search-team", created_at=1.0))
+        session.add(AccountGroup(id="group_x", name="Search", claim="search-team", created_at=1.0))
         roles.assign(session, "role-project-member", "group_x", search, "operator")
     user_id = account_id(app, browser, provider)
     with app.state.services.db.write() as session:
         roles.unassign(session, user_id, "", ["role-org-reader"])
     provider.set_person("ada", **ADA, groups=["search-team", 7, "other"])
     inside = log_in(browser, provider)["api_key"]
-    before = get(app, "/files", inside)
+    before = get(app, "/vector_stores", inside)
     provider.set_person("ada", **ADA, groups=["other"])
     come_back(browser, provider)
 
-    assert (before, get(app, "/files", inside)) == (200, 403)
+    assert (before, get(app, "/vector_stores", inside)) == (200, 403)
 
 
 def test_logout_revokes_all_keys_of_the_session_alone(

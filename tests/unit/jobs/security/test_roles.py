@@ -58,14 +58,14 @@ def test_permissions_are_the_union_of_all_roles(
 def test_predefined_role_replaces_the_role_before(people: Database) -> None:
     with people.write() as session:
         for name in ("viewer", "owner", "member"):
-            roles.set_predefined(session, predefined(name), "user_x", "proj_x", "operator")
+            roles.set_predefined_role(session, predefined(name), "user_x", "proj_x", "operator")
         roles.assign(session, "role_x", "user_x", "proj_x", "operator")
 
         assert roles.permissions_of(session, "user_x", "proj_x") == predefined("member").permissions | CUSTOM
 
 
 def predefined(name: str) -> roles.PredefinedRole:
-    role = roles.role_named(name, "proj_x")
+    role = roles.role_by_name(name, "proj_x")
     assert role is not None
     return role
 

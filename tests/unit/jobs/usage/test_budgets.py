@@ -17,8 +17,8 @@ from jobs.ledger.tables import Audit, Job, Outbox, Shard
 from jobs.queues import Queue, Task
 from jobs.usage import budgets
 from jobs.usage.budgets import ORGANIZATION, LimitedProjects
-from jobs.usage.estimates import DEFAULT_OUTPUT_TOKENS, output_tokens
 from jobs.usage.minutes import month_of
+from jobs.usage.spend_estimates import DEFAULT_OUTPUT_TOKENS, output_tokens
 from jobs.usage.tables import Price, Reservation, Spend, UsageChange
 from tests.support import sample_jobs
 

@@ -176,7 +176,7 @@ def test_price_reaches_back_to_usage_without_a_cost(db: Database) -> None:
     assert spend(db) == {("p", minutes.month_of(NOVEMBER)): 30}
 
 
-def test_segments_of_batches_are_counted_with_them_and_equal_the_ledger(db: Database) -> None:
+def test_usage_of_batch_segments_equals_the_ledger(db: Database) -> None:
     job = sample_jobs.running(db, lines=(4, 2), key_id="k1")
     sample_jobs.answer(db, sample_jobs.claim_shard(db, job.id, 0), range(4), last=True, bad=[1])
     claim = sample_jobs.claim_shard(db, job.id, 1)

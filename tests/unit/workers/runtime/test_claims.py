@@ -11,6 +11,7 @@ from jobs.ledger import ledger
 from jobs.queues import Task
 from jobs.security import ended_keys, keys
 from jobs.security.tables import ApiKey
+from jobs.usage.budgets import LimitedProjects
 from tests.support import sample_jobs
 from tests.support.sample_jobs import LosesAnswers
 from workers.runtime.attempts import claim_job, claim_shard
@@ -24,7 +25,9 @@ def losing(database_url: str) -> Iterator[LosesAnswers]:
 
 
 def _context(db: LosesAnswers) -> Any:
-    return cast(Any, SimpleNamespace(db=db, stop=threading.Event(), worker_id="worker"))
+    return cast(
+        Any, SimpleNamespace(db=db, stop=threading.Event(), worker_id="worker", limited_projects=LimitedProjects())
+    )
 
 
 def test_shard_claim_with_lost_answer_is_valid(losing: LosesAnswers) -> None:
