@@ -82,12 +82,12 @@ export function setAdminKey(adminKey: string | null): void {
 
 /** Show the first project of a login, and keep its keys in this tab. */
 function keepLogin({ api_key = null, api_keys = [], admin_key = null }: BrowserSession): void {
-  change({ key: api_key, keys: withKey(api_keys, api_key), operatorKey: admin_key ?? session.operatorKey, refusal: null });
+  change({ key: api_key, keys: withKey(api_keys, api_key), adminKey: admin_key ?? session.adminKey, refusal: null });
 }
 
 /** Sign out by the person's own choice: forget all keys, and revoke those of a login. The server keeps other keys. */
 export function leave(): void {
-  const key = session.key ?? session.operatorKey;
+  const key = session.key ?? session.adminKey;
   if (key !== null) void fetch("/logout", { method: "POST", headers: { Authorization: `Bearer ${key}` } }).catch(() => null);
   signOut();
 }
