@@ -24,7 +24,7 @@ from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Segment, Shard
 from jobs.queues import Queue, Task
 from jobs.settings import Settings
-from jobs.usage import budgets
+from jobs.usage import budgets, minutes
 from jobs.usage.tables import Spend
 from tests.simulation.world import Actor, Broker, Process, Steps, World
 
@@ -314,7 +314,7 @@ def _claim_shard(session: Session, job_id: str, n: int, worker_id: str) -> Shard
 
 def _spend(session: Session, lines: int) -> None:
     """Record the cost of lines, a cent each, in the transaction of their segment."""
-    month = budgets.month_of(now())
+    month = minutes.month_of(now())
     spend = session.get(Spend, ("proj_1", month)) or Spend(project_id="proj_1", month=month, amount=0)
     spend.amount += lines * budgets.MICROS_PER_CENT
     session.add(spend)

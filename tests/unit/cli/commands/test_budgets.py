@@ -14,7 +14,8 @@ from cli.main import app
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.security.keys import ensure_project
-from jobs.usage.budgets import MICROS_PER_CENT, month_of
+from jobs.usage.budgets import MICROS_PER_CENT
+from jobs.usage.minutes import month_of
 from jobs.usage.tables import Price, Spend, SpendAlert, SpendLimit
 
 Run = Callable[..., str]
