@@ -148,7 +148,7 @@ def _describe_missing_resource(request: Request) -> str | None:
     resource = _VERSION + request.url.path.removeprefix(_VERSION).partition("/")[0]
     if not request.url.path.startswith(_VERSION) or any(f"{path}/".startswith(f"{resource}/") for path in served):
         return None
-    names = {path.removeprefix(_VERSION).partition("/{")[0] for path in served}
+    names = {"organization", *(path.removeprefix(_VERSION).partition("/{")[0] for path in served)}
     roots = {name for name in names if not any(name.startswith(f"{other}/") for other in names)}
     return f"{clip(resource)} is not supported by Nightmill. Supported are: {', '.join(sorted(roots))}."
 

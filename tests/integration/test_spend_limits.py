@@ -63,7 +63,8 @@ def test_requests_of_two_processes_at_once_exceed_the_limit_by_a_single_admissio
         other = stack.enter_context(running_app(tmp_path, database_url, **files))
         db = shop.app.state.services.db
         with db.write() as session:  # a token of an answer costs a tenth of a cent, and a prompt nothing
-            session.add(Price(model=MODEL, kind="output", since=1, usd_per_million=1000.0, created_at=1.0))
+            for kind, price in (("input", 0.0), ("output", 1000.0)):
+                session.add(Price(model=MODEL, kind=kind, since=1, usd_per_million=price, created_at=1.0))
         set_limit(db, budgets.ORGANIZATION, 20)
         urls = shop.url, f"{stack.enter_context(serve(other))}/v1"
         options: Any = {"api_key": make_key(shop.app), "max_retries": 0, "timeout": 60}

@@ -97,7 +97,8 @@ class Game:
     def _begin(self) -> None:
         with Database.write(self.world.db) as session:
             session.add(Project(id="proj_1", name="one", created_at=1.0))
-            session.add(Price(model="tiny", kind="output", since=1, usd_per_million=MICROS_PER_CENT, created_at=1.0))
+            for kind, price in (("input", 0), ("output", MICROS_PER_CENT)):
+                session.add(Price(model="tiny", kind=kind, since=1, usd_per_million=price, created_at=1.0))
         self.expected = self.random.randint(1, 3)
         for number in range(self.expected):
             self.world.start(self.client, self._customer(f"batch_{number}"), self.random.uniform(0, 4))

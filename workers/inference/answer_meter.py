@@ -23,6 +23,7 @@ from workers.runtime.usage_counter import UsageCounter
 _BYTES_PER_TOKEN: Final = 4
 _OPTIONS: Final = "stream_options"
 _NULL_USAGE: Final = b',"usage":null}'
+_NO_CHOICES: Final = b'"choices":[]'  # what a server that reports no usage sends in the last chunk
 #: What a chunk has that was generated.
 _GENERATED: Final = {
     CHAT: re.compile(rb'"(content|reasoning|reasoning_content|refusal|arguments)": ?"[^"]'),
@@ -65,7 +66,9 @@ class AnswerMeter:
         if b'"usage"' not in chunk:
             return chunk
         if chunk.endswith(_NULL_USAGE):
-            return chunk.removesuffix(_NULL_USAGE) + b"}" if self._hides_usage else chunk
+            if not self._hides_usage:
+                return chunk
+            return None if _NO_CHOICES in chunk else chunk.removesuffix(_NULL_USAGE) + b"}"
         try:
             fields = _decode_chunk(chunk)
             usage = usage_of(chunk) if fields.choices is not None else usage_of(bytes(fields.response))

@@ -31,10 +31,10 @@ def make_client(app: FastAPI) -> MakeClient:
 
 
 def areas(app: FastAPI) -> dict[Route, str]:
-    """Return the area of each route below /v1."""
+    """Return the area of each route below /v1 that the OpenAPI document has."""
     found = {}
     for route in app.routes:
-        if isinstance(route, APIRoute) and route.path.startswith("/v1"):
+        if isinstance(route, APIRoute) and route.include_in_schema and route.path.startswith("/v1"):
             named = [getattr(each.dependency, "area", None) for each in route.dependencies]
             for method in route.methods:
                 found[Route(method, route.path_format)] = next(name for name in named if name is not None)

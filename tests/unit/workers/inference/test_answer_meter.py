@@ -46,11 +46,12 @@ def test_stream_is_counted_by_the_usage_that_its_client_did_not_ask_for() -> Non
     meter = meter_of(counter)
 
     assert meter.engine_body()["stream_options"] == {"include_usage": True}
-    shown = [meter.take_chunk(event) for event in (chunk(usage=None), chunk(), LAST)]
+    none = msgspec.json.encode({"choices": [], "usage": None})  # of a server that reports none
+    shown = [meter.take_chunk(event) for event in (chunk(usage=None), chunk(), none, LAST)]
     answer = meter.finish(Answer(200, b""))
     meter.close()
 
-    assert shown == [chunk(), chunk(), None]
+    assert shown == [chunk(), chunk(), None, None]
     assert answer.usage == Usage(5, 0, 2)
     assert counter.counted == [(UsageKey("p", "k", "m", CHAT), Usage(5, 0, 2))]
 

@@ -578,7 +578,7 @@ def test_file_attached_during_build_is_in_both_indexes(inline: Works, filled_sto
         with inline.db.write() as session:
             row = indexes.lock(session, store)
             assert row is not None
-            facts: Any = {"model": MODEL, "dimensions": 16, "chunking": None, "actor": "key:test"}
+            facts: Any = {"model": MODEL, "dimensions": 16, "chunking": None, "actor": "test"}
             second = reindexing.build(session, row, **facts).id
             coming = pool.submit(inline.attach, store, lazy_vectors)
             threading.Event().wait(0.3)
