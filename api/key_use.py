@@ -51,7 +51,7 @@ class KeyUse:
 
     async def close(self) -> None:
         """Wait until what was noted is written."""
-        if self._writing is not None:
+        if self._writing is not None and not self._writing.done():
             await self._writing
 
     def _record(self, used: Collection[str]) -> None:

@@ -1,5 +1,7 @@
 """The last use of keys is written beside the requests, at most once a minute and key."""
 
+import asyncio
+
 import pytest
 
 from api.key_use import KeyUse
@@ -55,3 +57,16 @@ async def test_busy_database_fails_no_request(sqlite: Database, monkeypatch: pyt
 
     assert use._writing is not None
     assert use._writing.exception() is None
+
+
+def test_write_that_ended_with_its_event_loop_delays_no_shutdown(sqlite: Database) -> None:
+    use = KeyUse(sqlite)
+
+    async def note() -> None:
+        use.note("nothing0")
+
+    asyncio.run(note())
+
+    asyncio.run(use.close())
+    assert use._writing is not None
+    assert use._writing.cancelled()
