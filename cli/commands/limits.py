@@ -9,9 +9,8 @@ from cli.groups import Group
 from cli.options import HostOptions
 from cli.terminal import say, show_json, show_table
 
-app = Group("Show and set what a project may use: bytes, jobs, tokens, requests, and its share of the workers.")
+app = Group("Show and set what a project may use: bytes, jobs, tokens and requests.")
 ProjectName = Annotated[str, typer.Argument(metavar="PROJECT", help="The name of the project.")]
-_WEIGHT = "weight"
 _DEFAULT, _NONE = "default", "none"
 
 
@@ -67,7 +66,6 @@ def _read(options: HostOptions, name: str) -> tuple[list[dict[str, Any]], list[d
             {"name": key, "value": limit_of(session, config, project.id, key) or None, "is_own": key in own}
             for key in SETTINGS
         ]
-        limits.append({"name": _WEIGHT, "value": project.weight, "is_own": True})
         rows = session.scalars(select(RateLimit).where(RateLimit.project_id == project.id).order_by(RateLimit.model))
         rates = [{"model": row.model, **{key: getattr(row, key) for key in rate_limits.NAMES}} for row in rows]
     return limits, rates
@@ -82,11 +80,8 @@ def _write(options: HostOptions, name: str, changes: dict[str, str], model: str)
         if model:
             _set_rates(session, project.id, model, changes)
             return
-        if _WEIGHT in changes:
-            weight = _number(_WEIGHT, changes[_WEIGHT], float)
-            project_limits.set_weight(session, project, weight, actor="operator")
-        if limits := {key: _limit(key, value) for key, value in changes.items() if key != _WEIGHT}:
-            project_limits.set_limits(session, project, limits, actor="operator")
+        limits = {key: _limit(key, value) for key, value in changes.items()}
+        project_limits.set_limits(session, project, limits, actor="operator")
 
 
 def _set_rates(session: Any, project_id: str, model: str, changes: dict[str, str]) -> None:
@@ -95,7 +90,7 @@ def _set_rates(session: Any, project_id: str, model: str, changes: dict[str, str
 
     if unknown := changes.keys() - set(rate_limits.NAMES):
         raise CliError(f"there is no limit '{min(unknown)}' of a model; they are: {', '.join(rate_limits.NAMES)}")
-    limits = {key: None if value in (_NONE, _DEFAULT) else _number(key, value, int) for key, value in changes.items()}
+    limits = {key: None if value in (_NONE, _DEFAULT) else _number(key, value) for key, value in changes.items()}
     rate_limits.set_limits(session, project_id, model, limits)
     details = {"model": model, **limits}
     audit.record(
@@ -124,12 +119,12 @@ def _limit(name: str, value: str) -> int | None:
     """Return the value of a limit; None for that of all projects. 0 stands for no limit in the settings."""
     if value == _DEFAULT:
         return None
-    return 0 if value == _NONE else _number(name, value, int)
+    return 0 if value == _NONE else _number(name, value)
 
 
-def _number(name: str, value: str, kind: Any) -> Any:
+def _number(name: str, value: str) -> int:
     try:
-        number = kind(value)
+        number = int(value)
     except ValueError:
         number = -1
     if not 0 <= number < 1 << 53:
@@ -137,5 +132,5 @@ def _number(name: str, value: str, kind: Any) -> Any:
     return number
 
 
-def _describe(value: float | None) -> str:
+def _describe(value: int | None) -> str:
     return _NONE if value is None else f"{value:,}"

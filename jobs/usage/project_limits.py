@@ -17,8 +17,6 @@ from jobs.settings import Settings
 SETTINGS: Final[Mapping[str, str]] = {
     name: f"project_{name}" for name in ("max_bytes", "max_queued_tokens", "finetune_jobs", "eval_runs")
 }
-#: The largest weight of a project; weights are relative.
-MAX_WEIGHT: Final = 1000.0
 
 
 def limit_of(session: Session, config: Settings, project_id: str, name: str) -> int:
@@ -46,16 +44,4 @@ def set_limits(session: Session, project: Project, changes: Mapping[str, int | N
     details = {"limits": dict(changes)}
     audit.record(
         session, actor=actor, action="project.limits", target=project.id, project_id=project.id, details=details
-    )
-
-
-def set_weight(session: Session, project: Project, weight: float, *, actor: str) -> None:
-    """Set the share of the workers that a project gets relative to others. Raises InvalidRequest."""
-    if not 0 < weight <= MAX_WEIGHT:
-        message = f"Invalid 'weight': a weight is above 0 and at most {MAX_WEIGHT:g}."
-        raise InvalidRequest(message, param="weight", code="invalid_value")
-    project.weight = weight
-    details = {"weight": weight}
-    audit.record(
-        session, actor=actor, action="project.weight", target=project.id, project_id=project.id, details=details
     )

@@ -43,13 +43,11 @@ def shown(run: Run) -> dict[str, Any]:
 
 def test_limits_are_shown_until_their_removal(run: Run) -> None:
     assert shown(run) == {
-        "max_bytes": None, "max_queued_tokens": None, "finetune_jobs": 20, "eval_runs": 100, "weight": 1.0,
+        "max_bytes": None, "max_queued_tokens": None, "finetune_jobs": 20, "eval_runs": 100,
     }  # fmt: skip
 
-    assert run("set", "blue", "max-bytes=5000", "eval_runs=7", "weight=2.5") == (
-        "blue: max_bytes=5000, eval_runs=7, weight=2.5\n"
-    )
-    assert (shown(run)["max_bytes"], shown(run)["eval_runs"], shown(run)["weight"]) == (5000, 7, 2.5)
+    assert run("set", "blue", "max-bytes=5000", "eval_runs=7") == ("blue: max_bytes=5000, eval_runs=7\n")
+    assert (shown(run)["max_bytes"], shown(run)["eval_runs"]) == (5000, 7)
     run("set", "blue", "max_bytes=none", "eval_runs=default")
     assert (shown(run)["max_bytes"], shown(run)["eval_runs"]) == (None, 100)
     table = run("show", "blue")
@@ -76,8 +74,8 @@ def test_limits_of_a_model_are_set_and_shown(run: Run) -> None:
         ("blue", "eval_runs=many"),
         ("blue", "unknown=1"),
         ("blue", "max_bytes=-1"),
-        ("blue", "weight=0"),
-        ("blue", "weight=nan"),
+        ("blue", "weight=2"),
+        ("blue", "eval_runs=nan"),
         ("blue", "--model", MODEL, "eval_runs=1"),
         ("blue", "--model", MODEL, "requests_per_minute=1.5"),
     ],

@@ -10,7 +10,7 @@ from jobs.errors import InvalidRequest
 from jobs.ledger.tables import Audit
 from jobs.security import keys
 from jobs.settings import Settings
-from jobs.usage.project_limits import SETTINGS, limit_of, set_limits, set_weight
+from jobs.usage.project_limits import SETTINGS, limit_of, set_limits
 
 
 def test_limits_of_a_project_go_before_the_settings_until_removal(db: Database) -> None:
@@ -52,14 +52,3 @@ def test_invalid_limits_change_nothing(db: Database, limits: dict[str, Any], par
             set_limits(session, project, limits, actor="operator")
 
         assert (refused.value.param, project.limits) == (param, None)
-
-
-@pytest.mark.parametrize("weight", [0.0, -1.0, 1001.0, float("nan"), float("inf")])
-def test_weight_that_is_no_share_is_refused(db: Database, weight: float) -> None:
-    with db.write() as session:
-        project = keys.ensure_project(session, "a")
-        set_weight(session, project, 2.5, actor="operator")
-        with pytest.raises(InvalidRequest):
-            set_weight(session, project, weight, actor="operator")
-
-        assert project.weight == 2.5
