@@ -359,7 +359,7 @@ def test_training_makes_a_checkpoint_at_the_spend_limit_and_continues(
     job_id, _ = running_trainer(site, monkeypatch)
     project_id = site.inline.job(job_id).project_id
     with site.inline.db.write() as session:
-        session.add(Spend(project_id=project_id, month=minutes.month_of(now()), amount=budgets.MICROS_PER_CENT))
+        session.merge(Spend(project_id=project_id, month=minutes.month_of(now()), amount=budgets.MICROS_PER_CENT))
         budgets.change_limit(session, project_id, 1, actor="operator")
     site.inline.until(lambda: freed(site, job_id))
 

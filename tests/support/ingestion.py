@@ -411,6 +411,7 @@ def works(
         yield Works(folder, db, api, stranger, context, host, wordy, reaper, parser, storage, watched, searching)
     host.close()
     searching.close()
+    context.usage.close()
     db.close()
 
 

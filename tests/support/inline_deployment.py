@@ -143,6 +143,7 @@ class InlineDeployment:
         self.host.close()
         self.response_cache.close()
         for context in (self.cpu, self.gpu):
+            context.usage.close()
             context.db.close()
 
     def _lines(self, file_id: str | None) -> list[dict[str, Any]]:
