@@ -13,7 +13,6 @@ from api.batches.schemas import BatchError, BatchErrors
 from api.deps import Call, CallContext
 from api.files.queries import get_file
 from api.http.bodies import Body, resource
-from jobs.batches import batches
 from jobs.clock import now
 from jobs.errors import InvalidRequest
 from jobs.fleet import access, enqueued_tokens, routing
@@ -22,6 +21,7 @@ from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.platform import children
 from jobs.platform.children import ChildFailed, ChildLimits
+from jobs.requests.token_estimates import input_tokens
 
 
 class TokenEstimate(BaseModel):
@@ -88,7 +88,7 @@ def validate_batch(call: Call, body: ValidateBatch) -> BatchValidation:
         inputs=report["inputs"],
         errors=BatchErrors(data=[BatchError(**error) for error in errors]),
         errors_truncated=report["truncated"],
-        estimate=TokenEstimate(input_tokens=report["bytes"] // batches.BYTES_PER_TOKEN),
+        estimate=TokenEstimate(input_tokens=input_tokens(report["bytes"])),
         eta_seconds=eta,
     )
 

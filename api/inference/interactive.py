@@ -46,10 +46,11 @@ from jobs.fleet import access, routing, workers
 from jobs.ids import new_id
 from jobs.inference.client import parse_position
 from jobs.inference.interactive import TIER_PRIORITIES, AnswerEntry, QueuedRequest, Resumable
-from jobs.inference.rate_limiter import RateReservation, Rates, rates_of, tokens_of
+from jobs.inference.rate_limiter import RateReservation, Rates, rates_of
 from jobs.queues import Queue
 from jobs.registry.models import base_model_of, is_tuned
 from jobs.requests.endpoints import CHAT, RESPONSES
+from jobs.requests.token_estimates import input_tokens, output_tokens
 from jobs.requests.values import SERVICE_TIERS
 from jobs.security.project_rules import ProjectRules, TierRule, rules_of
 
@@ -143,7 +144,8 @@ async def submit(
         queue, rates = await _target(call, endpoint or url, body["model"])
         tier = _tier_of(url, body, (await rules_of_project(call)).tiers)
         raw = msgspec.json.encode({**body, "service_tier": tier.name} if tier.is_named else body)
-        reservation = await _reserve(call, request, rates, body, len(raw)) if rates else None
+        tokens = input_tokens(len(raw)) + output_tokens(url, body)
+        reservation = await _reserve(call, request, rates, tokens) if rates else None
     if is_tuned(body["model"]):
         metrics.model = body["model"]
     queued = QueuedRequest(
@@ -348,11 +350,9 @@ def _read_rules(call: CallContext) -> ProjectRules:
         return rules_of(session, call.project_id)
 
 
-async def _reserve(
-    call: CallContext, request: ClientConnection, rates: Rates, body: Mapping[str, Any], size: int
-) -> RateReservation:
+async def _reserve(call: CallContext, request: ClientConnection, rates: Rates, tokens: int) -> RateReservation:
     """Count a request by the rate limits, and show them in its answer. Raises RateLimitReached, StreamsUnavailable."""
-    reservation = await call.services.inference.rates.reserve(call.project_id, rates, tokens_of(body, size))
+    reservation = await call.services.inference.rates.reserve(call.project_id, rates, tokens)
     request.state.rate_headers = reservation.headers()
     return reservation
 
@@ -378,7 +378,7 @@ async def _settle(
         raise
     finally:
         if reservation is not None:
-            left = tokens_of({}, size) + chunks
+            left = input_tokens(size) + chunks
             call.services.inference.rates.settle(reservation, left if used is None else used)
 
 

@@ -132,9 +132,6 @@ def window_seconds(window: str, config: Settings) -> int:
 
 # ── quota ──
 
-#: The tokens that a project has waiting are estimated from bytes, without a tokenizer.
-BYTES_PER_TOKEN: Final = 4
-
 
 def queued_bytes(
     session: Session, project_id: str, excluded: str | None = None, which: ColumnElement[bool] | None = None

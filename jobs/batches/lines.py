@@ -8,8 +8,7 @@ param); blank lines are skipped and not counted, a byte order mark and CRLF are 
 """
 
 import json
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, BinaryIO, Final
@@ -17,8 +16,8 @@ from typing import Any, BinaryIO, Final
 import msgspec
 
 from jobs.errors import InvalidRequest
+from jobs.requests import token_estimates
 from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RESPONSES, SERVED_WITH
-from jobs.usage import spend_estimates
 
 #: The maximum size of one line of a batch.
 MAX_LINE_BYTES: Final = 32 << 20
@@ -46,7 +45,7 @@ _STREAM_NAMES = {
 ELSEWHERE = ("previous_response_id", "conversation", "background")
 
 _NONE = msgspec.Raw(b"")
-_INTEGER: Final = re.compile(rb"\d{1,9}")
+_read_number = msgspec.json.Decoder(float | str | None).decode
 
 
 class _Body(msgspec.Struct):
@@ -64,10 +63,11 @@ class _Body(msgspec.Struct):
     n: msgspec.Raw = _NONE
     best_of: msgspec.Raw = _NONE
 
-    def bounds(self) -> dict[str, int]:
-        """Return the fields that bound the answer, where they are integers."""
-        texts = {name: bytes(getattr(self, name)) for name in (*spend_estimates.LIMITS, *spend_estimates.CHOICES)}
-        return {name: int(text) for name, text in texts.items() if _INTEGER.fullmatch(text)}
+    def bounds(self, endpoint: str) -> dict[str, Any]:
+        """Return the fields by which `token_estimates` bounds the answer; None for what is no number."""
+        texts = {name: bytes(getattr(self, name)) for name in (*token_estimates.LIMITS, *token_estimates.CHOICES)}
+        bounds: dict[str, Any] = {name: _value(text, _read_number) for name, text in texts.items() if text}
+        return {**bounds, "prompt": _value(bytes(self.prompt))} if endpoint == COMPLETIONS else bounds
 
 
 class _Request(msgspec.Struct):
@@ -95,7 +95,7 @@ class Good:
     custom_id: str
     model: str
     inputs: int
-    bounds: dict[str, int]
+    bounds: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +177,9 @@ class LineChecker:
 
     def _good(self, request: _Request) -> Good:
         self.ids.add(request.custom_id)
-        inputs = _count(bytes(request.body.input)) if self.endpoint == EMBEDDINGS else 1
-        return Good(request.custom_id, request.body.model, inputs, request.body.bounds())
+        body = request.body
+        inputs = token_estimates.count_inputs(_value(bytes(body.input))) if self.endpoint == EMBEDDINGS else 1
+        return Good(request.custom_id, body.model, inputs, body.bounds(self.endpoint))
 
     def _judge(self, number: int, request: _Request) -> Bad | None:
         body = request.body
@@ -304,13 +305,12 @@ def quote(text: str) -> str:
     return text if len(text) <= _QUOTED else text[:_QUOTED] + "…"
 
 
-def _count(raw: bytes) -> int:
-    """Count the embedding inputs of a request: a string or a token list is 1, a list of either counts its members."""
+def _value(text: bytes, read: Callable[[bytes], Any] = msgspec.json.decode) -> Any:
+    """Return the value of a field, None for one that cannot be read."""
     try:
-        value = msgspec.json.decode(raw)
+        return read(text)
     except (msgspec.MsgspecError, RecursionError):
-        return 1
-    return len(value) if isinstance(value, list) and value and not isinstance(value[0], int) else 1
+        return None
 
 
 def _refuse(constant: str) -> None:

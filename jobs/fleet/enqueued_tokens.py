@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, or_
 from sqlalchemy.orm import Session
 
-from jobs.batches.batches import BYTES_PER_TOKEN, queued_bytes
+from jobs.batches.batches import queued_bytes
 from jobs.batches.lines import Bad, quote
 from jobs.fleet import routing
 from jobs.fleet.models_file import Registry
 from jobs.ledger.tables import Job
 from jobs.registry.models import NAME_PREFIX
+from jobs.requests.token_estimates import input_tokens
 from jobs.settings import Settings
 from jobs.usage.project_limits import limit_of
 from jobs.usage.tables import RateLimit
@@ -34,9 +35,9 @@ class EnqueuedLimit:
     def refusal(self, session: Session, more: int, excluded: str | None = None) -> Bad | None:
         """Return the error of a batch with `more` bytes of input, beside the other live jobs; None where it fits."""
         queued = queued_bytes(session, self.project_id, excluded, self.which)
-        if (queued + more) // BYTES_PER_TOKEN <= self.tokens:
+        if input_tokens(queued + more) <= self.tokens:
             return None
-        used, requested = queued // BYTES_PER_TOKEN, more // BYTES_PER_TOKEN
+        used, requested = input_tokens(queued), input_tokens(more)
         message = (
             f"Enqueued token limit reached for {self.subject}. Limit: {self.tokens:,} enqueued tokens. Used: {used:,}. "
             f"Requested: {requested:,}. Please try again once some in_progress batches have been completed."

@@ -1,6 +1,6 @@
 """Count the interactive requests of a project for a model in Redis, for all processes of the API.
 
-    reserve: 1 request, prompt / 4 + the most that is answered ──▶ the answer ──▶ settle: the tokens that it took
+    reserve: 1 request, its estimated tokens ──▶ the answer ──▶ settle: the tokens that it took
 
 A limit is a level that rises with each request and falls steadily, by the whole limit in its window: 60 requests a
 minute are one a second on average, and 60 at once after a minute without any. A request that would raise a level above
@@ -12,7 +12,7 @@ Where Redis does not answer, the request is refused with 503: a limit that canno
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
@@ -25,10 +25,6 @@ from jobs.usage.tables import RateLimit
 
 log = logging.getLogger(__name__)
 
-MAX_TOKENS: Final = 1 << 40  # of a reservation: more is more than any limit
-_BYTES_PER_TOKEN: Final = 4
-_ANSWER_FIELDS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-_CHOICE_FIELDS: Final = ("n", "best_of")
 _WINDOWS: Final = (60, 60, 86_400)  # seconds of requests, tokens, requests of a day
 #: Type of the error, unit, short name, of each limit.
 _WORDS: Final[tuple[tuple[Literal["requests", "tokens"], str, str], ...]] = (
@@ -142,27 +138,6 @@ class RateLimiter:
             )
         except (RedisError, OSError, StreamsUnavailable) as error:  # the reservation falls by itself
             log.warning("rate_not_settled", extra={"error": str(error)})
-
-
-def tokens_of(body: Mapping[str, Any], size: int) -> int:
-    """Return the tokens to reserve for a request of `size` bytes: a quarter of them, and the most of its answers.
-
-    A value that is no number counts 0 here, and is refused by the engine.
-    """
-    prompt = body.get("prompt")
-    prompts = len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
-    choices = max(1, *(_number(body.get(name)) for name in _CHOICE_FIELDS))
-    answer = max(_number(body.get(name)) for name in _ANSWER_FIELDS)
-    return min(size // _BYTES_PER_TOKEN + prompts * choices * answer, MAX_TOKENS)
-
-
-def _number(value: object) -> int:
-    """Return a number of a body, bounded; 0 for what is none."""
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        return MAX_TOKENS if isinstance(value, int) and value > 0 else 0
-    return 0 if math.isnan(number) else int(min(max(number, 0.0), MAX_TOKENS))
 
 
 def _refusal(rates: Rates, levels: tuple[float, ...], index: int, tokens: int) -> RateLimitReached:

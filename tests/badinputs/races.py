@@ -7,10 +7,10 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from jobs.batches.batches import BYTES_PER_TOKEN
 from jobs.ledger import pauses
 from jobs.ledger.tables import Job
 from jobs.queues import Queue
+from jobs.requests.token_estimates import BYTES_PER_TOKEN
 from tests.badinputs.case import Case
 from tests.badinputs.json_bodies import BATCH
 from tests.badinputs.world import Asker, World, at_once, said

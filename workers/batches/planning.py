@@ -34,10 +34,10 @@ from jobs.ledger.outbox import SMALL_BYTES
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Segment, Shard
 from jobs.queues import Task
+from jobs.requests import token_estimates
 from jobs.requests.endpoints import EMBEDDINGS, SERVED_WITH
 from jobs.security.ended_keys import find_ends
 from jobs.security.tables import Project
-from jobs.usage import spend_estimates
 from workers.batches.shard_writer import MAX_ERRORS, ShardWriter
 from workers.runtime.attempts import Abandoned
 from workers.runtime.context import Context
@@ -148,7 +148,7 @@ class Planner:
         if self.writer.errors:
             return text
         self.inputs += checked.inputs
-        self._output_tokens = spend_estimates.output_tokens(self.job.endpoint, {**checked.bounds, **self._overrides})
+        self._output_tokens = token_estimates.output_tokens(self.job.endpoint, {**checked.bounds, **self._overrides})
         refusal = None if self.writer.queue else self._route(checked.model, text.number)
         return refusal or text
 

@@ -15,12 +15,12 @@ import msgspec
 
 from jobs.inference.interactive import QueuedRequest
 from jobs.requests.endpoints import CHAT, COMPLETIONS, RESPONSES
+from jobs.requests.token_estimates import input_tokens
 from jobs.usage.minutes import UsageKey
 from workers.engines.port import Answer, Usage
 from workers.engines.wire import NotJson, usage_of, wants_usage
 from workers.runtime.usage_counter import UsageCounter
 
-_BYTES_PER_TOKEN: Final = 4
 _OPTIONS: Final = "stream_options"
 _NULL_USAGE: Final = b',"usage":null}'
 _NO_CHOICES: Final = b'"choices":[]'  # what a server that reports no usage sends in the last chunk
@@ -47,7 +47,7 @@ class AnswerMeter:
     def __init__(self, request: QueuedRequest, body: dict[str, Any], counter: UsageCounter | None) -> None:
         self._counter, self._body = counter, body
         self._key = UsageKey(request.tenant, request.key_id, str(body.get("model")), request.url)
-        self._prompt_tokens = -(-len(request.body) // _BYTES_PER_TOKEN)
+        self._prompt_tokens = input_tokens(len(request.body))
         self._generated = _GENERATED.get(request.url, _NOTHING)
         self._chunks, self._usage = 0, Usage()
         options = body.get(_OPTIONS)

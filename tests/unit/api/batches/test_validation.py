@@ -12,10 +12,10 @@ from fastapi.testclient import TestClient
 from tokenizers import Tokenizer, models
 
 from api.batches import dry_run as route
-from jobs.batches import batches
 from jobs.fleet import workers
 from jobs.fleet.models_file import ANY_MODEL
 from jobs.queues import Queue
+from jobs.requests.token_estimates import input_tokens
 from tests.support import worker_steps
 from tests.support.web import make_key
 from tests.unit.api.batches.test_batches import create
@@ -48,7 +48,7 @@ def test_a_good_file_is_counted_and_estimated(client: TestClient) -> None:
 
     assert (found["valid"], found["requests"], found["inputs"]) == (True, 2, 4)
     assert (found["model"], found["errors"]["data"]) == ("all-minilm-l6-v2", [])
-    assert found["estimate"] == {"input_tokens": found["bytes"] // 4, "method": "bytes/4"}
+    assert found["estimate"] == {"input_tokens": input_tokens(found["bytes"]), "method": "bytes/4"}
     assert found["eta_seconds"] is None
     assert client.get("/v1/batches").json()["data"] == []
 
@@ -199,7 +199,7 @@ def test_exceeded_queue_limit_of_project_is_reported(
     make_app: Callable[..., FastAPI], spare: int, codes: list[str]
 ) -> None:
     waiting = line("1") * 3
-    limit = (len(waiting) + len(line("1"))) // batches.BYTES_PER_TOKEN + spare
+    limit = input_tokens(len(waiting) + len(line("1"))) + spare
     app = make_app(project_max_queued_tokens=limit)
     client = client_of(app, make_key(app))
     file_id = client.post("/v1/files", files={"file": ("a", waiting)}, data={"purpose": "batch"}).json()["id"]

@@ -12,7 +12,7 @@ import redis
 from jobs.errors import RateLimitReached, StreamsUnavailable
 from jobs.inference.client import InferenceClient
 from jobs.inference.interactive import rates_key
-from jobs.inference.rate_limiter import MAX_TOKENS, RateLimiter, Rates, duration, tokens_of
+from jobs.inference.rate_limiter import RateLimiter, Rates, duration
 from jobs.settings import Settings
 from tests.support.interactive_api import running_broker
 
@@ -165,38 +165,6 @@ async def test_limit_that_cannot_be_read_is_not_passed(tmp_path: Any) -> None:
     async with limiter(f"unix://{tmp_path}/nobody.sock") as limit:
         with pytest.raises(StreamsUnavailable):
             await limit.reserve(PROJECT, rates(rpm=1), 1)
-
-
-@pytest.mark.parametrize(
-    ("body", "tokens"),
-    [
-        ({}, 10),
-        ({"max_tokens": 5}, 15),
-        ({"max_completion_tokens": 7, "max_tokens": 5}, 17),
-        ({"max_output_tokens": 7}, 17),
-        ({"max_tokens": 5, "n": 3}, 25),
-        ({"max_tokens": 5, "n": 2, "best_of": 4}, 30),
-        ({"max_tokens": 5, "prompt": ["a", "b"]}, 20),
-        ({"max_tokens": 5, "prompt": [[1, 2], [3]]}, 20),
-        ({"max_tokens": 5, "prompt": [1, 2, 3]}, 15),
-        ({"max_tokens": 5, "prompt": []}, 15),
-        ({"max_tokens": "5"}, 15),
-        ({"max_tokens": True}, 11),
-        ({"max_tokens": -1}, 10),
-        ({"max_tokens": None}, 10),
-        ({"max_tokens": [5]}, 10),
-        ({"max_tokens": {"a": 1}}, 10),
-        ({"max_tokens": "many"}, 10),
-        ({"max_tokens": float("nan")}, 10),
-        ({"max_tokens": float("inf")}, MAX_TOKENS),
-        ({"max_tokens": 1e308, "n": 1e308}, MAX_TOKENS),
-        ({"max_tokens": 10**400}, MAX_TOKENS),
-        ({"max_tokens": -(10**400)}, 10),
-        ({"max_tokens": 1, "n": float("inf")}, MAX_TOKENS),
-    ],
-)
-def test_reserved_tokens_follow_valid_and_invalid_fields_of_a_request(body: dict[str, Any], tokens: int) -> None:
-    assert tokens_of(body, 40) == tokens
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from jobs.queues import Queue, Task
 from jobs.usage import budgets
 from jobs.usage.budgets import ORGANIZATION, LimitedProjects
 from jobs.usage.minutes import month_of
-from jobs.usage.spend_estimates import DEFAULT_OUTPUT_TOKENS, output_tokens
 from jobs.usage.tables import Price, Reservation, Spend, UsageChange
 from tests.support import sample_jobs
 
@@ -310,19 +309,3 @@ def test_shards_claimed_at_once_exceed_the_limit_by_a_single_admission(postgres:
 
     assert claimed == 5
     assert budget(postgres, job.project_id).reserved == 5 * each
-
-
-@pytest.mark.parametrize(
-    ("body", "tokens"),
-    [
-        ({}, DEFAULT_OUTPUT_TOKENS),
-        ({"max_tokens": 7}, 7),
-        ({"max_completion_tokens": 9, "max_tokens": 7, "n": 2}, 18),
-        ({"max_tokens": 7, "n": 2, "best_of": 5}, 35),
-        *(({"max_tokens": wrong, "n": wrong}, DEFAULT_OUTPUT_TOKENS) for wrong in (float("nan"), 1e309, -1, "5", True)),
-        ({"max_tokens": 10**30, "n": 10**30}, (1 << 20) * 128),
-    ],
-)
-def test_output_is_estimated_from_the_bound(body: dict[str, object], tokens: int) -> None:
-    assert output_tokens("/v1/chat/completions", body) == tokens
-    assert output_tokens("/v1/embeddings", body) == 0

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, select, update
 
 from jobs.batches import lines
-from jobs.batches.batches import BYTES_PER_TOKEN, BatchPayload
+from jobs.batches.batches import BatchPayload
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy, StorageFull, StorageUnavailable, TookTooLong
@@ -26,6 +26,7 @@ from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Outbox, Segment, Shard
 from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue, Task
+from jobs.requests.token_estimates import input_tokens
 from jobs.security import keys
 from jobs.security.tables import Project
 from jobs.settings import Settings
@@ -102,6 +103,24 @@ def test_shards_cover_all_lines_in_order(harness: Harness) -> None:
     assert all(shard.lines <= 4 and (shard.length <= 2000 or shard.lines == 1) for shard in cut)
 
 
+@pytest.mark.parametrize(
+    ("fields", "tokens"),
+    [
+        ({"prompt": ["a"] * 2048, "max_tokens": 5, "n": 2}, 20_480),
+        ({"prompt": [1, 2, 3], "max_tokens": "5"}, 5),
+        ({"prompt": "a", "max_tokens": 5.0, "max_output_tokens": 1}, 5),
+        ({"prompt": "a", "max_tokens": [], "n": {"n": 3}}, 1024),
+    ],
+)
+def test_planned_output_follows_prompts_and_bounds(harness: Harness, fields: dict[str, Any], tokens: int) -> None:
+    url = "/v1/completions"
+    line = {"custom_id": "r", "method": "POST", "url": url, "body": {"model": MODEL, **fields}}
+
+    job = harness.plan(jsonl([line]), endpoint=url)
+
+    assert [shard.max_output_tokens for shard in harness.shards(job)] == [tokens]
+
+
 def test_each_shard_has_single_outbox_message(harness: Harness) -> None:
     job = harness.plan(jsonl([chat_line(f"r{n}", "x") for n in range(9)]))
 
@@ -164,7 +183,7 @@ def test_concurrent_plans_do_not_exceed_token_limit(
     db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = jsonl([chat_line("r", "x" * 1000)])
-    harness = Harness(db, tmp_path, project_max_queued_tokens=len(content) // BYTES_PER_TOKEN)
+    harness = Harness(db, tmp_path, project_max_queued_tokens=input_tokens(len(content)))
     with db.write() as session:
         facts = {"purpose": "batch", "filename": "a", "path": "files/in", "created_at": now()}
         session.add(File(id="file-a", project_id=harness.project, bytes=len(content), **facts))
