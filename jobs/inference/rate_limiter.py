@@ -59,14 +59,14 @@ local answer = {{refused, string.format('%.6f', at)}}
 for i = 1, 3 do answer[i + 2] = string.format('%.6f', levels[i]) end
 return answer
 """
-#: What has fallen since the reservation was a part of it, and is not given back a second time.
+#: No more is given back than is left of the level that the reservation made: the rest has fallen already.
 _SETTLE: Final = f"""{_NOW}
 local level = tonumber(redis.call('HGET', KEYS[1], 'tokens'))
 if not level then return end
-local limit, reserved, used, began = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local change = used - reserved
-if change < 0 then change = -math.max(0, -change - math.max(0, at - began) * limit / 60) end
-redis.call('HSET', KEYS[1], 'tokens', string.format('%.6f', math.max(0, level + change)))
+local limit, change, began, reached = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local rest = math.max(0, reached - math.max(0, at - began) * limit / 60)
+level = math.max(0, level + math.max(change, -rest))
+redis.call('HSET', KEYS[1], 'tokens', string.format('%.6f', level))
 """
 
 
@@ -131,11 +131,10 @@ class RateLimiter:
             task.add_done_callback(self._settling.discard)
 
     async def _settle(self, reservation: RateReservation, used: int) -> None:
-        limit = reservation.rates.tokens_per_minute
+        limit, change = reservation.rates.tokens_per_minute, used - reservation.tokens
+        began, reached = f"{reservation.at:.6f}", reservation.levels[1]
         try:
-            await self._server().eval(
-                _SETTLE, 1, reservation.key, limit, reservation.tokens, used, f"{reservation.at:.6f}"
-            )
+            await self._server().eval(_SETTLE, 1, reservation.key, limit, change, began, reached)
         except (RedisError, OSError, StreamsUnavailable) as error:  # the reservation falls by itself
             log.warning("rate_not_settled", extra={"error": str(error)})
 

@@ -152,6 +152,16 @@ async def test_fallen_part_of_a_reservation_is_not_given_back_twice(url: str) ->
         assert 40 <= await settled(limit, url) <= 6000 - 0.5 * 100 + 40
 
 
+async def test_requests_at_once_get_back_what_each_reserved(url: str) -> None:
+    async with limiter(url) as limit:
+        reservations = [await limit.reserve(PROJECT, rates(tpm=6000), 100) for _ in range(40)]
+        await asyncio.sleep(1)  # as many tokens fall as each has reserved
+        for reservation in reservations[20:]:
+            limit.settle(reservation, 0)
+
+        assert await settled(limit, url) == pytest.approx(2000, abs=100)
+
+
 async def test_projects_and_models_are_counted_apart(url: str) -> None:
     async with limiter(url) as limit:
         await limit.reserve(PROJECT, rates(rpm=1), 1)
