@@ -4,7 +4,8 @@
 
 A limit is a level that rises with each request and falls steadily, by the whole limit in its window: 60 requests a
 minute are one a second on average, and 60 at once after a minute without any. A request that would raise a level above
-its limit is refused, and changes nothing. Levels fall by Redis's clock, whatever those of the processes say.
+its limit is refused, and changes nothing. Levels fall by Redis's clock, whatever those of the processes say, and stay
+there until they have fallen to nothing.
 
 Where Redis does not answer, the request is refused with 503: a limit that cannot be read is not passed.
 """
@@ -47,13 +48,17 @@ for i = 1, 3 do
   end
 end
 if refused == 0 then
-  local seconds = 60
+  local seconds = 0
   for i = 1, 3 do
-    if tonumber(ARGV[i + 1]) then levels[i], seconds = levels[i] + costs[i], math.max(seconds, windows[i]) end
+    local limit = tonumber(ARGV[i + 1])
+    if limit then
+      levels[i] = levels[i] + costs[i]
+      seconds = math.max(seconds, math.ceil(levels[i] * windows[i] / limit))
+    end
     redis.call('HSET', KEYS[1], fields[i], string.format('%.6f', levels[i]))
   end
   redis.call('HSET', KEYS[1], 'at', string.format('%.6f', at))
-  redis.call('EXPIRE', KEYS[1], 2 * seconds)
+  redis.call('EXPIRE', KEYS[1], seconds + 1)
 end
 local answer = {{refused, string.format('%.6f', at)}}
 for i = 1, 3 do answer[i + 2] = string.format('%.6f', levels[i]) end
@@ -62,11 +67,15 @@ return answer
 #: No more is given back than is left of the level that the reservation made: the rest has fallen already.
 _SETTLE: Final = f"""{_NOW}
 local level = tonumber(redis.call('HGET', KEYS[1], 'tokens'))
-if not level then return end
+if not level then  -- all levels have fallen to nothing since
+  level = 0
+  redis.call('HSET', KEYS[1], 'at', ARGV[3])
+end
 local limit, change, began, reached = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local rest = math.max(0, reached - math.max(0, at - began) * limit / 60)
 level = math.max(0, level + math.max(change, -rest))
 redis.call('HSET', KEYS[1], 'tokens', string.format('%.6f', level))
+redis.call('EXPIRE', KEYS[1], math.max(redis.call('TTL', KEYS[1]), math.ceil(level * 60 / limit) + 1))
 """
 
 

@@ -108,7 +108,6 @@ async def test_refused_request_changes_nothing(url: str) -> None:
             with pytest.raises(RateLimitReached):
                 await limit.reserve(PROJECT, rates(rpm=10, tpm=100), 60)
             assert server.hgetall(key) == before
-            assert 0 < server.ttl(key) <= 120
 
 
 async def test_headers_are_those_of_openai(url: str) -> None:
@@ -160,6 +159,31 @@ async def test_requests_at_once_get_back_what_each_reserved(url: str) -> None:
             limit.settle(reservation, 0)
 
         assert await settled(limit, url) == pytest.approx(2000, abs=100)
+
+
+@pytest.mark.parametrize(
+    ("limits", "used", "seconds"),
+    [(rates(tpm=100), 60, 36), (rates(tpm=100), 1000, 600), (rates(tpm=100, rpd=2), 0, 43_200)],
+)
+async def test_levels_stay_until_they_have_fallen_to_nothing(url: str, limits: Rates, used: int, seconds: int) -> None:
+    async with limiter(url) as limit:
+        limit.settle(await limit.reserve(PROJECT, limits, 60), used)
+        await settled(limit, url)
+
+    with redis.Redis.from_url(url) as server:
+        assert server.ttl(rates_key(PROJECT, MODEL)) == pytest.approx(seconds, abs=3)
+
+
+async def test_tokens_above_a_reservation_count_after_it_has_fallen(url: str) -> None:
+    async with limiter(url) as limit:
+        reservation = await limit.reserve(PROJECT, rates(tpm=6000), 10)
+        with redis.Redis.from_url(url) as server:
+            server.delete(rates_key(PROJECT, MODEL))  # as it expires
+        limit.settle(reservation, 6010)
+        await settled(limit, url)
+
+        with pytest.raises(RateLimitReached):
+            await limit.reserve(PROJECT, rates(tpm=6000), 1000)
 
 
 async def test_projects_and_models_are_counted_apart(url: str) -> None:
