@@ -3,8 +3,8 @@
     engine ──chunk──▶ meter ──▶ client        streams of chats and completions report their usage in a last chunk: the
                                               meter asks for it, and a client that did not ask gets no such chunk
 
-A stream that is cut short, by its client or a failure, took its prompt, estimated by its bytes, and a token for each
-chunk of generated text.
+An answer that is cut short took its prompt, estimated by its bytes, and a token for each chunk of generated text: a
+stream that fails, and every request whose client leaves, or whose deadline passes, while the engine has it.
 """
 
 import re
@@ -80,21 +80,24 @@ class AnswerMeter:
 
     def finish(self, answer: Answer) -> Answer:
         """Count the request, and return its answer with its usage, which that of a stream lacks."""
-        if answer.status < 400 and not answer.usage.total_tokens:
+        if not answer.usage.total_tokens and (self._chunks or self._usage.total_tokens):
             answer = replace(answer, usage=self._usage_so_far())
         if self._counter is not None:
             self._counter.add_answer(self._key, answer)
         self._counter = None
         return answer
 
-    def close(self) -> None:
-        """Count the request by its chunks, if its answer did not end."""
-        if self._chunks and self._counter is not None:
+    def cancel(self) -> None:
+        """Count the request, whose answer the engine was made to end, if it did not end before."""
+        if self._counter is not None:
             self._counter.add(self._key, self._usage_so_far())
         self._counter = None
 
+    def close(self) -> None:
+        """Count the request by its chunks, if its answer did not end."""
+        if self._chunks:
+            self.cancel()
+
     def _usage_so_far(self) -> Usage:
         """Return the usage that chunks reported, else an estimate from what was generated."""
-        if self._usage.total_tokens or not self._chunks:
-            return self._usage
-        return Usage(self._prompt_tokens, 0, self._chunks)
+        return self._usage if self._usage.total_tokens else Usage(self._prompt_tokens, 0, self._chunks)

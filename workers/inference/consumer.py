@@ -279,9 +279,6 @@ class InteractiveConsumer:
             meter.close()
 
     async def _ask_engine(self, request: QueuedRequest, engine_request: Request, meter: AnswerMeter) -> Answer:
-        if not request.stream:
-            return meter.finish(await self._host.engine.answer(engine_request))
-
         async def emit(chunk: bytes) -> None:
             shown = meter.take_chunk(chunk)
             if shown is not None and (given_up := await self._answers.send_chunk(request, shown)):
@@ -290,7 +287,13 @@ class InteractiveConsumer:
                     self._left[request.id].set()
                 await asyncio.Event().wait()  # until this task is cancelled
 
-        return meter.finish(await self._host.engine.stream(engine_request, emit))
+        engine = self._host.engine
+        try:
+            answering = engine.stream(engine_request, emit) if request.stream else engine.answer(engine_request)
+            return meter.finish(await answering)
+        except asyncio.CancelledError:  # the engine has had the prompt
+            meter.cancel()
+            raise
 
     def _revive(self, generation: int, death: EngineDead) -> None:
         async def revive() -> None:

@@ -98,6 +98,27 @@ def test_stream_that_is_cut_short_counts_its_chunks() -> None:
     assert [usage for _, usage in counter.counted] == [Usage(11, 0, 2)]
 
 
+def test_stream_that_fails_counts_its_chunks() -> None:
+    counter = Counter()
+    meter = meter_of(counter)
+    meter.take_chunk(chunk())
+    answer = meter.finish(refusal(502, "The stream broke."))
+    meter.close()
+
+    assert answer.usage == Usage(11, 0, 1)
+    assert [usage for _, usage in counter.counted] == [Usage(11, 0, 1)]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_request_that_is_cancelled_counts_its_prompt_once(stream: bool) -> None:
+    counter = Counter()
+    meter = meter_of(counter, stream=stream)
+    meter.cancel()
+    meter.close()
+
+    assert [usage for _, usage in counter.counted] == [Usage(11)]
+
+
 def test_request_without_an_answer_counts_nothing() -> None:
     counter = Counter()
     meter_of(counter).close()

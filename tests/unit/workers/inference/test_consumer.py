@@ -26,7 +26,7 @@ from jobs.inference.interactive import (
 from jobs.timings import Timings
 from tests.support.fake_engine import FakeEngine
 from tests.support.system import eventually
-from workers.engines.port import Answer, Emit, Request
+from workers.engines.port import Answer, Emit, Request, Usage
 from workers.inference import consumer
 from workers.inference.consumer import ConsumerLimits, InteractiveConsumer
 from workers.runtime.engine_host import EngineHost
@@ -200,10 +200,10 @@ def quick() -> Iterator[EngineHost]:
 class Serving:
     """Run a consumer while the block lasts."""
 
-    def __init__(self, host: EngineHost, **facts: Any) -> None:
+    def __init__(self, host: EngineHost, usage: Any = None, **facts: Any) -> None:
         timings = replace(Timings(), interactive_look=0.01, interactive_retry=0.01)
-        self.host = host
-        self.consumer = InteractiveConsumer(host, "redis://nowhere", "gpu.generate", ConsumerLimits(**facts), timings)
+        self.host, limits = host, ConsumerLimits(**facts)
+        self.consumer = InteractiveConsumer(host, "redis://nowhere", "gpu.generate", limits, timings, usage=usage)
 
     def __enter__(self) -> InteractiveConsumer:
         self.serving = self.host.call(self.consumer.serve())
@@ -262,6 +262,35 @@ def test_client_disconnect_frees_engine_despite_swallowed_cancellation(
         eventually(lambda: engine.stopped, 10, "the engine is free")
 
     assert streams.kinds(asked) == ["taken"], "nobody is there to be told"
+
+
+class Counter:
+    """Record what is counted."""
+
+    def __init__(self) -> None:
+        self.counted: list[Usage] = []
+
+    def add(self, _key: object, usage: Usage) -> None:
+        self.counted.append(usage)
+
+    def add_answer(self, key: object, answer: Answer) -> None:
+        self.add(key, answer.usage)
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_prompt_of_a_client_that_left_or_waited_too_long_is_counted(
+    host: EngineHost, engine: Hanging, streams: Streams, leaves: bool
+) -> None:
+    asked, counter = queued(seconds=60 if leaves else 0.3), Counter()
+    streams.ask(asked)
+
+    with Serving(host, counter):
+        eventually(lambda: engine.began, 10, "it is being answered")
+        if leaves:
+            streams.awaited.clear()
+        eventually(lambda: counter.counted, 10, "it is counted")
+
+    assert counter.counted == [Usage(-(-len(BODY) // 4))]
 
 
 @pytest.mark.parametrize("begun", [False, True])
