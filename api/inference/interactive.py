@@ -159,6 +159,7 @@ async def submit(
         priority=TIER_PRIORITIES[tier.name],
         request_id=call.request_id,
         key_id=call.caller.key_id,
+        tier=tier.name,
     )
     resumable = (
         Resumable(call.project_id, url, queued.deadline, resume, shown, queue, body["model"]) if resume else None

@@ -56,7 +56,7 @@ class QueuedRequest(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `linger` is the time in seconds that the request goes on without its client, who may resume it. A request of a line
     of a batch has the priority LINE_PRIORITY, and the `job_id` of the batch. `request_id` is the `x-request-id` of the
-    request to the API that it belongs to, `key_id` the key that its usage belongs to.
+    request to the API that it belongs to. `key_id` and `tier`, the service tier, are those of its usage.
     """
 
     id: str
@@ -70,6 +70,7 @@ class QueuedRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     job_id: str | None = None
     request_id: str | None = None
     key_id: str = ""
+    tier: str = "default"
 
 
 class Resumable(msgspec.Struct, frozen=True):

@@ -6,9 +6,12 @@ from typing import Any
 import openai
 import pytest
 
+from jobs.inference.interactive import QueuedRequest
 from jobs.security import keys
 from jobs.security.tables import ApiKey, Project
 from tests.support.interactive_api import HELLO, MODEL, Shop
+from workers.inference import consumer
+from workers.inference.answer_meter import AnswerMeter
 
 
 def project_of(shop: Shop, session: Any) -> Project:
@@ -53,6 +56,22 @@ def test_answer_and_its_stream_name_the_tier_that_ran(
 
     assert (chat.service_tier, response.service_tier) == (ran, ran)
     assert {chunk.service_tier for chunk in chunks} == {ran}
+
+
+def test_request_tells_its_worker_the_tier_of_its_usage(
+    tiered: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop, tiers = tiered(), list[str]()
+
+    def meter_of(request: QueuedRequest, *arguments: Any) -> AnswerMeter:
+        tiers.append(request.tier)
+        return AnswerMeter(request, *arguments)
+
+    monkeypatch.setattr(consumer, "AnswerMeter", meter_of)
+    for tier in ("flex", "fast", "default"):
+        shop.client.chat.completions.create(model=MODEL, messages=HELLO, service_tier=tier)
+
+    assert tiers == ["flex", "priority", "default"]
 
 
 @pytest.mark.parametrize("tier", ["flex", "priority", "fast", "scale", "ultrafast"])

@@ -46,7 +46,7 @@ class AnswerMeter:
 
     def __init__(self, request: QueuedRequest, body: dict[str, Any], counter: UsageCounter | None) -> None:
         self._counter, self._body = counter, body
-        self._key = UsageKey(request.tenant, request.key_id, str(body.get("model")), request.url)
+        self._key = UsageKey(request.tenant, request.key_id, str(body.get("model")), request.url, tier=request.tier)
         self._prompt_tokens = input_tokens(len(request.body))
         self._generated = _GENERATED.get(request.url, _NOTHING)
         self._chunks, self._usage = 0, Usage()

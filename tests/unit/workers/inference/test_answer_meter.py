@@ -127,6 +127,14 @@ def test_request_without_an_answer_counts_nothing() -> None:
     assert counter.counted == []
 
 
+def test_usage_has_the_tier_of_its_request() -> None:
+    counter = Counter()
+    request = QueuedRequest("req_1", CHAT, b"{}", "p", 9e9, key_id="k", tier="flex")
+    AnswerMeter(request, {"model": "m"}, counter).finish(Answer(200, b"", Usage(1)))  # type: ignore[arg-type]
+
+    assert counter.counted == [(UsageKey("p", "k", "m", CHAT, tier="flex"), Usage(1))]
+
+
 def test_usage_that_cannot_be_read_leaves_the_stream_as_it_is() -> None:
     meter = meter_of(Counter())
     odd = b'{"choices":3,"usage":{"prompt_tokens":"many"}}'
