@@ -169,7 +169,12 @@ async def submit(
     # until then a lost worker can still be answered by a status, on which the SDK retries; later it ends the stream
     patience = call.services.timings.first_chunk_patience if stream else math.inf
     with metrics.counting_errors():
-        spend = await spending.reserve(call, queued, body)
+        try:
+            spend = await spending.reserve(call, queued, body)
+        except BaseException:
+            if reservation:
+                call.services.inference.rates.settle(reservation, 0)
+            raise
     entries = call.services.inference.submit(
         to_queue(queue) if to_queue else queue, queued, is_served, check_client, resumable, patience
     )
@@ -363,24 +368,20 @@ async def _settle(
 ) -> AsyncGenerator[AnswerEntry]:
     """Yield the entries of an answer, and count the tokens that it took where they were reserved.
 
-    An answer that its client left has taken the prompt, and a token for each chunk.
+    An answer without an end has taken the prompt, and a token for each chunk, if a worker had the request.
     """
-    used: int | None = None
-    chunks = 0
+    used = 0
     try:
         async with aclosing(entries):
             async for entry in entries:
-                chunks += entry.kind == "chunk"
                 if entry.kind == "end":
                     used = sum(entry.usage[:1]) + sum(entry.usage[2:3])
+                elif entry.kind != "late":
+                    used = max(used, input_tokens(size)) + (entry.kind == "chunk")
                 yield entry
-    except NightmillError:
-        used = chunks  # nobody answered, or not to the end
-        raise
     finally:
         if reservation is not None:
-            left = input_tokens(size) + chunks
-            call.services.inference.rates.settle(reservation, left if used is None else used)
+            call.services.inference.rates.settle(reservation, used)
 
 
 async def _target(call: CallContext, url: str, model: str) -> ModelTarget:

@@ -4,18 +4,24 @@ from typing import Any
 
 import openai
 import pytest
+from sqlalchemy.orm import Session
 
 from jobs.security import keys
 from jobs.security.tables import ApiKey
+from jobs.usage import budgets
+from jobs.usage.budgets import LimitedProjects
 from jobs.usage.rate_limits import set_limits
 from tests.support.interactive_api import HELLO, MODEL, Shop
 from tests.support.system import eventually
 
 
+def project_id_of(shop: Shop, session: Session) -> str:
+    return session.get_one(ApiKey, keys.id_of(str(shop.client.api_key))).project_id
+
+
 def limit(shop: Shop, **limits: int) -> None:
     with shop.app.state.services.db.write() as session:
-        project_id = session.get_one(ApiKey, keys.id_of(str(shop.client.api_key))).project_id
-        set_limits(session, project_id, MODEL, limits)
+        set_limits(session, project_id_of(shop, session), MODEL, limits)
 
 
 def ask(shop: Shop, **fields: Any) -> Any:
@@ -88,6 +94,22 @@ def test_reserved_tokens_come_back_after_the_client_left(shop: Shop) -> None:
     with shop.client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=9_000, stream=True) as stream:
         next(iter(stream))
 
+    eventually(lambda: remaining(shop) > 9_000, 10, "the reservation is settled")
+
+
+def test_reserved_tokens_come_back_after_the_spend_limit_refused(shop: Shop) -> None:
+    limit(shop, tokens_per_minute=10_000)
+    with shop.app.state.services.db.write() as session:
+        budgets.change_limit(session, project_id_of(shop, session), 0, actor="operator")
+    shop.app.state.services.limited_projects = LimitedProjects()  # read anew
+
+    with pytest.raises(openai.RateLimitError) as refused:
+        ask(shop, max_tokens=9_000)
+    assert refused.value.code == "project_spend_limit_exceeded"
+
+    with shop.app.state.services.db.write() as session:
+        budgets.change_limit(session, project_id_of(shop, session), None, actor="operator")
+    shop.app.state.services.limited_projects = LimitedProjects()
     eventually(lambda: remaining(shop) > 9_000, 10, "the reservation is settled")
 
 
