@@ -47,6 +47,7 @@ from jobs.ids import new_id
 from jobs.inference.client import parse_position
 from jobs.inference.interactive import TIER_PRIORITIES, AnswerEntry, QueuedRequest, Resumable
 from jobs.inference.rate_limiter import RateReservation, Rates, rates_of
+from jobs.inference.responses import COUNT_URL
 from jobs.queues import Queue
 from jobs.registry.models import base_model_of, is_tuned
 from jobs.requests.endpoints import CHAT, RESPONSES
@@ -170,7 +171,7 @@ async def submit(
     patience = call.services.timings.first_chunk_patience if stream else math.inf
     with metrics.counting_errors():
         try:
-            spend = await spending.reserve(call, queued, body)
+            spend = await spending.reserve(call, queued, body) if url != COUNT_URL else None
         except BaseException:
             if reservation:
                 call.services.inference.rates.settle(reservation, 0)

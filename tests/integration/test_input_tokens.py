@@ -6,9 +6,12 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+from sqlalchemy import select
 
 from jobs.inference import responses
 from jobs.retrieval.searches import FoundChunk, Search
+from jobs.usage import budgets
+from jobs.usage.tables import Reservation
 from tests.support.fake_engine import prompt_of
 from tests.support.interactive_api import MODEL, Shop
 from workers.engines.port import Answer, Length, Request
@@ -55,6 +58,17 @@ def test_input_is_counted_without_model_request(shop: Shop) -> None:
     assert (_count(shop, input="one two three"), _count(shop, input=items)) == (3, 3)
     assert _count(shop, input="word " * 500) == 500
     assert shop.asked == []
+
+
+def test_counting_costs_nothing_where_a_spend_limit_is_reached(shop: Shop) -> None:
+    with shop.app.state.services.db.write() as session:
+        budgets.change_limit(session, budgets.ORGANIZATION, 0, actor="operator")
+    with pytest.raises(openai.RateLimitError):
+        shop.client.responses.create(model=MODEL, input="one two")
+
+    assert _count(shop, input="one two") == 2
+    with shop.app.state.services.db.read() as session:
+        assert session.scalars(select(Reservation)).all() == []
 
 
 def test_an_item_that_is_referred_to_counts(shop: Shop) -> None:
