@@ -1,10 +1,15 @@
 """Usage of interactive requests is written in sums, kept while it cannot be, and bounded in memory."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy
+from jobs.security.tables import Idempotency
 from jobs.usage.minutes import OTHER, UsageKey
 from jobs.usage.tables import UsageChange
 from workers.engines.port import Answer, Usage, refusal
@@ -54,11 +59,35 @@ def test_sums_that_cannot_be_written_are_written_later(
     counter.add(KEY, Usage(1))
     counter.close()
 
-    assert [row[8] for row in changes_in(sqlite)] == [11]
+    assert [row[8] for row in changes_in(sqlite)] == [10, 1]
 
 
 def _unavailable(_: Database) -> None:
     raise DatabaseBusy
+
+
+def test_write_whose_answer_is_lost_counts_once(
+    sqlite: Database, counter: UsageCounter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Database.write
+
+    @contextmanager
+    def write_and_lose(db: Database) -> Iterator[Session]:
+        with write(db) as session:
+            yield session
+        raise DatabaseBusy
+
+    for tokens in (10, 20):
+        counter.add(KEY, Usage(tokens))
+        with monkeypatch.context() as patched:
+            patched.setattr(Database, "write", write_and_lose)
+            counter.flush()
+    counter.add(KEY, Usage(1))
+    counter.close()
+
+    assert [row[8] for row in changes_in(sqlite)] == [10, 21]
+    with sqlite.read() as session:
+        assert len(session.scalars(select(Idempotency)).all()) == 1
 
 
 def test_models_beyond_a_bound_are_counted_together(
