@@ -145,8 +145,7 @@ async def submit(
         queue, rates = await _target(call, endpoint or url, body["model"])
         tier = _tier_of(url, body, (await rules_of_project(call)).tiers)
         raw = msgspec.json.encode({**body, "service_tier": tier.name} if tier.is_named else body)
-        tokens = input_tokens(len(raw)) + output_tokens(url, body)
-        reservation = await _reserve(call, request, rates, tokens) if rates else None
+        reservation = await _reserve(call, request, rates, url, body, len(raw)) if rates else None
     if is_tuned(body["model"]):
         metrics.model = body["model"]
     queued = QueuedRequest(
@@ -357,11 +356,23 @@ def _read_rules(call: CallContext) -> ProjectRules:
         return rules_of(session, call.project_id)
 
 
-async def _reserve(call: CallContext, request: ClientConnection, rates: Rates, tokens: int) -> RateReservation:
+async def _reserve(
+    call: CallContext, request: ClientConnection, rates: Rates, url: str, body: Mapping[str, Any], size: int
+) -> RateReservation:
     """Count a request by the rate limits, and show them in its answer. Raises RateLimitReached, StreamsUnavailable."""
+    tokens = input_tokens(size) + output_tokens(url, body)
     reservation = await call.services.inference.rates.reserve(call.project_id, rates, tokens)
     request.state.rate_headers = reservation.headers()
     return reservation
+
+
+async def count_background(call: CallContext, request: Request, url: str, body: Mapping[str, Any]) -> None:
+    """Count a request that a job answers by the rate limits. What it reserves falls by itself.
+
+    Raises RateLimitReached, StreamsUnavailable.
+    """
+    if rates := await run_unshared(_read_rates, call, body["model"]):
+        await _reserve(call, request, rates, url, body, len(msgspec.json.encode(body)))
 
 
 async def _settle(
@@ -402,8 +413,18 @@ def _live_target(call: CallContext, url: str, model: str) -> ModelTarget:
         _check_loaded(session, call, queue, model)
         if not routing.is_served(session, call.services.registry(), queue, model):
             raise _no_worker(queue, model)
-        served = routing.target_of(model, routing.live_aliases(session, call.services.registry()))
-        return ModelTarget(queue, rates_of(session, call.project_id, served))
+        return ModelTarget(queue, _rates_of(session, call, model))
+
+
+def _rates_of(session: Session, call: CallContext, model: str) -> Rates | None:
+    """Return the rate limits of the call's project for a model."""
+    served = routing.target_of(model, routing.live_aliases(session, call.services.registry()))
+    return rates_of(session, call.project_id, served)
+
+
+def _read_rates(call: CallContext, model: str) -> Rates | None:
+    with call.db.read() as session:
+        return _rates_of(session, call, model)
 
 
 def _refusal(refusal: routing.NotServed, model: str) -> NightmillError:

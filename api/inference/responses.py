@@ -27,6 +27,7 @@ from api.inference.interactive import (
     InferenceRequest,
     LastEventId,
     Resume,
+    count_background,
     plain_response,
     queue_of,
     stream_response,
@@ -85,6 +86,7 @@ async def create_response(
         response_streams.check_resumable(body)
     turn = await run_in_threadpool(begin, call, body)
     if body.background:
+        await count_background(call, request, RESPONSES, turn.engine_body)
         queued, replayed = await run_in_threadpool(_enqueue, turn, once)
         if body.stream:
             return stream_response(follow(call, request, queued, -1, results=turn.results))

@@ -113,6 +113,20 @@ def test_reserved_tokens_come_back_after_the_spend_limit_refused(shop: Shop) -> 
     eventually(lambda: remaining(shop) > 9_000, 10, "the reservation is settled")
 
 
+def test_background_response_counts_as_a_request(shop: Shop) -> None:
+    limit(shop, requests_per_minute=1)
+    create = shop.client.responses.create
+    created = create(model=MODEL, input="Hello", background=True)
+
+    for background in (True, False):
+        with pytest.raises(openai.RateLimitError) as refused:
+            create(model=MODEL, input="Hello", background=background)
+
+        assert refused.value.type == "requests"
+    stored: Any = shop.client.get("/responses", cast_to=object)
+    assert [response["id"] for response in stored["data"]] == [created.id]
+
+
 def test_limit_of_another_project_or_model_refuses_nothing(shop: Shop) -> None:
     limit(shop, requests_per_minute=0)
 
