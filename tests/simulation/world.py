@@ -52,7 +52,7 @@ class Weather:
 
 @dataclass(eq=False)
 class Process:
-    """AccountGroup threads that die, or stop, together."""
+    """Group threads that die, or stop, together."""
 
     name: str
     alive: bool = True
