@@ -8,10 +8,12 @@ from sqlalchemy.orm import Session
 
 from jobs.db.engine import Database
 from jobs.errors import Conflict, DatabaseBusy, InvalidRequest
+from jobs.fleet.tables import Model
 from jobs.ledger import audit, feed, ledger
 from jobs.ledger.states import LIVE, JobState
 from jobs.ledger.tables import Job, Shard
 from jobs.platform.storage import Storage
+from jobs.queues import Queue
 from jobs.security.tables import Project
 from jobs.settings import Settings
 from jobs.timings import Timings
@@ -97,6 +99,7 @@ class Game:
     def _begin(self) -> None:
         with Database.write(self.world.db) as session:
             session.add(Project(id="proj_1", name="one", created_at=1.0))
+            session.add(Model(id="tiny", queue=Queue.GENERATE, created_at=1.0, seen_at=1.0))
             for kind, price in (("input", 0), ("output", MICROS_PER_CENT)):
                 session.add(Price(model="tiny", kind=kind, since=1, usd_per_million=price, created_at=1.0))
         self.expected = self.random.randint(1, 3)

@@ -11,7 +11,6 @@ from functools import partial
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs.clock import now
 from jobs.errors import ClaimLost, DatabaseBusy
 from jobs.files.tables import File
 from jobs.fleet import workers
@@ -24,8 +23,7 @@ from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Segment, Shard
 from jobs.queues import Queue, Task
 from jobs.settings import Settings
-from jobs.usage import budgets, minutes
-from jobs.usage.tables import Spend
+from jobs.usage import budgets
 from tests.simulation.world import Actor, Broker, Process, Steps, World
 
 POOLS = {"cpu": [Queue.PLAN.value], "gpu": [Queue.GENERATE.value]}
@@ -283,8 +281,6 @@ class _Run:
         counts = {"completed": tally.done - tally.failed, "failed": tally.failed, "output_file_id": whole}
 
         def work(session: Session) -> None:
-            if session.get(Segment, (claim.job.id, claim.n, claim.epoch, seq)) is None:
-                _spend(session, len(lines))
             job = shards.commit(session, claim, seq, path, len(lines), tally, last=last)
             if last and whole and job is not None:
                 taken = ledger.claim_finish(session, job, self.worker.name)
@@ -310,14 +306,6 @@ def _claim_shard(session: Session, job_id: str, n: int, worker_id: str) -> Shard
     if budgets.hold_back(session, job_id, n, lambda _name: None):
         return None
     return shards.claim(session, job_id, n, worker_id)
-
-
-def _spend(session: Session, lines: int) -> None:
-    """Record the cost of lines, a cent each, in the transaction of their segment."""
-    month = minutes.month_of(now())
-    spend = session.get(Spend, ("proj_1", month)) or Spend(project_id="proj_1", month=month, amount=0)
-    spend.amount += lines * budgets.MICROS_PER_CENT
-    session.add(spend)
 
 
 def _cut(session: Session, claim: JobClaim, rows: list[dict[str, object]]) -> None:
