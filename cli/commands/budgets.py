@@ -20,7 +20,7 @@ Owner = Annotated[
 def show(options: HostOptions) -> None:
     """Show what each project has spent and reserved this month (UTC), and its limit, in US dollars.
 
-    Models without a price are named: what they do costs nothing, and counts towards no limit.
+    Models without prices of input and output are named: what they do costs nothing, and counts towards no limit.
     """
     from cli.up.effective import effective, opened
     from jobs.fleet.models_file import Registry
@@ -31,7 +31,7 @@ def show(options: HostOptions) -> None:
     with opened(options.data_dir) as db, db.read() as session:
         names = {ORGANIZATION: _ALL, **project_names(session)}
         rows = [(name, budget_of(session, owner, registry.resolve)) for owner, name in names.items()]
-        free = models_without_price(session, registry.models.values())
+        free = models_without_price(session, registry.models.values(), registry.resolve)
     if options.as_json:
         show_json([_as_dict(name, budget) for name, budget in rows])
         return

@@ -48,7 +48,9 @@ def set_(
     cached: Annotated[
         float | None, typer.Option(min=0, max=_MAX_PRICE, help="Of cached input tokens; by default as others.")
     ] = None,
-    output: Annotated[float | None, typer.Option(min=0, max=_MAX_PRICE, help="Of output tokens.")] = None,
+    output: Annotated[
+        float | None, typer.Option(min=0, max=_MAX_PRICE, help="Of output tokens; 0 for embeddings.")
+    ] = None,
     training: Annotated[float | None, typer.Option(min=0, max=_MAX_PRICE, help="Of trained tokens.")] = None,
     since: Annotated[str, typer.Option(metavar="DATE", help="The first day (UTC); by default from now on.")] = "",
 ) -> None:

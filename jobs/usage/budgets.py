@@ -34,7 +34,7 @@ from jobs.queues import Queue, Task
 from jobs.usage import minutes
 from jobs.usage.prices import Priced, Prices, Resolve
 from jobs.usage.spend_estimates import input_tokens
-from jobs.usage.tables import Price, Reservation, Spend, SpendLimit
+from jobs.usage.tables import Reservation, Spend, SpendLimit
 
 #: `project_id` of what holds for all projects together.
 ORGANIZATION: Final = ""
@@ -128,10 +128,10 @@ def change_limit(session: Session, owner: str, cents: int | None, *, actor: str,
     return True
 
 
-def models_without_price(session: Session, models: Iterable[Priced]) -> list[str]:
-    """Return the names of models that have no price now."""
-    priced = set(session.scalars(select(Price.model).where(Price.since <= now())))
-    return [model.name for model in models if model.cost_per_million_tokens is None and model.name not in priced]
+def models_without_price(session: Session, models: Iterable[Priced], resolve: Resolve) -> list[str]:
+    """Return the names of models that have no price of input, or none of output, now."""
+    prices = Prices(session, resolve)
+    return [model.name for model in models if not prices.is_complete(model.name)]
 
 
 def check(session: Session, project_id: str, resolve: Resolve, *, lock: bool = False) -> None:

@@ -14,11 +14,13 @@ from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.db.engine import insert_into
+from jobs.errors import InvalidRequest
 from jobs.ledger import audit
 from jobs.usage.tables import Price
 
 #: The kinds of tokens. Those of training are priced apart.
 KINDS: Final = ("input", "cached", "output", "training")
+_NEEDED: Final = frozenset({"input", "output"})  # where any kind but training has a price
 
 
 class Priced(Protocol):
@@ -67,16 +69,24 @@ class Prices:
         priced = self._resolve(model)
         return priced.cost_per_million_tokens if priced else None
 
+    def is_complete(self, model: str) -> bool:
+        """Return whether all requests for a model have a price now."""
+        return all(self.price(model, kind, int(now())) is not None for kind in _NEEDED)
+
 
 def set_prices(
     session: Session, model: str, prices: Mapping[str, float], since: int, *, actor: str, request_id: str | None = None
 ) -> None:
-    """Set prices of a model, by kind, from a time in unix seconds on."""
+    """Set prices of a model, by kind, from a time in unix seconds on. Raises InvalidRequest where one is missing."""
     for kind, price in prices.items():
         new = insert_into(session, Price).values(
             model=model, kind=kind, since=since, usd_per_million=price, created_at=now()
         )
         values = {name: new.excluded[name] for name in ("usd_per_million", "created_at")}
         session.execute(new.on_conflict_do_update(index_elements=["model", "kind", "since"], set_=values))
+    stored = set(session.scalars(select(Price.kind).where(Price.model == model, Price.since <= since)))
+    if stored - {"training"} and not stored >= _NEEDED:
+        message = "A model needs prices of input and of output; 0 where its answers have no tokens, as embeddings."
+        raise InvalidRequest(message, code="incomplete_price")
     details = {"since": since, **{kind: prices[kind] for kind in KINDS if kind in prices}}
     audit.record(session, actor=actor, action="price.set", target=model, request_id=request_id, details=details)

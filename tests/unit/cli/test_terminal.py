@@ -307,7 +307,7 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "usage report": (False, [["usage", "report"], ["usage", "report", "--json"]]),
     "usage verify": (False, [["usage", "verify"]]),
     "prices list": (False, [["prices", "list"]]),
-    "prices set": (False, [["prices", "set", "m", "--input", "1"]]),
+    "prices set": (False, [["prices", "set", "m", "--input", "1", "--output", "1"]]),
     "webhooks listen": (
         True,
         [["webhooks", "listen", "--count", "1"], ["webhooks", "listen", "--after", "0", "--count", "1"]],

@@ -29,7 +29,8 @@ def run(tmp_path: Path, sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> Ru
     with sqlite.write() as session:
         project = ensure_project(session, "blue")
         session.add(Spend(project_id=project.id, month=month_of(now()), amount=150 * MICROS_PER_CENT))
-        session.add(Price(model="all-minilm-l6-v2", kind="input", since=1, usd_per_million=1.0, created_at=1.0))
+        for kind in ("input", "output"):
+            session.add(Price(model="all-minilm-l6-v2", kind=kind, since=1, usd_per_million=1.0, created_at=1.0))
 
     def run(*words: str) -> str:
         done = CliRunner().invoke(app, ["budgets", *words])

@@ -21,7 +21,8 @@ from tests.support.sample_jobs import at_once, rolled_back
 NOVEMBER = int(datetime(2026, 11, 30, 23, 59, tzinfo=UTC).timestamp())
 KEY = UsageKey("p", "k", "tiny", "/v1/chat/completions")
 MODELS = {name: SimpleNamespace(name="tiny", cost_per_million_tokens=2.0) for name in ("tiny", "gpt-4o")}
-MODELS["free"] = SimpleNamespace(name="free", cost_per_million_tokens=None)
+TUNED = "ft:free:acme:support:1"
+MODELS["free"] = MODELS[TUNED] = SimpleNamespace(name="free", cost_per_million_tokens=None)
 
 
 def resolve(name: str) -> Any:
@@ -156,7 +157,7 @@ def test_price_change_leaves_earlier_costs(db: Database) -> None:
     record(db, input_tokens=10)
     fold(db)
 
-    set_price(db, NOVEMBER - 60, input=100.0)
+    set_price(db, NOVEMBER - 60, input=100.0, output=100.0)
     assert price_rows(db, "tiny", NOVEMBER - 60) == 0
     record(db, input_tokens=1)
     fold(db)
@@ -169,7 +170,7 @@ def test_price_reaches_back_to_usage_without_a_cost(db: Database) -> None:
         record(db, KEY._replace(model="free"), NOVEMBER - 60 * minute, input_tokens=10)
     fold(db)
     since = NOVEMBER - 120
-    set_price(db, since, "free", input=1.0)
+    set_price(db, since, "free", input=1.0, output=1.0)
 
     assert price_rows(db, "free", since) == 3
     assert min(rows(db).items())[1][-1] is None
