@@ -322,7 +322,7 @@ def _cells(kind: UsageKind, call: AdminContext, query: UsageQuery) -> tuple[Mapp
     with call.db.snapshot() as session:
         if kind is _STORED:
             return reports.bytes_in_stores(session, query), query.end
-        cells, end = reports.report(session, query, call.services.registry().resolve)
+        cells, end = reports.report(session, query, call.services.registry().priced)
     if end <= query.start:
         raise _invalid("group_by", "one bucket has too many results. Use shorter buckets, or filters.")
     return cells, end

@@ -47,7 +47,7 @@ class SpendReservation:
 
     def __init__(self, call: CallContext, request: QueuedRequest, model: str) -> None:
         self._call, self._request, self._model = call, request, model
-        self._resolve = call.services.registry().resolve
+        self._resolve = call.services.registry().priced
         self._is_taken = False
         self._usage: tuple[int, ...] = ()
         self._goes_on = request.linger > 0  # the engine goes on without this client, who may resume the stream

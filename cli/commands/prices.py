@@ -67,7 +67,7 @@ def set_(
         raise CliError("name at least one price: --input, --cached, --output or --training")
     start = _time(since) if since else int(now())
     registry = Registry.load(running(options.data_dir))
-    known = registry.resolve(model)
+    known = registry.resolve(model) or registry.base(model)
     name = known.name if known else model
     with opened(options.data_dir) as db:
         with db.write() as session:
@@ -75,7 +75,7 @@ def set_(
         priced, after = 0, minutes.FIRST
         while after is not None:
             with db.write() as session:
-                count, after = minutes.price_rows(session, registry.resolve, name, start, after)
+                count, after = minutes.price_rows(session, registry.priced, name, start, after)
             priced += count
     result = {"model": name, "since": start, **prices, "priced_rows": priced}
     options.show(result, f"the prices of {name} hold since {_date(start)}; {priced} rows without a cost have one now")

@@ -22,6 +22,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from jobs.queues import Queue
+from jobs.registry.models import base_model_of
 from jobs.requests import prompts
 from jobs.requests.endpoints import validate_server_url
 from jobs.settings import Settings
@@ -276,6 +277,11 @@ class Registry:
         """Return the model of this name or alias that can be trained."""
         names = (name, self.aliases.get(name))
         return next((m for m in self.trainable.values() if m.name in names or name in m.aliases), None)
+
+    def priced(self, name: str) -> ModelConfig | None:
+        """Return the model whose prices hold for a name: that of this name or alias, or the base of a tuned model."""
+        base = base_model_of(name)
+        return self.resolve(name) or self.resolve(base) or self.base(base)
 
     def embedder(self, named: str) -> str | None:
         """Return the default embedding model: the one that the settings name, otherwise the first of the file."""

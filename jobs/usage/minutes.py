@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import delete, event, insert, select, tuple_
+from sqlalchemy import delete, event, insert, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
@@ -157,11 +157,13 @@ def fold(session: Session, resolve: Resolve, limit: int = WRITE_ROWS) -> int:
 def price_rows(
     session: Session, resolve: Resolve, model: str, since: int, after: tuple[Any, ...], limit: int = WRITE_ROWS
 ) -> tuple[int, tuple[Any, ...] | None]:
-    """Price rows of a model without a cost, from the minute of `since` on and behind the key `after`.
+    """Price rows of a model, and of those tuned from it, that have no cost: since a minute, and behind the key `after`.
 
     Return how many have a cost now, and the key of the last row; None where there is no row left.
     """
-    unpriced = UsageMinute.cost.is_(None), UsageMinute.model == model, UsageMinute.minute >= minute_of(since)
+    tuned = select(TunedModel.name).where(TunedModel.base == model)
+    its_models = or_(UsageMinute.model == model, UsageMinute.model.in_(tuned))
+    unpriced = UsageMinute.cost.is_(None), its_models, UsageMinute.minute >= minute_of(since)
     behind = tuple_(*_KEY[: len(after)]) > after
     rows = select(UsageMinute).where(*unpriced, behind).order_by(*_KEY).limit(limit).with_for_update()
     prices, spent, last = Prices(session, resolve), dict[tuple[str, int], int](), None
@@ -243,10 +245,12 @@ def _merge(session: Session, changes: Iterable[Iterable[list[Any]]], resolve: Re
 
 
 def _names(session: Session, requested: Collection[str], resolve: Resolve) -> dict[str, str]:
-    """Return the name of each model in the models file, else its own; OTHER where the deployment has no such model."""
+    """Return the name of each model: that of a tuned one, else that of the models file, else its own where it is known.
+
+    OTHER stands for models that the deployment does not have.
+    """
     models = {name: resolve(name) for name in requested}
     others = [name for name, model in models.items() if model is None]
-    known = {""}
-    for column in (Model.id, TunedModel.name):
-        known.update(session.scalars(select(column).where(column.in_(others))))
-    return {name: model.name if model else name if name in known else OTHER for name, model in models.items()}
+    known = {"", *session.scalars(select(Model.id).where(Model.id.in_(others)))}
+    known.update(session.scalars(select(TunedModel.name).where(TunedModel.name.in_(models))))
+    return {name: name if name in known else model.name if model else OTHER for name, model in models.items()}

@@ -1,12 +1,14 @@
 """Prices of a million tokens in US dollars, each since a time: what was priced already never changes.
 
 A kind of tokens without a price of its own costs what the models file says (`cost_per_million_tokens`), cached tokens
-cost as much as others. A model without any price costs null, which is not 0.
+cost as much as others, and a tuned model without prices of its own costs as much as its base. A model without any price
+costs null, which is not 0. A model has prices of input and of output, or neither: half a price would cost null as well.
 """
 
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from itertools import product
 from typing import Final, Protocol
 
 from sqlalchemy import select
@@ -33,7 +35,7 @@ class Priced(Protocol):
     def cost_per_million_tokens(self) -> float | None: ...
 
 
-Resolve = Callable[[str], Priced | None]  # a name or alias to a model of the models file
+Resolve = Callable[[str], Priced | None]  # a name to a model of the models file; that of a tuned model to its base
 
 
 class Prices:
@@ -62,11 +64,12 @@ class Prices:
 
     def price(self, model: str, kind: str, at: int) -> float | None:
         """Return the price of a kind of tokens of a model at a time in unix seconds."""
-        for its_kind in (kind, "input") if kind == "cached" else (kind,):
-            history = self._history.get((model, its_kind), ())
+        priced = self._resolve(model)
+        names = (model, priced.name) if priced else (model,)
+        for key in product(names, (kind, "input") if kind == "cached" else (kind,)):
+            history = self._history.get(key, ())
             if index := bisect_right(history, at, key=lambda entry: entry[0]):
                 return history[index - 1][1]
-        priced = self._resolve(model)
         return priced.cost_per_million_tokens if priced else None
 
     def is_complete(self, model: str) -> bool:

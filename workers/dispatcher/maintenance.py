@@ -108,7 +108,7 @@ class Maintenance:
         self._repeat(totals.has_uncounted, totals.count)
         self._repeat(measures.has_changes, measures.add_up)
         if registry := self._registry():  # else usage waits for the names and the prices of models
-            self._repeat(minutes.has_changes, partial(minutes.fold, resolve=registry.resolve))
+            self._repeat(minutes.has_changes, partial(minutes.fold, resolve=registry.priced))
         self._repeat(feed.unnumbered, feed.number)
         if self._clock() - self._swept >= min(_SWEEP_SECONDS, self._config.lease_seconds):
             self._swept = self._clock()
@@ -323,7 +323,7 @@ class Maintenance:
 
     def _resolve(self, name: str) -> ModelConfig | None:
         registry = self._registry()
-        return registry.resolve(name) if registry else None
+        return registry.priced(name) if registry else None
 
     def _repeat(self, is_due: Callable[[Session], bool], work: Callable[[Session], int]) -> None:
         """Do some of `work` in a transaction while it is due and something is done, but not too often in one round."""

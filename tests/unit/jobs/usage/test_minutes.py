@@ -11,6 +11,7 @@ from jobs.db.engine import Database
 from jobs.ledger import shards
 from jobs.ledger.shards import Tally
 from jobs.ledger.tables import Job
+from jobs.registry import models
 from jobs.usage import minutes, verification
 from jobs.usage.minutes import CACHE, OTHER, TRAINING, Amounts, UsageKey
 from jobs.usage.prices import set_prices
@@ -175,6 +176,25 @@ def test_price_reaches_back_to_usage_without_a_cost(db: Database) -> None:
     assert price_rows(db, "free", since) == 3
     assert min(rows(db).items())[1][-1] is None
     assert spend(db) == {("p", minutes.month_of(NOVEMBER)): 30}
+
+
+def test_tuned_model_keeps_its_name_and_costs_as_much_as_its_base(db: Database) -> None:
+    tuned = KEY._replace(model=TUNED)
+    with db.write() as session:
+        models.register(
+            session, name=TUNED, project_id="p", base="free", job_id="j", method="lora", location="l", sha256="0",
+            manifest={},
+        )  # fmt: skip
+    record(db, tuned, input_tokens=10)
+    fold(db)
+    assert rows(db)[NOVEMBER, TUNED, KEY.endpoint, ""][-1] is None
+
+    set_price(db, 0, "free", input=1.0, output=1.0)
+    assert price_rows(db, "free", 0) == 1
+    record(db, tuned, input_tokens=10)
+    fold(db)
+
+    assert rows(db) == {(NOVEMBER, TUNED, KEY.endpoint, ""): (0, 20, 0, 0, 20)}
 
 
 def test_usage_of_batch_segments_equals_the_ledger(db: Database) -> None:

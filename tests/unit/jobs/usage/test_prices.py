@@ -44,3 +44,17 @@ def test_whole_price_is_changed_in_part(db: Database) -> None:
         prices = Prices(session, resolve)
     kinds = "input", "cached", "output", "training"
     assert [prices.price(BASE, kind, 9) for kind in kinds] == [1.0, 1.0, 3.0, 7.0]
+
+
+def test_tuned_model_costs_as_much_as_its_base_until_it_has_prices(db: Database) -> None:
+    def price(at: int) -> float | None:
+        with db.read() as session:
+            return Prices(session, resolve).price(TUNED, "cached", at)
+
+    assert price(5) == 9.0
+
+    set_price(db, input=1.0, output=1.0)
+    assert price(5) == 1.0
+
+    set_price(db, since=6, model=TUNED, input=4.0, output=4.0)
+    assert (price(5), price(6)) == (1.0, 4.0)
