@@ -202,7 +202,7 @@ def cost_of(prices: Prices, minute: int, key: UsageKey, amounts: Amounts) -> int
 
 
 def _add(row: UsageMinute, key: UsageKey, amounts: Amounts, prices: Prices) -> int:
-    """Add amounts to a row, and return what its cost grows by.
+    """Add amounts to a row, and return what its cost grows by: nothing where a price is missing now.
 
     The new cost is the old one and the difference of two rounded sums: roundings do not add up.
     """
@@ -211,9 +211,11 @@ def _add(row: UsageMinute, key: UsageKey, amounts: Amounts, prices: Prices) -> i
     for name, value in after._asdict().items():
         setattr(row, name, value)
     whole = cost_of(prices, row.minute, key, after)
-    part = None if cost is None else cost_of(prices, row.minute, key, before)
-    row.cost = whole if whole is None or part is None or cost is None else cost + whole - part
-    return (row.cost or 0) - (cost or 0)
+    if whole is None:
+        return 0
+    growth = whole if cost is None else whole - (cost_of(prices, row.minute, key, before) or 0)
+    row.cost = (cost or 0) + growth
+    return growth
 
 
 def _rows(session: Session, sums: Sums) -> Iterator[UsageMinute]:

@@ -15,7 +15,7 @@ from jobs.registry import models
 from jobs.usage import minutes, verification
 from jobs.usage.minutes import CACHE, OTHER, TRAINING, Amounts, UsageKey
 from jobs.usage.prices import set_prices
-from jobs.usage.tables import Spend, UsageChange, UsageMinute
+from jobs.usage.tables import Price, Spend, UsageChange, UsageMinute
 from tests.support import sample_jobs
 from tests.support.sample_jobs import at_once, rolled_back
 
@@ -176,6 +176,23 @@ def test_price_reaches_back_to_usage_without_a_cost(db: Database) -> None:
     assert price_rows(db, "free", since) == 3
     assert min(rows(db).items())[1][-1] is None
     assert spend(db) == {("p", minutes.month_of(NOVEMBER)): 30}
+
+
+@pytest.mark.parametrize("change", ["output without a price", "no price in the models file"])
+def test_cost_stays_where_a_price_is_missing_later(db: Database, change: str) -> None:
+    if change == "output without a price":
+        with db.write() as session:
+            session.add(Price(model="free", kind="input", since=0, usd_per_million=2.0, created_at=1.0))
+    key = KEY._replace(model="free" if change == "output without a price" else "tiny")
+    record(db, key, input_tokens=10)
+    fold(db)
+    record(db, key, input_tokens=5, output_tokens=1)
+    with db.write() as session:
+        minutes.fold(session, lambda name: SimpleNamespace(name=name, cost_per_million_tokens=None))
+
+    [row] = rows(db).values()
+    assert (row[1], row[-1]) == (15, 20)
+    assert spend(db) == {("p", minutes.month_of(NOVEMBER)): 20}
 
 
 def test_tuned_model_keeps_its_name_and_costs_as_much_as_its_base(db: Database) -> None:
