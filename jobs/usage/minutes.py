@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.db.base import table_of
-from jobs.db.engine import UNSEEN, WRITE_ROWS
+from jobs.db.engine import UNSEEN, WRITE_ROWS, insert_into
 from jobs.fleet.tables import Model
 from jobs.ledger import kinds
 from jobs.ledger.kinds import SegmentUsage
@@ -183,11 +183,9 @@ def price_rows(
 def add_spend(session: Session, amounts: Mapping[tuple[str, int], int]) -> None:
     """Add amounts in millionths of a US dollar to what projects have spent, by project and month."""
     for (project_id, month), amount in sorted(amounts.items()):
-        row = session.get(Spend, (project_id, month), with_for_update=True)
-        if row is None:
-            session.add(Spend(project_id=project_id, month=month, amount=amount))
-        else:
-            row.amount += amount
+        new = insert_into(session, Spend).values(project_id=project_id, month=month, amount=amount)
+        values = {"amount": Spend.amount + new.excluded.amount}
+        session.execute(new.on_conflict_do_update(index_elements=["project_id", "month"], set_=values))
 
 
 def cost_of(prices: Prices, minute: int, key: UsageKey, amounts: Amounts) -> int | None:
@@ -219,10 +217,10 @@ def _add(row: UsageMinute, key: UsageKey, amounts: Amounts, prices: Prices) -> i
 
 
 def _rows(session: Session, sums: Sums) -> Iterator[UsageMinute]:
-    keys = [(minute, *key) for minute, key in sums]
+    keys = sorted((minute, *key) for minute, key in sums)  # the order in which all lock them
     for first in range(0, len(keys), _KEYS_AT_ONCE):
         some = tuple_(*_KEY).in_(keys[first : first + _KEYS_AT_ONCE])
-        yield from session.scalars(select(UsageMinute).where(some).with_for_update())
+        yield from session.scalars(select(UsageMinute).where(some).order_by(*_KEY).with_for_update())
 
 
 def _key_of(row: UsageMinute) -> UsageKey:

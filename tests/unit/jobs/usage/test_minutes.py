@@ -1,5 +1,6 @@
 """Usage is recorded with the work, added up once, and priced by the minute."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -212,6 +213,25 @@ def test_tuned_model_keeps_its_name_and_costs_as_much_as_its_base(db: Database) 
     fold(db)
 
     assert rows(db) == {(NOVEMBER, TUNED, KEY.endpoint, ""): (0, 20, 0, 0, 20)}
+
+
+@pytest.mark.postgres
+@pytest.mark.dialects
+def test_first_costs_of_a_month_are_added_by_two_transactions(postgres: Database) -> None:
+    month = "p", minutes.month_of(NOVEMBER)
+
+    def add(amount: int) -> None:
+        with postgres.write() as session:
+            minutes.add_spend(session, {month: amount})
+
+    with ThreadPoolExecutor(1) as threads:
+        with postgres.write() as session:
+            minutes.add_spend(session, {month: 1})
+            other = threads.submit(add, 2)
+            with pytest.raises(TimeoutError):
+                other.result(0.5)
+        other.result(60)
+    assert spend(postgres) == {month: 3}
 
 
 def test_usage_of_batch_segments_equals_the_ledger(db: Database) -> None:
