@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import delete, event, insert, or_, select, tuple_
+from sqlalchemy import Select, delete, event, insert, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
@@ -131,15 +131,20 @@ def pending(session: Session, resolve: Resolve, limit: int | None = None) -> Sum
 
 
 def fold(session: Session, resolve: Resolve, limit: int = WRITE_ROWS) -> int:
-    """Add up to `limit` changes to their minutes and to `spend`, and return their number.
+    """Add the oldest changes to their minutes and to `spend`, up to the one with row `limit`; return their number.
 
-    All who fold want the oldest change first, which is locked: of two dispatchers one waits for the other.
+    All who fold, or price rows, lock the oldest changes first: of two processes one waits for the other.
     """
-    oldest = select(UsageChange.id, UsageChange.rows).order_by(UsageChange.id).limit(limit)
-    changes = session.execute(oldest.with_for_update()).all()
+    changes: dict[int, list[Any]] = {}
+    left = limit
+    for change in session.execute(_oldest(limit)).all():
+        changes[change.id] = change.rows
+        left -= len(change.rows)
+        if left <= 0:
+            break
     if not changes:
         return 0
-    sums, prices = _merge(session, [change.rows for change in changes], resolve), Prices(session, resolve)
+    sums, prices = _merge(session, changes.values(), resolve), Prices(session, resolve)
     minutes = {(row.minute, _key_of(row)): row for row in _rows(session, sums)}
     spent: dict[tuple[str, int], int] = {}
     for (minute, key), amounts in sorted(sums.items()):
@@ -149,8 +154,7 @@ def fold(session: Session, resolve: Resolve, limit: int = WRITE_ROWS) -> int:
         month = key.project_id, month_of(minute)
         spent[month] = spent.get(month, 0) + _add(row, key, amounts, prices)
     add_spend(session, spent)
-    added = delete(UsageChange).where(UsageChange.id.in_([change.id for change in changes]))
-    session.execute(added, execution_options=UNSEEN)
+    session.execute(delete(UsageChange).where(UsageChange.id.in_(changes)), execution_options=UNSEEN)
     return len(changes)
 
 
@@ -221,6 +225,10 @@ def _rows(session: Session, sums: Sums) -> Iterator[UsageMinute]:
     for first in range(0, len(keys), _KEYS_AT_ONCE):
         some = tuple_(*_KEY).in_(keys[first : first + _KEYS_AT_ONCE])
         yield from session.scalars(select(UsageMinute).where(some).order_by(*_KEY).with_for_update())
+
+
+def _oldest(limit: int) -> Select[int, list[Any]]:
+    return select(UsageChange.id, UsageChange.rows).order_by(UsageChange.id).limit(limit).with_for_update()
 
 
 def _key_of(row: UsageMinute) -> UsageKey:

@@ -196,6 +196,15 @@ def test_cost_stays_where_a_price_is_missing_later(db: Database, change: str) ->
     assert spend(db) == {("p", minutes.month_of(NOVEMBER)): 20}
 
 
+def test_fold_ends_after_a_number_of_rows(db: Database) -> None:
+    for n in range(2):
+        with db.write() as session:
+            for key in "abc":
+                minutes.record(session, KEY._replace(key_id=key), Amounts(1, n), NOVEMBER)
+
+    assert [fold(db, 2), fold(db, 4), fold(db, 4)] == [1, 1, 0]
+
+
 def test_tuned_model_keeps_its_name_and_costs_as_much_as_its_base(db: Database) -> None:
     tuned = KEY._replace(model=TUNED)
     with db.write() as session:
