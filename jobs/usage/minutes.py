@@ -165,6 +165,7 @@ def price_rows(
 
     Return how many have a cost now, and the key of the last row; None where there is no row left.
     """
+    session.execute(_oldest(WRITE_ROWS)).all()  # a fold that has read earlier prices commits its rows first
     tuned = select(TunedModel.name).where(TunedModel.base == model)
     its_models = or_(UsageMinute.model == model, UsageMinute.model.in_(tuned))
     unpriced = UsageMinute.cost.is_(None), its_models, UsageMinute.minute >= minute_of(since)

@@ -226,6 +226,22 @@ def test_tuned_model_keeps_its_name_and_costs_as_much_as_its_base(db: Database) 
 
 @pytest.mark.postgres
 @pytest.mark.dialects
+def test_price_reaches_usage_that_is_being_added_up(postgres: Database) -> None:
+    record(postgres, KEY._replace(model="free"), input_tokens=10)
+    with ThreadPoolExecutor(1) as threads:
+        with postgres.write() as session:
+            minutes.fold(session, resolve)
+            set_price(postgres, 0, "free", input=1.0, output=1.0)
+            priced = threads.submit(price_rows, postgres, "free", 0)
+            with pytest.raises(TimeoutError):
+                priced.result(0.5)
+
+        assert priced.result(60) == 1
+    assert sum(spend(postgres).values()) == 10
+
+
+@pytest.mark.postgres
+@pytest.mark.dialects
 def test_first_costs_of_a_month_are_added_by_two_transactions(postgres: Database) -> None:
     month = "p", minutes.month_of(NOVEMBER)
 
