@@ -40,8 +40,8 @@ from jobs.usage.tables import Reservation, Spend, SpendLimit
 ORGANIZATION: Final = ""
 #: Amounts are counted in millionths of a dollar, and limits are written in cents.
 MICROS_PER_CENT: Final = 10_000
-#: Seconds for which an answered request stays reserved: by then its worker has recorded the usage.
-RECORDED_SECONDS: Final = 20.0
+#: Seconds for which an answered request stays reserved. Its worker records the usage within 5, and has 5 more to write.
+RECORDED_SECONDS: Final = 10.0
 _CACHED_SECONDS: Final = 2.0
 #: Queues whose shards ask no model.
 _FREE: Final = (Queue.INGEST, Queue.EVALUATE)

@@ -20,6 +20,7 @@ from jobs.usage.budgets import ORGANIZATION, LimitedProjects
 from jobs.usage.minutes import month_of
 from jobs.usage.tables import Price, Reservation, Spend, UsageChange
 from tests.support import sample_jobs
+from workers.runtime.usage_counter import FLUSH_SECONDS
 
 CENT = budgets.MICROS_PER_CENT
 FAR = 4_000_000_000.0
@@ -126,6 +127,10 @@ def test_requests_at_once_exceed_the_limit_by_a_single_admission(db: Database) -
     assert 150 * CENT <= reserved[1] < 150 * CENT + amount
     assert refusals.count("") == reserved[1] // amount
     assert set(refusals) >= {"", "organization_spend_limit_exceeded"}
+
+
+def test_reservation_of_an_answered_request_outlasts_one_flush_of_usage() -> None:
+    assert FLUSH_SECONDS < budgets.RECORDED_SECONDS <= 2 * FLUSH_SECONDS
 
 
 def test_settled_reservation_shrinks_and_expires(sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> None:
