@@ -17,6 +17,7 @@ from api.shares import run_unshared
 from jobs.errors import DatabaseBusy
 from jobs.inference.interactive import AnswerEntry, QueuedRequest
 from jobs.usage import budgets, spend_estimates
+from jobs.usage.prices import Prices
 
 #: Seconds after the deadline of a request at which its reservation ends, whatever became of its process.
 _GRACE = 60.0
@@ -47,7 +48,7 @@ class SpendReservation:
 
     def __init__(self, call: CallContext, request: QueuedRequest, model: str) -> None:
         self._call, self._request, self._model = call, request, model
-        self._resolve = call.services.registry().priced
+        self._priced = call.services.registry().priced
         self._is_taken = False
         self._usage: tuple[int, ...] = ()
         self._goes_on = request.linger > 0  # the engine goes on without this client, who may resume the stream
@@ -57,10 +58,9 @@ class SpendReservation:
         request = self._request
         size = spend_estimates.input_tokens(len(request.body))
         with self._call.db.write() as session:
-            amount = budgets.cost(session, self._resolve, self._model, input_tokens=size, output_tokens=output_tokens)
-            budgets.reserve(
-                session, request.id, self._call.project_id, amount, request.deadline + _GRACE, self._resolve
-            )
+            prices = Prices(session, self._priced)
+            amount = budgets.cost(prices, self._model, input_tokens=size, output_tokens=output_tokens)
+            budgets.reserve(session, request.id, self._call.project_id, amount, request.deadline + _GRACE, prices)
 
     async def follow(self, entries: AsyncGenerator[AnswerEntry]) -> AsyncGenerator[AnswerEntry]:
         """Yield the entries of the answer as they come, and settle the reservation at their end."""
@@ -70,14 +70,15 @@ class SpendReservation:
                     self._note(entry)
                     yield entry
         finally:
-            await asyncio.shield(run_unshared(self._end))
+            await asyncio.shield(run_unshared(self.end))
 
     def _note(self, entry: AnswerEntry) -> None:
         self._is_taken |= entry.kind != "late"
         if entry.kind == "end":
             self._goes_on, self._usage = False, entry.usage
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Settle the reservation of a request that an engine has taken; release that of another one."""
         if self._goes_on and self._is_taken:
             return  # it ends after the request's deadline
         with suppress(DatabaseBusy), self._call.db.write() as session:  # likewise
@@ -87,5 +88,6 @@ class SpendReservation:
             amount = None
             if self._usage:
                 read, _, written, *_ = self._usage
-                amount = budgets.cost(session, self._resolve, self._model, input_tokens=read, output_tokens=written)
+                prices = Prices(session, self._priced)
+                amount = budgets.cost(prices, self._model, input_tokens=read, output_tokens=written)
             budgets.settle(session, self._request.id, amount)

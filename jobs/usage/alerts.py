@@ -47,7 +47,7 @@ def alerts_to_fire(session: Session, limit: int = 200) -> Sequence[str]:
     threshold = SpendAlert.cents * MICROS_PER_CENT
     of_projects = waiting.join(Spend, its_spend).where(SpendAlert.project_id != ORGANIZATION, Spend.amount >= threshold)
     of_all = waiting.where(SpendAlert.project_id == ORGANIZATION)
-    if session.scalar(of_all) is None or not (total := month_cost(session, ORGANIZATION)):
+    if session.scalar(of_all) is None or not (total := month_cost(session, ORGANIZATION, month)):
         return session.scalars(of_projects).all()
     return [*session.scalars(of_projects), *session.scalars(of_all.where(threshold <= total))]
 

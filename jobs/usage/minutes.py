@@ -125,8 +125,8 @@ def has_changes(session: Session) -> bool:
     return session.scalar(select(UsageChange.id).limit(1)) is not None
 
 
-def pending(session: Session, resolve: Resolve, limit: int | None = None) -> Sums:
-    """Return the sums of the changes that are not added up yet, or of the oldest `limit` of them."""
+def pending(session: Session, resolve: Resolve, limit: int) -> Sums:
+    """Return the sums of the oldest changes that are not added up yet."""
     return _merge(session, session.scalars(select(UsageChange.rows).order_by(UsageChange.id).limit(limit)), resolve)
 
 

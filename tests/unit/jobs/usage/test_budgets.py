@@ -1,23 +1,25 @@
 """Budgets: what counts towards a limit, who is refused, and that no number of requests at once passes it."""
 
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import event, func, select, update
 
 from jobs.clock import now
 from jobs.db.engine import Database
-from jobs.errors import SpendLimitReached
-from jobs.ledger import shards
+from jobs.errors import DatabaseBusy, SpendLimitReached
+from jobs.ledger import ledger, shards
 from jobs.ledger.outbox import SPEND_LIMIT
 from jobs.ledger.tables import Audit, Job, Outbox, Shard
 from jobs.queues import Queue, Task
 from jobs.usage import budgets
 from jobs.usage.budgets import ORGANIZATION, LimitedProjects
 from jobs.usage.minutes import month_of
+from jobs.usage.prices import Prices
 from jobs.usage.tables import Price, Reservation, Spend, UsageChange
 from tests.support import sample_jobs
 from workers.runtime.usage_counter import FLUSH_SECONDS
@@ -50,7 +52,7 @@ def reserve(db: Database, name: str, project: str = "p", amount: int = CENT) -> 
     """Return the code of the refusal; empty where there is none."""
     try:
         with db.write() as session:
-            budgets.reserve(session, name, project, amount, FAR, resolve)
+            budgets.reserve(session, name, project, amount, FAR, Prices(session, resolve))
     except SpendLimitReached as error:
         return str(error.code)
     return ""
@@ -102,6 +104,49 @@ def test_unfolded_usage_of_this_month_counts(db: Database) -> None:
     assert reserve(db, "r") == "project_spend_limit_exceeded"
 
 
+@pytest.mark.dialects
+def test_nothing_begins_while_too_much_usage_waits_to_be_added_up(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budgets, "MAX_CHANGES", 1)
+    limit(db, "p", 3)
+    with db.write() as session:
+        session.add(UsageChange(rows=[]))
+    assert reserve(db, "r1") == ""
+
+    with db.write() as session:
+        session.add(UsageChange(rows=[]))
+    with pytest.raises(DatabaseBusy, match="added up"):
+        reserve(db, "r2")
+
+
+def test_reservation_reads_prices_and_changes_once(sqlite: Database) -> None:
+    limit(sqlite, "p", 3)
+    limit(sqlite, ORGANIZATION, 3)
+    read = Counter[str]()
+
+    def count(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        read.update(table for table in ("price", "usage_change") if f"FROM {table} " in statement.replace("\n", " "))
+
+    event.listen(sqlite.engine, "before_cursor_execute", count)
+    try:
+        assert reserve(sqlite, "r") == ""
+    finally:
+        event.remove(sqlite.engine, "before_cursor_execute", count)
+
+    assert read == {"price": 1, "usage_change": 1}
+
+
+@pytest.mark.parametrize("kind", ["input", "output"])
+def test_model_with_half_a_price_is_named(sqlite: Database, kind: str) -> None:
+    with sqlite.write() as session:
+        session.add(Price(model="free", kind=kind, since=1, usd_per_million=2.0, created_at=1.0))
+    models = [Model("tiny", 1000.0), Model("free", None)]
+
+    with sqlite.read() as session:
+        assert budgets.models_without_price(session, models, resolve) == ["free"]
+
+
 def test_prices_of_sql_precede_those_of_the_models_file(sqlite: Database) -> None:
     facts = {"model": "tiny", "created_at": 1.0}
     with sqlite.write() as session:
@@ -109,7 +154,8 @@ def test_prices_of_sql_precede_those_of_the_models_file(sqlite: Database) -> Non
         session.add(Price(kind="output", since=5, usd_per_million=8.0, **facts))
         session.add(Price(kind="output", since=int(FAR), usd_per_million=99.0, **facts))
     with sqlite.read() as session:
-        costs = [budgets.cost(session, resolve, name, input_tokens=10, output_tokens=1) for name in ("alias", "free")]
+        prices = Prices(session, resolve)
+    costs = [budgets.cost(prices, name, input_tokens=10, output_tokens=1) for name in ("alias", "free")]
 
     assert costs == [28, 0]
 
@@ -285,6 +331,52 @@ def test_waiting_job_is_released_after_a_change(sqlite: Database, change: str, m
 def releasable(db: Database) -> list[str]:
     with db.read() as session:
         return budgets.jobs_to_release(session, resolve)
+
+
+@pytest.mark.dialects
+def test_as_many_waiting_jobs_are_released_as_the_limits_have_left(db: Database) -> None:
+    old, second, third, others = (
+        sample_jobs.running(db, (4, 4), created_at=float(at), project_id=project)
+        for at, project in ((1, "p"), (2, "p"), (3, "p"), (4, "q"))
+    )
+    limit(db, "p", 1)
+    limit(db, ORGANIZATION, 1)
+    spend(db, "p", CENT)
+    for job in (third, second, old, others):
+        assert hold_back(db, job.id)
+    assert releasable(db) == []
+
+    limit(db, "p", 3)  # for two shards of a cent each
+    assert releasable(db) == []
+
+    limit(db, ORGANIZATION, None)
+    assert releasable(db) == [old.id, second.id, others.id]
+
+    limit(db, ORGANIZATION, 3)  # the oldest project precedes
+    assert releasable(db) == [old.id, second.id]
+
+
+@pytest.mark.postgres
+@pytest.mark.dialects
+def test_claim_that_waits_for_its_job_delays_no_request(postgres: Database) -> None:
+    job = sample_jobs.running(postgres)
+    limit(postgres, ORGANIZATION, 100)
+
+    def claim() -> bool:
+        with postgres.write() as session:
+            return (
+                not budgets.hold_back(session, job.id, 0, resolve) and shards.claim(session, job.id, 0, "w") is not None
+            )
+
+    with ThreadPoolExecutor(2) as threads:
+        with postgres.write() as session:
+            ledger.lock(session, job.id)
+            claimed = threads.submit(claim)
+            with pytest.raises(TimeoutError):
+                claimed.result(0.5)
+
+            assert threads.submit(reserve, postgres, "r").result(10) == ""
+        assert claimed.result(60)
 
 
 @pytest.mark.parametrize("queue", [Queue.EVALUATE, Queue.INGEST])
