@@ -13,7 +13,7 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from api.deps import CallContext
-from api.shares import run_unshared
+from api.shares import run_in_threadpool, run_unshared
 from jobs.errors import DatabaseBusy
 from jobs.inference.interactive import AnswerEntry, QueuedRequest
 from jobs.usage import budgets, spend_estimates
@@ -34,7 +34,14 @@ async def reserve(call: CallContext, request: QueuedRequest, body: Mapping[str, 
     if not limited.has(call.project_id):
         return None
     reservation = SpendReservation(call, request, body["model"])
-    await run_unshared(reservation.begin, spend_estimates.output_tokens(request.url, body))
+    tokens = spend_estimates.output_tokens(request.url, body)
+    begun = asyncio.create_task(run_in_threadpool(reservation.begin, tokens))  # it waits for others at the limit
+    try:
+        await asyncio.shield(begun)
+    except asyncio.CancelledError:  # the thread goes on, and may reserve
+        await asyncio.gather(begun, return_exceptions=True)
+        await run_unshared(reservation.end)
+        raise
     return reservation
 
 
