@@ -26,7 +26,7 @@ from jobs.db.engine import WRITE_ROWS, Database
 from jobs.errors import Conflict, DatabaseBusy
 from jobs.fleet import quarantine
 from jobs.fleet import workers as fleet
-from jobs.fleet.models_file import ModelConfig, Registry
+from jobs.fleet.models_file import Registry
 from jobs.fleet.tables import Worker
 from jobs.ledger import audit, dependencies, feed, kinds, ledger, measures, pauses, shards, totals
 from jobs.ledger.states import JobState
@@ -302,28 +302,26 @@ class Maintenance:
         """Return the jobs that wait without saying so, each with what it waits for.
 
         That is a pause, its time, its model, or, for a job without a model, a worker of its queue. Jobs that waited for
-        what has come, or for a spend limit that is no longer reached, wait for nothing.
+        what has come, or for a spend limit that is no longer reached, wait for nothing. Whether it is reached shows
+        only where the prices of the models file are known.
         """
+        registry = self._registry()
         with self._db.read() as session:
             off, at = pauses.current_pauses(session), now()
             early = func.coalesce(Job.not_before, 0.0) > at
-            served = fleet.served_models(fleet.alive(session), self._registry())
+            served = fleet.served_models(fleet.alive(session), registry)
             begun = and_(ledger.BUSY, ~fleet.is_unserved(served))  # it may take minutes to answer the first line
             over = [
                 *ledger.jobs_waiting_for(session, "pause", ~off.is_held),
                 *ledger.jobs_waiting_for(session, "time", ~early),
                 *ledger.jobs_waiting_for(session, "model", begun),
                 *ledger.jobs_waiting_for(session, "worker", ~fleet.is_unserved(served)),
-                *budgets.jobs_to_release(session, self._resolve),
+                *(budgets.jobs_to_release(session, registry.priced) if registry else ()),
             ]
             held = ledger.idle(session, off.is_held)
             others = ledger.idle(session, and_(~off.is_held, or_(early, fleet.is_unserved(served))))
         reasons = [(job.id, "pause") for job in held] + [(job.id, _reason(job, at)) for job in others]
         return [*((job_id, None) for job_id in over), *reasons]
-
-    def _resolve(self, name: str) -> ModelConfig | None:
-        registry = self._registry()
-        return registry.priced(name) if registry else None
 
     def _repeat(self, is_due: Callable[[Session], bool], work: Callable[[Session], int]) -> None:
         """Do some of `work` in a transaction while it is due and something is done, but not too often in one round."""

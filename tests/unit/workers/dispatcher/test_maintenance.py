@@ -13,7 +13,7 @@ from jobs.batches import batches
 from jobs.clock import now
 from jobs.db.engine import WRITE_ROWS
 from jobs.files.tables import File, Upload, UploadPart
-from jobs.ledger import anchors, audit, events, feed, kinds, ledger, shards
+from jobs.ledger import anchors, audit, events, feed, kinds, ledger, outbox, shards
 from jobs.ledger.kinds import Kind, Payload
 from jobs.ledger.states import LIVE, JobState
 from jobs.ledger.tables import AuditHead, Job, Outbox, Segment, Shard, Total
@@ -423,3 +423,20 @@ def test_jobs_of_a_revoked_key_are_cancelled_within_a_second(harness: Dispatcher
 
     assert before == [JobState.QUEUED, JobState.RUNNING]
     assert {sample_jobs.job(harness.db, job.id).state for job in jobs} == {JobState.CANCELLING}
+
+
+def test_job_at_a_spend_limit_is_released_only_while_prices_are_known(
+    harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = sample_jobs.running(harness.db, project_id=project_of(harness.db, "one"))
+    harness.worker()
+    with harness.db.write() as session:
+        ledger.wait_for(session, job.id, outbox.SPEND_LIMIT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(harness.dispatcher._maintenance, "_registry", lambda: None)
+        harness.tick(6)
+    held = sample_jobs.job(harness.db, job.id).waiting_for
+    harness.tick(6)
+
+    assert (held, sample_jobs.job(harness.db, job.id).waiting_for) == (outbox.SPEND_LIMIT, None)
