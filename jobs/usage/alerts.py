@@ -1,5 +1,7 @@
 """Spend alerts: fire once a month, when the cost of the month reaches the threshold.
 
+Usage of the last seconds of a month is added up in the next one. So alerts look at a month until five minutes after it.
+
 An event is recorded with its deliveries, and an audit row, in the transaction that notes the month. The event of an
 alert of the organization goes to the webhooks of the default project, because every event belongs to a project and
 every deployment has that one.
@@ -25,6 +27,7 @@ from jobs.webhooks.tables import Event
 EVENT: Final = "spend.alert.reached"
 #: Alerts of a project, or of the organization.
 MAX_ALERTS: Final = 100
+_LATE_SECONDS: Final = 300.0
 _DEFAULT_PROJECT: Final = "default"
 
 
@@ -39,9 +42,14 @@ def create(session: Session, owner: str, **columns: Any) -> SpendAlert:
     return alert
 
 
+def month_of_alerts() -> int:
+    """Return the beginning of the month that alerts look at, in unix seconds."""
+    return month_of(now() - _LATE_SECONDS)
+
+
 def alerts_to_fire(session: Session, limit: int = 200) -> Sequence[str]:
-    """Return alerts whose threshold this month's cost has reached, and that have not fired this month."""
-    month = month_of(now())
+    """Return alerts whose threshold the month's cost has reached, and that have not fired this month."""
+    month = month_of_alerts()
     waiting = select(SpendAlert.id).where(SpendAlert.fired_month.is_distinct_from(month)).limit(limit)
     its_spend = and_(Spend.project_id == SpendAlert.project_id, Spend.month == month)
     threshold = SpendAlert.cents * MICROS_PER_CENT
@@ -54,7 +62,7 @@ def alerts_to_fire(session: Session, limit: int = 200) -> Sequence[str]:
 
 def fire(session: Session, alert_id: str) -> bool:
     """Record that an alert has reached its threshold; return False where it has fired this month, or is gone."""
-    month = month_of(now())
+    month = month_of_alerts()
     of_month = SpendAlert.id == alert_id, SpendAlert.fired_month.is_distinct_from(month)
     if execute_and_count(session, update(SpendAlert).where(*of_month).values(fired_month=month)) != 1:
         return False

@@ -129,7 +129,7 @@ def test_alert_with_another_threshold_may_fire_twice(app: FastAPI, sdk: OpenAI) 
 
     resource.update(alert.id, **ALERT)
     with app.state.services.db.read() as session:
-        assert session.get_one(SpendAlert, alert.id).fired_month == month_of(now())
+        assert session.get_one(SpendAlert, alert.id).fired_month == alerts.month_of_alerts()
     resource.update(alert.id, **{**ALERT, "threshold_amount": 501})
     with app.state.services.db.read() as session:
         assert session.get_one(SpendAlert, alert.id).fired_month is None

@@ -1,5 +1,7 @@
 """Spend alerts: when they fire, once a month and threshold, and what they record."""
 
+from datetime import UTC, datetime
+
 import pytest
 from sqlalchemy import select, update
 
@@ -8,7 +10,7 @@ from jobs.db.engine import Database
 from jobs.errors import InvalidRequest
 from jobs.ledger.tables import Audit
 from jobs.security import keys
-from jobs.usage import alerts, budgets
+from jobs.usage import alerts
 from jobs.usage.budgets import MICROS_PER_CENT, ORGANIZATION
 from jobs.usage.minutes import month_of
 from jobs.usage.tables import Spend, SpendAlert
@@ -22,7 +24,8 @@ def create(db: Database, owner: str, cents: int) -> str:
 
 def spend(db: Database, project: str, cents: float) -> None:
     with db.write() as session:
-        session.merge(Spend(project_id=project, month=month_of(now()), amount=round(cents * MICROS_PER_CENT)))
+        amount = round(cents * MICROS_PER_CENT)
+        session.merge(Spend(project_id=project, month=alerts.month_of_alerts(), amount=amount))
 
 
 def reached(db: Database) -> set[str]:
@@ -62,15 +65,32 @@ def test_alert_fires_once_a_month(db: Database, monkeypatch: pytest.MonkeyPatch)
     assert fire(db, alert_id)
 
     at = now() + 32 * 86_400
-    for module in (alerts, budgets):
-        monkeypatch.setattr(module, "now", lambda: at)
+    monkeypatch.setattr(alerts, "now", lambda: at)
     assert reached(db) == set()
-    with db.write() as session:
-        session.add(Spend(project_id="p", month=month_of(at), amount=5 * MICROS_PER_CENT))
+    spend(db, "p", 5)
     assert reached(db) == {alert_id}
     assert fire(db, alert_id)
     with db.read() as session:
         assert sorted(session.scalars(select(Event.seq).where(Event.subject_id == alert_id))) == [1, 2, 3]
+
+
+def test_usage_that_is_added_up_after_its_month_fires_the_alert_of_the_month(
+    sqlite: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    december = int(datetime(2026, 12, 1, tzinfo=UTC).timestamp())
+    of_project, of_all = create(sqlite, "p", 5), create(sqlite, ORGANIZATION, 5)
+    with sqlite.write() as session:
+        session.add(Spend(project_id="p", month=month_of(december - 1), amount=5 * MICROS_PER_CENT))
+
+    monkeypatch.setattr(alerts, "now", lambda: december + 60.0)
+    assert reached(sqlite) == {of_project, of_all}
+    assert fire(sqlite, of_project)
+    assert reached(sqlite) == {of_all}
+
+    monkeypatch.setattr(alerts, "now", lambda: december + 3600.0)
+    assert reached(sqlite) == set()
+    spend(sqlite, "p", 5)
+    assert reached(sqlite) == {of_project, of_all}
 
 
 def test_alert_notifies_webhooks_of_the_right_project(sqlite: Database) -> None:
