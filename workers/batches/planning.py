@@ -69,7 +69,6 @@ class Planner:
         self.writer = ShardWriter(context, claim, handle, check=self._check_quota)
         self.inputs = 0
         self._overrides = claim.job.payload.get("overrides") or {}
-        self._output_tokens = 0  # of the last line
 
     def read_input(self) -> None:
         """Read the file of a batch, or those of its lines that a retry runs. An input without lines is an error."""
@@ -89,8 +88,8 @@ class Planner:
             if isinstance(text, InputLine) and text.offset + text.length > self.config.batch_max_bytes:
                 self._complain("file_too_large", f"The input file exceeds {self.config.batch_max_bytes} bytes.")
                 break
-            checked = self._check(text) if isinstance(text, InputLine) else text
-            self.writer.add(checked, self._output_tokens)
+            line, tokens = self._check(text) if isinstance(text, InputLine) else (text, 0)
+            self.writer.add(line, tokens)
             if self.writer.is_full:
                 break
         limit = self.config.batch_max_lines
@@ -140,17 +139,17 @@ class Planner:
                 chosen = (text.raw for number, text in texts if text.raw is not None and is_chosen(number))
                 self.read(lines.number_lines(chosen))
 
-    def _check(self, text: InputLine) -> InputLine | Bad:
-        """Return the line, or its error."""
+    def _check(self, text: InputLine) -> tuple[InputLine | Bad, int]:
+        """Return the line, or its error, and the most tokens that it may be answered with."""
         checked = self.checker.check(text)
         if isinstance(checked, Bad):
-            return checked
+            return checked, 0
         if self.writer.errors:
-            return text
+            return text, 0
         self.inputs += checked.inputs
-        self._output_tokens = token_estimates.output_tokens(self.job.endpoint, {**checked.bounds, **self._overrides})
+        tokens = token_estimates.output_tokens(self.job.endpoint, {**checked.bounds, **self._overrides})
         refusal = None if self.writer.queue else self._route(checked.model, text.number)
-        return refusal or text
+        return refusal or text, tokens
 
     def _route(self, model: str, number: int) -> Bad | None:
         """Set the queue that serves the model, after a retry's overrides; return an error where there is none.
