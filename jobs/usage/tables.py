@@ -87,9 +87,9 @@ class Spend(Base):
 
 
 class Reservation(Base):
-    """The most that work under way may cost, in millionths of a US dollar, until its usage is recorded.
+    """The most that a request may cost, in millionths of a US dollar, until its usage is recorded.
 
-    `id` is that of a request, or of a claim on a shard. One that nobody removes ends at `expires_at`.
+    `id` is that of a request. One that nobody removes ends at `expires_at`.
     """
 
     __tablename__ = "reservation"
