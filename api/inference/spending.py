@@ -16,7 +16,8 @@ from api.deps import CallContext
 from api.shares import run_in_threadpool, run_unshared
 from jobs.errors import DatabaseBusy
 from jobs.inference.interactive import AnswerEntry, QueuedRequest
-from jobs.usage import budgets, spend_estimates
+from jobs.requests.token_estimates import input_tokens, output_tokens
+from jobs.usage import budgets
 from jobs.usage.prices import Prices
 
 #: Seconds after the deadline of a request at which its reservation ends, whatever became of its process.
@@ -34,7 +35,7 @@ async def reserve(call: CallContext, request: QueuedRequest, body: Mapping[str, 
     if not limited.has(call.project_id):
         return None
     reservation = SpendReservation(call, request, body["model"])
-    tokens = spend_estimates.output_tokens(request.url, body)
+    tokens = output_tokens(request.url, body)
     begun = asyncio.create_task(run_in_threadpool(reservation.begin, tokens))  # it waits for others at the limit
     try:
         await asyncio.shield(begun)
@@ -63,7 +64,7 @@ class SpendReservation:
     def begin(self, output_tokens: int) -> None:
         """Add the reservation. Raises SpendLimitReached."""
         request = self._request
-        size = spend_estimates.input_tokens(len(request.body))
+        size = input_tokens(len(request.body))
         with self._call.db.write() as session:
             prices = Prices(session, self._priced)
             amount = budgets.cost(prices, self._model, input_tokens=size, output_tokens=output_tokens)

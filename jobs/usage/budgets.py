@@ -32,9 +32,9 @@ from jobs.ledger.outbox import SPEND_LIMIT
 from jobs.ledger.states import JobState, ShardState
 from jobs.ledger.tables import Job, Shard
 from jobs.queues import Queue, Task
+from jobs.requests.token_estimates import input_tokens
 from jobs.usage import minutes
 from jobs.usage.prices import Priced, Prices, Resolve
-from jobs.usage.spend_estimates import input_tokens
 from jobs.usage.tables import Reservation, Spend, SpendLimit, UsageChange
 
 #: `project_id` of what holds for all projects together.
