@@ -27,6 +27,8 @@ from tests.chaos.judging import await_settled, judge_stores
 from tests.chaos.judging_evaluated import await_evaluated, judge_evaluated
 from tests.chaos.judging_ours import await_kept, judge_broken, judge_caches, judge_mirror
 from tests.chaos.judging_tuned import await_trained, judge_tuned
+from tests.chaos.judging_usage import await_limited, judge_limited
+from tests.chaos.limited_projects import Administrator, create_limited_projects, output_of, set_prices
 from tests.chaos.load import EVERY_END, Client, Load, Mix
 from tests.chaos.readers import FeedReader
 from tests.support import oracle, stub_engine
@@ -46,6 +48,7 @@ DRAIN_SECONDS = 90.0
 #: Nothing goes on anywhere, though something could: a lease, a redelivery, a restart with its backoff.
 STUCK_SECONDS = 45.0
 CANCEL_SECONDS = 6.0
+_CALM_REQUESTS = 10  # interactive ones, whose usage no fault can lose
 _GENERATORS = 2  # workers on one engine: all of them lose what they asked it when it crashes
 #: What ends of itself in life does not while clocks are moved by a day.
 _LONG = {"NIGHTMILL_SOURCE_SECONDS": "200000", "NIGHTMILL_RESPONSE_CACHE_SECONDS": "2600000"}
@@ -113,9 +116,12 @@ class Campaign:
             system.start(120 * self.patience)
             receiver = stack.enter_context(Receiver())
             client = Client(system.ports, system.api_key, self.journal, random.Random(self.seed + 2))
-            strangers = Client(system.ports, _second_key(system), self.journal, random.Random(self.seed + 3))
+            stranger_key = output_of(system, "keys", "create", "--project", "strangers")
+            strangers = Client(system.ports, stranger_key, self.journal, random.Random(self.seed + 3))
             asking = random.Random(self.seed + 1)
             load = Load(client, receiver, self.journal, asking, self._library, strangers, self.mix, self.width)
+            if self.mix.limited:
+                self._limit(system, load)
             engine = self.engines[0] if self.engines else None
             working = stack.enter_context(load)
             servers = self.servers, self.weaviate, self.spared, self.patience
@@ -160,6 +166,18 @@ class Campaign:
         """Return the settings of times, longer by `patience`: a busy machine stands still for longer than a lease."""
         return {name: f"{float(SCALED[name]) * self.patience:g}" for name in _TIMES}
 
+    def _limit(self, system: System, load: Load) -> None:
+        """Set prices and limits, and give the load clients that meet them."""
+        set_prices(system)
+        asking, rng = random.Random(self.seed + 4), random.Random(self.seed + 5)
+        admin_key = output_of(system, "keys", "create", "--admin")
+        administrator = Administrator(
+            Client(system.ports, admin_key, self.journal, asking, is_admin=True),
+            lambda key: Client(system.ports, key, self.journal, asking),
+        )
+        moved = lambda: load.moved.append(time.monotonic())  # noqa: E731
+        load.limited = create_limited_projects(administrator, self.journal, rng, load.receiver, moved, self.patience)
+
     def _watch(self, stack: ExitStack) -> None:
         """Record when the generating engine was asked, and which processes live."""
         stop = threading.Event()
@@ -183,6 +201,9 @@ class Campaign:
     def calm(self, batches: int) -> None:
         """Run some batches without a fault: no request is repeated."""
         jobs = [self.load.submit(self.load.new_job()) for _ in range(batches)]
+        if self.load.limited:
+            for _ in range(_CALM_REQUESTS):
+                self.load.limited.metered.ask()
         self._await(jobs, "without a fault")
         asked = sum(map(oracle.rework, self.prompts()))
         if asked:
@@ -257,6 +278,7 @@ class Campaign:
         await_kept(self)
         await_trained(self)
         await_evaluated(self)
+        await_limited(self)
         self.journal.note(f"drained in {time.monotonic() - began:.1f} s")
 
     def _await(self, jobs: Sequence[Job], what: str, seconds: float = 60.0) -> None:
@@ -295,6 +317,8 @@ class Campaign:
         self.journal.note(verdict.stdout.strip())
 
     def _judge_beside(self) -> None:
+        if self.load.limited:
+            judge_limited(self, self.load.limited)
         if self.mix.stores:
             judge_mirror(self)
             judge_stores(self)
@@ -394,11 +418,3 @@ class Campaign:
         moved = sorted([*self.load.moved, *(one.at for one in self.struck), *(one.over for one in self.struck)])
         struck = {one.at for one in self.struck}
         return max((after - before for before, after in pairwise(moved) if before not in struck), default=0.0)
-
-
-def _second_key(system: System) -> str:
-    """Create a key of another project."""
-    made = system.cli("keys", "create", "--project", "strangers")
-    if made.returncode:
-        raise RuntimeError(made.stderr)
-    return made.stdout.strip()

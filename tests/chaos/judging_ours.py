@@ -120,7 +120,7 @@ def judge_broken(campaign: "Campaign") -> None:
     """Judge errors: the engine of a client that got no answer had ended, and none is the platform's own."""
     ended = [at for engine in campaign.engines for at in engine.ended]
     ended += [one.over for one in campaign.struck if one.name in VLLM_FAULTS]
-    told = [*campaign.load.client.broken, *campaign.load.strangers.broken]
+    told = [broken for client in campaign.load.clients for broken in client.broken]
     campaign.journal.violation(*unexcused(told, ended, _BROKEN_SECONDS * campaign.patience))
     campaign.journal.violation(*own_failures(campaign.system.errors()))
 

@@ -8,6 +8,7 @@
     repeaters       of two projects, ask the same again and again (`repeaters`)
     tuners          train models, and ask for them (`tuners`)
     evaluators      keep some runs of evals open (`evaluators`)
+    limited         work in projects with limits, and change those (`limited_projects`)
     hooks           verifies each webhook soon after it came
 
 All of them outlive every kill: the SDK retries until it gets an answer.
@@ -36,6 +37,7 @@ from jobs.webhooks.sending import new_secret
 from tests.chaos.askers import Askers
 from tests.chaos.evaluators import Evaluators
 from tests.chaos.journal import Journal
+from tests.chaos.limited_projects import LimitedProjects
 from tests.chaos.repeaters import Repeater
 from tests.chaos.source_client import SourceClient
 from tests.chaos.store_clients import StoreClients
@@ -75,13 +77,21 @@ class Client:
     """
 
     def __init__(
-        self, ports: Sequence[int], api_key: str, journal: Journal, rng: random.Random, retries: int = 60
+        self,
+        ports: Sequence[int],
+        api_key: str,
+        journal: Journal,
+        rng: random.Random,
+        retries: int = 60,
+        *,
+        is_admin: bool = False,
     ) -> None:
         self._made_of = (ports, api_key, journal, rng)
         self._journal, self._ports, self._rng = journal, ports, rng
         http = openai.DefaultHttpxClient(event_hooks={"request": [self._spread], "response": [self._look]})
         url = f"http://127.0.0.1:{ports[0]}/v1"
-        self.sdk = OpenAI(base_url=url, api_key=api_key, max_retries=retries, timeout=20, http_client=http)
+        key: Any = {"admin_api_key" if is_admin else "api_key": api_key}
+        self.sdk = OpenAI(base_url=url, max_retries=retries, timeout=20, http_client=http, **key)
         self.busy = 0  # answers 503: a database that is busy says so
         self.broken: list[Broken] = []  # answers of which only the engine's end is an excuse
 
@@ -188,6 +198,7 @@ class Mix:
     repeated: bool = True  # questions to the caches
     tuned: int = 0  # fine-tuning jobs, open at once; with them questions to what they trained
     evaluated: int = 0  # runs of evals, open at once
+    limited: bool = False  # projects with limits
 
 
 def make_job(number: int, rng: random.Random, mix: Mix, endpoint: str = "", poison: str = "", lines: int = 0) -> Job:
@@ -223,6 +234,7 @@ class Load:
     strangers: Client  # another project's
     mix: Mix = field(default_factory=Mix)
     width: int = 5
+    limited: LimitedProjects | None = None
     jobs: list[Job] = field(default_factory=list)
     polls: dict[str, list[Batch]] = field(default_factory=dict)
     told: list[Told] = field(default_factory=list)
@@ -268,6 +280,7 @@ class Load:
         works += [self._repeat] if self.mix.repeated else []
         works += [self._tune, self._ask_tuned] if self.mix.tuned else []
         works += [self._evaluate] if self.mix.evaluated else []
+        works += [self._spend, self._meter, self._revoke] if self.limited else []
         for work in works:
             thread = threading.Thread(target=self._guarded, args=(work,), name=work.__name__, daemon=True)
             self._threads.append(thread)
@@ -278,8 +291,12 @@ class Load:
         self._stop.set()
         for thread in self._threads:
             thread.join(30)
-        self.client.sdk.close()
-        self.strangers.sdk.close()
+        for client in self.clients:
+            client.sdk.close()
+
+    @property
+    def clients(self) -> list[Client]:
+        return [self.client, self.strangers, *(self.limited.clients if self.limited else ())]
 
     @property
     def open(self) -> list[Job]:
@@ -395,6 +412,22 @@ class Load:
     def _evaluate(self) -> None:
         self.evaluators.step(feeding=self.feeding.is_set())
         self._stop.wait(_POLL_SECONDS)
+
+    def _spend(self) -> None:
+        assert self.limited is not None
+        self.limited.budgeted.step(feeding=self.feeding.is_set())
+        self._stop.wait(2 * _POLL_SECONDS)
+
+    def _meter(self) -> None:
+        assert self.limited is not None
+        if self.feeding.is_set():
+            self.limited.metered.ask()
+        self._stop.wait(_POLL_SECONDS)
+
+    def _revoke(self) -> None:
+        assert self.limited is not None
+        self.limited.revoked.step(feeding=self.feeding.is_set())
+        self._stop.wait(2 * _POLL_SECONDS)
 
     def _seen(self, job: Job, batch: Batch) -> None:
         polls = self.polls.setdefault(job.key, [])

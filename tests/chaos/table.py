@@ -30,8 +30,8 @@ def shown(campaign: Campaign) -> str:
 
 def _totals(campaign: Campaign) -> list[str]:
     load, kills = campaign.load, sum(ALL_FAULTS[one.name].kills for one in campaign.struck)
-    times, both = campaign.scene.recovered, (load.client, load.strangers)
-    broken = sum(len(one.broken) for one in both)
+    times = campaign.scene.recovered
+    broken = sum(len(client.broken) for client in load.clients)
     states = Counter(result.batch.status for result in campaign.results.values())
     ends = Counter(seen[-1].status for seen in load.askers.seen.values())
     lines = sum(len(result.lines) for result in campaign.results.values())
@@ -43,9 +43,10 @@ def _totals(campaign: Campaign) -> list[str]:
         _ours(campaign),
         _tuned(campaign),
         _evaluated(campaign),
+        _limited(campaign),
         f"repeated requests: {campaign.rework()}, bound {campaign.bound()}",
         f"cancelled after {_span(load.cancel_seconds)}; longest standstill {campaign.longest_standstill():.1f} s",
-        f"answers 503: {sum(one.busy for one in both)}, 500 of an engine that ended: {broken}",
+        f"answers 503: {sum(client.busy for client in load.clients)}, 500 of an engine that ended: {broken}",
         f"`up` again after {_span(times.get('up again', []))}",
         f"a swallowed message was published again and answered after {_span(times.get('idle', []))}",
         f"violations: {len(campaign.journal.violations)}",
@@ -95,6 +96,17 @@ def _evaluated(campaign: Campaign) -> str:
     ends = dict(Counter("deleted" if evaluation.deleted else evaluation.status for evaluation in evaluations))
     return (
         f"{len(evaluations)} runs of evals ({ends}), {sum(len(evaluation.right) for evaluation in evaluations)} items"
+    )
+
+
+def _limited(campaign: Campaign) -> str:
+    if (limited := campaign.load.limited) is None:
+        return "no projects with limits"
+    budgeted, metered, revoked = limited.budgeted, limited.metered, limited.revoked
+    return (
+        f"{len(budgeted.jobs)} batches under a spend limit that was raised to {budgeted.limit} cents;"
+        f" {metered.refusals} of {metered.requests} requests above a rate limit;"
+        f" {revoked.keys} keys revoked under {len(revoked.jobs)} batches"
     )
 
 

@@ -128,7 +128,7 @@ def test_only_the_end_of_an_engine_excuses_an_answer_that_says_it_gave_none(
 
 def test_faults_of_both_projects_clients_and_of_logs_are_reported() -> None:
     clients = [SimpleNamespace(broken=[Broken(at, f"{at} {_FAULT}")]) for at in (100.0, 200.0)]
-    load = SimpleNamespace(client=clients[0], strangers=clients[1])
+    load = SimpleNamespace(clients=clients)
     system = SimpleNamespace(errors=lambda: {"gpu": ["interactive_failed"]})
     journal = Journal(1)
     campaign: Any = SimpleNamespace(engines=(), struck=(), load=load, system=system, journal=journal, patience=1)
