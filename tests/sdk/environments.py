@@ -3,6 +3,7 @@
     python-1.109, python-2.8, …   a virtual environment with that SDK
     clients                       a virtual environment with the client libraries of `clients.py`
     lm_eval                       a virtual environment with lm-evaluation-harness
+    focus                         a virtual environment with the validator of FOCUS
     tracking                      a virtual environment with MLflow, Weights & Biases and TensorBoard
     node-7.57, ai-sdk-7           a virtual environment with Node's wheel, and `node_modules` beside it
 
