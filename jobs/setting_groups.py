@@ -130,6 +130,10 @@ class OidcSettings(BaseModel):
         description="If true, an ID token without `email_verified` has a verified address: only for a provider whose "
         "users cannot choose their addresses.",
     )
+    flower_public_url: str = Field(
+        "",
+        description="A login to Flower comes back to `/login` of this URL. Empty: `http://host:port` of Flower.",
+    )
     oidc_allow_private: bool = Field(
         False, description="If true, URLs of the identity provider may have private addresses, plain http and any port."
     )

@@ -190,6 +190,11 @@ class Settings(
         return self.flower_port or self.port + 1
 
     @property
+    def flower_url(self) -> str:
+        """Return where browsers reach Flower, without a trailing slash."""
+        return self.flower_public_url.rstrip("/") or f"http://{self.flower_host}:{self.flower}"
+
+    @property
     def url(self) -> str:
         """Return where clients reach the API, without a trailing slash."""
         return self.public_url.rstrip("/") or f"http://{self.host}:{self.port}"

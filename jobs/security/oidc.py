@@ -87,11 +87,12 @@ class LoginRefused(LoginFailed):
 class Provider:
     """The identity provider of the settings, for one event loop."""
 
-    def __init__(self, config: Settings, keys_seconds: float) -> None:
+    def __init__(self, config: Settings, keys_seconds: float, callback: str = "") -> None:
+        """Log in to the console, or to what has the URL `callback`."""
         self._config = config
         self._keys_seconds = keys_seconds
         self._issuer = config.oidc_issuer
-        self._callback = f"{config.url}{CALLBACK}"
+        self._callback = callback or f"{config.url}{CALLBACK}"
         self._lock = asyncio.Lock()
         self._document: dict[str, Any] = {}
         self._document_at = -_DOCUMENT_SECONDS
