@@ -232,7 +232,8 @@ def revoke_key(
     if project is None or project_id not in (None, project):
         return None
     lock_keys(session, project)
-    live = session.scalars(_select_tree(key_id).where(ApiKey.revoked_at.is_(None)).order_by(ApiKey.created_at)).all()
+    in_tree = ApiKey.id.in_(tree_of(key_id))
+    live = session.scalars(select(ApiKey).where(in_tree, ApiKey.revoked_at.is_(None)).order_by(ApiKey.created_at)).all()
     ending = [key for key in live if cascade or key.id == key_id]
     for key in ending:
         key.revoked_at = now()
@@ -243,11 +244,10 @@ def revoke_key(
     return [key.id for key in live if key.id != key_id] if ending else None
 
 
-def _select_tree(key_id: str) -> Select[ApiKey]:
-    """Return the statement of a key and of those that it created, itself or through others."""
+def tree_of(key_id: str) -> Select[str]:
+    """Return the statement of the ids of a key and of those that it created, itself or through others."""
     tree = select(ApiKey.id).where(ApiKey.id == key_id).cte(recursive=True)
-    tree = tree.union(select(ApiKey.id).join(tree, ApiKey.created_by == tree.c.id))
-    return select(ApiKey).join(tree, ApiKey.id == tree.c.id)
+    return select(tree.union(select(ApiKey.id).join(tree, ApiKey.created_by == tree.c.id)).c.id)
 
 
 def lock_keys(session: Session, project_id: str) -> None:

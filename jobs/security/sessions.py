@@ -8,7 +8,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
@@ -17,7 +17,7 @@ from jobs.errors import Unauthenticated
 from jobs.ledger import audit
 from jobs.security import roles
 from jobs.security.accounts import actor_of
-from jobs.security.keys import KeyOptions, add_key, id_of, revoke_key
+from jobs.security.keys import KeyOptions, add_key, id_of, is_in_force, tree_of
 from jobs.security.tables import NO_PROJECT, Account, ApiKey, GroupMember, Project, RoleAssignment, SignInToken
 
 PREFIX: Final = "login_"
@@ -73,14 +73,18 @@ def open_session(session: Session, token: str) -> SessionKeys:
 
 
 def close_session(session: Session, key_id: str, request_id: str | None) -> bool:
-    """Revoke the keys of the session that a key belongs to; return False for a key of no session."""
+    """End the keys of the session that a key belongs to; return False for a key of no session.
+
+    Keys of service accounts, which the person created in the session, stay.
+    """
     key = session.get_one(ApiKey, key_id)
     account = session.get(Account, key.owner_id) if key.owner_id else None
     if account is None:
         return False
-    actor = actor_of(account.id)
-    revoke_key(session, key.created_by or key_id, actor=actor, cascade=True)
-    audit.record(session, actor=actor, action="logout", target=account.id, request_id=request_id)
+    own = (ApiKey.owner_id == account.id, ApiKey.id.in_(tree_of(key.created_by or key_id)))
+    ending = update(ApiKey).where(*own, is_in_force()).values(expires_at=now())
+    session.execute(ending, execution_options=UNSEEN)
+    audit.record(session, actor=actor_of(account.id), action="logout", target=account.id, request_id=request_id)
     return True
 
 

@@ -284,7 +284,7 @@ def test_group_of_the_claim_gives_and_takes_roles(
     assert (before, get(app, "/vector_stores", inside)) == (200, 403)
 
 
-def test_logout_revokes_all_keys_of_the_session_alone(
+def test_logout_ends_all_keys_of_the_session_alone(
     app: FastAPI, browser: TestClient, provider: IdentityProvider
 ) -> None:
     invite(app, Search="member", Other="member")
@@ -298,6 +298,21 @@ def test_logout_revokes_all_keys_of_the_session_alone(
     assert get(app, "/organization/users", first["admin_key"]) == 401
     assert [get(app, "/files", key) for key in second["api_keys"]] == [200, 200]
     assert error_code(foreign) == "no_session"
+
+
+def test_logout_ends_admin_keys_and_leaves_keys_of_service_accounts(
+    app: FastAPI, browser: TestClient, provider: IdentityProvider
+) -> None:
+    invite(app, Search="member")
+    headers = {"Authorization": f"Bearer {log_in(browser, provider)['admin_key']}"}
+    accounts_url = f"/v1/organization/projects/{project_id(app, 'Search')}/service_accounts"
+    nightly = browser.post(accounts_url, json={"name": "nightly"}, headers=headers).json()["api_key"]["value"]
+    child = browser.post("/v1/organization/admin_api_keys", json={"name": "child"}, headers=headers).json()["value"]
+    before = [get(app, "/files", nightly), get(app, "/organization/users", child)]
+
+    browser.post("/logout", headers=headers)
+
+    assert (before, get(app, "/files", nightly), get(app, "/organization/users", child)) == ([200, 200], 200, 401)
 
 
 def test_deployment_without_a_provider_has_no_login(make_app: Callable[..., FastAPI]) -> None:
