@@ -102,7 +102,9 @@ PREDEFINED: Final[dict[str, PredefinedRole]] = {
             "reader",
             "Organization reader",
             "organization",
-            _MEMBER - {"api.webhooks.write", "api.agent_builder.write"} | {"api.groups.read", "api.roles.read"},
+            # A reader has an admin key, which would change the keys of all projects.
+            _MEMBER - {"api.webhooks.write", "api.agent_builder.write", "api.organization.projects.api_keys.write"}
+            | {"api.groups.read", "api.roles.read"},
         ),
         PredefinedRole("role-project-owner", "owner", "Project owner", "project", _PROJECT),
         PredefinedRole("role-project-member", "member", "Project member", "project", _MEMBER),

@@ -10,6 +10,7 @@ from openai.resources.admin.organization import Organization
 
 from jobs.security.keys import create_admin_key, id_of
 from jobs.security.tables import ApiKey
+from tests.support.organization import add_user, admin_key
 from tests.support.web import make_key
 
 
@@ -129,3 +130,18 @@ def test_admin_key_grants_no_permission_beyond_its_own(app: FastAPI, project: st
 
     assert "api.files.write" in wider.value.message
     assert granted.to_dict()["scopes"] == ["api.files.read"]
+
+
+def test_reader_of_the_organization_sees_keys_and_changes_none(app: FastAPI, project: str, url: str) -> None:
+    key = id_of(make_key(app, "reports"))
+    reader = admin_key(app, owner_id=add_user(app, "eva@example.com", role="reader"))
+
+    with OpenAI(admin_api_key=reader, base_url=url, max_retries=0) as client:
+        keys = client.admin.organization.projects.api_keys
+        for call in (
+            lambda: keys.delete(key, project_id=project),
+            lambda: keys.update(key, project_id=project, expires_in_seconds=60),
+        ):
+            with pytest.raises(PermissionDeniedError):
+                call()
+        assert [shown.id for shown in keys.list(project)] == [f"key_{key}"]

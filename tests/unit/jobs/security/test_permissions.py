@@ -34,7 +34,9 @@ def test_predefined_roles_are_nested() -> None:
     member, viewer = roles["role-project-member"], roles["role-project-viewer"]
 
     assert viewer < member < roles["role-project-owner"] < roles["role-org-owner"] == ALL
-    assert roles["role-org-reader"].isdisjoint({"api.usage.read", "api.management.read", "api.webhooks.write"})
+    assert roles["role-org-reader"].isdisjoint(
+        {"api.usage.read", "api.management.read", "api.webhooks.write", "api.organization.projects.api_keys.write"}
+    )
     assert viewer.isdisjoint({"api.model.request", "api.responses.read", "api.vector_stores.read", "api.files.write"})
     assert member.isdisjoint(
         {"api.organization.projects.write", "api.organization.projects.service_accounts.read", "api.usage.read"}
