@@ -58,7 +58,7 @@ class AdminKeyDeleted(BaseModel):
 
 
 class CreateAdminKey(Body):
-    """A new admin key has the scopes and the owner of the key that creates it."""
+    """A new admin key has the scopes and the owner of the key that creates it, and lives no longer."""
 
     name: Name
     expires_in_seconds: ExpiresIn = None
@@ -72,7 +72,7 @@ def create_admin_key(call: Admin, body: CreateAdminKey) -> NewAdminKey:
         value = keys.create_admin_key(
             session,
             name=body.name,
-            expires_at=end_after(body.expires_in_seconds),
+            expires_at=end_after(body.expires_in_seconds, own.expires_at),
             scopes=own.scopes or (),
             owner_id=own.owner_id,
             created_by=own.id,

@@ -106,7 +106,10 @@ def retrieve_project_key(call: Admin, project_id: str, api_key_id: KeyId) -> Org
 def update_project_key(
     call: Admin, project_id: str, api_key_id: KeyId, body: UpdateProjectKey
 ) -> OrganizationProjectKey:
-    """Set the scopes of a key or when it expires. Nobody grants a permission that their own key does not have."""
+    """Set the scopes of a key or when it expires. Nobody grants a permission that their own key does not have.
+
+    The key of a user ends with the login at the latest.
+    """
     if body.scopes is None and body.expires_in_seconds is None:
         raise InvalidRequest("Give 'scopes', 'expires_in_seconds' or both.", code="missing_required_parameter")
     with call.db.write() as session:
@@ -120,7 +123,8 @@ def update_project_key(
             )
         if body.scopes is not None:
             check_grant(call.caller, body.scopes, current.owned)
-        expires_at = end_after(body.expires_in_seconds)
+        latest = row.expires_at if session.get(Account, row.owner_id) else None
+        expires_at = end_after(body.expires_in_seconds, latest)
         keys.change_key(session, row, actor=call.actor, scopes=body.scopes, expires_at=expires_at)
         return _show_key(session, row)
 

@@ -20,9 +20,10 @@ Scopes = Annotated[
 ]
 
 
-def end_after(seconds: int | None) -> float | None:
-    """Return when a key expires whose lifetime begins now."""
-    return None if seconds is None else now() + seconds
+def end_after(seconds: int | None, latest: float | None = None) -> float | None:
+    """Return when a key expires whose lifetime begins now, and which lives until `latest` at most."""
+    ends = [end for end in (latest, seconds and now() + seconds) if end is not None]
+    return min(ends, default=None)
 
 
 def check_grant(caller: Caller, scopes: Sequence[str], owned: frozenset[str]) -> None:

@@ -90,8 +90,8 @@ class CreateProjectApiKey(Body):
 def create_api_key(call: Call, body: CreateProjectApiKey | None = None) -> NewProjectApiKey:
     """Create a key of the project, which manages no keys. `value` is shown only now. It takes a key that manages keys.
 
-    The new key has the owner of yours, and no permission that yours does not have. An `Idempotency-Key` has no effect,
-    because the answer is not stored.
+    The new key has the owner of yours, no permission that yours does not have, and no longer life. An `Idempotency-Key`
+    has no effect, because the answer is not stored.
     """
     body = body or CreateProjectApiKey()
     with call.db.write() as session:
@@ -103,7 +103,7 @@ def create_api_key(call: Call, body: CreateProjectApiKey | None = None) -> NewPr
             call.project_id,
             name=body.name,
             scopes=scopes,
-            expires_at=end_after(body.expires_in_seconds),
+            expires_at=end_after(body.expires_in_seconds, own.row.expires_at),
             owner_id=own.row.owner_id,
             created_by=call.caller.key_id,
             limit=keys.LIVE_KEYS,

@@ -26,6 +26,18 @@ def test_new_admin_key_administers_and_shows_its_value_once(organization: Organi
     assert [key.name for key in listed] == ["first", "ci"]
 
 
+@pytest.mark.parametrize(("seconds", "lifetime"), [(None, 3600), (60, 60), (31_536_000, 3600)])
+def test_admin_key_lives_no_longer_than_its_creator(app: FastAPI, url: str, seconds: int | None, lifetime: int) -> None:
+    with app.state.services.db.write() as session:
+        creator = create_admin_key(session, expires_at=time.time() + 3600)
+
+    with OpenAI(admin_api_key=creator, base_url=url, max_retries=0) as client:
+        options = {} if seconds is None else {"expires_in_seconds": seconds}
+        made = client.admin.organization.admin_api_keys.create(name="child", **options)
+
+    assert made.expires_at == pytest.approx(time.time() + lifetime, abs=30)
+
+
 def test_deleted_admin_key_is_not_found_and_the_last_stays(organization: Organization) -> None:
     first = next(iter(organization.admin_api_keys.list()))
     second = organization.admin_api_keys.create(name="second")

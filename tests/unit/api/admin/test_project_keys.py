@@ -8,7 +8,8 @@ from fastapi import FastAPI
 from openai import AuthenticationError, BadRequestError, NotFoundError, OpenAI, PermissionDeniedError
 from openai.resources.admin.organization import Organization
 
-from jobs.security.keys import create_admin_key, id_of
+from jobs.clock import now
+from jobs.security.keys import create_admin_key, create_key, id_of
 from jobs.security.tables import ApiKey
 from tests.support.organization import add_user, admin_key
 from tests.support.web import make_key
@@ -68,6 +69,20 @@ def test_expired_key_is_not_changed(app: FastAPI, organization: Organization, pr
     with pytest.raises(BadRequestError) as refusal:
         organization.projects.api_keys.update(key, project_id=project, scopes=[])
     assert refusal.value.code == "key_expired"
+
+
+def test_key_of_a_user_is_shortened_and_not_prolonged(app: FastAPI, organization: Organization, project: str) -> None:
+    user, end = add_user(app, "eva@example.com"), now() + 3600
+    with app.state.services.db.write() as session:
+        key = id_of(create_key(session, "reports", owner_id=user, expires_at=end))
+
+    ends = [
+        organization.projects.api_keys.update(key, project_id=project, expires_in_seconds=seconds).expires_at
+        for seconds in (31_536_000, 60)
+    ]
+
+    assert ends[0] == int(end)
+    assert ends[1] == pytest.approx(now() + 60, abs=30)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from httpx2 import Response
 from sqlalchemy import select, update
 
 from api.security.audit import select_rows
+from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.ledger import audit
 from jobs.ledger.tables import Audit
@@ -47,6 +48,18 @@ def test_a_new_key_opens_its_project_and_is_shown_once(app: FastAPI, client: Tes
     assert (len(listed["data"]), listed["data"][0]["id"]) == (2, made["id"])
     assert {row["object"] for row in listed["data"]} == {"organization.project.api_key"}
     assert made["value"] not in json.dumps(listed, ensure_ascii=False)
+
+
+def test_key_lives_no_longer_than_its_creator(app: FastAPI, client: TestClient) -> None:
+    with app.state.services.db.write() as session:
+        end = session.scalars(select(ApiKey)).one().expires_at = now() + 3600
+
+    lifetimes = [
+        client.post("/v1/api_keys", json=body).json()["expires_at"] for body in ({}, {"expires_in_seconds": 60})
+    ]
+
+    assert lifetimes[0] == int(end)
+    assert lifetimes[1] < end - 3000
 
 
 def test_each_key_names_its_own_project(client: TestClient, stranger: TestClient) -> None:
