@@ -68,7 +68,7 @@ class CreateAdminKey(Body):
 def create_admin_key(call: Admin, body: CreateAdminKey) -> NewAdminKey:
     """Create an admin key with the permissions of yours. `value` is shown only now."""
     with call.db.write() as session:
-        own = session.get_one(ApiKey, call.caller.key_id)
+        own = keys.lock_key(session, call.caller.key_id).row
         value = keys.create_admin_key(
             session,
             name=body.name,

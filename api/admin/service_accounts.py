@@ -162,7 +162,8 @@ def create_service_account_key(
 def _create_key(
     session: Session, call: AdminContext, account: ServiceAccount, body: CreateServiceAccountKey
 ) -> ServiceAccountKey:
-    check_grant(call.caller, body.scopes, permissions.of_project_role(account.role))
+    own = keys.lock_key(session, call.caller.key_id)
+    check_grant(own, body.scopes, permissions.of_project_role(account.role))
     value = keys.add_key(
         session,
         account.project_id,
@@ -170,7 +171,7 @@ def _create_key(
         scopes=body.scopes,
         expires_at=end_after(body.expires_in_seconds),
         owner_id=account.id,
-        created_by=call.caller.key_id,
+        created_by=own.row.id,
     )
     row = session.get_one(ApiKey, keys.id_of(value))
     return ServiceAccountKey(

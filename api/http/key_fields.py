@@ -10,6 +10,7 @@ from api.http.bodies import Many
 from jobs.clock import now
 from jobs.errors import MissingPermission
 from jobs.security import permissions
+from jobs.security.keys import FoundKey
 
 _YEAR: Final = 365 * 86_400
 ExpiresIn = Annotated[int | None, Field(ge=1, le=_YEAR, description="Seconds from now; null: it does not expire.")]
@@ -26,7 +27,7 @@ def end_after(seconds: int | None, latest: float | None = None) -> float | None:
     return min(ends, default=None)
 
 
-def check_grant(caller: Caller, scopes: Sequence[str], owned: frozenset[str]) -> None:
+def check_grant(caller: Caller | FoundKey, scopes: Sequence[str], owned: frozenset[str]) -> None:
     """Check that the caller has each permission that it gives: those of an owner, narrowed to scopes if there are any.
 
     Raises: InvalidRequest, for an unknown scope, and MissingPermission.

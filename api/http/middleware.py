@@ -42,7 +42,7 @@ from jobs.errors import (
     UnsupportedMedia,
 )
 from jobs.ids import new_id
-from jobs.security.keys import ENDS, authenticate, well_formed
+from jobs.security.keys import authenticate, check_live, well_formed
 from jobs.settings import Settings
 
 _CONNECTIONS = frozenset({"http", "websocket"})
@@ -161,9 +161,7 @@ class Authenticate:
 
     def _look_up(self, key: str) -> Caller:
         with self.services.db.read() as session:
-            current = authenticate(session, key)
-            if current is None or current.end is not None:
-                raise Unauthenticated(ENDS[current.end] if current and current.end else None)
+            current = check_live(authenticate(session, key))
             return Caller(current.row.id, current.row.project_id, current.row.is_admin, current.permissions)
 
     def _refusal(self, scope: Scope, error: Unauthenticated) -> NightmillError:

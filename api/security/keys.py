@@ -97,7 +97,7 @@ def create_api_key(call: Call, body: CreateProjectApiKey | None = None) -> NewPr
     with call.db.write() as session:
         own = _check_manages(session, call)
         scopes = body.scopes or own.row.scopes or ()
-        check_grant(call.caller, scopes, own.owned)
+        check_grant(own, scopes, own.owned)
         key = keys.add_key(
             session,
             call.project_id,
@@ -105,7 +105,7 @@ def create_api_key(call: Call, body: CreateProjectApiKey | None = None) -> NewPr
             scopes=scopes,
             expires_at=end_after(body.expires_in_seconds, own.row.expires_at),
             owner_id=own.row.owner_id,
-            created_by=call.caller.key_id,
+            created_by=own.row.id,
             limit=keys.LIVE_KEYS,
         )
         row = session.get_one(ApiKey, keys.id_of(key))
@@ -136,11 +136,11 @@ def revoke_api_key(
 def _check_manages(session: Session, call: CallContext) -> keys.FoundKey:
     """Return the caller's key, which manages keys, and keep the project's keys as they are in this transaction.
 
-    Raises: PermissionDenied.
+    Raises: PermissionDenied, Unauthenticated.
     """
     keys.lock_keys(session, call.project_id)
-    current = keys.find_key(session, call.caller.key_id)
-    if current is None or not current.is_live or not current.row.manages_keys:
+    current = keys.lock_key(session, call.caller.key_id)
+    if not current.row.manages_keys:
         message = (
             "You have insufficient permissions for this operation: this key does not manage keys. "
             "`nightmill keys create --project NAME --manage` makes one that does."

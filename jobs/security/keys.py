@@ -27,7 +27,7 @@ from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.db.engine import insert_into
-from jobs.errors import InvalidRequest
+from jobs.errors import InvalidRequest, Unauthenticated
 from jobs.ids import new_id
 from jobs.ledger import audit
 from jobs.security import permissions, roles
@@ -232,6 +232,7 @@ def revoke_key(
     if project is None or project_id not in (None, project):
         return None
     lock_keys(session, project)
+    _lock_tree(session, key_id)
     in_tree = ApiKey.id.in_(tree_of(key_id))
     live = session.scalars(select(ApiKey).where(in_tree, ApiKey.revoked_at.is_(None)).order_by(ApiKey.created_at)).all()
     ending = [key for key in live if cascade or key.id == key_id]
@@ -251,11 +252,31 @@ def tree_of(key_id: str) -> Select[str]:
 
 
 def lock_keys(session: Session, project_id: str) -> None:
-    """Keep others from creating and revoking keys of the project until the transaction ends.
+    """Keep others from creating and revoking keys of the project until the transaction ends."""
+    session.execute(select(Project.id).where(Project.id == project_id).with_for_update())
+
+
+def lock_key(session: Session, key_id: str) -> FoundKey:
+    """Return a live key, which nobody revokes before the transaction ends: until then it may create others.
 
     A key that is created beside the revocation of its creator would outlive it otherwise.
+    Raises: Unauthenticated.
     """
-    session.execute(select(Project.id).where(Project.id == project_id).with_for_update())
+    return check_live(_find(session, _LOCK, key_id))
+
+
+def _lock_tree(session: Session, key_id: str) -> None:
+    """Lock a key and those that it created; wait for those that they are creating."""
+    tree, locked = select(ApiKey.id).where(ApiKey.id.in_(tree_of(key_id))).order_by(ApiKey.id).with_for_update(), 0
+    while locked < (size := len(session.scalars(tree).all())):
+        locked = size
+
+
+def check_live(key: FoundKey | None) -> FoundKey:
+    """Return a key that is live. Raises: Unauthenticated."""
+    if key is None or key.end is not None:
+        raise Unauthenticated(ENDS[key.end] if key and key.end else None)
+    return key
 
 
 def well_formed(key: str) -> bool:
@@ -297,9 +318,16 @@ _FIND: Final = join_owner(
 ).where(ApiKey.id == bindparam("its_key"))
 
 
+_LOCK: Final = _FIND.with_for_update(of=ApiKey).execution_options(populate_existing=True)
+
+
 def find_key(session: Session, key_id: str) -> FoundKey | None:
     """Return a key as it is now, live or not."""
-    row = session.execute(_FIND, {"its_key": key_id, "at": now()}).first()
+    return _find(session, _FIND, key_id)
+
+
+def _find(session: Session, statement: Select[Any], key_id: str) -> FoundKey | None:
+    row = session.execute(statement, {"its_key": key_id, "at": now()}).first()
     if row is None:
         return None
     key, end, role = row

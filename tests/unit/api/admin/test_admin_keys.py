@@ -1,14 +1,16 @@
 """The admin keys of the organization, by the official SDK."""
 
 import time
+from collections.abc import Callable
 
 import pytest
 from fastapi import FastAPI
-from openai import BadRequestError, NotFoundError, OpenAI, PermissionDeniedError
+from openai import AuthenticationError, BadRequestError, NotFoundError, OpenAI, PermissionDeniedError
 from openai.resources.admin.organization import Organization
 
-from jobs.security.keys import create_admin_key
-from tests.support.web import make_key
+from jobs.security.keys import create_admin_key, id_of, revoke_key
+from jobs.timings import Timings
+from tests.support.web import make_key, serve
 
 
 def test_new_admin_key_administers_and_shows_its_value_once(organization: Organization, url: str) -> None:
@@ -88,3 +90,25 @@ def test_admin_routes_refuse_the_key_of_a_project(app: FastAPI, url: str) -> Non
         client.admin.organization.admin_api_keys.list()
 
     assert refusal.value.code == "admin_key_required"
+
+
+def test_revoked_key_creates_no_key_while_its_requests_are_trusted(make_app: Callable[..., FastAPI]) -> None:
+    app = make_app(timings=Timings(trusted=600.0))
+    with app.state.services.db.write() as session:
+        key = create_admin_key(session)
+
+    with serve(app) as url, OpenAI(admin_api_key=key, base_url=f"{url}/v1", max_retries=0) as client:
+        organization = client.admin.organization
+        project = organization.projects.create(name="reports").id
+        account = organization.projects.service_accounts.create(project, name="nightly").id
+        with app.state.services.db.write() as session:
+            revoke_key(session, id_of(key))
+        for call in (
+            lambda: organization.admin_api_keys.create(name="child"),
+            lambda: organization.projects.service_accounts.create(project, name="second"),
+            lambda: organization.projects.service_accounts.api_keys.create(account, project_id=project),
+        ):
+            with pytest.raises(AuthenticationError, match="revoked"):
+                call()
+        assert [shown.name for shown in organization.projects.service_accounts.list(project)] == ["nightly"]
+        assert len(organization.projects.api_keys.list(project).data) == 1

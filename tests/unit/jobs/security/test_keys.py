@@ -8,11 +8,11 @@ from sqlalchemy import select
 
 from jobs.clock import now
 from jobs.db.engine import Database
-from jobs.errors import InvalidRequest
+from jobs.errors import InvalidRequest, Unauthenticated
 from jobs.ledger.tables import Audit
 from jobs.security import keys
 from jobs.security.permissions import of_project_role
-from jobs.security.tables import ApiKey, Project, ServiceAccount
+from jobs.security.tables import NO_PROJECT, ApiKey, Project, ServiceAccount
 
 
 def create(db: Database, project: str = "research") -> str:
@@ -87,10 +87,13 @@ def test_cascade_revokes_only_descendants_including_those_of_revoked_keys(db: Da
 
 
 @pytest.mark.postgres
-def test_a_key_that_is_created_while_its_creator_is_revoked_does_not_outlive_it(postgres: Database) -> None:
+@pytest.mark.parametrize("project", [NO_PROJECT, "research"])
+def test_a_key_that_is_created_while_its_creator_is_revoked_does_not_outlive_it(
+    postgres: Database, project: str
+) -> None:
     with postgres.write() as session:
-        creator = keys.id_of(keys.create_key(session, "research", manages=True))
-        project = session.get_one(ApiKey, creator).project_id
+        project_id = keys.ensure_project(session, project).id if project else NO_PROJECT
+        creator = keys.id_of(keys.add_key(session, project_id, manages=True))
     created, outcome = threading.Event(), list[list[str] | None]()
 
     def revoke() -> None:
@@ -101,22 +104,37 @@ def test_a_key_that_is_created_while_its_creator_is_revoked_does_not_outlive_it(
     thread = threading.Thread(target=revoke)
     thread.start()
     with postgres.write() as session:
-        keys.lock_keys(session, project)
-        manager = keys.find_key(session, creator)
-        key = keys.create_key(session, "research", created_by=creator)
+        manager = keys.lock_key(session, creator)
+        key = keys.add_key(session, project_id, created_by=creator)
         session.flush()
         created.set()
         thread.join(0.5)  # the revocation waits for this transaction
         waits = thread.is_alive()
     thread.join(60)
 
-    assert manager is not None
     assert (manager.is_live, waits, outcome) == (True, True, [[keys.id_of(key)]])
     with postgres.read() as session:
         assert keys.check_key(session, key) is None
         revoked = keys.find_key(session, creator)
         assert revoked is not None
         assert revoked.end == "key_revoked"
+
+
+@pytest.mark.parametrize(("end", "message"), keys.ENDS.items())
+def test_key_that_has_ended_creates_no_other(db: Database, end: str, message: str) -> None:
+    key_id = keys.id_of(create(db))
+    with db.write() as session:
+        row = session.get_one(ApiKey, key_id)
+        if end == "key_expired":
+            row.expires_at = now() - 1
+        elif end == "project_archived":
+            session.get_one(Project, row.project_id).archived_at = now()
+        else:
+            keys.revoke_key(session, key_id)
+
+    with pytest.raises(Unauthenticated) as refusal, db.write() as session:
+        keys.lock_key(session, key_id)
+    assert refusal.value.message == message
 
 
 @pytest.mark.parametrize("broken", ["", "nm", "nm_", "sk-abc", "nm_a_b_c", "nm__", "é_ü_ö_ä", "x" * 5000])
