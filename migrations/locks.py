@@ -1,10 +1,10 @@
-"""Migrate PostgreSQL while others use it: wait for one's turn, bound every wait, build indexes beside writers."""
+"""Migrate PostgreSQL while others use it: bound every wait, lock one table at a time, build indexes beside writers."""
 
 import threading
 from typing import Any, Final
 
 from alembic import op
-from sqlalchemy import Connection, text
+from sqlalchemy import Column, Connection, text
 
 _LOCK: Final = 0x6E6D_0000  # any number that is ours; the dispatcher's is the next one
 _TURN_SECONDS: Final = 0.2  # between looks at whether another process has ended its upgrade
@@ -26,6 +26,25 @@ def take_turn(connection: Connection) -> None:
 def limit(connection: Connection) -> None:
     """Bound the waits and the statements of a transaction."""
     connection.execute(text(_LIMITS))
+
+
+def commit() -> None:
+    """Commit what the upgrade has done, on PostgreSQL: it locks no table while it waits for another.
+
+    An upgrade that is killed later begins with this revision again, so what is committed must bear to be repeated.
+    """
+    context = op.get_context()
+    if context.dialect.name == "postgresql":
+        with context.autocommit_block():
+            pass
+        op.execute(_LIMITS)
+
+
+def add_columns(table: str, *columns: Column[Any]) -> None:
+    """Add columns to a table that others use, in a transaction that locks no other table of theirs."""
+    commit()
+    for column in columns:
+        op.add_column(table, column, if_not_exists=op.get_context().dialect.name == "postgresql")
 
 
 def create_index(name: str, table: str, columns: list[Any], **options: Any) -> None:

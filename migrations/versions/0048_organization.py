@@ -1,7 +1,4 @@
-"""Add the organization: owners, scopes and ends of keys, accounts, groups, roles; usage, prices, budgets and limits.
-
-Each live key of a project becomes the key of a service account of its own, so that nothing has to be made anew.
-"""
+"""Add the tables of the organization: accounts, groups, roles; usage, prices, budgets and limits."""
 
 from functools import partial
 from typing import Any, Final
@@ -48,17 +45,6 @@ def upgrade() -> None:
     _accounts()
     _usage()
     _limits()
-    _keys()
-    _give_owners()
-    for column in (
-        *json("", "limits service_tiers hosted_tools"),
-        *columns(sa.String(32), "", "retention"),
-        *floats("", "archived_at"),
-    ):
-        op.add_column("project", column)
-    for name in ("job", "schedule"):
-        op.add_column(name, *words("", "key_id"))
-    op.add_column("shard", *integers("", "max_output_tokens"))
 
 
 def _accounts() -> None:
@@ -195,26 +181,4 @@ def _limits() -> None:
     )
     create(
         "model_permission", "project_id", *ids("project_id"), *words("mode"), *json("model_ids"), *floats("updated_at")
-    )
-
-
-def _keys() -> None:
-    for column in (
-        *strings("", "name"),
-        *columns(sa.String(8), "", "hint"),
-        *ids("", "owner_id"),
-        *json("", "scopes"),
-        *floats("", "expires_at last_used_at"),
-    ):
-        op.add_column("api_key", column)
-
-
-def _give_owners() -> None:
-    op.execute(
-        "INSERT INTO service_account (id, project_id, name, role, created_at, deleted_at) "
-        "SELECT 'svc_acct_' || id, project_id, 'key ' || id, 'member', created_at, NULL "
-        "FROM api_key WHERE project_id <> ''"
-    )
-    op.execute(
-        "UPDATE api_key SET name = 'key ' || id, owner_id = CASE WHEN project_id <> '' THEN 'svc_acct_' || id END"
     )

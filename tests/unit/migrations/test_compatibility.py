@@ -1,5 +1,6 @@
 """Revisions since the last release leave it working: what breaks it, or keeps its writers out, is found."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from alembic import op
+from alembic.script import ScriptDirectory
 
 from migrations import compatibility
 from migrations.compatibility import RELEASED, breaches, find_breaches, render
@@ -73,6 +75,17 @@ def test_revision_may_drop_columns_unread_by_last_release() -> None:
 
 def test_the_revisions_of_this_version_leave_the_last_release_working() -> None:
     assert breaches() == []
+
+
+def test_revisions_of_this_version_alter_one_table_in_a_transaction() -> None:
+    scripts = ScriptDirectory(str(compatibility.MIGRATIONS)).walk_revisions(RELEASED, "heads")
+    statements = [statement for script in list(scripts)[:-1] for statement in render(script.module.upgrade)]
+
+    transactions = ";".join(statements).split("COMMIT")
+
+    altered = [set(re.findall(r"ALTER TABLE (\w+)", transaction)) for transaction in transactions]
+    assert {"job", "api_key"} <= set().union(*altered)
+    assert [tables for tables in altered if len(tables) > 1] == []
 
 
 def test_each_revision_since_the_last_release_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

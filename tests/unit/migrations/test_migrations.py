@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from alembic.script import ScriptDirectory
@@ -51,6 +53,30 @@ def execute(url: str, statement: str) -> None:
         connection.execute(sa.text(statement))
 
 
+def migrate_to(url: str, revision: str) -> None:
+    alembic = Config()
+    alembic.set_main_option("script_location", str(ROOT / "migrations"))
+    alembic.attributes["url"] = url
+    command.upgrade(alembic, revision)
+
+
+def insert(url: str, name: str, **values: object) -> None:
+    """Insert a row; the columns that it needs and that are not given are empty."""
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    table = sa.Table(name, sa.MetaData(), autoload_with=engine)
+    needed = [column for column in table.columns if not column.nullable and column.server_default is None]
+    with engine.begin() as connection:
+        connection.execute(
+            table.insert().values({column.name: column.type.python_type() for column in needed} | values)
+        )
+
+
+def rows_of(url: str, name: str) -> Sequence[sa.RowMapping]:
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        return connection.execute(sa.Table(name, sa.MetaData(), autoload_with=engine).select()).mappings().all()
+
+
 def contents(url: str) -> dict[str, tuple[str, list[object]]]:
     """Return the definition and the rows of each table."""
     metadata, engine = sa.MetaData(), sa.create_engine(url, poolclass=sa.NullPool)
@@ -77,6 +103,50 @@ def test_a_second_upgrade_changes_nothing_and_keeps_the_rows(empty: str) -> None
 
     with sa.create_engine(empty, poolclass=sa.NullPool).connect() as connection:
         assert connection.scalar(sa.text("SELECT value FROM meta")) == "blue"
+
+
+def test_upgrade_gives_live_rows_their_keys_and_keys_what_they_could_do(empty: str) -> None:
+    migrate_to(empty, "0047")
+    for key, columns in (
+        ("live0000", {"project_id": "proj_1"}),
+        ("gone0000", {"project_id": "proj_1", "revoked_at": 1.0}),
+        ("operator", {"operator": True}),
+    ):
+        insert(empty, "api_key", id=key, **columns)
+    made = [
+        ("schedule", "s_live", "key:live0000", {}),
+        ("schedule", "s_gone", "key:gone0000", {}),
+        ("job", "j_live", "key:live0000", {"state": "running"}),
+        ("job", "j_gone", "key:gone0000", {"state": "queued"}),
+        ("job", "j_done", "key:live0000", {"state": "succeeded"}),
+        ("job", "j_fired", "schedule:s_live", {"state": "queued", "schedule_id": "s_live"}),
+        ("job", "j_other", "operator", {"state": "queued"}),
+    ]
+    for number, (table, id_, actor, columns) in enumerate(made):
+        insert(empty, table, id=id_, project_id="proj_1", **columns)
+        action = "job.submit" if table == "job" else "schedule.create"
+        insert(empty, "audit", id=number, target=id_, actor=actor, action=action)
+
+    migrate(empty)
+
+    assert {row["id"]: row["key_id"] for table in ("job", "schedule") for row in rows_of(empty, table)} == {
+        "s_live": "live0000", "s_gone": None, "j_live": "live0000", "j_gone": None, "j_done": None,
+        "j_fired": "live0000", "j_other": None,
+    }  # fmt: skip
+    keys = {row["id"]: (row["owner_id"], row["scopes"]) for row in rows_of(empty, "api_key")}
+    assert keys["live0000"] == ("svc_acct_live0000", None)
+    assert keys["operator"] == (None, ["api.deployment.read", "api.deployment.write"])
+
+
+@pytest.mark.postgres
+def test_upgrade_that_was_killed_between_two_tables_goes_on(empty_postgres: str) -> None:
+    migrate_to(empty_postgres, "0048")
+    execute(empty_postgres, "ALTER TABLE job ADD COLUMN key_id VARCHAR(16)")
+    execute(empty_postgres, "ALTER TABLE project ADD COLUMN archived_at FLOAT(53)")
+
+    migrate(empty_postgres)
+
+    assert check.drift(empty_postgres) == []
 
 
 @pytest.mark.verify
