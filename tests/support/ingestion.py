@@ -268,11 +268,12 @@ class Works:
         assert answer.status == 200, answer.body
         return list(searches.decode_results(answer.body).chunks)
 
-    def ask(self, search: Search, tenant: str = "") -> Answer:
+    def ask(self, search: Search, tenant: str = "", key_id: str = "") -> Answer:
         with self.db.read() as session:
             row = session.get(VectorStore, search.store_id)
         tenant = tenant or (row.project_id if row else "nobody")
-        queued = QueuedRequest("req_1", searches.URL, searches.encode(search), tenant, deadline=4e9, stream=False)
+        body = searches.encode(search)
+        queued = QueuedRequest("req_1", searches.URL, body, tenant, deadline=4e9, stream=False, key_id=key_id)
         return self.host.call(self.searching.answer(queued, 0)).result(30)
 
     @contextmanager

@@ -193,7 +193,8 @@ class PeerClient:
         config = self._context.config
         try:
             registry = self._context.models.now()
-            queue = access.resolve(session, config, registry, Work(request.tenant, None, model, endpoint)).queue
+            work = Work(request.tenant, request.key_id or None, model, endpoint)
+            queue = access.resolve(session, config, registry, work).queue
         except routing.NotServed as refused:
             return refusal(400, str(refused), param=param, code=refused.code)
         except routing.NotYet as error:

@@ -96,7 +96,7 @@ class Reranking:
     async def _ask(self, body: dict[str, object], queued: QueuedRequest, priority: int) -> Answer:
         loop = asyncio.get_running_loop()
         try:
-            queue = await loop.run_in_executor(self._threads, self._queue_for_model, str(body["model"]), queued.tenant)
+            queue = await loop.run_in_executor(self._threads, self._queue_for_model, str(body["model"]), queued)
             if isinstance(queue, Answer):
                 return queue
             if queue == self._queue:
@@ -120,13 +120,14 @@ class Reranking:
             raise EngineBusy("The re-ranking model is not there now.", retry_after=end.retry_after or _AGAIN)
         return Answer(end.status, end.body, Usage(*end.usage))
 
-    def _queue_for_model(self, model: str, project_id: str) -> str | Answer:
+    def _queue_for_model(self, model: str, queued: QueuedRequest) -> str | Answer:
         """Return the queue of a re-ranking model, or the refusal. Raises EngineBusy."""
         config = self._context.config
         with self._context.db.read() as session:
             try:
                 registry = self._context.models.now()
-                return access.resolve(session, config, registry, Work(project_id, None, model, RERANK)).queue
+                work = Work(queued.tenant, queued.key_id or None, model, RERANK)
+                return access.resolve(session, config, registry, work).queue
             except routing.NotServed as refused:
                 return refusal(400, f"Invalid '{_PARAM}': {refused}", param=_PARAM, code=refused.code)
             except (routing.NotYet, ModelsFileError) as error:

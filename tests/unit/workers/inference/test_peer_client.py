@@ -15,6 +15,7 @@ from jobs.fleet.models_file import Models
 from jobs.inference.interactive import PRIORITY, AnswerEntry, QueuedRequest
 from jobs.ledger import pauses
 from jobs.retrieval.searches import Search
+from jobs.security import keys
 from jobs.settings import Settings
 from jobs.timings import Timings
 from tests.support.fake_engine import FakeEngine, reply
@@ -145,6 +146,21 @@ async def test_a_models_file_that_is_broken_is_waited_for(sqlite: Database, tmp_
         await PeerClient(context).find_queue(REQUEST, "large", CHAT, "context.route_long")
 
     assert "secret" not in str(busy.value)
+
+
+async def test_request_of_a_revoked_key_is_refused(sqlite: Database, tmp_path: Path) -> None:
+    config = Settings(data_dir=tmp_path)
+    context: Any = SimpleNamespace(config=config, db=sqlite, models=Models(config), timings=Timings())
+    with sqlite.write() as session:
+        project_id = keys.ensure_project(session, "p").id
+        key_id = keys.id_of(keys.add_key(session, project_id))
+        keys.revoke_key(session, key_id)
+
+    asked = replace(REQUEST, tenant=project_id, key_id=key_id)
+    answer = await PeerClient(context).find_queue(asked, "large", CHAT, "context.route_long")
+
+    assert isinstance(answer, Answer)
+    assert (answer.status, b'"key_revoked"' in answer.body) == (400, True)
 
 
 @pytest.mark.parametrize(("scope", "name"), [("queue", "gpu.large"), ("model", "large"), ("project", "p")])

@@ -11,6 +11,7 @@ from jobs.db.engine import Database
 from jobs.inference.interactive import AnswerEntry, QueuedRequest
 from jobs.retrieval import searches
 from jobs.retrieval.searches import Search
+from jobs.security import keys
 from tests.support.ingestion import MODEL, ReadOnce, Works, works
 from tests.unit.workers.retrieval.test_search import TEXTS, SearchableStore
 from workers.engines.port import Answer, EngineBusy, Request, refusal
@@ -124,6 +125,17 @@ def test_a_ranker_that_cannot_be_is_refused(
         assert (error["status"], error["param"], error["code"]) == (400, "ranking_options.ranker", code)
         assert error["type"] == "invalid_request_error"
     assert engine == []
+
+
+def test_search_of_a_revoked_key_is_not_re_ranked(searchable: SearchableStore, engine: list[Request]) -> None:
+    with searchable.inline.db.write() as session:
+        key_id = keys.id_of(keys.add_key(session, searchable.project))
+        keys.revoke_key(session, key_id)
+
+    search = Search(model=MODEL, store_id=searchable.id, queries=(QUERY,), ranker="best")
+    refused = error_of(searchable.inline.ask(search, key_id=key_id))
+
+    assert (refused["code"], engine) == ("key_revoked", [])
 
 
 def test_model_refusal_is_reported_as_ranker_error(
