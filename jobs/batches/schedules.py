@@ -1,7 +1,7 @@
 """Schedules of recurring batches: rows with a cron expression and a request, which the dispatcher fires.
 
     due (next_at ≤ now) ──▶ fire: submit the job and advance next_at, in one transaction: exactly once
-                               └─ the input file was deleted, or the key has ended: no job, but an error
+                               └─ the input file was deleted, or the key may not: no job, but an error
 
 Times that passed while no dispatcher ran are made up for by one job, not one each.
 """
@@ -21,8 +21,7 @@ from jobs.errors import InvalidRequest
 from jobs.files.tables import File
 from jobs.ledger import audit, ledger
 from jobs.ledger.tables import Job, Schedule
-from jobs.security.ended_keys import find_end
-from jobs.security.keys import ENDS
+from jobs.security.ended_keys import REFUSALS, find_refusal
 
 
 def next_after(cron: str, timezone: str, at: float) -> float:
@@ -61,8 +60,8 @@ def fire(session: Session, schedule_id: str) -> Job | None:
         _miss(session, schedule, error.message)
         return None
     schedule.last_at = at
-    if schedule.key_id and (end := find_end(session, schedule.key_id)):
-        _miss(session, schedule, ENDS[end])
+    if schedule.key_id and (code := find_refusal(session, schedule.key_id, "api.schedules.write")):
+        _miss(session, schedule, REFUSALS[code])
         return None
     try:
         request = BatchRequest.model_validate(schedule.request)

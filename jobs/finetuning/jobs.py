@@ -164,6 +164,7 @@ FINETUNING: Final = Kind(
     FineTuning,
     EVENTS,
     resources=("fine_tuning", "models", "files"),
+    permission="api.fine_tuning.write",
     run_queue=Queue.FINETUNE,
     window=None,
     retry=_retry,

@@ -1,6 +1,6 @@
 """Resolve a piece of work: whether its key and its project may have it done, and which workers do it.
 
-    key live, of this project ─▶ project not archived ─▶ model permitted ─▶ `routing.route` ─▶ external models allowed
+    key may, in this project ─▶ project not archived ─▶ model permitted ─▶ `routing.route` ─▶ external models allowed
 
 Every request, line, job, schedule and grader that asks a model comes through here: when it is accepted, when it is
 planned, and when a worker claims it. A model that is not permitted is refused as one that does not exist.
@@ -16,7 +16,9 @@ from jobs.batches.lines import quote
 from jobs.fleet import routing
 from jobs.fleet.models_file import Registry
 from jobs.fleet.routing import NotServed, Route
-from jobs.security.ended_keys import find_end
+from jobs.ledger import kinds
+from jobs.ledger.tables import Job
+from jobs.security.ended_keys import REFUSALS, find_refusal
 from jobs.security.keys import ENDS
 from jobs.security.tables import ApiKey, Project
 from jobs.settings import Settings
@@ -31,12 +33,25 @@ class AccessDenied(NotServed):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is to be done: a `model` is asked at an `endpoint`. `key_id` is None where no key asked for it."""
+    """What is to be done: a `model` is asked at an `endpoint`. `key_id` is None where no key asked for it.
+
+    `permission` is what the key, as it is now, must permit; None where the request that asks has been checked already.
+    """
 
     project_id: str
     key_id: str | None
     model: str
     endpoint: str
+    permission: str | None = None
+
+
+def work_of(job: Job, model: str, endpoint: str) -> Work:
+    """Return the piece of work in which a job asks a model. Its key needs the permission that made the job."""
+    if job.retry_of is not None:
+        permission = "api.jobs.write"
+    else:
+        permission = "api.schedules.write" if job.schedule_id else kinds.of(job.kind).permission
+    return Work(job.project_id, job.key_id, model, endpoint, permission)
 
 
 def resolve(session: Session, config: Settings, registry: Registry, work: Work) -> Route:
@@ -58,7 +73,7 @@ def check(session: Session, registry: Registry, work: Work) -> None:
 
 
 def _check_identity(session: Session, work: Work) -> None:
-    """Raise AccessDenied for a key that has ended or is of another project, and for an archived project."""
+    """Raise AccessDenied for a key of another project, one that may not have this done, and an archived project."""
     code: str | None
     if work.key_id is None:
         archived_at = session.scalar(select(Project.archived_at).where(Project.id == work.project_id))
@@ -66,6 +81,6 @@ def _check_identity(session: Session, work: Work) -> None:
     else:
         key = session.get(ApiKey, work.key_id)
         is_own = key is not None and key.project_id == work.project_id
-        code = find_end(session, work.key_id) if is_own else "key_revoked"
+        code = find_refusal(session, work.key_id, work.permission) if is_own else "key_revoked"
     if code is not None:
-        raise AccessDenied(ENDS[code], code)
+        raise AccessDenied(REFUSALS[code], code)

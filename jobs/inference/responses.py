@@ -56,6 +56,7 @@ RESPONSE: Final = Kind(
     EVENTS,
     {INCOMPLETE: PREFIX},
     resources=("responses",),
+    permission="api.responses.write",
     counted=False,
     folders=(StorageFolder(StoredResponse.FOLDER, StoredResponse.id, flat=True),),
     stored_bytes={

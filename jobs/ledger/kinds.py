@@ -151,6 +151,9 @@ class Kind:
     links: Mapping[str, Callable[[Mapping[str, Any]], str]] = field(default_factory=dict)
     """Return the id of another object from the payload of a job, by the field of the API's job that shows it."""
 
+    permission: str = "api.batch.write"
+    """The permission to make a job of the kind, which its key must still have when the job runs."""
+
     run_queue: str = Queue.GENERATE
     """The queue of a shard whose job names none."""
 

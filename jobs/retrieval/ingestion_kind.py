@@ -73,6 +73,7 @@ INGESTION: Final = Kind(
     ingestions.EVENTS,
     attachments.EVENTS | source_items.EVENTS,
     resources=("vector_stores",),
+    permission="api.vector_stores.write",
     links={"vector_store_id": itemgetter("store_id"), "vector_store_index_id": index_of},
     run_queue=Queue.EMBED,
     retry=_retry,

@@ -2,28 +2,28 @@
 
     key revoked, expired; owner deleted; project archived ──▶ claims do nothing ──▶ cancelling, with the code of why
 
-A job that is finishing has run already, and keeps its results. The keys of a person end with each login: the jobs that
-the person made go on until the account is deleted.
+A job that is finishing has run already, and keeps its results. The keys of a person expire with each login: the jobs
+that the person made go on for as long as the person may make them. They end with a key that somebody revokes.
 """
 
 from collections.abc import Collection
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, and_, bindparam, case, exists, null, select
+from sqlalchemy import ColumnElement, Select, and_, bindparam, exists, select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.ledger import ledger
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
-from jobs.security.keys import END, ENDS, join_owner
+from jobs.security.keys import ENDS, HAS_EXPIRED, end_by, find_key, join_owner
 from jobs.security.tables import Account, ApiKey, Project
 
 _IS_OPEN: Final = Job.state.in_((JobState.QUEUED, JobState.RUNNING))
 #: Why the jobs of a key end; null where they go on.
-_END: Final = case(
-    (and_(Project.archived_at.is_(None), Account.id.is_not(None), Account.deleted_at.is_(None)), null()), else_=END
-)
+_END: Final = end_by(and_(HAS_EXPIRED, Account.id.is_(None)))
+#: Why a key has no work done any more, by code.
+REFUSALS: Final = {**ENDS, "missing_scope": "The API key, or its owner, may not do this work any more."}
 #: Keys and projects whose jobs one round ends.
 _OWNERS_AT_ONCE: Final = 50
 
@@ -50,10 +50,13 @@ def find_ends(session: Session, job_ids: Collection[str]) -> dict[str, str]:
     return dict(session.execute(_ENDS_OF_JOBS, {"its_jobs": list(job_ids), "at": now()}).all())
 
 
-def find_end(session: Session, key_id: str) -> str | None:
-    """Return the code of why a key makes no jobs any more; None while it does."""
-    end: str | None = session.scalar(_END_OF_KEY, {"its_key": key_id, "at": now()})
-    return end
+def find_refusal(session: Session, key_id: str, permission: str | None) -> str | None:
+    """Return the code of why a key has no work done any more that takes a permission, if one; None while it has."""
+    code: str | None = session.scalar(_END_OF_KEY, {"its_key": key_id, "at": now()})
+    if code is None and permission is not None:
+        key = find_key(session, key_id)
+        return None if key is not None and permission in key.permissions else "missing_scope"
+    return code
 
 
 def jobs_to_end(session: Session, limit: int) -> list[str]:

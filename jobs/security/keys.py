@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypedDict, Unpack
 
-from sqlalchemy import ColumnElement, Select, and_, bindparam, case, func, or_, select
+from sqlalchemy import Case, ColumnElement, Select, and_, bindparam, case, func, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
@@ -299,12 +299,17 @@ def authenticate(session: Session, key: str) -> FoundKey | None:
     return current if right else None
 
 
-#: Null while a key is live. Of rows of keys that are joined with their projects and owners.
-END: Final = case(
-    (Project.archived_at.is_not(None), "project_archived"),
-    (func.coalesce(ApiKey.revoked_at, ServiceAccount.deleted_at, Account.deleted_at).is_not(None), "key_revoked"),
-    (ApiKey.expires_at <= bindparam("at"), "key_expired"),
-)
+#: The date of a key has come.
+HAS_EXPIRED: Final = ApiKey.expires_at <= bindparam("at")
+
+
+def end_by(has_expired: ColumnElement[bool]) -> Case[str]:
+    """Return why a key ends, null while it does not; of rows of keys that are joined with their projects and owners."""
+    return case(
+        (Project.archived_at.is_not(None), "project_archived"),
+        (func.coalesce(ApiKey.revoked_at, ServiceAccount.deleted_at, Account.deleted_at).is_not(None), "key_revoked"),
+        (has_expired, "key_expired"),
+    )
 
 
 def join_owner(statement: Select[Any]) -> Select[Any]:
@@ -314,7 +319,7 @@ def join_owner(statement: Select[Any]) -> Select[Any]:
 
 
 _FIND: Final = join_owner(
-    select(ApiKey, END, ServiceAccount.role).outerjoin(Project, Project.id == ApiKey.project_id)
+    select(ApiKey, end_by(HAS_EXPIRED), ServiceAccount.role).outerjoin(Project, Project.id == ApiKey.project_id)
 ).where(ApiKey.id == bindparam("its_key"))
 
 

@@ -174,6 +174,7 @@ def test_retry_with_the_model_of_an_override_is_asked_for_that_model(sqlite: Dat
         ("denied", "model_not_found"),
         ("revoked", "key_revoked"),
         ("expired", "key_expired"),
+        ("narrowed", "missing_scope"),
         ("archived", "project_archived"),
     ],
 )
@@ -192,6 +193,8 @@ def test_shard_that_is_claimed_after_a_denial_runs_no_line_and_names_the_reason(
                 set_rule(session, project.id, "allow_list", [])
             elif rule == "archived":
                 project.archived_at = now()
+            elif rule == "narrowed":
+                key.scopes = ["api.files.read"]
             else:
                 setattr(key, "revoked_at" if rule == "revoked" else "expires_at", now())
         inline.lose_messages = lambda _task: False

@@ -158,7 +158,7 @@ class Planner:
         """
         model = self._overrides.get("model") or model
         endpoint = SERVED_WITH.get(self.job.endpoint, self.job.endpoint)
-        work, writer = Work(self.job.project_id, self.job.key_id, model, endpoint), self.writer
+        work, writer = access.work_of(self.job, model, endpoint), self.writer
         try:
             if work not in self.queues:
                 with self.context.db.read() as session:

@@ -24,7 +24,7 @@ from jobs.batches import lines
 from jobs.batches.batches import BatchPayload
 from jobs.errors import ClaimLost, InvalidRequest, StorageFull
 from jobs.fleet import access
-from jobs.fleet.access import AccessDenied, Work
+from jobs.fleet.access import AccessDenied
 from jobs.fleet.models_file import ModelsFileError
 from jobs.ledger import shards
 from jobs.ledger.shards import ShardClaim, Tally
@@ -89,7 +89,7 @@ class LineRun(SegmentRun):
         A models file that cannot be read now was read when the job was planned.
         """
         job = self.claim.job
-        work = Work(job.project_id, job.key_id, job.model or "", job.endpoint)
+        work = access.work_of(job, job.model or "", job.endpoint)
         try:
             with self.context.db.read() as session:
                 access.check(session, self.context.models.now(), work)

@@ -48,7 +48,7 @@ def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
         return
     try:
         with context.db.read() as session:
-            work = access.Work(claim.job.project_id, claim.job.key_id, asked.parent or base.name, FINE_TUNING)
+            work = access.work_of(claim.job, asked.parent or base.name, FINE_TUNING)
             access.check(session, registry, work)
     except access.AccessDenied as denial:
         _reject(context, claim, [Bad(denial.code, str(denial), None, "model").as_dict()])

@@ -16,7 +16,6 @@ from sqlalchemy.orm import Session
 from jobs.db.engine import WRITE_ROWS
 from jobs.files.tables import File
 from jobs.fleet import access, routing
-from jobs.fleet.access import Work
 from jobs.fleet.models_file import ModelsFileError
 from jobs.ledger import ledger, shards
 from jobs.ledger.ledger import JobClaim
@@ -90,7 +89,7 @@ def _resolve_model(context: Context, claim: JobClaim) -> tuple[str, str]:
         if store is None:
             return "", Queue.EMBED
         registry, config = context.models.now(), context.config
-        work = Work(job.project_id, job.key_id, store.model, EMBEDDINGS)
+        work = access.work_of(job, store.model, EMBEDDINGS)
         return store.model, access.resolve(session, config, registry, work).queue
 
 

@@ -18,6 +18,7 @@ from jobs.files.tables import File
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Audit, Job, Schedule
 from jobs.security import keys
+from jobs.security.tables import ApiKey
 from tests.support.inline_deployment import chat_line, jsonl, running
 from workers.dispatcher.retention import Retention
 
@@ -140,14 +141,22 @@ def test_early_or_paused_schedule_submits_nothing(db: Database) -> None:
     assert fire(db) is None
 
 
-def test_schedule_of_an_ended_key_submits_nothing_and_says_why(db: Database) -> None:
+@pytest.mark.parametrize(
+    ("end", "error"),
+    [
+        ({"revoked_at": 1.0}, "The API key was revoked."),
+        ({"scopes": ["api.batch.write"]}, "The API key, or its owner, may not do this work any more."),
+    ],
+)
+def test_schedule_of_an_ended_key_submits_nothing_and_says_why(db: Database, end: dict[str, Any], error: str) -> None:
     with db.write() as session:
         key_id = keys.id_of(keys.create_key(session, "default"))
-        keys.revoke_key(session, key_id)
+        session.flush()
+        session.execute(update(ApiKey).where(ApiKey.id == key_id).values(end))
     scheduled(db, key_id=key_id)
 
     assert fire(db) is None
-    assert schedule(db).last_error == "The API key was revoked."
+    assert schedule(db).last_error == error
     assert schedule(db).next_at > now()
 
 

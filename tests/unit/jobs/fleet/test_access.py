@@ -15,12 +15,14 @@ from jobs.fleet import access, workers
 from jobs.fleet.access import AccessDenied, Work
 from jobs.fleet.models_file import Registry
 from jobs.fleet.tables import Model
+from jobs.ledger import kinds
+from jobs.ledger.tables import Job
 from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue
 from jobs.requests.endpoints import CHAT
-from jobs.security import keys
+from jobs.security import keys, permissions, roles
 from jobs.security.model_permissions import set_rule
-from jobs.security.tables import ApiKey, Project
+from jobs.security.tables import Account, ApiKey, Project
 from jobs.settings import Settings
 from tests.support import tuned_adapters
 
@@ -112,6 +114,65 @@ def test_key_of_another_project_is_refused(db: Database) -> None:
         tenant, rival = Tenant(session, "acme"), Tenant(session, "rival")
 
         assert resolve(session, tenant, MODEL, key_id=rival.key.id) == "key_revoked"
+
+
+def narrow(_session: Session, tenant: Tenant) -> None:
+    tenant.key.scopes = ["api.files.read"]
+
+
+def belong(session: Session, tenant: Tenant) -> None:
+    """Make the key that of a person without any role."""
+    session.add(Account(id="user_1", email="ann@example.com", created_at=now()))
+    tenant.key.owner_id = "user_1"
+
+
+def join(session: Session, tenant: Tenant) -> None:
+    """Make the key that of a member of the project, whose login has ended."""
+    belong(session, tenant)
+    roles.assign(session, "role-project-member", "user_1", tenant.project.id, "operator")
+    expire(session, tenant)
+
+
+def leave(session: Session, tenant: Tenant) -> None:
+    join(session, tenant)
+    roles.unassign(session, "user_1", tenant.project.id, ["role-project-member"])
+
+
+@pytest.mark.parametrize(
+    ("rule", "outcome"),
+    [
+        (lambda *_: None, Queue.GENERATE),
+        (narrow, "missing_scope"),
+        (belong, "missing_scope"),
+        (join, Queue.GENERATE),
+        (leave, "missing_scope"),
+        (expire, "key_expired"),
+    ],
+)
+def test_job_of_a_key_goes_on_while_the_key_or_its_person_may_make_it(db: Database, rule: Rule, outcome: str) -> None:
+    with db.write() as session:
+        tenant, rival = Tenant(session, "acme"), Tenant(session, "rival")
+        rule(session, tenant)
+
+        assert resolve(session, tenant, MODEL, permission="api.batch.write") == outcome
+        assert resolve(session, rival, MODEL, permission="api.batch.write") == Queue.GENERATE
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "permission"),
+    [
+        ("generation", {}, "api.batch.write"),
+        ("response", {}, "api.responses.write"),
+        ("finetuning", {}, "api.fine_tuning.write"),
+        ("generation", {"schedule_id": "sched_1"}, "api.schedules.write"),
+        ("generation", {"schedule_id": "sched_1", "retry_of": "batch_1"}, "api.jobs.write"),
+    ],
+)
+def test_job_needs_the_permission_that_made_it(kind: str, columns: dict[str, str], permission: str) -> None:
+    job = Job(project_id="proj_1", key_id="k", kind=kind, **columns)
+
+    assert access.work_of(job, MODEL, CHAT) == Work("proj_1", "k", MODEL, CHAT, permission)
+    assert {row.permission for row in kinds.rows().values()} <= permissions.ALL
 
 
 def test_work_of_no_key_is_judged_by_its_project(db: Database) -> None:

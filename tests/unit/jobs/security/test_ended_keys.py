@@ -67,20 +67,23 @@ def test_jobs_end_with_the_code_of_why_and_others_go_on(db: Database, end: str) 
         assert ended_keys.find_ends(session, [job.id for job in (*ended, going_on)]) == {job.id: end for job in ended}
 
 
-def test_jobs_of_a_person_outlive_the_login_and_end_with_the_account(db: Database) -> None:
+@pytest.mark.parametrize("end", ["key_revoked", "project_archived", "account deleted"])
+def test_jobs_of_a_person_outlive_the_login_and_end_with_the_key_or_the_account(db: Database, end: str) -> None:
     key, project = key_of(db)
     with db.write() as session:
         session.add(Account(id="user_1", email="ann@example.com", created_at=now()))
         session.get_one(ApiKey, key).owner_id = "user_1"
     job = sample_jobs.running(db, key_id=key, project_id=project)
     bring_about(db, "key_expired", key, project)
-    bring_about(db, "key_revoked", key, project)
     after_logout = sweep(db)
     with db.read() as session:
-        assert (ended_keys.find_end(session, key), ended_keys.find_ends(session, [job.id])) == (None, {})
+        assert (ended_keys.find_refusal(session, key, None), ended_keys.find_ends(session, [job.id])) == (None, {})
 
-    with db.write() as session:
-        session.get_one(Account, "user_1").deleted_at = now()
+    if end == "account deleted":
+        with db.write() as session:
+            session.get_one(Account, "user_1").deleted_at = now()
+    else:
+        bring_about(db, end, key, project)
 
     assert (after_logout, sweep(db)) == ([], [job.id])
 
