@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypedDict, Unpack
 
-from sqlalchemy import Case, ColumnElement, Select, and_, bindparam, case, func, or_, select
+from sqlalchemy import Case, ColumnElement, Select, and_, bindparam, case, exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
@@ -33,7 +33,7 @@ from jobs.ledger import audit
 from jobs.security import permissions, roles
 from jobs.security.tables import NO_PROJECT, Account, ApiKey, Project, ServiceAccount
 
-#: Live keys of a project that its own keys may create.
+#: Live keys of the service accounts of a project, up to which its keys may create others.
 LIVE_KEYS: Final = 100
 _PREFIX = "nm"
 _ID_ALPHABET = string.ascii_lowercase + string.digits
@@ -145,8 +145,10 @@ def add_key(session: Session, project_id: str, **options: Unpack[KeyOptions]) ->
 
 
 def live_keys(session: Session, project_id: str) -> int:
-    """Return the number of the keys of a project that are neither revoked nor expired."""
-    return session.scalar(select(func.count()).where(ApiKey.project_id == project_id, is_in_force())) or 0
+    """Return the number of the keys of a project that are neither revoked nor expired; those of people do not count."""
+    of_person = exists().where(Account.id == ApiKey.owner_id)
+    live = select(func.count()).where(ApiKey.project_id == project_id, is_in_force(), ~of_person)
+    return session.scalar(live) or 0
 
 
 def is_in_force() -> ColumnElement[bool]:

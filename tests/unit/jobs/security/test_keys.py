@@ -12,7 +12,7 @@ from jobs.errors import InvalidRequest, Unauthenticated
 from jobs.ledger.tables import Audit
 from jobs.security import keys
 from jobs.security.permissions import of_project_role
-from jobs.security.tables import NO_PROJECT, ApiKey, Project, ServiceAccount
+from jobs.security.tables import NO_PROJECT, Account, ApiKey, Project, ServiceAccount
 
 
 def create(db: Database, project: str = "research") -> str:
@@ -240,6 +240,18 @@ def test_new_key_has_name_hint_and_scopes_in_its_row_and_the_audit_log(db: Datab
         logged = session.scalars(select(Audit)).one()
     assert (row.name, row.hint, row.scopes) == ("ci", key[-4:], ["api.files.read"])
     assert logged.details == {"scopes": ["api.files.read"], "expires_at": row.expires_at}
+
+
+def test_keys_of_people_leave_room_for_those_of_service_accounts(db: Database) -> None:
+    with db.write() as session:
+        session.add(Account(id="user_1", email="ann@example.com", created_at=now()))
+        project = keys.ensure_project(session, "research").id
+        keys.add_key(session, project, owner_id="user_1")
+        keys.add_key(session, project, limit=1)
+        with pytest.raises(InvalidRequest) as refusal:
+            keys.add_key(session, project, limit=1)
+
+    assert refusal.value.code == "too_many_api_keys"
 
 
 def test_unknown_scope_creates_no_key(db: Database) -> None:
