@@ -8,13 +8,14 @@ import secrets
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import ColumnElement, delete, exists, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.db.engine import UNSEEN, execute_and_count
 from jobs.errors import Unauthenticated
 from jobs.ledger import audit
+from jobs.ledger.tables import Audit
 from jobs.security import roles
 from jobs.security.accounts import actor_of
 from jobs.security.keys import KeyOptions, add_key, id_of, is_in_force, tree_of
@@ -86,6 +87,13 @@ def close_session(session: Session, key_id: str, request_id: str | None) -> bool
     session.execute(ending, execution_options=UNSEEN)
     audit.record(session, actor=actor_of(account.id), action="logout", target=account.id, request_id=request_id)
     return True
+
+
+def unused_keys() -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions of keys of sessions that have ended, with which nothing was done."""
+    of_person = exists().where(Account.id == ApiKey.owner_id)
+    acted = exists().where(Audit.actor == audit.actor_of("") + ApiKey.id)
+    return ApiKey.expires_at <= now(), ApiKey.last_used_at.is_(None), of_person, ~acted
 
 
 def _projects(session: Session, account_id: str, *, all_of_them: bool) -> list[str]:

@@ -1,8 +1,8 @@
 """Retention: the removal of what is no longer needed.
 
-These are expired files and answers, deleted files with their parts of jobs, abandoned uploads, old keys, the shards of
-old jobs and their webhooks, and entries of the cache that cannot be found any more. Where settings say so, the rows of
-old jobs and of the audit log go too.
+These are expired files and answers, deleted files with their parts of jobs, abandoned uploads, old idempotency keys,
+API keys of logins that nobody used, the shards of old jobs and their webhooks, and entries of the cache that cannot be
+found any more. Where settings say so, the rows of old jobs and of the audit log go too.
 
 Rows go first, then bytes; new bytes come before their row. A crash between leaves orphans, which
 `workers.dispatcher.orphans` looks for once an hour. Objects of a job go before the rows that name them, and before
@@ -39,7 +39,8 @@ from jobs.platform.storage import Storage
 from jobs.registry import models as tuned_models
 from jobs.retrieval import attachments
 from jobs.security.audit_key import audit_key
-from jobs.security.tables import Idempotency
+from jobs.security.sessions import unused_keys
+from jobs.security.tables import ApiKey, Idempotency
 from jobs.settings import Settings
 from jobs.timings import Timings
 from jobs.webhooks import webhook_endpoints
@@ -366,6 +367,7 @@ class Retention:
             (Attempt, Attempt.at < before),
             (Delivery, Delivery.state != "pending", Delivery.created_at < before),
             (Idempotency, Idempotency.created_at < keys),
+            (ApiKey, *unused_keys()),
         ]
         more = [self._repeat(self._fail_lost_deliveries), *(self._repeat(partial(self._delete, *rows)) for rows in old)]
         self._rows_due = self._repeat(partial(self._forget_events, before)) or any(more)

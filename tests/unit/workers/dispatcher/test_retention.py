@@ -22,8 +22,9 @@ from jobs.ledger import audit, shards, totals
 from jobs.ledger.tables import Audit, Job, Segment, Shard
 from jobs.logs import Seldom
 from jobs.platform.storage import DiskStorage
+from jobs.security import keys
 from jobs.security.audit_key import audit_key, create_audit_key
-from jobs.security.tables import Idempotency
+from jobs.security.tables import Account, ApiKey, Idempotency
 from jobs.settings import Settings
 from jobs.timings import Timings
 from jobs.webhooks.deliveries import PARKED_UNTIL
@@ -224,6 +225,29 @@ def test_old_rows_go_some_at_a_time_and_are_looked_for_while_others_write(
     assert deleted == [2, 2, 1] * 2
     with db.read() as session:
         assert session.scalars(select(Idempotency.key)).all() == ["new"]
+
+
+def test_expired_keys_of_logins_go_if_nothing_was_done_with_them(keeping: Retention, db: Database) -> None:
+    with db.write() as session:
+        session.add(Account(id="user_1", email="ann@example.com", created_at=1.0))
+        project = keys.ensure_project(session, "research").id
+        made = {
+            name: keys.id_of(keys.add_key(session, project, owner_id=owner, expires_at=end))
+            for name, owner, end in (
+                ("unused", "user_1", 1.0),
+                ("used", "user_1", 1.0),
+                ("acted", "user_1", 1.0),
+                ("live", "user_1", now() + 60),
+                ("of a service account", None, 1.0),
+            )
+        }
+        session.get_one(ApiKey, made["used"]).last_used_at = 1.0
+        audit.record(session, actor=audit.actor_of(made["acted"]), action="schedule.create", target="s")
+
+    keeping.run()
+
+    with db.read() as session:
+        assert set(session.scalars(select(ApiKey.id))) == set(made.values()) - {made["unused"]}
 
 
 def _old_job(db: Database, storage: DiskStorage, lines: list[int]) -> str:
