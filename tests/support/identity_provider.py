@@ -27,9 +27,10 @@ class IdentityProvider:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = Path(sys.executable).with_name("oidc-provider-mock")
+        program = Path(__file__).with_name("pkce_provider.py")
+        command = [sys.executable, "-P", str(program), "--port", str(self.port)]  # -P: no module of this folder shadows
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen([command, "--port", str(self.port)], stdout=log, stderr=log)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
         pause = threading.Event()
         for _ in range(_READY_SECONDS * 20):
             try:

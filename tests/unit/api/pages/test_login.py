@@ -206,6 +206,25 @@ def test_replayed_state_is_refused(app: FastAPI, browser: TestClient, provider: 
     assert "samesite=lax" in begun.headers["set-cookie"].lower()
 
 
+@pytest.mark.parametrize("verifier", ["", "v" * 43])
+def test_code_without_its_verifier_is_refused(
+    app: FastAPI, browser: TestClient, provider: IdentityProvider, verifier: str
+) -> None:
+    invite(app)
+    back = provider.approve(browser.get("/login").headers["location"], "ada")
+    [(name, secrets)] = browser.cookies.items()
+    state_and_nonce, _, _ = secrets.rpartition(".")
+
+    answers = []
+    for value in (f"{state_and_nonce}.{verifier}", secrets):
+        browser.cookies.clear()
+        browser.cookies.set(name, value)
+        answers.append(browser.get(back))
+
+    assert (answers[0].status_code, error_code(answers[0])) == (401, "login_failed")
+    assert answers[1].status_code == 303
+
+
 @pytest.mark.parametrize("query", ["", "?error=access_denied&state=x", "?code=x", "?state=x", "?code=x&state=y"])
 def test_callback_without_a_login_is_refused(browser: TestClient, query: str) -> None:
     browser.get("/login")
