@@ -152,7 +152,7 @@ def _serve(path: str, principal_of: Any, location: Any) -> None:
         call: Admin, role_id: RoleId, principal: Principal = of, project_id: str = location
     ) -> AssignmentDeleted:
         """Take a role away. One that a user has by a group is taken from the group, or the user from it."""
-        with call.db.write() as session:
+        with call.db.write() as session, roles.keep_an_owner(session):
             check_project(session, project_id, changes=True)
             principal.find(session)
             _check_assignment(roles.unassign(session, principal.id, project_id, [role_id]), role_id)

@@ -142,7 +142,7 @@ def update_group(call: Admin, group_id: GroupId, body: NewGroup) -> GroupUpdate:
 @router.delete("/organization/groups/{group_id}")
 def delete_group(call: Admin, group_id: GroupId) -> GroupDeleted:
     """Delete a group, and take its roles from its members."""
-    with call.db.write() as session:
+    with call.db.write() as session, roles.keep_an_owner(session):
         session.delete(find_group(session, group_id))
         session.execute(delete(GroupMember).where(GroupMember.group_id == group_id), execution_options=UNSEEN)
         held = RoleAssignment.principal_id == group_id
@@ -193,7 +193,7 @@ def add_member(call: Admin, group_id: GroupId, body: NewMember) -> MemberAdded:
 @router.delete("/organization/groups/{group_id}/users/{user_id}")
 def remove_member(call: Admin, group_id: GroupId, user_id: UserId) -> MemberRemoved:
     """Remove a user from a group, and with it the roles that the user has by the group."""
-    with call.db.write() as session:
+    with call.db.write() as session, roles.keep_an_owner(session):
         _check_manual(find_group(session, group_id))
         _find_member(session, group_id, user_id)
         accounts.leave_groups(session, user_id, [group_id])

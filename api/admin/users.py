@@ -116,8 +116,11 @@ def retrieve_user(call: Admin, user_id: UserId) -> OrganizationUser:
 
 @router.post("/organization/users/{user_id}")
 def update_user(call: Admin, user_id: UserId, body: UserChange) -> OrganizationUser:
-    """Change the role of a user in the organization. A predefined role takes the place of the one before."""
-    with call.db.write() as session:
+    """Change the role of a user in the organization. A predefined role takes the place of the one before.
+
+    The last owner of the organization stays an owner.
+    """
+    with call.db.write() as session, roles.keep_an_owner(session):
         account = find_user(session, user_id)
         if body.role is not None and body.role_id is not None:
             raise InvalidRequest("Give 'role' or 'role_id', not both.", param="role_id", code="invalid_value")
@@ -138,8 +141,11 @@ def update_user(call: Admin, user_id: UserId, body: UserChange) -> OrganizationU
 
 @router.delete("/organization/users/{user_id}")
 def delete_user(call: Admin, user_id: UserId) -> OrganizationUserDeleted:
-    """Remove a user from the organization, with all roles and memberships. The user's keys are revoked."""
-    with call.db.write() as session:
+    """Remove a user from the organization, with all roles and memberships. The user's keys are revoked.
+
+    The last owner of the organization stays.
+    """
+    with call.db.write() as session, roles.keep_an_owner(session):
         accounts.remove(session, find_user(session, user_id), actor=call.actor, request_id=call.request_id)
         return OrganizationUserDeleted(id=user_id)
 

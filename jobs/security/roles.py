@@ -7,7 +7,8 @@ The predefined roles are constants of `jobs.security.permissions` and no rows. A
 assignment of a predefined role of projects.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from sqlalchemy import Select, delete, or_, select
@@ -15,11 +16,13 @@ from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.db.engine import UNSEEN, execute_and_count, insert_into
+from jobs.errors import InvalidRequest
 from jobs.security.permissions import PREDEFINED, Level, PredefinedRole, expand
-from jobs.security.tables import NO_PROJECT, GroupMember, Role, RoleAssignment
+from jobs.security.tables import NO_PROJECT, Account, GroupMember, Role, RoleAssignment
 
 #: Custom roles of the organization, and of each project.
 MAX_ROLES: Final = 200
+_OWNER: Final = (RoleAssignment.role_id == "role-org-owner", RoleAssignment.project_id == NO_PROJECT)
 
 
 def level_of(project_id: str) -> Level:
@@ -93,3 +96,26 @@ def set_predefined_role(
     others = [other.id for other in predefined_roles(role.level) if other is not role]
     unassign(session, principal_id, project_id, others)
     assign(session, role.id, principal_id, project_id, created_by)
+
+
+@contextmanager
+def keep_an_owner(session: Session) -> Iterator[None]:
+    """Run a change that takes roles away. The roles of owners of the organization are locked until it is committed.
+
+    Raises: InvalidRequest, where the change leaves no owner and there was one.
+    """
+    session.execute(select(RoleAssignment.principal_id).where(*_OWNER).order_by("principal_id").with_for_update())
+    had_owner = _has_owner(session)
+    yield
+    if had_owner and not _has_owner(session):
+        message = "This is the last owner of the organization. Make another user an owner first."
+        raise InvalidRequest(message, code="last_owner")
+
+
+def _has_owner(session: Session) -> bool:
+    principals = select(RoleAssignment.principal_id).where(*_OWNER)
+    members = select(GroupMember.account_id).where(GroupMember.group_id.in_(principals))
+    owners = select(Account.id).where(
+        Account.deleted_at.is_(None), or_(Account.id.in_(principals), Account.id.in_(members))
+    )
+    return session.scalar(owners.limit(1)) is not None

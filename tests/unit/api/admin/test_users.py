@@ -1,5 +1,8 @@
 """Users and invites by the SDK: every method, its classes, and what is refused."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from fastapi import FastAPI
 from openai import BadRequestError, NotFoundError, PermissionDeniedError
@@ -8,6 +11,8 @@ from openai.types.admin.organization import Invite, OrganizationUser
 from sqlalchemy import select, update
 
 from jobs.security import keys, tables
+from jobs.security.permissions import ALL
+from jobs.security.roles import permissions_of
 from tests.support.organization import add_user, admin_client, admin_key, project_id
 
 
@@ -37,6 +42,7 @@ def test_users_are_listed_in_pages_and_by_address(app: FastAPI, organization: Or
 
 
 def test_role_of_a_user_is_replaced(app: FastAPI, organization: Organization) -> None:
+    add_user(app, "eva@example.com", "owner")
     user_id = add_user(app, "ada@example.com")
 
     owner = organization.users.update(user_id, role="owner")
@@ -76,6 +82,7 @@ def test_role_of_another_level_is_not_found(app: FastAPI, organization: Organiza
 
 
 def test_removed_user_loses_keys_roles_and_groups(app: FastAPI, organization: Organization) -> None:
+    eva = add_user(app, "eva@example.com", "owner")
     user_id = add_user(app, "ada@example.com", "owner")
     key = admin_key(app, owner_id=user_id)
     group = organization.groups.create(name="Search")
@@ -91,9 +98,40 @@ def test_removed_user_loses_keys_roles_and_groups(app: FastAPI, organization: Or
         assert session.get_one(tables.ApiKey, keys.id_of(key)).revoked_at is not None
         assert session.scalars(select(tables.RoleAssignment).where(held)).all() == []
     assert list(organization.groups.users.list(group.id)) == []
-    assert list(organization.users.list()) == []
+    assert [user.id for user in organization.users.list()] == [eva]
     with pytest.raises(NotFoundError):
         organization.users.delete(user_id)
+
+
+@pytest.mark.parametrize("is_by_group", [False, True])
+def test_last_owner_stays(app: FastAPI, organization: Organization, is_by_group: bool) -> None:
+    user_id = add_user(app, "ada@example.com", "reader" if is_by_group else "owner")
+    group = organization.groups.create(name="Owners")
+    if is_by_group:
+        organization.groups.users.create(group.id, user_id=user_id)
+        organization.groups.roles.create(group.id, role_id="role-org-owner")
+        takes: list[Callable[[], Any]] = [
+            lambda: organization.groups.roles.delete("role-org-owner", group_id=group.id),
+            lambda: organization.groups.users.delete(user_id, group_id=group.id),
+            lambda: organization.groups.delete(group.id),
+        ]
+    else:
+        takes = [
+            lambda: organization.users.update(user_id, role="reader"),
+            lambda: organization.users.roles.delete("role-org-owner", user_id=user_id),
+        ]
+    for take in [*takes, lambda: organization.users.delete(user_id)]:
+        with pytest.raises(BadRequestError) as refused:
+            take()
+        assert refused.value.code == "last_owner"
+    with app.state.services.db.read() as session:
+        assert permissions_of(session, user_id, "") == ALL
+
+    add_user(app, "eva@example.com", "owner")
+    takes[0]()
+
+    with app.state.services.db.read() as session:
+        assert permissions_of(session, user_id, "") != ALL
 
 
 def test_invite_is_pending_until_it_is_accepted(app: FastAPI, organization: Organization) -> None:

@@ -262,7 +262,7 @@ def test_account_is_bound_to_the_subject_and_not_to_the_address(
 def test_removed_user_is_refused_at_once_and_needs_a_new_invite(
     app: FastAPI, browser: TestClient, provider: IdentityProvider
 ) -> None:
-    invite(app, Search="member")
+    invite(app, role="reader", Search="member")
     user_id = account_id(app, browser, provider)
     session = log_in(browser, provider)
     token = come_back(browser, provider).headers["location"].partition("=")[2]

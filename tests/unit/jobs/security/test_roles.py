@@ -1,14 +1,16 @@
 """The permissions of a principal: the union of its own roles and those of its groups, here and on the organization."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy.orm import Session
 
 from jobs.db.engine import Database
+from jobs.errors import InvalidRequest
 from jobs.security import roles
 from jobs.security.permissions import PREDEFINED
-from jobs.security.tables import GroupMember, Role
+from jobs.security.tables import Account, GroupMember, Role
 
 READER = PREDEFINED["role-org-reader"].permissions
 VIEWER = PREDEFINED["role-project-viewer"].permissions
@@ -96,3 +98,25 @@ def test_role_is_assigned_once_and_taken_once(people: Database) -> None:
 def test_role_is_found_where_it_can_be_assigned(people: Database, role_id: str, place: str, found: bool) -> None:
     with people.read() as session:
         assert (roles.find_role(session, role_id, place) is not None) == found
+
+
+@pytest.mark.dialects
+def test_one_of_two_concurrent_removals_keeps_an_owner(db: Database) -> None:
+    owners = ("user_x", "user_y")
+    with db.write() as session:
+        for owner in owners:
+            session.add(Account(id=owner, email=f"{owner}@example.com", created_at=1.0))
+            roles.assign(session, "role-org-owner", owner, "", "operator")
+
+    def take(owner: str) -> None:
+        with db.write() as session, roles.keep_an_owner(session):
+            roles.unassign(session, owner, "", ["role-org-owner"])
+
+    with ThreadPoolExecutor(1) as pool:
+        with db.write() as session, roles.keep_an_owner(session):
+            roles.unassign(session, owners[0], "", ["role-org-owner"])
+            other = pool.submit(take, owners[1])
+            with pytest.raises(TimeoutError):
+                other.result(0.3)
+        with pytest.raises(InvalidRequest, match="last owner"):
+            other.result(10)
