@@ -79,11 +79,15 @@ def console() -> Response:
 
 @router.post(SIGN_IN)
 async def create_session(request: Request, body: NewSession) -> Response:
-    """Exchange a one-time token for the operator's key, or that of a login for the keys of the person."""
+    """Exchange a one-time token for the operator's key, or that of a login for the keys of the person.
+
+    The browser in which the person logged in has the other half of the token of a login in its cookie.
+    """
     services = services_of(request)
     try:
         if body.token.startswith(sessions.PREFIX):
-            session = await run_in_threadpool(lambda: _open_session(services, body.token))
+            token = body.token + request.cookies.get(login_cookie(services)[0], "")
+            session = await run_in_threadpool(lambda: _open_session(services, token))
         else:
             key = sign_in.exchange(services.config.data_dir, body.token, services.timings.sign_in_link)
             session = BrowserSession(api_key=key)
@@ -91,6 +95,15 @@ async def create_session(request: Request, body: NewSession) -> Response:
         services.wrong_keys.count(request.scope)
         raise
     return JSONResponse(session.model_dump(exclude_unset=True), headers={**HEADERS, "Cache-Control": "no-store"})
+
+
+def login_cookie(services: Services) -> tuple[str, bool]:
+    """Return the name of the cookie of logins, and whether browsers send it over TLS alone.
+
+    No other host can set `__Host-`.
+    """
+    is_secure = services.config.url.startswith("https://")
+    return ("__Host-" if is_secure else "") + "nightmill_login", is_secure
 
 
 def _open_session(services: Services, token: str) -> BrowserSession:

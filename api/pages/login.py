@@ -3,8 +3,8 @@
     GET /login ──▶ provider ──▶ GET /login/callback ──▶ /console/#token=…      the browser sends no fragment to a server
     POST /console/session: the token for keys      POST /logout: the keys are revoked
 
-A cookie holds the secrets of a login that has begun. So nobody can end in another browser what began in this one, and
-the cookie goes with the first answer.
+A cookie holds the secrets of a login that has begun, and then one half of the token; the address holds the other half.
+So nobody can end in another browser what began in this one, nor sign another browser in with a link.
 """
 
 from http import HTTPStatus
@@ -40,8 +40,7 @@ async def begin_login(request: Request) -> Response:
     """Lead a browser to the identity provider."""
     attempt = LoginAttempt.new()
     answer = RedirectResponse(await _provider_of(request).begin(attempt), HTTPStatus.FOUND, headers=_HEADERS)
-    name, is_secure = _cookie(services_of(request))
-    answer.set_cookie(name, str(attempt), _COOKIE_SECONDS, secure=is_secure, httponly=True, samesite="lax")
+    _set_cookie(request, answer, str(attempt))
     return answer
 
 
@@ -49,20 +48,26 @@ async def begin_login(request: Request) -> Response:
 async def finish_login(request: Request, state: Text = "", code: Text = "", error: Text = "") -> Response:
     """Check what the identity provider says, and lead the browser to the console with a token for its keys."""
     services = services_of(request)
-    name, is_secure = _cookie(services)
+    name, is_secure = console_files.login_cookie(services)
     attempt = LoginAttempt.parse(request.cookies.get(name, ""))
     try:
         if attempt is None or error or not code:
             raise LoginFailed("The login was not finished. Try again.")
         identity = await _provider_of(request).finish(attempt, state, code)
         token = await run_in_threadpool(lambda: _log_in(services, identity, request.state.request_id))
-        answer: Response = RedirectResponse(
-            f"{console_files.PATH}#token={token}", HTTPStatus.SEE_OTHER, headers=_HEADERS
-        )
     except NightmillError as failure:
-        answer = await _refuse(request, failure)
-    answer.delete_cookie(name, secure=is_secure, httponly=True, samesite="lax")
+        refusal = await _refuse(request, failure)
+        refusal.delete_cookie(name, secure=is_secure, httponly=True, samesite="lax")
+        return refusal
+    half = len(token) // 2
+    answer = RedirectResponse(f"{console_files.PATH}#token={token[:half]}", HTTPStatus.SEE_OTHER, headers=_HEADERS)
+    _set_cookie(request, answer, token[half:])
     return answer
+
+
+def _set_cookie(request: Request, answer: Response, value: str) -> None:
+    name, is_secure = console_files.login_cookie(services_of(request))
+    answer.set_cookie(name, value, _COOKIE_SECONDS, secure=is_secure, httponly=True, samesite="lax")
 
 
 async def _refuse(request: Request, failure: NightmillError) -> Response:
@@ -111,9 +116,3 @@ def _provider_of(request: Request) -> Provider:
         raise NotFound("Nobody can log in here: NIGHTMILL_OIDC_ISSUER is not set.", code="login_not_configured")
     assert isinstance(provider, Provider)
     return provider
-
-
-def _cookie(services: Services) -> tuple[str, bool]:
-    """Return the name of the cookie, and whether browsers send it over TLS alone. No other host can set `__Host-`."""
-    is_secure = services.config.url.startswith("https://")
-    return ("__Host-" if is_secure else "") + "nightmill_login", is_secure

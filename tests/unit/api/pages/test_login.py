@@ -132,6 +132,21 @@ def test_token_opens_a_single_session(app: FastAPI, browser: TestClient, provide
     assert error_code(answers[1]) == "invalid_sign_in_token"
 
 
+def test_token_opens_a_session_only_in_the_browser_that_logged_in(
+    app: FastAPI, browser: TestClient, provider: IdentityProvider
+) -> None:
+    invite(app)
+    token = come_back(browser, provider).headers["location"].partition("=")[2]
+    other = browser_of(app)
+
+    without_cookie = other.post("/console/session", json={"token": token})
+    other.get("/login")
+    with_another = other.post("/console/session", json={"token": token})
+
+    assert [error_code(without_cookie), error_code(with_another)] == ["invalid_sign_in_token"] * 2
+    assert browser.post("/console/session", json={"token": token}).json()["admin_key"]
+
+
 def test_person_without_an_invite_is_refused(app: FastAPI, browser: TestClient, provider: IdentityProvider) -> None:
     answer = come_back(browser, provider)
 
