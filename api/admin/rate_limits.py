@@ -15,7 +15,7 @@ from api.http.bodies import Body, resource
 from jobs.errors import InvalidRequest, NotFound
 from jobs.fleet import routing
 from jobs.security.tables import Project
-from jobs.usage.rate_limits import set_limits
+from jobs.usage.rate_limits import NAMES, public_fields, set_limits
 from jobs.usage.tables import RateLimit
 
 router = resource("Organization", area="management", admin=True)
@@ -24,13 +24,6 @@ router = resource("Organization", area="management", admin=True)
 NO_LIMIT: Final = 1_000_000_000
 _PATH = "/organization/projects/{project_id}/rate_limits"
 _PREFIX = "rl-"
-#: OpenAI's name of each limit.
-_NAMES: Final = {
-    "max_requests_per_1_minute": "requests_per_minute",
-    "max_tokens_per_1_minute": "tokens_per_minute",
-    "max_requests_per_1_day": "requests_per_day",
-    "batch_1_day_max_input_tokens": "enqueued_tokens",
-}
 Limit = Annotated[int | None, Field(ge=0, le=1 << 53)]
 
 
@@ -84,7 +77,8 @@ def update_project_rate_limit(
     call: Admin, project_id: str, rate_limit_id: str, body: UpdateRateLimit
 ) -> ProjectRateLimit:
     """Change limits of a project for a model. They hold within 2 seconds."""
-    changes = {_NAMES[name]: _limit_or_none(value) for name, value in body.fields().items() if value is not None}
+    given = {column: getattr(body, name) for column, name in NAMES.items()}
+    changes = {column: _limit_or_none(value) for column, value in given.items() if value is not None}
     if not changes:
         raise InvalidRequest("Name at least one limit to change.", code="missing_required_parameter")
     with call.db.write() as session:
@@ -94,7 +88,7 @@ def update_project_rate_limit(
             message = f"No rate limit found with id '{clip(rate_limit_id)}'."
             raise NotFound(message, param="rate_limit_id", code="rate_limit_not_found")
         row = set_limits(session, project_id, model, changes)
-        call.record(session, "rate_limit.update", rate_limit_id, {"model": model, **changes}, project_id=project_id)
+        call.record(session, "rate_limit.update", rate_limit_id, public_fields(changes), project_id=project_id)
         return _show(model, row)
 
 
@@ -117,6 +111,6 @@ def _limit_or_none(value: int) -> int | None:
 
 
 def _show(model: str, row: RateLimit | None) -> ProjectRateLimit:
-    limits = {name: getattr(row, column, None) for name, column in _NAMES.items()}
+    limits = {name: getattr(row, column, None) for column, name in NAMES.items()}
     shown = {name: NO_LIMIT if limit is None else limit for name, limit in limits.items()}
     return ProjectRateLimit(id=f"{_PREFIX}{model}", model=model, **shown)

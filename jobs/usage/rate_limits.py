@@ -11,7 +11,13 @@ from sqlalchemy.orm import Session
 from jobs.clock import now
 from jobs.usage.tables import RateLimit
 
-NAMES: Final = ("requests_per_minute", "tokens_per_minute", "requests_per_day", "enqueued_tokens")
+#: OpenAI's name of each limit.
+NAMES: Final[Mapping[str, str]] = {
+    "requests_per_minute": "max_requests_per_1_minute",
+    "tokens_per_minute": "max_tokens_per_1_minute",
+    "requests_per_day": "max_requests_per_1_day",
+    "enqueued_tokens": "batch_1_day_max_input_tokens",
+}
 
 
 def set_limits(session: Session, project_id: str, model: str, changes: Mapping[str, int | None]) -> RateLimit:
@@ -25,3 +31,8 @@ def set_limits(session: Session, project_id: str, model: str, changes: Mapping[s
     row.updated_at = now()
     session.flush()
     return row
+
+
+def public_fields(limits: Mapping[str, int | None]) -> dict[str, int | None]:
+    """Return limits by OpenAI's names, as the audit log holds them."""
+    return {NAMES[name]: limit for name, limit in limits.items()}

@@ -62,7 +62,7 @@ def test_limits_are_set_separately_and_removed(administered: AdministeredProject
     limits = stored(administered, REMOTE)
     assert limits is not None
     assert (limits.requests_per_minute, limits.requests_per_day, limits.enqueued_tokens) == (None, 0, 7)
-    assert administered.audited("rate_limit.update")[0] == {"model": REMOTE, "requests_per_minute": 5}
+    assert administered.audited("rate_limit.update")[0] == {"max_requests_per_1_minute": 5}
 
 
 @pytest.mark.parametrize(
