@@ -41,13 +41,13 @@ def set_(
     ],
     model: Annotated[
         str,
-        typer.Option(show_default=False, help="Set limits of requests and tokens for this model."),
+        typer.Option(show_default=False, help="Set limits of requests and tokens for this model, or that of an alias."),
     ] = "",
 ) -> None:
     """Set limits of a project. They hold within two seconds."""
     changes = dict(map(_parse, values))
-    _write(options, project, changes, model)
-    say(f"{project}: " + ", ".join(f"{name}={value}" for name, value in changes.items()))
+    subject = _write(options, project, changes, model)
+    say(f"{subject}: " + ", ".join(f"{name}={value}" for name, value in changes.items()))
 
 
 def _read(options: HostOptions, name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -71,17 +71,34 @@ def _read(options: HostOptions, name: str) -> tuple[list[dict[str, Any]], list[d
     return limits, rates
 
 
-def _write(options: HostOptions, name: str, changes: dict[str, str], model: str) -> None:
-    from cli.up.effective import opened
+def _write(options: HostOptions, name: str, changes: dict[str, str], model: str) -> str:
+    """Set limits; return the project that has them, with the model where they are of one."""
+    from cli.up.effective import opened, running
+    from jobs.fleet.models_file import Registry
     from jobs.usage import project_limits
 
+    registry = Registry.load(running(options.data_dir)) if model else None
     with opened(options.data_dir) as db, db.write() as session:
         project = _project(session, name)
-        if model:
-            _set_rates(session, project.id, model, changes)
-            return
+        session.refresh(project, with_for_update=True)
+        if registry is not None:
+            target = _find_model(session, registry, project.id, model)
+            _set_rates(session, project.id, target, changes)
+            return f"{name}, {target}"
         limits = {key: _limit(key, value) for key, value in changes.items()}
         project_limits.set_limits(session, project, limits, actor="operator")
+    return name
+
+
+def _find_model(session: Any, registry: Any, project_id: str, name: str) -> str:
+    """Return the model whose limits hold for a name: that of an alias, and the base of a tuned model."""
+    from jobs.fleet import routing
+
+    target = routing.target_of(name, routing.live_aliases(session, registry))
+    models = routing.names_of(session, registry, None, project_id)
+    if target not in models:
+        raise CliError(f"the project may use no model '{name}'. {routing.describe_models(models)}")
+    return target
 
 
 def _set_rates(session: Any, project_id: str, model: str, changes: dict[str, str]) -> None:
@@ -92,10 +109,9 @@ def _set_rates(session: Any, project_id: str, model: str, changes: dict[str, str
         raise CliError(f"there is no limit '{min(unknown)}' of a model; they are: {', '.join(rate_limits.NAMES)}")
     limits = {key: None if value in (_NONE, _DEFAULT) else _number(key, value) for key, value in changes.items()}
     rate_limits.set_limits(session, project_id, model, limits)
-    details = {"model": model, **limits}
     audit.record(
         session, actor="operator", action="rate_limit.update", target=f"rl-{model}", project_id=project_id,
-        details=details,
+        details=rate_limits.public_fields(limits),
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ def run(tmp_path: Path, sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> Ru
     """Return a function that runs `nightmill limits` on a database with the project `blue`."""
     monkeypatch.setenv("NIGHTMILL_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("NIGHTMILL_DATABASE_URL", sqlite.url)
+    monkeypatch.setenv("NIGHTMILL_OPENAI_ALIASES", "true")
     with sqlite.write() as session:
         keys.ensure_project(session, "blue")
 
@@ -65,6 +66,14 @@ def test_limits_of_a_model_are_set_and_shown(run: Run) -> None:
     assert MODEL in run("show", "blue")
 
 
+@pytest.mark.parametrize("name", ["gpt-4o-mini", f"ft:{MODEL}:blue::1a2b3c4d"])
+def test_limits_of_another_name_are_those_of_the_model_that_answers(run: Run, name: str) -> None:
+    assert run("set", "blue", "--model", name, "requests_per_minute=60") == f"blue, {MODEL}: requests_per_minute=60\n"
+
+    assert shown(run)[MODEL]["requests_per_minute"] == 60
+    assert name not in shown(run)
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -77,6 +86,7 @@ def test_limits_of_a_model_are_set_and_shown(run: Run) -> None:
         ("blue", "weight=2"),
         ("blue", "eval_runs=nan"),
         ("blue", "--model", MODEL, "eval_runs=1"),
+        ("blue", "--model", "smolm2-135m-instruct", "requests_per_minute=1"),
         ("blue", "--model", MODEL, "requests_per_minute=1.5"),
     ],
 )
