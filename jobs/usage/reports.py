@@ -3,16 +3,17 @@
 A query reads one range of one index of `usage_minute`: that of the minutes, or of a project and the minutes.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Select, func, literal, select
 from sqlalchemy.orm import Session
 
+from jobs.db.engine import page_ids
 from jobs.security.tables import ApiKey
 from jobs.usage import minutes
-from jobs.usage.minutes import Amounts, UsageKey
+from jobs.usage.minutes import Amounts
 from jobs.usage.prices import Prices, Resolve
 from jobs.usage.tables import StoredBytesDay, UsageMinute
 
@@ -40,6 +41,11 @@ class UsageQuery:
     group_by: tuple[str, ...] = ()
     filters: Mapping[str, Collection[Any]] = field(default_factory=dict)
     has_subject: bool = False  # only what has one
+
+    @property
+    def has_users(self) -> bool:
+        """Return whether the query asks for owners of keys."""
+        return USER in self.group_by or USER in self.filters
 
     def bucket_of(self, minute: int) -> int:
         """Return the beginning of the bucket of a minute."""
@@ -74,8 +80,7 @@ class UsageReport(NamedTuple):
 
 def report(session: Session, query: UsageQuery, resolve: Resolve) -> UsageReport:
     """Return the sums of a query. The session sees one snapshot of the database."""
-    owners = owners_of(session, query)
-    rows = list(session.execute(statement_of(query, owners)))
+    rows = list(session.execute(statement_of(query)))
     if len(rows) > MAX_RESULTS:
         query = replace(query, end=int(rows.pop()[0]))
     result: dict[UsageCell, UsageTotal] = {}
@@ -83,13 +88,14 @@ def report(session: Session, query: UsageQuery, resolve: Resolve) -> UsageReport
         if bucket >= query.end:
             continue
         values, sums = rest[: len(query.group_by)], rest[len(query.group_by) : -1]
-        cell = UsageCell(int(bucket), _cell_values(query, values, owners))
+        cell = UsageCell(int(bucket), _cell_values(values))
         result.setdefault(cell, UsageTotal()).add(Amounts._make(map(_number, sums)), _cost(rest[-1]))
-    prices = Prices(session, resolve)
-    for (minute, key), amounts in minutes.pending(session, resolve, MAX_CHANGES).items():
-        if _matches(query, owners, minute, key):
-            values = [getattr(key, "key_id" if name == USER else name) for name in query.group_by]
-            cell = UsageCell(query.bucket_of(minute), _cell_values(query, values, owners))
+    prices, pending = Prices(session, resolve), minutes.pending(session, resolve, MAX_CHANGES)
+    owners = _owners_of(session, {key.key_id for _, key in pending}) if pending and query.has_users else {}
+    for (minute, key), amounts in pending.items():
+        values = {**key._asdict(), USER: owners.get(key.key_id)}
+        if _matches(query, minute, values):
+            cell = UsageCell(query.bucket_of(minute), _cell_values(values[name] for name in query.group_by))
             result.setdefault(cell, UsageTotal()).add(amounts, minutes.cost_of(prices, minute, key, amounts))
     return UsageReport(result, query.end)
 
@@ -105,48 +111,49 @@ def bytes_in_stores(session: Session, query: UsageQuery) -> dict[UsageCell, int]
     return {UsageCell(query.bucket_of(day), tuple(values)): int(size) for day, *values, size in rows}
 
 
-def statement_of(query: UsageQuery, owners: Mapping[str, str | None]) -> Select[*tuple[Any, ...]]:
+def statement_of(query: UsageQuery) -> Select[*tuple[Any, ...]]:
+    """Return the statement of the sums of a query, of the minutes that are added up."""
     bucket = (UsageMinute.minute - UsageMinute.minute % query.step) if query.step else literal(query.start)
-    dimensions = [getattr(UsageMinute, "key_id" if name == USER else name) for name in query.group_by]
+    dimensions = [ApiKey.owner_id if name == USER else getattr(UsageMinute, name) for name in query.group_by]
     grouped = [*([bucket] if query.step else []), *dimensions]
     sums = (func.sum(column) for column in (*_AMOUNTS, UsageMinute.cost))
-    statement = select(bucket, *dimensions, *sums)
+    statement = select(bucket, *dimensions, *sums).select_from(UsageMinute)
+    if USER in query.group_by:
+        statement = statement.outerjoin(ApiKey, ApiKey.id == UsageMinute.key_id)
     statement = statement.where(UsageMinute.minute >= query.start, UsageMinute.minute < query.end)
     if query.endpoints:
         statement = statement.where(UsageMinute.endpoint.in_(query.endpoints))
     if query.has_subject:
         statement = statement.where(UsageMinute.subject != "")
     for name, values in query.filters.items():
-        chosen = [key for key, owner in owners.items() if owner in values] if name == USER else list(values)
-        column = getattr(UsageMinute, "key_id" if name == USER else name)
-        statement = statement.where(column == chosen[0] if len(chosen) == 1 else column.in_(chosen))
+        if name == USER:
+            owned = select(ApiKey.id).where(ApiKey.owner_id.in_(values))
+            statement = statement.where(UsageMinute.key_id.in_(owned))
+        else:
+            column, chosen = getattr(UsageMinute, name), list(values)
+            statement = statement.where(column == chosen[0] if len(chosen) == 1 else column.in_(chosen))
     return statement.group_by(*grouped).order_by(*grouped[:1]).limit(MAX_RESULTS + 1)
 
 
-def _matches(query: UsageQuery, owners: Mapping[str, str | None], minute: int, key: UsageKey) -> bool:
-    if not query.start <= minute < query.end or (query.has_subject and not key.subject):
+def _matches(query: UsageQuery, minute: int, values: Mapping[str, Any]) -> bool:
+    if not query.start <= minute < query.end or (query.has_subject and not values["subject"]):
         return False
-    if query.endpoints and key.endpoint not in query.endpoints:
+    if query.endpoints and values["endpoint"] not in query.endpoints:
         return False
-    values = {**key._asdict(), USER: owners.get(key.key_id)}
     return all(values[name] in accepted for name, accepted in query.filters.items())
 
 
-def _cell_values(query: UsageQuery, values: Collection[Any], owners: Mapping[str, str | None]) -> tuple[Any, ...]:
-    """Return the values of a cell, with the owner of a key in place of the key for USER, and None for empty ones."""
-    pairs = zip(query.group_by, values, strict=True)
-    named = (owners.get(value) if name == USER else value for name, value in pairs)
-    return tuple(None if value == "" else value for value in named)
+def _cell_values(values: Iterable[Any]) -> tuple[Any, ...]:
+    """Return the values of a cell, with None for empty ones."""
+    return tuple(None if value == "" else value for value in values)
 
 
-def owners_of(session: Session, query: UsageQuery) -> dict[str, str | None]:
-    """Return the owner of each key, if the query asks for owners; those of the filter alone where it has one."""
-    if USER not in query.group_by and USER not in query.filters:
-        return {}
-    keys = select(ApiKey.id, ApiKey.owner_id)
-    if users := query.filters.get(USER):
-        keys = keys.where(ApiKey.owner_id.in_(users))
-    return {key: owner for key, owner in session.execute(keys)}  # noqa: C416 (rows are not pairs to a type checker)
+def _owners_of(session: Session, key_ids: Iterable[str]) -> dict[str, str | None]:
+    """Return the owner of each key."""
+    owners: dict[str, str | None] = {}
+    for ids in page_ids(key_ids):
+        owners.update(session.execute(select(ApiKey.id, ApiKey.owner_id).where(ApiKey.id.in_(ids))).all())
+    return owners
 
 
 def _number(value: Any) -> Any:
