@@ -19,13 +19,13 @@ from sqlalchemy import Executable, create_engine, event
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Connection, CursorResult, Dialect, Engine, ExceptionContext, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from jobs.db.writer_lock import WriterLock
-from jobs.errors import DatabaseBusy, TookTooLong
+from jobs.errors import DatabaseBusy, NightmillError, TookTooLong
 from jobs.platform import failures
 from jobs.timings import Timings
 
@@ -151,6 +151,14 @@ def execute_and_count(session: Session, statement: Executable, execution_options
     """Execute an INSERT, UPDATE or DELETE, and return the number of rows that it added, changed or removed."""
     result = session.execute(statement, execution_options=execution_options)
     return cast("CursorResult[Any]", result).rowcount
+
+
+def flush_unique(session: Session, refusal: NightmillError) -> None:
+    """Write what is pending. Raises `refusal`, where a unique index has the value already: the transaction is over."""
+    try:
+        session.flush()
+    except IntegrityError as error:
+        raise refusal from error
 
 
 def page_ids(ids: Iterable[str]) -> Iterator[list[str]]:

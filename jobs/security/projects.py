@@ -6,11 +6,12 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
+from jobs.db.engine import flush_unique
 from jobs.errors import InvalidRequest
+from jobs.ids import new_id
 from jobs.ledger import audit
 from jobs.ledger.tables import Schedule
 from jobs.retrieval.tables import Source
-from jobs.security.keys import ensure_project, find_project
 from jobs.security.tables import Project
 
 #: The project that every deployment has: it is neither renamed nor archived.
@@ -32,8 +33,9 @@ class Changes(TypedDict, total=False):
 
 def create(session: Session, name: str, *, actor: str, changes: Changes) -> Project:
     """Create a project. Raises: InvalidRequest, where one that is not archived has the name."""
-    _check_free(session, name)
-    project = ensure_project(session, name)
+    project = Project(id=new_id("proj_"), name=name, created_at=now())
+    session.add(project)
+    _write_name(session, name)
     audit.record(session, actor=actor, action="project.create", target=project.id, project_id=project.id)
     change(session, project, actor=actor, changes=changes)
     return project
@@ -49,9 +51,10 @@ def change(session: Session, project: Project, *, actor: str, changes: Changes) 
     new: dict[str, Any] = {name: value for name, value in changes.items() if getattr(project, name) != value}
     if "name" in new:
         _check_not_default(project, "renamed")
-        _check_free(session, new["name"])
     for name, value in new.items():
         setattr(project, name, value)
+    if "name" in new:
+        _write_name(session, new["name"])
     if new:
         audit.record(
             session, actor=actor, action="project.update", target=project.id, project_id=project.id, details=new
@@ -83,6 +86,7 @@ def _check_not_default(project: Project, verb: str) -> None:
         raise InvalidRequest(f"The default project cannot be {verb}.", param="project_id", code="default_project")
 
 
-def _check_free(session: Session, name: str) -> None:
-    if find_project(session, name) is not None:
-        raise InvalidRequest(f"There is a project with the name '{name}'.", param="name", code="project_exists")
+def _write_name(session: Session, name: str) -> None:
+    """Write a project with a new name. Raises: InvalidRequest, where one that is not archived has it."""
+    message = f"There is a project with the name '{name}'."
+    flush_unique(session, InvalidRequest(message, param="name", code="project_exists"))
