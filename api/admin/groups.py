@@ -13,7 +13,7 @@ from api.errors import clip
 from api.http.bodies import Body, resource
 from api.http.paging import After, Order, find
 from jobs.clock import now
-from jobs.db.engine import UNSEEN, insert_into
+from jobs.db.engine import UNSEEN, flush_unique, insert_into
 from jobs.errors import InvalidRequest, NotFound
 from jobs.ids import new_id
 from jobs.security import accounts, roles
@@ -118,9 +118,9 @@ def retrieve_group(call: Admin, group_id: GroupId) -> GroupObject:
 def create_group(call: Admin, body: NewGroup) -> GroupObject:
     """Create a group, which has no roles."""
     with call.db.write() as session:
-        _check_claim(session, body.claim)
         group = AccountGroup(id=new_id("group_"), name=body.name, claim=body.claim, created_at=now())
         session.add(group)
+        _write_group(session)
         call.record(session, "group.create", group.id, {"group_name": body.name, "claim": body.claim})
         return show_group(group)
 
@@ -131,9 +131,9 @@ def update_group(call: Admin, group_id: GroupId, body: NewGroup) -> GroupUpdate:
     with call.db.write() as session:
         group = find_group(session, group_id)
         if "claim" in body.model_fields_set and body.claim != group.claim:
-            _check_claim(session, body.claim)
             check_grant(call, roles.permissions_of_roles(session, group_id))
             group.claim = body.claim
+            _write_group(session)
         group.name = body.name
         call.record(session, "group.update", group_id, {"group_name": body.name, "claim": group.claim})
         return GroupUpdate(**_fields(group))
@@ -151,9 +151,9 @@ def delete_group(call: Admin, group_id: GroupId) -> GroupDeleted:
         return GroupDeleted(id=group_id)
 
 
-def _check_claim(session: Session, claim: str | None) -> None:
-    if claim is not None and session.scalar(select(AccountGroup.id).where(AccountGroup.claim == claim)):
-        raise InvalidRequest("Another group has this claim.", param="claim", code="claim_in_use")
+def _write_group(session: Session) -> None:
+    """Write a group. Raises: InvalidRequest, where another one has its claim."""
+    flush_unique(session, InvalidRequest("Another group has this claim.", param="claim", code="claim_in_use"))
 
 
 @router.get("/organization/groups/{group_id}/users")

@@ -13,7 +13,7 @@ from api.deps import Admin
 from api.http.bodies import Body, Many, resource
 from api.http.paging import After, Order, slice_of
 from jobs.clock import now
-from jobs.db.engine import UNSEEN
+from jobs.db.engine import UNSEEN, flush_unique
 from jobs.errors import InvalidRequest
 from jobs.ids import new_id
 from jobs.security import roles
@@ -92,7 +92,7 @@ def _serve(path: str, location: Any) -> None:
         """Create a role of permissions that the key has itself."""
         with call.db.write() as session:
             check_project(session, project_id, changes=True)
-            _check_name(session, body.role_name, project_id)
+            _check_room(session, project_id)
             permissions = _check_permissions(body.permissions, project_id)
             check_grant(call, permissions)
             at = now()
@@ -106,6 +106,7 @@ def _serve(path: str, location: Any) -> None:
                 updated_at=at,
             )
             session.add(role)
+            _write_role(session, role)
             details = {"role_name": role.name, "permissions": permissions}
             call.record(session, "role.create", role.id, details, project_id=project_id or None)
             return RoleObject(**role_fields(role))
@@ -116,14 +117,13 @@ def _serve(path: str, location: Any) -> None:
         with call.db.write() as session:
             check_project(session, project_id, changes=True)
             role = _find_custom(session, role_id, project_id)
-            if body.role_name not in (None, role.name):
-                _check_name(session, body.role_name, project_id)
             before = set(role.permissions)
             after = set(before if body.permissions is None else _check_permissions(body.permissions, project_id))
             check_grant(call, after - before)
             role.name = body.role_name or role.name
             role.description = body.description if body.description is not None else role.description
             role.permissions, role.updated_at = sorted(after), now()
+            _write_role(session, role)
             details = {
                 "role_name": role.name,
                 "permissions_added": sorted(after - before),
@@ -148,12 +148,17 @@ for _path, _location in (("/organization/roles", InOrganization), ("/projects/{p
     _serve(_path, _location)
 
 
-def _check_name(session: Session, name: str | None, project_id: str) -> None:
-    """Check that a new name is free, and that there is room for another role. Raises: InvalidRequest."""
+def _write_role(session: Session, role: Role) -> None:
+    """Write a role. Raises: InvalidRequest, where another one of its level and project has its name."""
+    refusal = InvalidRequest("Another role has this name.", param="role_name", code="name_in_use")
+    if role.name in [other.title for other in roles.predefined_roles(roles.level_of(role.project_id))]:
+        raise refusal
+    flush_unique(session, refusal)
+
+
+def _check_room(session: Session, project_id: str) -> None:
+    """Check that another role may be created. Raises: InvalidRequest."""
     of_project = Role.project_id == project_id
-    taken = name in [role.title for role in roles.predefined_roles(roles.level_of(project_id))]
-    if taken or session.scalar(select(Role.id).where(of_project, Role.name == name)):
-        raise InvalidRequest("Another role has this name.", param="role_name", code="name_in_use")
     if (session.scalar(select(func.count()).select_from(Role).where(of_project)) or 0) >= roles.MAX_ROLES:
         raise InvalidRequest(f"There are {roles.MAX_ROLES} roles, which is the most.", code="too_many_roles")
 

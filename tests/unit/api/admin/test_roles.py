@@ -9,6 +9,7 @@ from openai import BadRequestError, NotFoundError, PermissionDeniedError
 from openai.resources.admin.organization import Organization
 from openai.types.admin.organization import Role
 
+from jobs.security import roles
 from jobs.security.permissions import PREDEFINED
 from jobs.security.roles import permissions_of
 from tests.support.organization import add_user, admin_client, admin_key, project_id
@@ -105,6 +106,18 @@ def test_name_of_another_role_is_refused(place: Place, level: str) -> None:
         with pytest.raises(BadRequestError) as updated:
             resource.update(other.id, **where, role_name=name)
         assert created.value.code == updated.value.code == "name_in_use"
+
+
+def test_full_level_takes_no_role_and_lets_others_be_renamed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    resource, where = place
+    role = create(place)
+    monkeypatch.setattr(roles, "MAX_ROLES", 1)
+
+    with pytest.raises(BadRequestError) as refused:
+        create(place, "Another")
+
+    assert refused.value.code == "too_many_roles"
+    assert resource.update(role.id, **where, role_name="Another").name == "Another"
 
 
 def test_predefined_role_is_not_changed(place: Place, level: str) -> None:
