@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends
 from pydantic import BaseModel, Field
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from api.admin.groups import show_group
@@ -140,7 +140,7 @@ def _serve(path: str, principal_of: Any, location: Any) -> None:
         with call.db.write() as session:
             check_project(session, project_id, changes=True)
             holder = principal.find(session)
-            role = find_role(session, body.role_id, project_id)
+            role = find_role(session, body.role_id, project_id, lock=True)
             check_grant(call, role.permissions)
             if roles.assign(session, role.id, principal.id, project_id, call.actor):
                 details = _details(principal, project_id)
@@ -194,6 +194,7 @@ def _find_assignment(session: Session, principal: Principal, project_id: str) ->
         select(RoleAssignment, Role)
         .outerjoin(Role, Role.id == RoleAssignment.role_id)
         .where(RoleAssignment.principal_id.in_([principal.id, *groups]), RoleAssignment.project_id == project_id)
+        .where(or_(RoleAssignment.role_id.in_(PREDEFINED), Role.id.is_not(None)))
         .order_by(RoleAssignment.created_at, RoleAssignment.role_id)
     )
     by_role: dict[str, list[tuple[RoleAssignment, Role | None]]] = defaultdict(list)

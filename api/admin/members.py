@@ -252,7 +252,7 @@ def create_project_group(call: Admin, project_id: ProjectId, body: NewProjectGro
     with call.db.write() as session:
         check_project(session, project_id, changes=True)
         group = find_group(session, body.group_id)
-        role = find_role(session, body.role, project_id)
+        role = find_role(session, body.role, project_id, lock=True)
         check_grant(call, role.permissions)
         roles.assign(session, role.id, group.id, project_id, call.actor)
         details = {"principal_id": group.id, "principal_type": "group", "resource_id": project_id}

@@ -86,9 +86,9 @@ def check_project(session: Session, project_id: str, *, changes: bool = False) -
         raise InvalidRequest("The project is archived.", param="project_id", code="project_archived")
 
 
-def find_role(session: Session, role_id: str, project_id: str) -> Role | PredefinedRole:
+def find_role(session: Session, role_id: str, project_id: str, *, lock: bool = False) -> Role | PredefinedRole:
     """Return a role that can be assigned on a project, or on the organization. Raises: NotFound."""
-    role = roles.find_role(session, role_id, project_id)
+    role = roles.find_role(session, role_id, project_id, lock=lock)
     if role is None:
         raise NotFound(f"No role of the {_location_name(project_id)} found with id '{clip(role_id)}'.", param="role_id")
     return role

@@ -175,7 +175,7 @@ def _check_permissions(permissions: Collection[str], project_id: str) -> list[st
 
 
 def _find_custom(session: Session, role_id: str, project_id: str) -> Role:
-    role = find_role(session, role_id, project_id)
+    role = find_role(session, role_id, project_id, lock=True)
     if isinstance(role, PredefinedRole):
         raise InvalidRequest("A predefined role cannot be changed.", param="role_id", code="predefined_role")
     return role

@@ -128,7 +128,7 @@ def update_user(call: Admin, user_id: UserId, body: UserChange) -> OrganizationU
         if body.role is not None:
             role = find_predefined_role(body.role, NO_PROJECT)
         elif body.role_id is not None:
-            role = find_role(session, body.role_id, NO_PROJECT)
+            role = find_role(session, body.role_id, NO_PROJECT, lock=True)
         if role is not None:
             check_grant(call, role.permissions)
             if isinstance(role, PredefinedRole):

@@ -154,7 +154,7 @@ def _change(session: "Session", account_id: str, project_id: str, give: list[str
 
     for action, names in (("role.assign", give), ("role.unassign", take)):
         for name in names:
-            role = roles.role_by_name(name, project_id) or roles.find_role(session, name, project_id)
+            role = roles.role_by_name(name, project_id) or roles.find_role(session, name, project_id, lock=True)
             if role is None:
                 raise CliError(
                     f"there is no role '{name}' {'of this project' if project_id else 'of the organization'}"

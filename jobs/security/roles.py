@@ -59,9 +59,12 @@ def _union(session: Session, role_ids: Select[str]) -> frozenset[str]:
     return frozenset().union(*(PREDEFINED[id_].permissions for id_ in ids & PREDEFINED.keys()), *map(expand, custom))
 
 
-def find_role(session: Session, role_id: str, project_id: str) -> Role | PredefinedRole | None:
-    """Return a role that can be assigned on a project; with an empty id, on the organization."""
-    role = PREDEFINED.get(role_id) or session.get(Role, role_id)
+def find_role(session: Session, role_id: str, project_id: str, *, lock: bool = False) -> Role | PredefinedRole | None:
+    """Return a role that can be assigned on a project; with an empty id, on the organization.
+
+    With `lock` nobody deletes it before the transaction ends.
+    """
+    role = PREDEFINED.get(role_id) or session.get(Role, role_id, with_for_update=lock or None)
     if isinstance(role, PredefinedRole):
         return role if role.level == level_of(project_id) else None
     return role if role is not None and role.project_id == project_id else None

@@ -101,6 +101,24 @@ def test_role_is_found_where_it_can_be_assigned(people: Database, role_id: str, 
 
 
 @pytest.mark.dialects
+def test_role_that_is_being_assigned_is_deleted_afterwards(people: Database) -> None:
+    def delete() -> bool:
+        with people.write() as session:
+            role = roles.find_role(session, "role_x", "proj_x", lock=True)
+            session.delete(role)
+            return roles.unassign(session, "user_x", "proj_x", ["role_x"])
+
+    with ThreadPoolExecutor(1) as pool:
+        with people.write() as session:
+            assert roles.find_role(session, "role_x", "proj_x", lock=True) is not None
+            roles.assign(session, "role_x", "user_x", "proj_x", "operator")
+            deletion = pool.submit(delete)
+            with pytest.raises(TimeoutError):
+                deletion.result(0.3)
+        assert deletion.result(10)
+
+
+@pytest.mark.dialects
 def test_one_of_two_concurrent_removals_keeps_an_owner(db: Database) -> None:
     owners = ("user_x", "user_y")
     with db.write() as session:
