@@ -27,7 +27,7 @@ from api.http.bodies import Body, resource
 from api.http.paging import After, Limit20, Order, find
 from jobs.db.engine import UNSEEN, execute_and_count
 from jobs.errors import InvalidRequest, NotFound
-from jobs.security import roles
+from jobs.security import accounts, roles
 from jobs.security.permissions import PREDEFINED
 from jobs.security.tables import Account, AccountGroup, RoleAssignment
 
@@ -127,8 +127,7 @@ def _find_account(session: Session, body: NewProjectUser) -> Account:
         raise InvalidRequest("Give 'user_id' or 'email', and not both.", param="user_id", code="invalid_value")
     if body.user_id is not None:
         return find_user(session, body.user_id)
-    live = (Account.email == body.email, Account.deleted_at.is_(None))
-    account = session.scalar(select(Account).where(*live).order_by(Account.created_at).limit(1))
+    account = accounts.find_by_email(session, body.email or "")
     if account is None:
         raise NotFound(f"No user found with the address '{clip(body.email)}'.", param="email")
     return account
@@ -157,17 +156,17 @@ def _find_member(session: Session, project_id: str, account: Account) -> Project
 
 def _show_members(session: Session, project_id: str, rows: Iterable[Account]) -> dict[str, ProjectUser]:
     """Return members of a project as clients see them, by id; rows that are none are left out."""
-    accounts = {row.id: row for row in rows}
+    by_id = {row.id: row for row in rows}
     assigned = select(RoleAssignment).where(
         RoleAssignment.project_id == project_id,
-        RoleAssignment.principal_id.in_(accounts),
+        RoleAssignment.principal_id.in_(by_id),
         RoleAssignment.role_id.in_(_MEMBERSHIPS),
     )
     return {
         row.principal_id: ProjectUser(
             id=row.principal_id,
-            email=accounts[row.principal_id].email,
-            name=accounts[row.principal_id].name,
+            email=by_id[row.principal_id].email,
+            name=by_id[row.principal_id].name,
             role=PREDEFINED[row.role_id].name,
             added_at=int(row.created_at),
         )

@@ -180,13 +180,12 @@ def _change(session: "Session", account_id: str, project_id: str, give: list[str
 
 
 def _find(session: "Session", name: str) -> "Account | None":
-    """Return the user with an id or an address."""
-    from sqlalchemy import select
-
+    """Return the user with an id or an address. Raises: InvalidRequest, where several have the address."""
+    from jobs.security import accounts
     from jobs.security.tables import Account
 
-    named = (Account.id == name) | (Account.email == name.lower())
-    return session.scalars(select(Account).where(named, Account.deleted_at.is_(None))).first()
+    account = session.get(Account, name)
+    return account if account is not None and account.deleted_at is None else accounts.find_by_email(session, name)
 
 
 def _project_id(session: "Session", name: str) -> str:

@@ -4,11 +4,11 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Select, delete, select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
-from jobs.db.engine import UNSEEN
+from jobs.db.engine import UNSEEN, flush_unique
 from jobs.errors import InvalidRequest, PermissionDenied
 from jobs.ids import new_id
 from jobs.ledger import audit
@@ -49,13 +49,14 @@ def invite(
 ) -> Invite:
     """Let an address become an account at its first login, with a role of the organization and memberships.
 
+    An invite of the address that has expired is replaced.
     Raises: InvalidRequest, for an address that has an account or an invite.
     """
     if session.scalar(select(Account.id).where(Account.email == email, Account.deleted_at.is_(None)).limit(1)):
         raise InvalidRequest("A user has this address already.", param="email", code="user_exists")
-    if session.scalar(_pending(email)):
-        raise InvalidRequest("This address is invited already.", param="email", code="already_invited")
     at = now()
+    expired = (Invite.email == email, Invite.accepted_at.is_(None), Invite.expires_at <= at)
+    session.execute(delete(Invite).where(*expired), execution_options=UNSEEN)
     row = Invite(
         id=new_id("invite-"),
         email=email,
@@ -65,6 +66,8 @@ def invite(
         expires_at=at + INVITE_SECONDS,
     )
     session.add(row)
+    refusal = InvalidRequest("This address is invited already.", param="email", code="already_invited")
+    flush_unique(session, refusal)
     audit.record(
         session,
         actor=actor,
@@ -76,10 +79,16 @@ def invite(
     return row
 
 
-def _pending(email: str) -> Select[Invite]:
-    """Return the statement of the newest invite of an address that can be accepted now."""
-    pending = (Invite.email == email, Invite.accepted_at.is_(None), Invite.expires_at > now())
-    return select(Invite).where(*pending).order_by(Invite.created_at.desc()).limit(1)
+def find_by_email(session: Session, email: str) -> Account | None:
+    """Return the account with an address.
+
+    Raises: InvalidRequest, where several have it: identity providers may give one address to several people.
+    """
+    live = (Account.email == email.strip().lower(), Account.deleted_at.is_(None))
+    rows = session.scalars(select(Account).where(*live).limit(2)).all()
+    if len(rows) > 1:
+        raise InvalidRequest("Several users have this address: name the id.", param="email", code="ambiguous_email")
+    return rows[0] if rows else None
 
 
 def log_in(session: Session, identity: Identity, request_id: str | None) -> Account:
@@ -92,15 +101,22 @@ def log_in(session: Session, identity: Identity, request_id: str | None) -> Acco
     account = session.scalar(select(Account).where(*bound).with_for_update())
     if account is None:
         account = _accept(session, identity, request_id)
+    actor = actor_of(account.id)
+    if account.email != identity.email:
+        details = {"email": identity.email, "previous_email": account.email}
+        audit.record(
+            session, actor=actor, action="user.update", target=account.id, request_id=request_id, details=details
+        )
     account.email, account.name, account.last_login_at = identity.email, identity.name, now()
     session.flush()
     _join_groups(session, account.id, identity.groups)
-    audit.record(session, actor=actor_of(account.id), action="login.succeed", target=account.id, request_id=request_id)
+    audit.record(session, actor=actor, action="login.succeed", target=account.id, request_id=request_id)
     return account
 
 
 def _accept(session: Session, identity: Identity, request_id: str | None) -> Account:
-    accepted = session.scalar(_pending(identity.email).with_for_update())
+    pending = (Invite.email == identity.email, Invite.accepted_at.is_(None), Invite.expires_at > now())
+    accepted = session.scalar(select(Invite).where(*pending).with_for_update())
     if accepted is None:
         raise PermissionDenied("This address is not invited. Ask an owner of the organization.", code="not_invited")
     account = Account(

@@ -135,7 +135,10 @@ class Account(Base):
 
 
 class Invite(Base):
-    """The permission for an address to become an account at its first login. `projects` lists `{id, role}`."""
+    """The permission for an address to become an account at its first login. `projects` lists `{id, role}`.
+
+    An address has at most one invite that was not accepted.
+    """
 
     __tablename__ = "invite"
 
@@ -147,7 +150,16 @@ class Invite(Base):
     expires_at: Mapped[float]
     accepted_at: Mapped[float | None]
 
-    __table_args__ = (Index("ix_invite_created", "created_at", "id"),)
+    __table_args__ = (
+        Index("ix_invite_created", "created_at", "id"),
+        Index(
+            "uq_invite_pending_email",
+            "email",
+            unique=True,
+            sqlite_where=text("accepted_at IS NULL"),
+            postgresql_where=text("accepted_at IS NULL"),
+        ),
+    )
 
 
 class SignInToken(Base):

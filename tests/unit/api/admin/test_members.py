@@ -7,7 +7,7 @@ from openai.resources.admin.organization import Organization
 from openai.types.admin.organization.projects import ProjectGroup, ProjectUser
 from sqlalchemy import update
 
-from jobs.security.tables import Project
+from jobs.security.tables import Account, Project
 from tests.support.organization import add_user, project_id
 
 
@@ -68,6 +68,19 @@ def test_wrong_member_is_refused(
         organization.projects.users.create(project, role="member", extra_body=body)
 
     assert refused.value.status_code == status
+    assert list(organization.projects.users.list(project)) == []
+
+
+def test_address_of_several_users_makes_none_a_member(app: FastAPI, organization: Organization, project: str) -> None:
+    add_user(app, "ada@example.com")
+    other = add_user(app, "eva@example.com")
+    with app.state.services.db.write() as session:
+        session.get_one(Account, other).email = "ada@example.com"
+
+    with pytest.raises(BadRequestError) as refused:
+        organization.projects.users.create(project, role="member", email="ada@example.com")
+
+    assert refused.value.code == "ambiguous_email"
     assert list(organization.projects.users.list(project)) == []
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,21 @@ def test_roles_are_given_and_taken_and_recorded(run: Run, db: Database) -> None:
         ("role.assign", "role-org-owner"),
         ("role.unassign", "role-org-reader"),
     ]
+
+
+def test_address_of_several_users_is_refused_and_an_id_is_not(run: Run, db: Database) -> None:
+    for email in ("ada@example.com", "eva@example.com"):
+        run("invite", email)
+        log_in(db, email)
+    with db.write() as session:
+        other = accounts.log_in(session, replace(identity_of("eva@example.com"), email="ada@example.com"), None).id
+
+    for words in (["remove", "ada@example.com"], ["roles", "ada@example.com", "--give", "owner"]):
+        with pytest.raises(NightmillError, match="Several users have this address"):
+            run(*words)
+
+    assert run("remove", other) == [{"id": other, "removed": True}]
+    assert len(run("list")) == 1
 
 
 @pytest.mark.parametrize(
