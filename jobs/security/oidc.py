@@ -192,14 +192,20 @@ class Provider:
             if at - self._document_at >= _DOCUMENT_SECONDS:
                 if at < self._retry_at:
                     raise Unavailable("The identity provider did not answer a moment ago.")
-                self._retry_at = at + _RETRY_SECONDS
-                document = await self._fetch(self._issuer.rstrip("/") + _DISCOVERY)
-                if document.get("issuer") != self._issuer:
-                    raise Unavailable("The identity provider names another issuer than NIGHTMILL_OIDC_ISSUER.")
-                for name in ("authorization_endpoint", "token_endpoint", "jwks_uri"):
-                    self._check_url(document.get(name))
-                self._document, self._document_at, self._retry_at = document, at, 0.0
+                try:
+                    self._document, self._document_at = await self._fetch_document(), at
+                except Unavailable:
+                    self._retry_at = time.monotonic() + _RETRY_SECONDS
+                    raise
         return self._document
+
+    async def _fetch_document(self) -> dict[str, Any]:
+        document = await self._fetch(self._issuer.rstrip("/") + _DISCOVERY)
+        if document.get("issuer") != self._issuer:
+            raise Unavailable("The identity provider names another issuer than NIGHTMILL_OIDC_ISSUER.")
+        for name in ("authorization_endpoint", "token_endpoint", "jwks_uri"):
+            self._check_url(document.get(name))
+        return document
 
     async def _refresh_keys(self, url: str) -> None:
         async with self._lock:
