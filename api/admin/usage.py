@@ -319,10 +319,12 @@ def _cells(kind: UsageKind, call: AdminContext, query: UsageQuery) -> tuple[Mapp
     """Return the sums by cell, and the end of their buckets. Raises InvalidRequest."""
     if kind.show is None and kind is not _STORED:
         return {}, query.end
+    cells: Mapping[UsageCell, Any]
     with call.db.snapshot() as session:
         if kind is _STORED:
-            return reports.bytes_in_stores(session, query), query.end
-        cells, end = reports.report(session, query, call.services.registry().priced)
+            cells, end = reports.bytes_in_stores(session, query)
+        else:
+            cells, end = reports.report(session, query, call.services.registry().priced)
     if end <= query.start:
         raise _invalid("group_by", "one bucket has too many results. Use shorter buckets, or filters.")
     return cells, end

@@ -11,16 +11,17 @@ from sqlalchemy import Select, func, literal, select
 from sqlalchemy.orm import Session
 
 from jobs.db.engine import page_ids
+from jobs.errors import Unavailable
 from jobs.security.tables import ApiKey
 from jobs.usage import minutes
 from jobs.usage.minutes import Amounts
 from jobs.usage.prices import Prices, Resolve
-from jobs.usage.tables import StoredBytesDay, UsageMinute
+from jobs.usage.tables import StoredBytesDay, UsageChange, UsageMinute
 
 DAY: Final = 86_400
 #: A dimension that stands for the owner of `key_id`.
 USER: Final = "user_id"
-#: Changes that are not added up and are read by one query, and results that it returns.
+#: Changes that are not added up and are read by one report, and results that it returns.
 MAX_CHANGES: Final = 5_000
 MAX_RESULTS: Final = 20_000
 
@@ -79,7 +80,14 @@ class UsageReport(NamedTuple):
 
 
 def report(session: Session, query: UsageQuery, resolve: Resolve) -> UsageReport:
-    """Return the sums of a query. The session sees one snapshot of the database."""
+    """Return the sums of a query. The session sees one snapshot of the database.
+
+    Raises: Unavailable, where more changes wait to be added up than a report reads.
+    """
+    if session.scalar(select(UsageChange.id).order_by(UsageChange.id).offset(MAX_CHANGES).limit(1)) is not None:
+        raise Unavailable(
+            "Much usage waits to be added up. Ask later; `nightmill doctor` says whether a dispatcher runs."
+        )
     rows = list(session.execute(statement_of(query)))
     if len(rows) > MAX_RESULTS:
         query = replace(query, end=int(rows.pop()[0]))
@@ -90,7 +98,7 @@ def report(session: Session, query: UsageQuery, resolve: Resolve) -> UsageReport
         values, sums = rest[: len(query.group_by)], rest[len(query.group_by) : -1]
         cell = UsageCell(int(bucket), _cell_values(values))
         result.setdefault(cell, UsageTotal()).add(Amounts._make(map(_number, sums)), _cost(rest[-1]))
-    prices, pending = Prices(session, resolve), minutes.pending(session, resolve, MAX_CHANGES)
+    prices, pending = Prices(session, resolve), minutes.pending(session, resolve)
     owners = _owners_of(session, {key.key_id for _, key in pending}) if pending and query.has_users else {}
     for (minute, key), amounts in pending.items():
         values = {**key._asdict(), USER: owners.get(key.key_id)}
@@ -100,15 +108,20 @@ def report(session: Session, query: UsageQuery, resolve: Resolve) -> UsageReport
     return UsageReport(result, query.end)
 
 
-def bytes_in_stores(session: Session, query: UsageQuery) -> dict[UsageCell, int]:
-    """Return the bytes of vector stores in the buckets in which they were sampled."""
+def bytes_in_stores(session: Session, query: UsageQuery) -> tuple[dict[UsageCell, int], int]:
+    """Return the bytes of vector stores in the buckets in which they were sampled, and the end of the buckets.
+
+    It is before the end of a query with many results.
+    """
     columns = [getattr(StoredBytesDay, name) for name in query.group_by]
     sums = select(StoredBytesDay.day, *columns, func.sum(StoredBytesDay.bytes)).group_by(StoredBytesDay.day, *columns)
     sums = sums.where(StoredBytesDay.day >= query.start, StoredBytesDay.day < query.end)
     if projects := query.filters.get("project_id"):
         sums = sums.where(StoredBytesDay.project_id.in_(projects))
-    rows = session.execute(sums.order_by(StoredBytesDay.day).limit(MAX_RESULTS))
-    return {UsageCell(query.bucket_of(day), tuple(values)): int(size) for day, *values, size in rows}
+    rows = list(session.execute(sums.order_by(StoredBytesDay.day).limit(MAX_RESULTS + 1)))
+    end = rows[-1][0] if len(rows) > MAX_RESULTS else query.end
+    cells = {UsageCell(query.bucket_of(day), tuple(values)): int(size) for day, *values, size in rows if day < end}
+    return cells, end
 
 
 def statement_of(query: UsageQuery) -> Select[*tuple[Any, ...]]:

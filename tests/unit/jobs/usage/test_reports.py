@@ -7,11 +7,12 @@ import pytest
 from sqlalchemy import insert, text
 
 from jobs.db.engine import Database
+from jobs.errors import Unavailable
 from jobs.security.tables import ApiKey
 from jobs.usage import minutes, reports
 from jobs.usage.minutes import Amounts, UsageKey
 from jobs.usage.reports import USER, UsageQuery
-from jobs.usage.tables import UsageMinute
+from jobs.usage.tables import StoredBytesDay, UsageMinute
 from tests.support.query_plans import explained
 
 DAY = 86_400
@@ -103,6 +104,34 @@ def test_report_with_too_many_results_ends_before_the_bucket_that_is_cut(
         found = reports.report(session, UsageQuery(START, START + 9 * DAY, DAY, group_by=("key_id",)), lambda _: None)
 
     assert (found.end, {cell.bucket for cell in found.cells}) == (START + DAY, {START})
+
+
+def test_report_is_refused_while_more_changes_wait_than_it_reads(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reports, "MAX_CHANGES", 2)
+    for _ in range(2):
+        record(db, (UsageKey("p", "", "", CHAT), START, 1))
+    query = UsageQuery(START, START + DAY, DAY)
+    assert report(db, query) == {(START,): 2}
+    record(db, (UsageKey("p", "", "", CHAT), START, 1))
+
+    with pytest.raises(Unavailable):
+        report(db, query)
+    fold(db)
+
+    assert report(db, query) == {(START,): 3}
+
+
+def test_bytes_with_too_many_results_end_before_the_day_that_is_cut(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reports, "MAX_RESULTS", 3)
+    with db.write() as session:
+        session.add_all(StoredBytesDay(day=START + n // 2 * DAY, project_id=f"p{n}", bytes=n) for n in range(6))
+
+    with db.snapshot() as session:
+        cells, end = reports.bytes_in_stores(session, UsageQuery(START, START + 9 * DAY, DAY, group_by=("project_id",)))
+
+    assert (end, cells) == (START + DAY, {(START, ("p0",)): 0, (START, ("p1",)): 1})
 
 
 def fill(db: Database, count: int) -> int:
