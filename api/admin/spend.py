@@ -5,7 +5,7 @@ Amounts are in cents. A limit holds from the next request on, and within two sec
 
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import Depends, Path, Query
+from fastapi import Depends, Path
 from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -14,7 +14,7 @@ from api.admin.lists import AdminPage, admin_page
 from api.deps import Admin, AdminContext
 from api.errors import clip
 from api.http.bodies import Body, Many, resource
-from api.http.paging import After, Before, Order, find
+from api.http.paging import After, Before, Limit20, Order, find
 from jobs.errors import InvalidRequest, NotFound
 from jobs.security.tables import Project
 from jobs.usage import alerts
@@ -169,7 +169,7 @@ class AlertQuery:
         self,
         after: After = None,
         before: Before = None,
-        limit: Annotated[int, Query(ge=0, le=100, description="Objects on a page.")] = 20,
+        limit: Limit20 = 20,
         order: Order = "asc",
     ) -> None:
         self.values: dict[str, Any] = {"after": after, "before": before, "limit": limit, "order": order}
