@@ -6,11 +6,12 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Query, Request
 
 from api.http.paging import Page, page
+from jobs.errors import InvalidRequest
 
 Row = TypeVar("Row")
 Shown = TypeVar("Shown")
 
-_MAX_VALUES = 100
+MAX_VALUES = 100
 Limit1000 = Annotated[int, Query(ge=1, le=1000, description="Objects on a page.")]
 
 
@@ -35,11 +36,20 @@ def query_values(name: str, description: str) -> Any:
 
     def values(
         request: Request,
-        bracketed: Annotated[
-            list[str] | None, Query(alias=f"{name}[]", max_length=_MAX_VALUES, description=description)
+        bracketed: Annotated[  # noqa: ARG001 (for the document of the API)
+            list[str] | None, Query(alias=f"{name}[]", max_length=MAX_VALUES, description=description)
         ] = None,
     ) -> list[str]:
-        plain = [text for given in request.query_params.getlist(name) for text in given.split(",", _MAX_VALUES)]
-        return [*(bracketed or ()), *plain][:_MAX_VALUES]
+        return read_values(request, name)
 
     return Depends(values)
+
+
+def read_values(request: Request, name: str) -> list[str]:
+    """Return the values of a list of a query, in all its forms. Raises: InvalidRequest, if there are too many."""
+    given = request.query_params
+    values = [part for text in given.getlist(name) for part in text.split(",")] + given.getlist(f"{name}[]")
+    if len(values) > MAX_VALUES:
+        message = f"Invalid '{name}': at most {MAX_VALUES} values can be given."
+        raise InvalidRequest(message, param=name, code="invalid_value")
+    return list(dict.fromkeys(values))

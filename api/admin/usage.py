@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, TypeVar
 from fastapi import Depends, Query, Request
 from pydantic import BaseModel
 
+from api.admin.lists import MAX_VALUES, read_values
 from api.deps import Admin, AdminContext
 from api.http.bodies import resource
 from jobs.clock import now
@@ -27,7 +28,6 @@ router = resource("Usage", area="usage", admin=True)
 
 Result = TypeVar("Result", bound=BaseModel)
 _MICROS: Final = 1_000_000
-_MAX_VALUES: Final = 100  # of a filter
 _MAX_TIME: Final = 1 << 36
 _KEY_PREFIX: Final = "key_"
 
@@ -251,7 +251,7 @@ KINDS: Final = (
 
 # -- queries
 
-Values = Annotated[list[str] | None, Query(max_length=_MAX_VALUES)]
+Values = Annotated[list[str] | None, Query(max_length=MAX_VALUES)]
 Time = Annotated[int, Query(ge=0, le=_MAX_TIME, description="In unix seconds.")]
 
 
@@ -276,14 +276,6 @@ class BucketQuery:
     sources: Values = None
     context_levels: Values = None
     batch: bool | None = None
-
-    def values(self, name: str) -> list[str]:
-        """Return the values of a list in all its forms. Raises InvalidRequest, if there are too many."""
-        given = self.request.query_params
-        values = [part for text in given.getlist(name) for part in text.split(",")] + given.getlist(f"{name}[]")
-        if len(values) > _MAX_VALUES:
-            raise _invalid(name, f"at most {_MAX_VALUES} values can be given.")
-        return list(dict.fromkeys(values))
 
 
 Buckets = Annotated[BucketQuery, Depends()]
@@ -353,13 +345,13 @@ def _width(kind: UsageKind, query: BucketQuery) -> tuple[BucketWidth, int]:
 
 def _dimensions(kind: UsageKind, query: BucketQuery) -> tuple[list[str], dict[str, Any]]:
     """Return what the query groups by, and its filters by dimension of `usage_minute`. Raises InvalidRequest."""
-    names = query.values("group_by")
+    names = read_values(query.request, "group_by")
     for name in names:
         if name not in kind.dimensions:
             raise _invalid("group_by", f"here results are grouped by {', '.join(kind.dimensions)}.")
     filters: dict[str, Any] = {}
     for param, name in _FILTERS.items():
-        values, prefix = query.values(param), _KEY_PREFIX if name == "api_key_id" else ""
+        values, prefix = read_values(query.request, param), _KEY_PREFIX if name == "api_key_id" else ""
         if values and name not in kind.dimensions:
             raise _invalid(param, "it selects nothing here.")
         if values and (dimension := _DIMENSIONS[name]):

@@ -103,6 +103,16 @@ def test_removed_user_loses_keys_roles_and_groups(app: FastAPI, organization: Or
         organization.users.delete(user_id)
 
 
+def test_list_with_more_values_than_it_takes_is_refused(organization: Organization) -> None:
+    names = [f"u{number}" for number in range(101)]
+
+    with pytest.raises(BadRequestError):
+        organization.users.list(emails=names)
+    with pytest.raises(BadRequestError):
+        organization.users.list(extra_query={"emails": ",".join(names)})
+    assert list(organization.users.list(emails=names[:100])) == []
+
+
 @pytest.mark.parametrize("is_by_group", [False, True])
 def test_last_owner_stays(app: FastAPI, organization: Organization, is_by_group: bool) -> None:
     user_id = add_user(app, "ada@example.com", "reader" if is_by_group else "owner")
