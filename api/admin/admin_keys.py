@@ -14,21 +14,24 @@ from api.http.fields import unix_seconds
 from api.http.key_fields import ExpiresIn, Name, end_after
 from api.http.paging import After, Limit20, Order, find
 from jobs.errors import InvalidRequest
-from jobs.security import keys
+from jobs.security import keys, roles
 from jobs.security.tables import NO_PROJECT, Account, ApiKey
 
 router = resource("Organization", area="management", admin=True)
 
 
 class AdminKeyOwner(BaseModel):
-    """The owner of an admin key: a user; for a key that the command made, a service account without an id."""
+    """The owner of an admin key: a user; for a key that the command made, a service account without an id.
+
+    `role` is null for a user with custom roles alone.
+    """
 
     type: Literal["user", "service_account"]
     object: Literal["organization.user", "organization.service_account"]
     id: str | None
     name: str | None
     created_at: int | None
-    role: Literal["owner"] = "owner"
+    role: Literal["owner", "reader"] | None
 
 
 class AdminKeyObject(BaseModel):
@@ -122,10 +125,16 @@ def _show_key(session: Session, key: ApiKey) -> AdminKeyObject:
             id=account.id,
             name=account.name or account.email,
             created_at=int(account.created_at),
+            role=roles.name_of_role(session, account.id, NO_PROJECT),
         )
         if account
         else AdminKeyOwner(
-            type="service_account", object="organization.service_account", id=None, name=None, created_at=None
+            type="service_account",
+            object="organization.service_account",
+            id=None,
+            name=None,
+            created_at=None,
+            role="owner",
         )
     )
     return AdminKeyObject(

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from fastapi import Query
 from pydantic import BaseModel
-from sqlalchemy import func, select
+from sqlalchemy import exists, or_, select
 from sqlalchemy.orm import Session
 
 from api.admin.key_ids import KeyId, find_enabled_key, key_page, parse_id, show_id
@@ -16,8 +16,8 @@ from api.http.fields import unix_seconds
 from api.http.key_fields import ExpiresIn, Scopes, check_grant, end_after
 from api.http.paging import After, Limit20, find
 from jobs.errors import InvalidRequest
-from jobs.security import keys
-from jobs.security.tables import Account, ApiKey, ServiceAccount
+from jobs.security import keys, roles
+from jobs.security.tables import NO_PROJECT, Account, ApiKey, GroupMember, Project, RoleAssignment, ServiceAccount
 
 router = resource("Organization", area="organization.projects.api_keys", admin=True)
 
@@ -46,7 +46,7 @@ class KeyOwner(BaseModel):
 
 
 class OrganizationProjectKey(BaseModel):
-    """A key of a project. `owner_project_access` says whether its owner may do anything in the project."""
+    """A key of a project. `owner_project_access` says whether its owner is there and has a role in the project."""
 
     id: str
     object: Literal["organization.project.api_key"] = "organization.project.api_key"
@@ -73,6 +73,24 @@ class UpdateProjectKey(Body):
     expires_in_seconds: ExpiresIn = None
 
 
+_GROUPS = select(GroupMember.group_id).where(GroupMember.account_id == ApiKey.owner_id).correlate(ApiKey)
+_HAS_ROLE = (
+    exists()
+    .where(
+        or_(RoleAssignment.principal_id == ApiKey.owner_id, RoleAssignment.principal_id.in_(_GROUPS)),
+        or_(RoleAssignment.project_id == ApiKey.project_id, RoleAssignment.project_id == NO_PROJECT),
+    )
+    .correlate(ApiKey)
+)
+#: The ids of keys whose owner has a role in the key's project. Keys of earlier versions have no owner, and its rights.
+_HAVE_ACCESS = keys.join_owner(select(ApiKey.id).join(Project, Project.id == ApiKey.project_id)).where(
+    Project.archived_at.is_(None),
+    ServiceAccount.deleted_at.is_(None),
+    Account.deleted_at.is_(None),
+    or_(ApiKey.owner_id.is_(None), ServiceAccount.role != "none", _HAS_ROLE),
+)
+
+
 @router.get("/organization/projects/{project_id}/api_keys")
 def list_project_keys(
     call: Admin,
@@ -87,8 +105,10 @@ def list_project_keys(
     statement = select(ApiKey).where(ApiKey.project_id == project_id, ApiKey.revoked_at.is_(None))
     chosen = statement
     if owner_project_access != "any":
-        has_left = func.coalesce(ServiceAccount.deleted_at, Account.deleted_at).is_not(None)
-        chosen = keys.join_owner(statement).where(has_left == (owner_project_access == "inactive"))
+        active = _HAVE_ACCESS.where(ApiKey.project_id == project_id)
+        chosen = statement.where(
+            ApiKey.id.in_(active) if owner_project_access == "active" else ApiKey.id.not_in(active)
+        )
     with call.db.read() as session:
         find_project(session, project_id)
         rows, more = find(session, chosen, ApiKey, after=after and parse_id(after), limit=limit, among=statement)
@@ -139,8 +159,7 @@ def delete_project_key(call: Admin, project_id: str, api_key_id: KeyId) -> Organ
 
 
 def _show_key(session: Session, key: ApiKey) -> OrganizationProjectKey:
-    current = keys.find_key(session, key.id)
-    has_access = current is not None and bool(current.owned) and current.end in (None, "key_expired")
+    has_access = session.scalar(_HAVE_ACCESS.where(ApiKey.id == key.id)) is not None
     return OrganizationProjectKey(
         id=show_id(key.id),
         name=key.name or f"key {key.id}",
@@ -160,7 +179,7 @@ def _show_owner(session: Session, key: ApiKey) -> KeyOwner:
             id=account.id,
             name=account.name or account.email,
             email=account.email,
-            role="member",
+            role=roles.name_of_role(session, account.id, key.project_id) or "member",
             created_at=int(account.created_at),
         )
         return KeyOwner(type="user", user=user, service_account=None)

@@ -10,6 +10,7 @@ from openai.resources.admin.organization import Organization
 
 from jobs.security.keys import create_admin_key, id_of, revoke_key
 from jobs.timings import Timings
+from tests.support.organization import add_user, admin_key
 from tests.support.web import make_key, serve
 
 
@@ -80,6 +81,16 @@ def test_narrow_admin_key_creates_no_wider_admin_key(app: FastAPI, organization:
 
     assert refusal.value.code == "missing_scope"
     assert "api.organization.projects.read" in refusal.value.message
+
+
+def test_key_of_a_user_has_the_users_role(app: FastAPI, organization: Organization) -> None:
+    users = {role: add_user(app, f"{role}@example.com", role) for role in ("owner", "reader")}
+    keys = {id_of(admin_key(app, owner_id=user_id)): role for role, user_id in users.items()}
+
+    shown = {key: organization.admin_api_keys.retrieve(key).owner.role for key in keys}
+
+    assert shown == keys
+    assert next(iter(organization.admin_api_keys.list())).owner.role == "owner"
 
 
 def test_admin_routes_refuse_the_key_of_a_project(app: FastAPI, url: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -9,8 +10,9 @@ from openai import AuthenticationError, BadRequestError, NotFoundError, OpenAI, 
 from openai.resources.admin.organization import Organization
 
 from jobs.clock import now
-from jobs.security.keys import create_admin_key, create_key, id_of
-from jobs.security.tables import ApiKey
+from jobs.security import roles
+from jobs.security.keys import add_key, create_admin_key, create_key, id_of
+from jobs.security.tables import ApiKey, GroupMember
 from tests.support.organization import add_user, admin_key
 from tests.support.web import make_key
 
@@ -41,6 +43,41 @@ def test_keys_are_listed_with_owner_and_without_secret(app: FastAPI, organizatio
         assert (key.owner.type, account.name, account.role) == ("service_account", key.name, "member")
         assert value not in key.to_json()
         assert key.redacted_value == f"{value[:11]}...{value[-4:]}"
+
+
+def test_filter_by_access_selects_what_the_key_shows(app: FastAPI, organization: Organization, project: str) -> None:
+    member, stranger, in_group = (add_user(app, f"{name}@example.com") for name in ("member", "stranger", "group"))
+    accounts = organization.projects.service_accounts
+    unable = accounts.create(project, name="unable", create_service_account_only=True)
+    deleted = accounts.create(project, name="deleted")
+    with app.state.services.db.write() as session:
+        for user_id in (member, stranger, in_group):
+            roles.unassign(session, user_id, "", ["role-org-reader"])
+        roles.assign(session, "role-project-owner", member, project, "operator")
+        session.add(GroupMember(group_id="group_x", account_id=in_group, created_at=1.0))
+        roles.assign(session, "role-project-viewer", "group_x", project, "operator")
+        owners = {user_id: add_key(session, project, owner_id=user_id) for user_id in (member, stranger, in_group)}
+        owners["unable"] = add_key(session, project, owner_id=unable.id)
+    assert deleted.api_key
+    accounts.delete(deleted.id, project_id=project)
+    keys = organization.projects.api_keys
+
+    def access(value: Any) -> set[str]:
+        return {key.id.removeprefix("key_") for key in keys.list(project, owner_project_access=value)}
+
+    shown = {key.id.removeprefix("key_"): key.owner_project_access for key in keys.list(project)}
+    active = {id_of(owners[user_id]) for user_id in (member, in_group)}
+    owner = keys.retrieve(id_of(owners[member]), project_id=project).owner.user
+    selected = access("active"), access("inactive")
+    organization.projects.archive(project)
+    archived = {key.owner_project_access for key in keys.list(project)}
+
+    assert {key for key, word in shown.items() if word == "active"} == active
+    assert selected == (active, shown.keys() - active)
+    assert len(shown) == 5
+    assert (archived, access("active"), access("inactive")) == ({"inactive"}, set(), shown.keys())
+    assert owner is not None
+    assert owner.role == "owner"
 
 
 def test_scopes_narrow_a_key_and_an_empty_list_frees_it(
