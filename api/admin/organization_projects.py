@@ -69,7 +69,10 @@ class UpdateProject(_Settings):
 def create_project(call: Admin, body: CreateProject) -> OrganizationProject:
     """Create a project."""
     with call.db.write() as session:
-        return _show_project(projects.create(session, body.name, actor=call.actor, changes=body.changes()))
+        project = projects.create(
+            session, body.name, actor=call.actor, changes=body.changes(), request_id=call.request_id
+        )
+        return _show_project(project)
 
 
 @router.get("/organization/projects")
@@ -99,7 +102,7 @@ def update_project(call: Admin, project_id: str, body: UpdateProject) -> Organiz
     """Set fields of a project; those that are missing stay. The default project keeps its name."""
     with call.db.write() as session:
         project = find_project(session, project_id, lock=True)
-        projects.change(session, project, actor=call.actor, changes=body.changes())
+        projects.change(session, project, actor=call.actor, changes=body.changes(), request_id=call.request_id)
         return _show_project(project)
 
 
@@ -111,7 +114,7 @@ def archive_project(call: Admin, project_id: str) -> OrganizationProject:
     """
     with call.db.write() as session:
         project = find_project(session, project_id, lock=True)
-        projects.archive(session, project, actor=call.actor)
+        projects.archive(session, project, actor=call.actor, request_id=call.request_id)
         return _show_project(project)
 
 

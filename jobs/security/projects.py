@@ -31,17 +31,17 @@ class Changes(TypedDict, total=False):
     allow_media_urls: bool
 
 
-def create(session: Session, name: str, *, actor: str, changes: Changes) -> Project:
+def create(session: Session, name: str, *, actor: str, changes: Changes, request_id: str | None = None) -> Project:
     """Create a project. Raises: InvalidRequest, where one that is not archived has the name."""
     project = Project(id=new_id("proj_"), name=name, created_at=now())
     session.add(project)
     _write_name(session, name)
-    audit.record(session, actor=actor, action="project.create", target=project.id, project_id=project.id)
-    change(session, project, actor=actor, changes=changes)
+    _record(session, project, "project.create", actor, request_id)
+    change(session, project, actor=actor, changes=changes, request_id=request_id)
     return project
 
 
-def change(session: Session, project: Project, *, actor: str, changes: Changes) -> None:
+def change(session: Session, project: Project, *, actor: str, changes: Changes, request_id: str | None = None) -> None:
     """Set what differs.
 
     Raises: InvalidRequest, for an archived project, for another name of the default project, and for a name that
@@ -56,12 +56,10 @@ def change(session: Session, project: Project, *, actor: str, changes: Changes) 
     if "name" in new:
         _write_name(session, new["name"])
     if new:
-        audit.record(
-            session, actor=actor, action="project.update", target=project.id, project_id=project.id, details=new
-        )
+        _record(session, project, "project.update", actor, request_id, new)
 
 
-def archive(session: Session, project: Project, *, actor: str) -> None:
+def archive(session: Session, project: Project, *, actor: str, request_id: str | None = None) -> None:
     """Archive a project: its keys open nothing, its schedules and sources are paused, and its jobs will be cancelled.
 
     Files, stores and trained models stay. Raises: InvalidRequest, for the default project and an archived one.
@@ -72,7 +70,26 @@ def archive(session: Session, project: Project, *, actor: str) -> None:
     for table in (Schedule, Source):
         running = update(table).where(table.project_id == project.id, table.paused_at.is_(None))
         session.execute(running.values(paused_at=at))
-    audit.record(session, actor=actor, action="project.archive", target=project.id, project_id=project.id)
+    _record(session, project, "project.archive", actor, request_id)
+
+
+def _record(
+    session: Session,
+    project: Project,
+    action: str,
+    actor: str,
+    request_id: str | None,
+    details: dict[str, Any] | None = None,
+) -> None:
+    audit.record(
+        session,
+        actor=actor,
+        action=action,
+        target=project.id,
+        project_id=project.id,
+        request_id=request_id,
+        details=details,
+    )
 
 
 def _check_active(project: Project) -> None:

@@ -50,8 +50,9 @@ def test_update_changes_given_fields_alone_and_is_audited(app: FastAPI, organiza
 
     assert (changed.name, changed.weight) == ("figures", 2)  # type: ignore[attr-defined]
     with app.state.services.db.read() as session:
-        rows = session.execute(select(Audit.action, Audit.details).where(Audit.target == made.id).order_by(Audit.id))
-        assert [tuple(row) for row in rows] == [
+        rows = session.scalars(select(Audit).where(Audit.target == made.id).order_by(Audit.id)).all()
+        assert [row.request_id is None for row in rows] == [False] * 3
+        assert [(row.action, row.details) for row in rows] == [
             ("project.create", None),
             ("project.update", {"weight": 2.0}),
             ("project.update", {"name": "figures"}),
