@@ -13,7 +13,7 @@ from api.errors import clip
 from api.http.bodies import Body, resource
 from api.http.paging import After, Order, find
 from jobs.clock import now
-from jobs.db.engine import UNSEEN, flush_unique, insert_into
+from jobs.db.engine import UNSEEN, execute_and_count, flush_unique, insert_into
 from jobs.errors import InvalidRequest, NotFound
 from jobs.ids import new_id
 from jobs.security import accounts, roles
@@ -185,8 +185,8 @@ def add_member(call: Admin, group_id: GroupId, body: NewMember) -> MemberAdded:
         find_user(session, body.user_id)
         check_grant(call, roles.permissions_of_roles(session, group_id))
         new = insert_into(session, GroupMember).values(group_id=group_id, account_id=body.user_id, created_at=now())
-        session.execute(new.on_conflict_do_nothing())
-        call.record(session, "group.member.add", group_id, {"user_id": body.user_id})
+        if execute_and_count(session, new.on_conflict_do_nothing(), {"preserve_rowcount": True}):
+            call.record(session, "group.member.add", group_id, {"user_id": body.user_id})
         return MemberAdded(user_id=body.user_id, group_id=group_id)
 
 

@@ -136,14 +136,14 @@ def _find_account(session: Session, body: NewProjectUser) -> Account:
 def _set_role(session: Session, call: Admin, project_id: str, account: Account, name: str) -> ProjectUser:
     role = find_predefined_role(name, project_id)
     check_grant(call, role.permissions)
-    roles.set_predefined_role(session, role, account.id, project_id, call.actor)
-    details = {
-        "principal_id": account.id,
-        "principal_type": "user",
-        "resource_id": project_id,
-        "resource_type": "api.project",
-    }
-    call.record(session, "role.assign", role.id, details, project_id=project_id)
+    if roles.set_predefined_role(session, role, account.id, project_id, call.actor):
+        details = {
+            "principal_id": account.id,
+            "principal_type": "user",
+            "resource_id": project_id,
+            "resource_type": "api.project",
+        }
+        call.record(session, "role.assign", role.id, details, project_id=project_id)
     return _find_member(session, project_id, account)
 
 
@@ -253,9 +253,14 @@ def create_project_group(call: Admin, project_id: ProjectId, body: NewProjectGro
         group = find_group(session, body.group_id)
         role = find_role(session, body.role, project_id, lock=True)
         check_grant(call, role.permissions)
-        roles.assign(session, role.id, group.id, project_id, call.actor)
-        details = {"principal_id": group.id, "principal_type": "group", "resource_id": project_id}
-        call.record(session, "role.assign", role.id, {**details, "resource_type": "api.project"}, project_id=project_id)
+        if roles.assign(session, role.id, group.id, project_id, call.actor):
+            details = {
+                "principal_id": group.id,
+                "principal_type": "group",
+                "resource_id": project_id,
+                "resource_type": "api.project",
+            }
+            call.record(session, "role.assign", role.id, details, project_id=project_id)
         row = session.execute(_first_roles(project_id, [group.id])).one()
         return _show_project_group(project_id, group, row[1])
 

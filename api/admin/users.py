@@ -132,10 +132,11 @@ def update_user(call: Admin, user_id: UserId, body: UserChange) -> OrganizationU
         if role is not None:
             check_grant(call, role.permissions)
             if isinstance(role, PredefinedRole):
-                roles.set_predefined_role(session, role, user_id, NO_PROJECT, call.actor)
+                is_new = roles.set_predefined_role(session, role, user_id, NO_PROJECT, call.actor)
             else:
-                roles.assign(session, role.id, user_id, NO_PROJECT, call.actor)
-            call.record(session, "user.update", user_id, {"role": role.name})
+                is_new = roles.assign(session, role.id, user_id, NO_PROJECT, call.actor)
+            if is_new:
+                call.record(session, "user.update", user_id, {"role": role.name})
         return show_user(session, account)
 
 

@@ -159,10 +159,13 @@ def _change(session: "Session", account_id: str, project_id: str, give: list[str
                 raise CliError(
                     f"there is no role '{name}' {'of this project' if project_id else 'of the organization'}"
                 )
-            if action == "role.assign":
+            changed = (
                 roles.assign(session, role.id, account_id, project_id, _OPERATOR)
-            else:
-                roles.unassign(session, account_id, project_id, [role.id])
+                if action == "role.assign"
+                else roles.unassign(session, account_id, project_id, [role.id])
+            )
+            if not changed:
+                continue
             details = {
                 "principal_id": account_id,
                 "principal_type": "user",

@@ -102,11 +102,11 @@ def unassign(session: Session, principal_id: str, project_id: str, role_ids: Ite
 
 def set_predefined_role(
     session: Session, role: PredefinedRole, principal_id: str, project_id: str, created_by: str
-) -> None:
-    """Give a principal one predefined role in place of those that it has."""
+) -> bool:
+    """Give a principal one predefined role in place of those that it has; return False if it has that one alone."""
     others = [other.id for other in predefined_roles(role.level) if other is not role]
-    unassign(session, principal_id, project_id, others)
-    assign(session, role.id, principal_id, project_id, created_by)
+    had_others = unassign(session, principal_id, project_id, others)
+    return assign(session, role.id, principal_id, project_id, created_by) or had_others
 
 
 @contextmanager

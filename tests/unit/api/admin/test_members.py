@@ -5,8 +5,9 @@ from fastapi import FastAPI
 from openai import BadRequestError, NotFoundError
 from openai.resources.admin.organization import Organization
 from openai.types.admin.organization.projects import ProjectGroup, ProjectUser
-from sqlalchemy import update
+from sqlalchemy import select, update
 
+from jobs.ledger.tables import Audit
 from jobs.security.tables import Account, Project
 from tests.support.organization import add_user, project_id
 
@@ -34,6 +35,20 @@ def test_user_joins_changes_role_and_leaves(app: FastAPI, organization: Organiza
     for call in (users.retrieve, users.delete):
         with pytest.raises(NotFoundError):
             call(user_id, project_id=project)
+
+
+def test_change_that_changes_nothing_is_not_recorded(app: FastAPI, organization: Organization, project: str) -> None:
+    user_id, group = add_user(app, "ada@example.com"), organization.groups.create(name="Search")
+    for _ in range(2):
+        organization.groups.users.create(group.id, user_id=user_id)
+        organization.projects.users.create(project, role="member", user_id=user_id)
+        organization.projects.groups.create(project, group_id=group.id, role="role-project-viewer")
+        organization.users.update(user_id, role="owner")
+
+    with app.state.services.db.read() as session:
+        recorded = session.scalars(select(Audit.action).where(Audit.actor.like("key:%")).order_by(Audit.id)).all()
+
+    assert recorded == ["group.create", "group.member.add", "role.assign", "role.assign", "user.update"]
 
 
 def test_members_are_listed_in_pages_of_their_project_alone(

@@ -102,6 +102,7 @@ def test_roles_are_given_and_taken_and_recorded(run: Run, db: Database) -> None:
 
     given = run("roles", "ada@example.com", "--give", "viewer", "--project", "reports")
     taken = run("roles", "ada@example.com", "--take", "role-org-reader", "--give", "owner")
+    run("roles", "ada@example.com", "--take", "role-org-reader", "--give", "owner")
 
     assert given[1] == {"role": "role-project-viewer", "project": "reports"}
     assert [row["role"] for row in taken] == ["role-org-owner", "role-project-viewer"]
