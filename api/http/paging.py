@@ -58,10 +58,10 @@ def find(
     statement: Select[Row],
     table: Any,
     *,
-    after: str | None,
+    after: str | int | None,
     limit: int,
     order: str = "desc",
-    before: str | None = None,
+    before: str | int | None = None,
     among: Select[Row] | None = None,
     deletions: Select[Any] | None = None,
     by: str = _CURSOR_FIELD,
@@ -93,13 +93,19 @@ def find(
 
 
 def _point(
-    session: Session, known: Select[Any], deletions: Select[Any] | None, time: Any, table: Any, param: str, name: str
-) -> tuple[float, str]:
+    session: Session,
+    known: Select[Any],
+    deletions: Select[Any] | None,
+    time: Any,
+    table: Any,
+    param: str,
+    name: str | int,
+) -> tuple[float, str | int]:
     anchor = session.execute(known.with_only_columns(time).where(table.id == name)).scalar()
     if anchor is None and deletions is not None:
         anchor = _cursor_of(session.scalar(deletions.where(Audit.target == name)))
     if anchor is None:
-        raise InvalidRequest(f"No object with id '{clip(name)}'.", param=param, code="invalid_cursor")
+        raise InvalidRequest(f"No object with id '{clip(str(name))}'.", param=param, code="invalid_cursor")
     return anchor, name
 
 

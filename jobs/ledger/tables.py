@@ -313,6 +313,7 @@ class Audit(Base):
         Index("ix_audit_project", "project_id", "at", "id"),
         Index("ix_audit_actor", "project_id", "actor", "at", "id"),
         Index("ix_audit_action", "project_id", "action", "at", "id"),
+        Index("ix_audit_at_id", "at", "id"),
         Index("ix_audit_project_id_id", "project_id", "id"),
         Index("ix_audit_actor_id", "actor", "id"),
         Index("ix_audit_action_id", "action", "id"),

@@ -45,6 +45,7 @@ def upgrade() -> None:
     create_index("ix_job_key", "job", ["key_id", "state"], **where("key_id IS NOT NULL"))
     for column in ("project_id", "actor", "action"):
         create_index(f"ix_audit_{column}_id", "audit", [column, "id"])
+    create_index("ix_audit_at_id", "audit", ["at", "id"])
     create_index("uq_invite_pending_email", "invite", ["email"], unique=True, **where("accepted_at IS NULL"))
     create_index("uq_project_live_name", "project", ["name"], unique=True, **where("archived_at IS NULL"))
     _give_owners()

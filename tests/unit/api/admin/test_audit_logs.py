@@ -12,6 +12,7 @@ from api.admin.audit_logs import TYPES
 from jobs.ledger import audit
 from jobs.security import keys
 from tests.support.organization import add_user, admin_client, admin_key, project_id
+from tests.support.query_plans import explained
 
 
 def record(app: FastAPI, *actions: str, **fields: Any) -> None:
@@ -116,6 +117,22 @@ def test_log_is_paged_forwards_and_backwards(app: FastAPI, organization: Organiz
     with pytest.raises(BadRequestError) as refused:
         logs.list(after="audit_log-x")
     assert refused.value.code == "invalid_cursor"
+
+
+def test_rows_of_a_time_are_read_from_one_range_of_an_index(app: FastAPI, organization: Organization) -> None:
+    record(app, *(f"step.{number}" for number in range(5)))
+    logs, past = organization.audit_logs, {"gte": 1, "lt": 1 << 39}
+
+    with explained(app.state.services.db) as steps:
+        first = logs.list(limit=2, effective_at=past)
+    reads = [step for step in steps if " audit " in step]
+    everything = [entry.id for entry in logs.list()]
+
+    assert reads == ["SEARCH audit USING INDEX ix_audit_at_id (at>? AND at<?)"]
+    assert not any("TEMP B-TREE" in step for step in steps)
+    assert [entry.id for entry in first] == everything
+    before = logs.list(limit=2, effective_at=past, before=everything[2])
+    assert [entry.id for entry in before.data] == everything[:2]
 
 
 def test_every_type_of_the_table_belongs_to_the_sdk() -> None:
