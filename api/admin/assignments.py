@@ -16,7 +16,6 @@ from api.admin.principals import (
     InProject,
     Principal,
     RoleId,
-    check_grant,
     check_project,
     find_role,
     group_of,
@@ -27,6 +26,7 @@ from api.admin.users import OrganizationUser, show_user
 from api.deps import Admin
 from api.errors import clip
 from api.http.bodies import Body, resource
+from api.http.key_fields import check_grant
 from api.http.paging import After, Order, slice_of
 from jobs.errors import NotFound
 from jobs.security import roles
@@ -141,7 +141,7 @@ def _serve(path: str, principal_of: Any, location: Any) -> None:
             check_project(session, project_id, changes=True)
             holder = principal.find(session)
             role = find_role(session, body.role_id, project_id, lock=True)
-            check_grant(call, role.permissions)
+            check_grant(call.caller, (), role.permissions)
             if roles.assign(session, role.id, principal.id, project_id, call.actor):
                 details = _details(principal, project_id)
                 call.record(session, "role.assign", role.id, details, project_id=project_id or None)

@@ -7,10 +7,11 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from api.admin.lists import AdminPage, Limit1000, admin_page
-from api.admin.principals import GroupId, UserId, check_grant, find_group, find_user
+from api.admin.principals import GroupId, UserId, find_group, find_user
 from api.deps import Admin
 from api.errors import clip
 from api.http.bodies import Body, resource
+from api.http.key_fields import check_grant
 from api.http.paging import After, Order, find
 from jobs.clock import now
 from jobs.db.engine import UNSEEN, execute_and_count, flush_unique, insert_into
@@ -131,7 +132,7 @@ def update_group(call: Admin, group_id: GroupId, body: NewGroup) -> GroupUpdate:
     with call.db.write() as session:
         group = find_group(session, group_id)
         if "claim" in body.model_fields_set and body.claim != group.claim:
-            check_grant(call, roles.permissions_of_roles(session, group_id))
+            check_grant(call.caller, (), roles.permissions_of_roles(session, group_id))
             group.claim = body.claim
             _write_group(session)
         group.name = body.name
@@ -183,7 +184,7 @@ def add_member(call: Admin, group_id: GroupId, body: NewMember) -> MemberAdded:
     with call.db.write() as session:
         _check_manual(find_group(session, group_id))
         find_user(session, body.user_id)
-        check_grant(call, roles.permissions_of_roles(session, group_id))
+        check_grant(call.caller, (), roles.permissions_of_roles(session, group_id))
         new = insert_into(session, GroupMember).values(group_id=group_id, account_id=body.user_id, created_at=now())
         if execute_and_count(session, new.on_conflict_do_nothing(), {"preserve_rowcount": True}):
             call.record(session, "group.member.add", group_id, {"user_id": body.user_id})

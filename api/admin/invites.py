@@ -9,11 +9,12 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.admin.lists import AdminPage, admin_page
-from api.admin.principals import check_grant, check_project, find_predefined_role
+from api.admin.principals import check_project, find_predefined_role
 from api.deps import Admin, AdminContext
 from api.errors import clip
 from api.http.bodies import Body, Many, resource
 from api.http.fields import unix_seconds
+from api.http.key_fields import check_grant
 from api.http.paging import After, Limit20, find
 from jobs.clock import now
 from jobs.errors import InvalidRequest, NotFound
@@ -103,10 +104,10 @@ def create_invite(call: Admin, body: NewInvite) -> InviteObject:
     """Invite an address: whoever first logs in with it becomes a user, within seven days."""
     with call.db.write() as session:
         projects = [entry.model_dump() for entry in body.projects] if body.projects is not None else _default(session)
-        check_grant(call, find_predefined_role(body.role, NO_PROJECT).permissions)
+        check_grant(call.caller, (), find_predefined_role(body.role, NO_PROJECT).permissions)
         for entry in projects:
             check_project(session, entry["id"], changes=True)
-            check_grant(call, find_predefined_role(entry["role"], entry["id"]).permissions)
+            check_grant(call.caller, (), find_predefined_role(entry["role"], entry["id"]).permissions)
         row = accounts.invite(session, body.email, body.role, projects, actor=call.actor, request_id=call.request_id)
         return _show_invite(call, row)
 

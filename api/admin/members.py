@@ -14,7 +14,6 @@ from api.admin.principals import (
     GroupId,
     ProjectId,
     UserId,
-    check_grant,
     check_project,
     find_group,
     find_predefined_role,
@@ -24,6 +23,7 @@ from api.admin.principals import (
 from api.deps import Admin
 from api.errors import clip
 from api.http.bodies import Body, resource
+from api.http.key_fields import check_grant
 from api.http.paging import After, Limit20, Order, find
 from jobs.db.engine import UNSEEN, execute_and_count
 from jobs.errors import InvalidRequest, NotFound
@@ -135,7 +135,7 @@ def _find_account(session: Session, body: NewProjectUser) -> Account:
 
 def _set_role(session: Session, call: Admin, project_id: str, account: Account, name: str) -> ProjectUser:
     role = find_predefined_role(name, project_id)
-    check_grant(call, role.permissions)
+    check_grant(call.caller, (), role.permissions)
     if roles.set_predefined_role(session, role, account.id, project_id, call.actor):
         details = {
             "principal_id": account.id,
@@ -252,7 +252,7 @@ def create_project_group(call: Admin, project_id: ProjectId, body: NewProjectGro
         check_project(session, project_id, changes=True)
         group = find_group(session, body.group_id)
         role = find_role(session, body.role, project_id, lock=True)
-        check_grant(call, role.permissions)
+        check_grant(call.caller, (), role.permissions)
         if roles.assign(session, role.id, group.id, project_id, call.actor):
             details = {
                 "principal_id": group.id,

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
-from api.admin.queries import get_project
+from api.admin.queries import find_active_project, find_project
 from api.deps import Admin
 from api.http.bodies import Body, Many, resource
 from jobs.errors import NotFound
@@ -39,7 +39,7 @@ class ModelPermissionsDeleted(BaseModel):
 def retrieve_model_permissions(call: Admin, project_id: str) -> ModelPermissions:
     """Return which models a project may use; 404 where it may use all."""
     with call.db.read() as session:
-        get_project(session, project_id)
+        find_project(session, project_id)
         return _show(_get(session, project_id))
 
 
@@ -47,7 +47,7 @@ def retrieve_model_permissions(call: Admin, project_id: str) -> ModelPermissions
 def update_model_permissions(call: Admin, project_id: str, body: UpdateModelPermissions) -> ModelPermissions:
     """Set which models a project may use. Work that has been accepted is asked again before each shard."""
     with call.db.write() as session:
-        get_project(session, project_id, lock=True)
+        find_active_project(session, project_id, lock=True)
         row = set_rule(session, project_id, body.mode, body.model_ids)
         details = {"mode": row.mode, "model_ids": row.model_ids}
         call.record(session, "model_permissions.update", project_id, details, project_id=project_id)
@@ -58,7 +58,7 @@ def update_model_permissions(call: Admin, project_id: str, body: UpdateModelPerm
 def delete_model_permissions(call: Admin, project_id: str) -> ModelPermissionsDeleted:
     """Let a project use all models again."""
     with call.db.write() as session:
-        get_project(session, project_id, lock=True)
+        find_active_project(session, project_id, lock=True)
         session.delete(_get(session, project_id))
         call.record(session, "model_permissions.delete", project_id, project_id=project_id)
     return ModelPermissionsDeleted(deleted=True)

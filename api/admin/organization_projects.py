@@ -5,16 +5,14 @@ from typing import Annotated, Literal, cast
 from fastapi import Query
 from pydantic import BaseModel, Field
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from api.admin.lists import AdminPage, admin_page
+from api.admin.queries import find_project
 from api.deps import Admin
-from api.errors import clip
 from api.http.bodies import Body, resource
 from api.http.fields import unix_seconds
 from api.http.key_fields import Name
 from api.http.paging import After, Limit20, find
-from jobs.errors import InvalidRequest, NotFound
 from jobs.security import projects
 from jobs.security.tables import Project
 
@@ -116,23 +114,6 @@ def archive_project(call: Admin, project_id: str) -> OrganizationProject:
         project = find_project(session, project_id, lock=True)
         projects.archive(session, project, actor=call.actor, request_id=call.request_id)
         return _show_project(project)
-
-
-def find_project(session: Session, project_id: str, *, lock: bool = False) -> Project:
-    """Return a project, archived or not; with `lock`, keep it as it is in this transaction. Raises: NotFound."""
-    project = session.get(Project, project_id, with_for_update=lock or None)
-    if project is None:
-        raise NotFound(f"The project {clip(project_id)} was not found.", param="project_id")
-    return project
-
-
-def find_active_project(session: Session, project_id: str, *, lock: bool = False) -> Project:
-    """Return a project that is not archived. Raises: NotFound, InvalidRequest."""
-    project = find_project(session, project_id, lock=lock)
-    if project.archived_at is not None:
-        message = f"The project {project.id} is archived, and has no members, service accounts and new keys."
-        raise InvalidRequest(message, param="project_id", code="project_archived")
-    return project
 
 
 def _show_project(project: Project) -> OrganizationProject:

@@ -1,18 +1,17 @@
-"""Who holds roles, where the roles hold, and the rule that nobody grants what he may not do himself."""
+"""The holders of roles, and where the roles hold."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from fastapi import Depends, Path
 from sqlalchemy.orm import Session
 
-from api.deps import AdminContext
+from api.admin.queries import find_active_project, find_project
 from api.errors import clip
-from jobs.errors import InvalidRequest, NotFound, PermissionDenied
+from jobs.errors import InvalidRequest, NotFound
 from jobs.security import roles
 from jobs.security.permissions import PredefinedRole
-from jobs.security.tables import NO_PROJECT, Account, AccountGroup, Project, Role
+from jobs.security.tables import NO_PROJECT, Account, AccountGroup, Role
 
 UserId = Annotated[str, Path(max_length=64, description="The id of a user.")]
 GroupId = Annotated[str, Path(max_length=64, description="The id of a group.")]
@@ -77,13 +76,8 @@ def check_project(session: Session, project_id: str, *, changes: bool = False) -
 
     Raises: NotFound, InvalidRequest.
     """
-    if project_id == NO_PROJECT:
-        return
-    project = session.get(Project, project_id)
-    if project is None:
-        raise NotFound(f"No project found with id '{clip(project_id)}'.", param="project_id")
-    if changes and project.archived_at is not None:
-        raise InvalidRequest("The project is archived.", param="project_id", code="project_archived")
+    if project_id != NO_PROJECT:
+        (find_active_project if changes else find_project)(session, project_id)
 
 
 def find_role(session: Session, role_id: str, project_id: str, *, lock: bool = False) -> Role | PredefinedRole:
@@ -106,14 +100,3 @@ def find_predefined_role(name: str, project_id: str) -> PredefinedRole:
 
 def _location_name(project_id: str) -> str:
     return "project" if project_id else "organization"
-
-
-def check_grant(call: AdminContext, permissions: Iterable[str]) -> None:
-    """Check that the caller's key has all permissions that it is about to grant.
-
-    Raises: PermissionDenied.
-    """
-    lacking = sorted(set(permissions) - call.caller.permissions)
-    if lacking:
-        message = f"This key cannot grant what it may not do itself: it lacks {', '.join(lacking[:3])}"
-        raise PermissionDenied(message + (", …" if lacking[3:] else "."), code="permission_not_held")

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from api.admin.key_ids import KeyId, find_enabled_key, key_page, parse_id, show_id
 from api.admin.lists import AdminPage
-from api.admin.organization_projects import find_active_project, find_project
+from api.admin.queries import find_active_project, find_project
 from api.deps import Admin
 from api.http.bodies import Body, resource
 from api.http.fields import unix_seconds

@@ -5,7 +5,7 @@ from typing import Annotated, Final, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from api.admin.queries import get_project
+from api.admin.queries import find_active_project, find_project
 from api.deps import Admin
 from api.http.bodies import Body, Many, resource
 from jobs.errors import InvalidRequest
@@ -54,7 +54,7 @@ class UpdateHostedTools(Body):
 def retrieve_hosted_tool_permissions(call: Admin, project_id: str) -> HostedTools:
     """Return which hosted tools a project's requests may use."""
     with call.db.read() as session:
-        return _show_tools(get_project(session, project_id))
+        return _show_tools(find_project(session, project_id))
 
 
 @router.post(_PROJECT + "/hosted_tool_permissions")
@@ -67,7 +67,7 @@ def update_hosted_tool_permissions(call: Admin, project_id: str, body: UpdateHos
             message = f"This deployment has no hosted tool '{name}'."
             raise InvalidRequest(message, param=name, code="unsupported_value")
     with call.db.write() as session:
-        project = get_project(session, project_id, lock=True)
+        project = find_active_project(session, project_id, lock=True)
         if FILE_SEARCH in changes:
             project.hosted_tools = {FILE_SEARCH: changes[FILE_SEARCH]}
         call.record(session, "hosted_tools.update", project_id, dict(changes), project_id=project_id)
@@ -99,7 +99,7 @@ class UpdateTierSettings(Body):
 def retrieve_service_tier_settings(call: Admin, project_id: str) -> TierSettings:
     """Return which service tiers a project's requests may name."""
     with call.db.read() as session:
-        return _show_tiers(get_project(session, project_id))
+        return _show_tiers(find_project(session, project_id))
 
 
 @router.post(_PROJECT + "/service_tier_settings")
@@ -108,7 +108,7 @@ def update_service_tier_settings(call: Admin, project_id: str, body: UpdateTierS
     if body.default is None and body.enabled_tiers is None:
         raise InvalidRequest("Name 'default' or 'enabled_tiers'.", code="missing_required_parameter")
     with call.db.write() as session:
-        project = get_project(session, project_id, lock=True)
+        project = find_active_project(session, project_id, lock=True)
         now = _show_tiers(project)
         default = body.default or now.default
         enabled = now.enabled_tiers if body.enabled_tiers is None else body.enabled_tiers
@@ -147,7 +147,7 @@ class UpdateOrganizationRetention(Body):
 def retrieve_project_data_retention(call: Admin, project_id: str) -> ProjectRetention:
     """Return what is kept of a project's requests."""
     with call.db.read() as session:
-        return ProjectRetention(type=get_project(session, project_id).retention or ORGANIZATION_DEFAULT)
+        return ProjectRetention(type=find_project(session, project_id).retention or ORGANIZATION_DEFAULT)
 
 
 @router.post(_PROJECT + "/data_retention")
@@ -155,7 +155,7 @@ def update_project_data_retention(call: Admin, project_id: str, body: UpdateProj
     """Set what is kept of a project's requests from now on."""
     retention = body.retention_type
     with call.db.write() as session:
-        project = get_project(session, project_id, lock=True)
+        project = find_active_project(session, project_id, lock=True)
         project.retention = None if retention == ORGANIZATION_DEFAULT else retention
         call.record(session, "data_retention.update", project_id, {"type": retention}, project_id=project_id)
     return ProjectRetention(type=retention)

@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.admin.lists import AdminPage, admin_page
-from api.admin.queries import get_project
+from api.admin.queries import find_active_project, find_project
 from api.deps import Admin, AdminContext
 from api.errors import clip
 from api.http.bodies import Body, resource
@@ -62,7 +62,7 @@ def list_project_rate_limits(
 ) -> AdminPage[ProjectRateLimit]:
     """List the limits of a project, by model."""
     with call.db.read() as session:
-        models = _models(session, call, get_project(session, project_id))
+        models = _models(session, call, find_project(session, project_id))
         rows = {row.model: row for row in session.scalars(select(RateLimit).where(RateLimit.project_id == project_id))}
     if after is not None:
         models = models[_position(models, after, "after") + 1 :]
@@ -82,7 +82,7 @@ def update_project_rate_limit(
     if not changes:
         raise InvalidRequest("Name at least one limit to change.", code="missing_required_parameter")
     with call.db.write() as session:
-        models = _models(session, call, get_project(session, project_id, lock=True))
+        models = _models(session, call, find_active_project(session, project_id, lock=True))
         model = rate_limit_id.removeprefix(_PREFIX)
         if model == rate_limit_id or model not in models:
             message = f"No rate limit found with id '{clip(rate_limit_id)}'."

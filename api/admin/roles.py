@@ -8,9 +8,10 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from api.admin.lists import AdminPage, Limit1000, with_next
-from api.admin.principals import InOrganization, InProject, RoleId, check_grant, check_project, find_role
+from api.admin.principals import InOrganization, InProject, RoleId, check_project, find_role
 from api.deps import Admin
 from api.http.bodies import Body, Many, resource
+from api.http.key_fields import check_grant
 from api.http.paging import After, Order, slice_of
 from jobs.clock import now
 from jobs.db.engine import UNSEEN, flush_unique
@@ -94,7 +95,7 @@ def _serve(path: str, location: Any) -> None:
             check_project(session, project_id, changes=True)
             _check_room(session, project_id)
             permissions = _check_permissions(body.permissions, project_id)
-            check_grant(call, permissions)
+            check_grant(call.caller, (), permissions)
             at = now()
             role = Role(
                 id=new_id("role_"),
@@ -119,7 +120,7 @@ def _serve(path: str, location: Any) -> None:
             role = _find_custom(session, role_id, project_id)
             before = set(role.permissions)
             after = set(before if body.permissions is None else _check_permissions(body.permissions, project_id))
-            check_grant(call, after - before)
+            check_grant(call.caller, (), after - before)
             role.name = body.role_name or role.name
             role.description = body.description if body.description is not None else role.description
             role.permissions, role.updated_at = sorted(after), now()

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from api.admin.key_ids import show_id
 from api.admin.lists import AdminPage, admin_page
-from api.admin.organization_projects import find_active_project
+from api.admin.queries import find_active_project
 from api.deps import Admin, AdminContext
 from api.errors import clip
 from api.http.bodies import Body, resource

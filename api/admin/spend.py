@@ -11,12 +11,12 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.admin.lists import AdminPage, admin_page
+from api.admin.queries import find_active_project, find_project
 from api.deps import Admin, AdminContext
 from api.errors import clip
 from api.http.bodies import Body, Many, resource
 from api.http.paging import After, Before, Limit20, Order, find
-from jobs.errors import InvalidRequest, NotFound
-from jobs.security.tables import Project
+from jobs.errors import NotFound
 from jobs.usage import alerts
 from jobs.usage.budgets import MICROS_PER_CENT, ORGANIZATION, budget_of, change_limit
 from jobs.usage.tables import SpendAlert
@@ -116,21 +116,21 @@ def delete_spend_limit(call: Admin) -> SpendLimitDeleted:
 def retrieve_project_spend_limit(call: Admin, project_id: ProjectId) -> SpendLimitObject:
     """Return the spend limit of a project."""
     with call.db.read() as session:
-        return _show_limit(call, session, _find_project(session, project_id))
+        return _show_limit(call, session, find_project(session, project_id).id)
 
 
 @router.post("/organization/projects/{project_id}/spend_limit")
 def update_project_spend_limit(call: Admin, project_id: ProjectId, body: NewSpendLimit) -> SpendLimitObject:
     """Set the spend limit of a project. That of the organization holds beside it."""
     with call.db.write() as session:
-        return _set_limit(call, session, _find_live_project(session, project_id), body)
+        return _set_limit(call, session, find_active_project(session, project_id).id, body)
 
 
 @router.delete("/organization/projects/{project_id}/spend_limit")
 def delete_project_spend_limit(call: Admin, project_id: ProjectId) -> SpendLimitDeleted:
     """Remove the spend limit of a project."""
     with call.db.write() as session:
-        return _delete_limit(call, session, _find_project(session, project_id))
+        return _delete_limit(call, session, find_project(session, project_id).id)
 
 
 def _show_limit(call: AdminContext, session: Session, owner: str) -> SpendLimitObject:
@@ -217,21 +217,21 @@ def delete_spend_alert(call: Admin, alert_id: AlertId) -> SpendAlertDeleted:
 def create_project_spend_alert(call: Admin, project_id: ProjectId, body: NewSpendAlert) -> SpendAlertObject:
     """Create an alert of what a project spends."""
     with call.db.write() as session:
-        return _create_alert(call, session, _find_live_project(session, project_id), body)
+        return _create_alert(call, session, find_active_project(session, project_id).id, body)
 
 
 @router.get("/organization/projects/{project_id}/spend_alerts")
 def list_project_spend_alerts(call: Admin, project_id: ProjectId, query: AlertPage) -> AdminPage[SpendAlertObject]:
     """List the alerts of a project."""
     with call.db.read() as session:
-        return _list_alerts(session, _find_project(session, project_id), query)
+        return _list_alerts(session, find_project(session, project_id).id, query)
 
 
 @router.get("/organization/projects/{project_id}/spend_alerts/{alert_id}")
 def retrieve_project_spend_alert(call: Admin, project_id: ProjectId, alert_id: AlertId) -> SpendAlertObject:
     """Return an alert of a project."""
     with call.db.read() as session:
-        return _show_alert(_find_alert(session, _find_project(session, project_id), alert_id))
+        return _show_alert(_find_alert(session, find_project(session, project_id).id, alert_id))
 
 
 @router.post("/organization/projects/{project_id}/spend_alerts/{alert_id}")
@@ -240,14 +240,14 @@ def update_project_spend_alert(
 ) -> SpendAlertObject:
     """Replace an alert of a project. With another threshold it may fire again this month."""
     with call.db.write() as session:
-        return _update_alert(call, session, _find_live_project(session, project_id), alert_id, body)
+        return _update_alert(call, session, find_active_project(session, project_id).id, alert_id, body)
 
 
 @router.delete("/organization/projects/{project_id}/spend_alerts/{alert_id}")
 def delete_project_spend_alert(call: Admin, project_id: ProjectId, alert_id: AlertId) -> SpendAlertDeleted:
     """Delete an alert of a project."""
     with call.db.write() as session:
-        return _delete_alert(call, session, _find_project(session, project_id), alert_id)
+        return _delete_alert(call, session, find_project(session, project_id).id, alert_id)
 
 
 def _create_alert(call: AdminContext, session: Session, owner: str, body: NewSpendAlert) -> SpendAlertObject:
@@ -311,21 +311,6 @@ def _show_alert(alert: SpendAlert) -> SpendAlertObject:
 
 def _noun(owner: str) -> str:
     return "project" if owner else "organization"
-
-
-def _find_project(session: Session, project_id: str) -> str:
-    """Return the id of a project. Raises NotFound."""
-    if session.get(Project, project_id) is None:
-        raise NotFound(f"The project '{clip(project_id)}' was not found.", code="project_not_found")
-    return project_id
-
-
-def _find_live_project(session: Session, project_id: str) -> str:
-    """Return the id of a project that is not archived. Raises NotFound, InvalidRequest."""
-    _find_project(session, project_id)
-    if session.get_one(Project, project_id).archived_at is not None:
-        raise InvalidRequest("An archived project cannot be updated.", code="project_archived")
-    return project_id
 
 
 def _record(call: AdminContext, session: Session, action: str, alert: SpendAlert) -> None:

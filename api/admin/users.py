@@ -9,10 +9,11 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from api.admin.lists import AdminPage, admin_page, query_values
-from api.admin.principals import UserId, check_grant, find_predefined_role, find_role, find_user
+from api.admin.principals import UserId, find_predefined_role, find_role, find_user
 from api.deps import Admin
 from api.http.bodies import Body, resource
 from api.http.fields import unix_seconds
+from api.http.key_fields import check_grant
 from api.http.paging import After, Limit20, find
 from jobs.errors import InvalidRequest
 from jobs.security import accounts, roles
@@ -130,7 +131,7 @@ def update_user(call: Admin, user_id: UserId, body: UserChange) -> OrganizationU
         elif body.role_id is not None:
             role = find_role(session, body.role_id, NO_PROJECT, lock=True)
         if role is not None:
-            check_grant(call, role.permissions)
+            check_grant(call.caller, (), role.permissions)
             if isinstance(role, PredefinedRole):
                 is_new = roles.set_predefined_role(session, role, user_id, NO_PROJECT, call.actor)
             else:

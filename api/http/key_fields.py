@@ -1,6 +1,6 @@
-"""The fields of new and changed keys, and what the key of a request may grant."""
+"""The fields of new and changed keys, and what the key of a request may grant: no permission that it lacks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Final
 
 from pydantic import Field
@@ -27,12 +27,12 @@ def end_after(seconds: int | None, latest: float | None = None) -> float | None:
     return min(ends, default=None)
 
 
-def check_grant(caller: Caller | FoundKey, scopes: Sequence[str], owned: frozenset[str]) -> None:
-    """Check that the caller has each permission that it gives: those of an owner, narrowed to scopes if there are any.
+def check_grant(caller: Caller | FoundKey, scopes: Sequence[str], owned: Iterable[str]) -> None:
+    """Check that the caller has each permission that it gives: those of a role or owner, narrowed to scopes, if any.
 
     Raises: InvalidRequest, for an unknown scope, and MissingPermission.
     """
     permissions.check_scopes(scopes, "scopes")
-    granted = permissions.expand(scopes) & owned if scopes else owned
+    granted = permissions.expand(scopes).intersection(owned) if scopes else frozenset(owned)
     if missing := granted - caller.permissions:
         raise MissingPermission(min(missing))

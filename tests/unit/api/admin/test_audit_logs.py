@@ -121,7 +121,8 @@ def test_log_is_paged_forwards_and_backwards(app: FastAPI, organization: Organiz
 
 def test_rows_of_a_time_are_read_from_one_range_of_an_index(app: FastAPI, organization: Organization) -> None:
     record(app, *(f"step.{number}" for number in range(5)))
-    logs, past = organization.audit_logs, {"gte": 1, "lt": 1 << 39}
+    logs = organization.audit_logs
+    past: Any = {"gte": 1, "lt": 1 << 39}
 
     with explained(app.state.services.db) as steps:
         first = logs.list(limit=2, effective_at=past)

@@ -101,5 +101,5 @@ def test_key_adds_no_user_to_a_group_with_more_rights(app: FastAPI, organization
     with admin_client(app, narrowed) as narrow, pytest.raises(PermissionDeniedError) as refused:
         narrow.groups.users.create(group.id, user_id=user_id)
 
-    assert refused.value.code == "permission_not_held"
+    assert refused.value.code == "missing_scope"
     assert list(organization.groups.users.list(group.id)) == []

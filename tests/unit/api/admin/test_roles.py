@@ -247,6 +247,6 @@ def test_key_grants_no_permission_that_it_lacks(app: FastAPI, grant: Callable[[O
     with admin_client(app, narrowed) as narrow, pytest.raises(PermissionDeniedError) as refused:
         grant(narrow, user_id)
 
-    assert refused.value.code == "permission_not_held"
+    assert refused.value.code == "missing_scope"
     with app.state.services.db.read() as session:
         assert permissions_of(session, user_id, "") == PREDEFINED["role-org-reader"].permissions

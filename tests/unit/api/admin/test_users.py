@@ -190,7 +190,11 @@ def test_withdrawn_and_expired_invites_make_no_user(app: FastAPI, organization: 
     [
         ({"email": "ada", "role": "reader"}, 400, "invalid_value"),
         ({"email": "ada@example.com", "role": "king"}, 400, "invalid_value"),
-        ({"email": "x@example.com", "role": "reader", "projects": [{"id": "p", "role": "member"}]}, 404, "not_found"),
+        (
+            {"email": "x@example.com", "role": "reader", "projects": [{"id": "p", "role": "member"}]},
+            404,
+            "project_not_found",
+        ),
         ({"email": "ada@example.com", "role": "reader"}, 400, "user_exists"),
         ({"email": "eva@example.com", "role": "reader"}, 400, "already_invited"),
     ],
@@ -219,6 +223,6 @@ def test_key_grants_no_role_beyond_its_own_permissions(app: FastAPI, organizatio
         with pytest.raises(PermissionDeniedError) as invite:
             narrow.invites.create(email="eva@example.com", role="owner", projects=[])
 
-    assert role.value.code == invite.value.code == "permission_not_held"
+    assert role.value.code == invite.value.code == "missing_scope"
     assert organization.users.retrieve(user_id).role == "reader"
     assert [invite.email for invite in organization.invites.list()] == ["ada@example.com"]
