@@ -37,6 +37,14 @@ describe("the client", () => {
     expect(requests[0]!.url).toBe(`${location.origin}/v1/jobs?limit=1`);
   });
 
+  it("writes a list of a query as several values", async () => {
+    answerWith(200, { object: "page", data: [], has_more: false, next_page: null });
+
+    await take(adminApi.GET("/v1/organization/costs", { params: { query: { start_time: 0, group_by: ["project_id", "line_item"] } } }));
+
+    expect(requests[0]!.url).toBe(`${location.origin}/v1/organization/costs?start_time=0&group_by=project_id&group_by=line_item`);
+  });
+
   it("throws an error of the API with its words, code, parameter and request", async () => {
     const error = { message: "There is no such job.", code: "job_not_found", param: "job_id", type: "invalid_request_error" };
     answerWith(404, { error }, { "x-request-id": "req_1" });

@@ -3,7 +3,7 @@ import { act, cleanup, fireEvent, render, screen } from "@testing-library/react"
 import { afterEach, beforeEach, expect, it, vi } from "vitest";
 
 import { queries } from "@/api/client";
-import { get, refresh, usePages } from "@/api/get";
+import { get, getAllAsAdmin, refresh, usePages } from "@/api/get";
 import { Listed } from "@/components/Listed";
 import { Loaded } from "@/components/Loaded";
 
@@ -95,4 +95,20 @@ it("heads the page of an object that cannot be read", async () => {
 
   await screen.findByText("No such file.");
   expect(screen.getByRole("heading", { name: "File" })).toBeTruthy();
+});
+
+it("reads all parts of a list, and of buckets of time, behind their cursors", async () => {
+  const { signal } = new AbortController();
+  answerWith({ data: ["a"], next: "user_1" }, { data: ["b"], next: null }, { data: ["c"], next_page: "x" }, { data: ["d"], next_page: null });
+
+  const users = await getAllAsAdmin("/v1/organization/users", { query: { limit: 1 } }).queryFn({ signal });
+  const buckets = await getAllAsAdmin("/v1/organization/costs", { query: { start_time: 0 } }).queryFn({ signal });
+
+  expect([users, buckets]).toEqual([["a", "b"], ["c", "d"]]);
+  expect(urls).toEqual([
+    "/v1/organization/users?limit=1",
+    "/v1/organization/users?limit=1&after=user_1",
+    "/v1/organization/costs?start_time=0",
+    "/v1/organization/costs?start_time=0&page=x",
+  ]);
 });

@@ -71,11 +71,15 @@ export function mayPass(error: unknown): boolean {
   return error instanceof ApiError && (error.status === 0 || error.status === 429 || error.status >= 500);
 }
 
-/** Write the query of an address: the entries of an object as `metadata[team]=search`, and nothing for an empty value. */
+/**
+ * Write the query of an address: a list as `x=a&x=b`, the entries of an object as `metadata[team]=search`, and nothing
+ * for an empty value.
+ */
 function writeQuery(query: object): string {
   const written = new URLSearchParams();
   for (const [name, value] of Object.entries(query) as [string, string | number | object | null | undefined][]) {
-    if (typeof value === "object" && value !== null) for (const [entry, each] of Object.entries(value)) written.append(`${name}[${entry}]`, String(each));
+    if (Array.isArray(value)) for (const each of value) written.append(name, String(each));
+    else if (typeof value === "object" && value !== null) for (const [entry, each] of Object.entries(value)) written.append(`${name}[${entry}]`, String(each));
     else if (value !== undefined && value !== null) written.append(name, String(value));
   }
   return written.toString();

@@ -62,17 +62,19 @@ interface PagesOptions<Row> {
   pollWhile?: (item: Row) => boolean;
   /** Return where the page behind an item begins, where that is not the item's id. */
   cursorOf?: (item: Row) => string;
+  /** `adminApi` for a path that takes the admin key. */
+  as?: typeof api;
 }
 
 /** Query a list page by page; `rows` holds the items of all pages that were loaded. `Listed` renders it. */
 export function usePages<Each extends ListPath>(path: Each, params: Parameters<Each>, options: PagesOptions<Item<Each>> = {}) {
   type Row = Item<Each>;
-  const { pollWhile, cursorOf, refetchInterval, enabled } = options;
+  const { pollWhile, cursorOf, refetchInterval, enabled, as = api } = options;
   const query = useInfiniteQuery({
     queryKey: [path, params],
     queryFn: async ({ pageParam: after, signal }) => {
       const { query } = params as { query?: object };
-      return (await read(path, { ...params, query: { ...query, after } }, signal, api)) as unknown as ListPage<Row>;
+      return (await read(path, { ...params, query: { ...query, after } }, signal, as)) as unknown as ListPage<Row>;
     },
     initialPageParam: undefined as string | undefined,
     getNextPageParam: (page) => (page.has_more ? afterOf(page, cursorOf) : undefined),
@@ -90,4 +92,41 @@ function afterOf<Row>({ data, last_id }: ListPage<Row>, cursorOf?: (item: Row) =
 
 function pollWhenAny<Row>(data: InfiniteData<ListPage<Row>> | undefined, pollWhile: (item: Row) => boolean): number | false {
   return data?.pages.some((page) => page.data.some(pollWhile)) ? POLL : false;
+}
+
+/** An answer with a part of the rows. The cursor of the next part is `next` in lists and `next_page` in buckets of time. */
+interface Part<Row> {
+  data: Row[];
+  next?: string | null;
+  next_page?: string | null;
+}
+
+/** The paths of the admin API that answer with parts. */
+type PartPath = { [Each in Path]: Answer<Each> extends { data: unknown[] } & ({ next: unknown } | { next_page: unknown }) ? Each : never }[Path];
+type PartRow<Each extends PartPath> = Answer<Each> extends Part<infer Row> ? Row : never;
+
+/** The options of a query, whatever its path. */
+export interface AnyQuery<Data> {
+  queryKey: readonly unknown[];
+  queryFn: (context: { signal: AbortSignal }) => Promise<Data>;
+}
+
+/**
+ * Return the options of a query of all rows of a path of the admin API, part after part.
+ *
+ * It is for what is short by its nature. What may be long is a list of `usePages`.
+ */
+export function getAllAsAdmin<Each extends PartPath>(path: Each, params: Parameters<Each>): AnyQuery<PartRow<Each>[]> {
+  const { query } = params as { query?: object };
+  async function readAll({ signal }: { signal: AbortSignal }): Promise<PartRow<Each>[]> {
+    const rows: PartRow<Each>[] = [];
+    let cursor: object | null = {};
+    while (cursor !== null) {
+      const part = (await read(path, { ...params, query: { ...query, ...cursor } }, signal, adminApi)) as unknown as Part<PartRow<Each>>;
+      rows.push(...part.data);
+      cursor = part.next ? { after: part.next } : part.next_page ? { page: part.next_page } : null;
+    }
+    return rows;
+  }
+  return { queryKey: [path, params, "all"], queryFn: readAll };
 }

@@ -2,6 +2,7 @@ import { useState } from "react";
 
 import type { Schema } from "@/api/client";
 import { setAdminKey, useSession } from "@/api/session";
+import { AdminGate } from "@/components/AdminGate";
 import { Button } from "@/components/Button";
 import { ConfirmButton } from "@/components/Confirm";
 import { Empty } from "@/components/Empty";
@@ -14,7 +15,6 @@ import { Time } from "@/components/Time";
 import { words } from "@/components/format";
 
 import { Drain } from "./Drain";
-import { AdminGate } from "./AdminGate";
 import { PauseForm } from "./PauseForm";
 import { Quarantined } from "./Quarantined";
 import { pause, resume, useOperation, type Target } from "./steering";

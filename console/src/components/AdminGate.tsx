@@ -2,11 +2,12 @@ import { useState, type FormEvent, type ReactNode } from "react";
 
 import { ApiError } from "@/api/client";
 import { setAdminKey, useSession } from "@/api/session";
-import { Button } from "@/components/Button";
-import { Failure } from "@/components/Failure";
-import { Field, Input } from "@/components/Field";
-import { Card } from "@/components/Page";
-import { Snippet } from "@/components/Snippet";
+
+import { Button } from "./Button";
+import { Failure } from "./Failure";
+import { Field, Input } from "./Field";
+import { Card } from "./Page";
+import { Snippet } from "./Snippet";
 
 interface AdminGateProps {
   /** The error of the page's query; a refused key leads back to the question for one. */
@@ -14,7 +15,7 @@ interface AdminGateProps {
   children: ReactNode;
 }
 
-/** Render what steers the deployment; without an admin key that the server accepts, ask for one. */
+/** Render what concerns all projects; without an admin key that the server accepts, ask for one. */
 export function AdminGate({ error, children }: AdminGateProps) {
   const { adminKey } = useSession();
   const isRefused = error instanceof ApiError && (error.status === 401 || error.status === 403);
@@ -33,7 +34,7 @@ function Question({ error }: { error: Error | null }) {
       <form className="stack" onSubmit={submit}>
         <h2>This page needs an admin key</h2>
         <p>
-          Workers, queues and pauses concern every project of the deployment, so the key of a project does not open them. Your
+          It shows what concerns every project of the deployment, so the key of a project does not open it. Your
           project&apos;s key stays in use for the other pages.
         </p>
         {error && <Failure title="The key was not accepted" error={error} />}
