@@ -28,11 +28,13 @@ interface ChartProps {
   steps?: boolean;
   /** Draw bars, those of the series on top of each other; `x` are the times at which they begin. */
   bars?: boolean;
+  /** Write the times in UTC, and not in the zone of the reader: for days that begin in UTC. */
+  utc?: boolean;
   height?: number;
 }
 
 /** Render lines over time or over steps. Screen readers hear the last value of each line. */
-export function Chart({ title, x, series, format = formatCompact, steps = false, bars = false, height = 160 }: ChartProps) {
+export function Chart({ title, x, series, format = formatCompact, steps = false, bars = false, utc = false, height = 160 }: ChartProps) {
   const box = useRef<HTMLDivElement>(null);
   const isDark = useIsDark();
   const shape = JSON.stringify(series.map(({ label, colour, dashed }) => [label, colour, dashed]));
@@ -45,7 +47,7 @@ export function Chart({ title, x, series, format = formatCompact, steps = false,
   // Colours are read from the style sheet once, so that a change of the theme makes the plot anew.
   useEffect(() => {
     const element = box.current!;
-    const options = { height, width: element.clientWidth, steps, bars, format: (value: number) => latest.current.format(value) };
+    const options = { height, width: element.clientWidth, steps, bars, utc, format: (value: number) => latest.current.format(value) };
     const made = new uPlot(optionsOf(options, latest.current.series, getComputedStyle(element)), dataOf(latest.current), element);
     plot.current = made;
     const observer = new ResizeObserver(() => made.setSize({ width: element.clientWidth, height }));
@@ -55,7 +57,7 @@ export function Chart({ title, x, series, format = formatCompact, steps = false,
       made.destroy();
       plot.current = null;
     };
-  }, [isDark, shape, steps, bars, height]);
+  }, [isDark, shape, steps, bars, utc, height]);
 
   useEffect(() => plot.current?.setData(dataOf({ x, series, bars })), [x, series, bars]);
 
@@ -65,8 +67,8 @@ export function Chart({ title, x, series, format = formatCompact, steps = false,
         <span>{title}</span>
         <span className="legend">
           {series.length > 1 &&
-            series.map((line) => (
-              <span key={line.label}>
+            series.map((line, index) => (
+              <span key={index}>
                 <i style={{ background: `var(${line.colour ?? "--accent"})` }} />
                 {line.label}
               </span>
@@ -100,6 +102,7 @@ interface Look {
   height: number;
   steps: boolean;
   bars: boolean;
+  utc: boolean;
   format: (value: number) => string;
 }
 
@@ -115,9 +118,10 @@ function optionsOf(look: Look, series: readonly Series[], styles: CSSStyleDeclar
     height: look.height,
     legend: { show: false },
     cursor: { y: false, points: { size: 6 } },
-    scales: { x: { time: !look.steps }, y: { range: (_plot, low, high) => [Math.min(0, low), high > 0 ? high * 1.1 : 1] } },
+    ...(look.utc ? { tzDate: (at: number) => uPlot.tzDate(new Date(at * 1_000), "UTC") } : {}),
+    scales: { x: { time: !look.steps, ...(look.bars ? { range: rangeOfBars } : {}) }, y: { range: (_plot, low, high) => [Math.min(0, low), high > 0 ? high * 1.1 : 1] } },
     axes: [
-      { ...axis, size: 28, ...(look.steps ? {} : { values: (_plot: uPlot, splits: number[]) => timesOf(splits) }) },
+      { ...axis, size: 28, ...(look.steps ? {} : { values: (_plot: uPlot, splits: number[]) => timesOf(splits, look.utc) }) },
       { ...axis, size: 64, space: 36, values: (_plot, splits) => splits.map((value) => look.format(value)) },
     ],
     series: [{}, ...(look.bars ? [...series].reverse().map((line) => barsOf(line, styles)) : series.map((line) => seriesOf(line, styles)))],
@@ -137,12 +141,17 @@ function barsOf(line: Series, styles: CSSStyleDeclaration): uPlot.Series {
   return { label: line.label, fill, width: 0, points: { show: false }, paths: uPlot.paths.bars!({ size: [BAR, Infinity], align: 1 }) };
 }
 
+/** Return the range of the horizontal axis, with the whole of the last bar. */
+function rangeOfBars({ data: [x] }: uPlot, low: number, high: number): uPlot.Range.MinMax {
+  return [low, high + ((x[1] ?? 0) - (x[0] ?? 0))];
+}
+
 /** Write the times of the axis: the hour where the ticks are less than a day apart, else the day. */
-function timesOf(splits: readonly number[]): string[] {
+function timesOf(splits: readonly number[], utc: boolean): string[] {
   const step = (splits[1] ?? 0) - (splits[0] ?? 0);
   const style: Intl.DateTimeFormatOptions =
     step < 86_400 ? { hour: "2-digit", minute: "2-digit", hour12: false } : { day: "numeric", month: "short" };
-  const write = new Intl.DateTimeFormat("en", style);
+  const write = new Intl.DateTimeFormat("en", utc ? { ...style, timeZone: "UTC" } : style);
   return splits.map((value) => write.format(value * 1_000));
 }
 
