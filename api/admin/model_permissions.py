@@ -40,7 +40,7 @@ def retrieve_model_permissions(call: Admin, project_id: str) -> ModelPermissions
     """Return which models a project may use; 404 where it may use all."""
     with call.db.read() as session:
         find_project(session, project_id)
-        return _show(_get(session, project_id))
+        return show_permissions(_get(session, project_id))
 
 
 @router.post(_PATH)
@@ -51,7 +51,7 @@ def update_model_permissions(call: Admin, project_id: str, body: UpdateModelPerm
         row = set_rule(session, project_id, body.mode, body.model_ids)
         details = {"mode": row.mode, "model_ids": row.model_ids}
         call.record(session, "model_permissions.update", project_id, details, project_id=project_id)
-        return _show(row)
+        return show_permissions(row)
 
 
 @router.delete(_PATH)
@@ -71,5 +71,6 @@ def _get(session: Session, project_id: str) -> ModelPermission:
     return row
 
 
-def _show(row: ModelPermission) -> ModelPermissions:
+def show_permissions(row: ModelPermission) -> ModelPermissions:
+    """Return a permission as clients see it."""
     return ModelPermissions(mode=row.mode, model_ids=row.model_ids)

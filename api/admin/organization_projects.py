@@ -1,12 +1,15 @@
 """The projects of the organization, with their shares of the workers and what their requests may reach."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, cast
 
 from fastapi import Query
 from pydantic import BaseModel, Field
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from api.admin.lists import AdminPage, admin_page
+from api.admin.model_permissions import ModelPermissions, show_permissions
 from api.admin.queries import find_project
 from api.deps import Admin
 from api.http.bodies import Body, resource
@@ -14,7 +17,7 @@ from api.http.fields import unix_seconds
 from api.http.key_fields import Name
 from api.http.paging import After, Limit20, find
 from jobs.security import projects
-from jobs.security.tables import Project
+from jobs.security.tables import ModelPermission, Project
 
 router = resource("Organization", area="organization.projects", admin=True)
 
@@ -23,7 +26,7 @@ class OrganizationProject(BaseModel):
     """A project. `weight` is its share of the workers relative to other projects.
 
     `allow_external` lets its prompts go to endpoints outside this deployment, `allow_media_urls` lets workers fetch the
-    pictures and files that its requests name by URL.
+    pictures and files that its requests name by URL. `model_permissions` are null where it may use all models.
     """
 
     id: str
@@ -37,6 +40,7 @@ class OrganizationProject(BaseModel):
     weight: float
     allow_external: bool
     allow_media_urls: bool
+    model_permissions: ModelPermissions | None
 
 
 class _Settings(Body):
@@ -70,7 +74,7 @@ def create_project(call: Admin, body: CreateProject) -> OrganizationProject:
         project = projects.create(
             session, body.name, actor=call.actor, changes=body.changes(), request_id=call.request_id
         )
-        return _show_project(project)
+        return _show_project(session, project)
 
 
 @router.get("/organization/projects")
@@ -85,14 +89,15 @@ def list_projects(
     statement = every if include_archived else every.where(Project.archived_at.is_(None))
     with call.db.read() as session:
         rows, more = find(session, statement, Project, after=after, limit=limit, among=every)
-    return admin_page(rows, more, _show_project)
+        shown = _show_projects(session, rows)
+    return admin_page(rows, more, lambda row: shown[row.id])
 
 
 @router.get("/organization/projects/{project_id}")
 def retrieve_project(call: Admin, project_id: str) -> OrganizationProject:
     """Return a project, also an archived one."""
     with call.db.read() as session:
-        return _show_project(find_project(session, project_id))
+        return _show_project(session, find_project(session, project_id))
 
 
 @router.post("/organization/projects/{project_id}")
@@ -101,7 +106,7 @@ def update_project(call: Admin, project_id: str, body: UpdateProject) -> Organiz
     with call.db.write() as session:
         project = find_project(session, project_id, lock=True)
         projects.change(session, project, actor=call.actor, changes=body.changes(), request_id=call.request_id)
-        return _show_project(project)
+        return _show_project(session, project)
 
 
 @router.post("/organization/projects/{project_id}/archive")
@@ -113,17 +118,28 @@ def archive_project(call: Admin, project_id: str) -> OrganizationProject:
     with call.db.write() as session:
         project = find_project(session, project_id, lock=True)
         projects.archive(session, project, actor=call.actor, request_id=call.request_id)
-        return _show_project(project)
+        return _show_project(session, project)
 
 
-def _show_project(project: Project) -> OrganizationProject:
-    return OrganizationProject(
-        id=project.id,
-        name=project.name,
-        created_at=int(project.created_at),
-        archived_at=unix_seconds(project.archived_at),
-        status="active" if project.archived_at is None else "archived",
-        weight=project.weight,
-        allow_external=project.allow_external,
-        allow_media_urls=project.allow_media_urls,
-    )
+def _show_project(session: Session, project: Project) -> OrganizationProject:
+    return _show_projects(session, [project])[project.id]
+
+
+def _show_projects(session: Session, rows: Sequence[Project]) -> dict[str, OrganizationProject]:
+    """Return projects as clients see them, by id."""
+    rules = select(ModelPermission).where(ModelPermission.project_id.in_([row.id for row in rows]))
+    permissions = {rule.project_id: show_permissions(rule) for rule in session.scalars(rules)}
+    return {
+        row.id: OrganizationProject(
+            id=row.id,
+            name=row.name,
+            created_at=int(row.created_at),
+            archived_at=unix_seconds(row.archived_at),
+            status="active" if row.archived_at is None else "archived",
+            weight=row.weight,
+            allow_external=row.allow_external,
+            allow_media_urls=row.allow_media_urls,
+            model_permissions=permissions.get(row.id),
+        )
+        for row in rows
+    }

@@ -28,6 +28,16 @@ def test_permission_is_set_shown_and_removed(administered: AdministeredProject) 
     assert administered.audited("model_permissions.update") == [{"mode": "deny_list", "model_ids": [CHAT]}]
 
 
+def test_permission_is_shown_with_its_project_and_with_no_other(administered: AdministeredProject) -> None:
+    other = administered.projects.create(name="other")
+
+    made = administered.projects.model_permissions.update(administered.project_id, mode="allow_list", model_ids=[CHAT])
+
+    listed = {project.id: project.model_permissions for project in administered.projects.list()}
+    assert listed == {administered.project_id: made.to_dict(), other.id: None}
+    assert administered.projects.retrieve(administered.project_id).model_permissions == made.to_dict()
+
+
 def test_denied_model_is_hidden_from_its_project_alone(administered: AdministeredProject, app: FastAPI) -> None:
     assert names(administered) == [CHAT, EMBEDDER]
 
