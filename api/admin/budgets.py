@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.admin.lists import AdminPage, admin_page
-from api.admin.organization_projects import find_project
+from api.admin.queries import find_project
 from api.admin.spend import Enforcement
 from api.deps import Admin, AdminContext
 from api.http.bodies import resource
@@ -45,7 +45,8 @@ def retrieve_budget(call: Admin) -> OrganizationBudget:
     """Return the budget of all projects together."""
     with call.db.read() as session:
         budget = _show_budget(call, session, ORGANIZATION, _NAME)
-        free = models_without_price(session, call.services.registry().models.values())
+        registry = call.services.registry()
+        free = models_without_price(session, registry.models.values(), registry.priced)
     return OrganizationBudget(**budget.model_dump(), unpriced_models=free)
 
 
@@ -68,7 +69,7 @@ def retrieve_project_budget(call: Admin, project_id: str) -> BudgetObject:
 
 
 def _show_budget(call: AdminContext, session: Session, owner: str, name: str) -> BudgetObject:
-    budget = budget_of(session, owner, call.services.registry().resolve)
+    budget = budget_of(session, owner, call.services.registry().priced)
     return BudgetObject(
         id=owner or _NAME,
         name=name,

@@ -314,7 +314,7 @@ def end_by(has_expired: ColumnElement[bool]) -> Case[str]:
     )
 
 
-def join_owner(statement: Select[Any]) -> Select[Any]:
+def join_owner(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
     """Return a statement that selects keys, joined with their owners."""
     accounts = statement.outerjoin(ServiceAccount, ServiceAccount.id == ApiKey.owner_id)
     return accounts.outerjoin(Account, Account.id == ApiKey.owner_id)

@@ -270,9 +270,9 @@ def _sum_reservations(session: Session, owners: Collection[str], prices: Prices)
     """Return what is reserved, by project; of these owners, or of all projects where one is the organization."""
     held = select(Reservation.project_id, func.sum(Reservation.amount)).where(Reservation.expires_at > now())
     held = held.where(*_of(owners, Reservation.project_id)).group_by(Reservation.project_id)
-    reserved = Counter({project_id: int(amount) for project_id, amount in session.execute(held)})
-    for project_id, model, size, output in session.execute(_RUNNING.where(*_of(owners, Job.project_id))):
-        reserved[project_id] += _cost_of_lines(prices, model, size, output)
+    reserved = Counter({row[0]: int(row[1]) for row in session.execute(held)})
+    for row in session.execute(_RUNNING.where(*_of(owners, Job.project_id))):
+        reserved[row[0]] += _cost_of_lines(prices, *row[1:])
     return reserved
 
 

@@ -125,9 +125,9 @@ def has_changes(session: Session) -> bool:
     return session.scalar(select(UsageChange.id).limit(1)) is not None
 
 
-def pending(session: Session, resolve: Resolve, limit: int) -> Sums:
-    """Return the sums of the oldest changes that are not added up yet."""
-    return _merge(session, session.scalars(select(UsageChange.rows).order_by(UsageChange.id).limit(limit)), resolve)
+def pending(session: Session, resolve: Resolve) -> Sums:
+    """Return the sums of the changes that are not added up yet."""
+    return _merge(session, session.scalars(select(UsageChange.rows)), resolve)
 
 
 def fold(session: Session, resolve: Resolve, limit: int = WRITE_ROWS) -> int:

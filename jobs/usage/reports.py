@@ -101,9 +101,9 @@ def report(session: Session, query: UsageQuery, resolve: Resolve) -> UsageReport
     prices, pending = Prices(session, resolve), minutes.pending(session, resolve)
     owners = _owners_of(session, {key.key_id for _, key in pending}) if pending and query.has_users else {}
     for (minute, key), amounts in pending.items():
-        values = {**key._asdict(), USER: owners.get(key.key_id)}
-        if _matches(query, minute, values):
-            cell = UsageCell(query.bucket_of(minute), _cell_values(values[name] for name in query.group_by))
+        fields = {**key._asdict(), USER: owners.get(key.key_id)}
+        if _matches(query, minute, fields):
+            cell = UsageCell(query.bucket_of(minute), _cell_values(fields[name] for name in query.group_by))
             result.setdefault(cell, UsageTotal()).add(amounts, minutes.cost_of(prices, minute, key, amounts))
     return UsageReport(result, query.end)
 
