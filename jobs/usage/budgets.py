@@ -271,8 +271,8 @@ def _sum_reservations(session: Session, owners: Collection[str], prices: Prices)
     held = select(Reservation.project_id, func.sum(Reservation.amount)).where(Reservation.expires_at > now())
     held = held.where(*_of(owners, Reservation.project_id)).group_by(Reservation.project_id)
     reserved = Counter({row[0]: int(row[1]) for row in session.execute(held)})
-    for row in session.execute(_RUNNING.where(*_of(owners, Job.project_id))):
-        reserved[row[0]] += _cost_of_lines(prices, *row[1:])
+    for project_id, model, size, output in session.execute(_RUNNING.where(*_of(owners, Job.project_id))):
+        reserved[project_id] += _cost_of_lines(prices, model, size, output)
     return reserved
 
 
@@ -303,7 +303,7 @@ _OPEN_PART = cast(Shard.lines - Shard.done, Float) / func.nullif(Shard.lines, 0)
 _OPEN = Shard.length * _OPEN_PART, Shard.max_output_tokens * _OPEN_PART
 #: The same of running shards, by project and model.
 _RUNNING = (
-    select(Job.project_id, Job.model, *map(func.sum, _OPEN))
+    select(Job.project_id, Job.model, func.sum(_OPEN[0]), func.sum(_OPEN[1]))
     .join(Shard, Shard.job_id == Job.id)
     .where(shards.IS_RUNNING, _IS_PAID)
     .group_by(Job.project_id, Job.model)
