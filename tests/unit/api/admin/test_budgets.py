@@ -79,7 +79,7 @@ def test_budget_of_organization_sums_all_projects_and_names_models_without_price
     budget = get(sdk, "budget")
     unpriced = budget["unpriced_models"]
     with app.state.services.db.write() as session:
-        set_prices(session, unpriced[0], {"input": 1.0}, 0, actor="operator")
+        set_prices(session, unpriced[0], {"input": 1.0, "output": 1.0}, 0, actor="operator")
 
     assert (budget["id"], budget["spent_amount"], budget["reserved_amount"]) == ("organization", 15.0, 5.0)
     assert budget["threshold_amount"] is None
