@@ -46,7 +46,7 @@ def retrieve_budget(call: Admin) -> OrganizationBudget:
     with call.db.read() as session:
         budget = _show_budget(call, session, ORGANIZATION, _NAME)
         registry = call.services.registry()
-        free = models_without_price(session, registry.models.values(), registry.priced)
+        free = models_without_price(session, registry.models.values(), registry.price_source)
     return OrganizationBudget(**budget.model_dump(), unpriced_models=free)
 
 
@@ -69,7 +69,7 @@ def retrieve_project_budget(call: Admin, project_id: str) -> BudgetObject:
 
 
 def _show_budget(call: AdminContext, session: Session, owner: str, name: str) -> BudgetObject:
-    budget = budget_of(session, owner, call.services.registry().priced)
+    budget = budget_of(session, owner, call.services.registry().price_source)
     return BudgetObject(
         id=owner or _NAME,
         name=name,

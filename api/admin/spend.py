@@ -134,7 +134,7 @@ def delete_project_spend_limit(call: Admin, project_id: ProjectId) -> SpendLimit
 
 
 def _show_limit(call: AdminContext, session: Session, owner: str) -> SpendLimitObject:
-    budget = budget_of(session, owner, call.services.registry().priced)
+    budget = budget_of(session, owner, call.services.registry().price_source)
     if budget.limit is None:
         raise _no_limit(owner)
     return SpendLimitObject(

@@ -316,7 +316,7 @@ def _cells(kind: UsageKind, call: AdminContext, query: UsageQuery) -> tuple[Mapp
         if kind is _STORED:
             cells, end = reports.bytes_in_stores(session, query)
         else:
-            cells, end = reports.report(session, query, call.services.registry().priced)
+            cells, end = reports.report(session, query, call.services.registry().price_source)
     if end <= query.start:
         raise _invalid("group_by", "one bucket has too many results. Use shorter buckets, or filters.")
     return cells, end

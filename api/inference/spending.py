@@ -56,7 +56,7 @@ class SpendReservation:
 
     def __init__(self, call: CallContext, request: QueuedRequest, model: str) -> None:
         self._call, self._request, self._model = call, request, model
-        self._priced = call.services.registry().priced
+        self._price_source = call.services.registry().price_source
         self._is_taken = False
         self._usage: tuple[int, ...] = ()
         self._goes_on = request.linger > 0  # the engine goes on without this client, who may resume the stream
@@ -66,7 +66,7 @@ class SpendReservation:
         request = self._request
         size = input_tokens(len(request.body))
         with self._call.db.write() as session:
-            prices = Prices(session, self._priced)
+            prices = Prices(session, self._price_source)
             amount = budgets.cost(prices, self._model, input_tokens=size, output_tokens=output_tokens)
             budgets.reserve(session, request.id, self._call.project_id, amount, request.deadline + _GRACE, prices)
 
@@ -96,6 +96,6 @@ class SpendReservation:
             amount = None
             if self._usage:
                 read, _, written, *_ = self._usage
-                prices = Prices(session, self._priced)
+                prices = Prices(session, self._price_source)
                 amount = budgets.cost(prices, self._model, input_tokens=read, output_tokens=written)
             budgets.settle(session, self._request.id, amount)

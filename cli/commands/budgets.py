@@ -30,8 +30,8 @@ def show(options: HostOptions) -> None:
     registry = Registry.load(effective(data_dir=options.data_dir))
     with opened(options.data_dir) as db, db.read() as session:
         names = {ORGANIZATION: _ALL, **project_names(session)}
-        rows = [(name, budget_of(session, owner, registry.priced)) for owner, name in names.items()]
-        free = models_without_price(session, registry.models.values(), registry.priced)
+        rows = [(name, budget_of(session, owner, registry.price_source)) for owner, name in names.items()]
+        free = models_without_price(session, registry.models.values(), registry.price_source)
     if options.as_json:
         show_json([_as_dict(name, budget) for name, budget in rows])
         return

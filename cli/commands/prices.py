@@ -75,7 +75,7 @@ def set_(
         priced, after = 0, minutes.FIRST
         while after is not None:
             with db.write() as session:
-                count, after = minutes.price_rows(session, registry.priced, name, start, after)
+                count, after = minutes.price_rows(session, registry.price_source, name, start, after)
             priced += count
     result = {"model": name, "since": start, **prices, "priced_rows": priced}
     options.show(result, f"the prices of {name} hold since {_date(start)}; {priced} rows without a cost have one now")

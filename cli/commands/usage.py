@@ -184,7 +184,7 @@ def _read(
 
     registry = Registry.load(running(options.data_dir))
     with opened(options.data_dir) as db, db.snapshot() as session:
-        answer = report(session, UsageQuery(start, end, step, group_by=group_by), registry.priced)
+        answer = report(session, UsageQuery(start, end, step, group_by=group_by), registry.price_source)
         names = project_names(session)
     if answer.end < end:
         raise CliError("the month has too many rows: report it by less (--by)")

@@ -278,7 +278,7 @@ class Registry:
         names = (name, self.aliases.get(name))
         return next((m for m in self.trainable.values() if m.name in names or name in m.aliases), None)
 
-    def priced(self, name: str) -> ModelConfig | None:
+    def price_source(self, name: str) -> ModelConfig | None:
         """Return the model whose prices hold for a name: that of this name or alias, or the base of a tuned model."""
         base = base_model_of(name)
         return self.resolve(name) or self.resolve(base) or self.base(base)

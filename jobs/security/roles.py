@@ -37,7 +37,7 @@ def predefined_roles(level: Level) -> Sequence[PredefinedRole]:
 
 def permissions_of(session: Session, principal_id: str, project_id: str) -> frozenset[str]:
     """Return what an account or a group may do in a project; with an empty id, on the organization."""
-    return _union(session, _held(principal_id).where(RoleAssignment.project_id.in_((NO_PROJECT, project_id))))
+    return _union(session, _assignments_of(principal_id).where(RoleAssignment.project_id.in_((NO_PROJECT, project_id))))
 
 
 def name_of_role(session: Session, principal_id: str, project_id: str) -> str | None:
@@ -45,11 +45,11 @@ def name_of_role(session: Session, principal_id: str, project_id: str) -> str | 
 
     None, where it has only custom ones, or none.
     """
-    ids = set(session.scalars(_held(principal_id).where(RoleAssignment.project_id == project_id)))
+    ids = set(session.scalars(_assignments_of(principal_id).where(RoleAssignment.project_id == project_id)))
     return next((role.name for role in predefined_roles(level_of(project_id)) if role.id in ids), None)
 
 
-def _held(principal_id: str) -> Select[str]:
+def _assignments_of(principal_id: str) -> Select[str]:
     """Return the statement of the ids of roles that a principal has, by itself or by a group."""
     groups = select(GroupMember.group_id).where(GroupMember.account_id == principal_id)
     principal = RoleAssignment.principal_id

@@ -89,7 +89,7 @@ def close_session(session: Session, key_id: str, request_id: str | None) -> bool
     return True
 
 
-def unused_keys() -> tuple[ColumnElement[bool], ...]:
+def idle_login_keys() -> tuple[ColumnElement[bool], ...]:
     """Return the conditions of keys of sessions that have ended, with which nothing was done."""
     of_person = exists().where(Account.id == ApiKey.owner_id)
     acted = exists().where(Audit.actor == audit.actor_of("") + ApiKey.id)

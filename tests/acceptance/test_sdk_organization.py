@@ -256,7 +256,7 @@ def test_project_is_created_retrieved_listed_updated_and_archived(world: World) 
     assert every >= {project.id for project in made}
 
 
-def test_key_of_a_service_account_opens_what_its_scopes_permit(world: World, url: str) -> None:
+def test_key_of_a_service_account_has_its_scopes(world: World, url: str) -> None:
     account, project = world.ids["service_account_id"][0], world.ids["project_id"][0]
     key = world.organization.projects.service_accounts.api_keys.create(
         account, project_id=project, name="narrow", scopes=READ

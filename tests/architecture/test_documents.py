@@ -12,12 +12,14 @@ from jobs.known_kinds import EVENT_TYPES
 from jobs.ledger import kinds
 from jobs.ledger.states import TERMINAL
 from jobs.queues import POOL_QUEUES
+from jobs.security.permissions import AREAS
 from tests.architecture.count import PACKAGES, ROOT
 
 ARCHITECTURE = ROOT / "docs" / "architecture"
 OURS = (*PACKAGES, "bench", "tests", "migrations")
 #: A module or a name in it, from its package on.
 DOTTED = re.compile(rf"`((?:{'|'.join(OURS)})(?:\.[A-Za-z_]\w*)+)(?:\(\))?`")
+PERMISSION = re.compile(rf"api\.(?:{'|'.join(map(re.escape, AREAS))})\.(?:read|write|request)$")
 PATH = re.compile(rf"`((?:{'|'.join(OURS)}|docs)/[\w./-]*)`")
 #: A name of the code, or what stands in a module or class of which only the last name is said.
 NAME = re.compile(r"`([A-Za-z_]\w*)(?:\.([A-Za-z_]\w*))?(?:\(\))?`")
@@ -34,7 +36,7 @@ def texts() -> list[Path]:
 
 def lost(text: str, root: Path = ROOT) -> list[str]:
     """Return the modules, names in modules, and paths that `text` has in back-ticks and that do not exist."""
-    names = [name for name in DOTTED.findall(text) if not _exists(root, name.split("."))]
+    names = [name for name in DOTTED.findall(text) if not (PERMISSION.match(name) or _exists(root, name.split(".")))]
     return names + [path for path in PATH.findall(text) if not (root / path).exists()]
 
 

@@ -172,7 +172,7 @@ def test_batch_waits_at_the_limit_and_continues(inline: InlineDeployment, change
 
     assert (job.state, job.completed, job.waiting_for) == (JobState.SUCCEEDED, 40, None)
     with inline.db.read() as session:
-        assert budgets.budget_of(session, budgets.ORGANIZATION, inline.cpu.priced_model).reserved == 0
+        assert budgets.budget_of(session, budgets.ORGANIZATION, inline.cpu.price_source).reserved == 0
 
 
 def test_batch_of_another_project_completes(inline: InlineDeployment) -> None:

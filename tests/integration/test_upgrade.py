@@ -132,7 +132,7 @@ def release(sqlite: Database, tmp_path: Path, released_url: str) -> Release:
     return release
 
 
-def test_every_key_opens_what_it_opened_before(release: Release, released_url: str, tmp_path: Path) -> None:
+def test_every_key_keeps_its_permissions(release: Release, released_url: str, tmp_path: Path) -> None:
     with running_app(tmp_path, released_url) as web:
 
         def ask(key: str, path: str, method: str = "GET") -> Any:

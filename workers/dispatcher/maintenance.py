@@ -108,7 +108,7 @@ class Maintenance:
         self._repeat(totals.has_uncounted, totals.count)
         self._repeat(measures.has_changes, measures.add_up)
         if registry := self._registry():  # else usage waits for the names and the prices of models
-            self._repeat(minutes.has_changes, partial(minutes.fold, resolve=registry.priced))
+            self._repeat(minutes.has_changes, partial(minutes.fold, resolve=registry.price_source))
         self._repeat(feed.unnumbered, feed.number)
         if self._clock() - self._swept >= min(_SWEEP_SECONDS, self._config.lease_seconds):
             self._swept = self._clock()
@@ -316,7 +316,7 @@ class Maintenance:
                 *ledger.jobs_waiting_for(session, "time", ~early),
                 *ledger.jobs_waiting_for(session, "model", begun),
                 *ledger.jobs_waiting_for(session, "worker", ~fleet.is_unserved(served)),
-                *(budgets.jobs_to_release(session, registry.priced) if registry else ()),
+                *(budgets.jobs_to_release(session, registry.price_source) if registry else ()),
             ]
             held = ledger.idle(session, off.is_held)
             others = ledger.idle(session, and_(~off.is_held, or_(early, fleet.is_unserved(served))))

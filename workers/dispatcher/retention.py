@@ -39,7 +39,7 @@ from jobs.platform.storage import Storage
 from jobs.registry import models as tuned_models
 from jobs.retrieval import attachments
 from jobs.security.audit_key import audit_key
-from jobs.security.sessions import unused_keys
+from jobs.security.sessions import idle_login_keys
 from jobs.security.tables import ApiKey, Idempotency
 from jobs.settings import Settings
 from jobs.timings import Timings
@@ -367,7 +367,7 @@ class Retention:
             (Attempt, Attempt.at < before),
             (Delivery, Delivery.state != "pending", Delivery.created_at < before),
             (Idempotency, Idempotency.created_at < keys),
-            (ApiKey, *unused_keys()),
+            (ApiKey, *idle_login_keys()),
         ]
         more = [self._repeat(self._fail_lost_deliveries), *(self._repeat(partial(self._delete, *rows)) for rows in old)]
         self._rows_due = self._repeat(partial(self._forget_events, before)) or any(more)

@@ -221,7 +221,7 @@ class TrainingRun(ShardRun):
         self._spend_looked = moment
         with self.context.db.read() as session:
             limited = self.context.limited_projects.refresh(session)
-            return bool(limited) and budgets.is_spent(session, self.claim.job.project_id, self.context.priced_model)
+            return bool(limited) and budgets.is_spent(session, self.claim.job.project_id, self.context.price_source)
 
     def _is_paused(self) -> bool:
         """Return whether the job was paused by itself, as far as was read a moment ago."""

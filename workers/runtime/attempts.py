@@ -51,7 +51,7 @@ def claim_shard(context: Context, job_id: str, n: int, *, queue: str | None = No
     def take(session: Session) -> ShardClaim | None:
         if find_ends(session, [job_id]):
             return None
-        if context.limited_projects.refresh(session) and budgets.hold_back(session, job_id, n, context.priced_model):
+        if context.limited_projects.refresh(session) and budgets.hold_back(session, job_id, n, context.price_source):
             return None
         return shards.claim(session, job_id, n, context.worker_id, queue=queue)
 

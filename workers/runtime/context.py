@@ -107,9 +107,9 @@ class Context:
     def vectors(self) -> Vectors:
         return self.lazy_vectors.get(self.config)
 
-    def priced_model(self, name: str) -> ModelConfig | None:
+    def price_source(self, name: str) -> ModelConfig | None:
         """Return the model whose prices hold for a name, if the models file has it. Raises ModelsFileError."""
-        return self.models.now().priced(name)
+        return self.models.now().price_source(name)
 
     def low_on_disk(self) -> bool:
         """Return whether the disk has too little space for results: work then waits, and does not fail."""

@@ -65,10 +65,9 @@ def insert(url: str, name: str, **values: object) -> None:
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     table = sa.Table(name, sa.MetaData(), autoload_with=engine)
     needed = [column for column in table.columns if not column.nullable and column.server_default is None]
+    empty = {column.name: {} if isinstance(column.type, sa.JSON) else column.type.python_type() for column in needed}
     with engine.begin() as connection:
-        connection.execute(
-            table.insert().values({column.name: column.type.python_type() for column in needed} | values)
-        )
+        connection.execute(table.insert().values(empty | values))
 
 
 def rows_of(url: str, name: str) -> Sequence[sa.RowMapping]:
@@ -105,7 +104,7 @@ def test_a_second_upgrade_changes_nothing_and_keeps_the_rows(empty: str) -> None
         assert connection.scalar(sa.text("SELECT value FROM meta")) == "blue"
 
 
-def test_upgrade_gives_live_rows_their_keys_and_keys_what_they_could_do(empty: str) -> None:
+def test_upgrade_gives_live_rows_their_keys_and_keys_their_permissions(empty: str) -> None:
     migrate_to(empty, "0047")
     for key, columns in (
         ("live0000", {"project_id": "proj_1"}),

@@ -157,7 +157,7 @@ def test_made_up_cookie_opens_nothing(flower: str) -> None:
         urllib.request.urlopen(request, timeout=30)
 
 
-def test_password_opens_flower_beside_the_login(flower: str) -> None:
+def test_password_opens_flower_besides_the_login(flower: str) -> None:
     browser = Browser(flower)
 
     assert [browser.get("/workers", f"nightmill:{word}")[0] for word in ("sesame", "wrong")] == [200, 401]

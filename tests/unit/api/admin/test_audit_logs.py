@@ -119,7 +119,7 @@ def test_log_is_paged_forwards_and_backwards(app: FastAPI, organization: Organiz
     assert refused.value.code == "invalid_cursor"
 
 
-def test_rows_of_a_time_are_read_from_one_range_of_an_index(app: FastAPI, organization: Organization) -> None:
+def test_rows_of_a_time_are_read_from_a_single_range_of_an_index(app: FastAPI, organization: Organization) -> None:
     record(app, *(f"step.{number}" for number in range(5)))
     logs = organization.audit_logs
     past: Any = {"gte": 1, "lt": 1 << 39}

@@ -45,7 +45,9 @@ def test_keys_are_listed_with_owner_and_without_secret(app: FastAPI, organizatio
         assert key.redacted_value == f"{value[:11]}...{value[-4:]}"
 
 
-def test_filter_by_access_selects_what_the_key_shows(app: FastAPI, organization: Organization, project: str) -> None:
+def test_filter_by_access_selects_by_the_field_of_the_key(
+    app: FastAPI, organization: Organization, project: str
+) -> None:
     member, stranger, in_group = (add_user(app, f"{name}@example.com") for name in ("member", "stranger", "group"))
     accounts = organization.projects.service_accounts
     unable = accounts.create(project, name="unable", create_service_account_only=True)

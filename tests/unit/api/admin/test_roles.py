@@ -213,7 +213,7 @@ def test_deleted_role_is_taken_from_its_holder(place: Place, holder: Holder) -> 
     assert role_id not in [one.id for one in resource.list(holder_id, **where)]
 
 
-def test_assignment_of_a_role_that_is_gone_is_not_listed(app: FastAPI, place: Place, holder: Holder) -> None:
+def test_assignment_of_a_deleted_role_is_not_listed(app: FastAPI, place: Place, holder: Holder) -> None:
     resource, holder_id, where, role_id = holder
     with app.state.services.db.write() as session:
         roles.assign(session, "role_gone", holder_id, where.get("project_id", ""), "operator")

@@ -51,12 +51,12 @@ async def test_reservation_is_made_in_a_thread_of_its_project(limited: Database)
     share = ProjectShare(1, 0)
     used = set[float]()
 
-    def priced(_name: str) -> None:
+    def price_source(_name: str) -> None:
         used.add(share.threads.used)
 
     token = shares.current.set(RequestShare(share))
     try:
-        await spending.reserve(call_of(limited, priced), queued(), BODY)
+        await spending.reserve(call_of(limited, price_source), queued(), BODY)
     finally:
         shares.current.reset(token)
 
@@ -68,11 +68,11 @@ async def test_reservation_is_made_in_a_thread_of_its_project(limited: Database)
 async def test_request_that_is_cancelled_meanwhile_leaves_no_reservation(limited: Database) -> None:
     begun, goes_on = threading.Event(), threading.Event()
 
-    def priced(_name: str) -> None:
+    def price_source(_name: str) -> None:
         begun.set()
         goes_on.wait(30)
 
-    task = asyncio.create_task(spending.reserve(call_of(limited, priced), queued(), BODY))
+    task = asyncio.create_task(spending.reserve(call_of(limited, price_source), queued(), BODY))
     await asyncio.to_thread(begun.wait, 30)
     task.cancel()
     await asyncio.sleep(0)

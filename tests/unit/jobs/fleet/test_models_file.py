@@ -100,7 +100,7 @@ def test_vllm_models_are_trainable_with_and_without_vllm_enabled(tmp_path: Path,
     assert [getattr(registry.base(name), "name", None) for name in ("m", "other", "nothing")] == ["m", "m", None]
     assert (registry.resolve("m") is not None) is vllm_enabled
     names = "m", "other", "ft:m:acme:support:1", "ft:other:acme::2:ckpt-step-9", "ft:gone:acme::3", "nothing"
-    assert [getattr(registry.priced(name), "name", None) for name in names] == ["m"] * 4 + [None] * 2
+    assert [getattr(registry.price_source(name), "name", None) for name in names] == ["m"] * 4 + [None] * 2
 
 
 def test_file_of_the_settings_is_read_instead(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ async def test_fallen_part_of_a_reservation_is_not_given_back_twice(url: str) ->
         assert 40 <= await settled(limit, url) <= 6000 - 0.5 * 100 + 40
 
 
-async def test_requests_at_once_get_back_what_each_reserved(url: str) -> None:
+async def test_requests_at_once_get_their_own_reservations_back(url: str) -> None:
     async with limiter(url) as limit:
         reservations = [await limit.reserve(PROJECT, rates(tpm=6000), 100) for _ in range(40)]
         await asyncio.sleep(1)  # as many tokens fall as each has reserved
@@ -165,7 +165,7 @@ async def test_requests_at_once_get_back_what_each_reserved(url: str) -> None:
     ("limits", "used", "seconds"),
     [(rates(tpm=100), 60, 36), (rates(tpm=100), 1000, 600), (rates(tpm=100, rpd=2), 0, 43_200)],
 )
-async def test_levels_stay_until_they_have_fallen_to_nothing(url: str, limits: Rates, used: int, seconds: int) -> None:
+async def test_levels_stay_until_zero(url: str, limits: Rates, used: int, seconds: int) -> None:
     async with limiter(url) as limit:
         limit.settle(await limit.reserve(PROJECT, limits, 60), used)
         await settled(limit, url)

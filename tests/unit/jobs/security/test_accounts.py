@@ -28,7 +28,7 @@ def add(db: Database, email: str) -> str:
 
 
 @pytest.mark.dialects
-def test_later_one_of_two_invites_of_an_address_is_refused(db: Database) -> None:
+def test_later_of_two_invites_of_an_address_is_refused(db: Database) -> None:
     def invite_late() -> None:
         with db.write() as session:
             invite(session)
@@ -47,7 +47,7 @@ def test_later_one_of_two_invites_of_an_address_is_refused(db: Database) -> None
         assert session.scalars(select(Invite.id)).all() == [first]
 
 
-def test_invite_replaces_an_expired_one_and_follows_an_accepted_one(db: Database) -> None:
+def test_invite_replaces_an_expired_invite_and_follows_an_accepted_invite(db: Database) -> None:
     with db.write() as session:
         invite(session)
         session.execute(update(Invite).values(expires_at=1.0))

@@ -25,7 +25,7 @@ class Silent(Provider):
         raise Unavailable
 
 
-def test_silent_provider_is_asked_by_one_of_the_logins_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_provider_is_asked_by_a_single_waiting_login(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [1e6]
     monkeypatch.setattr(oidc, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     provider = Silent(clock)

@@ -23,9 +23,7 @@ def rename(session: Session, weight: float) -> None:
 
 @pytest.mark.dialects
 @pytest.mark.parametrize("take", [create, rename])
-def test_later_one_of_two_that_take_a_name_changes_nothing(
-    db: Database, take: Callable[[Session, float], None]
-) -> None:
+def test_later_of_two_projects_with_a_name_is_refused(db: Database, take: Callable[[Session, float], None]) -> None:
     with db.write() as session:
         session.add(Project(id="proj_x", name="figures", created_at=1.0))
 

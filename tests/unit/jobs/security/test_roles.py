@@ -119,7 +119,7 @@ def test_role_that_is_being_assigned_is_deleted_afterwards(people: Database) -> 
 
 
 @pytest.mark.dialects
-def test_one_of_two_concurrent_removals_keeps_an_owner(db: Database) -> None:
+def test_concurrent_removals_keep_an_owner(db: Database) -> None:
     owners = ("user_x", "user_y")
     with db.write() as session:
         for owner in owners:

@@ -175,7 +175,7 @@ def test_requests_at_once_exceed_the_limit_by_a_single_admission(db: Database) -
     assert set(refusals) >= {"", "organization_spend_limit_exceeded"}
 
 
-def test_reservation_of_an_answered_request_outlasts_one_flush_of_usage() -> None:
+def test_reservation_of_an_answered_request_outlasts_a_flush_of_usage() -> None:
     assert FLUSH_SECONDS < budgets.RECORDED_SECONDS <= 2 * FLUSH_SECONDS
 
 

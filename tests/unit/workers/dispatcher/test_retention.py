@@ -227,7 +227,7 @@ def test_old_rows_go_some_at_a_time_and_are_looked_for_while_others_write(
         assert session.scalars(select(Idempotency.key)).all() == ["new"]
 
 
-def test_expired_keys_of_logins_go_if_nothing_was_done_with_them(keeping: Retention, db: Database) -> None:
+def test_expired_keys_of_logins_without_work_are_removed(keeping: Retention, db: Database) -> None:
     with db.write() as session:
         session.add(Account(id="user_1", email="ann@example.com", created_at=1.0))
         project = keys.ensure_project(session, "research").id

@@ -66,7 +66,7 @@ def _unavailable(_: Database) -> None:
     raise DatabaseBusy
 
 
-def test_write_whose_answer_is_lost_counts_once(
+def test_write_with_a_lost_answer_counts_a_single_time(
     sqlite: Database, counter: UsageCounter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = Database.write
