@@ -30,8 +30,8 @@ def limited(sqlite: Database) -> Database:
     return sqlite
 
 
-def call_of(db: Database, priced: Any) -> Any:
-    registry = SimpleNamespace(priced=priced)
+def call_of(db: Database, price_source: Any) -> Any:
+    registry = SimpleNamespace(price_source=price_source)
     services = SimpleNamespace(limited_projects=LimitedProjects(), registry=lambda: registry)
     return SimpleNamespace(db=db, project_id="p", services=services)
 
