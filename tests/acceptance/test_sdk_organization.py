@@ -11,6 +11,7 @@ The last test fails for a method of the SDK that is in none of them.
 
 import inspect
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
@@ -21,10 +22,12 @@ import openai
 import pytest
 from fastapi import FastAPI
 from openai.pagination import AsyncConversationCursorPage, AsyncCursorPage, AsyncNextCursorPage
+from sqlalchemy import select
 
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.fleet.workers import store_models
+from jobs.ledger.tables import Audit
 from jobs.queues import Queue
 from jobs.usage.prices import set_prices
 from tests.support.fake_engine import FakeEngine
@@ -36,6 +39,7 @@ NAMES = ("first", "second", "third")
 READ = ["api.files.read"]
 LIMIT = {"threshold_amount": 500, "currency": "USD", "interval": "month"}
 ALERT = {**LIMIT, "notification_channel": {"type": "email", "recipients": ["ada@example.com"]}}
+CHANNEL: dict[str, Any] = {"type": "email", "recipients": ["boss@example.net"], "subject_prefix": "confidential"}
 DAY = 86_400
 
 
@@ -99,7 +103,7 @@ EDITED = "create retrieve update list delete"
 COLLECTIONS = (
     Collection("admin_api_keys", HELD, "key_id", named),
     Collection("invites", HELD, "invite_id", invites),
-    Collection("users", "retrieve update list delete", "user_id", given("user_id"), "", {"role": "owner"}),
+    Collection("users", "retrieve update list delete", "user_id", given("user_id"), "", {"role": "reader"}),
     Collection("users.roles", HELD, "role_id", given("role_id"), "user_id"),
     Collection("groups", EDITED, "group_id", named, "", {"name": "renamed"}),
     Collection("groups.users", HELD, "user_id", given("user_id"), "group_id"),
@@ -158,7 +162,7 @@ def world(web: FastAPI, url: str) -> Iterator[World]:
         accounts = [ours.projects.service_accounts.create(project, name=name) for name in NAMES]
         ids = {
             "project_id": [project],
-            "user_id": [add_user(web, f"{name}@example.com") for name in NAMES],
+            "user_id": [add_user(web, f"{name}@example.com", "owner") for name in NAMES],
             "group_id": [ours.groups.create(name=name).id for name in NAMES],
             "role_id": [ours.roles.create(role_name=name, permissions=READ).id for name in NAMES],
             "project_role_id": [
@@ -183,6 +187,15 @@ def walk(page: Any) -> list[Any]:
     return [data[0] for data in pages]
 
 
+def create(world: World, row: Collection) -> list[str]:
+    """Create objects, or find those of the world; return their ids."""
+    resource, where, ids = attrgetter(row.name)(world.organization), world.where(row.parents), []
+    for body in row.bodies(world):
+        made = resource.create(**where, **body) if "create" in row.verbs else None
+        ids.append(body.get(row.id_name) or made.id)
+    return ids
+
+
 @pytest.mark.parametrize("row", COLLECTIONS, ids=lambda row: row.name)
 def test_object_is_created_retrieved_listed_updated_and_deleted(world: World, row: Collection) -> None:
     resource, where = attrgetter(row.name)(world.organization), world.where(row.parents)
@@ -191,10 +204,7 @@ def test_object_is_created_retrieved_listed_updated_and_deleted(world: World, ro
         rows = walk(resource.list(**where, limit=1))
         return {getattr(one, "id", None) or getattr(one, row.id_name): one for one in rows}
 
-    ids = []
-    for body in row.bodies(world):
-        made = resource.create(**where, **body) if "create" in row.verbs else None
-        ids.append(body.get(row.id_name) or made.id)
+    ids = create(world, row)
     every = listed()
     target = {**where, row.id_name: ids[0]}
     found = resource.retrieve(**target)
@@ -213,6 +223,20 @@ def test_object_is_created_retrieved_listed_updated_and_deleted(world: World, ro
     assert listed().keys() == every.keys() - {ids[0]}
     with pytest.raises(openai.NotFoundError):
         resource.retrieve(**target)
+
+
+@pytest.mark.parametrize("row", [row for row in COLLECTIONS if "project_id" in row.parents], ids=lambda row: row.name)
+def test_object_of_a_project_is_not_found_in_another(world: World, row: Collection) -> None:
+    resource, [first, *_] = attrgetter(row.name)(world.organization), create(world, row)
+    where = {**world.where(row.parents), "project_id": world.organization.projects.create(name="Other").id}
+
+    assert not {getattr(one, "id", None) or getattr(one, row.id_name) for one in resource.list(**where)} & {first}
+    with pytest.raises(openai.BadRequestError):
+        resource.list(**where, after=first)
+    for verb in ("retrieve", "delete"):
+        with pytest.raises(openai.NotFoundError):
+            getattr(resource, verb)(**where, **{row.id_name: first})
+    assert resource.retrieve(**{**world.where(row.parents), row.id_name: first})
 
 
 @pytest.mark.parametrize("row", SETTINGS, ids=lambda row: row.name)
@@ -287,6 +311,35 @@ def test_audit_log_is_listed_page_by_page(world: World) -> None:
     assert [entry.group_created.id for entry in entries[:3]] == world.ids["group_id"][::-1]
     assert entries[3].project_created.id == entries[3].project.id == world.ids["project_id"][0]
     assert {entry.actor.type for entry in entries} == {"api_key"}
+
+
+def test_audit_log_holds_no_secret(world: World, web: FastAPI) -> None:
+    ours, project = world.organization, world.ids["project_id"][0]
+    account = ours.projects.service_accounts.create(project, name="bot")
+    keys = [
+        ours.admin_api_keys.create(name="ci").value,
+        account.api_key.value,
+        ours.projects.service_accounts.api_keys.create(account.id, project_id=project).value,
+    ]
+    for resource, where in ((ours.spend_alerts, {}), (ours.projects.spend_alerts, {"project_id": project})):
+        alert = resource.create(**where, **{**ALERT, "notification_channel": CHANNEL})
+        resource.update(alert_id=alert.id, **where, **{**ALERT, "notification_channel": CHANNEL, "threshold_amount": 9})
+    with web.state.services.db.read() as session:
+        rows = session.scalars(select(Audit)).all()
+        written = [f"{row.target} {row.source} {row.destination} {row.details}" for row in rows]
+
+    assert {row.action for row in rows} >= {"admin_key.create", "key.create", "spend_alert.update"}
+    for secret in (*(key[12:55] for key in keys), *CHANNEL["recipients"], CHANNEL["subject_prefix"]):
+        assert not [text for text in written if secret in text]
+
+
+def test_many_projects_are_read_at_once(world: World) -> None:
+    project = world.ids["project_id"][0]
+
+    with ThreadPoolExecutor(87) as pool:
+        read = list(pool.map(lambda _: world.organization.projects.retrieve(project).id, range(87)))
+
+    assert read == [project] * 87
 
 
 @pytest.mark.parametrize("name", USAGE)
