@@ -86,6 +86,17 @@ def test_job_that_has_ended_holds_no_tokens(db: Database, project_id: str, state
     assert refusal(db, project_id, 100) is None
 
 
+def test_deleted_input_file_of_a_live_job_still_counts(db: Database, project_id: str) -> None:
+    with db.write() as session:
+        set_rates(session, project_id, MODEL, {"enqueued_tokens": 100})
+    enqueue(db, project_id, 100, model=MODEL)
+
+    with db.write() as session:
+        session.query(File).update({"deleted_at": now()})
+
+    assert refusal(db, project_id, 1) is not None
+
+
 def test_limit_of_nothing_refuses_every_batch(db: Database, project_id: str) -> None:
     with db.write() as session:
         set_rates(session, project_id, MODEL, {"enqueued_tokens": 0})

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from jobs.db.engine import Database
 from jobs.ledger import shards
 from jobs.ledger.shards import Tally
+from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.registry import models
 from jobs.usage import minutes, verification
@@ -292,6 +293,20 @@ def test_verification_names_each_difference(db: Database) -> None:
         assert list(verification.differences(session, int(difference.group.day) + 86_400 * 2)) == []
     assert difference.group[1:] == ("proj_1", "k1", "/v1/chat/completions")
     assert (difference.ledger, difference.usage) == ((12, 4, 8, 4), (12, 4, 9, 4))
+
+
+@pytest.mark.parametrize("end", [JobState.CANCELLED, JobState.EXPIRED, JobState.FAILED])
+def test_usage_of_a_job_that_ends_early_stays(db: Database, end: JobState) -> None:
+    job = sample_jobs.running(db, lines=(4, 4))
+    sample_jobs.answer(db, sample_jobs.claim_shard(db, job.id, 0), range(4), last=True)
+
+    with db.write() as session:
+        session.execute(update(Job).where(Job.id == job.id).values(state=end))
+    fold(db)
+
+    with db.read() as session:
+        assert list(verification.differences(session, 0)) == []
+        assert session.scalars(select(UsageMinute.output_tokens)).all() == [8]
 
 
 def test_jobs_of_other_kinds_are_no_batches(db: Database) -> None:
