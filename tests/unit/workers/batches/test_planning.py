@@ -234,7 +234,11 @@ def test_errors_quote_a_long_model_in_short(harness: Harness) -> None:
         (chat_line("r", "x", model=None), "invalid_request", "body.model"),
         (chat_line("r", "x", model=5), "invalid_type", "body.model"),
         (chat_line("r", "x", stream="yes"), "invalid_type", "body.stream"),
+        ({**chat_line("r", "x"), "body": [1]}, "invalid_type", "body"),
         (["r"], "invalid_json_line", None),
+        (None, "invalid_json_line", None),
+        ("r", "invalid_json_line", None),
+        (1, "invalid_json_line", None),
     ],
 )
 def test_invalid_request_line_is_refused_with_code_and_param(
@@ -243,6 +247,18 @@ def test_invalid_request_line_is_refused_with_code_and_param(
     job = harness.plan(jsonl([line]))
 
     assert [(error["code"], error["line"], error["param"]) for error in job.errors or []] == [(code, 1, param)]
+
+
+@pytest.mark.parametrize("name", ["n", "max_tokens", "max_completion_tokens", "best_of"])
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e309", "-1", '"5"', "true"])
+def test_invalid_count_is_refused_or_estimated_as_if_missing(harness: Harness, name: str, value: str) -> None:
+    line = json.dumps(chat_line("r", "x", **{name: "COUNT"})).replace('"COUNT"', value)
+
+    usual, job = harness.plan(jsonl([chat_line("r", "x")])), harness.plan(line.encode())
+
+    [usual_tokens], tokens = ([shard.max_output_tokens for shard in harness.shards(each)] for each in (usual, job))
+    refused = [error["line"] for error in job.errors or []]
+    assert (refused, tokens) in (([1], []), ([], [usual_tokens]))
 
 
 @pytest.mark.parametrize(
