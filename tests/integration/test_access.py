@@ -16,6 +16,7 @@ from jobs.queues import Task
 from jobs.security import keys
 from jobs.security.model_permissions import set_rule
 from jobs.security.tables import ApiKey, Project
+from tests.support.fake_engine import FakeEngine
 from tests.support.inline_deployment import MODEL as FAKE
 from tests.support.inline_deployment import chat_line, jsonl, running
 from tests.support.web import make_key, running_app
@@ -166,6 +167,27 @@ def test_retry_with_the_model_of_an_override_is_asked_for_that_model(sqlite: Dat
         [job] = inline.drain(inline.submit(jsonl([chat_line("a", "Hi")]), payload=payload))
 
     assert [error["code"] for error in job.errors or ()] == ["model_not_found"]
+
+
+def test_answer_in_the_cache_is_not_given_after_a_denial(sqlite: Database, tmp_path: Path) -> None:
+    lines = jsonl([chat_line("a", "Hi", temperature=0, cache=True)])
+    prompts: list[str] = []
+    with running(sqlite, tmp_path, FakeEngine((FAKE,), on_prompt=prompts.append)) as inline:
+        inline.drain(inline.submit(lines))
+        inline.response_cache.flush()
+        [cached] = inline.drain(inline.submit(lines))
+        inline.lose_messages = lambda task: task == Task.RUN
+        job_id = inline.submit(lines)
+        inline.until(lambda: inline.job(job_id).state == JobState.RUNNING)
+        with sqlite.write() as session:
+            set_rule(session, keys.ensure_project(session, "default").id, "deny_list", [FAKE])
+        inline.lose_messages = lambda _task: False
+
+        [denied] = inline.drain(job_id)
+        answers = [inline.results(job)[0] for job in (cached, denied)]
+
+    assert [len(good) for good in answers] == [1, 0]
+    assert len(prompts) == 1
 
 
 @pytest.mark.parametrize(
