@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from openai import OpenAI, RateLimitError
 from sqlalchemy import func, select
@@ -118,6 +119,24 @@ def test_reservations_of_ended_requests_expire_within_seconds(tmp_path: Path, sq
     assert [answer.status_code for answer in answers[::2]] == [200, 200]
     assert all(at < now() + budgets.RECORDED_SECONDS for at in ends)
     assert len(ends) == 3
+
+
+def test_sdk_asks_once_at_the_spend_limit(tmp_path: Path, sqlite_url: str, redis_url: str) -> None:
+    answers: list[httpx2.Response] = []
+    with ExitStack() as stack:
+        shop: Shop = stack.enter_context(shops(tmp_path, sqlite_url, redis_url))()
+        stack.enter_context(shop.open())
+        db = shop.app.state.services.db
+        set_limit(db, budgets.ORGANIZATION, 1)
+        with db.write() as session:
+            session.add(Spend(project_id="another", month=month_of(now()), amount=CENT))
+        http = stack.enter_context(httpx2.Client(event_hooks={"response": [answers.append]}))
+        client = OpenAI(api_key=shop.client.api_key, base_url=shop.url, http_client=http, max_retries=2)
+        with pytest.raises(RateLimitError) as refused:
+            client.chat.completions.create(**CHAT.body)
+
+    assert refused.value.code == "organization_spend_limit_exceeded"
+    assert len(answers) == 1
 
 
 def test_unreadable_limits_refuse_the_request(
