@@ -22,6 +22,7 @@ from jobs.security import keys
 from jobs.security.tables import ApiKey, ServiceAccount
 from migrations.compatibility import RELEASED
 from tests.support.inline_deployment import InlineDeployment, chat_line, jsonl, running
+from tests.support.organization import admin_key
 from tests.support.services import Postgres
 from tests.support.web import make_key, running_app
 
@@ -138,9 +139,9 @@ def test_every_key_keeps_its_permissions(release: Release, released_url: str, tm
         def ask(key: str, path: str, method: str = "GET") -> Any:
             return TestClient(web, headers={"Authorization": f"Bearer {key}"}).request(method, f"/v1/{path}")
 
-        made = ask(release.manager, "api_keys", "POST").json()
-        projects = ask(release.operator, "organization/projects").json()["data"]
-        listed = ask(release.operator, f"organization/projects/{projects[0]['id']}/api_keys").json()["data"]
+        made, admin = ask(release.manager, "api_keys", "POST").json(), admin_key(web)
+        projects = ask(admin, "organization/projects").json()["data"]
+        listed = ask(admin, f"organization/projects/{projects[0]['id']}/api_keys").json()["data"]
         statuses = [
             ask(release.key, f"batches/{release.queued}").status_code,
             ask(release.key, "api_keys", "POST").status_code,
