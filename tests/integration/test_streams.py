@@ -23,6 +23,7 @@ import openai
 import pytest
 import redis
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.errors import NotFound
@@ -32,7 +33,10 @@ from jobs.inference.client import InferenceClient, _is_always_connected
 from jobs.inference.interactive import ENTRY_FIELD, AnswerEntry, Resumable, answer_key, pack
 from jobs.ledger.tables import Audit
 from jobs.queues import Queue
+from jobs.security import roles
+from jobs.security.accounts import leave_groups
 from jobs.security.keys import revoke_key
+from jobs.security.tables import Account, AccountGroup, ApiKey, GroupMember, Project, ServiceAccount
 from jobs.settings import Settings
 from jobs.timings import Timings
 from tests.support.fake_engine import prompt_of, reply
@@ -439,14 +443,44 @@ def test_slow_client_is_served_until_it_disconnects(
     assert still == (True, 1)
 
 
+def _leave_group(session: Session, key: ApiKey) -> None:
+    leave_groups(session, str(key.owner_id), ["group_1"])
+
+
+#: What ends a key that a stream is read with.
+ENDS: dict[str, Callable[[Session, ApiKey], object]] = {
+    "revocation": lambda session, key: revoke_key(session, key.id),
+    "expiry": lambda _, key: setattr(key, "expires_at", now()),
+    "archive": lambda session, key: setattr(session.get_one(Project, key.project_id), "archived_at", now()),
+    "deletion of its account": lambda session, key: setattr(
+        session.get_one(ServiceAccount, key.owner_id), "deleted_at", now()
+    ),
+    "removal from the group": _leave_group,
+}
+
+
+def _give_to_member_of_group(session: Session, key: ApiKey) -> None:
+    """Give a key to a person whose only role is that of a group."""
+    session.add(Account(id="user_1", email="ann@example.com", created_at=now()))
+    session.add(AccountGroup(id="group_1", name="team", created_at=now()))
+    session.add(GroupMember(group_id="group_1", account_id="user_1", created_at=now()))
+    roles.assign(session, "role-project-member", "group_1", key.project_id, "operator")
+    key.owner_id = "user_1"
+
+
 @verify
-def test_stream_ends_at_revocation_of_its_key(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("end", ENDS)
+def test_stream_ends_with_its_key(shop: Shop, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     hurry(shop.app, key_look=0.1)
     hang_after(shop, monkeypatch, 3)
+    db, key_id = shop.app.state.services.db, shop.client.api_key.split("_")[1]
+    if ENDS[end] is _leave_group:
+        with db.write() as session:
+            _give_to_member_of_group(session, session.get_one(ApiKey, key_id))
     with _post(shop, CHAT) as events:
         _some(events, 3)
-        with shop.app.state.services.db.write() as session:
-            revoke_key(session, shop.client.api_key.split("_")[1])
+        with db.write() as session:
+            ENDS[end](session, session.get_one(ApiKey, key_id))
         [last] = events
         shop.wait_until_free()
 
