@@ -46,7 +46,7 @@ def get(sdk: OpenAI, path: str, **query: Any) -> Any:
     return sdk.get(f"/organization/{path}", cast_to=object, options={"params": query})
 
 
-def test_budget_of_project_has_the_spent_and_reserved_amounts_of_the_month(sdk: OpenAI, projects: list[str]) -> None:
+def test_budget_of_project_sums_spend_and_reservations_of_this_month(sdk: OpenAI, projects: list[str]) -> None:
     assert get(sdk, f"projects/{projects[0]}/budget") == {
         "id": projects[0],
         "object": "organization.budget",
