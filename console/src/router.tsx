@@ -17,6 +17,7 @@ import { jobSearch, jobsSearch } from "@/pages/jobs/address";
 import { overviewSearch } from "@/pages/overview/address";
 import { auditSearch } from "@/pages/security/address";
 import { storeSearch } from "@/pages/retrieval/address";
+import { usageSearch } from "@/pages/usage/address";
 
 /** The states that the list of an endpoint's deliveries can be limited to. */
 const DELIVERY_STATES = ["pending", "delivered", "failed"] as const;
@@ -84,6 +85,7 @@ const routes = root.addChildren([
   page("/evals/new", () => import("@/pages/evals/NewEval"), newEvalSearch),
   page("/evals/$evalId", () => import("@/pages/evals/EvalPage")),
   page("/evals/$evalId/runs/$runId", () => import("@/pages/evals/RunPage"), runSearch),
+  page("/usage", () => import("@/pages/usage/Usage"), usageSearch),
 ]);
 
 export const router = createRouter({

@@ -4,6 +4,7 @@ import {
   formatBytes,
   formatCompact,
   formatCount,
+  formatDollars,
   formatDuration,
   formatName,
   formatRate,
@@ -32,6 +33,13 @@ describe("numbers have their unit", () => {
     [90_061, "1 d 1 h"],
     [86_460, "1 d"],
   ])("writes %d seconds as %s", (seconds, text) => expect(formatDuration(seconds)).toBe(text));
+
+  it.each([
+    [0, "$0.00"],
+    [0.0042, "$0.0042"],
+    [0.404315, "$0.40"],
+    [1_234.567, "$1,234.57"],
+  ])("writes %d dollars as %s", (amount, text) => expect(formatDollars(amount)).toBe(text));
 
   it("shortens rates, counts and shares", () => {
     expect(formatRate(1_234.5, "lines")).toBe("1,235 lines/s");

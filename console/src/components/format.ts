@@ -2,6 +2,8 @@
 
 const WHOLE = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const COMPACT = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+const DOLLARS = new Intl.NumberFormat("en", { style: "currency", currency: "USD" });
+const SMALL_DOLLARS = new Intl.NumberFormat("en", { style: "currency", currency: "USD", maximumFractionDigits: 6 });
 const RELATIVE = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
 const EXACT = new Intl.DateTimeFormat("en", { dateStyle: "medium", timeStyle: "long" });
 
@@ -64,6 +66,11 @@ export function formatRate(perSecond: number, unit: string): string {
 /** Return a share of one as per cent: 12.5 %. */
 export function formatShare(share: number): string {
   return `${Number((share * 100).toFixed(1))} %`;
+}
+
+/** Return an amount of US dollars: $1,234.50, and of less than a cent all that is counted: $0.0042. */
+export function formatDollars(amount: number): string {
+  return (Math.abs(amount) < 0.01 ? SMALL_DOLLARS : DOLLARS).format(amount);
 }
 
 /** Return a count with its noun: 1 line, 2 lines. */

@@ -35,6 +35,14 @@ const GROUPS: readonly (readonly [title: string, entries: readonly Entry[]])[] =
       ["/audit", "Audit"],
     ],
   ],
+  [
+    "Organization",
+    [
+      ["/usage", "Usage"],
+      ["/budgets", "Budgets"],
+      ["/organization", "Projects and people"],
+    ],
+  ],
 ];
 
 /** Use the groups of the navigation with the entries whose pages exist. */
