@@ -14,6 +14,7 @@ import { newTuningSearch, tuningSearch } from "@/pages/finetuning/address";
 import { modelsSearch } from "@/pages/fleet/models/address";
 import { logsSearch, playgroundSearch } from "@/pages/inference/address";
 import { jobSearch, jobsSearch } from "@/pages/jobs/address";
+import { organizationSearch, projectSearch } from "@/pages/organization/address";
 import { overviewSearch } from "@/pages/overview/address";
 import { auditSearch } from "@/pages/security/address";
 import { storeSearch } from "@/pages/retrieval/address";
@@ -86,6 +87,9 @@ const routes = root.addChildren([
   page("/evals/$evalId", () => import("@/pages/evals/EvalPage")),
   page("/evals/$evalId/runs/$runId", () => import("@/pages/evals/RunPage"), runSearch),
   page("/usage", () => import("@/pages/usage/Usage"), usageSearch),
+  page("/budgets", () => import("@/pages/usage/Budgets")),
+  page("/organization", () => import("@/pages/organization/Organization"), organizationSearch),
+  page("/organization/$projectId", () => import("@/pages/organization/ProjectPage"), projectSearch),
 ]);
 
 export const router = createRouter({

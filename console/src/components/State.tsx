@@ -27,6 +27,7 @@ const TONES: Readonly<Record<string, Tone>> = {
   cancelling: "warning",
   expired: "warning",
   no_worker: "warning",
+  reached: "warning",
   disabled: "warning",
   failed: "bad",
   fail: "bad",
@@ -35,6 +36,7 @@ const TONES: Readonly<Record<string, Tone>> = {
   quarantined: "bad",
   lost: "bad",
   revoked: "bad",
+  enforcing: "bad",
 };
 
 /** Render a state as a badge: its words, and a colour for those known. */
