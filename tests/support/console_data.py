@@ -22,7 +22,19 @@ from jobs.ledger.tables import Audit, Job, Schedule
 from jobs.queues import Queue
 from jobs.registry import models
 from jobs.retrieval.tables import Source, VectorStore, VectorStoreFile
-from jobs.security.keys import ensure_project
+from jobs.security.keys import add_key, ensure_project
+from jobs.security.tables import (
+    NO_PROJECT,
+    Account,
+    AccountGroup,
+    Invite,
+    ModelPermission,
+    Project,
+    RoleAssignment,
+    ServiceAccount,
+)
+from jobs.usage.minutes import minute_of, month_of
+from jobs.usage.tables import Spend, SpendAlert, UsageMinute
 from jobs.webhooks.tables import Attempt, Delivery, Event, WebhookEndpoint
 from tests.support import worker_steps
 from tests.support.console import HOSTILE, Deployment
@@ -74,6 +86,12 @@ PAGES: Final = {
     "workers": "/workers",
     "keys": "/keys",
     "audit": "/audit",
+    "usage": "/usage?by=model",
+    "budgets": "/budgets",
+    "organization": "/organization",
+    "people": "/organization?tab=people",
+    "project": "/organization/{project}",
+    "project-limits": "/organization/{project}?tab=limits",
     "not-found": "/no/such/page",
 }
 
@@ -90,6 +108,7 @@ def make_everything(deployment: Deployment) -> dict[str, str]:
         _add_schedule(session, project_id, ids["file"])
         _add_models(session, project_id)
         _add_audit(session, project_id)
+        _add_organization(session, project_id)
     return ids | {"store": "vs_everything", "endpoint": "we_everything"}
 
 
@@ -244,3 +263,30 @@ def _add_models(session: Session, project_id: str) -> None:
 def _add_audit(session: Session, project_id: str) -> None:
     facts = {"actor": f"key:{'a' * 80}", "action": "key.create", "target": TEXT[:120]}
     session.add(Audit(at=int(now() * 1e6), project_id=project_id, details={"note": TEXT}, **facts))
+
+
+def _add_organization(session: Session, project_id: str) -> None:
+    """Add people, another project, a key of a service account, usage, an alert, and a rule for models."""
+    at = now()
+    member = {"principal_id": "user_everything", "role_id": "role-project-member", "created_at": at}
+    work = {"endpoint": "/v1/chat/completions", "requests": 3, "input_tokens": 900, "output_tokens": 70, "cost": 12_345}
+    session.add_all(
+        [
+            Project(id="proj_everything", name=SHORT, created_at=at),
+            ServiceAccount(id="svc_acct_everything", project_id=project_id, name=SHORT, created_at=at),
+            Account(id="user_everything", email=f"{'e' * 120}@example.com", name=SHORT, created_at=at),
+            AccountGroup(id="group_everything", name=SHORT, claim="c" * 120, created_at=at),
+            Invite(
+                id="invite-everything", email=f"{'i' * 120}@example.com", role="reader", created_at=at, expires_at=at
+            ),
+            RoleAssignment(project_id=project_id, **member),
+            UsageMinute(minute=minute_of(at), project_id=project_id, model=SHORT, **work),
+            Spend(project_id=project_id, month=month_of(at), amount=12_345),
+            SpendAlert(
+                id="alert_everything", project_id=NO_PROJECT, cents=1, recipients=[f"{HOSTILE}@a"], created_at=at
+            ),
+            ModelPermission(project_id=project_id, mode="deny_list", model_ids=[SHORT], updated_at=at),
+        ]
+    )
+    scopes = ["api.files.read", "api.batch.read", "api.model.request"]
+    add_key(session, project_id, name=SHORT, scopes=scopes, owner_id="svc_acct_everything")
