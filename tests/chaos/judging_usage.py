@@ -178,7 +178,7 @@ def _batch_usage(session: Session) -> dict[str, Tokens]:
 
 def _segment_tokens(session: Session) -> dict[tuple[str, str], Tokens]:
     """Return what the segments of other jobs took, by project and endpoint; searches are counted as they are asked."""
-    owner = Job.project_id, func.coalesce(Job.endpoint, EMBEDDINGS)
+    owner = Job.project_id, func.coalesce(func.nullif(Job.endpoint, ""), EMBEDDINGS)
     counted: ColumnElement[bool] = and_(~_IS_BATCH, or_(Job.endpoint.is_(None), Job.endpoint != SEARCH))
     rows = session.execute(
         select(*owner, *_sums(Segment)).join(Segment, Segment.job_id == Job.id).where(counted).group_by(*owner)

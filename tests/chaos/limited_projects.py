@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tests.chaos.load import Client
 
 #: Interactive requests a minute; the client asks for several times as many.
-RATE: Final = 30
+RATE: Final = 10
 #: What a metered prompt begins with.
 METERED: Final = "Count "
 _STEP_CENTS: Final = 15  # the cost of about sixty lines
