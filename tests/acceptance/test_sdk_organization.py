@@ -77,23 +77,23 @@ class Setting:
     parents: str = ""
 
 
-def named(_: World) -> list[dict[str, Any]]:
+def name_bodies(_: World) -> list[dict[str, Any]]:
     return [{"name": name} for name in NAMES]
 
 
-def roles(_: World) -> list[dict[str, Any]]:
+def role_bodies(_: World) -> list[dict[str, Any]]:
     return [{"role_name": f"another {name}", "permissions": READ} for name in NAMES]
 
 
-def alerts(_: World) -> list[dict[str, Any]]:
+def alert_bodies(_: World) -> list[dict[str, Any]]:
     return [{**ALERT, "threshold_amount": cents} for cents in (0, 100, 200)]
 
 
-def invites(_: World) -> list[dict[str, Any]]:
+def invite_bodies(_: World) -> list[dict[str, Any]]:
     return [{"email": f"{name}@example.org", "role": "reader", "projects": []} for name in NAMES]
 
 
-def given(name: str, noun: str = "", **more: Any) -> Callable[[World], list[dict[str, Any]]]:
+def bodies_with(name: str, noun: str = "", **more: Any) -> Callable[[World], list[dict[str, Any]]]:
     """Return bodies that name objects of the world."""
     return lambda world: [{name: one, **more} for one in world.ids[noun or name]]
 
@@ -101,26 +101,38 @@ def given(name: str, noun: str = "", **more: Any) -> Callable[[World], list[dict
 HELD = "create retrieve list delete"
 EDITED = "create retrieve update list delete"
 COLLECTIONS = (
-    Collection("admin_api_keys", HELD, "key_id", named),
-    Collection("invites", HELD, "invite_id", invites),
-    Collection("users", "retrieve update list delete", "user_id", given("user_id"), "", {"role": "reader"}),
-    Collection("users.roles", HELD, "role_id", given("role_id"), "user_id"),
-    Collection("groups", EDITED, "group_id", named, "", {"name": "renamed"}),
-    Collection("groups.users", HELD, "user_id", given("user_id"), "group_id"),
-    Collection("groups.roles", HELD, "role_id", given("role_id"), "group_id"),
-    Collection("roles", EDITED, "role_id", roles, "", {"description": "Reads files"}),
+    Collection("admin_api_keys", HELD, "key_id", name_bodies),
+    Collection("invites", HELD, "invite_id", invite_bodies),
+    Collection("users", "retrieve update list delete", "user_id", bodies_with("user_id"), "", {"role": "reader"}),
+    Collection("users.roles", HELD, "role_id", bodies_with("role_id"), "user_id"),
+    Collection("groups", EDITED, "group_id", name_bodies, "", {"name": "renamed"}),
+    Collection("groups.users", HELD, "user_id", bodies_with("user_id"), "group_id"),
+    Collection("groups.roles", HELD, "role_id", bodies_with("role_id"), "group_id"),
+    Collection("roles", EDITED, "role_id", role_bodies, "", {"description": "Reads files"}),
     Collection(
-        "projects.api_keys", "retrieve update list delete", "api_key_id", given("api_key_id"), "project_id",
+        "projects.api_keys", "retrieve update list delete", "api_key_id", bodies_with("api_key_id"), "project_id",
         {"scopes": READ},
     ),
-    Collection("projects.service_accounts", EDITED, "service_account_id", named, "project_id", {"role": "owner"}),
-    Collection("projects.users", EDITED, "user_id", given("user_id", role="member"), "project_id", {"role": "owner"}),
-    Collection("projects.users.roles", HELD, "role_id", given("role_id", "project_role_id"), "project_id user_id"),
-    Collection("projects.groups", HELD, "group_id", given("group_id", role="role-project-member"), "project_id"),
-    Collection("projects.groups.roles", HELD, "role_id", given("role_id", "project_role_id"), "project_id group_id"),
-    Collection("projects.roles", EDITED, "role_id", roles, "project_id", {"permissions": ["api.model.read"]}),
-    Collection("spend_alerts", EDITED, "alert_id", alerts, "", {**ALERT, "threshold_amount": 900}),
-    Collection("projects.spend_alerts", EDITED, "alert_id", alerts, "project_id", {**ALERT, "threshold_amount": 900}),
+    Collection("projects.service_accounts", EDITED, "service_account_id", name_bodies, "project_id", {"role": "owner"}),
+    Collection(
+        "projects.users", EDITED, "user_id", bodies_with("user_id", role="member"),
+        "project_id", {"role": "owner"},
+    ),
+    Collection(
+        "projects.users.roles", HELD, "role_id", bodies_with("role_id", "project_role_id"),
+        "project_id user_id",
+    ),
+    Collection("projects.groups", HELD, "group_id", bodies_with("group_id", role="role-project-member"), "project_id"),
+    Collection(
+        "projects.groups.roles", HELD, "role_id", bodies_with("role_id", "project_role_id"),
+        "project_id group_id",
+    ),
+    Collection("projects.roles", EDITED, "role_id", role_bodies, "project_id", {"permissions": ["api.model.read"]}),
+    Collection("spend_alerts", EDITED, "alert_id", alert_bodies, "", {**ALERT, "threshold_amount": 900}),
+    Collection(
+        "projects.spend_alerts", EDITED, "alert_id", alert_bodies,
+        "project_id", {**ALERT, "threshold_amount": 900},
+    ),
 )  # fmt: skip
 
 SET = "retrieve update"
@@ -200,12 +212,12 @@ def create(world: World, row: Collection) -> list[str]:
 def test_object_is_created_retrieved_listed_updated_and_deleted(world: World, row: Collection) -> None:
     resource, where = attrgetter(row.name)(world.organization), world.where(row.parents)
 
-    def listed() -> dict[str, Any]:
+    def rows_by_id() -> dict[str, Any]:
         rows = walk(resource.list(**where, limit=1))
         return {getattr(one, "id", None) or getattr(one, row.id_name): one for one in rows}
 
     ids = create(world, row)
-    every = listed()
+    every = rows_by_id()
     target = {**where, row.id_name: ids[0]}
     found = resource.retrieve(**target)
 
@@ -220,7 +232,7 @@ def test_object_is_created_retrieved_listed_updated_and_deleted(world: World, ro
     assert deleted.deleted is True
     assert deleted.object.endswith(".deleted")
     assert deleted.to_dict().get("id", ids[0]) == ids[0]
-    assert listed().keys() == every.keys() - {ids[0]}
+    assert rows_by_id().keys() == every.keys() - {ids[0]}
     with pytest.raises(openai.NotFoundError):
         resource.retrieve(**target)
 
@@ -280,7 +292,7 @@ def test_project_is_created_retrieved_listed_updated_and_archived(world: World) 
     assert every >= {project.id for project in made}
 
 
-def test_key_of_a_service_account_has_its_scopes(world: World, url: str) -> None:
+def test_key_of_a_service_account_opens_the_routes_of_its_scopes(world: World, url: str) -> None:
     account, project = world.ids["service_account_id"][0], world.ids["project_id"][0]
     key = world.organization.projects.service_accounts.api_keys.create(
         account, project_id=project, name="narrow", scopes=READ

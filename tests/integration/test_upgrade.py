@@ -84,7 +84,7 @@ class Release:
                 self.operator = keys.create_admin_key(session)
                 keys.revoke_key(session, keys.id_of(self.revoked))
             self.client = TestClient(web, headers={"Authorization": f"Bearer {self.key}"})
-            self.running = self._begun(inline)
+            self.running = self._begin_job(inline)
             self.queued, self.scheduled = self.submit(), self.submit()
             self._schedule(db)
 
@@ -98,12 +98,12 @@ class Release:
     def _request(self) -> dict[str, str]:
         return {"input_file_id": self.file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
 
-    def _begun(self, inline: InlineDeployment) -> str:
+    def _begin_job(self, inline: InlineDeployment) -> str:
         """Return a job of which one shard is done, and the messages of the others are lost."""
         numbers = itertools.count()
         inline.lose_messages = lambda task: task == Task.RUN and next(numbers) > 0
         job_id = self.submit()
-        inline.until(lambda: bool(_done(inline.db, job_id)))
+        inline.until(lambda: bool(_done_shards(inline.db, job_id)))
         inline.wait_until_idle()
         inline.lose_messages = lambda _task: True
         return job_id
@@ -117,7 +117,7 @@ class Release:
             session.execute(update(Schedule).values(next_at=now() - 1))
 
 
-def _done(db: Database, job_id: str) -> list[tuple[int, int, float | None]]:
+def _done_shards(db: Database, job_id: str) -> list[tuple[int, int, float | None]]:
     """Return number, epoch and end of each shard that is done."""
     done = (Shard.job_id == job_id, Shard.state == ShardState.DONE)
     with db.read() as session:
@@ -133,7 +133,7 @@ def release(sqlite: Database, tmp_path: Path, released_url: str) -> Release:
     return release
 
 
-def test_every_key_keeps_its_permissions(release: Release, released_url: str, tmp_path: Path) -> None:
+def test_key_opens_the_same_routes_after_an_upgrade(release: Release, released_url: str, tmp_path: Path) -> None:
     with running_app(tmp_path, released_url) as web:
 
         def ask(key: str, path: str, method: str = "GET") -> Any:
@@ -172,15 +172,15 @@ def test_upgrade_makes_an_account_for_each_key_and_no_key(release: Release, rele
     assert {row.owner_id for row in rows} - {None} == accounts == {f"svc_acct_{key_id}" for key_id in of_projects}
 
 
-def test_job_in_flight_ends_with_the_lines_that_it_had(release: Release, released_url: str, tmp_path: Path) -> None:
+def test_job_in_flight_keeps_its_finished_shard_and_ends(release: Release, released_url: str, tmp_path: Path) -> None:
     db = Database(released_url)
-    before = _done(db, release.running)
+    before = _done_shards(db, release.running)
     with running(db, tmp_path) as inline:
         jobs = inline.drain(release.running, release.queued, release.scheduled)
-        inline.until(lambda: _fired(db, release.schedule_id) is not None)
-        [fired] = inline.drain(str(_fired(db, release.schedule_id)))
+        inline.until(lambda: _scheduled_job(db, release.schedule_id) is not None)
+        [fired] = inline.drain(str(_scheduled_job(db, release.schedule_id)))
         results = [inline.results(job) for job in (*jobs, fired)]
-    after = _done(db, release.running)
+    after = _done_shards(db, release.running)
     db.close()
 
     assert len(before) == 1
@@ -191,6 +191,6 @@ def test_job_in_flight_ends_with_the_lines_that_it_had(release: Release, release
         assert bad == []
 
 
-def _fired(db: Database, schedule_id: str) -> str | None:
+def _scheduled_job(db: Database, schedule_id: str) -> str | None:
     with db.read() as session:
         return session.scalar(select(Job.id).where(Job.schedule_id == schedule_id))
