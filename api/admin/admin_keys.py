@@ -1,6 +1,7 @@
 """The admin keys of the organization. The first one is made by `nightmill keys create --admin`."""
 
-from typing import Literal
+from itertools import islice
+from typing import Final, Literal
 
 from pydantic import BaseModel
 from sqlalchemy import select
@@ -15,9 +16,12 @@ from api.http.key_fields import ExpiresIn, Name, end_after
 from api.http.paging import After, Limit20, Order, find
 from jobs.errors import InvalidRequest
 from jobs.security import keys, roles
+from jobs.security.permissions import permission_for
 from jobs.security.tables import NO_PROJECT, Account, ApiKey
 
 router = resource("Organization", area="management", admin=True)
+
+_MAY_CREATE: Final = permission_for("management", "POST")
 
 
 class AdminKeyOwner(BaseModel):
@@ -104,13 +108,17 @@ def retrieve_admin_key(call: Admin, key_id: KeyId) -> AdminKeyObject:
 
 @router.delete("/organization/admin_api_keys/{key_id}")
 def delete_admin_key(call: Admin, key_id: KeyId) -> AdminKeyDeleted:
-    """Delete an admin key. After two seconds no request with the key is accepted. The last live one stays."""
+    """Delete an admin key. After two seconds no request with the key is accepted.
+
+    The last one stays that does not expire and may create others.
+    """
     with call.db.write() as session:
-        live = select(ApiKey.id).where(ApiKey.project_id == NO_PROJECT, keys.is_in_force())
-        locked = set(session.scalars(live.order_by(ApiKey.id).with_for_update()))
+        lasting = ApiKey.project_id == NO_PROJECT, ApiKey.revoked_at.is_(None), ApiKey.expires_at.is_(None)
+        locked = session.scalars(select(ApiKey.id).where(*lasting).order_by(ApiKey.id).with_for_update()).all()
         find_enabled_key(session, NO_PROJECT, key_id, "key_id")
-        if locked == {key_id}:
-            message = "This is the last admin key, and without one nobody administers the organization. Create another."
+        creators = (id_ for id_ in locked if _MAY_CREATE in keys.lock_key(session, id_).permissions)
+        if list(islice(creators, 2)) == [key_id]:
+            message = "This is the last admin key that does not expire and may create others. Create another."
             raise InvalidRequest(message, param="key_id", code="last_admin_key")
         keys.revoke_key(session, key_id, actor=call.actor, project_id=NO_PROJECT)
     return AdminKeyDeleted(id=show_id(key_id))

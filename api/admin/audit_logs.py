@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Select, literal, or_, select
 from sqlalchemy.orm import Session
 
+from api.admin.key_ids import parse_id, show_id
 from api.admin.lists import AdminPage, admin_page, query_values
 from api.deps import Admin
 from api.errors import clip
@@ -24,7 +25,6 @@ router = resource("Organization", area="management", admin=True)
 
 _PREFIX: Final = "audit_log-"
 _ID: Final = re.compile(rf"{_PREFIX}(\d{{1,18}})", re.ASCII)
-_KEY: Final = "key_"
 _MICROSECONDS: Final = 1_000_000
 _OWN: Final = "nightmill."
 
@@ -171,15 +171,14 @@ def list_organization_audit_logs(
     if project_ids:
         statement = statement.where(Audit.project_id.in_(project_ids))
     if resource_ids:
-        statement = statement.where(Audit.target.in_([name.removeprefix(_KEY) for name in resource_ids]))
+        statement = statement.where(Audit.target.in_(map(parse_id, resource_ids)))
     if tenant_only:
         statement = statement.where(literal(value=False))
     with call.db.read() as session:
         page = _page_by_time if times else _page
         rows, more = page(session, statement, _number(after, "after"), _number(before, "before"), limit)
-        show = _Shown(session, rows)
-    shown = [show.entry(row) for row in rows]
-    return admin_page(shown, more, lambda entry: entry)
+        entries = list(map(AuditPage(session, rows).entry, rows))
+    return admin_page(entries, more, lambda entry: entry)
 
 
 def _actions(types: Iterable[str]) -> list[str]:
@@ -195,9 +194,7 @@ def _has_actor(ids: Sequence[str], emails: Sequence[str]) -> Any:
     owned = select(literal(audit.actor_of("")).concat(ApiKey.id)).where(
         or_(ApiKey.owner_id.in_(ids), ApiKey.owner_id.in_(people))
     )
-    named = [
-        actor for name in ids for actor in (name, audit.actor_of(name.removeprefix(_KEY)), accounts.actor_of(name))
-    ]
+    named = [actor for name in ids for actor in (name, audit.actor_of(parse_id(name)), accounts.actor_of(name))]
     logged_in = select(literal(accounts.actor_of("")).concat(Account.id)).where(Account.id.in_(people))
     return or_(Audit.actor.in_(named), Audit.actor.in_(owned), Audit.actor.in_(logged_in))
 
@@ -233,7 +230,7 @@ def _number(cursor: str | None, param: str) -> int | None:
     return int(match[1])
 
 
-class _Shown:
+class AuditPage:
     """The keys, owners and projects that rows name, looked up once for a page."""
 
     def __init__(self, session: Session, rows: Sequence[Audit]) -> None:
@@ -274,12 +271,12 @@ class _Shown:
             held: dict[str, Any] = {"type": "user", "user": {"id": owner, "email": self._emails[owner]}}
         else:
             held = {"type": "service_account", "service_account": {"id": owner} if owner in self._services else None}
-        return AuditActor(type="api_key", api_key={"id": f"{_KEY}{key_id}", **held})
+        return AuditActor(type="api_key", api_key={"id": show_id(key_id), **held})
 
 
 def _payload(kind: str, row: Audit) -> dict[str, Any]:
     """Return what was done, in the shape that OpenAI's type has; the details of other types stand beside the id."""
-    target = f"{_KEY}{row.target}" if kind.startswith("api_key.") else row.target
+    target = show_id(row.target) if kind.startswith("api_key.") else row.target
     details = row.details or {}
     name = _DETAILS.get(kind, _DETAILS.get(kind.rpartition(".")[2]))
     if kind.startswith(_OWN) or name == "":

@@ -1,7 +1,6 @@
 """Invites: the addresses that may become users at their first login. No mail is sent."""
 
-import re
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 from fastapi import Path
 from pydantic import AfterValidator, BaseModel, Field
@@ -19,24 +18,15 @@ from api.http.paging import After, Limit20, find
 from jobs.clock import now
 from jobs.errors import InvalidRequest, NotFound
 from jobs.security import accounts
+from jobs.security.projects import DEFAULT_PROJECT
 from jobs.security.tables import NO_PROJECT, Invite, Project
 
 router = resource("Organization", area="management", admin=True)
 
-_DEFAULT_PROJECT: Final = "default"
-_ADDRESS: Final = re.compile(r"[^@\s]{1,64}@[^@\s]{1,190}")
-
 InviteId = Annotated[str, Path(max_length=64, description="The id of an invite.")]
 
 
-def _check_address(text: str) -> str:
-    address = text.strip().lower()
-    if not _ADDRESS.fullmatch(address):
-        raise ValueError("This is not an e-mail address.")
-    return address
-
-
-Email = Annotated[str, Field(max_length=255), AfterValidator(_check_address)]
+Email = Annotated[str, Field(max_length=255), AfterValidator(accounts.parse_email)]
 
 
 class InvitedProject(Body):
@@ -113,7 +103,7 @@ def create_invite(call: Admin, body: NewInvite) -> InviteObject:
 
 
 def _default(session: Session) -> list[dict[str, str]]:
-    live = select(Project.id).where(Project.name == _DEFAULT_PROJECT, Project.archived_at.is_(None))
+    live = select(Project.id).where(Project.name == DEFAULT_PROJECT, Project.archived_at.is_(None))
     return [{"id": project_id, "role": "member"} for project_id in session.scalars(live)]
 
 
@@ -148,5 +138,5 @@ def _show_invite(call: AdminContext, row: Invite) -> InviteObject:
         expires_at=int(row.expires_at),
         accepted_at=unix_seconds(row.accepted_at),
         projects=[MembershipOffer(**entry) for entry in row.projects or ()],
-        login_url=f"{call.config.url}/login" if call.config.oidc_issuer else None,
+        login_url=accounts.login_url(call.config),
     )

@@ -109,9 +109,9 @@ def update_service_tier_settings(call: Admin, project_id: str, body: UpdateTierS
         raise InvalidRequest("Name 'default' or 'enabled_tiers'.", code="missing_required_parameter")
     with call.db.write() as session:
         project = find_active_project(session, project_id, lock=True)
-        now = _show_tiers(project)
-        default = body.default or now.default
-        enabled = now.enabled_tiers if body.enabled_tiers is None else body.enabled_tiers
+        current = _show_tiers(project)
+        default = body.default or current.default
+        enabled = current.enabled_tiers if body.enabled_tiers is None else body.enabled_tiers
         if default not in (STANDARD, *(TIERS if enabled == ALL_TIERS else enabled)):
             message = f"Invalid 'default': the tier '{default}' is not one of 'enabled_tiers'."
             raise InvalidRequest(message, param="default", code="invalid_value")

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, TypeVar
 from fastapi import Depends, Query, Request
 from pydantic import BaseModel
 
+from api.admin.key_ids import parse_id, show_id
 from api.admin.lists import MAX_VALUES, read_values
 from api.deps import Admin, AdminContext
 from api.http.bodies import resource
@@ -29,7 +30,6 @@ router = resource("Usage", area="usage", admin=True)
 Result = TypeVar("Result", bound=BaseModel)
 _MICROS: Final = 1_000_000
 _MAX_TIME: Final = 1 << 36
-_KEY_PREFIX: Final = "key_"
 
 # -- answers
 
@@ -294,8 +294,8 @@ def _answer(kind: UsageKind, call: AdminContext, query: BucketQuery) -> BucketPa
     last = min(-(-end // width.seconds) * width.seconds, start + count * width.seconds)
     dimensions = tuple(name for name in names if _DIMENSIONS[name])
     columns = tuple(_DIMENSIONS[name] or "" for name in dimensions)
-    asked = UsageQuery(start, last, width.seconds, kind.endpoints, columns, filters, kind is _SEARCHED)
-    cells, last = _cells(kind, call, asked)
+    usage_query = UsageQuery(start, last, width.seconds, kind.endpoints, columns, filters, kind is _SEARCHED)
+    cells, last = _cells(kind, call, usage_query)
     results: dict[int, list[BaseModel]] = {}
     for cell in sorted(cells, key=lambda cell: (cell.bucket, [str(value) for value in cell.values])):
         results.setdefault(cell.bucket, []).append(_result(kind, dimensions, cell, cells[cell]))
@@ -325,7 +325,7 @@ def _cells(kind: UsageKind, call: AdminContext, query: UsageQuery) -> tuple[Mapp
 def _result(kind: UsageKind, dimensions: tuple[str, ...], cell: UsageCell, total: Any) -> BaseModel:
     values = dict(zip(dimensions, cell.values, strict=True))
     if key_id := values.get("api_key_id"):
-        values["api_key_id"] = f"{_KEY_PREFIX}{key_id}"
+        values["api_key_id"] = show_id(key_id)
     if kind.show is None:
         return kind.result(**values, usage_bytes=total)
     if kind is _COSTS and values.get("line_item"):
@@ -351,11 +351,11 @@ def _dimensions(kind: UsageKind, query: BucketQuery) -> tuple[list[str], dict[st
             raise _invalid("group_by", f"here results are grouped by {', '.join(kind.dimensions)}.")
     filters: dict[str, Any] = {}
     for param, name in _FILTERS.items():
-        values, prefix = read_values(query.request, param), _KEY_PREFIX if name == "api_key_id" else ""
+        values = read_values(query.request, param)
         if values and name not in kind.dimensions:
             raise _invalid(param, "it selects nothing here.")
         if values and (dimension := _DIMENSIONS[name]):
-            filters[dimension] = [value.removeprefix(prefix) for value in values]
+            filters[dimension] = list(map(parse_id, values)) if name == "api_key_id" else values
     if query.batch is not None:
         if "batch" not in kind.dimensions:
             raise _invalid("batch", "it selects nothing here.")

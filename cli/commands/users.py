@@ -78,15 +78,17 @@ def invite(
     from cli.up.effective import effective, opened
     from jobs.security import accounts
 
-    if "@" not in email:
-        raise CliError(f"'{email}' is no e-mail address")
+    try:
+        address = accounts.parse_email(email)
+    except ValueError:
+        raise CliError(f"'{email}' is no e-mail address") from None
     with opened(options.data_dir) as db, db.write() as session:
         memberships = [{"id": _project_id(session, name), "role": "member"} for name in project or ()]
         role = "owner" if owner else "reader"
-        row = accounts.invite(session, email.strip().lower(), role, memberships, actor=_OPERATOR, request_id=None)
-        invite_id, address = row.id, row.email
-    url = f"{effective(data_dir=options.data_dir).url}/login"
-    options.show({"id": invite_id, "email": address, "login_url": url}, f"invited {address}; log in at {url}")
+        invite_id = accounts.invite(session, address, role, memberships, actor=_OPERATOR, request_id=None).id
+    url = accounts.login_url(effective(data_dir=options.data_dir))
+    where = f"log in at {url}" if url else "nobody can log in until NIGHTMILL_OIDC_ISSUER is set"
+    options.show({"id": invite_id, "email": address, "login_url": url}, f"invited {address}; {where}")
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Accounts of people: invited by address, made at the first login, removed with all that they hold."""
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,8 +25,10 @@ from jobs.security.tables import (
     RoleAssignment,
     SignInToken,
 )
+from jobs.settings import Settings
 
 INVITE_SECONDS: Final = 7 * 86_400
+_ADDRESS: Final = re.compile(r"[^@\s]{1,64}@[^@\s]{1,190}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,19 @@ class Identity:
 def actor_of(account_id: str) -> str:
     """Return the actor of what a person does without a key: to log in."""
     return f"user:{account_id}"
+
+
+def login_url(config: Settings) -> str | None:
+    """Return the URL at which people log in; None where no identity provider is set."""
+    return f"{config.url}/login" if config.oidc_issuer else None
+
+
+def parse_email(text: str) -> str:
+    """Return an e-mail address in lower case. Raises: ValueError, for a text that is none."""
+    address = text.strip().lower()
+    if not _ADDRESS.fullmatch(address):
+        raise ValueError("This is not an e-mail address.")
+    return address
 
 
 def invite(

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -56,6 +57,23 @@ def test_deleted_admin_key_is_not_found_and_the_last_stays(organization: Organiz
         organization.admin_api_keys.delete(first.id)
     assert refusal.value.code == "last_admin_key"
     assert organization.admin_api_keys.retrieve(first.id.removeprefix("key_")).id == first.id
+
+
+@pytest.mark.parametrize(
+    "options", [{"expires_at": time.time() + 3600}, {"scopes": ["api.usage.read"]}, {"scopes": ["api.management.read"]}]
+)
+def test_last_admin_key_that_lasts_and_may_create_others_stays(
+    app: FastAPI, organization: Organization, options: dict[str, Any]
+) -> None:
+    first = next(iter(organization.admin_api_keys.list()))
+    with app.state.services.db.write() as session:
+        other = id_of(create_admin_key(session, **options))
+
+    with pytest.raises(BadRequestError) as refusal:
+        organization.admin_api_keys.delete(first.id)
+
+    assert refusal.value.code == "last_admin_key"
+    assert organization.admin_api_keys.delete(other).deleted
 
 
 @pytest.mark.parametrize("seconds", [0, 31_536_001])

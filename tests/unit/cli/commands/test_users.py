@@ -29,6 +29,8 @@ def run(tmp_path: Path, db: Database, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("NIGHTMILL_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("NIGHTMILL_DATABASE_URL", db.url)
     monkeypatch.setenv("NIGHTMILL_PUBLIC_URL", "https://mill.example.com")
+    monkeypatch.setenv("NIGHTMILL_OIDC_ISSUER", "https://login.example.com")
+    monkeypatch.setenv("NIGHTMILL_OIDC_CLIENT_ID", "nightmill")
 
     def run(*words: str) -> list[Any]:
         done = CliRunner().invoke(app, ["users", *words, "--json"])
@@ -56,6 +58,14 @@ def test_invited_owner_becomes_a_user_at_the_first_login(run: Run, db: Database)
     assert (user["id"], user["status"], user["name"]) == (user_id, "user", "Ada")
     with db.read() as session:
         assert roles.permissions_of(session, user_id, "") == PREDEFINED["role-org-owner"].permissions
+
+
+def test_invite_names_no_login_without_an_identity_provider(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NIGHTMILL_OIDC_ISSUER")
+
+    [invited] = run("invite", "ada@example.com")
+
+    assert invited["login_url"] is None
 
 
 def test_invite_makes_a_member_of_the_projects_it_names(run: Run, db: Database) -> None:
@@ -135,6 +145,7 @@ def test_address_of_several_users_is_refused_and_an_id_is_not(run: Run, db: Data
     ("words", "message"),
     [
         (["invite", "ada"], "no e-mail address"),
+        (["invite", "ada@"], "no e-mail address"),
         (["invite", "eva@example.com", "--project", "nothing"], "no project 'nothing'"),
         (["invite", "ada@example.com"], "has this address already"),
         (["remove", "nobody@example.com"], "no user 'nobody@example.com'"),
