@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 from sqlalchemy import BigInteger, cast, func, select
 from sqlalchemy.orm import Session
 
-from jobs.db.engine import WRITE_ROWS
 from jobs.ledger import kinds
 from jobs.ledger.tables import TOKENS, Job, Segment
 from jobs.usage import minutes
@@ -75,7 +74,7 @@ def _usage_tokens(session: Session, start: int) -> Tokens:
     sums = (func.sum(getattr(UsageMinute, name)) for name in TOKENS)
     rows = select(*keys, *sums).where(UsageMinute.batch, UsageMinute.minute >= start).group_by(*keys)
     tokens = {UsageGroup(int(row[0]), *row[1:4]): tuple(map(int, row[4:])) for row in session.execute(rows)}
-    changes = minutes.merge(session.scalars(select(UsageChange.rows), execution_options={"yield_per": WRITE_ROWS}))
+    changes = minutes.merge(session.scalars(select(UsageChange.rows)))
     for (minute, key), amounts in changes.items():
         if key.batch and minute >= start:
             group = UsageGroup(minute - minute % _DAY, key.project_id, key.key_id, key.endpoint)

@@ -184,7 +184,7 @@ def organization_ids(app: FastAPI, project_id: str) -> dict[str, str]:
                 Account(id=user, email=f"{user}@example.com", created_at=1.0),
                 AccountGroup(id=group, name="n", created_at=1.0),
                 GroupMember(group_id=group, account_id=user, created_at=1.0),
-                Invite(id=invite, email="a@example.com", role="reader", created_at=1.0, expires_at=1.0),
+                Invite(id=invite, email=f"{invite}@example.com", role="reader", created_at=1.0, expires_at=1.0),
                 *(
                     RoleAssignment(project_id=owner, principal_id=principal, role_id=assigned, created_at=1.0)
                     for owner, own_role in roles.items()
