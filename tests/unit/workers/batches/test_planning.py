@@ -250,7 +250,7 @@ def test_invalid_request_line_is_refused_with_code_and_param(
 
 
 @pytest.mark.parametrize("name", ["n", "max_tokens", "max_completion_tokens", "best_of"])
-@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e309", "-1", '"5"', "true"])
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e309", "-1", "true"])
 def test_invalid_count_is_refused_or_estimated_as_if_missing(harness: Harness, name: str, value: str) -> None:
     line = json.dumps(chat_line("r", "x", **{name: "COUNT"})).replace('"COUNT"', value)
 
