@@ -171,7 +171,7 @@ async def submit(
     with metrics.counting_errors():
         try:
             spend = await spending.reserve(call, queued, body) if url != COUNT_URL else None
-        except BaseException:
+        except BaseException:  # refused or cancelled: the request takes no tokens
             if reservation:
                 call.services.inference.rates.settle(reservation, 0)
             raise
