@@ -151,7 +151,7 @@ def _focus_row(cell: "UsageCell", total: "UsageTotal", projects: dict[str, str])
     return {
         **dict.fromkeys(("BilledCost", "ContractedCost", "EffectiveCost", "ListCost"), f"{cost:.6f}"),
         **dict.fromkeys(("InvoiceIssuerName", "ProviderName", "PublisherName"), _ISSUER),
-        **dict.fromkeys(("PricingQuantity", "ConsumedQuantity"), tokens),
+        **dict.fromkeys(("PricingQuantity", "ConsumedQuantity"), f"{tokens:.1f}"),
         **dict.fromkeys(("PricingUnit", "ConsumedUnit"), "Tokens"),
         "BillingAccountId": "nightmill",
         "BillingAccountName": _ISSUER,

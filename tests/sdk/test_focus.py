@@ -1,7 +1,8 @@
 """FOCUS reports before the validator of the FinOps Foundation, which has an environment of its own.
 
 Its last release knows FOCUS 1.0, with three columns under earlier names, and requires columns that FOCUS 1.2 requires
-only of providers who have regions, resources, list prices or discounts. Those are added empty here.
+only of providers who have regions, resources, list prices or discounts. Those are added empty here; so is `ChargeType`,
+a column of 0.5 that one of its rules for 1.0 still reads.
 """
 
 import csv
@@ -27,7 +28,7 @@ MODEL = "smollm2-135m-instruct"
 NOVEMBER = 1_793_577_600  # 2026-11-02
 _EARLIER_NAMES = {"InvoiceIssuerName": "InvoiceIssuer", "ProviderName": "Provider", "PublisherName": "Publisher"}
 _NOT_OURS = (
-    "AvailabilityZone", "CommitmentDiscountCategory", "CommitmentDiscountId", "CommitmentDiscountName",
+    "AvailabilityZone", "ChargeType", "CommitmentDiscountCategory", "CommitmentDiscountId", "CommitmentDiscountName",
     "CommitmentDiscountStatus", "CommitmentDiscountType", "ContractedUnitPrice", "ListUnitPrice", "PricingCategory",
     "RegionId", "RegionName", "ResourceID", "ResourceName", "ResourceType", "SkuPriceId", "Tags",
 )  # fmt: skip

@@ -95,7 +95,7 @@ def test_focus_has_its_mandatory_columns_and_no_cost_is_null(run: Run, used: str
         "ChargePeriodStart", "ContractedCost", "EffectiveCost", "InvoiceIssuerName", "ListCost", "PricingQuantity",
         "PricingUnit", "ProviderName", "PublisherName", "ServiceCategory", "ServiceName",
     }  # fmt: skip
-    assert (row["BilledCost"], row["PricingQuantity"], row["SubAccountName"]) == ("0.003000", "1500", "blue")
+    assert (row["BilledCost"], row["PricingQuantity"], row["SubAccountName"]) == ("0.003000", "1500.0", "blue")
     assert (row["ChargePeriodStart"], row["ChargePeriodEnd"]) == ("2026-11-02T00:00:00Z", "2026-11-03T00:00:00Z")
     assert (row["BillingPeriodStart"], row["BillingPeriodEnd"]) == ("2026-11-01T00:00:00Z", "2026-12-01T00:00:00Z")
 
