@@ -189,7 +189,8 @@ def _kill_idle(scene: Scene) -> None:
     feeding = load.feeding.is_set()
     load.feeding.clear()
     try:
-        if not load.await_terminal(load.jobs, 90) or not load.askers.await_ended(90):
+        seconds = 90 * scene.patience
+        if not load.await_terminal(load.jobs, seconds) or not load.askers.await_ended(seconds):
             scene.journal.violation("F5: the jobs before it do not end")
             return
         _submit_to_frozen(scene)
