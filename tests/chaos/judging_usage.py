@@ -144,7 +144,10 @@ def _unanswered() -> tuple[ColumnElement[bool], ...]:
 
 
 def _usage_outside(campaign: "Campaign", limited: LimitedProjects, rows: list[UsageRow]) -> Iterator[str]:
-    """Compare usage with what the generating engine gave: of all projects, and of the metered one."""
+    """Compare usage with what the generating engine gave: of all projects, and of the metered one.
+
+    The usage of a request that was cut short is an estimate, which may be more than the engine gave.
+    """
     prompts = campaign.prompts()[0]
     paid = [row for row in rows if row.model in (MODEL, CACHED_MODEL) and row.subject != minutes.CACHE]
     least, given = Tokens(), sum_tokens(map(tokens_of, prompts))
@@ -152,7 +155,8 @@ def _usage_outside(campaign: "Campaign", limited: LimitedProjects, rows: list[Us
     first = min((fault.at for fault in campaign.struck), default=float("inf"))
     last = first - _LOST_SECONDS * campaign.patience
     least = sum_tokens(answer.tokens for answer in limited.metered.answers if answer.at < last)
-    given = sum_tokens(tokens_of(prompt) for prompt in prompts if prompt.startswith(METERED))
+    answered = [tokens_of(prompt) for prompt in prompts if prompt.startswith(METERED)]
+    given = sum_tokens([*answered, limited.metered.estimated])
     usage = sum_tokens(row.tokens for row in rows if row.project_id == limited.metered.project_id)
     yield from usage_oracle.usage_outside("the metered project", usage, least=least, given=given)
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import openai
 from openai.resources.admin.organization import Organization
 
+from jobs.requests.token_estimates import input_tokens
 from tests.chaos.job_clients import JobClients
 from tests.chaos.journal import Journal
 from tests.support.receiver import Receiver
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 RATE: Final = 10
 #: What a metered prompt begins with.
 METERED: Final = "Count "
+_MAX_BODY_BYTES: Final = 200  # of a metered request
 _STEP_CENTS: Final = 15  # the cost of about sixty lines
 _UNREACHED_CENTS: Final = 10**9
 _LINES: Final = (60, 150)
@@ -220,6 +222,12 @@ class MeteredClient:
     began: float = 0.0
     requests: int = 0
     refusals: int = 0  # by the rate limit
+
+    @property
+    def estimated(self) -> Tokens:
+        """Return the most that requests without an answer count: each that was cut short counts by its bytes."""
+        cut = self.requests - self.refusals - len(self.answers)
+        return Tokens(input=cut * input_tokens(_MAX_BODY_BYTES))
 
     def ask(self) -> None:
         self.began = self.began or time.monotonic()

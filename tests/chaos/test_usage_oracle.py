@@ -13,7 +13,7 @@ from jobs.usage.minutes import CACHE, TRAINING
 from jobs.usage.tables import Price, Spend, UsageMinute
 from tests.chaos import judging_usage
 from tests.chaos.journal import Journal
-from tests.chaos.limited_projects import LimitedProjects
+from tests.chaos.limited_projects import LimitedProjects, MeteredAnswer, MeteredClient
 from tests.support import sample_jobs, usage_oracle
 from tests.support.fake_engine import reply
 from tests.support.system import MODEL
@@ -205,3 +205,11 @@ def test_batches_under_limits_that_do_not_end_are_blamed() -> None:
     judging_usage.await_limited(campaign)
 
     assert journal.violations == ["I1: not ended in time under a limit: budgeted-000 in_progress"]
+
+
+def test_requests_without_an_answer_count_an_estimate_at_most() -> None:
+    parts: Any = {"client": None, "journal": Journal(1), "rng": None, "project_id": "p"}
+    answers = [MeteredAnswer(1.0, TOOK)]
+
+    assert MeteredClient(**parts, answers=answers, requests=3, refusals=2).estimated == Tokens()
+    assert MeteredClient(**parts, answers=answers, requests=5, refusals=2).estimated == Tokens(input=2 * 50)
