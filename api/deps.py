@@ -43,7 +43,7 @@ class Caller:
 
 
 class ModelTarget(NamedTuple):
-    """Where the requests of a project for a model go: the queue whose live workers serve it, and the rate limits."""
+    """The way of a project's requests for a model: the queue whose live workers serve it, and the rate limits."""
 
     queue: str
     rates: Rates | None

@@ -71,7 +71,7 @@ class UserRoleAssignment(BaseModel):
 
 
 class AssignmentSource(BaseModel):
-    """Who has the role: the user, or a group that the user is in."""
+    """The holder of a role: a user, or a group that the user is in."""
 
     principal_id: str
     principal_type: Literal["user", "group"]

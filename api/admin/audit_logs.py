@@ -83,7 +83,7 @@ _DETAILS: Final = {
 
 
 class AuditActor(BaseModel):
-    """Who acted: a key, or a session of a person, of the command or of a process."""
+    """The actor of an entry: a key, or a session of a person, of the command or of a process."""
 
     type: Literal["api_key", "session"]
     api_key: dict[str, Any] | None = None

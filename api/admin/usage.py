@@ -1,4 +1,4 @@
-"""What the organization has used and what it costs, in buckets of time, as OpenAI's admin API shows it.
+"""Usage and costs of the organization in buckets of time, as OpenAI's admin API shows them.
 
 Buckets begin at whole minutes, hours and days in UTC, and those without usage are empty. A page cursor holds the query
 and the next bucket: usage that comes in meanwhile moves nothing.
@@ -218,7 +218,7 @@ class UsageKind:
 
     result: type[BaseModel]
     dimensions: tuple[str, ...]
-    """What clients may group by and filter by."""
+    """The names that clients may group by and filter by."""
 
     show: Callable[[UsageTotal], dict[str, Any]] | None = None
     """Return the sums of a result; None: they are not from `usage_minute`."""

@@ -294,7 +294,7 @@ class LabelResult(BaseModel):
 
 
 class ConfusionMatrix(BaseModel):
-    """How often each label was predicted for each expected one. A row of `counts` is that of an expected label.
+    """The counts of each predicted label for each expected one. A row of `counts` is that of an expected label.
 
     `other` counts the predictions that are none of the labels, by expected label.
     """
@@ -316,7 +316,7 @@ class ClassificationResult(BaseModel):
 
 
 class AgreementResult(BaseModel):
-    """How far the expected and the predicted labels of a classification, or a person and a judge, agree.
+    """The agreement of the expected and the predicted labels of a classification, or of a person and a judge.
 
     `kappa` is Cohen's: 0 is as often as by chance, 1 always. It is null where they cannot disagree.
     """

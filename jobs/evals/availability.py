@@ -1,4 +1,4 @@
-"""Which graders this deployment can run. A grader that it can never run is refused when it is created."""
+"""The graders that this deployment can run. A grader that it can never run is refused when it is created."""
 
 from functools import partial
 from pathlib import Path

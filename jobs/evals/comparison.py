@@ -158,7 +158,7 @@ class PairedComparison:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """How far apart the means of the slices of one run are by a criterion: the slice with the highest, and the lowest.
+    """The distance of the means of the slices of one run by a criterion: the slice with the highest, and the lowest.
 
     `low` and `high` bound the difference of these two means.
     """

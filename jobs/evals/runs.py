@@ -60,7 +60,7 @@ class Retrieval(BaseModel):
 
 
 class Sampled(BaseModel):
-    """How a model is asked about each item, `n` times.
+    """The request to a model about each item, made `n` times.
 
     The messages are those of `template`, or those that each item has at the path `reference`. `params` are OpenAI's
     sampling parameters. The text whose likelihood is asked for, or that is searched for as `retrieval` says, is that of

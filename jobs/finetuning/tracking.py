@@ -1,4 +1,4 @@
-"""How far the steps of jobs have come in experiment trackers: MLflow, Weights & Biases.
+"""Progress of the steps of jobs in experiment trackers: MLflow, Weights & Biases.
 
     a training starts ─▶ a row for each tracker, due ─▶ claimed: due once the claim is over ─┬─ sent: the last step
                                                            ▲                                 ├─ failed: due later

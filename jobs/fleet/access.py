@@ -33,7 +33,7 @@ class AccessDenied(NotServed):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is to be done: a `model` is asked at an `endpoint`. `key_id` is None where no key asked for it.
+    """Work to be done: a `model` is asked at an `endpoint`. `key_id` is None where no key asked for it.
 
     `permission` is what the key, as it is now, must permit; None where the request that asks has been checked already.
     """

@@ -58,10 +58,10 @@ class StorageFolder(NamedTuple):
 
 
 class SegmentUsage(NamedTuple):
-    """What a segment took: requests, and tokens by their columns."""
+    """The usage of a segment: requests, and tokens by their columns."""
 
     at: float
-    """When it was committed, in unix seconds."""
+    """The time of its commit, in unix seconds."""
 
     whole: Mapping[str, int]
 

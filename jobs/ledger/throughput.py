@@ -1,4 +1,4 @@
-"""How many lines and tokens a project's jobs have answered, in buckets of equal length: from the times of segments."""
+"""Lines and tokens that a project's jobs have answered, in buckets of equal length: from the times of segments."""
 
 from dataclasses import dataclass
 

@@ -19,7 +19,7 @@ Level = Literal["organization", "project"]
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """What a permission opens. `verbs` are separated by spaces; custom roles hold no areas that are not `custom`."""
+    """The routes of a permission. `verbs` are separated by spaces; custom roles hold only areas that are `custom`."""
 
     title: str
     verbs: str = "read write"

@@ -1,4 +1,4 @@
-"""What else a project allows: hosted tools, service tiers, and what is kept of its requests.
+"""Further rules of a project: hosted tools, service tiers, and what is kept of its requests.
 
 tier of a setting      in a request          runs
 standard               default               before batches; allowed in every project

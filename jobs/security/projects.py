@@ -19,7 +19,7 @@ DEFAULT_PROJECT: Final = "default"
 
 
 class Changes(TypedDict, total=False):
-    """What can be set of a project.
+    """The settings of a project.
 
     `weight` is its share of the workers relative to other projects. `allow_external` lets its prompts go to endpoints
     outside this deployment, `allow_media_urls` lets workers fetch the pictures and files that its requests name by URL.

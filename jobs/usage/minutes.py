@@ -44,7 +44,7 @@ _CHANGE: Final = insert(table_of(UsageChange))
 
 
 class UsageKey(NamedTuple):
-    """What a piece of work belongs to: the key of a row of `usage_minute`, without its minute."""
+    """The owner of a piece of work: the key of a row of `usage_minute`, without its minute."""
 
     project_id: str
     key_id: str

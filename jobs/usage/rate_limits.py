@@ -1,4 +1,4 @@
-"""What a project may ask of a model: requests and tokens of interactive clients, and enqueued tokens of batches.
+"""Rate limits of a project for a model: requests and tokens of interactive clients, and enqueued tokens of batches.
 
 Null is no limit, 0 is nothing at all. The limits of requests are counted in Redis: `jobs.inference.rate_limiter`.
 """

@@ -127,7 +127,7 @@ class SpendAlert(Base):
 
 
 class RateLimit(Base):
-    """What a project may ask of a model: null is no limit. `model` is a name of the registry."""
+    """The rate limits of a project for a model: null is no limit. `model` is a name of the registry."""
 
     __tablename__ = "rate_limit"
 

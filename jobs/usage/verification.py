@@ -20,7 +20,7 @@ _DAY: Final = 86_400
 
 
 class UsageGroup(NamedTuple):
-    """What is compared. `day` is its beginning in UTC, in unix seconds."""
+    """A group of usage that is compared. `day` is its beginning in UTC, in unix seconds."""
 
     day: int
     project_id: str

@@ -1,4 +1,4 @@
-"""What this machine can train: `python -m workers.engines.training.capabilities PARENT` prints it as JSON.
+"""Training capabilities of this machine: `python -m workers.engines.training.capabilities PARENT` prints it as JSON.
 
 A process of its own, because the worker that asks (PARENT is its pid) loads no torch.
 """
