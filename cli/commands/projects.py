@@ -1,17 +1,19 @@
 """`nightmill projects`: list, create, change and archive projects, in the database of this host."""
 
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from cli.errors import CliError
 from cli.groups import Group
 from cli.options import External, HostOptions, MediaUrls
 from cli.terminal import moment
-from jobs.security import keys, projects
-from jobs.security.tables import Project
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from jobs.security.projects import Changes
+    from jobs.security.tables import Project
 
 app = Group("List, create, change and archive projects.")
 _ACTOR = "operator"
@@ -27,7 +29,10 @@ def list_(
     options: HostOptions, archived: Annotated[bool, typer.Option("--archived", help="Archived ones too.")] = False
 ) -> None:
     """List the projects, the oldest first."""
+    from sqlalchemy import select
+
     from cli.up.effective import opened
+    from jobs.security.tables import Project
 
     statement = select(Project).order_by(Project.created_at, Project.id)
     if not archived:
@@ -48,6 +53,7 @@ def create(
 ) -> None:
     """Create a project, which begins without keys."""
     from cli.up.effective import opened
+    from jobs.security import projects
 
     with opened(options.data_dir) as db, db.write() as session:
         changes = _changes(weight=weight, allow_external=external, allow_media_urls=media_urls)
@@ -76,6 +82,7 @@ def update(
 ) -> None:
     """Change a project; what is not given stays."""
     from cli.up.effective import opened
+    from jobs.security import projects
 
     with opened(options.data_dir) as db, db.write() as session:
         row = _find(session, project)
@@ -92,6 +99,7 @@ def archive(options: HostOptions, project: ProjectName) -> None:
     Schedules and sources are paused. Files, stores and trained models stay.
     """
     from cli.up.effective import opened
+    from jobs.security import projects
 
     with opened(options.data_dir) as db, db.write() as session:
         row = _find(session, project)
@@ -99,8 +107,11 @@ def archive(options: HostOptions, project: ProjectName) -> None:
         options.show(_describe(session, row), f"archived {row.id}")
 
 
-def _find(session: Session, name: str) -> Project:
+def _find(session: "Session", name: str) -> "Project":
     """Return a project by its name, if it is not archived, or by its id. Raises: CliError."""
+    from jobs.security import keys
+    from jobs.security.tables import Project
+
     project = keys.find_project(session, name) or session.get(Project, name)
     if project is None:
         raise CliError(f"there is no project '{name}'; `nightmill projects list` shows them")
@@ -113,11 +124,13 @@ def _check_name(name: str) -> str:
     return name.strip()
 
 
-def _changes(**values: Any) -> projects.Changes:
-    return cast("projects.Changes", {name: value for name, value in values.items() if value is not None})
+def _changes(**values: Any) -> "Changes":
+    return cast("Changes", {name: value for name, value in values.items() if value is not None})
 
 
-def _describe(session: Session, project: Project) -> dict[str, Any]:
+def _describe(session: "Session", project: "Project") -> dict[str, Any]:
+    from jobs.security import keys
+
     return {
         "id": project.id,
         "name": project.name,
