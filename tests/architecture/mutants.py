@@ -332,11 +332,20 @@ MUTANTS = [
             ("uq_audit_seal", TABLES),
             ("pk_file", TABLES),
             ("pk_idempotency", TABLES),
-            ("uq_project_name", KEYS),
             ("pk_outcome", TABLES),
             ("pk_measure", MEASURES),
             ("pk_job_dependency", TABLES),
         )
+    ),
+    Mutant(
+        "a schema without uq_project_live_name",
+        f"{_REVISIONS}0049_organization_columns",
+        instead(
+            "'uq_project_live_name', 'project', ['name'], unique=True",
+            "'uq_project_live_name', 'project', ['name']",
+            inside="upgrade",
+        ),
+        KEYS,
     ),
     # trainings
     Mutant(

@@ -54,7 +54,7 @@ def happened(db: Database) -> None:
         pytest.param(Outcome, {"count": 9}, id="pk_outcome"),
         pytest.param(File, {"path": "files/2"}, id="pk_file"),
         pytest.param(Idempotency, {"body": "{}"}, id="pk_idempotency"),
-        pytest.param(Project, {"id": "proj_other"}, id="uq_project_name"),
+        pytest.param(Project, {"id": "proj_other"}, id="uq_project_live_name"),
         pytest.param(Measure, {"count": 9}, id="pk_measure"),
         pytest.param(Total, {"count": 9}, id="pk_total"),
         pytest.param(JobDependency, {}, id="pk_job_dependency"),
