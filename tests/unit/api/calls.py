@@ -66,6 +66,9 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
         "json": {"data_source": {"type": "jsonl", "source": {"type": "file_content", "content": [{"item": {}}]}}},
     },
     ("GET", "/v1/evals/{eval_id}/runs/{run_id}/comparison"): {"params": {"baseline": "evalrun_x"}},
+    ("POST", "/v1/organization/admin_api_keys"): {"json": {"name": "n"}},
+    ("POST", "/v1/organization/projects"): {"json": {"name": "n"}},
+    ("POST", "/v1/organization/projects/{project_id}/service_accounts"): {"json": {"name": "n"}},
     ("POST", "/v1/organization/data_retention"): {"json": {"retention_type": "none"}},
     ("POST", "/v1/organization/projects/{project_id}/data_retention"): {"json": {"retention_type": "none"}},
     ("POST", "/v1/organization/projects/{project_id}/hosted_tool_permissions"): {
