@@ -15,7 +15,7 @@ from jobs.ids import new_id
 from jobs.registry import models
 from jobs.security.keys import revoke_key
 from tests.badinputs.case import WORLDS, Case
-from tests.badinputs.json_bodies import BATCH, routes
+from tests.badinputs.json_bodies import BATCH, OF_PROJECTS, routes
 from tests.badinputs.world import Asker, World, raw_said, said
 from tests.support.inline_deployment import MODEL, chat_line, jsonl
 from tests.support.system import pause
@@ -23,8 +23,8 @@ from tests.support.web import keep_completion_in
 
 AREA = "Keys"
 CANARY = "canary-7f3a"
-#: Models are everybody's, streams are in a Redis that these worlds have not, and pauses are the operator's.
-NOBODYS = ("/v1/models/", "/v1/streams/", "/v1/pauses/")
+#: Models are everybody's, and streams are in a Redis that these worlds have not.
+NOBODYS = ("/v1/models/", "/v1/streams/")
 _WORN = "nm_abcdefgh_" + "x" * 43
 
 
@@ -156,9 +156,10 @@ def _tuned(world: World, file_id: str) -> dict[str, str]:
 
 
 def by_id(world: World) -> str:
-    """Their key, our ids: each route with an id of ours says that there is no such thing."""
+    """Their key, our ids: each route of projects with an id of ours says that there is no such thing."""
     ids = planted(world)
-    owned = [route for route, _ in routes(world) if "{" in route.path and not route.path.startswith(NOBODYS)]
+    of_projects = [route for route, operation in routes(world) if operation["security"] == OF_PROJECTS]
+    owned = [route for route in of_projects if "{" in route.path and not route.path.startswith(NOBODYS)]
     assert {name for route in owned for name in route.parameters} == set(ids)
     answers = [route.call(world.stranger, **ids) for route in owned]
     leaks = sum(CANARY in answer.text for answer in answers)
