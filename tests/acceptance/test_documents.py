@@ -5,15 +5,20 @@ behind a block are read here and by people alike:
 
     Continues the example of [vector stores](vector-stores.md).    that page's first block comes first
     Not run by the tests: …                                        the block is left out, for this reason
+
+The SDK finds the deployment and an admin key in the environment. `proj_…` stands for the id of a project.
 """
 
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from openai import OpenAI
 
 from cli.demo.system import running
 from tests.support import stub_engine
@@ -48,16 +53,28 @@ models:
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(300)]
 
 
+class Deployment(NamedTuple):
+    """A deployment: its data folder, with `run.json`, and what the examples need to administer it."""
+
+    folder: Path
+    environment: dict[str, str]
+    project_id: str
+
+
 @pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Yield the data folder of a deployment, with `run.json`."""
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     folder = tmp_path_factory.mktemp("documents")
     models = folder / "models.yaml"
     with stub_engine.running(folder / "prompts.log", "--models", f"{CHAT},{EMBEDDER}") as url:
         models.write_text(MODELS % {"url": f"{url}/v1"})
         with running(folder / ".nightmill", ["--no-vllm"], {"NIGHTMILL_MODELS_FILE": str(models)}) as system:
             system.wait_until_ready()
-            yield folder / ".nightmill"
+            command = [sys.executable, "-m", "cli", "keys", "create", "--admin", "--data-dir", str(folder / ".nightmill")]
+            key = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+            with OpenAI(admin_api_key=key, base_url=f"{system.url}/v1") as client:
+                project = client.admin.organization.projects.create(name="examples")
+            environment = {"OPENAI_BASE_URL": f"{system.url}/v1", "OPENAI_ADMIN_KEY": key}
+            yield Deployment(folder / ".nightmill", environment, project.id)
 
 
 def script_of(page: Path) -> str:
@@ -72,12 +89,14 @@ def _blocks(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_examples_of_a_page_run(deployment: Path, tmp_path: Path, page: Path) -> None:
-    (tmp_path / ".nightmill").symlink_to(deployment)
-    (tmp_path / "example.py").write_text(script_of(page))
+def test_examples_of_a_page_run(deployment: Deployment, tmp_path: Path, page: Path) -> None:
+    (tmp_path / ".nightmill").symlink_to(deployment.folder)
+    (tmp_path / "example.py").write_text(script_of(page).replace("proj_…", deployment.project_id))
 
-    command = [sys.executable, "example.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    command, environment = [sys.executable, "example.py"], {**os.environ, **deployment.environment}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
 
     assert done.returncode == 0, done.stderr
     for text in PRINTED.get(str(page.relative_to(ROOT)), ()):
