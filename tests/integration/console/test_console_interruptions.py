@@ -219,7 +219,7 @@ def test_key_that_is_revoked_while_a_page_is_open_leads_to_the_gate(
         tab.wait_for_timeout(2_500)  # a good answer about a key holds for two seconds
         tab.get_by_role("button", name="Create", exact=True).click()
 
-    expect(tab.get_by_role("alert")).to_contain_text("Incorrect API key", timeout=4 * PATIENCE)
+    expect(tab.get_by_role("alert")).to_contain_text("The API key was revoked.", timeout=4 * PATIENCE)
     tab.get_by_label("API key").fill(successor)
     tab.keyboard.press("Enter")
     expect(tab.get_by_role("navigation")).to_be_visible()
@@ -235,5 +235,5 @@ def test_revoked_operator_key_shows_key_form(browser: Browser, deployment: Deplo
             revoke_key(session, deployment.operator_key.split("_")[1])
 
         expect(tab.get_by_label("Admin key")).to_be_visible(timeout=4 * PATIENCE)
-        expect(tab.get_by_role("alert")).to_contain_text("Incorrect API key")
+        expect(tab.get_by_role("alert")).to_contain_text("The API key was revoked.")
         expect(tab.get_by_role("link", name="Jobs", exact=True)).to_be_visible()
