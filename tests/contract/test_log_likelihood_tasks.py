@@ -21,7 +21,7 @@ from tests.support.system import eventually, free_port
 from tests.support.vllm_host import START_SECONDS
 from workers.engines.model_folders import SMOLLM2, materialise
 
-pytestmark = [pytest.mark.verify, pytest.mark.vllm, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.soak, pytest.mark.vllm, pytest.mark.timeout(2400)]
 
 _NAME = "smol"
 #: In float32 a token's log-probability hardly depends on what else is in its batch.

@@ -13,7 +13,7 @@ from cli.demo.system import running
 from tests.support import tiny_llama
 from tests.support.system import pause
 
-pytestmark = [pytest.mark.verify, pytest.mark.vllm, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.soak, pytest.mark.vllm, pytest.mark.timeout(1200)]
 BASE = "tiny"
 _PROCFILE = """\
 release: python -m jobs.bootstrap
