@@ -1,4 +1,7 @@
-"""Comparisons of simulated runs are right as often as they say, and the guide has what was measured."""
+"""Comparisons of simulated runs are right as often as they say, and the guide has what was measured.
+
+`make verify` compares runs of 20 items, `make soak` those of every number.
+"""
 
 import math
 from array import array
@@ -15,17 +18,19 @@ from tests.support.system import ROOT
 
 GUIDE = ROOT / "docs" / "guides" / "evaluations.md"
 
+MEASURED = [pytest.param(items, marks=() if items == 20 else pytest.mark.soak) for items in ITEMS]
+
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(1200)]
 
 
-@pytest.mark.parametrize("items", ITEMS)
+@pytest.mark.parametrize("items", MEASURED)
 @pytest.mark.parametrize("difference", DIFFERENCES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_interval_holds_the_true_difference(kind: str, difference: float, items: int) -> None:
     assert measure(kind, items, difference).coverage >= 0.93
 
 
-@pytest.mark.parametrize("items", ITEMS)
+@pytest.mark.parametrize("items", MEASURED)
 @pytest.mark.parametrize("kind", KINDS)
 def test_false_alarm_rate_of_each_kind_is_bounded(kind: str, items: int) -> None:
     """A share of 0.05 is measured with a standard error of 0.005."""
@@ -35,10 +40,12 @@ def test_false_alarm_rate_of_each_kind_is_bounded(kind: str, items: int) -> None
     assert alarms == 0 or items >= comparison.MIN_ITEMS
 
 
+@pytest.mark.soak
 def test_mean_false_alarm_rate_of_all_kinds_is_at_most_five_percent() -> None:
     assert fmean(measure(kind, items, 0.0).verdicts for kind in KINDS for items in ITEMS[1:]) <= 0.05
 
 
+@pytest.mark.soak
 def test_guide_has_the_measured_table() -> None:
     assert "\n".join(table()) in GUIDE.read_text()
 

@@ -481,7 +481,7 @@ class _Unchanged:
 
 
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("examples", [3, pytest.param(20, marks=pytest.mark.verify)])
+@pytest.mark.parametrize("examples", [3, pytest.param(20, marks=pytest.mark.soak)])
 def test_no_order_of_calls_loses_or_repeats_anything(sqlite: Database, examples: int) -> None:
     run_state_machine_as_test(
         lambda: LedgerMachine(sqlite),

@@ -35,7 +35,7 @@ def test_seeds_that_once_failed_pass(world: SimulatedDatabase, seed: int) -> Non
 
 
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("seeds", [len(WEATHERS), pytest.param(4 * len(WEATHERS), marks=pytest.mark.verify)])
+@pytest.mark.parametrize("seeds", [len(WEATHERS), pytest.param(4 * len(WEATHERS), marks=pytest.mark.soak)])
 def test_no_seed_loses_or_repeats_anything(world: SimulatedDatabase, seeds: int) -> None:
     failed: dict[int, list[str]] = {}
     for seed in range(SEEDS or seeds):
@@ -84,7 +84,7 @@ def test_poisoned_line_costs_bounded_crashes_and_spares_neighbours(world: Simula
     assert 0 < game.world.crashes <= 4 * len(game.seen)
 
 
-@pytest.mark.parametrize("seeds", [(1, 4, 5), pytest.param(range(30), marks=pytest.mark.verify)])
+@pytest.mark.parametrize("seeds", [(1, 4, 5), pytest.param(range(30), marks=pytest.mark.soak)])
 def test_spend_limit_is_exceeded_by_a_single_shard_despite_crashes(
     world: SimulatedDatabase, seeds: Sequence[int]
 ) -> None:
@@ -100,7 +100,7 @@ def test_spend_limit_is_exceeded_by_a_single_shard_despite_crashes(
 
 
 @pytest.mark.parametrize("weather", [Weather(message_lost=0.5), Weather(crash_every=1.0)], ids=["messages", "workers"])
-@pytest.mark.parametrize("seeds", [[0], pytest.param(HELD, marks=pytest.mark.verify)])
+@pytest.mark.parametrize("seeds", [[0], pytest.param(HELD, marks=pytest.mark.soak)])
 def test_lost_messages_only_delay_jobs(world: SimulatedDatabase, weather: Weather, seeds: list[int]) -> None:
     for seed in seeds:
         assert Game(seed, weather, world).play() == []

@@ -38,8 +38,8 @@ from tests.unit.api.batches.test_batches import create, upload
 from tests.unit.api.calls import Route, routes, takes_admin_key
 from tests.unit.api.conftest import METRICS_KEY, client_of
 
-#: Of each operation, in the tests of every run and in those of `make verify`.
-EXAMPLES = [4, pytest.param(40, marks=pytest.mark.verify)]
+#: Of each operation, in the tests of every run and in those of `make soak`.
+EXAMPLES = [4, pytest.param(40, marks=pytest.mark.soak)]
 _TRUE = (
     checks.not_a_server_error,
     openapi_checks.status_code_conformance,

@@ -77,9 +77,9 @@ class Schemas:
         return self.has(inner, value[key] if in_body else None, rest)
 
 
-@pytest.mark.parametrize("step", [20, pytest.param(1, marks=pytest.mark.verify)])
+@pytest.mark.parametrize("step", [20, pytest.param(1, marks=pytest.mark.soak)])
 def test_error_param_exists_in_body_or_schema_for_every_route(app: FastAPI, client: TestClient, step: int) -> None:
-    """With every change a fifth of the bodies of each route is tried, in `make verify` all of them."""
+    """With every change a fifth of the bodies of each route is tried, in `make soak` all of them."""
     document, asked = app.openapi(), 0
     schemas = Schemas(document)
     for path in document["paths"].keys() - OPEN:

@@ -107,7 +107,7 @@ SLOW = {
 }  # fmt: skip
 
 
-@pytest.mark.verify
+@pytest.mark.soak
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_longest_texts_are_compared_in_seconds_or_refused(metric: str) -> None:
     most = text_metrics.METRICS[metric].characters

@@ -195,7 +195,7 @@ def test_each_query_reads_a_single_range_of_an_index(db: Database) -> None:
     check_plans(db, 20_000)
 
 
-@pytest.mark.verify
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_each_query_of_a_million_rows_reads_a_single_range(db: Database) -> None:
     check_plans(db, 1_000_000)

@@ -29,7 +29,7 @@ TEXTS = 10  # whatever the number of files: none is embedded twice
 OUTAGE = 60.0
 
 
-@pytest.fixture(params=[700, pytest.param(5_000, marks=pytest.mark.verify)])
+@pytest.fixture(params=[700, pytest.param(5_000, marks=pytest.mark.soak)])
 def count(request: pytest.FixtureRequest) -> int:
     """So many files that to plan them, and to fail them, takes several transactions."""
     number: int = request.param

@@ -263,7 +263,7 @@ def test_special_tokens_in_the_text_are_only_text() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("size", [150_000, pytest.param(1_000_000, marks=pytest.mark.verify)])
+@pytest.mark.parametrize("size", [150_000, pytest.param(1_000_000, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("unit", ["a", "中", "ab.cd,ef", " "])
 def test_many_characters_without_a_border_take_linear_work(family: str, unit: str, size: int) -> None:
     text, tokens = unit * (size // len(unit)), TOKENS[family]

@@ -37,7 +37,7 @@ def mortal(each: Works) -> Works:
     return each
 
 
-@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.verify)])
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.soak)])
 def test_worker_death_at_any_point_leaves_store_equal_to_folder(mortal: Works, library: Path, every: int) -> None:
     shutil.rmtree(library)
     texts = {"kept.txt": "cherry " * 10, "changed.txt": "apple " * 10, "0.txt": "banana"}
