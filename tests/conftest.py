@@ -28,14 +28,23 @@ from tests.support.services import MEMORY, S3, Postgres, need
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+#: Of the tests that take long, those that `make verify` runs on both databases: the way of a batch, what interrupts it,
+#: upgrades, and what is done at once.
+_ON_BOTH_DATABASES = frozenset(
+    {"test_batch", "test_interrupted", "test_migrations", "test_sdk_whole_way", "test_threads", "test_upgrade"}
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave to `make verify` PostgreSQL and Weaviate, and all variants of a test but the `first`.
 
     Tests of what differs between databases run on PostgreSQL in `make test` as well. Leave what is marked `soak` to
-    `make soak`.
+    `make soak`, and the second database of most tests that take long.
     """
     variants = Counter[str]()
     for item in items:
+        if _takes_long(item) and _is_second_database(item):
+            item.add_marker(pytest.mark.soak)
         postgres = item.get_closest_marker("postgres") and not item.get_closest_marker("dialects")
         if postgres or "weaviate" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.verify)
@@ -47,6 +56,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             variants[name] += 1
             if variants[name] > first.args[0]:
                 item.add_marker(pytest.mark.verify)
+
+
+def _takes_long(item: pytest.Item) -> bool:
+    is_whole_way = item.path.parent.name in ("integration", "acceptance")
+    return (is_whole_way or item.get_closest_marker("verify") is not None) and item.path.stem not in _ON_BOTH_DATABASES
+
+
+def _is_second_database(item: pytest.Item) -> bool:
+    """Return whether another variant of the test runs on SQLite, and what is tested differs little between them."""
+    of_variant = item.callspec.marks if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
+    return any(mark.name == "postgres" for mark in of_variant) and not item.get_closest_marker("dialects")
 
 
 @pytest.fixture(scope="session", autouse=True)
