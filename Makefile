@@ -59,7 +59,7 @@ else
 	$(PYTEST) $(PARALLEL) -m "not vllm and not verify" || .ci/again $$? $(PYTEST)
 endif
 
-verify: setup  ## Run all other tests: every database, engine, SDK and server, all bad inputs, short chaos (40 minutes)
+verify: setup  ## Run all other tests: every database, engine and server, old and new SDK, all bad inputs, short chaos (40 minutes)
 	$(PYTEST) -m "vllm and verify and not soak" tests/contract
 	$(PYTEST) $(PARALLEL) -m "not vllm and verify and not soak" $(ARGS) || .ci/again $$? $(PYTEST)
 
@@ -89,7 +89,7 @@ chaos: setup  ## Kill everything at every moment and count what was lost
 chaos-doses: setup  ## Each fault alone, in its full dose, judged by itself (ARGS='F9-held F11 --share 0.3')
 	$(BIN)/python -m tests.chaos.doses $(ARGS)
 
-soak: setup  ## The tests that take minutes each, then a fault a minute for half an hour (ARGS='--soak 480' for a night)
+soak: setup  ## The tests that take minutes each, and what else takes too long for `verify`, then a fault a minute for half an hour (ARGS='--soak 480' for a night)
 	$(PYTEST) --durations 25 -m soak
 	$(BIN)/python -m tests.chaos --soak 30 $(ARGS)
 

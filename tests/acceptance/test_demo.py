@@ -81,7 +81,10 @@ def test_demo_reports_failed_embeddings_and_fails(start: Start) -> None:
     assert "the demo is not complete" in missing
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, *(pytest.param(number, marks=pytest.mark.soak) for number in (signal.SIGINT, signal.SIGTERM))],
+)
 def test_interrupted_demo_leaves_nothing_running(start: Start, number: signal.Signals) -> None:
     process = start()
     assert process.stdout

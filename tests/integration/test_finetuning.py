@@ -492,7 +492,7 @@ def _full(_path: str, _data: bytes) -> None:
     raise StorageFull
 
 
-@pytest.mark.verify
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("module", ["workers.engines.training"])
 def test_tiny_model_is_trained_while_all_is_killed(site: Site, monkeypatch: pytest.MonkeyPatch, module: str) -> None:

@@ -23,6 +23,8 @@ SDKS = {
     "python-3.57": "3.57.0",
     "node-7.57": "7.57.0",
 }
+#: Between the oldest and the newest: for `make soak`.
+BETWEEN = ("python-2.8", "python-3.16")
 CHECKS = (
     "a file is created, retrieved and read",
     "a file's content is streamed",
@@ -132,7 +134,9 @@ RAW = {
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(300)]
 
 
-@pytest.fixture(scope="module", params=SDKS)
+@pytest.fixture(
+    scope="module", params=[pytest.param(sdk, marks=pytest.mark.soak if sdk in BETWEEN else ()) for sdk in SDKS]
+)
 def suite(request: pytest.FixtureRequest, deployment: Deployment) -> Suite:
     return run_suite(request.param, deployment)
 

@@ -1,9 +1,10 @@
 """A reload of a page in every state: it shows the same again, and asks before something would be lost."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
+from _pytest.mark import ParameterSet
 from playwright.sync_api import Browser, Dialog, Page, expect
 
 from jobs.clock import now
@@ -53,6 +54,11 @@ RUN_WORDS = {
 }
 
 
+def all_states(states: Iterable[JobState]) -> list[ParameterSet]:
+    """Return all states as parameters: one for `make verify`, the others for `make soak`."""
+    return [pytest.param(state, marks=() if state is JobState.RUNNING else pytest.mark.soak) for state in states]
+
+
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     folder = tmp_path_factory.mktemp("reload")
@@ -89,7 +95,7 @@ def create_run(deployment: Deployment) -> tuple[str, str]:
     return evaluation.id, deployment.client.evals.runs.create(evaluation.id, name="first", data_source=source).id
 
 
-@pytest.mark.parametrize("state", JobState)
+@pytest.mark.parametrize("state", all_states(JobState))
 def test_batch_in_every_state(console: Console, deployment: Deployment, state: JobState) -> None:
     job_id = create_batch(deployment)
     set_state(deployment, job_id, state)
@@ -115,7 +121,7 @@ def test_batch_that_waits(console: Console, deployment: Deployment, reason: str)
     console.check_reload()
 
 
-@pytest.mark.parametrize("state", TUNING_WORDS)
+@pytest.mark.parametrize("state", all_states(TUNING_WORDS))
 def test_fine_tuning_job_in_every_status(console: Console, deployment: Deployment, state: JobState) -> None:
     job_id = create_tuning(deployment)
     set_state(deployment, job_id, state)
@@ -137,7 +143,7 @@ def test_paused_fine_tuning_job(console: Console, deployment: Deployment) -> Non
     console.check_reload()
 
 
-@pytest.mark.parametrize("state", RUN_WORDS)
+@pytest.mark.parametrize("state", all_states(RUN_WORDS))
 def test_evaluation_run_in_every_status(console: Console, deployment: Deployment, state: JobState) -> None:
     eval_id, run_id = create_run(deployment)
     set_state(deployment, run_id, state)

@@ -30,7 +30,7 @@ from tests.support.training_thread import training
 from workers.engines.port import Adapter, Answer, Request
 from workers.inference.consumer import InteractiveConsumer
 
-pytestmark = [pytest.mark.verify, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
 BASE: Final = "tiny"
 TAUGHT: Final = "Bonjour"
