@@ -54,6 +54,7 @@ from api.http.middleware import OPEN, Authenticate, BodyLimit, FairShare, Trace
 from api.inference import chat_completions, conversations, response_connections, responses
 from api.inference import routes as inference
 from api.inference.interactive import STREAM_HEADER
+from api.inference.request_recorder import RequestRecorder
 from api.jobs import explain, feed, results, throughput
 from api.jobs import routes as jobs
 from api.key_use import KeyUse
@@ -176,6 +177,7 @@ def build(config: Settings | None = None, timings: Timings = Timings()) -> FastA
         timings=timings,
         wrong_keys=WrongKeys(config.wrong_keys_per_minute),
         key_use=KeyUse(db),
+        requests=RequestRecorder(db),
         computations=Computations(timings.computation_patience),
         feed_bounds=Trusted(timings.job_look),
     )
@@ -217,5 +219,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     yield {}
     app.state.services.stopping.set()
     await app.state.services.key_use.close()
+    await app.state.services.requests.close()
     await app.state.services.inference.close()
     app.state.services.db.close()

@@ -10,6 +10,7 @@ from fastapi.requests import HTTPConnection
 from sqlalchemy.orm import Session
 
 from api.computations import Computations
+from api.inference.request_recorder import RequestRecorder
 from api.key_use import KeyUse
 from api.ttl_cache import Trusted
 from api.wrong_keys import WrongKeys
@@ -63,6 +64,7 @@ class Services:
     timings: Timings
     wrong_keys: WrongKeys
     key_use: KeyUse
+    requests: RequestRecorder
     computations: Computations
     feed_bounds: Trusted[FeedBounds]  # by key: of the feed of its project
     limited_projects: LimitedProjects = field(default_factory=LimitedProjects)

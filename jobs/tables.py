@@ -7,7 +7,8 @@ job ─┬─ shard ── segment          what is to be done, and what has bee
 schedule ┘                        submits it again and again
      └─ event ── delivery ── attempt      what happened, and who was told
 vector_store ── vector_store_file · vector_removal · source ── source_item
-file, upload, upload_part · response, chat_completion, conversation · project, api_key, idempotency, storage_usage
+file, upload, upload_part · project, api_key, idempotency, storage_usage
+response, chat_completion, conversation, request_minute
 finetune_plan, finetune_step, finetune_event, finetune_checkpoint, finetune_data, dataset
 tuned_model, checkpoint_permission · eval, eval_run
 worker, model, pause, meta, measure, measure_change, total · engine_death, quarantine · cached, cache_epoch, cache_use
@@ -29,7 +30,15 @@ from jobs.finetuning.tables import (
     FinetuneTracking,
 )
 from jobs.fleet.tables import EngineDeath, Measure, MeasureChange, Meta, Model, Pause, Quarantine, Worker
-from jobs.inference.tables import CacheEntry, CacheEpoch, CacheUse, Conversation, StoredCompletion, StoredResponse
+from jobs.inference.tables import (
+    CacheEntry,
+    CacheEpoch,
+    CacheUse,
+    Conversation,
+    RequestMinute,
+    StoredCompletion,
+    StoredResponse,
+)
 from jobs.ledger.tables import (
     TOKENS,
     Audit,
@@ -118,6 +127,7 @@ __all__ = [
     "Project",
     "Quarantine",
     "RateLimit",
+    "RequestMinute",
     "Reservation",
     "Role",
     "RoleAssignment",

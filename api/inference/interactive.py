@@ -138,7 +138,7 @@ async def submit(
     """
     if resume and not stream:
         raise InvalidRequest("Only a stream can be resumed.", param="X-Nightmill-Resume", code="unsupported_value")
-    metrics = RequestMetrics()
+    metrics = RequestMetrics(record=partial(call.services.requests.record, call.project_id))
     with metrics.counting_errors():
         if _is_configured(call, body["model"]):
             metrics.model = body["model"]

@@ -1,14 +1,15 @@
-"""Prometheus metrics of interactive requests by model, as their clients see them. Each process counts its own.
+"""Measures of interactive requests by model, as their clients see them: for Prometheus, and for the project's own view.
 
     RequestMetrics ──▶ queued ──▶ taken by a worker ──▶ first chunk ──▶ end, or an error
                          └─ waiting ─┘                       └─ time to first token
 
-A stream whose connection breaks is measured up to there, whether it is resumed or not.
+Prometheus reads those of each process; `record` counts them by project, in the database. A stream whose connection
+breaks is measured up to there, whether it is resumed or not.
 """
 
 import re
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from http import HTTPStatus
 from typing import Final
@@ -19,9 +20,8 @@ from prometheus_client import Counter, Gauge, Histogram
 from api.health.metrics import OTHER, REGISTRY
 from jobs.errors import NightmillError
 from jobs.inference.interactive import AnswerEntry
+from jobs.inference.request_counts import ERRORS, SECONDS, SPEEDS, TOKEN_TYPES, TOKENS, bucket_of
 
-_BOUNDS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)  # seconds
-_TOKENS: Final = ("input", "cached", "output", "reasoning")
 #: The events of a response before its first token.
 _BEGINNING: Final = re.compile(rb'"type": ?"response\.(created|queued|in_progress)"')
 _CODE: Final = re.compile(r"[a-z0-9_.-]{1,64}")
@@ -32,21 +32,21 @@ _SECONDS = Histogram(
     "Time from an interactive request to the end of its answer, where it has one.",
     ("model",),
     registry=REGISTRY,
-    buckets=_BOUNDS,
+    buckets=SECONDS,
 )
 _FIRST_TOKEN = Histogram(
     "nightmill_interactive_first_token_seconds",
     "Time from an interactive request to the first chunk of its stream.",
     ("model",),
     registry=REGISTRY,
-    buckets=_BOUNDS,
+    buckets=SECONDS,
 )
 _SPEED = Histogram(
     "nightmill_interactive_tokens_per_second",
     "Output tokens a second of a stream, from its first chunk to its end; of another answer, from its request.",
     ("model",),
     registry=REGISTRY,
-    buckets=(1, 2, 5, 10, 20, 35, 50, 75, 100, 150, 200, 400, 1000),
+    buckets=SPEEDS,
 )
 _USED = Counter(
     "nightmill_interactive_tokens", "Tokens of answered interactive requests.", ("model", "type"), registry=REGISTRY
@@ -66,10 +66,14 @@ _WAITING = Gauge(
 
 
 class RequestMetrics:
-    """Measure one request. `model` is a name of the models file, of a tuned model, or `OTHER`."""
+    """Measure one request. `model` is a name of the models file, of a tuned model, or `OTHER`.
 
-    def __init__(self, model: str = OTHER) -> None:
+    `record(model, measure, bucket, total, count)` counts values by project.
+    """
+
+    def __init__(self, model: str = OTHER, record: Callable[[str, str, str, float, int], None] | None = None) -> None:
         self.model = model
+        self._record = record
         self._began = time.perf_counter()
         self._generating_since = self._began
         self._waits = self._has_chunk = False
@@ -102,15 +106,15 @@ class RequestMetrics:
         if entry.kind == "chunk" and not self._has_chunk and not _BEGINNING.search(entry.body):
             self._has_chunk = True
             self._generating_since = time.perf_counter()
-            _FIRST_TOKEN.labels(self.model).observe(self._generating_since - self._began)
+            self._observe(_FIRST_TOKEN, "first_token", self._generating_since - self._began)
         elif entry.kind == "end" and entry.status < HTTPStatus.BAD_REQUEST:
             ended = time.perf_counter()
-            _SECONDS.labels(self.model).observe(ended - self._began)
-            used = dict(zip(_TOKENS, entry.usage, strict=False))
+            self._observe(_SECONDS, "duration", ended - self._began)
+            used = dict(zip(TOKEN_TYPES, entry.usage, strict=False))
             for kind, tokens in used.items():
-                _USED.labels(self.model, kind).inc(tokens)
+                self._count(_USED, TOKENS, kind, tokens)
             if (output := used.get("output", 0)) and (seconds := ended - self._generating_since) > 0:
-                _SPEED.labels(self.model).observe(output / seconds)
+                self._observe(_SPEED, "speed", output / seconds)
         elif entry.kind == "end":
             self._count_error(_code_of(entry))
 
@@ -120,7 +124,17 @@ class RequestMetrics:
             _WAITING.labels(self.model).dec()
 
     def _count_error(self, code: str) -> None:
-        _ERRORS.labels(self.model, code).inc()
+        self._count(_ERRORS, ERRORS, code, 1)
+
+    def _observe(self, histogram: Histogram, measure: str, value: float) -> None:
+        histogram.labels(self.model).observe(value)
+        if self._record:
+            self._record(self.model, measure, bucket_of(measure, value), value, 1)
+
+    def _count(self, counter: Counter, measure: str, word: str, number: int) -> None:
+        counter.labels(self.model, word).inc(number)
+        if self._record and number:
+            self._record(self.model, measure, word, number, number)
 
 
 class _Error(msgspec.Struct):

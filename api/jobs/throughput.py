@@ -1,4 +1,4 @@
-"""The lines and tokens of a project's jobs over time, in buckets."""
+"""The lines and tokens of a project's jobs over time, in buckets, and its interactive requests by model."""
 
 import math
 from typing import Annotated, Final, Literal
@@ -10,6 +10,8 @@ from api.deps import Call
 from api.http.bodies import resource
 from jobs.clock import now
 from jobs.errors import InvalidRequest
+from jobs.inference import request_counts
+from jobs.inference.request_counts import TOKEN_TYPES, Distribution, ModelRequests
 from jobs.ledger import throughput
 from jobs.ledger.throughput import ThroughputWindow
 
@@ -32,12 +34,49 @@ class ThroughputBucket(BaseModel):
     output_tokens: int
 
 
+class RequestMeasure(BaseModel):
+    """The mean of a measure, and the values that half of the requests and all but a twentieth stay below.
+
+    Both are estimated from buckets; they are null where nothing was measured.
+    """
+
+    mean: float | None
+    p50: float | None
+    p95: float | None
+
+
+class InteractiveRequests(BaseModel):
+    """The interactive requests for a model, as their clients saw them.
+
+    `requests` includes those that ended with an error; `errors` has their number by code. Times are in seconds:
+    `first_token` to the first chunk of a stream, `duration` to the end of an answer. `speed` is in output tokens a
+    second.
+    """
+
+    object: Literal["interactive_requests"] = "interactive_requests"
+    model: str
+    requests: int
+    errors: dict[str, int]
+    first_token: RequestMeasure
+    duration: RequestMeasure
+    speed: RequestMeasure
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+
+
 class Throughput(BaseModel):
-    """Buckets of `step` seconds, the oldest first, empty ones included. The last one has not ended."""
+    """Buckets of `step` seconds, the oldest first, empty ones included. The last one has not ended.
+
+    `interactive` has the models of interactive requests in the same span; their names are those of the models file and
+    of tuned models, or `other`.
+    """
 
     object: Literal["throughput"] = "throughput"
     step: int
     data: list[ThroughputBucket]
+    interactive: list[InteractiveRequests]
 
 
 @router.get("/throughput")
@@ -49,9 +88,10 @@ def retrieve_throughput(
     ] = 300,
     model: Annotated[str | None, Query(max_length=255, description="Only jobs that ask for this model.")] = None,
 ) -> Throughput:
-    """Return the lines and tokens that the project's jobs have answered, over a week at most.
+    """Return the lines and tokens that the project's jobs have answered, over a week at most; and interactive requests.
 
-    A line counts when a worker has stored its result, which is up to a second after the answer.
+    A line counts when a worker has stored its result, which is up to a second after the answer; an interactive request
+    up to ten seconds after its end.
     """
     buckets = math.ceil(seconds / step)
     if buckets > _MAX_BUCKETS:
@@ -61,6 +101,7 @@ def retrieve_throughput(
     window = ThroughputWindow(end - buckets * step, step, buckets)
     with call.db.read() as session:
         sums = throughput.throughput(session, call.project_id, window, sqlite=call.db.sqlite, model=model)
+        by_model = request_counts.summarize(session, call.project_id, window.start, window.end, model)
     data = [
         ThroughputBucket(
             start_time=start,
@@ -72,4 +113,15 @@ def retrieve_throughput(
         )
         for start, bucket in zip(range(window.start, window.end, step), sums, strict=True)
     ]
-    return Throughput(step=step, data=data)
+    interactive = [_show_requests(name, requests) for name, requests in by_model.items()]
+    return Throughput(step=step, data=data, interactive=interactive)
+
+
+def _show_requests(model: str, requests: ModelRequests) -> InteractiveRequests:
+    measures = {measure: _show_measure(values) for measure, values in requests.distributions.items()}
+    tokens = {f"{kind}_tokens": requests.tokens.get(kind, 0) for kind in TOKEN_TYPES}
+    return InteractiveRequests(model=model, requests=requests.requests, errors=requests.errors, **measures, **tokens)
+
+
+def _show_measure(values: Distribution) -> RequestMeasure:
+    return RequestMeasure(mean=values.mean, p50=values.quantile(0.5), p95=values.quantile(0.95))

@@ -130,3 +130,20 @@ class CacheUse(Base):
     kind: Mapped[str] = mapped_column(String(16), primary_key=True)
     hits: Mapped[int]
     misses: Mapped[int]
+
+
+class RequestMinute(Base):
+    """Values of interactive requests that ended in one minute, counted. See `jobs.inference.request_counts`.
+
+    `minute` is its beginning, in unix seconds. `total` is the sum of the values.
+    """
+
+    __tablename__ = "request_minute"
+
+    project_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    minute: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, index=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    measure: Mapped[str] = mapped_column(String(16), primary_key=True)
+    bucket: Mapped[str] = mapped_column(String(64), primary_key=True)
+    count: Mapped[int]
+    total: Mapped[float]

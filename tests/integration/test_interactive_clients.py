@@ -73,6 +73,25 @@ def test_completions_and_embeddings_are_served_too(shop: Shop) -> None:
     assert vectors.data[0].embedding != vectors.data[1].embedding
 
 
+def test_project_sees_times_tokens_and_errors_of_its_requests(shop: Shop) -> None:
+    chats = shop.client.chat.completions
+    chats.create(model=MODEL, messages=HELLO)
+    list(chats.create(model=MODEL, messages=HELLO, stream=True))
+    with pytest.raises(openai.NotFoundError):
+        chats.create(model="nobody", messages=HELLO)
+    eventually(lambda: sum(row["requests"] for row in _interactive(shop)) == 3, 60, "the requests are counted")
+
+    requests, others = _interactive(shop)
+    assert (requests["model"], requests["errors"]) == (MODEL, {})
+    assert (others["model"], others["errors"]) == ("other", {"model_not_found": 1})
+    assert requests["first_token"]["p50"] <= requests["duration"]["p95"]
+    assert requests["output_tokens"] > 0
+
+
+def _interactive(shop: Shop) -> Any:
+    return shop.client.get("/throughput", cast_to=object)["interactive"]
+
+
 def test_many_at_once_get_each_their_own_answer(make_shop: Callable[..., Shop]) -> None:
     shop = make_shop(interactive_waiting=300)
 

@@ -30,7 +30,7 @@ from jobs.errors import DatabaseBusy, NotFound, StorageFull, StorageUnavailable
 from jobs.files.tables import File, Upload, UploadPart
 from jobs.finetuning import datasets
 from jobs.inference import cache
-from jobs.inference.tables import Conversation, StoredCompletion, StoredResponse
+from jobs.inference.tables import Conversation, RequestMinute, StoredCompletion, StoredResponse
 from jobs.ledger import audit, feed, kinds, removal
 from jobs.ledger.removal import FULL
 from jobs.ledger.states import TERMINAL
@@ -54,6 +54,7 @@ _UPLOADED = ("completed", "cancelled", "expired")
 _PAGES = 20
 _JOBS_AT_ONCE = 10
 _WALKED_AT_ONCE = 1000
+_REQUESTS_SECONDS = 8 * 86_400  # throughput is shown of a week
 _ORPHAN_PASSES = _WALK_PASSES = 60  # once an hour
 _STORAGE = (StorageUnavailable, StorageFull, NotFound)
 
@@ -368,6 +369,7 @@ class Retention:
             (Delivery, Delivery.state != "pending", Delivery.created_at < before),
             (Idempotency, Idempotency.created_at < keys),
             (ApiKey, *idle_login_keys()),
+            (RequestMinute, RequestMinute.minute < now() - _REQUESTS_SECONDS),
         ]
         more = [self._repeat(self._fail_lost_deliveries), *(self._repeat(partial(self._delete, *rows)) for rows in old)]
         self._rows_due = self._repeat(partial(self._forget_events, before)) or any(more)

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -103,6 +104,20 @@ def test_two_models_answer_side_by_side(shop: Shop, console: Console) -> None:
         assert f"second={ALIAS}" in tab.url
         tab.get_by_role("button", name="New conversation").click()
         expect(tab.locator(".turn")).to_have_count(0)
+
+
+def test_overview_shows_interactive_requests_of_the_model(shop: Shop, console: Console) -> None:
+    with shop.open():
+        tab = console.open(f"/playground?model={MODEL}")
+        ask(console, "Three")
+        expect(tab.locator(".answer")).to_have_text("0 1 2 ")
+    throughput: Any = partial(shop.client.get, "/throughput", cast_to=object)
+    eventually(lambda: throughput()["interactive"], 60, "the request is counted")
+    row = console.open().get_by_role("table", name="Interactive requests").get_by_role("row").nth(1)
+
+    expect(row).to_contain_text(MODEL)
+    expect(row).to_contain_text(" · ")
+    console.inspect("overview-interactive")
 
 
 def test_hostile_answer_is_text(shop: Shop, console: Console) -> None:

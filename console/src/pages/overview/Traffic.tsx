@@ -12,6 +12,7 @@ import { Figure } from "@/components/Quantity";
 import { useModels } from "@/pages/fleet/models/served";
 
 import { overviewSearch, spanOf, SPANS, type Span } from "./address";
+import { InteractiveRequests } from "./Requests";
 
 const route = getRouteApi("/");
 
@@ -37,7 +38,12 @@ export function Traffic() {
     <div className="stack">
       <Choice span={span} model={model} />
       <Loaded what="the last hours" query={answered}>
-        {({ data }) => <Figures buckets={data} span={span} recent={recent.data?.data} />}
+        {({ data, interactive }) => (
+          <>
+            <Figures buckets={data} span={span} recent={recent.data?.data} />
+            {interactive.length > 0 && <InteractiveRequests rows={interactive} span={span.name} />}
+          </>
+        )}
       </Loaded>
     </div>
   );
