@@ -54,12 +54,12 @@ from api.http.middleware import OPEN, Authenticate, BodyLimit, FairShare, Trace
 from api.inference import chat_completions, conversations, response_connections, responses
 from api.inference import routes as inference
 from api.inference.interactive import STREAM_HEADER
-from api.inference.request_recorder import RequestRecorder
 from api.jobs import explain, feed, results, throughput
 from api.jobs import routes as jobs
 from api.key_use import KeyUse
 from api.pages import console_files, login
 from api.pages import routes as pages
+from api.request_recorder import RequestRecorder
 from api.retrieval import file_batches, indexes, search, sources, store_files
 from api.retrieval import routes as vector_stores
 from api.security import audit, keys, projects

@@ -10,8 +10,8 @@ from fastapi.requests import HTTPConnection
 from sqlalchemy.orm import Session
 
 from api.computations import Computations
-from api.inference.request_recorder import RequestRecorder
 from api.key_use import KeyUse
+from api.request_recorder import RequestRecorder
 from api.ttl_cache import Trusted
 from api.wrong_keys import WrongKeys
 from jobs.db.engine import Database

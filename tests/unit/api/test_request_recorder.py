@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from api.inference import request_recorder
+from api import request_recorder
 from api.inference.request_metrics import RequestMetrics
-from api.inference.request_recorder import RequestRecorder
+from api.request_recorder import RequestRecorder
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy
