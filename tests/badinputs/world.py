@@ -250,7 +250,7 @@ class World:
         body = {"input_file_id": file_id, "endpoint": endpoint, "completion_window": "24h", **fields}
         return str(self.client.post("/v1/batches", json=body).json()["id"])
 
-    def ended(self, batch_id: str, client: Asker | None = None, seconds: float = 60.0) -> dict[str, Any]:
+    def ended(self, batch_id: str, client: Asker | None = None, seconds: float = 240.0) -> dict[str, Any]:
         """Return the batch when it has ended."""
         found: dict[str, Any] = {}
 
