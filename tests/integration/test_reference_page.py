@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from tests.support.browsers import PATIENCE
 from tests.support.interactive_api import MODEL, Shop
 
 pytestmark = pytest.mark.verify
@@ -18,6 +19,7 @@ def test_the_entrance_leads_to_the_reference_and_an_operation_can_be_tried_there
     monkeypatch.setattr("api.pages.console_files.BUILD", tmp_path / "none")
     shop = make_shop()
     tab = browser.new_page(viewport={"width": 900, "height": 640})
+    tab.set_default_timeout(4 * PATIENCE)  # the document is composed, and then drawn
     urls: list[str] = []
     wrong: list[str] = []
     tab.on("request", lambda request: urls.append(request.url))
@@ -29,7 +31,7 @@ def test_the_entrance_leads_to_the_reference_and_an_operation_can_be_tried_there
     tab.get_by_role("link", name="API reference").click()
     tab.get_by_placeholder("Filter by tag or path").fill("Models")  # only operations near the window are drawn
     operation = tab.locator("#operations-Models-list_models_v1_models_get")
-    expect(operation).to_be_visible(timeout=60_000)
+    expect(operation).to_be_visible(timeout=4 * PATIENCE)
     tab.click("button.authorize")
     tab.fill("input[aria-label='auth-bearer-value']", shop.client.api_key)
     tab.click(".auth-btn-wrapper button.authorize")

@@ -3,10 +3,15 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from tests.support.services import need
+
+#: Milliseconds that an element may take to appear on a machine with much other work.
+PATIENCE: Final = 30_000
+expect.set_options(timeout=PATIENCE)
 
 
 @contextmanager

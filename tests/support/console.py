@@ -25,6 +25,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request,
 from jobs.db.engine import Database
 from jobs.platform.locks import FileLock
 from jobs.security.keys import create_admin_key
+from tests.support.browsers import PATIENCE
 from tests.support.fake_engine import FakeEngine
 from tests.support.inline_deployment import MODEL, InlineDeployment, running
 from tests.support.services import need
@@ -34,8 +35,6 @@ from workers.engines.port import Engine
 
 #: What hostile text may look like. It is shown as it is, and `Console` fails where it is taken for more.
 HOSTILE: Final = "<img src=x onerror=\"document.title='broken'\"><script>document.title='broken'</script>"
-#: Milliseconds that an element may take to appear on a machine with much other work.
-PATIENCE: Final = 30_000
 _AXE: Final = ROOT / "console" / "node_modules" / "axe-core" / "axe.min.js"
 _BUILT: Final = ROOT / "api" / "pages" / "console" / "index.html"
 _NARROW: Final = {"width": 360, "height": 740}
@@ -148,7 +147,7 @@ class Console:
     def open(self, path: str = "/") -> Page:
         """Open a page of the console by its path, and wait until its heading is there."""
         self.tab.goto(f"{self.deployment.url}/console{path}")
-        expect(self.heading).to_be_visible(timeout=PATIENCE)
+        expect(self.heading).to_be_visible()
         return self.tab
 
     def check_reload(self) -> None:
@@ -156,7 +155,7 @@ class Console:
         eventually(self._is_loaded, 30, "the page is loaded")
         before, address = self.shown(), self.tab.url
         self.tab.reload()
-        expect(self.heading).to_be_visible(timeout=PATIENCE)
+        expect(self.heading).to_be_visible()
         try:
             eventually(lambda: self.shown() == before, 30, f"{address} shows the same again")
         except TimeoutError:

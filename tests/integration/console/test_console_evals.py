@@ -13,7 +13,7 @@ from playwright.sync_api import expect
 from jobs.db.engine import Database
 from jobs.fleet import workers
 from jobs.queues import Queue
-from tests.support.console import HOSTILE, PATIENCE, Console, Deployment, deployed
+from tests.support.console import HOSTILE, Console, Deployment, deployed
 from tests.support.eval_client import SAME, SCHEMA
 from tests.support.fake_engine import FakeEngine
 from tests.support.inline_deployment import MODEL
@@ -88,13 +88,13 @@ def test_report_url_asks_for_a_key_and_follows_a_run_that_goes_on(visitor: Conso
     tab.goto(run.report_url)
     tab.get_by_label("API key").fill(deployment.key)
     tab.keyboard.press("Enter")
-    expect(visitor.heading).to_contain_text("first", timeout=PATIENCE)
+    expect(visitor.heading).to_contain_text("first")
     expect(tab.get_by_text("The run goes on")).to_be_visible()
     assert tab.url == run.report_url
 
     deployment.inline.drain(run.id, timeout=60)
 
-    expect(tab.locator("details.item")).to_have_count(1, timeout=PATIENCE)
+    expect(tab.locator("details.item")).to_have_count(1)
     expect(tab.get_by_text("The run goes on")).to_have_count(0)
 
 
@@ -155,8 +155,8 @@ def test_evaluation_is_made_with_its_first_run(console: Console, deployment: Dep
     [row] = deployment.client.evals.list().data
     [run] = deployment.client.evals.runs.list(row.id).data
     deployment.inline.drain(run.id, timeout=60)
-    expect(tab.get_by_role("table", name="Criteria")).to_contain_text("ilike reference", timeout=PATIENCE)
-    expect(tab.locator("details.item")).to_have_count(1, timeout=PATIENCE)
+    expect(tab.get_by_role("table", name="Criteria")).to_contain_text("ilike reference")
+    expect(tab.locator("details.item")).to_have_count(1)
 
 
 def test_run_is_repeated_with_another_model_and_compared(console: Console, deployment: Deployment) -> None:
@@ -184,7 +184,7 @@ def test_run_is_repeated_with_another_model_and_compared(console: Console, deplo
     deployment.inline.drain(run.id, timeout=60)
     tab.get_by_role("tab", name="Comparison").click()
     expect(tab.get_by_label("Compare with")).to_have_value(first.id)
-    expect(tab.get_by_role("main")).to_contain_text("1 item in both runs", timeout=PATIENCE)
+    expect(tab.get_by_role("main")).to_contain_text("1 item in both runs")
 
 
 def test_run_is_deleted_after_a_question(console: Console, deployment: Deployment) -> None:

@@ -13,7 +13,8 @@ from jobs.finetuning.tables import FinetuneCheckpoint, FinetunePlan, FinetuneSte
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.registry import models
-from tests.support.console import HOSTILE, PATIENCE, Console, Deployment
+from tests.support.browsers import PATIENCE
+from tests.support.console import HOSTILE, Console, Deployment
 
 pytestmark = pytest.mark.verify
 

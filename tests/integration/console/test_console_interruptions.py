@@ -12,7 +12,8 @@ from playwright.sync_api import Browser, Page, Request, Route, expect
 
 from jobs.security.keys import create_key, revoke_key
 from tests.support import worker_steps
-from tests.support.console import PATIENCE, Console, Deployment, console_of, store_keys
+from tests.support.browsers import PATIENCE
+from tests.support.console import Console, Deployment, console_of, store_keys
 from tests.support.console_data import create_batch
 from tests.support.inline_deployment import chat_line, jsonl
 from tests.support.proxy import Proxy
@@ -142,7 +143,7 @@ def open_tab(console: Console, key: str, path: str = "/") -> Page:
     tab = console.tab.context.new_page()
     store_keys(tab, console.deployment.url, {"nightmill.key": key})
     tab.goto(f"{console.deployment.url}/console{path}")
-    expect(tab.locator("h1").first).to_be_visible(timeout=PATIENCE)
+    expect(tab.locator("h1").first).to_be_visible()
     return tab
 
 
@@ -182,7 +183,7 @@ def test_other_tab_takes_the_stream_over(
 
     job_id = run_batch(deployment)
 
-    expect(tab.get_by_role("link", name=job_id).first).to_be_visible(timeout=PATIENCE)
+    expect(tab.get_by_role("link", name=job_id).first).to_be_visible()
     expect(tab.get_by_role("button", name="Sign out")).to_be_visible()
     if end == "sign out":
         assert job_id not in leader.content()
@@ -196,8 +197,8 @@ def test_tabs_of_two_projects_never_mix(console: Console, deployment: Deployment
 
     own_job, other_job = run_batch(deployment), run_batch(deployment, "another")
 
-    expect(tab.get_by_role("link", name=own_job).first).to_be_visible(timeout=PATIENCE)
-    expect(other.get_by_role("link", name=other_job).first).to_be_visible(timeout=PATIENCE)
+    expect(tab.get_by_role("link", name=own_job).first).to_be_visible()
+    expect(other.get_by_role("link", name=other_job).first).to_be_visible()
     assert other_job not in tab.content()
     assert own_job not in other.content()
 

@@ -12,7 +12,7 @@ from jobs.ledger import ledger
 from jobs.ledger.tables import Shard
 from jobs.webhooks.tables import Delivery
 from tests.support import worker_steps
-from tests.support.console import HOSTILE, PATIENCE, Console, Deployment
+from tests.support.console import HOSTILE, Console, Deployment
 from tests.support.inline_deployment import chat_line, jsonl
 from tests.support.web import make_key
 
@@ -94,7 +94,7 @@ def test_list_is_filtered_by_its_address_and_follows_progress(console: Console, 
     expect(tab.locator(".row-link")).to_have_count(1)
     claim = worker_steps.take(deployment.inline.db, second)
     worker_steps.answer(deployment.inline.db, deployment.inline.storage, claim, range(3))
-    expect(tab.get_by_role("progressbar")).to_have_attribute("aria-valuetext", "3 of 4", timeout=PATIENCE)
+    expect(tab.get_by_role("progressbar")).to_have_attribute("aria-valuetext", "3 of 4")
 
     tab.locator(".row-link").focus()
     tab.keyboard.press("Enter")
@@ -161,11 +161,9 @@ def test_live_job_shows_where_it_is_and_can_be_cancelled(console: Console, deplo
         ledger.wait_for(session, job_id, "model")
 
     overview = tab.get_by_role("tabpanel", name="Overview")
-    expect(overview.get_by_role("status")).to_contain_text("Waiting: no live worker serves m1.", timeout=PATIENCE)
-    expect(tab.get_by_role("img", name="2 shards: 0 done, 1 running")).to_be_visible(timeout=PATIENCE)
-    expect(tab.get_by_role("progressbar", name="Progress of the job")).to_have_attribute(
-        "aria-valuetext", "4 of 6", timeout=PATIENCE
-    )
+    expect(overview.get_by_role("status")).to_contain_text("Waiting: no live worker serves m1.")
+    expect(tab.get_by_role("img", name="2 shards: 0 done, 1 running")).to_be_visible()
+    expect(tab.get_by_role("progressbar", name="Progress of the job")).to_have_attribute("aria-valuetext", "4 of 6")
     expect(tab.get_by_text("lines/s")).to_be_visible()
     expect(tab.get_by_text(HOSTILE)).to_be_visible()
     console.inspect("job-running")

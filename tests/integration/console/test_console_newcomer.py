@@ -18,7 +18,7 @@ from jobs.db.engine import Database
 from jobs.fleet import workers
 from jobs.queues import Queue
 from tests.sdk import deployment as sdk
-from tests.support.console import PATIENCE, Console, Deployment, build_console, console_of, deployed
+from tests.support.console import Console, Deployment, build_console, console_of, deployed
 from tests.support.fake_engine import FakeEngine
 from tests.support.inline_deployment import MODEL
 from workers.engines.port import Answer, Request, refusal
@@ -70,7 +70,7 @@ def run(console: Console) -> None:
     """Run the job of the page that is open, and wait until the page shows it."""
     expect(console.tab.get_by_role("list", name="States of the job")).to_be_visible()
     console.deployment.inline.drain(console.tab.url.rpartition("/")[2])
-    expect(console.tab.locator("main").get_by_text("succeeded").first).to_be_visible(timeout=PATIENCE)
+    expect(console.tab.locator("main").get_by_text("succeeded").first).to_be_visible()
 
 
 def test_newcomer_makes_a_batch_reads_why_a_line_failed_and_retries_it(console: Console) -> None:
@@ -97,7 +97,7 @@ def test_newcomer_makes_a_batch_reads_why_a_line_failed_and_retries_it(console: 
     expect(tab).not_to_have_url(re.compile(re.escape(failed)))
     run(console)
     tab.get_by_role("tab", name="Results").click()
-    expect(tab.get_by_role("table", name="Results")).to_contain_text("echo", timeout=PATIENCE)
+    expect(tab.get_by_role("table", name="Results")).to_contain_text("echo")
     console.inspect("newcomer-results")
 
 
@@ -122,7 +122,7 @@ def test_newcomer_asks_a_document_and_opens_the_cited_part(reader: Console) -> N
     document: Any = {"name": "leave.md", "mimeType": "text/markdown", "buffer": b"Everybody has thirty days of leave."}
     tab.locator("input[type=file]").set_input_files(document)
     documents = tab.get_by_role("table", name="Documents")
-    expect(documents.get_by_role("row", name="leave.md")).to_contain_text("completed", timeout=PATIENCE)
+    expect(documents.get_by_role("row", name="leave.md")).to_contain_text("completed")
 
     tab.get_by_role("link", name="Playground").click()
     tab.get_by_label("Model", exact=True).select_option(MODEL)
@@ -131,5 +131,5 @@ def test_newcomer_asks_a_document_and_opens_the_cited_part(reader: Console) -> N
     tab.get_by_label("Question").fill("How many days of leave? !cite")
     tab.get_by_label("Question").press("Enter")
     tab.get_by_label("Citations").get_by_role("button").first.click()
-    expect(tab.get_by_role("dialog").locator("mark")).to_contain_text("thirty days", timeout=PATIENCE)
+    expect(tab.get_by_role("dialog").locator("mark")).to_contain_text("thirty days")
     reader.inspect("newcomer-citation")

@@ -5,7 +5,7 @@ from playwright.sync_api import Page, Request, Route, expect
 
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
-from tests.support.console import PATIENCE, Console, Deployment, store_keys
+from tests.support.console import Console, Deployment, store_keys
 from tests.support.inline_deployment import MODEL, chat_line, jsonl
 
 pytestmark = pytest.mark.verify
@@ -83,12 +83,12 @@ def test_two_tabs_share_single_stream_and_show_new_job(console: Console, deploym
     second: Page = console.tab.context.new_page()
     store_keys(second, deployment.url, {"nightmill.key": deployment.key})
     second.goto(f"{deployment.url}/console/")
-    expect(second.get_by_role("heading", name="No jobs yet")).to_be_visible(timeout=PATIENCE)
+    expect(second.get_by_role("heading", name="No jobs yet")).to_be_visible()
 
     job_id = run_batch(deployment)
 
     for tab in (first, second):
-        expect(tab.get_by_role("link", name=job_id).first).to_be_visible(timeout=PATIENCE)
+        expect(tab.get_by_role("link", name=job_id).first).to_be_visible()
     assert len(streams) == 1
     second.close()
 

@@ -21,7 +21,8 @@ from playwright.sync_api import Browser, Page, expect
 from jobs.db.engine import Database
 from jobs.queues import Queue
 from tests.support.background_thread import beside
-from tests.support.console import PATIENCE, Console, console_of, deployed
+from tests.support.browsers import PATIENCE
+from tests.support.console import Console, console_of, deployed
 from tests.support.fake_engine import FakeEngine
 from tests.support.inline_deployment import InlineDeployment
 from tests.support.servers import Valkey
@@ -132,7 +133,7 @@ def ask(console: Console, tab: Page) -> None:
     tab.get_by_role("link", name=re.compile("^Open in the playground: ")).first.click()
     tab.get_by_label("Question").fill("Greet me")
     tab.get_by_label("Question").press("Enter")
-    expect(tab.get_by_text(re.compile(f"^{TAUGHT} "))).to_be_visible(timeout=PATIENCE)
+    expect(tab.get_by_text(re.compile(f"^{TAUGHT} "))).to_be_visible()
     console.screenshot("newcomer-asked")
     tab.go_back()
 

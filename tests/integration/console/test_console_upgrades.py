@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from api.pages import console_files
-from tests.support.console import PATIENCE, Console
+from tests.support.console import Console
 
 pytestmark = pytest.mark.verify
 
@@ -45,7 +45,7 @@ def test_tab_of_older_console_loads_new_console(console: Console, build: Path, p
 
     tab.get_by_role("navigation").get_by_role("link", name=page, exact=True).click()
 
-    expect(console.heading).to_have_text(page, timeout=PATIENCE)
+    expect(console.heading).to_have_text(page)
     assert tab.evaluate(MAIN) != older
     assert tab.evaluate("location.pathname") == f"/console/{page.lower()}"
 
@@ -72,7 +72,7 @@ def test_page_with_missing_code_shows_error(console: Console, build: Path) -> No
 
     tab.get_by_role("navigation").get_by_role("link", name="Jobs", exact=True).click()
 
-    expect(tab.get_by_role("alert")).to_contain_text("This page cannot be shown", timeout=PATIENCE)
+    expect(tab.get_by_role("alert")).to_contain_text("This page cannot be shown")
     expect(tab.get_by_role("alert")).to_contain_text("Reload the page")
     expect(tab.get_by_role("navigation")).to_be_visible()
 
@@ -84,9 +84,9 @@ def test_retry_opens_page_after_outage_without_reload(console: Console) -> None:
     tab.route("**/console/**", lambda route: route.abort())
 
     tab.get_by_role("navigation").get_by_role("link", name="Jobs", exact=True).click()
-    expect(tab.get_by_role("alert")).to_contain_text("The server cannot be reached", timeout=PATIENCE)
+    expect(tab.get_by_role("alert")).to_contain_text("The server cannot be reached")
     tab.unroute("**/console/**")
     tab.get_by_role("button", name="Try again").click()
 
-    expect(console.heading).to_have_text("Jobs", timeout=PATIENCE)
+    expect(console.heading).to_have_text("Jobs")
     assert tab.evaluate("window.stays") is True
