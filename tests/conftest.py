@@ -28,6 +28,8 @@ from tests.support.services import MEMORY, S3, Postgres, need
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+#: Where tests go whole ways, over statements that have tests in `unit/jobs`.
+_WHOLE_WAYS = ("tests/integration/", "tests/acceptance/", "tests/unit/cli/", "tests/unit/workers/retrieval/")
 #: Of the tests that take long, those that `make verify` runs on both databases: the way of a batch, what interrupts it,
 #: upgrades, and what is done at once.
 _ON_BOTH_DATABASES = frozenset(
@@ -59,7 +61,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _takes_long(item: pytest.Item) -> bool:
-    is_whole_way = item.path.parent.name in ("integration", "acceptance")
+    is_whole_way = item.nodeid.startswith(_WHOLE_WAYS)
     return (is_whole_way or item.get_closest_marker("verify") is not None) and item.path.stem not in _ON_BOTH_DATABASES
 
 

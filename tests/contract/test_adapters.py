@@ -102,7 +102,7 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
         host.stop()
 
 
-REAL = [pytest.mark.verify, pytest.mark.vllm, pytest.mark.timeout(1500)]
+REAL = [pytest.mark.soak, pytest.mark.vllm, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(params=["fake", "own-loop", pytest.param("vllm", marks=REAL)])

@@ -103,6 +103,7 @@ def test_where_npm_is_out_of_reach_the_api_serves_a_page_that_says_so(checkout: 
     assert "run `make console`" in finding
 
 
+@pytest.mark.soak
 def test_interrupted_package_installation_is_repeated(checkout: Path) -> None:
     build_console()  # skips where npm is out of reach
     packages = checkout / "console" / "node_modules"

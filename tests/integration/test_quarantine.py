@@ -107,6 +107,7 @@ def test_an_engine_that_never_comes_up_is_left_alone_and_the_worker_serves_the_o
     assert system.stop() == 0
 
 
+@pytest.mark.soak
 def test_repeated_worker_kills_quarantine_models_and_stops_do_not(system: System, folder: Path) -> None:
     tiny_bert.write(folder / BAD)
     system.cli("resume", "model", BAD)

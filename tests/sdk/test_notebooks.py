@@ -54,7 +54,7 @@ def deployment() -> Iterator[Deployment]:
             yield deployment
 
 
-@pytest.fixture(scope="module", params=SDKS)
+@pytest.fixture(scope="module", params=[pytest.param("python-2.8", marks=pytest.mark.soak), "python-3.57"])
 def suite(request: pytest.FixtureRequest, deployment: Deployment) -> Suite:
     return run_suite(request.param, deployment, "notebooks.py")
 
