@@ -59,6 +59,7 @@ from api.jobs import routes as jobs
 from api.key_use import KeyUse
 from api.pages import console_files, login
 from api.pages import routes as pages
+from api.prompts import routes as prompts
 from api.request_recorder import RequestRecorder
 from api.retrieval import file_batches, indexes, search, sources, store_files
 from api.retrieval import routes as vector_stores
@@ -145,6 +146,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     throughput.router,
     feed.router,
     schedules.router,
+    prompts.router,
     health.router,
     login.router,
     console_files.router,

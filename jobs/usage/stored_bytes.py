@@ -26,6 +26,7 @@ from jobs.errors import ProjectFull
 from jobs.files.tables import File, Upload, UploadPart
 from jobs.inference.tables import Conversation, StoredCompletion
 from jobs.ledger import kinds
+from jobs.prompts.tables import PromptVersion
 from jobs.retrieval.tables import VectorStoreFile
 from jobs.security.tables import StorageUsage
 from jobs.usage.tables import StoredBytesDay
@@ -47,6 +48,7 @@ _SUMS: Mapping[str, Any] = {
         StoredCompletion.project_id
     ),
     "conversations": select(Conversation.project_id, func.sum(Conversation.bytes)).group_by(Conversation.project_id),
+    "prompts": select(PromptVersion.project_id, func.sum(PromptVersion.bytes)).group_by(PromptVersion.project_id),
 }
 
 
