@@ -16,8 +16,8 @@ from jobs.fleet.checkpoint import facts_of
 from jobs.fleet.models_file import EngineKind, ModelConfig, ModelsFileError, Registry
 from jobs.fleet.runtimes import Candidate, RuntimeRecord
 from jobs.programs import probe_sandbox
+from jobs.requests.embedding_prompts import Prompts
 from jobs.requests.endpoints import CHAT, EMBEDDINGS
-from jobs.requests.prompts import Prompts
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 #: Packaged models, and the modules whose folders contain their files.

@@ -17,7 +17,7 @@ from typing import Any, Final
 import yaml
 
 from jobs.fleet.models_file import EngineKind, ModelConfig
-from jobs.requests.prompts import Own, Prompts, prompts_of
+from jobs.requests.embedding_prompts import Own, Prompts, prompts_of
 
 #: Tokens of a model that does not state its context.
 UNKNOWN_CONTEXT: Final = 512

@@ -23,7 +23,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from jobs.queues import Queue
 from jobs.registry.models import base_model_of
-from jobs.requests import prompts
+from jobs.requests import embedding_prompts
 from jobs.requests.endpoints import validate_server_url
 from jobs.settings import Settings
 
@@ -179,11 +179,11 @@ class ModelConfig(_Checked):
             raise ValueError("engine http and source urls belong together")
         if self.tokenizer and not remote:
             raise ValueError("tokenizer is for models behind urls; others have their own")
-        if remote and self.engine_args.keys() - set(prompts.ARGUMENTS):
+        if remote and self.engine_args.keys() - set(embedding_prompts.ARGUMENTS):
             raise ValueError(
-                f"engine_args of http are {', '.join(prompts.ARGUMENTS)}; others are for engines in process"
+                f"engine_args of http are {', '.join(embedding_prompts.ARGUMENTS)}; others are for engines in process"
             )
-        if self.engine is not EngineKind.VLLM and (fault := prompts.wrong(self.engine_args)):
+        if self.engine is not EngineKind.VLLM and (fault := embedding_prompts.wrong(self.engine_args)):
             raise ValueError(f"engine_args: {fault}")
         return self
 

@@ -11,8 +11,8 @@ from jobs.fleet import runtimes
 from jobs.fleet.models_file import EngineKind, ModelConfig, Models, ModelsFileError, ModelSource, Registry
 from jobs.platform.secret_files import secret
 from jobs.queues import Queue
+from jobs.requests.embedding_prompts import Prompts, prompts_of
 from jobs.requests.endpoints import base_of
-from jobs.requests.prompts import Prompts, prompts_of
 from jobs.settings import Settings
 from jobs.timings import Timings
 from workers.engines.encoders.embed import EmbedEngine

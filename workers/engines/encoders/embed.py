@@ -3,9 +3,9 @@
 `workers.engines.encoders.batching` computes the inputs of many requests together. Importing this module does not import
 torch; `EmbedEngine.start` does.
 
-Beside OpenAI's fields a request may have `input_type` (`jobs.requests.prompts`), and `truncate` or, as vLLM has it,
-`truncate_prompt_tokens`. Without these an input that is too long is an error; with them its beginning is embedded, and
-the answer's `truncated` has its index.
+Beside OpenAI's fields a request may have `input_type` (`jobs.requests.embedding_prompts`), and `truncate` or, as vLLM
+has it, `truncate_prompt_tokens`. Without these an input that is too long is an error; with them its beginning is
+embedded, and the answer's `truncated` has its index.
 """
 
 import base64
@@ -16,8 +16,8 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from jobs.fleet.models_file import EngineKind
+from jobs.requests.embedding_prompts import Prompts
 from jobs.requests.endpoints import BERTSCORE, EMBEDDINGS
-from jobs.requests.prompts import Prompts
 from workers.engines.encoders import bertscore
 from workers.engines.encoders.batching import MAX_TOKEN_LENGTH, BatchingEngine, Unacceptable
 from workers.engines.encoders.embed_model import SentenceModel

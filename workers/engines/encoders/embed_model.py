@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobs.fleet.checkpoint import ENDLESS, UNKNOWN_CONTEXT
-from jobs.requests import prompts
-from jobs.requests.prompts import Own, Prompts
+from jobs.requests import embedding_prompts
+from jobs.requests.embedding_prompts import Own, Prompts
 from workers.engines.encoders.batching import KERNELS, padded_width
 
 CPU_BATCH_TOKENS: Final = 4096  # padded tokens in one forward pass
 GPU_BATCH_TOKENS: Final = 65_536
-ARGUMENTS: Final = frozenset({"dtype", "batch_tokens", "threads", "runtime", *prompts.ARGUMENTS})
+ARGUMENTS: Final = frozenset({"dtype", "batch_tokens", "threads", "runtime", *embedding_prompts.ARGUMENTS})
 RUNTIMES: Final = ("auto", "torch", "onnx")
 
 Transformer = Callable[[dict[str, Any]], dict[str, Any]]  # token ids and mask in, with token embeddings out
@@ -67,7 +67,9 @@ class SentenceModel:
         self._model.eval()
         self.device = self._model.device
         self._tokenizer = self._model.tokenizer
-        self.prompts: Prompts = prompts.prompts_of(args, Own(self._model.prompts, self._model.default_prompt_name))
+        self.prompts: Prompts = embedding_prompts.prompts_of(
+            args, Own(self._model.prompts, self._model.default_prompt_name)
+        )
         self._before, self._after = _special_tokens(self._tokenizer)
         self._prompt_ids = {text: self._bare(text) for text in self.prompts.texts}  # made by one thread: see `_bare`
         self.batch_tokens = int(args.get("batch_tokens") or (GPU_BATCH_TOKENS if gpu else CPU_BATCH_TOKENS))
@@ -155,7 +157,7 @@ def check(args: Mapping[str, Any]) -> None:
     """Check the arguments. Raises BadEmbedArgs."""
     if strange := sorted(args.keys() - ARGUMENTS):
         raise BadEmbedArgs(f"{', '.join(strange)}: not among {', '.join(sorted(ARGUMENTS))}")
-    if reason := prompts.wrong(args):
+    if reason := embedding_prompts.wrong(args):
         raise BadEmbedArgs(reason)
     runtime = args.get("runtime", "auto")
     if runtime not in RUNTIMES:

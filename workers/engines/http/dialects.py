@@ -19,8 +19,8 @@ from typing import Any, Final
 
 import msgspec
 
+from jobs.requests.embedding_prompts import RAW, Prompts
 from jobs.requests.endpoints import RERANK
-from jobs.requests.prompts import RAW, Prompts
 from workers.engines.encoders.batching import Unacceptable
 from workers.engines.encoders.embed import add_prompt, prompt_of
 from workers.engines.encoders.rerank import RerankInput, read, write

@@ -23,8 +23,8 @@ import aiohttp
 import msgspec
 
 from jobs.platform.limiters import acquire_any
+from jobs.requests.embedding_prompts import Prompts
 from jobs.requests.endpoints import CHAT, EMBEDDINGS, RERANK, RESPONSES, SERVED_WITH
-from jobs.requests.prompts import Prompts
 from jobs.timings import Timings
 from workers.engines import media, wire
 from workers.engines.documented import body_for_server

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from jobs.fleet import checkpoint
 from jobs.fleet.checkpoint import UNKNOWN_CONTEXT
 from jobs.fleet.models_file import EngineKind, ModelConfig, Registry
-from jobs.requests.prompts import RAW, Own, Prompts, prompts_of
+from jobs.requests.embedding_prompts import RAW, Own, Prompts, prompts_of
 from jobs.settings import Settings
 from workers.engines import model_folders
 from workers.engines.model_folders import MINILM, ModelUnavailable, materialise, models_dir

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from jobs.fleet.models_file import Registry
-from jobs.requests.prompts import Prompts, prompts_of
+from jobs.requests.embedding_prompts import Prompts, prompts_of
 from jobs.settings import Settings
 from tests.support.scripted_server import Server, engine_of, says
 from workers.engines.build_engines import build

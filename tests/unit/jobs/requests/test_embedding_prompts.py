@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from jobs.requests.prompts import Own, prompts_of
+from jobs.requests.embedding_prompts import Own, prompts_of
 
 OWN = Own({"query": "Q: ", "document": "D: ", "clustering": "C: ", "plain": "P: "}, "plain")
 
