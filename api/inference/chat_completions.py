@@ -23,7 +23,8 @@ from api.http.idempotency import Once
 from api.http.paging import After, Limit20, Order, Page, cursor_details, page, slice_of
 from api.http.space import check_space
 from api.inference.chunks import Chunks
-from api.inference.interactive import Events, InferenceRequest, plain_response, resume, stream_response, submit
+from api.inference.interactive import Events, plain_response, resume, stream_response, submit
+from api.inference.prompts import PromptableRequest, UsedPrompt
 from api.inference.schemas import CompletionDeleted, CompletionObject, StoredMessage, show_messages
 from api.inference.stored_answers import Run, StoredAnswers, answer_once
 from api.shares import run_in_threadpool
@@ -45,10 +46,10 @@ STORED = StoredAnswers(
 )
 
 
-class ChatCompletionRequest(InferenceRequest):
+class ChatCompletionRequest(PromptableRequest):
     """OpenAI's fields, and Nightmill's. With `context` a message may have a `priority`, a number."""
 
-    messages: Many[dict[str, Any]] = Field(min_length=1)
+    messages: Many[dict[str, Any]] = Field(default=[], min_length=1)
     stream: bool | None = None
     store: bool | None = None
     metadata: Metadata | None = None
@@ -60,14 +61,16 @@ class _Packed(msgspec.Struct):
 
     id: str
     body: dict[str, Any]
+    prompt: UsedPrompt | None = None
 
 
 @dataclass(slots=True)
 class Chat:
-    """A chat completion in progress."""
+    """A chat completion in progress. `body` is the request without its prompt."""
 
     call: CallContext
     body: ChatCompletionRequest
+    prompt: UsedPrompt | None
     id: str = field(default_factory=lambda: new_id(stored.COMPLETION_PREFIX))
     engine_body: dict[str, Any] = field(init=False)  # what the engine is sent: it must store nothing
 
@@ -86,31 +89,33 @@ class Chat:
         """
         if not stored.is_completion(answer):
             raise _invalid_answer()
-        return stored.to_completion(answer, self.id, self.body.metadata)
+        named = {"prompt": self.prompt.public} if self.prompt else {}
+        return {**stored.to_completion(answer, self.id, self.body.metadata), **named}
 
     def keep(self, answer: dict[str, Any], run: Run) -> None:
         """Store the answer, in one transaction, which `run` runs."""
         run(STORED.prepare(self.call, StoredAnswer(self.engine_body, answer)))
 
 
-async def answer(
-    call: CallContext, request: Request, once: Once, body: ChatCompletionRequest, seconds: int | None
-) -> Response:
-    """Answer whole, once for each Idempotency-Key, or as a stream. Raises InvalidRequest, StorageFull."""
+async def answer(chat: Chat, request: Request, once: Once, sent: dict[str, Any], seconds: int | None) -> Response:
+    """Answer whole, once for each Idempotency-Key, or as a stream. `sent` are the fields that the client sent.
+
+    Raises InvalidRequest, StorageFull.
+    """
+    call, body = chat.call, chat.body
     if body.fields().get("cache") not in (None, False):
         raise InvalidRequest("Invalid 'cache': it needs 'store' to be false.", param="cache", code="invalid_value")
     if seconds is not None and not body.stream:
         raise InvalidRequest("Only a stream can be resumed.", param="X-Nightmill-Resume", code="unsupported_value")
     context_options_of(CHAT, body.fields())
     await run_in_threadpool(check_space, call, 0)
-    chat = Chat(call, body)
     if body.stream:
         return await _stream_answer(chat, request, seconds)
 
     def load(completion_id: str) -> dict[str, Any]:
         return _load(call, completion_id).response
 
-    return await answer_once(once, body.fields(), partial(_answer_request, chat, request), chat.keep, load)
+    return await answer_once(once, sent, partial(_answer_request, chat, request), chat.keep, load)
 
 
 async def _answer_request(chat: Chat, request: Request) -> dict[str, Any] | Response:
@@ -129,8 +134,11 @@ async def _stream_answer(chat: Chat, request: Request, seconds: int | None) -> R
         {"stream_options": {**chat.options, "include_usage": True}} if isinstance(chat.options, dict) else {}
     )
     engine_body = {**chat.engine_body, **stream_options}
-    shown = msgspec.json.encode(_Packed(chat.id, chat.body.fields())) if seconds else b""
-    first, entries = await submit(chat.call, request, CHAT, engine_body, stream=True, resume=seconds, shown=shown)
+    shown = msgspec.json.encode(_Packed(chat.id, chat.body.fields(), chat.prompt)) if seconds else b""
+    prompt = chat.prompt.public if chat.prompt else None
+    first, entries = await submit(
+        chat.call, request, CHAT, engine_body, stream=True, resume=seconds, shown=shown, prompt=prompt
+    )
     if first.kind == "end":
         await entries.aclose()
         if first.status == 200:  # an answer, but no stream
@@ -145,7 +153,9 @@ async def resume_events(call: CallContext, request: Request, last: str, shown: b
     Raises InvalidRequest, NotFound where entries were dropped, StreamsUnavailable.
     """
     packed = msgspec.json.decode(shown, type=_Packed)
-    chat = Chat(call, ChatCompletionRequest.model_validate_json(msgspec.json.encode(packed.body)), packed.id)
+    chat = Chat(
+        call, ChatCompletionRequest.model_validate_json(msgspec.json.encode(packed.body)), packed.prompt, packed.id
+    )
     _, entries = await resume(call, request, stream_start(last), CHAT)
     return stream_response(_ChatEvents(chat, resumable=True, last=last).of(entries), last)
 

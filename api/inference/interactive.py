@@ -125,13 +125,15 @@ async def submit(
     resume: int | None = None,
     shown: bytes = b"",
     seconds: float | None = None,
+    prompt: Mapping[str, Any] | None = None,
 ) -> tuple[AnswerEntry, AsyncGenerator[AnswerEntry]]:
     """Queue a request; return the first entry of its answer that a client has to be sent, and the entries after it.
 
     The first entry is a `chunk` or the `end`; it is `late` where a stream has no chunk yet and its status has to be
     sent. `endpoint` is the endpoint that the model has to serve, where that is not `url`. `to_queue` turns the name of
     the model's queue into the name of the queue that the request waits in. A stream can be resumed for `resume`
-    seconds; `shown` is what another process needs to show the rest of it. The answer is awaited for `seconds`.
+    seconds; `shown` is what another process needs to show the rest of it. The answer is awaited for `seconds`. `prompt`
+    is added to the answer of a chat completion.
 
     Raises NotFound, InvalidRequest, PermissionDenied, RateLimitReached, RequestTimeout, and what
     `InferenceClient.submit` raises.
@@ -179,7 +181,8 @@ async def submit(
         to_queue(queue) if to_queue else queue, queued, is_served, check_client, resumable, patience
     )
     entries = metrics.follow(spend.follow(entries) if spend else entries)
-    entries = _settle(call, reservation, _name_tier(entries, tier.name) if tier.is_named else entries, len(raw))
+    named = {**({"service_tier": tier.name} if tier.is_named else {}), **({"prompt": prompt} if prompt else {})}
+    entries = _settle(call, reservation, _add_fields(entries, named) if named else entries, len(raw))
     while (first := await anext(entries)).kind not in ("chunk", "end", "late"):
         pass
     if is_tuned(body["model"]) and (maker := _maker_of(first)):
@@ -320,27 +323,25 @@ def _tier_of(url: str, body: Mapping[str, Any], rule: TierRule) -> _Tier:
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-async def _name_tier(entries: AsyncGenerator[AnswerEntry], tier: str) -> AsyncGenerator[AnswerEntry]:
-    """Yield the entries of an answer, with the tier in chat completions, their chunks, and responses."""
-    value = msgspec.Raw(msgspec.json.encode(tier))
+async def _add_fields(entries: AsyncGenerator[AnswerEntry], fields: Mapping[str, Any]) -> AsyncGenerator[AnswerEntry]:
+    """Yield the entries of an answer, with these fields in chat completions, their chunks, and responses."""
+    values = {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in fields.items()}
     async with aclosing(entries):
         async for entry in entries:
             is_answer = entry.body and entry.kind in ("chunk", "end") and entry.status == 200
-            yield msgspec.structs.replace(entry, body=_with_tier(entry.body, value)) if is_answer else entry
+            yield msgspec.structs.replace(entry, body=_with_fields(entry.body, values)) if is_answer else entry
 
 
-def _with_tier(body: bytes, tier: msgspec.Raw) -> bytes:
-    """Return a body with the tier in its response, or in the answer that it is; another body as it is."""
+def _with_fields(body: bytes, values: Mapping[str, msgspec.Raw]) -> bytes:
+    """Return a body with the values in its response, or in the answer that it is; another body as it is."""
     try:
         fields = _decode_fields(body)
     except msgspec.MsgspecError:
         return body
     if "response" in fields:
-        fields["response"] = msgspec.Raw(
-            msgspec.json.encode({**_decode_fields(fields["response"]), "service_tier": tier})
-        )
+        fields["response"] = msgspec.Raw(msgspec.json.encode({**_decode_fields(fields["response"]), **values}))
     elif "choices" in fields or "output" in fields:
-        fields["service_tier"] = tier
+        fields |= values
     else:
         return body
     return msgspec.json.encode(fields)

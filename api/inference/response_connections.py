@@ -325,4 +325,6 @@ def _prepare(turn: Turn) -> dict[str, Any]:
 
 
 def _encode(turn: Turn, response: Mapping[str, Any]) -> bytes:
-    return msgspec.json.encode([*turn.engine_body["input"], *responses.drop_results(response)["output"]])
+    return msgspec.json.encode(
+        [*turn.engine_body["input"][turn.prompt_items :], *responses.drop_results(response)["output"]]
+    )

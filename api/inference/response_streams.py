@@ -28,6 +28,7 @@ from api.http import sse
 from api.http.sse import KEEP_ALIVE, check_key, stop_on_revocation
 from api.inference import stored_answers
 from api.inference.interactive import ClientConnection, Events, plain_response, resume, stream_response, submit
+from api.inference.prompts import UsedPrompt
 from api.inference.turns import CreateResponse, Turn, decode_answer, invalid_answer, keep
 from api.shares import run_in_threadpool
 from jobs.errors import DatabaseBusy, InvalidRequest, NotFound, StorageUnavailable, StreamsUnavailable
@@ -49,6 +50,7 @@ class _Shown(msgspec.Struct):
     body: dict[str, Any]
     engine_body: dict[str, Any]
     asked: list[dict[str, Any]]
+    prompt: UsedPrompt | None = None
 
 
 def check_resumable(body: CreateResponse) -> None:
@@ -110,7 +112,7 @@ def _refusal_event(end: AnswerEntry) -> dict[str, Any]:
 
 def _pack(turn: Turn) -> bytes:
     body = {name: value for name, value in turn.body.fields().items() if name != "input"}
-    return msgspec.json.encode(_Shown(turn.id, body, turn.engine_body, turn.asked))
+    return msgspec.json.encode(_Shown(turn.id, body, turn.engine_body, turn.asked, turn.prompt))
 
 
 async def resume_events(call: CallContext, request: Request, last: str) -> Response:
@@ -121,7 +123,7 @@ async def resume_events(call: CallContext, request: Request, last: str) -> Respo
     stream, entries = await resume(call, request, last, RESPONSES)
     shown = msgspec.json.decode(stream.shown, type=_Shown)
     body = CreateResponse.model_validate_json(msgspec.json.encode({**shown.body, "input": shown.asked}))
-    turn = Turn(call, body, shown.engine_body, shown.asked, shown.id)
+    turn = Turn(call, body, shown.engine_body, shown.asked, shown.id, shown.prompt)
     return stream_response(_ResponseEvents(turn, resumable=True).of(entries), last)
 
 

@@ -33,6 +33,7 @@ from api.inference.interactive import (
     stream_response,
     submit,
 )
+from api.inference.prompts import PromptableRequest, resolve_prompt
 from api.inference.response_streams import follow
 from api.inference.schemas import (
     InputItem,
@@ -87,7 +88,7 @@ async def create_response(
     turn = await run_in_threadpool(begin, call, body)
     if body.background:
         await count_background(call, request, RESPONSES, turn.engine_body)
-        queued, replayed = await run_in_threadpool(_enqueue, turn, once)
+        queued, replayed = await run_in_threadpool(_enqueue, turn, once, body.fields())
         if body.stream:
             return stream_response(follow(call, request, queued, -1, results=turn.results))
         return json_response(turn.filter_results(queued.response), replayed=replayed)
@@ -96,7 +97,7 @@ async def create_response(
     if not turn.store and not turn.conversation:
         answered = await _answer_request(turn, request)
         return answered if isinstance(answered, Response) else json_response(answered)
-    return await _answer_and_store(turn, request, once)
+    return await _answer_and_store(turn, request, once, body.fields())
 
 
 @router.get("/responses")
@@ -170,11 +171,13 @@ def _show(stored_answer: StoredAnswer) -> ResponseObject:
     return ResponseObject.model_validate(responses.drop_results(stored_answer.response))
 
 
-def _enqueue(turn: Turn, once: Once) -> tuple[StoredAnswer, bool]:
-    """Return the response, created once for each Idempotency-Key, and whether the key had created it before."""
+def _enqueue(turn: Turn, once: Once, fields: dict[str, Any]) -> tuple[StoredAnswer, bool]:
+    """Return the response, created once for each Idempotency-Key, and whether the key had created it before.
+
+    `fields` are those that the client sent.
+    """
     with turn.call.db.read() as session:
         queue_of(session, turn.call, RESPONSES, turn.body.model)  # refuses a model that no worker will ever serve
-    fields = turn.body.fields()
     replayed = once.replay(fields)
     if replayed is not None:
         return stored_answers.load_response(turn.call, answer_id_of(replayed)), True
@@ -196,13 +199,13 @@ async def _answer_request(turn: Turn, request: Request) -> dict[str, Any] | Resp
     return turn.to_public(answer)
 
 
-async def _answer_and_store(turn: Turn, request: Request, once: Once) -> Response:
-    """Answer and store, once for each Idempotency-Key."""
+async def _answer_and_store(turn: Turn, request: Request, once: Once, fields: dict[str, Any]) -> Response:
+    """Answer and store, once for each Idempotency-Key. `fields` are those that the client sent."""
     if once.key and not turn.store:
         message = "With an Idempotency-Key and a conversation a response is kept."
         raise InvalidRequest(message, param="store", code="unsupported_value")
     answer, load = partial(_answer_request, turn, request), partial(_load, turn.call)
-    return await answer_once(once, turn.body.fields(), answer, partial(keep, turn), load, turn.filter_results)
+    return await answer_once(once, fields, answer, partial(keep, turn), load, turn.filter_results)
 
 
 def _load(call: CallContext, response_id: str) -> dict[str, Any]:
@@ -210,7 +213,7 @@ def _load(call: CallContext, response_id: str) -> dict[str, Any]:
     return stored_answers.load_response(call, response_id).response
 
 
-class CountInputTokens(InferenceRequest):
+class CountInputTokens(PromptableRequest):
     """The fields of a response that determine what the model is shown."""
 
     input: str | Many[InputItem] | None = None
@@ -234,6 +237,7 @@ async def count_input_tokens(call: Call, request: Request, body: CountInputToken
 
 def _count_request(call: CallContext, body: CountInputTokens) -> dict[str, Any]:
     """Return the request to count. Raises InvalidRequest, NotFound."""
+    body, _ = resolve_prompt(call, RESPONSES, body)
     before, new_items = earlier_items(call, body.conversation, body.previous_response_id), input_items(call, body.input)
     if not (before or new_items):
         raise InvalidRequest("There is no input to count.", param="input", code="missing_required_parameter")

@@ -4,6 +4,7 @@ The body goes to the engine unchanged, and the engine refuses errors in OpenAI's
 fields (`context`). These requests are served before batches, on the same engine.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Request
@@ -15,7 +16,7 @@ from api.http.bodies import Many, resource
 from api.http.idempotency import Idempotent
 from api.http.sse import EVENT_STREAM
 from api.inference import chat_completions, response_streams
-from api.inference.chat_completions import ChatCompletionRequest
+from api.inference.chat_completions import Chat, ChatCompletionRequest
 from api.inference.interactive import (
     JSON_BODY,
     JSON_OR_STREAM,
@@ -30,6 +31,8 @@ from api.inference.interactive import (
     stream_response,
     submit,
 )
+from api.inference.prompts import resolve_prompt
+from api.shares import run_in_threadpool
 from jobs.errors import InvalidRequest
 from jobs.inference import cache
 from jobs.inference.client import parse_position
@@ -71,11 +74,17 @@ async def create_chat_completion(
     """Create a chat completion; with `stream` its chunks are server-sent events; with `store` it is stored."""
     if last is not None:
         return await resume_events(call, request, last, CHAT)
+    sent = body.fields()
+    if body.prompt is None:
+        body, prompt = resolve_prompt(call, CHAT, body)
+    else:
+        body, prompt = await run_in_threadpool(resolve_prompt, call, CHAT, body)
     if body.store and (await rules_of_project(call)).keeps_nothing:
         body = body.model_copy(update={"store": False})
     if body.store:
-        return await chat_completions.answer(call, request, once, body, seconds)
-    return await _answer(call, request, CHAT, body, stream=bool(body.stream), seconds=seconds)
+        return await chat_completions.answer(Chat(call, body, prompt), request, once, sent, seconds)
+    public = prompt.public if prompt else None
+    return await _answer(call, request, CHAT, body, stream=bool(body.stream), seconds=seconds, prompt=public)
 
 
 @router.post("/completions", response_class=Response, responses=JSON_OR_STREAM)
@@ -110,11 +119,18 @@ async def resume_events(call: CallContext, request: Request, last: str, url: str
 
 
 async def _answer(
-    call: CallContext, request: Request, url: str, body: InferenceRequest, *, stream: bool, seconds: int | None = None
+    call: CallContext,
+    request: Request,
+    url: str,
+    body: InferenceRequest,
+    *,
+    stream: bool,
+    seconds: int | None = None,
+    prompt: Mapping[str, Any] | None = None,
 ) -> Response:
     fields = body.fields()
     context_options_of(url, fields)  # refused before a worker is looked for
-    first, entries = await submit(call, request, url, fields, stream=stream, resume=seconds)
+    first, entries = await submit(call, request, url, fields, stream=stream, resume=seconds, prompt=prompt)
     if first.kind == "end" and first.body:
         await entries.aclose()
         return plain_response(first)

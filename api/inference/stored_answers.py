@@ -17,7 +17,7 @@ A background response is also a job, whose input is the object: the worker write
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -367,4 +367,4 @@ def _add_state(stored_answer: StoredAnswer, job: Job | None) -> StoredAnswer:
         first_error = (job.errors or [{}])[0]
         error = _EXPIRED if job.state == JobState.EXPIRED else response.get("error") or responses.error_of(first_error)
     state: dict[str, Any] = {"status": status, "output": [], "usage": None, "incomplete_details": None, "error": error}
-    return StoredAnswer(stored_answer.request, {**response, **state})
+    return replace(stored_answer, response={**response, **state})

@@ -20,8 +20,8 @@ from api.http.fields import Context, Metadata
 from api.http.idempotency import Make
 from api.http.space import check_space
 from api.inference import stored_answers, stored_conversations
-from api.inference.interactive import InferenceRequest
 from api.inference.item_references import resolve
+from api.inference.prompts import PromptableRequest, UsedPrompt, resolve_prompt
 from api.inference.schemas import InputItem, show_item, to_input
 from api.inference.stored_answers import AnswerReference, Run
 from jobs.errors import InvalidRequest, NightmillError, NotFound, ProjectFull
@@ -47,7 +47,7 @@ class ConversationReference(Body):
 Named = str | ConversationReference | None
 
 
-class CreateResponse(InferenceRequest):
+class CreateResponse(PromptableRequest):
     """The fields that Nightmill reads. With `context` a message may have a `priority`, a number."""
 
     input: str | Many[InputItem] | None = None
@@ -62,13 +62,18 @@ class CreateResponse(InferenceRequest):
 
 @dataclass(slots=True)
 class Turn:
-    """A response in progress. `engine_body` is the body that the engine receives, `asked` the input of this turn."""
+    """A response in progress.
+
+    `body` is the request without its prompt, `engine_body` the body that the engine receives, `asked` the input of this
+    turn.
+    """
 
     call: CallContext
     body: CreateResponse
     engine_body: dict[str, Any]
     asked: list[dict[str, Any]]  # the input of this turn
     id: str = field(default_factory=lambda: new_id("resp_"))
+    prompt: UsedPrompt | None = None
 
     @property
     def store(self) -> bool:
@@ -87,6 +92,7 @@ class Turn:
             "background": bool(self.body.background),
             "store": self.store,
             "metadata": self.body.metadata or {},
+            **({"prompt": self.prompt.public} if self.prompt else {}),
         }
 
     def to_public(self, answer: Mapping[str, Any], ended: int | None = None) -> dict[str, Any]:
@@ -103,7 +109,12 @@ class Turn:
         return dict(body) if self.results else responses.drop_results(body)
 
     def stored_answer(self, response: dict[str, Any]) -> StoredAnswer:
-        return StoredAnswer(self.engine_body, response)
+        return StoredAnswer(self.engine_body, response, self.prompt_items)
+
+    @property
+    def prompt_items(self) -> int:
+        """Return the number of items at the beginning of the engine's input that are messages of the prompt."""
+        return self.prompt.messages if self.prompt else 0
 
 
 def begin(call: CallContext, body: CreateResponse, cached: bytes | None = None) -> Turn:
@@ -113,6 +124,7 @@ def begin(call: CallContext, body: CreateResponse, cached: bytes | None = None) 
 
     Raises: InvalidRequest, NotFound, StorageFull, and ProjectBusy where the previous response is large.
     """
+    body, prompt = resolve_prompt(call, RESPONSES, body)
     with call.db.read() as session:
         if rules_of(session, call.project_id).keeps_nothing:
             body = body.model_copy(update={"store": False})
@@ -126,16 +138,18 @@ def begin(call: CallContext, body: CreateResponse, cached: bytes | None = None) 
         raise InvalidRequest(wrong.message, param=wrong.param, code=wrong.code)
     if body.store is not False or body.conversation:
         check_space(call, 0)
-    new_items = input_items(call, body.input)
+    given, own = input_items(call, body.input), prompt.messages if prompt else 0
+    prompt_items, new_items = given[:own], given[own:]
     engine_body = engine_fields(body.fields()) | {"store": False}  # engines must store nothing
-    engine_body["input"] = [*earlier_items(call, body.conversation, body.previous_response_id, cached), *new_items]
+    earlier = earlier_items(call, body.conversation, body.previous_response_id, cached)
+    engine_body["input"] = [*prompt_items, *earlier, *new_items]
     if body.input is None and not engine_body["input"]:
         message = "One of 'input', 'previous_response_id' or a 'conversation' that has items must be provided."
         raise InvalidRequest(message, param="input", code="missing_required_parameter")
     _check_calls(engine_body["input"])
     if body.store is not False and _searches(engine_body):  # the stored response has the results
         engine_body["include"] = [*dict.fromkeys([*(engine_body.get("include") or ()), responses.RESULTS])]
-    return Turn(call, body, engine_body, new_items)
+    return Turn(call, body, engine_body, new_items, prompt=prompt)
 
 
 def input_items(call: CallContext, prompt: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:

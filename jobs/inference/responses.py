@@ -93,9 +93,9 @@ def path(response_id: str) -> str:
 
 
 def items(stored_answer: StoredAnswer) -> list[Any]:
-    """Return the input that the model was shown, with earlier turns."""
-    prompt: list[Any] = stored_answer.request["input"]
-    return prompt
+    """Return the input that the model was shown, with earlier turns and without the messages of a prompt."""
+    shown: list[Any] = stored_answer.request["input"]
+    return shown[stored_answer.prompt_items :]
 
 
 def drop_results(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,4 +151,5 @@ def to_public_event(
 
 
 def _add_own_fields(answer: Mapping[str, Any], response: Mapping[str, Any]) -> dict[str, Any]:
-    return {**answer, **{name: response.get(name) for name in _OWN_FIELDS}}
+    prompt = {"prompt": response["prompt"]} if response.get("prompt") else {}
+    return {**answer, **{name: response.get(name) for name in _OWN_FIELDS}, **prompt}

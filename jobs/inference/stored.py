@@ -16,10 +16,14 @@ COMPLETION_PREFIX: Final = "chatcmpl-"
 
 @dataclass(frozen=True, slots=True)
 class StoredAnswer:
-    """A stored answer. `request` is the body that an engine was sent, `response` the JSON that the client is shown."""
+    """A stored answer. `request` is the body that an engine was sent, `response` the JSON that the client is shown.
+
+    The input of the request begins with `prompt_items` messages of a prompt, which the next turn does not repeat.
+    """
 
     request: dict[str, Any]
     response: dict[str, Any]
+    prompt_items: int = 0
 
     @property
     def id(self) -> str:
@@ -29,12 +33,13 @@ class StoredAnswer:
 
 def encode(url: str, stored_answer: StoredAnswer) -> bytes:
     line = {"custom_id": stored_answer.id, "method": "POST", "url": url, "body": stored_answer.request}
-    return msgspec.json.encode({**line, "response": stored_answer.response}) + b"\n"
+    own = {"prompt_items": stored_answer.prompt_items} if stored_answer.prompt_items else {}
+    return msgspec.json.encode({**line, "response": stored_answer.response, **own}) + b"\n"
 
 
 def decode(line: bytes) -> StoredAnswer:
     record = msgspec.json.decode(line)
-    return StoredAnswer(record["body"], record["response"])
+    return StoredAnswer(record["body"], record["response"], record.get("prompt_items", 0))
 
 
 def completion_path(completion_id: str) -> str:

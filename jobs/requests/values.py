@@ -30,12 +30,11 @@ INCLUDABLE: Final = (
 #: Fields whose answer no engine gives.
 _UNSERVED: Final[Mapping[str, tuple[str, ...]]] = {
     CHAT: ("audio", "function_call", "functions", "modalities", "moderation", "web_search_options"),
-    RESPONSES: ("moderation", "prompt"),
+    RESPONSES: ("moderation",),
 }
 _INSTEAD: Final = {
     "functions": "; `tools` are",
     "function_call": "; `tool_choice` is",
-    "prompt": "; `instructions` and `input` are",
 }
 
 

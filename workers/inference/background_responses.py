@@ -19,6 +19,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
@@ -202,9 +203,9 @@ def respond(context: Context, claim: JobClaim, _handle: ClaimHandle) -> None:
     else:
         _write(
             context,
-            StoredAnswer(
-                stored_answer.request,
-                responses.to_public(answer, stored_answer.response, stored_answer.request, ended),
+            replace(
+                stored_answer,
+                response=responses.to_public(answer, stored_answer.response, stored_answer.request, ended),
             ),
         )
         incomplete = answer.get("status") == "incomplete"
@@ -264,7 +265,7 @@ def _fail(
     """
     error = _error(output_line)
     code = outcomes.word(error.get("code")) or "engine_error"
-    _write(context, StoredAnswer(stored_answer.request, {**stored_answer.response, "error": responses.error_of(error)}))
+    _write(context, replace(stored_answer, response={**stored_answer.response, "error": responses.error_of(error)}))
     errors = [{"code": code, "message": "The engine gave no response.", "param": None, "line": None}]
     context.db.retrying(lambda session: ledger.close(session, claim, values, [], counts, errors=errors))
     log.info("response_failed", extra={"job_id": claim.job.id, "code": code})
