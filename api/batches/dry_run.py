@@ -98,6 +98,7 @@ def _validation_request(call: CallContext, path: str, endpoint: str, engines: di
         "storage": call.config.storage,
         "path": path,
         "endpoint": endpoint,
+        "project_id": call.project_id,
         "engines": engines,
         "max_lines": call.config.batch_max_lines,
         "max_bytes": call.config.batch_max_bytes,

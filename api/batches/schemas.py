@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from api.http.fields import Dependent, dependence, unix_seconds
 from api.webhooks.queries import BatchWebhook
@@ -64,7 +64,17 @@ class Usage(BaseModel):
     total_tokens: int
 
 
+class BatchPrompt(BaseModel):
+    """A prompt that lines of a batch name, by its version or label, and the version that was found for all of them."""
+
+    id: str
+    requested_version: str | None
+    version: str
+
+
 class Batch(Dependent):
+    """A batch. `prompts` are those that its lines name, once it is planned; other batches omit them."""
+
     id: str
     object: Literal["batch"] = "batch"
     endpoint: str
@@ -87,6 +97,7 @@ class Batch(Dependent):
     request_counts: RequestCounts
     usage: Usage
     metadata: dict[str, str] | None
+    prompts: list[BatchPrompt] = Field(default=[], exclude_if=lambda prompts: not prompts)
 
 
 class CreatedBatch(Batch):
@@ -118,8 +129,14 @@ def show_batch(job: Job, totals: Totals, after: Sequence[str] = ()) -> Batch:
         request_counts=RequestCounts(total=job.total, completed=totals.completed, failed=totals.failed),
         usage=show_usage(totals),
         metadata=job.metadata_,
+        prompts=[_show_pin(*pin) for pin in job.payload.get("prompts", {}).items()],
         **dependence(job, after),
     )
+
+
+def _show_pin(reference: str, version: str) -> BatchPrompt:
+    prompt_id, _, requested = reference.partition("@")
+    return BatchPrompt(id=prompt_id, requested_version=requested or None, version=version)
 
 
 def show_errors(errors: list[Any] | None) -> BatchErrors | None:

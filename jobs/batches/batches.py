@@ -51,13 +51,15 @@ class BatchPayload(Payload):
     """Answer every line of the input, or `which` lines of the job that this one retries.
 
     `overrides` are laid over each line's body. `dedupe` lets identical requests be computed once.
-    `output_expires_seconds` counts from the creation of the output file.
+    `output_expires_seconds` counts from the creation of the output file. `prompts` has the versions of the prompts that
+    lines name, as planning has found them (see `jobs.prompts.resolution.PinnedPrompts`).
     """
 
     output_expires_seconds: int | None = None
     dedupe: bool = False
     overrides: dict[str, Any] = Field(default_factory=dict)
     which: Which = FAILED
+    prompts: dict[str, str] = Field(default_factory=dict)
 
     def to_payload(self) -> dict[str, Any]:
         """Return the payload without defaults, so that a worker of an earlier version can read it."""

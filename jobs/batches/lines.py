@@ -15,7 +15,8 @@ from typing import Any, BinaryIO, Final
 
 import msgspec
 
-from jobs.errors import InvalidRequest
+from jobs.errors import InvalidRequest, NightmillError
+from jobs.prompts.resolution import MESSAGES, PinnedPrompts, PromptReference, ResolvedPrompt
 from jobs.requests import token_estimates
 from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RESPONSES, SERVED_WITH
 
@@ -51,7 +52,7 @@ _read_number = msgspec.json.Decoder(float | str | None).decode
 class _Body(msgspec.Struct):
     """The parts of a body that planning looks at; the rest is skipped unread."""
 
-    model: str
+    model: str | None = None
     stream: bool | None = None
     messages: msgspec.Raw = _NONE
     prompt: msgspec.Raw = _NONE
@@ -157,10 +158,14 @@ def split(data: bytes) -> list[bytes]:
 
 
 class LineChecker:
-    """A checker of the lines of one file for one endpoint. Duplicate ids are found at the end, by `duplicates`."""
+    """A checker of the lines of one file for one endpoint. Duplicate ids are found at the end, by `duplicates`.
 
-    def __init__(self, endpoint: str) -> None:
+    `prompts` looks up those that lines name.
+    """
+
+    def __init__(self, endpoint: str, prompts: PinnedPrompts | None = None) -> None:
         self.endpoint = endpoint
+        self._prompts = prompts if endpoint in MESSAGES else None
         self.required, self._missing = REQUIRED[endpoint]
         self.model: str | None = None
         self.ids = Fingerprints()
@@ -173,15 +178,32 @@ class LineChecker:
             text.raw.decode()  # checks UTF-8 of the parts that the decoder skipped
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return self._explain(text.number, text.raw)
-        return self._judge(text.number, request) or self._good(request)
+        prompt = self._prompt_of(text.number, request.body)
+        if isinstance(prompt, Bad):
+            return prompt
+        model = request.body.model or (prompt.model if prompt else None)
+        if not model:
+            return Bad("invalid_request", "Model parameter is required.", text.number, "body.model")
+        return self._judge(text.number, request, model, prompt) or self._good(request, model, prompt)
 
-    def _good(self, request: _Request) -> Good:
+    def _prompt_of(self, number: int, body: _Body) -> ResolvedPrompt | Bad | None:
+        """Return the prompt that a line names, None where it names none, or why it cannot be used."""
+        if self._prompts is None or bytes(body.prompt) in (b"", b"null"):
+            return None
+        try:
+            return self._prompts.resolve(PromptReference.parse(_value(bytes(body.prompt))))
+        except NightmillError as error:
+            return Bad(error.code or "invalid_value", error.message, number, f"body.{error.param}")
+
+    def _good(self, request: _Request, model: str, prompt: ResolvedPrompt | None) -> Good:
         self.ids.add(request.custom_id)
         body = request.body
         inputs = token_estimates.count_inputs(_value(bytes(body.input))) if self.endpoint == EMBEDDINGS else 1
-        return Good(request.custom_id, body.model, inputs, body.bounds(self.endpoint))
+        own = prompt.content["parameters"] if prompt else {}
+        bounds = {name: own[name] for name in token_estimates.LIMITS if name in own}
+        return Good(request.custom_id, model, inputs, bounds | body.bounds(self.endpoint))
 
-    def _judge(self, number: int, request: _Request) -> Bad | None:
+    def _judge(self, number: int, request: _Request, model: str, prompt: ResolvedPrompt | None) -> Bad | None:
         body = request.body
         if request.method != "POST":
             return Bad("invalid_method", "The method of a batch request must be 'POST'.", number, "method")
@@ -192,9 +214,9 @@ class LineChecker:
             name = _STREAM_NAMES.get(self.endpoint, "Requests")
             message = f"{name}: Streaming is not supported in the Batch API."
             return Bad("streaming_unsupported", message, number, "body.stream")
-        if bytes(getattr(body, self.required)) in (b"", b"null"):
+        if prompt is None and bytes(getattr(body, self.required)) in (b"", b"null"):
             return Bad("invalid_request", self._missing, number, f"body.{self.required}")
-        return self._check_model(number, body.model)
+        return self._check_model(number, model)
 
     def _check_model(self, number: int, model: str) -> Bad | None:
         if self.model is None:
@@ -222,9 +244,7 @@ class LineChecker:
         return self._explain_body(number, value["body"]) or unparsable
 
     def _explain_body(self, number: int, body: dict[str, Any]) -> Bad | None:
-        if not body.get("model"):
-            return Bad("invalid_request", "Model parameter is required.", number, "body.model")
-        if not isinstance(body["model"], str):
+        if not isinstance(body.get("model"), str | None):
             return Bad("invalid_type", "Invalid type for 'body.model': expected a string.", number, "body.model")
         if not isinstance(body.get("stream"), bool | None):
             return Bad("invalid_type", "Invalid type for 'body.stream': expected a boolean.", number, "body.stream")

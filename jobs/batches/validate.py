@@ -10,18 +10,23 @@ lengths of prompts are checked for a part of this time: what is left then is acc
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, BinaryIO
 
 import msgspec
 
 from jobs.batches import lines
 from jobs.batches.contents import Contents
-from jobs.errors import InvalidRequest
+from jobs.db.engine import Database
+from jobs.errors import InvalidRequest, NightmillError
 from jobs.inference.context_options import PROMPT, context_options_of
 from jobs.platform.storage import open_storage
+from jobs.prompts import resolution
+from jobs.prompts.resolution import MESSAGES, PinnedPrompts, PromptReference, ResolvedPrompt
 from jobs.requests import fields
 from jobs.requests.endpoints import EMBEDDINGS
+from jobs.settings import settings
 
 MAX_ERRORS = 1000
 
@@ -36,6 +41,7 @@ class DryRun:
     storage: str
     path: str
     endpoint: str
+    project_id: str
     max_lines: int
     max_bytes: int
     engines: dict[str, str]
@@ -90,13 +96,15 @@ def main() -> None:
 def check(dry_run: DryRun) -> BatchFindings:
     """Check a whole file as planning would, and the fields of its lines that only Nightmill knows."""
     findings = BatchFindings()
-    checker, contents = lines.LineChecker(dry_run.endpoint), Contents(dry_run.endpoint, dry_run.contexts)
+    prompts = PinnedPrompts(partial(_find_prompt, dry_run.project_id))
+    checker = lines.LineChecker(dry_run.endpoint, prompts)
+    contents = Contents(dry_run.endpoint, dry_run.contexts)
     storage = open_storage(dry_run.storage)
     if storage.size(dry_run.path) > dry_run.max_bytes:
         findings.complain(lines.Bad("file_too_large", f"The input file exceeds {dry_run.max_bytes} bytes."))
         return findings
     with storage.reader(dry_run.path) as handle:
-        _judge(handle, checker, contents, dry_run, findings)
+        _judge(handle, checker, contents, prompts, dry_run, findings)
     suspects = checker.ids.suspects()
     if suspects:
         with storage.reader(dry_run.path) as handle:
@@ -108,15 +116,30 @@ def check(dry_run: DryRun) -> BatchFindings:
     return findings
 
 
+def _find_prompt(project_id: str, reference: PromptReference) -> ResolvedPrompt:
+    """Return a prompt of the project. The database is opened for it alone: few files name any. Raises: NotFound."""
+    database = Database(settings().database)
+    try:
+        with database.read() as session:
+            return resolution.find(session, project_id, reference)
+    finally:
+        database.close()
+
+
 def _judge(
-    handle: BinaryIO, checker: lines.LineChecker, contents: Contents, dry_run: DryRun, findings: BatchFindings
+    handle: BinaryIO,
+    checker: lines.LineChecker,
+    contents: Contents,
+    prompts: PinnedPrompts,
+    dry_run: DryRun,
+    findings: BatchFindings,
 ) -> None:
     for text in lines.read(handle):
         findings.total += 1
         findings.bytes += text.length
         checked = checker.check(text)
         if isinstance(checked, lines.Good):
-            checked = _error(checked.model, contents, dry_run, text) or checked
+            checked = _error(checked.model, contents, prompts, dry_run, text) or checked
         if isinstance(checked, lines.Bad):
             findings.complain(checked)
             continue
@@ -124,14 +147,29 @@ def _judge(
         findings.first_line = findings.first_line or text.number
 
 
-def _error(model: str, contents: Contents, dry_run: DryRun, text: lines.InputLine) -> lines.Bad | None:
+def _error(
+    model: str, contents: Contents, prompts: PinnedPrompts, dry_run: DryRun, text: lines.InputLine
+) -> lines.Bad | None:
     """Return the error of a line that planning accepts and that would fail, or be refused by its engine."""
+    try:
+        text = _resolve_prompt(prompts, dry_run.endpoint, text)
+    except NightmillError as error:
+        return lines.Bad(error.code or "invalid_value", error.message, text.number, f"body.{error.param}")
     engine, body = dry_run.engines.get(model, ""), _named.decode(text.raw or b"").body
     return (
         _line_error(dry_run.endpoint, text)
         or _unknown(engine, dry_run.endpoint, text.number, body)
         or contents.error_of(model, text.number, body)
     )
+
+
+def _resolve_prompt(prompts: PinnedPrompts, endpoint: str, text: lines.InputLine) -> lines.InputLine:
+    """Return the line that an engine would be sent for one that names a prompt. Raises: InvalidRequest, NotFound."""
+    named = _named.decode(text.raw or b"").body
+    if endpoint not in MESSAGES or bytes(named.get("prompt", b"null")) == b"null":
+        return text
+    body, _ = prompts.apply(endpoint, msgspec.json.decode(msgspec.json.encode(named)))
+    return replace(text, raw=msgspec.json.encode({"custom_id": "", "body": body}))
 
 
 def _line_error(endpoint: str, text: lines.InputLine) -> lines.Bad | None:

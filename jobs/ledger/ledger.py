@@ -214,9 +214,20 @@ def set_retry_input(session: Session, claim: JobClaim, path: str) -> None:
 
 
 def begin_running(
-    session: Session, claim: JobClaim, *, total: int, model: str | None, queue: str, serves_as: str | None = None
+    session: Session,
+    claim: JobClaim,
+    *,
+    total: int,
+    model: str | None,
+    queue: str,
+    serves_as: str | None = None,
+    payload: dict[str, Any] | None = None,
 ) -> Job:
-    """Move a planned job to `running`: the messages of its shards, enqueued while planning, become due."""
+    """Move a planned job to `running`: the messages of its shards, enqueued while planning, become due.
+
+    `payload` replaces the job's where planning has found what it leaves open.
+    """
+    planned = {} if payload is None else {"payload": payload}
     job = move(
         session,
         claim.job.id,
@@ -224,7 +235,7 @@ def begin_running(
         JobState.RUNNING,
         actor=_worker(claim),
         epoch=claim.epoch,
-        values={"total": total, "model": model, "queue": queue, "serves_as": serves_as},
+        values={"total": total, "model": model, "queue": queue, "serves_as": serves_as, **planned},
     )
     advance_job(session, job.id, actor=_worker(claim), locked=job)
     return job

@@ -6,7 +6,7 @@
 The prompt's messages come before the input of the request. A chat completion gets the prompt in the fields of chats.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -22,6 +22,8 @@ from jobs.requests.token_estimates import LIMITS
 
 #: The field with the messages of a request, by the endpoints whose requests may name a prompt.
 MESSAGES: Final[Mapping[str, str]] = {RESPONSES: "input", CHAT: "messages"}
+#: The references of one batch: the content of each is held in memory.
+MAX_PINS: Final = 100
 
 #: Parameters of responses that chat completions have under the same name, or another one. The rest says nothing there.
 _CHAT_NAMES: Final[Mapping[str, str]] = {
@@ -57,7 +59,7 @@ class ResolvedPrompt:
     id: str
     version: int
     hash: str
-    content: Mapping[str, Any]
+    content: dict[str, Any]
 
     @property
     def model(self) -> str | None:
@@ -101,6 +103,42 @@ def find(session: Session, project_id: str, reference: PromptReference) -> Resol
         raise NotFound(message, param="prompt.id", code="prompt_not_found")
     version = version_of(session, prompt, reference.version, param="prompt.version")
     return ResolvedPrompt(prompt.id, version.version, version.hash, version.content)
+
+
+class PinnedPrompts:
+    """The versions that the references of one batch name. Each is looked up once: labels that move change nothing.
+
+    `pins` has the number of a version by its reference: `pmpt_1` for the default one, `pmpt_1@production` for a label.
+    """
+
+    def __init__(
+        self, find_prompt: Callable[[PromptReference], ResolvedPrompt], pins: Mapping[str, str] | None = None
+    ) -> None:
+        self.pins = dict(pins or {})
+        self._find, self._resolved = find_prompt, dict[str, ResolvedPrompt]()
+
+    def resolve(self, reference: PromptReference) -> ResolvedPrompt:
+        """Return the version that a reference named when it was first looked up. Raises: InvalidRequest, NotFound."""
+        key = reference.id if reference.version is None else f"{reference.id}@{reference.version}"
+        if key not in self._resolved:
+            if len(self._resolved) == MAX_PINS:
+                message = f"A batch names at most {MAX_PINS} prompts, labels and versions."
+                raise InvalidRequest(message, param="prompt", code="too_many_prompts")
+            pinned = reference.model_copy(update={"version": self.pins.get(key, reference.version)})
+            self._resolved[key] = self._find(pinned)
+            self.pins[key] = str(self._resolved[key].version)
+        return self._resolved[key]
+
+    def apply(self, endpoint: str, body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Return the body of a line without its prompt, and the prompt as the answer names it, None without one.
+
+        Raises: InvalidRequest, NotFound.
+        """
+        if endpoint not in MESSAGES or body.get("prompt") is None:
+            return dict(body), None
+        reference = PromptReference.parse(body["prompt"])
+        prompt = self.resolve(reference)
+        return prompt.apply(endpoint, body, reference.variables), prompt.to_public(reference.variables)
 
 
 def _items(value: Any) -> list[Any]:

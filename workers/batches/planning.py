@@ -33,6 +33,8 @@ from jobs.ledger.ledger import JobClaim
 from jobs.ledger.outbox import SMALL_BYTES
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Segment, Shard
+from jobs.prompts import resolution
+from jobs.prompts.resolution import PinnedPrompts, PromptReference, ResolvedPrompt
 from jobs.queues import Task
 from jobs.requests import token_estimates
 from jobs.requests.endpoints import EMBEDDINGS, SERVED_WITH
@@ -65,7 +67,8 @@ class Planner:
     ) -> None:
         self.context, self.config, self.job = context, context.config, claim.job
         self.queues = {} if queues is None else queues
-        self.checker = lines.LineChecker(claim.job.endpoint)
+        self.prompts = PinnedPrompts(self._find_prompt, claim.job.payload.get("prompts"))
+        self.checker = lines.LineChecker(claim.job.endpoint, self.prompts)
         self.writer = ShardWriter(context, claim, handle, check=self._check_quota)
         self.inputs = 0
         self._overrides = claim.job.payload.get("overrides") or {}
@@ -81,6 +84,8 @@ class Planner:
             self._read_retry(path)
         if not self.writer.total and not self.writer.errors:
             self._complain("empty_file", "The input file contains no requests.")
+        if self.prompts.pins:
+            self.writer.payload = {**self.job.payload, "prompts": self.prompts.pins}
 
     def read(self, texts: Iterable[InputLine | Bad]) -> None:
         """Check lines and add them to the shards, up to the limits of an input. Raises Abandoned."""
@@ -150,6 +155,10 @@ class Planner:
         tokens = token_estimates.output_tokens(self.job.endpoint, {**checked.bounds, **self._overrides})
         refusal = None if self.writer.queue else self._route(checked.model, text.number)
         return refusal or text, tokens
+
+    def _find_prompt(self, reference: PromptReference) -> ResolvedPrompt:
+        with self.context.db.read() as session:
+            return resolution.find(session, self.job.project_id, reference)
 
     def _route(self, model: str, number: int) -> Bad | None:
         """Set the queue that serves the model, after a retry's overrides; return an error where there is none.

@@ -22,12 +22,14 @@ import msgspec
 
 from jobs.batches import lines
 from jobs.batches.batches import BatchPayload
-from jobs.errors import ClaimLost, InvalidRequest, StorageFull
+from jobs.errors import ClaimLost, InvalidRequest, NightmillError, StorageFull
 from jobs.fleet import access
 from jobs.fleet.access import AccessDenied
 from jobs.fleet.models_file import ModelsFileError
 from jobs.ledger import shards
 from jobs.ledger.shards import ShardClaim, Tally
+from jobs.prompts import resolution
+from jobs.prompts.resolution import PinnedPrompts, PromptReference, ResolvedPrompt
 from workers.batches.finishing import JobResults, assemble
 from workers.batches.segments import SegmentRun
 from workers.engines.port import Answer, EngineFault, Request, refusal
@@ -188,6 +190,7 @@ def read_items(context: Context, claim: ShardClaim, batch: BatchPayload | None) 
     with context.storage.reader(job.input_path or "", claim.offset) as handle:
         data = handle.read(claim.length)
     make = _item_factory(claim)
+    prompts = PinnedPrompts(partial(_find_prompt, context, job.project_id), batch.prompts if batch else None)
     pairs: list[tuple[bytes, Item]] = []
     broken: list[LineRecord] = []
     for line, raw in enumerate(lines.split(data)):
@@ -200,13 +203,27 @@ def read_items(context: Context, claim: ShardClaim, batch: BatchPayload | None) 
             broken.append(_invalid(make(line, text.custom_id, {})))
             continue
         body.update(overrides)
+        prompt, refused = None, None
+        if batch:
+            try:
+                body, prompt = prompts.apply(job.endpoint, body)
+            except NightmillError as error:
+                refused = refusal(error.status, error.message, param=error.param, code=error.code)
+            else:
+                refused = _refusal(job.endpoint, body)
         item = make(line, text.custom_id, body)
-        if batch and (refused := _refusal(job.endpoint, body)):
+        item.prompt = prompt
+        if refused is not None:
             broken.append(output_lines.answer_record(item, refused))
         else:
             pairs.append((bytes(text.body), item))
     pairs.sort(key=itemgetter(0))
     return (_merge_duplicates(pairs) if batch and batch.dedupe else [item for _, item in pairs]), broken
+
+
+def _find_prompt(context: Context, project_id: str, reference: PromptReference) -> ResolvedPrompt:
+    with context.db.read() as session:
+        return resolution.find(session, project_id, reference)
 
 
 def _item_factory(claim: ShardClaim) -> Callable[[int, str, dict[str, Any]], Item]:

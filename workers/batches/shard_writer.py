@@ -10,7 +10,7 @@ starts again.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import BinaryIO, Final, TypeVar
+from typing import Any, BinaryIO, Final, TypeVar
 
 from sqlalchemy.orm import Session
 
@@ -34,7 +34,8 @@ class ShardWriter:
     """The lines of one job in their order, cut into shards of bounded lines and bytes.
 
     `total` counts the lines, `bytes` are theirs. `queue`, `model` and `serves_as` are those of the planned job. `check`
-    returns the errors of a job whose lines are all good; it runs in the transaction that lets the job run.
+    returns the errors of a job whose lines are all good; it runs in the transaction that lets the job run. `payload`
+    replaces the job's, unless it is None.
 
     Raises: Abandoned, while the disk is nearly full.
     """
@@ -54,6 +55,7 @@ class ShardWriter:
         self.queue = queue
         self.model: str | None = None
         self.serves_as: str | None = None
+        self.payload: dict[str, Any] | None = None
         self.errors: list[Bad] = []
         self.total = self.bytes = 0
         self._context, self._config, self._handle, self._check = context, context.config, handle, check
@@ -111,7 +113,13 @@ class ShardWriter:
             ledger.set_retry_input(session, self.claim, self._path)
         shards.cut(session, self.claim, self.queue, self._shards)
         ledger.begin_running(
-            session, self.claim, total=self.total, model=self.model, queue=self.queue, serves_as=self.serves_as
+            session,
+            self.claim,
+            total=self.total,
+            model=self.model,
+            queue=self.queue,
+            serves_as=self.serves_as,
+            payload=self.payload,
         )
         return True
 

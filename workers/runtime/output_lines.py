@@ -5,6 +5,7 @@
 An HTTP answer of any status fills `response` and leaves `error` null; a line without an answer has the reverse.
 """
 
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
@@ -74,7 +75,8 @@ CANCELLED = ("batch_cancelled", "This request was not executed because the batch
 class Item:
     """One line without a result yet. `failures` is its history over all attempts.
 
-    `followers` are identical lines that share its answer, where the job asked for that.
+    `followers` are identical lines that share its answer, where the job asked for that. `prompt` is the prompt that the
+    line names, as its answer does.
     """
 
     line: int
@@ -85,6 +87,7 @@ class Item:
     fault: Exception | None = None
     seconds: float | None = None  # in the engine, once it has answered
     followers: list["Item"] = field(default_factory=list)
+    prompt: dict[str, Any] | None = None
 
 
 class LineRecord(msgspec.Struct, frozen=True, gc=False):
@@ -111,7 +114,9 @@ def answer_record(item: Item, answer: Answer, leader: Item | None = None) -> Lin
     """
     good = 200 <= answer.status < 300
     usage = Usage() if leader else answer.usage
-    raw = answer.body if good or not usage.total_tokens else _add_usage(answer.body, item.request.url, usage)
+    added = {"usage": _usage_fields(item.request.url, usage)} if not good and usage.total_tokens else {}
+    added |= {"prompt": item.prompt} if good and item.prompt else {}
+    raw = _add_fields(answer.body, added) if added else answer.body
     body = raw if b"\n" not in raw else _compact(raw)
     extra = b',"duplicate_of":' + _encode(leader.custom_id) if leader else b""
     line = b'{"id":"%b","custom_id":%b,"response":{"status_code":%d,"request_id":"%b","body":%b},"error":null%b}' % (
@@ -163,13 +168,13 @@ def _compact(body: bytes) -> bytes:
     return msgspec.json.format(body, indent=-1) if body.strip() else b"null"
 
 
-def _add_usage(body: bytes, url: str, usage: Usage) -> bytes:
-    """Add the usage to a body; return a body that is no JSON object as it is."""
+def _add_fields(body: bytes, added: Mapping[str, Any]) -> bytes:
+    """Add fields to a body; return a body that is no JSON object as it is."""
     try:
         fields = msgspec.json.decode(body)
     except (msgspec.MsgspecError, RecursionError):
         return body
-    return _encode(fields | {"usage": _usage_fields(url, usage)}) if isinstance(fields, dict) else body
+    return _encode({**fields, **added}) if isinstance(fields, dict) else body
 
 
 def _usage_fields(url: str, usage: Usage) -> dict[str, Any]:
