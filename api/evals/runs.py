@@ -24,10 +24,12 @@ from api.evals.schemas import (
     JsonlSource,
     ModelUsage,
     PerplexitySource,
+    PromptMessages,
     ResponsesSource,
     RetrievalSource,
     RunDeleted,
     RunStatus,
+    TemplateMessages,
     counts_of,
     show_run,
     status_of,
@@ -40,7 +42,7 @@ from api.retrieval.search import index_for_search, search_of
 from jobs.clock import now
 from jobs.errors import InvalidRequest, NotFound, TooManyLiveJobs
 from jobs.evals import evals, runs
-from jobs.evals.runs import Evaluation, Retrieval, Sampled
+from jobs.evals.runs import Evaluation, Retrieval, Sampled, SampledPrompt
 from jobs.evals.tables import Eval, EvalRun
 from jobs.fleet import access, routing
 from jobs.fleet.models_file import EngineKind
@@ -50,6 +52,9 @@ from jobs.ledger.progress import outcomes, totals
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.platform.storage import remove_objects
+from jobs.prompts import versions
+from jobs.prompts.rendering import check_names
+from jobs.prompts.resolution import PromptReference
 from jobs.requests.endpoints import CHAT, LIKELIHOOD, RESPONSES, SEARCH, SERVED_WITH
 from jobs.requests.values import RESPONSE_TOOLS
 from jobs.retrieval.filters import check_filter
@@ -85,7 +90,7 @@ def create_run(request: Request, call: Call, once: Idempotent, eval_id: str, bod
         if row is None:
             raise NotFound(f"No eval found with id '{clip(eval_id)}'.", param="eval_id")
         reserve_or_remove(session, call, len(items.lines), runs.items_path(run_id), EvalRun.id == run_id)
-        run = _make_run(call, body, row, run_id, len(items.lines))
+        run = _make_run(call, body, row, run_id, len(items.lines), sampled.prompt if sampled else None)
         file = item_sources.file_of(session, call, items.file_id) if items.file_id is not None else None
         payload = Evaluation(
             eval_id=row.id,
@@ -174,10 +179,15 @@ def get_run(session: Session, call: CallContext, eval_id: str, run_id: str) -> t
 # ── what is asked for ──
 
 
-def _make_run(call: CallContext, body: CreateRun, row: Eval, run_id: str, size: int) -> EvalRun:
+def _make_run(
+    call: CallContext, body: CreateRun, row: Eval, run_id: str, size: int, prompt: SampledPrompt | None
+) -> EvalRun:
     shown = body.data_source.fields()
     if size > MAX_SHOWN_BYTES and "content" in shown["source"]:
         shown["source"] = {**shown["source"], "content": []}
+    if prompt is not None:  # the version that was found
+        messages = shown["input_messages"]
+        messages["prompt"] = {**messages["prompt"], "version": str(prompt.version)}
     run = EvalRun(
         id=run_id,
         eval_id=row.id,
@@ -227,7 +237,7 @@ def _sampling(call: CallContext, source: DataSource) -> Sampled | None:
         case PerplexitySource():
             _check_has_likelihoods(call, source.model)
             return Sampled(endpoint=LIKELIHOOD, model=source.model, text=source.text)
-    return _model_sampling(source) if source.model is not None else None
+    return _model_sampling(call, source) if source.input_messages is not None else None
 
 
 def _search_sampling(call: CallContext, source: RetrievalSource) -> Sampled:
@@ -251,22 +261,38 @@ def _check_has_likelihoods(call: CallContext, model: str) -> None:
         raise InvalidRequest(message, param="data_source.model", code="model_not_supported")
 
 
-def _model_sampling(source: CompletionsSource | ResponsesSource) -> Sampled:
+def _model_sampling(call: CallContext, source: CompletionsSource | ResponsesSource) -> Sampled:
     messages = source.input_messages
     if isinstance(source, ResponsesSource):
         _check_tools(source.sampling_params.tools or ())
-    assert source.model is not None
-    assert messages is not None
-    chat = isinstance(source, CompletionsSource)
     params = source.sampling_params.to_params()
-    return Sampled(
-        endpoint=CHAT if chat else RESPONSES,
-        model=source.model,
-        reference=messages.item_reference if isinstance(messages, ItemReference) else None,
-        template=None if isinstance(messages, ItemReference) else messages.model_dump(exclude_none=True)["template"],
-        n=params.pop("n"),
-        params=params,
-    )
+    model, given = source.model, dict[str, Any]()
+    match messages:
+        case PromptMessages():
+            prompt = _sampled_prompt(call, messages.prompt)
+            model, given["prompt"] = model or prompt.content["model"], prompt
+            if model is None:
+                param = "data_source.model"
+                message = f"Missing required parameter: '{param}'. The prompt names no model."
+                raise InvalidRequest(message, param=param, code="missing_required_parameter")
+        case ItemReference():
+            given["reference"] = messages.item_reference
+        case TemplateMessages():
+            given["template"] = messages.model_dump(exclude_none=True)["template"]
+    assert model is not None
+    endpoint = CHAT if isinstance(source, CompletionsSource) else RESPONSES
+    return Sampled(endpoint=endpoint, model=model, n=params.pop("n"), params=params, **given)
+
+
+def _sampled_prompt(call: CallContext, reference: PromptReference) -> SampledPrompt:
+    """Return the version of a prompt that a run samples with, however labels move. Raises InvalidRequest, NotFound."""
+    try:
+        with call.db.read() as session:
+            prompt = versions.resolve(session, call.project_id, reference)
+        check_names(prompt.content["variables"], reference.variables or {})
+    except (InvalidRequest, NotFound) as error:
+        raise type(error)(error.message, param=f"data_source.input_messages.{error.param}", code=error.code) from None
+    return SampledPrompt(**asdict(prompt), variables=reference.variables or {})
 
 
 def _check_tools(tools: Sequence[Mapping[str, Any]]) -> None:

@@ -17,6 +17,7 @@ from jobs.evals.tables import Eval, EvalRun
 from jobs.evals.token_limit import TokenLimit
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
+from jobs.prompts.resolution import PromptReference
 
 MAX_CRITERIA = 50
 #: Stored answers that a run reads.
@@ -136,7 +137,20 @@ class ItemReference(Body):
     item_reference: Annotated[str, Field(max_length=255), AfterValidator(_check_reference)]
 
 
-InputMessages = Annotated[TemplateMessages | ItemReference, Field(discriminator="type")]
+def _check_templates(reference: PromptReference) -> PromptReference:
+    for text in templates.strings_of(reference.variables):
+        templates.check(text)
+    return reference
+
+
+class PromptMessages(Body):
+    """The messages of a prompt, with its other fields. Strings in its variables are filled from each item."""
+
+    type: Literal["prompt"]
+    prompt: Annotated[PromptReference, AfterValidator(_check_templates)]
+
+
+InputMessages = Annotated[TemplateMessages | ItemReference | PromptMessages, Field(discriminator="type")]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
@@ -165,13 +179,18 @@ class JsonlSource(Body):
 
 
 class _Sampled(Body):
-    """A model and the messages to it. Without both, the answers that stand beside the items are graded."""
+    """A model and the messages to it. Without both, the answers that stand beside the items are graded.
+
+    A prompt may name the model.
+    """
 
     model: _Model | None = None
     input_messages: InputMessages | None = None
 
     @model_validator(mode="after")
     def _check_both(self) -> Self:
+        if isinstance(self.input_messages, PromptMessages):
+            return self
         if (self.model is None) != (self.input_messages is None):
             raise ValueError("'model' and 'input_messages' are given together, or neither of them.")
         return self

@@ -9,7 +9,7 @@ from api.deps import CallContext
 from api.http.bodies import validate_fields
 from api.inference.interactive import InferenceRequest
 from jobs.errors import InvalidRequest
-from jobs.prompts import resolution
+from jobs.prompts import versions
 from jobs.prompts.resolution import PromptReference
 
 _FROM_PROMPT = ("model", "messages")
@@ -43,7 +43,7 @@ def resolve_prompt(call: CallContext, endpoint: str, body: B) -> tuple[B, UsedPr
     reference, used = body.prompt, None
     if reference is not None:
         with call.db.read() as session:
-            prompt = resolution.find(session, call.project_id, reference)
+            prompt = versions.resolve(session, call.project_id, reference)
         fields = prompt.apply(endpoint, body.fields(), reference.variables)
         body = validate_fields(type(body), fields)
         used = UsedPrompt(prompt.to_public(reference.variables), len(prompt.content["messages"]))

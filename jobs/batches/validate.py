@@ -22,7 +22,7 @@ from jobs.db.engine import Database
 from jobs.errors import InvalidRequest, NightmillError
 from jobs.inference.context_options import PROMPT, context_options_of
 from jobs.platform.storage import open_storage
-from jobs.prompts import resolution
+from jobs.prompts import versions
 from jobs.prompts.resolution import MESSAGES, PinnedPrompts, PromptReference, ResolvedPrompt
 from jobs.requests import fields
 from jobs.requests.endpoints import EMBEDDINGS
@@ -121,7 +121,7 @@ def _find_prompt(project_id: str, reference: PromptReference) -> ResolvedPrompt:
     database = Database(settings().database)
     try:
         with database.read() as session:
-            return resolution.find(session, project_id, reference)
+            return versions.resolve(session, project_id, reference)
     finally:
         database.close()
 

@@ -59,12 +59,24 @@ class Retrieval(BaseModel):
         return MAX_RESULTS // int(self.options.get("limit", DEFAULT_LIMIT))
 
 
+class SampledPrompt(BaseModel):
+    """The version of a prompt that a run samples with. The strings in `variables` are templates."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    version: int
+    hash: str
+    content: dict[str, Any]
+    variables: dict[str, Any]
+
+
 class Sampled(BaseModel):
     """The request to a model about each item, made `n` times.
 
-    The messages are those of `template`, or those that each item has at the path `reference`. `params` are OpenAI's
-    sampling parameters. The text whose likelihood is asked for, or that is searched for as `retrieval` says, is that of
-    the template `text`.
+    The messages are those of `template`, of `prompt`, or those that each item has at the path `reference`. `params` are
+    OpenAI's sampling parameters. The text whose likelihood is asked for, or that is searched for as `retrieval` says,
+    is that of the template `text`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,6 +85,7 @@ class Sampled(BaseModel):
     model: str
     template: list[dict[str, Any]] | None = None
     reference: str | None = None
+    prompt: SampledPrompt | None = None
     text: str | None = None
     retrieval: Retrieval | None = None
     params: dict[str, Any] = {}

@@ -134,6 +134,23 @@ def to_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def strings_of(value: Any) -> Iterator[str]:
+    """Yield the strings in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    for member in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from strings_of(member)
+
+
+def fill(value: Any, item: Mapping[str, Any]) -> Any:
+    """Return a JSON value whose strings are templates, with the values of their placeholders. Raises: TemplateError."""
+    if isinstance(value, str):
+        return value_of(value, item, {})
+    if isinstance(value, dict):
+        return {name: fill(member, item) for name, member in value.items()}
+    return [fill(member, item) for member in value] if isinstance(value, list) else value
+
+
 def _parts(text: str) -> Iterator[str | TemplateReference]:
     """Yield the texts and placeholders of a template. Raises: ValueError."""
     first, *rest = text.split("{{")

@@ -69,24 +69,26 @@ def complete_variables(content: Content) -> list[dict[str, Any]]:
     return list(variables.values())
 
 
+def check_names(variables: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> None:
+    """Check that a request gives all variables that it has to, and no others. Raises: InvalidRequest."""
+    names = [variable["name"] for variable in variables]
+    needed = [variable["name"] for variable in variables if variable["required"] and variable["default"] is None]
+    if unknown := [name for name in given if name not in names]:
+        raise _refusal("The prompt has no", unknown, "unknown_prompt_variables")
+    if missing := [name for name in needed if given.get(name) is None]:
+        raise _refusal("The prompt needs", missing, "missing_prompt_variables")
+
+
 def bind(variables: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> dict[str, Value]:
     """Return the value of each variable as it is inserted, with the defaults of those not given.
 
     Raises: InvalidRequest.
     """
-    known = {variable["name"]: variable for variable in variables}
-    present = {name: value for name, value in given.items() if value is not None}
-    if unknown := [name for name in given if name not in known]:
-        raise _refusal("The prompt has no", unknown, "unknown_prompt_variables")
-    missing = [
-        name for name, variable in known.items()
-        if variable["required"] and variable["default"] is None and name not in present
-    ]  # fmt: skip
-    if missing:
-        raise _refusal("The prompt needs", missing, "missing_prompt_variables")
+    check_names(variables, given)
     bound: dict[str, Value] = {}
-    for name, variable in known.items():
-        kind, value = TYPES[variable["type"]], present.get(name, variable["default"])
+    for variable in variables:
+        name, kind, value = variable["name"], TYPES[variable["type"]], given.get(variable["name"])
+        value = variable["default"] if value is None else value
         if value is not None and not kind.accepts(value):
             message = f"Invalid type for the variable '{name}': expected {kind.title}."
             raise InvalidRequest(message, param=PARAM, code="invalid_type")

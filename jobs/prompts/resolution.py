@@ -1,9 +1,10 @@
 """Requests that name a prompt, and the requests that they become. Every door uses these functions.
 
-    {"prompt": {id, version?, variables?}, …} ──find──▶ the version ──apply──▶ the request without, which an engine gets
-                                                                        its own fields take precedence
+    {"prompt": {id, version?, variables?}, …} ──resolve──▶ the version ──apply──▶ the request that an engine gets:
+                                                                         its own fields, over those of the prompt
 
 The prompt's messages come before the input of the request. A chat completion gets the prompt in the fields of chats.
+This module reads no database: `jobs.prompts.versions.resolve` does.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,12 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from sqlalchemy.orm import Session
 
-from jobs.errors import InvalidRequest, NotFound
+from jobs.errors import InvalidRequest
 from jobs.prompts.rendering import PARAM, Renderer, bind
-from jobs.prompts.tables import Prompt
-from jobs.prompts.versions import version_of
 from jobs.requests.endpoints import CHAT, RESPONSES
 from jobs.requests.token_estimates import LIMITS
 
@@ -93,16 +91,6 @@ class ResolvedPrompt:
     def to_public(self, variables: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return the field `prompt` of an answer."""
         return {"id": self.id, "version": str(self.version), "variables": variables, "hash": self.hash}
-
-
-def find(session: Session, project_id: str, reference: PromptReference) -> ResolvedPrompt:
-    """Return the version that a reference names now. Raises: NotFound."""
-    prompt = session.get(Prompt, (project_id, reference.id))
-    if prompt is None:
-        message = f"Prompt with id '{reference.id}' not found."
-        raise NotFound(message, param="prompt.id", code="prompt_not_found")
-    version = version_of(session, prompt, reference.version, param="prompt.version")
-    return ResolvedPrompt(prompt.id, version.version, version.hash, version.content)
 
 
 class PinnedPrompts:

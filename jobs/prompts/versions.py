@@ -18,6 +18,7 @@ from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest, NotFound
 from jobs.ids import new_id
 from jobs.prompts import rendering
+from jobs.prompts.resolution import PromptReference, ResolvedPrompt
 from jobs.prompts.tables import Prompt, PromptVersion
 from jobs.requests import fields, values
 from jobs.requests.endpoints import RESPONSES
@@ -172,6 +173,16 @@ def version_of(session: Session, prompt: Prompt, reference: str | None, param: s
         message = f"Prompt '{prompt.id}' has no version or label '{(reference or '')[:64]}'."
         raise NotFound(message, param=param, code="prompt_version_not_found")
     return version
+
+
+def resolve(session: Session, project_id: str, reference: PromptReference) -> ResolvedPrompt:
+    """Return the version that a reference names now. Raises: NotFound."""
+    prompt = session.get(Prompt, (project_id, reference.id))
+    if prompt is None:
+        message = f"Prompt with id '{reference.id}' not found."
+        raise NotFound(message, param="prompt.id", code="prompt_not_found")
+    version = version_of(session, prompt, reference.version, param="prompt.version")
+    return ResolvedPrompt(prompt.id, version.version, version.hash, version.content)
 
 
 def default_versions(session: Session, prompts: Sequence[Prompt]) -> dict[str, PromptVersion]:

@@ -33,7 +33,7 @@ from jobs.ledger.ledger import JobClaim
 from jobs.ledger.outbox import SMALL_BYTES
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Segment, Shard
-from jobs.prompts import resolution
+from jobs.prompts import versions
 from jobs.prompts.resolution import PinnedPrompts, PromptReference, ResolvedPrompt
 from jobs.queues import Task
 from jobs.requests import token_estimates
@@ -158,7 +158,7 @@ class Planner:
 
     def _find_prompt(self, reference: PromptReference) -> ResolvedPrompt:
         with self.context.db.read() as session:
-            return resolution.find(session, self.job.project_id, reference)
+            return versions.resolve(session, self.job.project_id, reference)
 
     def _route(self, model: str, number: int) -> Bad | None:
         """Set the queue that serves the model, after a retry's overrides; return an error where there is none.

@@ -28,7 +28,7 @@ from jobs.fleet.access import AccessDenied
 from jobs.fleet.models_file import ModelsFileError
 from jobs.ledger import shards
 from jobs.ledger.shards import ShardClaim, Tally
-from jobs.prompts import resolution
+from jobs.prompts import versions
 from jobs.prompts.resolution import PinnedPrompts, PromptReference, ResolvedPrompt
 from workers.batches.finishing import JobResults, assemble
 from workers.batches.segments import SegmentRun
@@ -223,7 +223,7 @@ def read_items(context: Context, claim: ShardClaim, batch: BatchPayload | None) 
 
 def _find_prompt(context: Context, project_id: str, reference: PromptReference) -> ResolvedPrompt:
     with context.db.read() as session:
-        return resolution.find(session, project_id, reference)
+        return versions.resolve(session, project_id, reference)
 
 
 def _item_factory(claim: ShardClaim) -> Callable[[int, str, dict[str, Any]], Item]:

@@ -8,10 +8,11 @@ from typing import Any, Final
 from jobs.evals.graders.base import ModelAnswer
 from jobs.evals.graders.messages import Message
 from jobs.evals.grading import chat_messages
-from jobs.evals.runs import Sampled
+from jobs.evals.runs import Sampled, SampledPrompt
 from jobs.evals.samples import sample_from_answer
-from jobs.evals.templates import TemplateError, references, render, resolve
+from jobs.evals.templates import TemplateError, fill, references, render, resolve, to_text
 from jobs.fleet.models_file import Registry
+from jobs.prompts.resolution import MESSAGES, ResolvedPrompt
 from jobs.registry.models import base_model_of
 from jobs.requests.endpoints import CHAT
 from workers.evals import shown
@@ -21,7 +22,33 @@ from workers.evals.item_sources import CaseRow
 _RESPONSE_FIELDS: Final = {"max_completion_tokens": "max_output_tokens", "reasoning_effort": "reasoning"}
 
 
-def messages_of(sampled: Sampled, item: dict[str, Any]) -> list[Any]:
+def request_of(sampled: Sampled, item: dict[str, Any], index: int) -> tuple[list[Any], dict[str, Any]]:
+    """Return the messages to the sampled model about an item, and the body of the request for the sample `index`.
+
+    Raises GradingError, InvalidRequest, TemplateError.
+    """
+    if sampled.prompt is not None:
+        return _prompt_request(sampled, sampled.prompt, item, index)
+    messages = _messages_of(sampled, item)
+    return messages, _body_of(sampled, messages, index)
+
+
+def _prompt_request(
+    sampled: Sampled, used: SampledPrompt, item: dict[str, Any], index: int
+) -> tuple[list[Any], dict[str, Any]]:
+    values = {name: fill(value, item) for name, value in used.variables.items()}
+    for variable in used.content["variables"]:
+        if variable["type"] == "string" and values.get(name := variable["name"]) is not None:
+            values[name] = to_text(values[name])
+    prompt = ResolvedPrompt(used.id, used.version, used.hash, used.content)
+    body = prompt.apply(sampled.endpoint, _params_of(sampled, index), values)
+    instructions = body.get("instructions")
+    system = [{"role": "system", "content": instructions}] if instructions else []
+    body = {name: value for name, value in body.items() if name != "model"}
+    return [*system, *body.get(MESSAGES[sampled.endpoint], ())], body if index else enable_cache(sampled.endpoint, body)
+
+
+def _messages_of(sampled: Sampled, item: dict[str, Any]) -> list[Any]:
     """Return the messages to the sampled model about an item; a text is one message.
 
     Raises GradingError, TemplateError.
@@ -37,27 +64,33 @@ def messages_of(sampled: Sampled, item: dict[str, Any]) -> list[Any]:
     return messages
 
 
-def body_of(sampled: Sampled, messages: list[Any], index: int) -> dict[str, Any]:
-    """Return the body of the request for the sample `index` of an item. Samples differ by their seed."""
+def _body_of(sampled: Sampled, messages: list[Any], index: int) -> dict[str, Any]:
     if sampled.text is not None:
         return {"input": messages[0]["content"]}
+    params = _params_of(sampled, index)
+    if sampled.endpoint == CHAT:
+        body = {"messages": messages, **params}
+        return body if index else enable_cache(CHAT, body)
+    return {"input": [_response_message(message) for message in messages], **params}
+
+
+def _params_of(sampled: Sampled, index: int) -> dict[str, Any]:
+    """Return the parameters of the sample `index` as the endpoint names them. Samples differ by their seed."""
     params = dict(sampled.params)
     if index and "seed" in params:
         params["seed"] += index
     if sampled.endpoint == CHAT:
-        body = {"messages": messages, **params}
-        return body if index else enable_cache(CHAT, body)
+        return params
     params.pop("seed", None)
     if "reasoning_effort" in params:
         params["reasoning_effort"] = {"effort": params["reasoning_effort"]}
-    named = {_RESPONSE_FIELDS.get(name, name): value for name, value in params.items()}
-    return {"input": [_response_message(message) for message in messages], **named}
+    return {_RESPONSE_FIELDS.get(name, name): value for name, value in params.items()}
 
 
 def add_sample(row: CaseRow, index: int, sampled: Sampled, answer: ModelAnswer, context_length: int | None) -> None:
     """Add to a row the sample that the model's answer is, if it is one, and what clients see of it."""
-    messages = messages_of(sampled, row.item)
-    request = body_of(sampled, messages, index) if sampled.text is None else {}
+    messages, body = request_of(sampled, row.item, index)
+    request = body if sampled.text is None else {}
     if 200 <= answer.status < 300:
         row.sample = sample_from_answer(sampled.endpoint, answer.body)
     limits: dict[str, Any] = {"model": sampled.model, "context_length": context_length}

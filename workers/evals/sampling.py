@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from jobs.batches import lines
 from jobs.batches.batches import BatchPayload
 from jobs.batches.lines import Bad
+from jobs.errors import InvalidRequest
 from jobs.evals.graders import parse_grader
 from jobs.evals.graders.base import GradingError, Ports
 from jobs.evals.grading import requests_of
@@ -33,7 +34,7 @@ from workers.batches.running import LineRun, read_items
 from workers.engines.port import Answer, Request
 from workers.evals.cases import name_of, sampled_cases, source_of
 from workers.evals.item_sources import RunCase
-from workers.evals.sampled_model import body_of, enable_cache, messages_of
+from workers.evals.sampled_model import enable_cache, request_of
 from workers.evals.store_search import StoreSearch
 from workers.runtime.context import Context
 from workers.runtime.heartbeat import ClaimHandle
@@ -87,13 +88,13 @@ def _samples(context: Context, run: Job) -> Iterator[tuple[str, dict[str, Any]] 
 def _request_of(sampled: Sampled, case: RunCase) -> Iterator[tuple[str, dict[str, Any]] | Bad]:
     """Yield the request for a sample, or why there is none, once for each item."""
     try:
-        messages = messages_of(sampled, case.row.item)
-    except (GradingError, TemplateError) as error:
+        _, body = request_of(sampled, case.row.item, case.index)
+    except (GradingError, InvalidRequest, TemplateError) as error:
         param = "data_source.input_messages" if sampled.text is None else "data_source"
         if case.index == 0:
             yield Bad("invalid_variable", str(error), case.line, param)
     else:
-        yield name_of(case), body_of(sampled, messages, case.index)
+        yield name_of(case), body
 
 
 def _judgements(
