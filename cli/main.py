@@ -21,6 +21,7 @@ from cli.commands import (
     pauses,
     prices,
     projects,
+    prompts,
     schedules,
     sources,
     stores,
@@ -134,6 +135,7 @@ app.command(rich_help_panel=_OPERATE)(pauses.drain)
 app.add_typer(files.app, name="files", rich_help_panel=_DATA)
 app.add_typer(stores.app, name="stores", rich_help_panel=_DATA)
 app.add_typer(models.app, name="models", rich_help_panel=_OPERATE)
+app.add_typer(prompts.app, name="prompts", rich_help_panel=_JOBS)
 app.add_typer(schedules.app, name="schedules", rich_help_panel=_JOBS)
 app.add_typer(finetune.app, name="finetune", rich_help_panel=_JOBS)
 app.add_typer(evals.app, name="evals", rich_help_panel=_JOBS)

@@ -27,6 +27,14 @@ def spool(file: Path) -> Iterator[Path]:
         yield copy
 
 
+def read_json(file: Path) -> Any:
+    """Return the value in a JSON file. Raises CliError."""
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise CliError(f"{file} is no JSON: {error}") from None
+
+
 def guess_endpoint(path: Path) -> str:
     """Return the `url` of the first line. Raises CliError when it has none."""
     return first_request(path)[0]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import typer
 
 from cli.client.server import Server, ServerUnavailable
+from cli.client.submission import read_json
 from cli.errors import CliError
 from cli.groups import Group
 from cli.options import Limit, ServerOptions
@@ -43,7 +44,7 @@ def create(
     ],
 ) -> None:
     """Create an eval from a file, and print its id."""
-    body = _read_json(file)
+    body = read_json(file)
     made = options.server.post("/evals", body)
     options.show(made, made["id"])
 
@@ -217,7 +218,7 @@ def graders_of(text: str) -> list[dict[str, Any]]:
     from jobs.evals.graders import kinds
 
     if text.endswith(".json") and Path(text).is_file():
-        value = _read_json(Path(text))
+        value = read_json(Path(text))
         return value if isinstance(value, list) else [value]
     name, _, rest = text.partition("=")
     kind, separator, reference = rest.partition(":")
@@ -249,13 +250,6 @@ def _check_bounds(bounds: dict[str, float], criteria: Sequence[dict[str, Any]]) 
     for name in bounds:
         if name not in names:
             raise CliError(f"--fail-under {name}: no grader has that name; there are {', '.join(names)}")
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise CliError(f"{file} is no JSON: {error}") from None
 
 
 def _new_eval(server: Server, name: str, criteria: list[dict[str, Any]]) -> str:

@@ -104,6 +104,8 @@ def planted(world: World) -> dict[str, str]:
         "webhook_endpoint_id": world.client.post("/v1/webhook_endpoints", json=hook).json()["id"],
         "batch_id": world.client.post("/v1/batches", json=batch | batch_hook, headers=key).json()["id"],
         "schedule_id": world.client.post("/v1/schedules", json=schedule).json()["id"],
+        "prompt_id": world.client.post("/v1/prompts", json={"name": CANARY, "instructions": CANARY}).json()["id"],
+        "version": "1",
         "api_key_id": world.client.post("/v1/api_keys").json()["id"],
     }
     world.eventually(world.idle, "all jobs have ended", 240)  # nothing of them is to be made while another case looks
@@ -169,7 +171,7 @@ def by_id(world: World) -> str:
 
 _LISTS = (
     "files", "batches", "jobs", "webhook_endpoints", "schedules", "vector_stores", "chat/completions",
-    "fine_tuning/jobs", "evals",
+    "fine_tuning/jobs", "evals", "prompts",
 )  # fmt: skip
 
 
@@ -198,8 +200,13 @@ def by_list(world: World) -> str:
 
 def _ours(ids: dict[str, str]) -> list[str]:
     names = {"files": "file_id", "batches": "batch_id", "jobs": "job_id", "webhook_endpoints": "webhook_endpoint_id"}
-    names |= {"schedules": "schedule_id", "vector_stores": "vector_store_id", "conversations": "conversation_id"}
+    names |= {
+        "schedules": "schedule_id",
+        "vector_stores": "vector_store_id",
+        "conversations": "conversation_id",
+    }
     names |= {"responses": "response_id", "chat/completions": "completion_id", "fine_tuning/jobs": "fine_tuning_job_id"}
+    names["prompts"] = "prompt_id"
     inside = [f"sources/{ids['source_id']}", f"indexes/{ids['index_id']}", f"files/{ids['file_id']}"]
     return [f"/v1/{name}/{ids[key]}" for name, key in names.items()] + [
         f"/v1/vector_stores/{ids['vector_store_id']}/{one}" for one in inside

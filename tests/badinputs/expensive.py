@@ -30,6 +30,10 @@ _SECONDS: Final = 300.0
 _METADATA: Final = {"metadata": {f"{n:064}": "m" * 512 for n in range(16)}}
 _SCHEMA: Final = {"type": "object", "properties": {"text": {"type": "string"}}}
 _EQUAL: Final = {"type": "string_check", "input": "{{ item.text }}", "operation": "eq", "reference": "{{ item.text }}"}
+_PROMPT: Final = {
+    "instructions": "{{a}} " * 30_000,
+    "messages": [{"role": "user", "content": f"{{{{v{n}}}}}"} for n in range(99)],
+}
 _OUTPUT: Final = "{{ sample.output_text }}"
 #: Path parameters that name what only a training or an event makes: the operation looks for one that is not there.
 ABSENT: Final = frozenset({
@@ -38,8 +42,8 @@ ABSENT: Final = frozenset({
 #: Path parameters of the objects of `Stock`.
 OBJECTS: Final = frozenset({
     "api_key_id", "batch_id", "completion_id", "conversation_id", "eval_id", "file_batch_id", "file_id",
-    "fine_tuning_job_id", "index_id", "item_id", "job_id", "model", "output_item_id", "response_id", "run_id",
-    "schedule_id", "source_id", "upload_id", "vector_store_id", "webhook_endpoint_id",
+    "fine_tuning_job_id", "index_id", "item_id", "job_id", "model", "output_item_id", "prompt_id", "response_id",
+    "run_id", "schedule_id", "source_id", "upload_id", "vector_store_id", "version", "webhook_endpoint_id",
 })  # fmt: skip
 
 
@@ -97,6 +101,7 @@ class Stock:
         self.ids["webhook_endpoint_id"] = self.made("/v1/webhook_endpoints", hook)
         schedule = {"cron": "0 0 1 1 *", "batch": _batch(self.ids["input_file"])}
         self.ids["schedule_id"] = self.made("/v1/schedules", schedule)
+        self.ids |= {"prompt_id": self.made("/v1/prompts", {"instructions": "Be brief."}), "version": "1"}
         tuning = {"model": BASE, "training_file": self.ids["training_file"]}
         self.ids["fine_tuning_job_id"] = self.made("/v1/fine_tuning/jobs", tuning)
 
@@ -336,6 +341,9 @@ BODIES: Final[Mapping[str, Callable[[Stock], dict[str, Any]]]] = {
     "POST /v1/webhook_endpoints/{webhook_endpoint_id}/test": lambda _: {"event_type": "batch.completed"},
     "POST /v1/webhook_endpoints/{webhook_endpoint_id}/replay": lambda _: {"failed_since": 0},
     "POST /v1/jobs/{job_id}/retry": lambda _: {},
+    "POST /v1/prompts": lambda _: _PROMPT | _METADATA,
+    "POST /v1/prompts/{prompt_id}": lambda _: _METADATA | {"labels": {f"l{n}": "1" for n in range(32)}},
+    "POST /v1/prompts/{prompt_id}/versions": lambda _: _PROMPT,
     "POST /v1/schedules": lambda stock: {"cron": "0 0 1 1 *", "batch": _batch(stock.ids["input_file"])},
 }  # fmt: skip
 

@@ -43,7 +43,7 @@ def shown(prompt: dict[str, Any], version: str = "1", **variables: Any) -> dict[
 
 
 def without_hash(answer: Any) -> Any:
-    prompt = answer["prompt"] if isinstance(answer, dict) else answer.prompt.model_dump()
+    prompt = (answer if isinstance(answer, dict) else answer.model_dump())["prompt"]
     return {name: value for name, value in prompt.items() if name != "hash"}
 
 

@@ -59,6 +59,9 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
         },
     },
     ("POST", "/v1/evals/{eval_id}"): {"json": {"name": "m"}},
+    ("POST", "/v1/prompts"): {"json": {"instructions": "You are {{who}}."}},
+    ("POST", "/v1/prompts/{prompt_id}"): {"json": {"name": "m"}},
+    ("POST", "/v1/prompts/{prompt_id}/versions"): {"json": {"instructions": "You are {{who}}."}},
     ("POST", "/v1/evals/{eval_id}/imports"): {
         "json": {"imported_from": "evalrun_x", "file_id": "file-x", "data_source": {"type": "jsonl"}},
     },

@@ -144,6 +144,8 @@ class Real:
             "completion_id": store_completion(self.app),
             "conversation_id": talk,
             "item_id": self.client.get(f"/v1/conversations/{talk}/items").json()["first_id"],
+            "prompt_id": post("prompts", instructions="Be brief.")["id"],
+            "version": "1",
             "schedule_id": post("schedules", cron="0 3 * * *", batch=batch)["id"],
             "file_id": file_id,
             "input_file_id": file_id,

@@ -17,6 +17,8 @@ from cli.main import app
 EXPECTED = {
     "up", "status", "logs", "down", "doctor", "submit", "jobs", "watch", "cancel", "retry", "demo",
     "run-batch", "models list", "models add", "models probe", "models pull", "models remove",
+    "prompts list", "prompts show", "prompts create", "prompts version", "prompts update", "prompts archive",
+    "prompts diff",
     "schedules list", "schedules pause", "schedules resume", "schedules remove",
     "sources list", "sources add", "sources sync", "sources remove",
     "finetune submit", "finetune list", "finetune watch", "finetune curve", "finetune cancel", "finetune pause",

@@ -102,8 +102,25 @@ def evaluation(path: str) -> object:
     return run | {"object": "list", "data": [entry], "has_more": False, "last_id": HOSTILE}
 
 
+def prompt(path: str) -> object:
+    """Return a version of a prompt, a prompt, or a list of them."""
+    messages = [{"role": HOSTILE, "content": HOSTILE}, {"role": "user", "content": [{"text": HOSTILE}]}]
+    version = {
+        "prompt_id": HOSTILE, "version": HOSTILE, "created_at": 1, "model": HOSTILE, "instructions": path,
+        "messages": messages, "tools": [], "tool_choice": None, "text": None, "parameters": {HOSTILE: 1},
+        "variables": [{"name": HOSTILE}],
+    }  # fmt: skip
+    if "/versions" in path:
+        return version
+    numbers = {"default_version": HOSTILE, "latest_version": HOSTILE, "labels": {HOSTILE: HOSTILE}}
+    one = {"id": "x-1", "name": HOSTILE, "created_at": 1, "version": version, **numbers}
+    return one | {"object": "list", "data": [one | {"id": HOSTILE}], "has_more": False}
+
+
 def answer(method: str, path: str) -> tuple[int, object]:
     """Return the server's answer. A list has an entry with a hostile id."""
+    if path.startswith("/v1/prompts"):
+        return 200, prompt(path)
     if path.startswith(("/v1/jobs/refused", "/v1/schedules/refused")):
         return 400, {"error": ERROR}
     if path.endswith("/compare"):
@@ -267,6 +284,13 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "models probe": (False, [["models", "probe", "ft:a:b::c"]]),
     "models pull": (True, [["models", "pull", MODEL]]),
     "models remove": (True, [["models", "remove", MODEL]]),
+    "prompts list": (True, [["prompts", "list"], ["prompts", "list", "--json"]]),
+    "prompts show": (True, [["prompts", "show", "x"], ["prompts", "show", "x", "--version", "production"]]),
+    "prompts create": (False, [["prompts", "create", "--instructions", "x"]]),
+    "prompts version": (True, [["prompts", "version", "x", "--instructions", "x"]]),
+    "prompts update": (True, [["prompts", "update", "x", "--label", "production=1"]]),
+    "prompts archive": (False, [["prompts", "archive", "x"]]),
+    "prompts diff": (True, [["prompts", "diff", "x", "1", "2"]]),
     "schedules list": (True, [["schedules", "list"]]),
     "schedules pause": (True, [["schedules", "pause", "x"]]),
     "schedules resume": (True, [["schedules", "resume", "x"]]),

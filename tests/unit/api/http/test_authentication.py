@@ -158,6 +158,7 @@ def theirs(app: FastAPI, client: TestClient) -> dict[str, str]:
         "completion_id": store_completion(app),
         "response_id": client.post("/v1/responses", json=response).json()["id"],
         "schedule_id": client.post("/v1/schedules", json={"cron": "0 3 * * *", "batch": batch}).json()["id"],
+        "prompt_id": client.post("/v1/prompts", json={"instructions": "Be brief."}).json()["id"],
         "upload_id": client.post("/v1/uploads", json=upload).json()["id"],
         "batch_id": client.post("/v1/batches", json=batch).json()["id"],
         "webhook_endpoint_id": client.post("/v1/webhook_endpoints", json=hook).json()["id"],
@@ -183,7 +184,7 @@ def test_another_project_s_ids_do_not_exist(
 
 
 def test_lists_show_only_objects_of_own_project(stranger: TestClient, theirs: dict[str, str]) -> None:
-    lists = ("files", "batches", "jobs", "webhook_endpoints", "vector_stores", "chat/completions")
+    lists = ("files", "batches", "jobs", "webhook_endpoints", "vector_stores", "chat/completions", "prompts")
     for path in (f"/v1/{name}" for name in lists):
         assert stranger.get(path).json()["data"] == []
         assert stranger.get(path, params={"after": theirs["file_id"]}).status_code == 400

@@ -29,6 +29,7 @@ _PARTS: Final = [
     {"type": "input_image", "image_url": "https://192.0.43.8/a.png"},
     {"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}},
 ]
+_PROMPT_PARTS: Final = [*_PARTS[:2], {"type": "input_file", "file_url": "https://192.0.43.8/a.pdf"}]
 _MESSAGES: Final = [{"role": "user", "content": _PARTS}]
 _GRADERS: Final[list[dict[str, Any]]] = [
     {"type": "text_similarity", "name": "n", "input": "a", "reference": "b", "evaluation_metric": "bleu"},
@@ -58,6 +59,7 @@ _SOURCES: Final[list[dict[str, Any]]] = [
     {"type": "completions", "source": {"type": "stored_completions"}},
     {"type": "responses", "source": {"type": "responses"}},
     {"type": "responses", "source": _FILE, "model": "m", "input_messages": _REFERENCE, "sampling_params": {}},
+    {"type": "responses", "source": _FILE, "input_messages": {"type": "prompt", "prompt": {"id": "pmpt_x"}}},
 ]
 #: Beside the requests of `calls`: those that have the objects in which other optional fields are.
 NESTED: Final[list[tuple[str, dict[str, Any]]]] = [
@@ -82,6 +84,11 @@ NESTED: Final[list[tuple[str, dict[str, Any]]]] = [
         {"ranking_options": {"hybrid_search": {"embedding_weight": 1.0, "text_weight": 1.0}}},
     ),
     ("/v1/responses", {"context": {"strategy": "rotate"}, "conversation": {"id": "conv_1"}}),
+    ("/v1/responses", {"prompt": {"id": "pmpt_x"}}),
+    (
+        "/v1/prompts",
+        {"messages": [{"role": "user", "content": _PROMPT_PARTS}], "text": {}, "variables": [{"name": "a"}]},
+    ),
     *(("/v1/fine_tuning/alpha/graders/validate", {"grader": grader}) for grader in _GRADERS),
     *(("/v1/vector_stores", {"chunking_strategy": strategy}) for strategy in _STRATEGIES),
     *(("/v1/evals", {"testing_criteria": [grader]}) for grader in _GRADERS),

@@ -28,7 +28,6 @@ from jobs.requests.endpoints import CHAT, COMPLETIONS, RESPONSES
         (RESPONSES, {"reasoning": {"effort": "low"}}, None),
         (RESPONSES, {"truncation": None, "include": None, "service_tier": None, "reasoning": {"effort": None}}, None),
         (COMPLETIONS, {"service_tier": "bogus"}, None),
-        (RESPONSES, {"prompt": {"id": "pmpt_1"}}, "prompt"),
         (RESPONSES, {"moderation": {"model": "m"}}, "moderation"),
         (CHAT, {"functions": [{"name": "f"}]}, "functions"),
         (CHAT, {"function_call": {"name": "f"}}, "function_call"),

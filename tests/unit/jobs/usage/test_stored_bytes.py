@@ -14,6 +14,7 @@ from jobs.files.tables import File, Upload, UploadPart
 from jobs.finetuning.tables import Dataset, FinetuneCheckpoint, FinetuneData
 from jobs.inference.tables import Conversation, StoredCompletion, StoredResponse
 from jobs.ledger.tables import Job
+from jobs.prompts.tables import PromptVersion
 from jobs.registry.tables import TunedModel
 from jobs.retrieval.tables import VectorStoreFile
 from jobs.security.tables import StorageUsage
@@ -56,6 +57,8 @@ def test_every_kind_of_stored_bytes_is_counted(db: Database) -> None:
         )
         run = {"id": "run", "eval_id": "e", "name": "n", "data_source": {}, "created_at": 1.0}
         session.add(EvalRun(project_id="p", bytes=1_000_000, **run))
+        version = {"prompt_id": "q", "version": 1, "hash": "0", "content": {}, "created_at": 1.0}
+        session.add(PromptVersion(project_id="p", bytes=10_000_000, **version))
     store(db, 5, "file-2", "another")
 
     with db.read() as session:
@@ -71,8 +74,9 @@ def test_every_kind_of_stored_bytes_is_counted(db: Database) -> None:
         "checkpoints": 0,
         "conversations": 100_000,
         "eval_runs": 1_000_000,
+        "prompts": 10_000_000,
     }
-    assert (stored_bytes.count(db, "p"), stored_bytes.count(db, "another")) == (1_111_111, 5)
+    assert (stored_bytes.count(db, "p"), stored_bytes.count(db, "another")) == (11_111_111, 5)
 
 
 def trained(db: Database, job_id: str, sha256: str, state: str, **columns: object) -> None:
