@@ -200,11 +200,7 @@ def by_list(world: World) -> str:
 
 def _ours(ids: dict[str, str]) -> list[str]:
     names = {"files": "file_id", "batches": "batch_id", "jobs": "job_id", "webhook_endpoints": "webhook_endpoint_id"}
-    names |= {
-        "schedules": "schedule_id",
-        "vector_stores": "vector_store_id",
-        "conversations": "conversation_id",
-    }
+    names |= {"schedules": "schedule_id", "vector_stores": "vector_store_id", "conversations": "conversation_id"}
     names |= {"responses": "response_id", "chat/completions": "completion_id", "fine_tuning/jobs": "fine_tuning_job_id"}
     names["prompts"] = "prompt_id"
     inside = [f"sources/{ids['source_id']}", f"indexes/{ids['index_id']}", f"files/{ids['file_id']}"]

@@ -266,7 +266,7 @@ def test_batch_with_unknown_prompt_or_without_model_fails_at_planning(world: Wor
 
 
 def test_dry_run_of_batch_checks_variables(world: World, db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NIGHTMILL_DATABASE", db.url)
+    monkeypatch.setenv("NIGHTMILL_DATABASE_URL", db.url)
     prompt_id = make(world.client)["id"]
     lines = [
         {"custom_id": name, "method": "POST", "url": "/v1/responses", "body": {"prompt": {"id": prompt_id, **used}}}
@@ -284,7 +284,7 @@ def test_dry_run_of_batch_checks_variables(world: World, db: Database, monkeypat
 @pytest.mark.parametrize("kind", ["completions", "responses"])
 def test_eval_samples_with_prompt_and_variables_of_items(world: World, kind: str) -> None:
     prompt = make(world.client, messages=[{"role": "user", "content": "{{name}}"}])
-    content = [{"item": {"question": text, "answer": echo(text)}} for text in ("a", "b")]
+    content = [{"item": {"question": text, "answer": echo(f"You are a clerk.\n{text}")}} for text in ("a", "b")]
     messages = {"type": "prompt", "prompt": {"id": prompt["id"], "variables": {"name": "{{ item.question }}"}}}
 
     run = world.run(world.eval(SAME), content, kind, model=None, input_messages=messages)
@@ -293,7 +293,8 @@ def test_eval_samples_with_prompt_and_variables_of_items(world: World, kind: str
     done = world.ended(run)
 
     assert (done.status, done.result_counts.passed) == ("completed", 2), done
-    assert run.data_source.model_dump()["input_messages"]["prompt"]["version"] == "1"
+    shown: Any = world.client.get(f"/evals/{run.eval_id}/runs/{run.id}", cast_to=object)
+    assert shown["data_source"]["input_messages"]["prompt"]["version"] == "1"
     assert [request.body["temperature"] for request in world.asked] == [0.2, 0.2]
     assert "You are a clerk." in str(world.asked[0].body)
     assert world.output(run)[0].sample.input[0].content == "You are a clerk."

@@ -22,6 +22,7 @@ def asked(folder: Path, data: bytes, **changes: Any) -> DryRun:
         "storage": f"file://{folder}",
         "path": "input",
         "endpoint": "/v1/embeddings",
+        "project_id": "p",
         "max_lines": 100,
         "max_bytes": 1_000_000,
         "engines": {},
