@@ -109,6 +109,9 @@ class PairedComparison:
     `worse` count the items that changed from the first run to the second. `p_value` is that of the difference, and
     `p_adjusted` the same corrected for the number of comparisons. `items_needed` estimates how many more items would
     decide; None where there is a verdict already, or where the difference is 0 or too small for any number of items.
+
+    `deviation` is the standard deviation of the differences. `tests` p-values were corrected together. `lost` counts
+    the samples that only the first run has a score of. The interval and the test err with the probability `alpha`.
     """
 
     criterion: str
@@ -123,6 +126,10 @@ class PairedComparison:
     p_value: float
     p_adjusted: float
     items_needed: int | None
+    deviation: float = 0.0
+    tests: int = 1
+    lost: int = 0
+    alpha: float = significance.ALPHA
 
     @property
     def difference(self) -> float:
@@ -131,7 +138,7 @@ class PairedComparison:
     @property
     def verdict(self) -> Verdict:
         """Return whether the second run is better or worse; inconclusive unless the interval and the test agree."""
-        if self.items < MIN_ITEMS or self.p_adjusted >= significance.ALPHA:
+        if self.items < MIN_ITEMS or self.p_adjusted >= self.alpha:
             return "inconclusive"
         return "better" if self.low > 0 else "worse" if self.high < 0 else "inconclusive"
 
@@ -233,9 +240,11 @@ def _value_at(item: Mapping[str, Any], path: str) -> str:
     return "(none)" if value is None else str(value)
 
 
-def compare(criteria: Sequence[str], pairs: Sequence[ItemPair]) -> list[PairedComparison]:
+def compare(
+    criteria: Sequence[str], pairs: Sequence[ItemPair], alpha: float = significance.ALPHA
+) -> list[PairedComparison]:
     """Compare two runs by each criterion that both have, and by whether items pass all criteria."""
-    return _decide(_scores(criteria, pairs))
+    return _decide(_scores(criteria, pairs), alpha)
 
 
 def compare_slices(
@@ -253,6 +262,7 @@ class _Scores:
 
     criterion: str
     samples: int
+    lost: int
     first: Sequence[float]
     second: Sequence[float]
     differences: Sequence[float]
@@ -266,9 +276,11 @@ def _scores(criteria: Sequence[str], pairs: Sequence[ItemPair]) -> list[_Scores]
         scores = [(pair.item, pair.first.score(position), pair.second.score(position)) for pair in pairs]
         known = [(item, first, second) for item, first, second in scores if first is not None and second is not None]
         if known:
+            lost = sum(first is not None and second is None for _, first, second in scores)
             items, *both = zip(*known, strict=True)
             first, second = (_item_means(items, column) for column in both)
-            columns.append(_Scores(criterion, len(known), first, second, d := second - first, significance.p_value(d)))
+            p_value = significance.p_value(differences := second - first)
+            columns.append(_Scores(criterion, len(known), lost, first, second, differences, p_value))
     return columns
 
 
@@ -280,7 +292,7 @@ def _item_means(items: Sequence[int], scores: Sequence[float]) -> Any:
     return np.bincount(numbers, scores) / np.bincount(numbers)
 
 
-def _decide(columns: Sequence[_Scores]) -> list[PairedComparison]:
+def _decide(columns: Sequence[_Scores], alpha: float = significance.ALPHA) -> list[PairedComparison]:
     """Return the comparisons with p-values corrected together.
 
     A single criterion and "all criteria" ask the same: each is corrected alone.
@@ -293,15 +305,15 @@ def _decide(columns: Sequence[_Scores]) -> list[PairedComparison]:
     for family in families.values():
         corrected = significance.correct([columns[position].p_value for position in family])
         for position, p_adjusted in zip(family, corrected, strict=True):
-            rows[position] = _comparison(columns[position], p_adjusted, len(family))
+            rows[position] = _comparison(columns[position], p_adjusted, len(family), alpha)
     return [rows[position] for position in range(len(columns))]
 
 
-def _comparison(column: _Scores, p_adjusted: float, tests: int) -> PairedComparison:
+def _comparison(column: _Scores, p_adjusted: float, tests: int, alpha: float) -> PairedComparison:
     """Return the comparison by one criterion, one of `tests` that are corrected together."""
     differences = column.differences
-    changes, _ = significance.scale(differences)
-    low, high = significance.interval(differences)
+    changes, unit = significance.scale(differences)
+    low, high = significance.interval(differences, alpha)
     row = PairedComparison(
         criterion=column.criterion,
         items=len(differences),
@@ -315,8 +327,12 @@ def _comparison(column: _Scores, p_adjusted: float, tests: int) -> PairedCompari
         p_value=column.p_value,
         p_adjusted=p_adjusted,
         items_needed=None,
+        deviation=float(changes.std()) * unit,
+        tests=tests,
+        lost=column.lost,
+        alpha=alpha,
     )
-    needed = None if row.is_significant else significance.items_needed(differences, tests)
+    needed = None if row.is_significant else significance.items_needed(differences, tests, alpha)
     return row if needed is None else replace(row, items_needed=max(max(needed, MIN_ITEMS) - row.items, 1))
 
 
