@@ -9,6 +9,7 @@ NAMES = {
     "recovery": "everything is killed while batches run, and started again: how soon they go on",
     "generation": "512 chats on the packaged model, against vLLM's own run_batch",
     "evals": "items/s of each grader; runs of 5,000 and 50,000 items with a stub model: time and peak memory",
+    "regressions": "how often a regression of an eval is called one by mistake, or missed",
     "finetune": "training against plain trl; loading adapters; eight batches at once, an adapter each",
     "intake": "MB/s of checking a batch file, beside a bare JSON parse",
     "fairness": "what a small project feels of one with a hundred times its work",

@@ -174,17 +174,19 @@ def _regressions(worst: Iterable[tuple[Item, Item]]) -> Iterator[str]:
     """Yield the items that became worst, with the outputs of both runs side by side."""
     blocks = []
     for pair in worst:
-        shown = json.dumps(pair[0]["datasource_item"], ensure_ascii=False, indent=1)
-        columns = "".join(f"<pre>{_text(_output(item))}</pre>" for item in pair)
+        shown, _ = item_texts(pair[0])
+        columns = "".join(f"<pre>{_text(item_texts(item)[1])}</pre>" for item in pair)
         blocks.append(f'<pre>{_text(shown)}</pre><div class="pair">{columns}</div>')
     yield f"<h2>Worst regressions</h2><p>{len(blocks)} shown.</p>"
     yield from blocks
 
 
-def _output(item: Item) -> str:
+def item_texts(item: Item) -> tuple[str, str]:
+    """Return the texts of an output item: the item, and its output with its scores."""
+    shown = json.dumps(item["datasource_item"], ensure_ascii=False, indent=1)
     texts = [str(message.get("content") or "") for message in item["sample"].get("output") or ()]
     scores = [f"{result['name']}: {result['score']}" for result in item["results"]]
-    return "\n".join([*texts, "", *scores])
+    return shown, "\n".join([*texts, "", *scores])
 
 
 def _text(text: str) -> str:

@@ -215,10 +215,10 @@ class Server:
             after = {"after": page["data"][-1]["id"]}
         return entries
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None, timeout: float = _TIMEOUT) -> _JSON:
-        """Post a JSON object. An idempotency key makes it safe for the SDK to repeat the request."""
+    def post(self, path: str, body: Mapping[str, Any] | None = None, timeout: float = _TIMEOUT, key: str = "") -> _JSON:
+        """Post a JSON object. An idempotency key makes it safe to repeat the request: a new one where none is given."""
         with _translate_errors(self.url):
-            options: RequestOptions = {"headers": {"Idempotency-Key": str(uuid.uuid4())}, "timeout": timeout}
+            options: RequestOptions = {"headers": {"Idempotency-Key": key or str(uuid.uuid4())}, "timeout": timeout}
             answer = self.sdk.post(path, cast_to=object, body=dict(body or {}), options=options)
         return self._object(answer)
 
@@ -227,11 +227,11 @@ class Server:
             answer = self.sdk.delete(path, cast_to=object)
         return self._object(answer)
 
-    def upload(self, path: Path, purpose: "FilePurpose" = "batch") -> str:
-        """Upload a file; return its id."""
-        key = {"Idempotency-Key": str(uuid.uuid4())}
+    def upload(self, path: Path, purpose: "FilePurpose" = "batch", key: str = "") -> str:
+        """Upload a file; return its id. The idempotency key is a new one where none is given."""
+        headers = {"Idempotency-Key": key or str(uuid.uuid4())}
         with _translate_errors(self.url), path.open("rb") as handle:
-            sent = self.sdk.files.create(file=handle, purpose=purpose, extra_headers=key, timeout=_UPLOAD_TIMEOUT)
+            sent = self.sdk.files.create(file=handle, purpose=purpose, extra_headers=headers, timeout=_UPLOAD_TIMEOUT)
         return sent.id
 
     def file_id(self, name: str, purpose: "FilePurpose") -> str:

@@ -4,36 +4,80 @@ import csv
 import json
 import os
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from cli.client.server import Server, ServerUnavailable
+from cli.client.eval_runs import await_end, completed_run, eval_of, items_path, pair_runs, rows_of
+from cli.client.server import Server
 from cli.client.submission import read_json
 from cli.errors import CliError
 from cli.groups import Group
 from cli.options import Limit, ServerOptions
+from cli.output_files import require_writable
 from cli.terminal import moment, say, show_json, show_table
 
 if TYPE_CHECKING:
     from cli.client.eval_import import Origin
     from jobs.evals.comparison import PairedComparison
+    from jobs.evals.regression import Decision
 
 app = Group("Evaluate models on your items, and compare the runs.")
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, as `nightmill evals list` shows it.")]
-_LIVE: Final = ("queued", "in_progress")
-_PATIENCE: Final = 60  # looks that may fail one after another while the server is away
-_PAGE: Final = 100
 _WORST: Final = 50  # regressions in a report
 _NAMED: Final = 5  # items that only one run has
 _MATRIX: Final = 10  # labels of a confusion matrix that a terminal shows
 _NUMBERS: Final = ("items", "first", "second", "difference", "95 %", "better", "worse", "p")
 _SAMPLE: Final = "{{ sample.output_text }}"
+_NO_RUN: Final[Mapping[str, Any]] = {"data_source": {"type": "jsonl"}}
+_INCONCLUSIVE: Final = 3  # the exit code
+
+
+@dataclass(frozen=True)
+class BaselineOptions(ServerOptions):
+    """The options of a command whose run is compared with a baseline."""
+
+    baseline: Annotated[
+        str,
+        typer.Option(
+            metavar="RUN", help="Compare with this run, which has the items, messages and settings that are not given."
+        ),
+    ] = ""
+    fail_if_worse: Annotated[
+        bool,
+        typer.Option(
+            "--fail-if-worse", help="End with exit code 1 if the run is worse, 3 if more items have to decide."
+        ),
+    ] = False
+    margin: Annotated[
+        float,
+        typer.Option(min=0, max=100, metavar="POINTS", help="The loss that is accepted, in % of a score's range."),
+    ] = 5.0
+    confidence: Annotated[
+        float, typer.Option(min=0.5, max=0.999, help="The probability with which the comparison is to be right.")
+    ] = 0.95
+    junit: Annotated[Path | None, typer.Option(metavar="FILE.xml", help="Also write JUnit's XML.")] = None
+    summary: Annotated[
+        Path | None, typer.Option(metavar="FILE.md", help="Also add a summary in Markdown to the end of this file.")
+    ] = None
+    idempotency_key: Annotated[
+        str,
+        typer.Option(
+            envvar="NIGHTMILL_IDEMPOTENCY_KEY", help="With the same key, the command waits for the run that it started."
+        ),
+    ] = ""
+
+    def check(self) -> None:
+        """Raise CliError for options without a baseline, and for files that cannot be written."""
+        if not self.baseline and (self.fail_if_worse or self.junit or self.summary):
+            raise CliError("name the run to compare with: --baseline")
+        for path in filter(None, (self.junit, self.summary)):
+            require_writable(path)
 
 
 @app.command()
@@ -59,10 +103,11 @@ def list_(options: ServerOptions, limit: Limit = 20) -> None:
 
 @app.command()
 def run(
-    options: ServerOptions,
+    options: BaselineOptions,
+    eval_: Annotated[str, typer.Argument(metavar="EVAL", help="An eval that exists, instead of graders.")] = "",
     data: Annotated[
-        Path, typer.Option(exists=True, dir_okay=False, help="Items: a .jsonl file of objects, or a .csv file.")
-    ],
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Items: a .jsonl file of objects, or a .csv file.")
+    ] = None,
     model: Annotated[str, typer.Option(help="The model to evaluate. Without one the items have their samples.")] = "",
     prompt: Annotated[
         str, typer.Option(help="The user's message, such as '{{ item.question }}'. Without one, `item.messages`.")
@@ -74,39 +119,55 @@ def run(
             help="'same=eq:{{ item.answer }}', 'near=rouge_l>=0.5:{{ item.answer }}', or a .json file of graders.",
         ),
     ] = None,
-    eval_: Annotated[str, typer.Option("--eval", metavar="EVAL", help="An eval that exists, instead of graders.")] = "",
+    named: Annotated[str, typer.Option("--eval", metavar="EVAL", hidden=True, help="The same as EVAL.")] = "",
     fail_under: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=SHARE", help="End with exit code 1 if a smaller share passes: same=0.8."),
     ] = None,
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 lets answers be repeated from the cache.")] = 0.0,
-    samples: Annotated[int, typer.Option(min=1, max=16, help="Samples of each item.")] = 1,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, max=2, help="Without one 0, which lets answers be repeated from the cache.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, max=16, help="Samples of each item. Without one 1.")] = None,
     name: Annotated[str, typer.Option(help="The name of the run.")] = "",
 ) -> None:
-    """Evaluate a model on a file and wait for the result. Exit code 1 if the run fails or too little passes."""
-    if bool(grader) == bool(eval_):
-        raise CliError("name the graders with --grader, or an eval that exists with --eval")
+    """Evaluate a model and wait for the result. Exit code 1 if the run fails, too little passes, or it is worse."""
+    options.check()
+    eval_id = eval_ or named
+    if bool(grader) + bool(eval_id) != 1 and (grader or not options.baseline):
+        raise CliError("name the graders with --grader, or an eval that exists")
+    if not data and not options.baseline:
+        raise CliError("name the items with --data, or a run that has them with --baseline")
     criteria = [definition for text in grader or () for definition in graders_of(text)]
     bounds = dict(_parse_bound(text) for text in fail_under or ())
-    server = options.server
-    if eval_:
-        criteria = server.get(f"/evals/{eval_}")["testing_criteria"]
+    server, key = options.server, options.idempotency_key or str(uuid.uuid4())
+    baseline = completed_run(server, options.baseline) if options.baseline else None
+    eval_id = eval_id or (baseline or {}).get("eval_id", "") if not grader else ""
+    if eval_id:
+        criteria = server.get(f"/evals/{eval_id}")["testing_criteria"]
     _check_bounds(bounds, criteria)
-    source = {"source": {"type": "file_id", "id": _upload(server, data)}}
-    eval_id = eval_ or _new_eval(server, name or data.stem, criteria)
-    body = {"name": name or data.stem, "data_source": source | _sampling(model, prompt, temperature, samples)}
-    made = server.post(f"/evals/{eval_id}/runs", body)
+    sampling = _sampling(model, prompt, {"temperature": temperature, "n": samples}, baseline)
+    title = name or (data.stem if data else f"{sampling.get('model', '')} beside {options.baseline}")
+    rows = _rows(data) if data else rows_of(server, items_path(server, options.baseline))
+    source = {"type": "file_id", "id": _upload(server, rows, data.stem if data else options.baseline, key)}
+    eval_id = eval_id or _new_eval(server, title, criteria, key)
+    body = {"name": title, "data_source": sampling | {"source": source}}
+    made = server.post(f"/evals/{eval_id}/runs", body, key=key)
+    say(f"idempotency key: {key}", err=True)
     if not options.as_json:
         say(made["id"])
-    done = _await_end(server, eval_id, made["id"])
+    advice = f"the same command with --idempotency-key {key} waits for it"
+    done = await_end(server, eval_id, made["id"], advice)
     _show_end(done, as_json=options.as_json)
+    decision = _compare_with_baseline(options, baseline, done, criteria) if baseline else None
     _judge(done, bounds)
+    if decision and options.fail_if_worse:
+        _judge_decision(decision)
 
 
 @app.command()
 def watch(options: ServerOptions, run: Run) -> None:
     """Wait until a run ends, and show its result. Exit code 1 if it failed or was cancelled."""
-    done = _await_end(options.server, _eval_of(options.server, run), run)
+    done = await_end(options.server, eval_of(options.server, run), run)
     _show_end(done, as_json=options.as_json)
 
 
@@ -127,16 +188,8 @@ def compare(
     """Compare two runs item by item: differences, their intervals, and whether one is better, worse or inconclusive."""
     from jobs.evals import comparison
 
-    server = options.server
-    paths = [_items_path(server, run_id) for run_id in (first, second)]
-    try:
-        pairing = comparison.pair_items(_items(server, paths[0]), _items(server, paths[1]), slice_by)
-    except comparison.TooManySlices as error:
-        raise CliError(str(error)) from None
-    worst = comparison.regressions(pairing.pairs, _WORST if report is not None else 0)
-    shown = [(server.get(f"{paths[0]}/{pair.first.id}"), server.get(f"{paths[1]}/{pair.second.id}")) for pair in worst]
-    if not pairing.pairs:
-        raise CliError("the runs have no item in common")
+    worst = _WORST if report is not None else 0
+    pairing, shown = pair_runs(options.server, first, second, slice_by, worst)
     overall = comparison.compare(pairing.criteria, pairing.pairs)
     slices = comparison.compare_slices(pairing.criteria, pairing.slices)
     compared = [("", row) for row in overall] + slices
@@ -252,31 +305,44 @@ def _check_bounds(bounds: dict[str, float], criteria: Sequence[dict[str, Any]]) 
             raise CliError(f"--fail-under {name}: no grader has that name; there are {', '.join(names)}")
 
 
-def _new_eval(server: Server, name: str, criteria: list[dict[str, Any]]) -> str:
+def _new_eval(server: Server, name: str, criteria: list[dict[str, Any]], key: str) -> str:
     config = {"type": "custom", "item_schema": {"type": "object"}, "include_sample_schema": True}
-    made = server.post("/evals", {"name": name, "data_source_config": config, "testing_criteria": criteria})
+    made = server.post("/evals", {"name": name, "data_source_config": config, "testing_criteria": criteria}, key=key)
     return str(made["id"])
 
 
-def _sampling(model: str, prompt: str, temperature: float, samples: int) -> dict[str, Any]:
+def _sampling(model: str, prompt: str, params: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a run's data source without its items: that of the baseline, if any, with what is given in its place.
+
+    Raises: CliError.
+    """
+    source = {name: value for name, value in (baseline or _NO_RUN)["data_source"].items() if value is not None}
+    model = model or source.get("model", "")
+    if source["type"] in ("retrieval", "perplexity"):
+        return source | ({"model": model} if model else {})
     if not model:
-        return {"type": "jsonl"}
-    messages: dict[str, Any] = {"type": "item_reference", "item_reference": "item.messages"}
+        if baseline is None:
+            return source
+        raise CliError(f"{baseline['id']} asked no model: name one with --model")
+    messages = source.get("input_messages") or {"type": "item_reference", "item_reference": "item.messages"}
     if prompt:
         messages = {"type": "template", "template": [{"role": "user", "content": prompt}]}
-    params = {"temperature": temperature, "n": samples}
-    return {"type": "completions", "model": model, "input_messages": messages, "sampling_params": params}
+    asked = source.get("sampling_params", {}) if "model" in source else {"temperature": 0.0, "n": 1}
+    given = {name: value for name, value in params.items() if value is not None}
+    settings = {name: value for name, value in asked.items() if value is not None} | given
+    kind = "responses" if source["type"] == "responses" else "completions"
+    return {"type": kind, "model": model, "input_messages": messages, "sampling_params": settings}
 
 
-def _upload(server: Server, data: Path) -> str:
+def _upload(server: Server, rows: Iterable[dict[str, Any]], name: str, key: str) -> str:
     """Upload the items, each on a line as the server reads them."""
     with tempfile.TemporaryDirectory(prefix="nightmill-") as folder:
-        lines = Path(folder) / f"{data.stem}.jsonl"
+        lines = Path(folder) / f"{name}.jsonl"
         with lines.open("w", encoding="utf-8") as out:
-            for row in _rows(data):
+            for row in rows:
                 line = row if isinstance(row.get("item"), dict) else {"item": row}
                 out.write(json.dumps(line) + "\n")
-        return server.upload(lines, "evals")
+        return server.upload(lines, "evals", key)
 
 
 def _rows(data: Path) -> Iterator[dict[str, Any]]:
@@ -301,44 +367,6 @@ def _rows(data: Path) -> Iterator[dict[str, Any]]:
 
 def _runs(server: Server, eval_id: str, limit: int) -> list[dict[str, Any]]:
     return server.pages(f"/evals/{eval_id}/runs", {"order": "desc"}, limit)
-
-
-def _eval_of(server: Server, run_id: str) -> str:
-    eval_id = server.get(f"/jobs/{run_id}").get("eval_id")
-    if not eval_id:
-        raise CliError(f"{run_id} is no run of an eval")
-    return str(eval_id)
-
-
-def _items_path(server: Server, run_id: str) -> str:
-    return f"/evals/{_eval_of(server, run_id)}/runs/{run_id}/output_items"
-
-
-def _items(server: Server, path: str) -> Iterator[dict[str, Any]]:
-    query: dict[str, Any] = {"limit": _PAGE}
-    while True:
-        page = server.get(path, query)
-        yield from page["data"]
-        if not page["has_more"]:
-            return
-        query["after"] = page["last_id"]
-
-
-def _await_end(server: Server, eval_id: str, run_id: str) -> dict[str, Any]:
-    """Return a run when it has ended."""
-    failures = 0
-    while True:
-        try:
-            current = server.get(f"/evals/{eval_id}/runs/{run_id}")
-        except ServerUnavailable:
-            failures += 1
-            if failures > _PATIENCE:
-                raise
-        else:
-            failures = 0
-            if current["status"] not in _LIVE:
-                return current
-        threading.Event().wait(server.timings.follow_look)
 
 
 def _show_end(done: dict[str, Any], *, as_json: bool) -> None:
@@ -387,6 +415,40 @@ def _judge(done: dict[str, Any], bounds: dict[str, float]) -> None:
         bound = bounds.get(result["testing_criteria"])
         if bound is not None and _share(result) < bound:
             raise CliError(f"{result['testing_criteria']}: {_share(result):.3f} of the items pass, less than {bound:g}")
+
+
+def _compare_with_baseline(
+    options: BaselineOptions, baseline: Mapping[str, Any], done: Mapping[str, Any], criteria: Sequence[dict[str, Any]]
+) -> "Decision":
+    """Show the comparison of a run with its baseline and write the reports. Return the decision. Raises CliError."""
+    from cli.client.regression_report import MAX_WORST, RegressionReport
+    from jobs.evals.regression import decide
+
+    worst = MAX_WORST if options.junit or options.summary else 0
+    pairing, items = pair_runs(options.server, baseline["id"], done["id"], worst=worst)
+    decision = decide(pairing, 1 - options.confidence, options.margin, criteria)
+    report = RegressionReport(decision, baseline, done, items, options.margin, options.confidence)
+    if options.as_json:
+        show_json(report.summary())
+    else:
+        show_table(report.HEAD, report.rows())
+    if options.junit:
+        options.junit.write_bytes(report.junit())
+    if options.summary:
+        with options.summary.open("a", encoding="utf-8") as out:
+            out.write(report.markdown())
+    return decision
+
+
+def _judge_decision(decision: "Decision") -> None:
+    """End the command where the run is worse than its baseline, or where that is undecided. Raises CliError, Exit."""
+    if decision.outcome == "not worse":
+        return
+    reasons = "; ".join(decision.reasons)
+    if decision.outcome == "worse":
+        raise CliError(reasons)
+    say(f"nightmill: {reasons}", err=True)
+    raise typer.Exit(_INCONCLUSIVE)
 
 
 def _check_verdicts(rows: Sequence["PairedComparison"], fail_on: str | None) -> None:

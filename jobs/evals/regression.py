@@ -20,6 +20,8 @@ from jobs.evals.comparison import MIN_ITEMS, PairedComparison, Pairing, compare
 
 Outcome = Literal["not worse", "inconclusive", "worse"]
 _ORDER: Final[tuple[Outcome, ...]] = ("not worse", "inconclusive", "worse")
+#: The probability with which the items that are needed decide.
+POWER: Final = 0.99
 _quantile: Final = NormalDist().inv_cdf
 
 
@@ -53,9 +55,8 @@ class MarginTest:
     def items_needed(self) -> int | None:
         """Return about how many more items decide; None where that is decided, or where no number of items does.
 
-        As many items as are found needed find a difference as large as that to the nearer end, and miss it as rarely as
-        they find one that is not there. Items that did not change have an interval, too, which only their number
-        narrows.
+        The estimate takes the difference so far for the true one: the interval has to leave out 0 or the margin,
+        whichever is farther from that difference.
         """
         if self.outcome != "inconclusive":
             return None
@@ -73,11 +74,13 @@ class MarginTest:
 def required_items(points: float, deviation: float, alpha: float = significance.ALPHA, tests: int = 1) -> int | None:
     """Return how many items a run needs that is to find a loss of `points`, or to exclude it where there is none.
 
-    Each of the two fails with half the probability `alpha`. `deviation` is that of the differences of items, in points.
+    Each of the two fails with the probability 1 - `POWER`, if means are distributed normally; a margin for those that
+    are not is the reason for so large a power. `deviation` is that of the differences of items, in points.
     """
-    needed = significance.items_to_find(points, deviation, alpha / tests, 1 - alpha / 2)
+    needed = significance.items_to_find(points, deviation, alpha / tests, POWER)
     if needed is None:
         return None
+    # Items that did not change have an interval, too, which only their number narrows.
     unchanged = math.ceil(_quantile(1 - alpha / 2) * math.sqrt(2) * 100 / points)
     return max(needed, unchanged, MIN_ITEMS)
 
@@ -92,8 +95,8 @@ class Decision:
     @property
     def outcome(self) -> Outcome:
         """Return the outcome of the run: worse by one criterion is worse, and undecided by one is inconclusive."""
-        outcomes = {test.outcome for test in self.tests} | ({"inconclusive"} if self.unscored else set())
-        return max(outcomes, key=_ORDER.index)
+        outcomes = [test.outcome for test in self.tests]
+        return max([*outcomes, "inconclusive"] if self.unscored else outcomes, key=_ORDER.index)
 
     @property
     def reasons(self) -> list[str]:
