@@ -82,8 +82,8 @@ def test_items_of_a_table_and_an_eval_that_exists(world: World, tmp_path: Path) 
     file.write_text(json.dumps({"data_source_config": config, "testing_criteria": [SAME]}))
 
     eval_id = call(world, "create", str(file)).stdout.strip()
-    words = ("--data", str(data), "--model", MODEL, "--prompt", PROMPT, "--eval", eval_id, "--json")
-    done = json.loads(call(world, "run", *words).stdout)
+    words = ("--data", str(data), "--model", MODEL, "--prompt", PROMPT, "--json")
+    done = json.loads(call(world, "run", eval_id, *words).stdout)
 
     assert (done["eval_id"], done["result_counts"]["passed"], done["result_counts"]["failed"]) == (eval_id, 1, 1)
     listed = call(world, "list", "--json")
@@ -147,6 +147,9 @@ def test_comparison_exit_code_follows_fail_on_option(world: World, tmp_path: Pat
         (["--grader", "same=eq:x", "--fail-under", "other=1"], "no grader has that name"),
         (["--grader", "same=eq:x", "--fail-under", "same=much"], "'much' is no number"),
         ([], "name the graders with --grader"),
+        (["eval_1", "--grader", "same=eq:x"], "name the graders with --grader"),
+        (["--grader", "same=eq:x", "--fail-if-worse"], "--baseline"),
+        (["--grader", "same=eq:x", "--baseline", "x", "--junit", "absent/report.xml"], "there is no such folder"),
     ],
 )
 def test_wrong_options_create_nothing(world: World, tmp_path: Path, words: list[str], message: str) -> None:

@@ -595,6 +595,6 @@ def _() -> None:
 
 
 if __name__ == "__main__":
-    import tuning_guides  # noqa: F401 (its checks come after those above)
+    import eval_guides, tuning_guides  # noqa: E401, F401, I001 (the checks of both come after those above)
 
     run_checks(openai.__version__)

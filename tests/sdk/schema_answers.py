@@ -28,7 +28,7 @@ def answer_in_form(request: Request) -> Answer | None:
     schema = functions[0]["parameters"] if functions else _schema_of(body)
     if schema is None:
         return None
-    text = json.dumps(_value_of(schema, is_disliked=DISLIKED in prompt))
+    text = json.dumps(_value_of(schema, schema.get("$defs", {}), is_disliked=DISLIKED in prompt))
     if functions:
         turns = "messages" if request.url == CHAT else "input"
         body[turns] = [*body[turns], {"role": "user", "content": TOOL}]
@@ -52,15 +52,19 @@ def _schema_of(body: dict[str, Any]) -> dict[str, Any] | None:
     return schema
 
 
-def _value_of(schema: dict[str, Any], *, is_disliked: bool) -> Any:
+def _value_of(schema: dict[str, Any], named: dict[str, Any], *, is_disliked: bool) -> Any:
+    """Return a value of a schema, which may refer to those that are `named`."""
+    schema = named.get(schema.get("$ref", "").removeprefix("#/$defs/"), schema)
     if values := schema.get("enum"):
         return values[-1 if is_disliked else 0]
     match schema.get("type"):
         case "object":
             properties = schema.get("properties", {})
-            return {name: _value_of(inner, is_disliked=is_disliked) for name, inner in properties.items()}
+            return {name: _value_of(inner, named, is_disliked=is_disliked) for name, inner in properties.items()}
         case "array":
-            return [_value_of(schema.get("items", {}), is_disliked=is_disliked)]
+            return [_value_of(schema.get("items", {}), named, is_disliked=is_disliked)]
         case "number":
             return NUMBER
+        case "boolean":
+            return False
     return "echo"

@@ -21,7 +21,7 @@ from tests.support.services import MEMORY
 SDKS = {"python-2.8": "2.8.1", "python-3.57": "3.57.0"}
 CHECKS = [
     name
-    for suite in ("notebooks.py", "tuning_guides.py")
+    for suite in ("notebooks.py", "eval_guides.py", "tuning_guides.py")
     for name in re.findall(r'^@check\("(.+)"\)$', (HERE / suite).read_text(), re.MULTILINE)
 ]
 #: A chat template that writes tools and their calls.
