@@ -31,7 +31,8 @@ def completed_run(server: Server, run_id: str) -> dict[str, Any]:
     """Return a run that is complete. Raises: CliError."""
     run = server.get(f"/evals/{eval_of(server, run_id)}/runs/{run_id}")
     if run["status"] != "completed":
-        raise CliError(f"{run_id} is {run['status']}: name a run that is completed")
+        why = f" ({run['error']['message']})" if run["error"] else ""
+        raise CliError(f"{run_id} is {run['status']}{why}: name a run that is completed")
     return run
 
 

@@ -275,7 +275,13 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "finetune export": (True, [["finetune", "export", "ft:m", "--output", "exported"]]),
     "evals create": (False, [["evals", "create", "eval.json"]]),
     "evals list": (True, [["evals", "list"], ["evals", "list", "--json"]]),
-    "evals run": (True, [["evals", "run", "--data", "corpus", "--model", "m", "--grader", "same=eq:{{ item.text }}"]]),
+    "evals run": (
+        True,
+        [
+            ["evals", "run", "eval_1", "--model", "m", "--baseline", "x-1", "--fail-if-worse"],
+            ["evals", "run", "--data", "corpus", "--model", "m", "--grader", "same=eq:{{ item.text }}"],
+        ],
+    ),
     "evals watch": (True, [["evals", "watch", "x-1"]]),
     "evals compare": (True, [["evals", "compare", "x-1", "x-2", "--slice-by", "item.language"]]),
     "evals import": (True, [["evals", "import", "saved.jsonl"]]),
