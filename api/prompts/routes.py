@@ -147,10 +147,9 @@ def list_prompt_versions(
             PromptVersion.project_id == call.project_id, PromptVersion.prompt_id == prompt.id
         )
         if after is not None:
-            if not (after.isascii() and after.isdigit()):
+            if not (after.isascii() and after.isdigit()) or not versions.find_version(session, prompt, int(after[:16])):
                 raise InvalidRequest(f"No version '{clip(after)}'.", param="after", code="invalid_cursor")
-            last = versions.version_of(session, prompt, after, param="after").version
-            statement = statement.where(number < last if falling else number > last)
+            statement = statement.where(number < int(after) if falling else number > int(after))
         rows = session.scalars(statement.order_by(number.desc() if falling else number).limit(limit + 1)).all()
     shown = [show_version(version) for version in rows[:limit]]
     first, last_id = (shown[0].version, shown[-1].version) if shown else (None, None)

@@ -113,9 +113,9 @@ def diff(
 ) -> None:
     """Show what differs between two versions of a prompt."""
     versions = [_version(options, prompt, reference) for reference in (old, new)]
-    texts = [[line for block in _lines(shown) for line in block.split("\n")] for shown in versions]
-    names = [f"version {shown['version']}" for shown in versions]
-    lines = list(difflib.unified_diff(*texts, *names, lineterm=""))
+    before, after = ("\n".join(_lines(shown)).split("\n") for shown in versions)
+    old_name, new_name = (f"version {shown['version']}" for shown in versions)
+    lines = list(difflib.unified_diff(before, after, old_name, new_name, lineterm=""))
     options.show({"old": versions[0], "new": versions[1], "diff": lines}, *(lines or ["no difference"]))
 
 

@@ -91,7 +91,8 @@ def test_versions_are_listed_in_pages_by_number(client: TestClient) -> None:
     assert [version["version"] for version in first["data"]] == ["9", "8", "7"]
     assert (first["has_more"], [version["version"] for version in rest["data"]]) == (True, ["2"])
     assert [row["version"] for row in client.get(path, params={"order": "asc", "after": 8}).json()["data"]] == ["9"]
-    assert client.get(path, params={"after": "production"}).json()["error"]["code"] == "invalid_cursor"
+    for wrong in ("production", "1", "9" * 64):
+        assert client.get(path, params={"after": wrong}).json()["error"]["code"] == "invalid_cursor"
 
 
 def test_archived_prompts_are_listed_apart_and_still_found(client: TestClient) -> None:
