@@ -221,6 +221,7 @@ def test_result_without_input_raises_error() -> None:
             ("cat", "[[1, 0.5], [0, 0.25]]", None),
         ),
         (CHAT, HELLO, {"choices": []}, ("hello", None, None)),
+        (CHAT, {"prompt": {"id": "pmpt_1"}}, {"choices": []}, ('{"id": "pmpt_1"}', None, None)),
     ],
 )  # fmt: skip
 def test_every_endpoint_has_a_prompt_and_an_answer(
