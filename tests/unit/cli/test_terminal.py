@@ -112,7 +112,7 @@ def prompt(path: str) -> object:
     }  # fmt: skip
     if "/versions" in path:
         return version
-    numbers = {"default_version": HOSTILE, "latest_version": HOSTILE, "labels": {HOSTILE: HOSTILE}}
+    numbers = {"default_version": HOSTILE, "latest_version": HOSTILE, "labels": {STORED: STORED}}
     one = {"id": "x-1", "name": HOSTILE, "created_at": 1, "version": version, **numbers}
     return one | {"object": "list", "data": [one | {"id": HOSTILE}], "has_more": False}
 

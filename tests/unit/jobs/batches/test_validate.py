@@ -78,7 +78,8 @@ def test_errors_are_in_the_order_of_the_lines(tmp_path: Path) -> None:
 
 def _long(custom_id: str, url: str = "/v1/chat/completions", **body: Any) -> bytes:
     messages = [{"role": "user", "content": "Hi", **({"priority": body.pop("priority")} if "priority" in body else {})}]
-    given = {"model": "m", "messages": messages, "prompt": "Hi", "input": messages, **body}
+    given = {"model": "m", "messages": messages, "input": messages, **body}
+    given |= {"prompt": "Hi"} if url == "/v1/completions" else {}
     return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": given}).encode() + b"\n"
 
 
