@@ -269,7 +269,7 @@ _ASKED = {"/v1/chat/completions": "messages", "/v1/completions": "prompt", "/v1/
 
 
 def _prompt(url: str, body: Row) -> str | None:
-    """Return the prompt of a request as text: the last message of a conversation, or the stored prompt that it names."""
+    """Return the prompt of a request as text: the last message of a conversation, or the stored prompt it names."""
     content = body.get(_ASKED.get(url, "input"), body.get("prompt"))
     if isinstance(content, list) and content and isinstance(content[-1], dict):
         content = content[-1].get("content")

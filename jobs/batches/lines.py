@@ -91,12 +91,16 @@ working = msgspec.json.Decoder(LineText)
 
 @dataclass(frozen=True, slots=True)
 class Good:
-    """A valid line. `inputs` is the number of embedding inputs, otherwise 1. `bounds` are those of its answer."""
+    """A valid line. `inputs` is the number of embedding inputs, otherwise 1. `bounds` are those of its answer.
+
+    `prompt_bytes` is the size of the stored prompt that it names.
+    """
 
     custom_id: str
     model: str
     inputs: int
     bounds: dict[str, Any]
+    prompt_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +205,8 @@ class LineChecker:
         inputs = token_estimates.count_inputs(_value(bytes(body.input))) if self.endpoint == EMBEDDINGS else 1
         own = prompt.content["parameters"] if prompt else {}
         bounds = {name: own[name] for name in token_estimates.LIMITS if name in own}
-        return Good(request.custom_id, model, inputs, bounds | body.bounds(self.endpoint))
+        bounds |= body.bounds(self.endpoint)
+        return Good(request.custom_id, model, inputs, bounds, prompt.bytes if prompt else 0)
 
     def _judge(self, number: int, request: _Request, model: str, prompt: ResolvedPrompt | None) -> Bad | None:
         body = request.body

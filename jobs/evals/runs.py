@@ -67,6 +67,7 @@ class SampledPrompt(BaseModel):
     id: str
     version: int
     hash: str
+    bytes: int
     content: dict[str, Any]
     variables: dict[str, Any]
 

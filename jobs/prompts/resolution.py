@@ -52,11 +52,12 @@ class PromptReference(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ResolvedPrompt:
-    """A version of a prompt that a reference has led to."""
+    """A version of a prompt that a reference has led to. `bytes` is the size of its content."""
 
     id: str
     version: int
     hash: str
+    bytes: int
     content: dict[str, Any]
 
     @property

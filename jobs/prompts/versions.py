@@ -182,7 +182,7 @@ def resolve(session: Session, project_id: str, reference: PromptReference) -> Re
         message = f"Prompt with id '{reference.id}' not found."
         raise NotFound(message, param="prompt.id", code="prompt_not_found")
     version = version_of(session, prompt, reference.version, param="prompt.version")
-    return ResolvedPrompt(prompt.id, version.version, version.hash, version.content)
+    return ResolvedPrompt(prompt.id, version.version, version.hash, version.bytes, version.content)
 
 
 def default_versions(session: Session, prompts: Sequence[Prompt]) -> dict[str, PromptVersion]:

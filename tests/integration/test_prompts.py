@@ -9,8 +9,10 @@ import httpx2
 import openai
 import pytest
 from openai import OpenAI
+from sqlalchemy import func, select
 
 from jobs.db.engine import Database
+from jobs.ledger.tables import Shard
 from jobs.prompts.tables import Prompt
 from tests.support.eval_client import SAME, World, echo, evaluating
 from tests.support.inline_deployment import MODEL, jsonl
@@ -237,6 +239,8 @@ def test_batch_runs_versions_that_planning_has_found(
     assert {str(request.body).count("Second.") for request in world.asked} == {0, 1}
     (error,) = [line["response"] for line in errors]
     assert (error["status_code"], error["body"]["error"]["param"]) == (400, "prompt.variables")
+    with world.inline.db.read() as session:  # the limit of each answer, and the prompt at four bytes a token
+        assert (session.scalar(select(func.sum(Shard.max_output_tokens))) or 0) > 3 * (50 + 30)
     pins = world.client.batches.retrieve(job_id).model_dump()["prompts"]
     assert pins == [
         {"id": prompt["id"], "requested_version": None, "version": "1"},

@@ -70,7 +70,7 @@ class Planner:
         self.prompts = PinnedPrompts(self._find_prompt, claim.job.payload.get("prompts"))
         self.checker = lines.LineChecker(claim.job.endpoint, self.prompts)
         self.writer = ShardWriter(context, claim, handle, check=self._check_quota)
-        self.inputs = 0
+        self.inputs = self.prompt_bytes = 0
         self._overrides = claim.job.payload.get("overrides") or {}
 
     def read_input(self) -> None:
@@ -145,7 +145,7 @@ class Planner:
                 self.read(lines.number_lines(chosen))
 
     def _check(self, text: InputLine) -> tuple[InputLine | Bad, int]:
-        """Return the line, or its error, and the most tokens that it may be answered with."""
+        """Return the line, or its error, and the most tokens that its answer and the prompt that it names may have."""
         checked = self.checker.check(text)
         if isinstance(checked, Bad):
             return checked, 0
@@ -153,6 +153,8 @@ class Planner:
             return text, 0
         self.inputs += checked.inputs
         tokens = token_estimates.output_tokens(self.job.endpoint, {**checked.bounds, **self._overrides})
+        tokens += token_estimates.input_tokens(checked.prompt_bytes)
+        self.prompt_bytes += checked.prompt_bytes
         refusal = None if self.writer.queue else self._route(checked.model, text.number)
         return refusal or text, tokens
 
@@ -187,7 +189,7 @@ class Planner:
             return []
         # no other planner adds to the project's jobs meanwhile, and new jobs may still name it
         session.get(Project, job.project_id, with_for_update={"key_share": True})
-        refusal = limit.refusal(session, self.writer.bytes, excluded=job.id)
+        refusal = limit.refusal(session, self.writer.bytes + self.prompt_bytes, excluded=job.id)
         return [] if refusal is None else [refusal]
 
     def _complain(self, code: str, message: str) -> None:

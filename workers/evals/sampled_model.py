@@ -40,7 +40,7 @@ def _prompt_request(
     for variable in used.content["variables"]:
         if variable["type"] == "string" and values.get(name := variable["name"]) is not None:
             values[name] = to_text(values[name])
-    prompt = ResolvedPrompt(used.id, used.version, used.hash, used.content)
+    prompt = ResolvedPrompt(**used.model_dump(exclude={"variables"}))
     body = prompt.apply(sampled.endpoint, _params_of(sampled, index), values)
     instructions = body.get("instructions")
     system = [{"role": "system", "content": instructions}] if instructions else []

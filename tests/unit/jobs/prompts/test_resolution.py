@@ -17,7 +17,7 @@ FUNCTION = {"type": "function", "name": "f", "parameters": {}}
 def prompt(**content: Any) -> ResolvedPrompt:
     given = {"instructions": "Be brief.", **content}
     complete = versions.complete(given)
-    return ResolvedPrompt("pmpt_1", 1, complete.hash, complete.value)
+    return ResolvedPrompt("pmpt_1", 1, complete.hash, complete.bytes, complete.value)
 
 
 def test_request_takes_precedence_over_prompt() -> None:
