@@ -17,6 +17,7 @@ import { jobSearch, jobsSearch } from "@/pages/jobs/address";
 import { organizationSearch, projectSearch } from "@/pages/organization/address";
 import { overviewSearch } from "@/pages/overview/address";
 import { auditSearch } from "@/pages/security/address";
+import { newVersionSearch, promptSearch, promptsSearch } from "@/pages/prompts/address";
 import { storeSearch } from "@/pages/retrieval/address";
 import { usageSearch } from "@/pages/usage/address";
 
@@ -79,6 +80,10 @@ const routes = root.addChildren([
   page("/vector-stores/$storeId", () => import("@/pages/retrieval/StorePage"), storeSearch),
   page("/playground", () => import("@/pages/inference/Playground"), playgroundSearch),
   page("/logs", () => import("@/pages/inference/Logs"), logsSearch),
+  page("/prompts", () => import("@/pages/prompts/Prompts"), promptsSearch),
+  page("/prompts/new", () => import("@/pages/prompts/NewPrompt")),
+  page("/prompts/$promptId", () => import("@/pages/prompts/PromptPage"), promptSearch),
+  page("/prompts/$promptId/versions/new", () => import("@/pages/prompts/NewVersion"), newVersionSearch),
   page("/fine-tuning", () => import("@/pages/finetuning/TuningJobs")),
   page("/fine-tuning/new", () => import("@/pages/finetuning/NewTuning"), newTuningSearch),
   page("/fine-tuning/$jobId", () => import("@/pages/finetuning/TuningJob"), tuningSearch),

@@ -52,7 +52,7 @@ interface ListPage<Item> {
 }
 
 /** The paths that answer with a page of a list. */
-type ListPath = { [Each in Path]: Answer<Each> extends ListPage<{ id: string }> ? Each : never }[Path];
+type ListPath = { [Each in Path]: Answer<Each> extends ListPage<object> ? Each : never }[Path];
 type Item<Each extends ListPath> = Answer<Each> extends ListPage<infer Row> ? Row : never;
 
 interface PagesOptions<Row> {

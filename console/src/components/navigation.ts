@@ -13,6 +13,7 @@ const GROUPS: readonly (readonly [title: string, entries: readonly Entry[]])[] =
       ["/batches/new", "New batch"],
       ["/files", "Files"],
       ["/vector-stores", "Vector stores"],
+      ["/prompts", "Prompts"],
       ["/playground", "Playground"],
       ["/logs", "Logs"],
     ],

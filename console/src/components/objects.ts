@@ -20,6 +20,7 @@ const PAGES = {
   store: { ids: /^vs_\w/, name: "the vector store", link: (storeId) => linkOptions({ to: "/vector-stores/$storeId", params: { storeId } }) },
   model: { ids: /^ft:./, name: "the model", link: (model) => linkOptions({ to: "/models", search: { model } }) },
   eval: { ids: /^eval_\w/, name: "the evaluation", link: (evalId) => linkOptions({ to: "/evals/$evalId", params: { evalId } }) },
+  prompt: { ids: /^pmpt_\w/, name: "the prompt", link: (promptId) => linkOptions({ to: "/prompts/$promptId", params: { promptId } }) },
   webhook: { ids: /^we_\w/, name: "the webhook", link: (id) => linkOptions({ to: "/webhooks/$id", params: { id }, search: { state: undefined } }) },
   schedule: { ids: /^sched_\w/, name: "the schedules", link: () => linkOptions({ to: "/schedules" }) },
 } as const satisfies Readonly<Record<string, ObjectPage>>;

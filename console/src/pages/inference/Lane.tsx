@@ -21,11 +21,13 @@ const NEAR_END = 80;
 interface LaneProps {
   model: string;
   conversation: Conversation;
+  /** What stands there before the first question. */
+  empty?: string;
   onRetry: (question: string) => void;
 }
 
 /** Show a conversation with one model. It follows the answer that comes unless the reader has scrolled up. */
-export function Lane({ model, conversation, onRetry }: LaneProps) {
+export function Lane({ model, conversation, empty = "Ask something below.", onRetry }: LaneProps) {
   const box = useRef<HTMLDivElement>(null);
   const isAtEnd = useRef(true);
   const { turns, isStreaming } = conversation;
@@ -47,7 +49,7 @@ export function Lane({ model, conversation, onRetry }: LaneProps) {
           isAtEnd.current = scrollHeight - scrollTop - clientHeight < NEAR_END;
         }}
       >
-        {turns.length === 0 && <p className="muted">Ask something below.</p>}
+        {turns.length === 0 && <p className="muted">{empty}</p>}
         {turns.map((turn, index) => (
           <TurnView key={index} turn={turn} onRetry={() => onRetry(turn.question)} />
         ))}

@@ -24,13 +24,17 @@ export interface Turn {
   readonly seconds: number | null;
 }
 
+/** A question as it is sent. */
 type Asked = Pick<Turn, "question" | "protocol" | "body" | "store">;
 
 /** A conversation with one model. */
 export interface Conversation {
   readonly turns: readonly Turn[];
   readonly isStreaming: boolean;
+  /** Ask with all earlier questions and answers. */
   readonly ask: (question: string, protocol: Protocol, model: string, settings: Settings) => Promise<void>;
+  /** Send a request as it is; its answer stands below the earlier ones. */
+  readonly send: (asked: Asked) => Promise<void>;
   readonly stop: () => void;
   readonly clear: () => void;
 }
@@ -51,13 +55,17 @@ export function useConversation(): Conversation {
   const running = useRef<AbortController | null>(null);
   useEffect(() => () => running.current?.abort(), []);
 
-  async function ask(question: string, protocol: Protocol, model: string, settings: Settings) {
+  function ask(question: string, protocol: Protocol, model: string, settings: Settings) {
+    const body = bodyOf(protocol, model, settings, [...historyOf(turns), { role: "user", content: question }]);
+    return send({ question, protocol, body, store: settings.store });
+  }
+
+  async function send(asked: Asked) {
     running.current?.abort();
     const controller = new AbortController();
     running.current = controller;
-    const body = bodyOf(protocol, model, settings, [...historyOf(turns), { role: "user", content: question }]);
     const before = turns.filter((turn) => turn.state !== "failed");
-    await follow({ question, protocol, body, store: settings.store }, controller.signal, (turn) => {
+    await follow(asked, controller.signal, (turn) => {
       // A conversation that was cleared meanwhile does not come back.
       if (running.current === controller) setTurns([...before, turn]);
     });
@@ -73,7 +81,7 @@ export function useConversation(): Conversation {
     setTurns([]);
   }
 
-  return { turns, isStreaming: turns.at(-1)?.state === "streaming", ask, stop, clear };
+  return { turns, isStreaming: turns.at(-1)?.state === "streaming", ask, send, stop, clear };
 }
 
 /** Send a request, and show its turn every `RENDERING` milliseconds while the answer comes. */
