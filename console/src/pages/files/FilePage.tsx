@@ -21,6 +21,8 @@ import { JobName } from "@/pages/jobs/JobName";
 import { kindLabel } from "@/pages/jobs/life";
 
 import { readBeginning } from "./content";
+import { MigrationReport } from "./MigrationReport";
+import { mayBeReport, readReport } from "./report";
 import { PURPOSES, type FileObject } from "./uploads";
 
 import "./files.css";
@@ -56,7 +58,7 @@ function Shown({ file }: { file: FileObject }) {
           ]}
         />
       </Card>
-      <Content file={file} />
+      {mayBeReport(file) ? <ReportContent file={file} /> : <Content file={file} />}
       <Jobs fileId={file.id} />
     </Page>
   );
@@ -108,6 +110,20 @@ function Deletion({ file, onClose }: { file: FileObject; onClose: () => void }) 
         </label>
       )}
     </Confirm>
+  );
+}
+
+/** Show a file that is named like the report of a migration: the report, or the first lines where it is none. */
+function ReportContent({ file }: { file: FileObject }) {
+  const report = useQuery({
+    queryKey: ["/v1/files/{file_id}/content", { file_id: file.id, as: "report" }],
+    queryFn: ({ signal }) => readReport(file.id, signal),
+    staleTime: Infinity,
+  });
+  return (
+    <Loaded what="the report" query={report}>
+      {(report) => (report === null ? <Content file={file} /> : <MigrationReport report={report} />)}
+    </Loaded>
   );
 }
 
