@@ -69,6 +69,15 @@ PAGES: Final = {
     "store-search": "/vector-stores/{store}?tab=search",
     "store-sources": "/vector-stores/{store}?tab=sources",
     "store-indexes": "/vector-stores/{store}?tab=indexes",
+    "report": "/files/{report}",
+    "prompts": "/prompts",
+    "new-prompt": "/prompts/new",
+    "prompt": "/prompts/{prompt}",
+    "prompt-try": "/prompts/{prompt}?tab=try",
+    "prompt-compare": "/prompts/{prompt}?tab=compare&version=2",
+    "prompt-versions": "/prompts/{prompt}?tab=versions",
+    "prompt-use": "/prompts/{prompt}?tab=use",
+    "new-version": "/prompts/{prompt}/versions/new",
     "playground": "/playground",
     "models": "/models",
     "model": "/models?model={tuned}",
@@ -100,6 +109,7 @@ def make_everything(deployment: Deployment) -> dict[str, str]:
     """Make one of everything in the project `default`; return the ids by the names that `PAGES` uses."""
     ids = {"tuned": TUNED, **_make_run(deployment)}  # first: to run it, the dispatcher ticks
     ids |= _make_batches(deployment) | {"tuning": _make_tuning(deployment)}
+    ids |= {"prompt": _make_prompt(deployment), "report": _make_report(deployment)}
     with deployment.inline.db.write() as session:
         project_id = ensure_project(session, "default").id
         ids |= _add_files(session, project_id, ids["file"])
@@ -175,6 +185,30 @@ def _make_tuning(deployment: Deployment) -> str:
         session.add_all(FinetuneStep(job_id=job_id, step=n, train_loss=2.0 / n, **facts) for n in range(1, 20))
         training_events.record(session, job_id, TEXT, level="warn")
     return job_id
+
+
+def _make_prompt(deployment: Deployment) -> str:
+    """Make a prompt with two versions and a label; return its id."""
+    messages = [{"role": "user", "content": [{"type": "input_text", "text": f"{TEXT} {{{{{'v' * 60}}}}}"}]}]
+    content = {"model": SHORT, "messages": messages, "tools": [{"type": "function", "name": "f", "description": TEXT}]}
+    post: Any = deployment.client.post
+    prompt = post("/prompts", body={**content, "name": SHORT, "metadata": {"note": TEXT}}, cast_to=object)
+    path = f"/prompts/{prompt['id']}"
+    post(f"{path}/versions", body={**content, "instructions": TEXT, "model": None}, cast_to=object)
+    post(path, body={"labels": {"l" * 64: 2}}, cast_to=object)
+    return str(prompt["id"])
+
+
+def _make_report(deployment: Deployment) -> str:
+    """Make a file that holds the report of a migration; return its id."""
+    rows = [
+        {"kind": "prompt", "origin_id": f"pmpt_{n}{TEXT}", "id": f"pmpt_{n}", "outcome": outcome, "reason": TEXT}
+        for n, outcome in enumerate(("same", "different", "lost", "failed", "present"))
+    ]
+    counts = {"same": 1, "different": 1, "lost": 1, "failed": 1}
+    report = {"object": "migration.report", "created_at": 1, "source": TEXT, "applied": True, "counts": counts}
+    content = jsonl([{**report, "rows": rows}])
+    return deployment.client.files.create(file=("migration-all.json", content), purpose="user_data").id
 
 
 def _add_files(session: Session, project_id: str, file_id: str) -> dict[str, str]:

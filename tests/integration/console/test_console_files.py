@@ -1,5 +1,6 @@
 """The pages of files: dropped, sent in parts, looked into, downloaded, deleted; thousands of them page by page."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,33 @@ def test_file_is_dropped_looked_into_and_deleted(console: Console) -> None:
     tab.get_by_role("button", name="Delete").click()
     tab.get_by_role("button", name="Delete the file").click()
     expect(tab.get_by_role("heading", name="No files yet")).to_be_visible()
+
+
+def test_report_of_a_migration_is_a_table(console: Console, deployment: Deployment) -> None:
+    prompt = {"kind": "prompt", "id": "pmpt_ticket", "outcome": "same", "reason": ""}
+    rows: list[dict[str, object]] = [prompt | {"origin_id": f"pmpt_{n}"} for n in range(203)]
+    lost = "The weights of a tuned model cannot be exported."
+    rows.append({"kind": "fine_tuning_job", "origin_id": "ftjob-1", "id": None, "outcome": "lost", "reason": lost})
+    report = {"object": "migration.report", "created_at": 1_764_600_000, "source": "https://api.openai.com/v1"}
+    counts = {"same": 203, "different": 0, "lost": 1, "failed": 0}
+    content = json.dumps({**report, "applied": True, "counts": counts, "rows": rows}).encode()
+    files = {name: deployment.client.files.create(file=(name, data), purpose="user_data").id for name, data in (
+        ("migration-openai.json", content), ("migration-notes.json", b'{"object": "notes"}'),
+    )}  # fmt: skip
+    tab = console.open("/files")
+    tab.get_by_role("link", name="migration-openai.json").click()
+    table = tab.get_by_role("table", name="Objects")
+    expect(table.locator("tbody tr")).to_have_count(200)
+    tab.get_by_role("button", name="Show more").click()
+    expect(table.locator("tbody tr")).to_have_count(204)
+    expect(table.get_by_role("link", name="pmpt_ticket").first).to_be_visible()
+    tab.get_by_label("Outcome").select_option("lost")
+    expect(table.locator("tbody tr")).to_have_count(1)
+    expect(table).to_contain_text(lost)
+    console.inspect("file-report")
+
+    tab = console.open(f"/files/{files['migration-notes.json']}")
+    expect(tab.get_by_label("First lines of the file")).to_contain_text("notes")
 
 
 def test_large_file_is_sent_in_parts(console: Console, deployment: Deployment, tmp_path: Path) -> None:

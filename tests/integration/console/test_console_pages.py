@@ -140,6 +140,7 @@ MISSING = {
     "tuning": "/fine-tuning/{tuning}",
     "eval": "/evals/{eval}",
     "run": "/evals/{eval}/runs/{run}",
+    "prompt": "/prompts/{prompt}",
     "webhook": "/webhooks/{endpoint}",
     "model": "/models?model={tuned}",
 }
