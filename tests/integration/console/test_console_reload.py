@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
-from _pytest.mark import ParameterSet
 from playwright.sync_api import Browser, Dialog, Page, expect
 
 from jobs.clock import now
@@ -54,7 +53,7 @@ RUN_WORDS = {
 }
 
 
-def all_states(states: Iterable[JobState]) -> list[ParameterSet]:
+def all_states(states: Iterable[JobState]) -> list[Any]:
     """Return all states as parameters: one for `make verify`, the others for `make soak`."""
     return [pytest.param(state, marks=() if state is JobState.RUNNING else pytest.mark.soak) for state in states]
 
