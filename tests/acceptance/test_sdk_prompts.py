@@ -8,14 +8,14 @@ import openai
 import pytest
 from openai.types.responses import ResponsePrompt
 
-from tests.support.interactive_api import MODEL, Shop, shops
+from tests.support.interactive_api import MODEL, Shop, running_broker, shops
 
 CONTENT = {"model": MODEL, "instructions": "Answer {{name}}.", "messages": [{"role": "user", "content": "Hello"}]}
 
 
 @pytest.fixture
-def shop(tmp_path: Path, sqlite_url: str, redis_url: str) -> Iterator[Shop]:
-    with shops(tmp_path, sqlite_url, redis_url) as make:
+def shop(tmp_path: Path, sqlite_url: str) -> Iterator[Shop]:
+    with running_broker(tmp_path) as broker, shops(tmp_path, sqlite_url, broker) as make:
         shop = make()
         with shop.open():
             yield shop
