@@ -46,7 +46,8 @@ from jobs.setting_groups import (
 PREFIX: Final = "NIGHTMILL_"
 #: Names of the environment that are no settings of a deployment: commands and tests read them.
 OTHER_NAMES: Final = frozenset(
-    PREFIX + name for name in ("API_KEY", "IMPORT_KEY", "ADMIN_KEY", "SUPERVISED", "URL", "WEBHOOK_SECRET")
+    PREFIX + name
+    for name in ("API_KEY", "IMPORT_KEY", "ADMIN_KEY", "IDEMPOTENCY_KEY", "SUPERVISED", "URL", "WEBHOOK_SECRET")
 )
 OTHER_PREFIX: Final = f"{PREFIX}TEST_"
 

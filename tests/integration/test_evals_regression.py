@@ -117,7 +117,7 @@ def test_same_key_waits_for_interrupted_run(
         stopped = check(world, before)
     waited = check(world, before)
 
-    assert (stopped.exit_code, waited.exit_code) == (code, 0)
+    assert (stopped.exit_code, waited.exit_code) == (code, 0), (stopped.exception, waited.exception)
     said = stopped.stderr + str(stopped.exception)
     assert "goes on: the same command with --idempotency-key pipeline-7 waits for it" in said
     assert stopped.stdout.split() == waited.stdout.split()[:1]
