@@ -61,7 +61,7 @@ def test_criteria_are_test_cases_and_lost_items_are_failures(lost: int, items: i
 
 
 def test_number_of_failed_items_is_bounded() -> None:
-    made = report([output(n, 1.0, "x" * 9000) for n in range(200)], [output(n, 0.0, "y" * 9000) for n in range(200)])
+    made = report([output(n, 1.0, "x" * 9000) for n in range(200)], [output(n, 0.0, "x" * 9000) for n in range(200)])
 
     assert len(cases(made)) == 2 + MAX_WORST
     assert len(made.junit()) < 1_000_000
