@@ -147,12 +147,12 @@ def run(
     _check_bounds(bounds, criteria)
     sampling = _sampling(model, prompt, {"temperature": temperature, "n": samples}, baseline)
     title = name or (data.stem if data else f"{sampling.get('model', '')} beside {options.baseline}")
+    say(f"idempotency key: {key}", err=True)
     rows = _rows(data) if data else rows_of(server, items_path(server, options.baseline))
     source = {"type": "file_id", "id": _upload(server, rows, data.stem if data else options.baseline, key)}
     eval_id = eval_id or _new_eval(server, title, criteria, key)
     body = {"name": title, "data_source": sampling | {"source": source}}
     made = server.post(f"/evals/{eval_id}/runs", body, key=key)
-    say(f"idempotency key: {key}", err=True)
     if not options.as_json:
         say(made["id"])
     advice = f"the same command with --idempotency-key {key} waits for it"
