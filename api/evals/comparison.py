@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from api.deps import Call, CallContext
 from api.errors import clip
 from api.evals.output_items import lines_of
-from api.evals.runs import get_run
+from api.evals.runs import get_run, runs_of
 from api.http.bodies import resource
 from jobs.errors import Conflict, InvalidRequest, NotFound
 from jobs.evals import comparison_process
@@ -96,7 +96,7 @@ def compare_run(call: Call, eval_id: str, run_id: str, baseline: Baseline) -> Ru
     """Compare a run with another run of the project, item by item."""
     with call.db.read() as session:
         run, job = get_run(session, call, eval_id, run_id)
-        other, other_job = _baseline(session, call, baseline)
+        other, other_job = _baseline(session, call, baseline, run.eval_id)
         _check_ended(job, "run_id")
         _check_ended(other_job, "baseline")
         _check_sizes(session, job, other_job)
@@ -114,12 +114,14 @@ def compare_run(call: Call, eval_id: str, run_id: str, baseline: Baseline) -> Ru
     )
 
 
-def _baseline(session: Session, call: CallContext, run_id: str) -> tuple[EvalRun, Job]:
+def _baseline(session: Session, call: CallContext, run_id: str, eval_id: str) -> tuple[EvalRun, Job]:
+    """Return a run of the project by its id or, within the eval, by the id that it had elsewhere. Raises NotFound."""
     statement = select(EvalRun).where(EvalRun.project_id == call.project_id, EvalRun.id == run_id)
-    run = session.scalar(statement)
+    imported = runs_of(call, eval_id).where(EvalRun.imported_from == run_id)
+    run = session.scalar(statement) or session.scalar(imported)
     if run is None:
         raise NotFound(f"No run found with id '{clip(run_id)}'.", param="baseline")
-    return run, session.get_one(Job, run_id)
+    return run, session.get_one(Job, run.id)
 
 
 def _check_ended(job: Job, param: str) -> None:

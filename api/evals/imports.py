@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from api.deps import Call, CallContext
 from api.errors import clip
 from api.evals.item_sources import file_of
-from api.evals.routes import eval_values, evals_of
+from api.evals.routes import eval_values, evals_of, get_eval
 from api.evals.runs import check_size, show_runs
 from api.evals.schemas import CreateEval, CustomConfig, EvalObject, EvalRunObject, show_eval
 from api.http.bodies import Body, resource
@@ -117,11 +117,12 @@ def import_run(request: Request, call: Call, once: Idempotent, eval_id: str, bod
 
     def make(session: Session) -> EvalRunObject:
         check_not_full(session, call)
-        same = select(EvalRun).where(EvalRun.eval_id == eval_id, EvalRun.imported_from == body.imported_from)
+        own_id = get_eval(session, call, eval_id).id
+        same = select(EvalRun).where(EvalRun.eval_id == own_id, EvalRun.imported_from == body.imported_from)
         if session.scalar(same) is None:  # the project is locked before the eval
             limit = limit_of(session, call.config, call.project_id, "eval_runs")
             ledger.check_room(session, call.project_id, runs.NAME, limit)
-        row = evals.lock(session, eval_id, call.project_id)
+        row = evals.lock(session, own_id, call.project_id)
         if row is None:
             raise NotFound(f"No eval found with id '{clip(eval_id)}'.", param="eval_id")
         run = session.scalar(same)

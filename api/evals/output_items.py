@@ -30,7 +30,7 @@ def list_output_items(
 ) -> Page[OutputItem]:
     """List the graded items of a run, also while it goes on."""
     with call.db.read() as session:
-        get_run(session, call, eval_id, run_id)
+        run_id = get_run(session, call, eval_id, run_id)[0].id
     start, after, limit = None, listing.after, listing.limit
     if after is not None and (start := runs.item_number(run_id, after)) is None:
         raise InvalidRequest(f"No object with id '{clip(after)}'.", param="after", code="invalid_cursor")
@@ -48,7 +48,7 @@ def list_output_items(
 def retrieve_output_item(call: Call, eval_id: str, run_id: str, output_item_id: str) -> OutputItem:
     """Return a graded item of a run."""
     with call.db.read() as session:
-        get_run(session, call, eval_id, run_id)
+        run_id = get_run(session, call, eval_id, run_id)[0].id
     number = runs.item_number(run_id, output_item_id)
     item = next(_items(call, run_id, number - 1, None, falling=False), None) if number is not None else None
     if item is None or item["id"] != output_item_id:

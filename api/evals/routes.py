@@ -83,16 +83,16 @@ def delete_eval(call: Call, eval_id: str) -> EvalDeleted:
     """Remove an eval with its runs and their items. Runs that are not complete are cancelled."""
     while True:
         with call.db.write() as session:
-            get_eval(session, call, eval_id)
-            row = evals.lock(session, eval_id, call.project_id)
-            some = evals.some_runs(session, eval_id)
+            own_id = get_eval(session, call, eval_id).id
+            row = evals.lock(session, own_id, call.project_id)
+            some = evals.some_runs(session, own_id)
             folders = evals.remove_runs(session, some, actor=call.actor)
             if not some and row is not None:
                 session.delete(row)
-                call.record(session, "eval.delete", eval_id)
+                call.record(session, "eval.delete", own_id)
         remove_objects(call.storage, folders)
         if not some:
-            return EvalDeleted(eval_id=eval_id)
+            return EvalDeleted(eval_id=own_id)
 
 
 def evals_of(call: CallContext) -> Select[Eval]:
@@ -115,7 +115,9 @@ def eval_values(call: CallContext, body: CreateEval) -> dict[str, Any]:
 
 
 def get_eval(session: Session, call: CallContext, eval_id: str) -> Eval:
-    row = session.scalar(evals_of(call).where(Eval.id == eval_id))
+    """Return an eval of the project by its id, or by the id that it had elsewhere. Raises NotFound."""
+    own = evals_of(call)
+    row = session.scalar(own.where(Eval.id == eval_id)) or session.scalar(own.where(Eval.imported_from == eval_id))
     if row is None:
         raise NotFound(f"No eval found with id '{clip(eval_id)}'.", param="eval_id")
     return row

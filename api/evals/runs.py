@@ -74,7 +74,8 @@ def create_run(request: Request, call: Call, once: Idempotent, eval_id: str, bod
     if replayed is not None:
         return replayed
     with call.db.read() as session:
-        config = get_eval(session, call, eval_id).data_source_config
+        existing = get_eval(session, call, eval_id)
+        own_id, config = existing.id, existing.data_source_config
     sampled = _sampling(call, body.data_source)
     run_id = new_id(runs.PREFIX)
     items = item_sources.items_of(call, config, body.data_source.source)
@@ -86,7 +87,7 @@ def create_run(request: Request, call: Call, once: Idempotent, eval_id: str, bod
         check_not_full(session, call)
         limit = limit_of(session, call.config, call.project_id, "eval_runs")
         ledger.check_room(session, call.project_id, runs.NAME, limit)
-        row = evals.lock(session, eval_id, call.project_id)
+        row = evals.lock(session, own_id, call.project_id)
         if row is None:
             raise NotFound(f"No eval found with id '{clip(eval_id)}'.", param="eval_id")
         reserve_or_remove(session, call, len(items.lines), runs.items_path(run_id), EvalRun.id == run_id)
@@ -122,8 +123,7 @@ def list_runs(
 ) -> Page[EvalRunObject]:
     """List the runs of an eval."""
     with call.db.read() as session:
-        get_eval(session, call, eval_id)
-        own = runs_of(call, eval_id)
+        own = runs_of(call, get_eval(session, call, eval_id).id)
         statement = own if status is None else own.where(_has(status))
         rows, more = find(session, statement, EvalRun, **asdict(listing), among=own)
         jobs = {job.id: job for job in session.scalars(select(Job).where(Job.id.in_([row.id for row in rows])))}
@@ -156,11 +156,11 @@ def _refusal(job: Job) -> str:
 def delete_run(call: Call, eval_id: str, run_id: str) -> RunDeleted:
     """Remove a run with its items. A run that is not complete is cancelled."""
     with call.db.write() as session:
-        get_run(session, call, eval_id, run_id)
-        folders = evals.remove_runs(session, [run_id], actor=call.actor)
-        call.record(session, "eval.run.delete", run_id)
+        own_id = get_run(session, call, eval_id, run_id)[0].id
+        folders = evals.remove_runs(session, [own_id], actor=call.actor)
+        call.record(session, "eval.run.delete", own_id)
     remove_objects(call.storage, folders)
-    return RunDeleted(run_id=run_id)
+    return RunDeleted(run_id=own_id)
 
 
 def runs_of(call: CallContext, eval_id: str) -> Select[EvalRun]:
@@ -168,12 +168,12 @@ def runs_of(call: CallContext, eval_id: str) -> Select[EvalRun]:
 
 
 def get_run(session: Session, call: CallContext, eval_id: str, run_id: str) -> tuple[EvalRun, Job]:
-    """Return a run with its job. Raises NotFound."""
-    get_eval(session, call, eval_id)
-    run = session.scalar(runs_of(call, eval_id).where(EvalRun.id == run_id))
+    """Return a run with its job. Each id may be the one that the object had elsewhere. Raises NotFound."""
+    own = runs_of(call, get_eval(session, call, eval_id).id)
+    run = session.scalar(own.where(EvalRun.id == run_id)) or session.scalar(own.where(EvalRun.imported_from == run_id))
     if run is None:
         raise NotFound(f"No run found with id '{clip(run_id)}'.", param="run_id")
-    return run, session.get_one(Job, run_id)
+    return run, session.get_one(Job, run.id)
 
 
 # ── what is asked for ──

@@ -169,3 +169,42 @@ def test_bad_eval_changes_nothing(client: TestClient, app: FastAPI, changes: dic
 
     assert answer.status_code == 400
     assert stored(app) == (0, 0, 0)
+
+
+def test_original_ids_reach_the_imported_eval_and_its_runs(client: TestClient, app: FastAPI) -> None:
+    eval_id = import_eval(client)["id"]
+    file_id = file_of(client)
+    run = client.post("/v1/evals/eval_far/imports", json=run_body(file_id)).json()
+    source = {"type": "jsonl", "source": {"type": "file_content", "content": [{"item": {"a": "x"}}]}}
+
+    fresh = client.post("/v1/evals/eval_far/runs", json={"data_source": source})
+
+    assert (fresh.status_code, fresh.json()["eval_id"], run["eval_id"]) == (201, eval_id, eval_id)
+    assert client.get("/v1/evals/eval_far").json()["id"] == eval_id
+    listed = client.get("/v1/evals/eval_far/runs").json()["data"]
+    assert {row["id"] for row in listed} == {run["id"], fresh.json()["id"]}
+    far = "/v1/evals/eval_far/runs/evalrun_far"
+    assert client.get(far).json()["id"] == run["id"]
+    assert client.get(f"{far}/output_items").json()["data"] == []
+    assert client.post(f"{far}/cancel").json()["status"] == "canceled"
+    compared = client.get(f"{far}/comparison", params={"baseline": "evalrun_far"})
+    assert (compared.status_code, compared.json()["error"]["code"]) == (409, "run_not_ended")
+    assert client.delete(far).json()["run_id"] == run["id"]
+    assert client.post("/v1/evals/eval_far", json={"name": "near"}).json()["name"] == "near"
+    assert client.delete("/v1/evals/eval_far").json()["eval_id"] == eval_id
+    assert client.get("/v1/evals/eval_far").status_code == 404
+
+
+def test_original_id_of_another_project_is_not_found(client: TestClient, app: FastAPI) -> None:
+    import_eval(client)
+
+    answer = client_of(app, make_key(app, "other")).get("/v1/evals/eval_far")
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (404, "eval_id")
+
+
+def test_own_id_wins_over_the_original_id_of_another_eval(client: TestClient) -> None:
+    own = import_eval(client)["id"]
+    import_eval(client, imported_from=own, name="copy")
+
+    assert client.get(f"/v1/evals/{own}").json()["name"] == "far"
