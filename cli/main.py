@@ -42,6 +42,7 @@ from cli.demo.command import demo
 from cli.doctor.command import doctor
 from cli.errors import CliError
 from cli.groups import Group
+from cli.migrate import command as migrate
 from cli.terminal import say
 from cli.up.command import up
 from jobs.errors import NightmillError
@@ -139,6 +140,7 @@ app.add_typer(prompts.app, name="prompts", rich_help_panel=_JOBS)
 app.add_typer(schedules.app, name="schedules", rich_help_panel=_JOBS)
 app.add_typer(finetune.app, name="finetune", rich_help_panel=_JOBS)
 app.add_typer(evals.app, name="evals", rich_help_panel=_JOBS)
+app.add_typer(migrate.app, name="migrate", rich_help_panel=_DATA)
 app.add_typer(sources.app, name="sources", rich_help_panel=_DATA)
 app.add_typer(indexes.app, name="indexes", rich_help_panel=_DATA)
 app.add_typer(projects.app, name="projects", rich_help_panel=_OPERATE)

@@ -124,9 +124,15 @@ class ModelStillLoading(ServerUnavailable):
     """A worker is loading the model."""
 
 
+class ObjectNotFound(CliError):
+    """The server has no object of this id."""
+
+
 def _error_type(status: int, code: str | None) -> type[CliError]:
     if code == "model_loading":
         return ModelStillLoading
+    if status == HTTPStatus.NOT_FOUND:
+        return ObjectNotFound
     return ServerUnavailable if status >= HTTPStatus.INTERNAL_SERVER_ERROR else CliError
 
 
@@ -227,11 +233,15 @@ class Server:
             answer = self.sdk.delete(path, cast_to=object)
         return self._object(answer)
 
-    def upload(self, path: Path, purpose: "FilePurpose" = "batch", key: str = "") -> str:
-        """Upload a file; return its id. The idempotency key is a new one where none is given."""
+    def upload(self, path: Path, purpose: "FilePurpose" = "batch", name: str = "", key: str = "") -> str:
+        """Upload a file, under another name if one is given; return its id.
+
+        The idempotency key is a new one where none is given.
+        """
         headers = {"Idempotency-Key": key or str(uuid.uuid4())}
         with _translate_errors(self.url), path.open("rb") as handle:
-            sent = self.sdk.files.create(file=handle, purpose=purpose, extra_headers=headers, timeout=_UPLOAD_TIMEOUT)
+            file = (name or path.name, handle)
+            sent = self.sdk.files.create(file=file, purpose=purpose, extra_headers=headers, timeout=_UPLOAD_TIMEOUT)
         return sent.id
 
     def file_id(self, name: str, purpose: "FilePurpose") -> str:

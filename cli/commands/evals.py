@@ -2,11 +2,9 @@
 
 import csv
 import json
-import os
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -23,7 +21,6 @@ from cli.output_files import require_writable
 from cli.terminal import moment, say, show_json, show_table
 
 if TYPE_CHECKING:
-    from cli.client.eval_import import Origin
     from jobs.evals.comparison import PairedComparison
     from jobs.evals.regression import Decision
 
@@ -215,55 +212,7 @@ def compare(
     _check_verdicts(overall, fail_on)
 
 
-@app.command("import")
-def import_(
-    options: ServerOptions,
-    files: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="FILE", exists=True, dir_okay=False, help="Saved evals, runs, output items: .json, .jsonl."
-        ),
-    ] = None,
-    from_: Annotated[
-        str, typer.Option("--from", metavar="URL", help="A server that speaks the API. Its key: NIGHTMILL_IMPORT_KEY.")
-    ] = "",
-    eval_: Annotated[
-        list[str] | None, typer.Option("--eval", metavar="EVAL", help="Only this eval of the server; may be repeated.")
-    ] = None,
-) -> None:
-    """Import evals and runs that were made elsewhere, to compare them. What was imported before is not added again."""
-    from cli.client import eval_import
-
-    if bool(files) == bool(from_):
-        raise CliError("name files, or a server with --from")
-    server = options.server
-    with _origin(files or (), from_, tuple(eval_ or ())) as origin:
-        for outcome in eval_import.import_all(server, origin):
-            row = {"imported_from": outcome.origin, "run": (outcome.run or {}).get("id"), "outcome": outcome.word}
-            options.show(row, f"{outcome.origin}  {row['run'] or '-'}  {outcome.word}")
-
-
 # ── what is asked for ──
-
-
-@contextmanager
-def _origin(files: Sequence[Path], url: str, chosen: tuple[str, ...]) -> Iterator["Origin"]:
-    """Yield where evals come from. Raises CliError."""
-    from cli.client.eval_import import FileOrigin, ServerOrigin
-
-    if url:
-        key = os.environ.get("NIGHTMILL_IMPORT_KEY", "")
-        if not key:
-            raise CliError(f"no API key for {url}: set NIGHTMILL_IMPORT_KEY")
-        with Server(url.rstrip("/").removesuffix("/v1"), key) as server:
-            yield ServerOrigin(server, chosen)
-        return
-    with tempfile.TemporaryDirectory(prefix="nightmill-") as folder:
-        origin = FileOrigin(Path(folder))
-        for path in files:
-            origin.read(path)
-        origin.check()
-        yield origin
 
 
 def graders_of(text: str) -> list[dict[str, Any]]:

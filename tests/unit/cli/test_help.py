@@ -23,7 +23,7 @@ EXPECTED = {
     "sources list", "sources add", "sources sync", "sources remove",
     "finetune submit", "finetune list", "finetune watch", "finetune curve", "finetune cancel", "finetune pause",
     "finetune resume", "finetune checkpoints", "finetune export",
-    "evals create", "evals list", "evals run", "evals watch", "evals compare", "evals import",
+    "evals create", "evals list", "evals run", "evals watch", "evals compare", "migrate openai",
     "indexes list", "indexes create", "indexes compare", "indexes switch", "indexes back", "indexes sync",
     "indexes remove",
     "console", "results", "explain", "graph", "workers", "pause", "resume", "drain",

@@ -284,7 +284,7 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     ),
     "evals watch": (True, [["evals", "watch", "x-1"]]),
     "evals compare": (True, [["evals", "compare", "x-1", "x-2", "--slice-by", "item.language"]]),
-    "evals import": (True, [["evals", "import", "saved.jsonl"]]),
+    "migrate openai": (True, [["migrate", "openai", "saved.jsonl", *more] for more in ([], ["--json"], ["--apply"])]),
     "models list": (True, [["models", "list"], ["models", "list", "--json"], ["models", "list", "--mine"]]),
     "models add": (True, [["models", "add", f"{MODEL}5", "--url", "http://h"]]),
     "models probe": (False, [["models", "probe", "ft:a:b::c"]]),

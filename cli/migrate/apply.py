@@ -1,0 +1,167 @@
+"""Make objects on this server as a plan says, in an order in which a kill between any two requests loses nothing.
+
+Each object is found again by its id elsewhere, so that applying a plan once more only adds what is missing.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from cli.client.server import ObjectNotFound, Server, ServerUnavailable
+from cli.errors import CliError
+from cli.migrate.outcomes import MigrationKind, MigrationOutcome, Report, Row
+from cli.migrate.plan import Models, Step, lines_file, plan
+from cli.migrate.server import entries
+from cli.migrate.source import MAX_ITEMS, Object, Source
+
+_LIVE: Final = ("queued", "in_progress")
+
+
+@dataclass(slots=True)
+class Target:
+    """The server that objects are made on."""
+
+    server: Server
+    _files: dict[str, str] | None = None
+
+    def get(self, path: str) -> Object | None:
+        """Return an object, None where there is none."""
+        try:
+            return self.server.get(path)
+        except ObjectNotFound:
+            return None
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Return the ids of the project's files by their names, asked for once."""
+        if self._files is None:
+            self._files = {file["filename"]: file["id"] for file in entries(self.server, "/files", limit=MAX_ITEMS)}
+        return self._files
+
+    def upload(self, step: Step) -> str:
+        """Upload the content of a step; return the file's id."""
+        assert step.content is not None
+        name, purpose = step.file
+        with step.content() as path:
+            self.files[name] = self.server.upload(path, purpose, name)  # type: ignore[arg-type]
+        return self.files[name]
+
+    def remove(self, name: str) -> None:
+        """Remove the file of a name, if there is one."""
+        if file_id := self.files.pop(name, None):
+            with suppress(ObjectNotFound):
+                self.server.delete(f"/files/{file_id}")
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """The way to make objects of a kind: `find` returns the id of a whole one, `send` makes one and returns its id."""
+
+    find: Callable[[Target, Step], str | None]
+    send: Callable[[Target, Step], str]
+
+
+def migrate(source: Source, server: Server, names: Mapping[str, str], *, applied: bool) -> Iterator[Row]:
+    """Yield the outcome of each object of a source; with `applied` make what comes over.
+
+    Raises:
+        ServerUnavailable: the server does not answer. Migrating once more goes on.
+    """
+    served = frozenset(model["id"] for model in server.get("/models")["data"])
+    target = Target(server)
+    for step in plan(source, Models(names, served)):
+        if step.row.outcome == MigrationOutcome.LOST:
+            yield step.row
+            continue
+        writer = WRITERS[step.row.kind]
+        try:
+            if present := writer.find(target, step):
+                yield replace(step.row, id=present, outcome=MigrationOutcome.PRESENT, reason="")
+            else:
+                yield replace(step.row, id=writer.send(target, step)) if applied else step.row
+        except ServerUnavailable:
+            raise
+        except CliError as error:
+            yield replace(step.row, outcome=MigrationOutcome.FAILED, reason=str(error))
+
+
+def store_report(server: Server, report: Report) -> str:
+    """Store a report as a file of the project; return the file's id."""
+    with lines_file(lambda: iter([report.to_json()])) as path:
+        return server.upload(path, "user_data", f"{report.name}.json")
+
+
+# ── how each kind is made ──
+
+
+def _find_file(target: Target, step: Step) -> str | None:
+    return target.files.get(step.file[0])
+
+
+def _find_prompt(target: Target, step: Step) -> str | None:
+    return step.row.origin_id if not list(_missing(target, step)) else None
+
+
+def _missing(target: Target, step: Step) -> Iterator[Any]:
+    """Yield the requests of the versions that are missing, and the last one unless a version is in production."""
+    path = f"/prompts/{step.row.origin_id}"
+    prompt = target.get(path)
+    versions = {row["version"] for row in entries(target.server, f"{path}/versions")} if prompt else set()
+    *contents, last = step.requests
+    yield from (request for request in contents if request.body["version"] not in versions)
+    if prompt is None or not last.body["labels"].keys() <= prompt["labels"].keys():
+        yield last
+
+
+def _send_prompt(target: Target, step: Step) -> str:
+    for request in list(_missing(target, step)):
+        target.server.post(request.path, request.body)
+    return step.row.origin_id
+
+
+def _find_eval(target: Target, step: Step) -> str | None:
+    row = target.get(f"/evals/{step.row.origin_id}")
+    return row["id"] if row else None
+
+
+def _send_eval(target: Target, step: Step) -> str:
+    (request,) = step.requests
+    return str(target.server.post(request.path, request.body)["id"])
+
+
+def _run_path(step: Step) -> str:
+    return f"/evals/{step.parent_id}/runs/{step.row.origin_id}"
+
+
+def _find_run(target: Target, step: Step) -> str | None:
+    run = target.get(_run_path(step))
+    return run["id"] if run and run["status"] == "completed" else None
+
+
+def _send_run(target: Target, step: Step) -> str:
+    """Import a run from a file of its output items, and remove the file. Go on with an import that was begun."""
+    run = target.get(_run_path(step))
+    if run is None or run["status"] not in _LIVE:
+        if run is not None:  # an import that failed, or was cancelled
+            target.server.delete(_run_path(step))
+        target.remove(step.file[0])
+        (request,) = step.requests
+        run = target.server.post(request.path, request.body | {"file_id": target.upload(step)})
+    while run["status"] in _LIVE:
+        threading.Event().wait(target.server.timings.follow_look)
+        run = target.server.get(_run_path(step))
+    target.remove(step.file[0])
+    if run["status"] != "completed":
+        target.server.delete(_run_path(step))
+        raise CliError((run.get("error") or {}).get("message") or run["status"])
+    return str(run["id"])
+
+
+WRITERS: Final[Mapping[MigrationKind, Writer]] = {
+    MigrationKind.FILE: Writer(_find_file, Target.upload),
+    MigrationKind.PROMPT: Writer(_find_prompt, _send_prompt),
+    MigrationKind.EVAL: Writer(_find_eval, _send_eval),
+    MigrationKind.EVAL_RUN: Writer(_find_run, _send_run),
+}

@@ -1,0 +1,338 @@
+"""The plan of a migration: what becomes of each object, why, and the requests that make it here. Nothing is sent.
+
+A planner is one row of `PLANNERS`, in the order in which objects are made. Another kind is another row.
+"""
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from cli.errors import CliError
+from cli.migrate.outcomes import MigrationKind, MigrationOutcome, Row
+from cli.migrate.source import Object, Opener, Source, SourceFile, id_of
+
+#: The purposes that an upload may have.
+PURPOSES: Final = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
+#: The fields of a version of a prompt; all other settings of it are parameters.
+_VERSION_FIELDS: Final = ("model", "instructions", "messages", "tools", "tool_choice", "text", "variables")
+_SHOWN_BYTES: Final = 16_384
+_MAX_NAME: Final = 200  # characters of the name of a file
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The models of this server: `names` instead of those elsewhere, and the ones that are `served`."""
+
+    names: Mapping[str, str]
+    served: frozenset[str]
+
+    def rename(self, value: Any) -> tuple[Any, list[str]]:
+        """Return a value with the models here in all its fields `model`, and what there is to say about them."""
+        named = sorted(set(_model_names(value)))
+        remarks = [f"{name} becomes {self.names[name]}" for name in named if name in self.names]
+        unserved = [name for name in named if name not in self.names and name not in self.served]
+        remarks += [f"no model {name} is served here: name one with --map {name}=MODEL" for name in unserved]
+        return _renamed(value, self.names), remarks
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A POST that a step consists of."""
+
+    path: str
+    body: Object
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What becomes of one object: its row of the report, the requests that make it, and the file that goes with it.
+
+    `file` has the name and the purpose of the upload of `content`. `parent_id` is the eval of a run, elsewhere.
+    """
+
+    row: Row
+    requests: tuple[Request, ...] = ()
+    content: Opener | None = None
+    file: tuple[str, str] = ("", "")
+    parent_id: str = ""
+
+
+Planner = Callable[[Source, Models], Iterator[Step]]
+
+
+def plan(source: Source, models: Models) -> Iterator[Step]:
+    """Yield a step for each object of a source, and one for each thing that was not readable."""
+    for planner in PLANNERS.values():
+        yield from planner(source, models)
+    yield from map(Step, source.remarks())
+
+
+def _step(kind: MigrationKind, saved: Object, make: Callable[[], Step], id_field: str = "id") -> Step:
+    """Return the step that `make` returns; for an object that is broken, a loss."""
+    try:
+        return make()
+    except (CliError, RecursionError) as error:
+        reason = str(error) if isinstance(error, CliError) else "it is nested too deeply"
+        return Step(Row(kind, str(saved.get(id_field)), None, MigrationOutcome.LOST, reason))
+
+
+def _row(kind: MigrationKind, origin_id: str, remarks: list[str]) -> Row:
+    """Return the row of an object that comes over: as it is, or differently for a reason."""
+    outcome = MigrationOutcome.DIFFERENT if remarks else MigrationOutcome.SAME
+    return Row(kind, origin_id, None, outcome, "; ".join(remarks))
+
+
+# ── files ──
+
+
+def _plan_files(source: Source, _models: Models) -> Iterator[Step]:
+    for file in source.files():
+        yield _step(MigrationKind.FILE, file.object, partial(_file_step, file))
+    for saved in source.evals():
+        rows = partial(source.rows, str(saved.get("id")))
+        if next(rows(), None) is not None:
+            yield _step(MigrationKind.FILE, saved, partial(_rows_step, saved, rows))
+
+
+def _file_step(file: SourceFile) -> Step:
+    file_id, purpose = id_of(file.object), file.object.get("purpose")
+    if file.content is None:
+        raise CliError("its content is not there")
+    remarks = ["it has a new id, and the old one before its name"]
+    if purpose not in PURPOSES:
+        remarks.append(f"its purpose {purpose} becomes user_data")
+    name = str(file.object.get("filename") or "file")
+    name = name if name.startswith(file_id) else f"{file_id}.{name}"
+    upload = (name[-_MAX_NAME:], purpose if purpose in PURPOSES else "user_data")
+    return Step(_row(MigrationKind.FILE, file_id, remarks), content=file.content, file=upload)
+
+
+def _rows_step(saved: Object, rows: Callable[[], Iterator[Object]]) -> Step:
+    """Return the step that makes a file of the rows of an eval, for new runs."""
+    name = f"{id_of(saved)}.rows"
+    lines = partial(lines_file, lambda: ({"item": row} for row in rows()))
+    row = _row(MigrationKind.FILE, name, ["the rows of the eval become a file, which new runs may name"])
+    return Step(row, content=lines, file=(f"{name}.jsonl", "evals"))
+
+
+@contextmanager
+def lines_file(values: Callable[[], Iterator[Object]]) -> Iterator[Path]:
+    """Yield the path of a temporary file with a value on each line."""
+    with tempfile.TemporaryDirectory(prefix="nightmill-") as folder:
+        path = Path(folder) / "lines.jsonl"
+        with path.open("w", encoding="utf-8") as out:
+            out.writelines(json.dumps(value) + "\n" for value in values())
+        yield path
+
+
+# ── prompts ──
+
+
+def _plan_prompts(source: Source, models: Models) -> Iterator[Step]:
+    for saved in source.prompts():
+        id_field = "openai_prompt_id" if "openai_prompt_id" in saved else "id"
+        yield _step(MigrationKind.PROMPT, saved, partial(_prompt_step, saved, id_field, models), id_field)
+
+
+def _prompt_step(saved: Object, id_field: str, models: Models) -> Step:
+    """Return the requests for a prompt: its first version, the later ones, and which of them is in production."""
+    prompt_id, versions = id_of(saved, id_field), saved.get("versions")
+    if not isinstance(versions, list) or not versions or not all(map(_is_version, versions)):
+        raise CliError("its 'versions' is not a list of objects with a number as 'version'")
+    if not prompt_id.startswith("pmpt_"):
+        raise CliError("its id does not begin with pmpt_")
+    remarks: list[str] = []
+    bodies = []
+    for version in sorted(versions, key=lambda version: int(version["version"])):
+        content, about = models.rename(_version_content(version))
+        remarks += [remark for remark in about if remark not in remarks]
+        bodies.append({"version": str(version["version"]), **content})
+    production = saved.get("production_version") or saved.get("default_version")
+    if str(production) not in [body["version"] for body in bodies]:
+        if production is not None:
+            remarks.append(f"its version in production, {production}, is not there: the newest one takes its place")
+        production = bodies[-1]["version"]
+    head = {"id": prompt_id} | {name: saved[name] for name in ("name", "metadata") if saved.get(name)}
+    requests = (
+        Request("/prompts", head | bodies[0]),
+        *(Request(f"/prompts/{prompt_id}/versions", body) for body in bodies[1:]),
+        Request(
+            f"/prompts/{prompt_id}",
+            {
+                "default_version": str(production),
+                "labels": (saved.get("labels") or {}) | {"production": str(production)},
+            },
+        ),
+    )
+    return Step(_row(MigrationKind.PROMPT, prompt_id, remarks), requests)
+
+
+def _is_version(value: Any) -> bool:
+    return isinstance(value, dict) and str(value.get("version")).isdecimal()
+
+
+def _version_content(version: Object) -> Object:
+    """Return the content of a version: its fields, and all its other settings as parameters."""
+    settings = {**_mapping(version, "config"), **_mapping(version, "parameters")}
+    fields = {name: version.get(name, settings.get(name)) for name in _VERSION_FIELDS}
+    parameters = {name: value for name, value in settings.items() if name not in _VERSION_FIELDS and value is not None}
+    content = {name: value for name, value in fields.items() if value is not None}
+    return content | ({"parameters": parameters} if parameters else {})
+
+
+def _mapping(value: Object, name: str) -> Object:
+    inner = value.get(name) or {}
+    if not isinstance(inner, dict):
+        raise CliError(f"'{name}' of a version is not an object")
+    return inner
+
+
+# ── evals ──
+
+
+def _plan_evals(source: Source, models: Models) -> Iterator[Step]:
+    for saved in source.evals():
+        yield _step(MigrationKind.EVAL, saved, partial(_eval_step, saved, models))
+
+
+def _eval_step(saved: Object, models: Models) -> Step:
+    eval_id, config, criteria = id_of(saved), saved.get("data_source_config"), saved.get("testing_criteria")
+    if not isinstance(config, dict) or not isinstance(criteria, list):
+        raise CliError(f"{eval_id} is not an eval: it has no data_source_config or no testing_criteria")
+    kept, remarks = _criteria(criteria, models)
+    if config.get("type") != "custom":
+        remarks.append("its new runs read the answers that are stored here")
+    body = {
+        "imported_from": eval_id,
+        "name": saved.get("name") or "Untitled",
+        "data_source_config": _config(config),
+        "testing_criteria": kept,
+    } | ({"metadata": saved["metadata"]} if saved.get("metadata") else {})
+    return Step(_row(MigrationKind.EVAL, eval_id, remarks), (Request("/evals/imports", body),))
+
+
+def _criteria(criteria: list[Any], models: Models) -> tuple[list[Object], list[str]]:
+    """Return the criteria that can be graded here, and what there is to say. Raises CliError if there are none."""
+    from pydantic import ValidationError
+
+    from jobs.evals.graders import parse_grader
+
+    kept, remarks = [], []
+    for criterion in criteria:
+        definition, about = models.rename(_without_nulls(criterion))
+        name = definition.get("name") if isinstance(definition, dict) else None
+        try:
+            parse_grader({field: value for field, value in definition.items() if field != "id"})
+        except (ValidationError, AttributeError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "it is not an object"
+            remarks.append(f"the criterion {name} is left out: {reason}")
+            continue
+        kept.append(definition)
+        remarks += [remark for remark in about if remark not in remarks]
+    if not kept:
+        raise CliError("; ".join(remarks) or "it has no criteria")
+    names = Counter(criterion["name"] for criterion in kept if criterion.get("id"))
+    remarks += [f"the criteria {name} are named by their ids" for name, count in names.items() if count > 1]
+    return kept, remarks
+
+
+def _config(shown: Object) -> Object:
+    """Return the config that was sent, from the one that is shown."""
+    if shown.get("type") != "custom":
+        return {name: shown[name] for name in ("type", "metadata") if shown.get(name)}
+    schema = shown.get("schema", shown.get("schema_"))  # `model_dump()` of the SDK has its own name of the field
+    properties = schema.get("properties") if isinstance(schema, dict) else None
+    properties = properties if isinstance(properties, dict) else {}
+    item = properties.get("item", {"type": "object"})
+    return {"type": "custom", "item_schema": item, "include_sample_schema": "sample" in properties}
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a grader without the fields that are null: saved objects have all fields of their type."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
+# ── runs ──
+
+
+def _plan_runs(source: Source, models: Models) -> Iterator[Step]:
+    for saved in source.evals():
+        for run in source.runs(str(saved.get("id"))):
+            yield _step(MigrationKind.EVAL_RUN, run, partial(_run_step, source, saved, run, models))
+
+
+def _run_step(source: Source, saved: Object, run: Object, models: Models) -> Step:
+    """Return the step of a run, whose history names the models that answered then."""
+    run_id = id_of(run)
+    try:
+        eval_id = _eval_step(saved, models).row.origin_id
+    except CliError as error:
+        raise CliError(f"its eval does not come over: {error}") from None
+    if run.get("status") != "completed":
+        raise CliError(f"its status is {run.get('status')}: only completed runs come over")
+    if next(source.items(run), None) is None:
+        raise CliError("it has no output items")
+    data_source = run.get("data_source")
+    data_source = dict(data_source) if isinstance(data_source, dict) else {"type": "jsonl"}
+    inner = data_source.get("source")
+    if isinstance(inner, dict) and len(json.dumps(inner)) > _SHOWN_BYTES:
+        data_source["source"] = {**inner, "content": []}
+    body = {"imported_from": run_id, "data_source": data_source}
+    body |= {name: run[name] for name in ("name", "model", "metadata") if run.get(name)}
+    request = Request(f"/evals/{eval_id}/imports", body)
+    items: Callable[[], AbstractContextManager[Path]] = partial(lines_file, partial(source.items, run))
+    upload = (f"{run_id}.output_items.jsonl", "evals")
+    return Step(Row(MigrationKind.EVAL_RUN, run_id), (request,), items, upload, eval_id)
+
+
+# ── kinds that stay ──
+
+
+def _stays(kind: MigrationKind, objects: Callable[[Source], Iterator[Object]]) -> Planner:
+    """Return the planner of a kind that does not come over."""
+
+    def planner(source: Source, _models: Models) -> Iterator[Step]:
+        for saved in objects(source):
+            reason = "objects of this kind do not come over"
+            yield Step(Row(kind, str(saved.get("id")), None, MigrationOutcome.LOST, reason))
+
+    return planner
+
+
+PLANNERS: Final[Mapping[MigrationKind, Planner]] = {
+    MigrationKind.FILE: _plan_files,
+    MigrationKind.PROMPT: _plan_prompts,
+    MigrationKind.EVAL: _plan_evals,
+    MigrationKind.EVAL_RUN: _plan_runs,
+    MigrationKind.VECTOR_STORE: _stays(MigrationKind.VECTOR_STORE, lambda source: source.vector_stores()),
+    MigrationKind.FINE_TUNING_JOB: _stays(MigrationKind.FINE_TUNING_JOB, lambda source: source.fine_tuning_jobs()),
+    MigrationKind.CHAT_COMPLETION: _stays(MigrationKind.CHAT_COMPLETION, lambda source: source.chat_completions()),
+}
+
+
+def _model_names(value: Any) -> Iterator[str]:
+    """Yield the models that are named in a value, at any depth."""
+    if isinstance(value, dict):
+        if isinstance(model := value.get("model"), str):
+            yield model
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            yield from _model_names(inner)
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {
+            name: names.get(inner, inner) if name == "model" and isinstance(inner, str) else _renamed(inner, names)
+            for name, inner in value.items()
+        }
+    return [_renamed(inner, names) for inner in value] if isinstance(value, list) else value
