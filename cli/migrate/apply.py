@@ -7,12 +7,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from cli.client.server import ObjectNotFound, Server, ServerUnavailable
 from cli.errors import CliError
 from cli.migrate.outcomes import MigrationKind, MigrationOutcome, Report, Row
-from cli.migrate.plan import Models, Step, lines_file, plan
+from cli.migrate.plan import Models, Request, Step, lines_file, plan
 from cli.migrate.server import entries
 from cli.migrate.source import MAX_ITEMS, Object, Source
 
@@ -104,15 +104,19 @@ def _find_prompt(target: Target, step: Step) -> str | None:
     return step.row.origin_id if not list(_missing(target, step)) else None
 
 
-def _missing(target: Target, step: Step) -> Iterator[Any]:
+def _missing(target: Target, step: Step) -> Iterator[Request]:
     """Yield the requests of the versions that are missing, and the last one unless a version is in production."""
     path = f"/prompts/{step.row.origin_id}"
     prompt = target.get(path)
     versions = {row["version"] for row in entries(target.server, f"{path}/versions")} if prompt else set()
-    *contents, last = step.requests
+    first, *contents, last = step.requests
+    if prompt is None:
+        versions.add(first.body["version"])
+        yield first
     yield from (request for request in contents if request.body["version"] not in versions)
-    if prompt is None or not last.body["labels"].keys() <= prompt["labels"].keys():
-        yield last
+    labels = prompt["labels"] if prompt else {}
+    if not last.body["labels"].keys() <= labels.keys():
+        yield Request(last.path, last.body | {"labels": last.body["labels"] | labels})
 
 
 def _send_prompt(target: Target, step: Step) -> str:

@@ -141,7 +141,7 @@ def _plan_prompts(source: Source, models: Models) -> Iterator[Step]:
 
 
 def _prompt_step(saved: Object, id_field: str, models: Models) -> Step:
-    """Return the requests for a prompt: its first version, the later ones, and which of them is in production."""
+    """Return the requests for a prompt: it with its first version, each version, and the one in production."""
     prompt_id, versions = id_of(saved, id_field), saved.get("versions")
     if not isinstance(versions, list) or not versions or not all(map(_is_version, versions)):
         raise CliError("its 'versions' is not a list of objects with a number as 'version'")
@@ -150,7 +150,7 @@ def _prompt_step(saved: Object, id_field: str, models: Models) -> Step:
     remarks: list[str] = []
     bodies = []
     for version in sorted(versions, key=lambda version: int(version["version"])):
-        content, about = models.rename(_version_content(version))
+        content, about = _version_content(version, models)
         remarks += [remark for remark in about if remark not in remarks]
         bodies.append({"version": str(version["version"]), **content})
     production = saved.get("production_version") or saved.get("default_version")
@@ -161,7 +161,7 @@ def _prompt_step(saved: Object, id_field: str, models: Models) -> Step:
     head = {"id": prompt_id} | {name: saved[name] for name in ("name", "metadata") if saved.get(name)}
     requests = (
         Request("/prompts", head | bodies[0]),
-        *(Request(f"/prompts/{prompt_id}/versions", body) for body in bodies[1:]),
+        *(Request(f"/prompts/{prompt_id}/versions", body) for body in bodies),
         Request(
             f"/prompts/{prompt_id}",
             {
@@ -177,13 +177,24 @@ def _is_version(value: Any) -> bool:
     return isinstance(value, dict) and str(value.get("version")).isdecimal()
 
 
-def _version_content(version: Object) -> Object:
-    """Return the content of a version: its fields, and all its other settings as parameters."""
+def _version_content(version: Object, models: Models) -> tuple[Object, list[str]]:
+    """Return the content of a version, its fields and its other settings as parameters, and what there is to say.
+
+    Raises: CliError.
+    """
+    from jobs.prompts import versions
+    from jobs.requests.values import RESPONSE_TOOLS
+
     settings = {**_mapping(version, "config"), **_mapping(version, "parameters")}
-    fields = {name: version.get(name, settings.get(name)) for name in _VERSION_FIELDS}
-    parameters = {name: value for name, value in settings.items() if name not in _VERSION_FIELDS and value is not None}
-    content = {name: value for name, value in fields.items() if value is not None}
-    return content | ({"parameters": parameters} if parameters else {})
+    fields = {name: version.get(name, settings.pop(name, None)) for name in _VERSION_FIELDS}
+    parameters = {name: value for name, value in settings.items() if value is not None}
+    content, remarks = models.rename({name: value for name, value in fields.items() if value is not None})
+    tools = content.get("tools")
+    kinds = [str(tool.get("type")) for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
+    remarks += [f"requests with its tool {kind} are refused here" for kind in kinds if kind not in RESPONSE_TOOLS]
+    remarks += [f"the setting {name} is left out" for name in parameters if name not in versions.PARAMETERS]
+    content["parameters"] = {name: value for name, value in parameters.items() if name in versions.PARAMETERS}
+    return content, remarks
 
 
 def _mapping(value: Object, name: str) -> Object:

@@ -1,4 +1,4 @@
-"""`nightmill evals import`: what one deployment evaluated is compared in another one, and is not run there."""
+"""`nightmill migrate openai`: what was saved elsewhere comes over once, is named where it does not, and is not run."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -13,11 +13,13 @@ from openai.types.evals import RunRetrieveResponse
 from openai.types.evals.runs import OutputItemRetrieveResponse
 from typer.testing import CliRunner, Result
 
+from cli.client.server import Server
 from cli.main import app
 from jobs.db.engine import Database
 from tests.support.background_thread import beside
 from tests.support.databases import fresh
 from tests.support.eval_client import SAME, SCORE, World, evaluating, items
+from tests.support.inline_deployment import MODEL
 
 
 @pytest.fixture
@@ -38,9 +40,9 @@ def url_of(world: World) -> str:
     return str(world.client.base_url).removesuffix("/v1/")
 
 
-def call(world: World, *words: str) -> Result:
+def call(world: World, *words: str, command: tuple[str, ...] = ("migrate", "openai")) -> Result:
     with beside(lambda stop: _tick(world, stop)):
-        return CliRunner().invoke(app, ["evals", *words, "--url", url_of(world), "--api-key", world.client.api_key])
+        return CliRunner().invoke(app, [*command, *words, "--url", url_of(world), "--api-key", world.client.api_key])
 
 
 def _tick(world: World, stop: Any) -> None:
@@ -82,11 +84,11 @@ def test_saved_objects_are_imported_once_and_not_run(worlds: tuple[World, World]
     run = evaluated(there, right=3, wrong=2)
     files = saved(there, run, tmp_path)
 
-    first, second = call(here, "import", *files), call(here, "import", *files)
+    first, second = call(here, *files, "--apply"), call(here, *files, "--apply")
 
     assert first.exit_code == second.exit_code == 0, first.output + second.output
-    assert "imported" in first.stdout
-    assert "is there already" in second.stdout
+    assert "comes over: 2" in first.stdout
+    assert "is here already: 2" in second.stdout
     (copy,) = imported(here)
     assert (copy.status, copy.name, copy.model) == ("completed", run.name, run.model)
     assert (copy.imported_from, copy.data_source.type) == (run.id, "completions")
@@ -95,7 +97,7 @@ def test_saved_objects_are_imported_once_and_not_run(worlds: tuple[World, World]
     assert graded(here, copy) == graded(there, run)
     assert (here.asked, here.steps(copy.id)) == ([], [])
     assert here.client.evals.retrieve(copy.eval_id).metadata == {"team": "a"}
-    assert list(here.client.files.list()) == []
+    assert [file.purpose for file in here.client.files.list()] == ["user_data"]  # the report
 
 
 def test_another_server_is_read_and_its_run_compared(
@@ -105,16 +107,16 @@ def test_another_server_is_read_and_its_run_compared(
     run = evaluated(there, right=3, wrong=1)
     live = there.run(run.eval_id, items("later"))
     own = evaluated(here, right=4, wrong=0)
-    monkeypatch.setenv("NIGHTMILL_IMPORT_KEY", there.client.api_key)
-    words = ("import", "--from", url_of(there), "--eval", run.eval_id, "--json")
+    monkeypatch.setenv("THERE", there.client.api_key)
+    words = ("--from", url_of(there), "--key-env", "THERE", "--apply", "--json")
 
     first, second = call(here, *words), call(here, *words)
 
-    outcomes = [{row["imported_from"]: row["outcome"] for row in rows(done)} for done in (first, second)]
-    assert outcomes[0] == {run.id: "imported", live.id: "left out: its status is queued"}
-    assert outcomes[1][run.id] == "is there already"
+    outcomes = [{row["origin_id"]: row["outcome"] for row in rows(done)} for done in (first, second)]
+    assert outcomes[0] == {run.eval_id: "same", run.id: "same", live.id: "lost"}
+    assert outcomes[1] == {run.eval_id: "present", run.id: "present", live.id: "lost"}
     (copy,) = (one for one in imported(here) if one.id != own.id)
-    (overall, *_) = rows(call(here, "compare", copy.id, own.id, "--json"))
+    (overall, *_) = rows(call(here, copy.id, own.id, "--json", command=("evals", "compare")))
     assert (overall["items"], overall["better"], overall["worse"]) == (3, 0, 0)
     assert there.client.api_key not in first.output
 
@@ -122,6 +124,12 @@ def test_another_server_is_read_and_its_run_compared(
 def rows(done: Result) -> list[dict[str, Any]]:
     assert done.exit_code == 0, done.output
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def failure(done: Result) -> str:
+    """Return the reason of the object that failed."""
+    (row,) = [row for line in done.stdout.splitlines() if (row := json.loads(line))["outcome"] == "failed"]
+    return str(row["reason"])
 
 
 ITEM = {
@@ -176,13 +184,14 @@ def test_line_that_is_not_an_output_item_is_named_and_nothing_stays(
 ) -> None:
     broken = write(tmp_path, EVAL, RUN, ITEM, {**ITEM, **change})
 
-    done = call(world, "import", broken)
+    done = call(world, broken, "--apply", "--json")
 
     assert done.exit_code == 1
-    assert words in str(done.exception)
-    assert "Line 2" in str(done.exception)
+    reason = failure(done)
+    assert words in reason
+    assert "Line 2" in reason
     assert imported(world) == []
-    assert call(world, "import", write(tmp_path, EVAL, RUN, ITEM)).exit_code == 0
+    assert call(world, write(tmp_path, EVAL, RUN, ITEM), "--apply").exit_code == 0
     assert len(imported(world)) == 1
 
 
@@ -191,9 +200,9 @@ def test_item_nested_without_end_is_refused(world: World, tmp_path: Path) -> Non
     for _ in range(300):
         deep = {"a": deep}
 
-    done = call(world, "import", write(tmp_path, EVAL, RUN, {**ITEM, "datasource_item": deep}))
+    done = call(world, write(tmp_path, EVAL, RUN, {**ITEM, "datasource_item": deep}), "--apply", "--json")
 
-    assert "nested too deeply" in str(done.exception)
+    assert "nested too deeply" in failure(done)
 
 
 def test_words_and_names_of_openai_are_read(world: World, tmp_path: Path) -> None:
@@ -204,7 +213,7 @@ def test_words_and_names_of_openai_are_read(world: World, tmp_path: Path) -> Non
         {**ITEM, "datasource_item_id": 1, "status": "error", "results": []},
     ]
 
-    assert call(world, "import", write(tmp_path, EVAL, RUN, *objects)).exit_code == 0
+    assert call(world, write(tmp_path, EVAL, RUN, *objects), "--apply").exit_code == 0
 
     (run,) = imported(world)
     counts = run.result_counts
@@ -248,7 +257,7 @@ def test_dumps_of_openai_are_imported(world: World, tmp_path: Path) -> None:
     objects: list[Any] = [construct_type(type_=kind, value=value) for kind, value in of_openai()]
     dumps = [value.model_dump() for value in objects]
 
-    done = call(world, "import", write(tmp_path, *dumps))
+    done = call(world, write(tmp_path, *dumps), "--apply")
 
     assert done.exit_code == 0, done.output
     (run,) = imported(world)
@@ -268,28 +277,117 @@ def test_result_belongs_to_the_longest_name_that_fits(world: World, tmp_path: Pa
     results = [{"name": name, "passed": True, "score": 1.0} for name in ("tone-de-46d7cc9b", "tone-46d7cc9b")]
 
     done = call(
-        world, "import", write(tmp_path, {**EVAL, "testing_criteria": criteria}, RUN, {**ITEM, "results": results})
+        world, write(tmp_path, {**EVAL, "testing_criteria": criteria}, RUN, {**ITEM, "results": results}), "--apply"
     )
 
     assert done.exit_code == 0, done.output
     assert [result.name for result in world.output(imported(world)[0])[0].results] == ["tone", "tone-de"]
 
 
-@pytest.mark.parametrize(
-    ("objects", "words"),
-    [
-        ([RUN], "no eval"),
-        ([EVAL, {**RUN, "eval_id": "eval_2"}], "not its eval eval_2"),
-        ([EVAL, ITEM], "not the run"),
-        ([EVAL, {"object": "batch", "id": "batch_1"}], "something else"),
-        ([[1]], "something else"),
-        ([{**EVAL, "id": "../x"}], "not an id"),
-        ([{**EVAL, "testing_criteria": None}], "is not an eval"),
-    ],
-)
-def test_files_that_are_not_whole_are_refused(world: World, tmp_path: Path, objects: list[Any], words: str) -> None:
-    done = call(world, "import", write(tmp_path, *objects))
+EXPORT = Path(__file__).parents[2] / "examples" / "migration"
+FAR = "eval_68b5c1d2e3f481918a7b"
+MAPPED = ("--map", f"gpt-4o-mini={MODEL}")
+PROMPT = "pmpt_68a1c2f0e4b88190b3d5"
 
-    assert done.exit_code == 1
-    assert words in str(done.exception)
-    assert list(world.client.evals.list()) == []
+
+def test_dry_run_names_each_outcome_and_changes_nothing(world: World, tmp_path: Path) -> None:
+    done = call(world, str(EXPORT), *MAPPED, "--report", str(tmp_path))
+
+    assert done.exit_code == 0, done.output
+    (report,) = tmp_path.glob("migration-*.json")
+    saved = json.loads(report.read_text())
+    assert (saved["applied"], saved["counts"]) == (
+        False,
+        {"same": 3, "different": 3, "lost": 1, "failed": 0, "present": 0},
+    )
+    reasons = {row["kind"]: row["reason"] for row in saved["rows"]}
+    assert reasons["prompt"] == f"gpt-4o-mini becomes {MODEL}"
+    assert reasons["eval_run"] == "its status is failed: only completed runs come over"
+    assert f"| eval | {FAR} | comes over |  |  |" in next(tmp_path.glob("migration-*.md")).read_text()
+    assert list(world.client.evals.list()) == list(world.client.files.list()) == []
+
+
+def test_exported_folder_comes_over_and_answers_by_its_old_ids(world: World) -> None:
+    done = call(world, str(EXPORT), *MAPPED, "--apply", "--json")
+
+    origins = {row["id"]: row["origin_id"] for row in rows(done) if row["id"]}
+    client = world.client
+    assert origins[client.evals.retrieve(FAR).id] == FAR
+    run = client.evals.runs.retrieve("evalrun_68b5e4f9d0b88191", eval_id=FAR)
+    counts = run.result_counts
+    assert (counts.passed, counts.failed, run.name) == (6, 0, "with the new instructions")
+    assert len(world.output(run)) == 6
+    prompt: Any = {"id": PROMPT, "variables": {"shop": "Fell & Fjord", "question": "Do you ship to Norway?"}}
+    answer = client.responses.create(prompt=prompt)
+    assert (answer.model, answer.prompt and answer.prompt.version) == (MODEL, "2")
+    files = {file.filename: file for file in client.files.list(purpose="evals")}
+    assert files.keys() == {"file-6YbqT2hWmN4kRcVx8dPz1s.jsonl", f"{FAR}.rows.jsonl"}
+    rows_id = files[f"{FAR}.rows.jsonl"].id
+    source: Any = {"type": "completions", "model": MODEL, "source": {"type": "file_id", "id": rows_id}}
+    source |= {"input_messages": {"type": "template", "template": [{"role": "user", "content": "{{ item.question }}"}]}}
+    fresh = world.ended(client.evals.runs.create(FAR, data_source=source))
+    assert (fresh.status, fresh.result_counts.total) == ("completed", 6)
+    (stored,) = client.files.list(purpose="user_data")
+    report = json.loads(client.files.content(stored.id).text)
+    assert (stored.filename[:10], report["object"], report["rows"]) == ("migration-", "migration.report", rows(done))
+
+
+def everything(world: World) -> list[Any]:
+    """Return all that a migration makes, but for its reports."""
+    client = world.client
+    evals = [(row.id, [run.id for run in client.evals.runs.list(row.id)]) for row in client.evals.list()]
+    files = sorted((file.filename, file.purpose) for file in client.files.list() if file.purpose != "user_data")
+    prompt: Any = client.get(f"/prompts/{PROMPT}", cast_to=object)
+    versions: Any = client.get(f"/prompts/{PROMPT}/versions", cast_to=object)
+    labels = (prompt["default_version"], prompt["labels"])
+    return [len(evals), [len(runs) for _, runs in evals], files, labels, [row["hash"] for row in versions["data"]]]
+
+
+def test_folder_that_is_applied_twice_adds_nothing(world: World) -> None:
+    call(world, str(EXPORT), *MAPPED, "--apply")
+    before, files = everything(world), len(list(world.client.files.list()))
+
+    second = call(world, str(EXPORT), *MAPPED, "--apply", "--json")
+
+    assert {row["outcome"] for row in rows(second)} == {"present", "lost"}
+    assert (everything(world), len(list(world.client.files.list()))) == (before, files)
+
+
+class Killed(BaseException):
+    """The command was killed."""
+
+
+@pytest.mark.verify
+@pytest.mark.parametrize("is_sent", [False, True])
+def test_migration_that_is_killed_between_any_requests_is_completed(
+    world: World, monkeypatch: pytest.MonkeyPatch, is_sent: bool
+) -> None:
+    """The requests of a run are counted; each next run gets one request further than the last one."""
+    limit = count = 0
+
+    def deadly(send: Any) -> Any:
+        def sending(*args: Any, **options: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count > limit and not is_sent:
+                raise Killed
+            answer = send(*args, **options)
+            if count > limit:
+                raise Killed
+            return answer
+
+        return sending
+
+    with monkeypatch.context() as patch:
+        for name in ("post", "upload", "delete"):
+            patch.setattr(Server, name, deadly(getattr(Server, name)))
+        kills = 0
+        while isinstance(call(world, str(EXPORT), *MAPPED, "--apply").exception, Killed):
+            kills, limit, count = kills + 1, kills % 3, 0
+    call(world, str(EXPORT), *MAPPED, "--apply")
+
+    assert kills >= 5
+    assert everything(world)[:2] == [1, [2]]
+    assert everything(world)[3] == ("2", {"production": "2"})
+    names = [name for name, _ in everything(world)[2]]
+    assert sorted(names) == ["eval_68b5c1d2e3f481918a7b.rows.jsonl", "file-6YbqT2hWmN4kRcVx8dPz1s.jsonl"]

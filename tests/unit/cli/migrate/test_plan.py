@@ -102,9 +102,19 @@ def test_prompt_becomes_its_versions_in_order_and_a_label(tmp_path: Path) -> Non
     assert (step.row.id, step.row.outcome, step.row.reason) == (None, "different", "gpt-5 becomes small")
     assert [(request.path, request.body) for request in step.requests] == [
         ("/prompts", {"id": "pmpt_1", "name": "support", "version": "9", **content}),
+        ("/prompts/pmpt_1/versions", {"version": "9", **content}),
         ("/prompts/pmpt_1/versions", {"version": "10", **content}),
         ("/prompts/pmpt_1", {"default_version": "9", "labels": {"production": "9"}}),
     ]
+
+
+def test_settings_and_tools_that_do_not_work_here_are_named(tmp_path: Path) -> None:
+    config = {"max_output_tokens": 9, "store": True, "tools": [{"type": "web_search"}]}
+
+    step = only(tmp_path, PROMPT | {"versions": [{"version": "1", "messages": [], "config": config}]})
+
+    assert step.row.reason == "requests with its tool web_search are refused here; the setting store is left out"
+    assert step.requests[0].body["parameters"] == {"max_output_tokens": 9}
 
 
 @pytest.mark.parametrize(
