@@ -1,4 +1,4 @@
-"""Run an example over a deployment of its own: `make demo-eval` and `make demo-finetune`.
+"""Run an example over a deployment of its own: `make demo-eval`, `make demo-finetune` and `make demo-migrate`.
 
 python -m bench.demos evaluation --rows 12      other options than these here are those of examples/evaluation.py
 """
@@ -19,6 +19,7 @@ from cli.errors import CliError
 #: The lines of the Procfile that an example needs, by its name.
 _LINES = {
     "evaluation": ("web", "dispatcher", "cpu", "evaluate", "gpu"),
+    "migration": ("web", "dispatcher", "cpu", "evaluate", "gpu"),
     "fine_tuning": ("web", "dispatcher", "cpu", "gpu", "finetune"),
 }
 

@@ -284,7 +284,7 @@ def test_result_belongs_to_the_longest_name_that_fits(world: World, tmp_path: Pa
     assert [result.name for result in world.output(imported(world)[0])[0].results] == ["tone", "tone-de"]
 
 
-EXPORT = Path(__file__).parents[2] / "examples" / "migration"
+EXPORT = Path(__file__).parents[2] / "examples" / "openai_export"
 FAR = "eval_68b5c1d2e3f481918a7b"
 MAPPED = ("--map", f"gpt-4o-mini={MODEL}")
 PROMPT = "pmpt_68a1c2f0e4b88190b3d5"
