@@ -140,14 +140,15 @@ def _run_path(step: Step) -> str:
 
 
 def _find_run(target: Target, step: Step) -> str | None:
+    """Return the id of a completed run whose file of output items is removed."""
     run = target.get(_run_path(step))
-    return run["id"] if run and run["status"] == "completed" else None
+    return run["id"] if run and run["status"] == "completed" and step.file[0] not in target.files else None
 
 
 def _send_run(target: Target, step: Step) -> str:
     """Import a run from a file of its output items, and remove the file. Go on with an import that was begun."""
     run = target.get(_run_path(step))
-    if run is None or run["status"] not in _LIVE:
+    if run is None or run["status"] not in (*_LIVE, "completed"):
         if run is not None:  # an import that failed, or was cancelled
             target.server.delete(_run_path(step))
         target.remove(step.file[0])

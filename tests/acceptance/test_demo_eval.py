@@ -1,4 +1,4 @@
-"""`make demo-eval` in its small form: the whole system, with a stub server as the engine of both prompts."""
+"""`make demo-eval` and `make demo-migrate`, small: the whole system, with a stub server as the engine."""
 
 import os
 import subprocess
@@ -20,12 +20,14 @@ def engine(tmp_path: Path) -> Iterator[str]:
         yield url
 
 
-def run(folder: Path, engine: str, model: str) -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path, engine: str, model: str, example: str = "evaluation", *options: str
+) -> subprocess.CompletedProcess[str]:
     models = folder / "models.yaml"
     models.write_text("models: {}\n")
-    words = ["--no-vllm", "--engine-url", f"{engine}/v1", "--model", model, "--rows", str(ROWS)]
+    words = ["--no-vllm", "--engine-url", f"{engine}/v1", "--model", model, *options]
     return subprocess.run(
-        [sys.executable, "-m", "bench.demos", "evaluation", "--data-dir", str(folder / "data"), *words],
+        [sys.executable, "-m", "bench.demos", example, "--data-dir", str(folder / "data"), *words],
         check=False,
         cwd=ROOT,
         env={**os.environ, "NIGHTMILL_MODELS_FILE": str(models)},
@@ -39,7 +41,7 @@ def run(folder: Path, engine: str, model: str) -> subprocess.CompletedProcess[st
 @pytest.mark.verify
 @pytest.mark.timeout(300)
 def test_demo_compares_two_prompts_and_writes_a_report(tmp_path: Path, engine: str) -> None:
-    done = run(tmp_path, engine, "chatter")
+    done = run(tmp_path, engine, "chatter", "evaluation", "--rows", str(ROWS))
 
     assert done.returncode == 0, done.stdout
     report = tmp_path / "data" / "demo" / "two-prompts.html"
@@ -57,3 +59,16 @@ def test_demo_reports_unknown_model_and_fails(tmp_path: Path, engine: str) -> No
 
     assert done.returncode == 1, done.stdout
     assert "The model 'nobody-has-this' does not exist." in done.stdout
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(300)
+def test_demo_brings_an_export_over_and_uses_it_by_its_old_ids(tmp_path: Path, engine: str) -> None:
+    done = run(tmp_path, engine, "chatter", "migration")
+
+    assert done.returncode == 0, done.stdout
+    assert "gpt-4o-mini becomes chatter" in done.stdout
+    assert "eval_68b5c1d2e3f481918a7b ran on chatter" in done.stdout
+    assert "pmpt_68a1c2f0e4b88190b3d5, asked 'Do you ship to Norway?', answers by chatter" in done.stdout
+    assert "# Migration from OpenAI" in done.stdout
+    assert len(stub_engine.prompts(tmp_path / "prompts.log")) == 7

@@ -87,7 +87,8 @@ def test_saved_objects_are_imported_once_and_not_run(worlds: tuple[World, World]
     first, second = call(here, *files, "--apply"), call(here, *files, "--apply")
 
     assert first.exit_code == second.exit_code == 0, first.output + second.output
-    assert "comes over: 2" in first.stdout
+    assert "comes over: 1, comes over differently: 1" in first.stdout
+    assert "no model judge is served here" in first.stdout
     assert "is here already: 2" in second.stdout
     (copy,) = imported(here)
     assert (copy.status, copy.name, copy.model) == ("completed", run.name, run.model)
@@ -113,7 +114,7 @@ def test_another_server_is_read_and_its_run_compared(
     first, second = call(here, *words), call(here, *words)
 
     outcomes = [{row["origin_id"]: row["outcome"] for row in rows(done)} for done in (first, second)]
-    assert outcomes[0] == {run.eval_id: "same", run.id: "same", live.id: "lost"}
+    assert outcomes[0] == {run.eval_id: "different", run.id: "same", live.id: "lost"}
     assert outcomes[1] == {run.eval_id: "present", run.id: "present", live.id: "lost"}
     (copy,) = (one for one in imported(here) if one.id != own.id)
     (overall, *_) = rows(call(here, copy.id, own.id, "--json", command=("evals", "compare")))
@@ -315,16 +316,18 @@ def test_exported_folder_comes_over_and_answers_by_its_old_ids(world: World) -> 
     counts = run.result_counts
     assert (counts.passed, counts.failed, run.name) == (6, 0, "with the new instructions")
     assert len(world.output(run)) == 6
-    prompt: Any = {"id": PROMPT, "variables": {"shop": "Fell & Fjord", "question": "Do you ship to Norway?"}}
-    answer = client.responses.create(prompt=prompt)
-    assert (answer.model, answer.prompt and answer.prompt.version) == (MODEL, "2")
+    version: Any = client.get(f"/prompts/{PROMPT}/versions/production", cast_to=object)
+    assert (version["version"], version["model"]) == ("2", MODEL)
+    assert version["parameters"] == {"temperature": 0.0, "max_output_tokens": 64}
     files = {file.filename: file for file in client.files.list(purpose="evals")}
     assert files.keys() == {"file-6YbqT2hWmN4kRcVx8dPz1s.jsonl", f"{FAR}.rows.jsonl"}
     rows_id = files[f"{FAR}.rows.jsonl"].id
-    source: Any = {"type": "completions", "model": MODEL, "source": {"type": "file_id", "id": rows_id}}
-    source |= {"input_messages": {"type": "template", "template": [{"role": "user", "content": "{{ item.question }}"}]}}
+    prompt = {"id": PROMPT, "variables": {"shop": "Fell & Fjord", "question": "{{ item.question }}"}}
+    source: Any = {"type": "responses", "model": MODEL, "source": {"type": "file_id", "id": rows_id}}
+    source["input_messages"] = {"type": "prompt", "prompt": prompt}
     fresh = world.ended(client.evals.runs.create(FAR, data_source=source))
     assert (fresh.status, fresh.result_counts.total) == ("completed", 6)
+    assert "You answer customers of Fell & Fjord, in one or two sentences." in str(world.asked[0].body)
     (stored,) = client.files.list(purpose="user_data")
     report = json.loads(client.files.content(stored.id).text)
     assert (stored.filename[:10], report["object"], report["rows"]) == ("migration-", "migration.report", rows(done))
@@ -393,7 +396,7 @@ def test_migration_that_is_killed_between_any_requests_is_completed(
             kills += 1
             limit, count = kills // 2, 0
 
-    assert kills >= 8
+    assert kills >= 5
     assert everything(world)[:2] == [1, [2]]
     assert everything(world)[3] == ("2", {"production": "2"})
     names = [name for name, _ in everything(world)[2]]

@@ -29,6 +29,7 @@ SHOWN = {
     "metadata": {},
 }
 RUN = {"object": "eval.run", "id": "evalrun_1", "eval_id": SHOWN["id"], "status": "completed"}
+DEEP = json.loads('[{"x":' * 400 + "1" + "}]" * 400)
 PROMPT = {"openai_prompt_id": "pmpt_1", "versions": [{"version": "1", "messages": []}]}
 
 
@@ -127,6 +128,7 @@ def test_settings_and_tools_that_do_not_work_here_are_named(tmp_path: Path) -> N
         ([SHOWN | {"id": "../x"}], "file", "not an id"),
         ([SHOWN | {"testing_criteria": None}], "eval", "is not an eval"),
         ([SHOWN | {"testing_criteria": ["x"]}], "eval", "it is not an object"),
+        ([SHOWN | {"testing_criteria": DEEP}], "eval", "it is nested too deeply"),
         ([{"object": "file", "id": "file-1"}], "file", "its content is not there"),
         ([PROMPT | {"versions": []}], "prompt", "not a list of objects"),
         ([PROMPT | {"versions": [{"version": "new"}]}], "prompt", "not a list of objects"),
@@ -167,7 +169,6 @@ def test_run_without_results_is_lost(tmp_path: Path, changes: dict[str, Any], re
         ("a.jsonl", b'{"object": "list", "data": []}\n{\n', "line 2 is not JSON"),
         ("a.json", b"\xff\xfe\x00", "it is not JSON"),
         ("a.json", b"[" * 100_000, "it is not JSON"),
-        ("a.json", b'{"data":[' * 450 + b"]}" * 450, "it is nested too deeply"),
         ("notes.txt", b"x", "neither .json nor .jsonl"),
     ],
 )
