@@ -44,8 +44,9 @@ class Caller:
 
 
 class ModelTarget(NamedTuple):
-    """The way of a project's requests for a model: the queue whose live workers serve it, and the rate limits."""
+    """The way of a project's requests for a name: its model, the queue whose live workers serve it, the rate limits."""
 
+    model: str
     queue: str
     rates: Rates | None
 

@@ -1,7 +1,7 @@
 """Check a batch file without creating a batch. A child process with little memory and time reads the file."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -67,12 +67,15 @@ class ValidateBatch(Body):
 def validate_batch(call: Call, body: ValidateBatch) -> BatchValidation:
     """Check every line of a file as a batch would, and say what the batch would cost."""
     with call.db.read() as session:
-        file = get_file(session, call, body.input_file_id)
-        engines = routing.engines(session, call.services.registry())
+        file, registry = get_file(session, call, body.input_file_id), call.services.registry()
+        engines = routing.engines(session, registry)
+        targets = {name: name for name in engines} | access.models_by_alias(session, registry, call.project_id)
     check_purpose(file)
+    engines = {name: engines[model] for name, model in targets.items() if model in engines}
     report = _run_validation(
-        call, _validation_request(call, file.path, body.endpoint, engines) | {"contexts": _contexts(call, engines)}
+        call, _validation_request(call, file.path, body.endpoint, engines) | {"contexts": _contexts(call, targets)}
     )
+    report["model"] = targets.get(report["model"], report["model"])
     with call.db.read() as session:
         errors = [*report["errors"], *_model_errors(session, call, body.endpoint, report)]
         errors.sort(key=lambda error: error["line"] or 0)
@@ -105,10 +108,10 @@ def _validation_request(call: CallContext, path: str, endpoint: str, engines: di
     }
 
 
-def _contexts(call: CallContext, names: Iterable[str]) -> dict[str, tuple[int, str]]:
-    """Return the tokens of the context and the file of the tokenizer, of the models of which both are known here."""
+def _contexts(call: CallContext, targets: Mapping[str, str]) -> dict[str, tuple[int, str]]:
+    """Return the tokens of the context and the file of the tokenizer by name, where both are known of its model."""
     registry, folder = call.services.registry(), call.config.data_dir.absolute() / "models"
-    models = {name: model for name in names if (model := registry.resolve(name)) is not None}
+    models = {name: model for name, target in targets.items() if (model := registry.resolve(target)) is not None}
     known = {name: (context_tokens(model), tokenizer_file(model, folder)) for name, model in models.items()}
     return {name: (tokens, str(file)) for name, (tokens, file) in known.items() if tokens and file}
 

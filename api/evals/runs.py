@@ -255,7 +255,9 @@ def _search_sampling(call: CallContext, source: RetrievalSource) -> Sampled:
 def _check_has_likelihoods(call: CallContext, model: str) -> None:
     """Check that the engine of a model is not known to give no likelihoods. Raises InvalidRequest."""
     with call.db.read() as session:
-        engine = routing.engines(session, call.services.registry()).get(model, EngineKind.VLLM)
+        registry = call.services.registry()
+        target = access.model_of_name(session, registry, model, call.project_id)
+        engine = routing.engines(session, registry).get(target, EngineKind.VLLM)
     if engine != EngineKind.VLLM:
         message = f"Invalid 'data_source.model': the engine '{engine}' gives no likelihoods of texts."
         raise InvalidRequest(message, param="data_source.model", code="model_not_supported")
@@ -347,7 +349,7 @@ def _usage(session: Session, steps: Sequence[Job]) -> list[ModelUsage]:
     sums = totals(session, steps)
     usage: dict[str, dict[str, int]] = {}
     for step in steps:
-        numbers = usage.setdefault(step.payload["model"], dict.fromkeys(_COUNTED, 0))
+        numbers = usage.setdefault(step.model or step.payload["model"], dict.fromkeys(_COUNTED, 0))
         total = sums[step.id]
         values = (total.completed + total.failed, total.input_tokens, total.output_tokens, total.cached_tokens)
         for name, value in zip(_COUNTED, values, strict=True):

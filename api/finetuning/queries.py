@@ -142,8 +142,8 @@ def parse_validation(body: FineTuningFields) -> Validation | None:
 
 def resolve_base(session: Session, call: CallContext, body: FineTuningFields) -> tuple[str, str | None]:
     """Return the base that a request names, and the tuned model to go on from, if any. Raises InvalidRequest."""
-    registry, name = call.services.registry(), body.model
-    parent = None
+    registry, parent = call.services.registry(), None
+    name = access.model_of_name(session, registry, body.model, call.project_id)
     if models.is_tuned(name):
         tuned = models.find(session, name, call.project_id)
         if tuned is None or tuned.state != models.READY:

@@ -1,4 +1,4 @@
-"""Models: those of the models file with their aliases, those that endpoints have shown, and tuned ones."""
+"""Models: those of the models file with their aliases, those that endpoints have shown, tuned ones, and aliases."""
 
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ from jobs.evals import runs
 from jobs.evals.tables import EvalRun
 from jobs.finetuning import datasets, names
 from jobs.finetuning.tables import FinetunePlan
-from jobs.fleet import checkpoint, routing, serving
+from jobs.fleet import access, checkpoint, routing, serving
 from jobs.fleet.models_file import EngineKind
 from jobs.fleet.models_file import ModelConfig as Configured
 from jobs.fleet.tables import Model as Shown
@@ -95,14 +95,16 @@ class ModelManifest(BaseModel):
 class Model(BaseModel):
     """A model with OpenAI's fields. The others are known only for embedding models, and not for all.
 
-    `max_model_len` counts tokens. The cost is the price of a million tokens at the model's server. `serving` is there
-    with `include=serving`. `manifest` is that of a tuned model, which the project that trained it gets of one model.
+    `alias_of` is the model for which an alias of the project stands. `max_model_len` counts tokens. The cost is the
+    price of a million tokens at the model's server. `serving` is there with `include=serving`. `manifest` is that of a
+    tuned model, which the project that trained it gets of one model.
     """
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str
+    alias_of: str | None = None
     max_model_len: int | None = None
     license: str | None = None
     training_data: list[str] | None = None
@@ -157,15 +159,17 @@ def delete_model(call: Call, model: str) -> ModelDeleted:
         if tuned is not None:
             call.record(session, "model.delete", tuned.id, {"name": tuned.name})
             return ModelDeleted(id=tuned.name, deleted=True)
-    name = _get(call, model).id
-    message = f"The model '{name}' belongs to this deployment and cannot be deleted."
+    found = _get(call, model)
+    message = f"The model '{found.id}' belongs to this deployment and cannot be deleted."
+    if found.alias_of is not None:
+        message = f"'{found.id}' is an alias of a model: `DELETE /v1/aliases/{{id}}` deletes it."
     raise PermissionDenied(message, code="model_not_deletable")
 
 
 def _get(call: CallContext, name: str) -> Model:
     models, aliases = _models(call), call.services.registry().aliases
     if name not in models:
-        names = [model for model in models if model not in aliases]
+        names = [known for known, model in models.items() if known not in aliases and model.alias_of is None]
         message = f"The model '{clip(name)}' does not exist. {routing.describe_models(names)}"
         raise NotFound(message, param="model", code="model_not_found")
     return models[name]
@@ -196,7 +200,9 @@ def _add_serving(call: CallContext, models: dict[str, Model]) -> dict[str, Model
             needed.setdefault(row.id, serving.Needed(row.id, row.queue, EngineKind.HTTP))
         states = serving.states(session, needed.values())
         bases = {tuned.name: tuned.base for tuned in tuned_models.models_of_project(session, call.project_id)}
-    targets = {name: registry.aliases.get(bases.get(name, name), bases.get(name, name)) for name in models}
+    named = {name: model.alias_of or name for name, model in models.items()}
+    asked = {name: bases.get(target, target) for name, target in named.items()}
+    targets = {name: registry.aliases.get(base, base) for name, base in asked.items()}
     return {
         name: model.model_copy(update={"serving": _serving(targets[name], states[targets[name]])})
         if targets[name] in states
@@ -218,7 +224,7 @@ def _serving(model: str, known: serving.Serving) -> ModelServing:
 
 
 def _models(call: CallContext) -> dict[str, Model]:
-    """Return the models that the project may use, by name."""
+    """Return the models that the project may use by name, those of its aliases last."""
     registry = call.services.registry()
     created = int(registry.stamp[0] / 1e9)
     models = {name: _show_model(model, created) for name, model in registry.models.items()}
@@ -230,7 +236,14 @@ def _models(call: CallContext) -> dict[str, Model]:
         for tuned in tuned_models.models_of_project(session, call.project_id):
             models[tuned.name] = _show_tuned_model(session, tuned)
         is_permitted = routing.permission_of(session, registry, call.project_id)
-    return {name: model for name, model in models.items() if is_permitted(name)}
+        own = access.models_by_alias(session, registry, call.project_id)
+    permitted = {name: model for name, model in models.items() if is_permitted(name)}
+    by_alias = {
+        alias: permitted[name].model_copy(update={"id": alias, "alias_of": name})
+        for alias, name in own.items()
+        if name in permitted
+    }
+    return {name: model for name, model in permitted.items() if name not in own} | by_alias
 
 
 def _show_tuned_model(session: Session, tuned: TunedModel) -> Model:

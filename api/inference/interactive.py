@@ -43,6 +43,7 @@ from jobs.errors import (
     WorkerLost,
 )
 from jobs.fleet import access, routing, workers
+from jobs.fleet.routing import Route
 from jobs.ids import new_id
 from jobs.inference.client import parse_position
 from jobs.inference.interactive import TIER_PRIORITIES, AnswerEntry, QueuedRequest, Resumable
@@ -144,12 +145,13 @@ async def submit(
     with metrics.counting_errors():
         if _is_configured(call, body["model"]):
             metrics.model = body["model"]
-        queue, rates = await _target(call, endpoint or url, body["model"])
+        model, queue, rates = await _target(call, endpoint or url, body["model"])
+        body = {**body, "model": model}
+        if is_tuned(model) or _is_configured(call, model):
+            metrics.model = model
         tier = _tier_of(url, body, (await rules_of_project(call)).tiers)
         raw = msgspec.json.encode({**body, "service_tier": tier.name} if tier.is_named else body)
         reservation = await _reserve(call, request, rates, url, body, len(raw)) if rates else None
-    if is_tuned(body["model"]):
-        metrics.model = body["model"]
     queued = QueuedRequest(
         id=new_id("req_"),
         url=url,
@@ -163,10 +165,8 @@ async def submit(
         key_id=call.caller.key_id,
         tier=tier.name,
     )
-    resumable = (
-        Resumable(call.project_id, url, queued.deadline, resume, shown, queue, body["model"]) if resume else None
-    )
-    is_served = _serving(call, queue, body["model"])
+    resumable = Resumable(call.project_id, url, queued.deadline, resume, shown, queue, model) if resume else None
+    is_served = _serving(call, queue, model)
     check_client = _client_check(call, request, queued.deadline)
     # until then a lost worker can still be answered by a status, on which the SDK retries; later it ends the stream
     patience = call.services.timings.first_chunk_patience if stream else math.inf
@@ -185,7 +185,7 @@ async def submit(
     entries = _settle(call, reservation, _add_fields(entries, named) if named else entries, len(raw))
     while (first := await anext(entries)).kind not in ("chunk", "end", "late"):
         pass
-    if is_tuned(body["model"]) and (maker := _maker_of(first)):
+    if is_tuned(model) and (maker := _maker_of(first)):
         request.state.answer_maker = maker
     return first, entries
 
@@ -290,13 +290,13 @@ def plain_response(end: AnswerEntry) -> Response:
     return Response(end.body, end.status, headers, media_type="application/json")
 
 
-def queue_of(session: Session, call: CallContext, url: str, model: str) -> str | None:
-    """Return the queue of a model, None while it is not known yet.
+def route_of(session: Session, call: CallContext, url: str, model: str) -> Route | None:
+    """Return which workers serve a model, None while it is not known yet.
 
     Raises NotFound, InvalidRequest, PermissionDenied.
     """
     try:
-        return access.resolve(session, call.config, call.services.registry(), call.work(model, url)).queue
+        return access.resolve(session, call.config, call.services.registry(), call.work(model, url))
     except routing.NotYet:
         return None
     except routing.NotServed as refusal:
@@ -406,20 +406,23 @@ async def _target(call: CallContext, url: str, model: str) -> ModelTarget:
 def _live_target(call: CallContext, url: str, model: str) -> ModelTarget:
     """Look the queue up, and check that a worker serves it. Raises NoWorker and Unavailable too."""
     with call.db.read() as session:
-        queue = queue_of(session, call, url, model)
-        if queue is None:
+        route = route_of(session, call, url, model)
+        if route is None:
             raise NoWorker
+        queue, model = route.queue, route.model
         if routing.is_paused(session, queue, model, call.project_id):
             raise Unavailable("The operator has paused this model.", code="paused")
         _check_loaded(session, call, queue, model)
         if not routing.is_served(session, call.services.registry(), queue, model):
             raise _no_worker(queue, model)
-        return ModelTarget(queue, _rates_of(session, call, model))
+        return ModelTarget(model, queue, _rates_of(session, call, model))
 
 
-def _rates_of(session: Session, call: CallContext, model: str) -> Rates | None:
-    """Return the rate limits of the call's project for a model."""
-    served = routing.target_of(model, routing.live_aliases(session, call.services.registry()))
+def _rates_of(session: Session, call: CallContext, name: str) -> Rates | None:
+    """Return the rate limits of the call's project for the model of a name."""
+    registry = call.services.registry()
+    model = access.model_of_name(session, registry, name, call.project_id)
+    served = routing.target_of(model, routing.live_aliases(session, registry))
     return rates_of(session, call.project_id, served)
 
 

@@ -29,7 +29,7 @@ from api.inference.interactive import (
     Resume,
     count_background,
     plain_response,
-    queue_of,
+    route_of,
     stream_response,
     submit,
 )
@@ -177,12 +177,13 @@ def _enqueue(turn: Turn, once: Once, fields: dict[str, Any]) -> tuple[StoredAnsw
     `fields` are those that the client sent.
     """
     with turn.call.db.read() as session:
-        queue_of(session, turn.call, RESPONSES, turn.body.model)  # refuses a model that no worker will ever serve
+        route = route_of(session, turn.call, RESPONSES, turn.body.model)  # refuses one that nobody will ever serve
     replayed = once.replay(fields)
     if replayed is not None:
         return stored_answers.load_response(turn.call, answer_id_of(replayed)), True
+    initial = initial_response(turn, route)
     make = stored_answers.prepare_background(
-        turn.call, turn.stored_answer(initial_response(turn)), once.key, stream=bool(turn.body.stream)
+        turn.call, turn.stored_answer(initial), once.key, stream=bool(turn.body.stream)
     )
     return stored_answers.load_response(turn.call, answer_id_of(once.run(fields, make))), False
 

@@ -25,6 +25,7 @@ from api.inference.prompts import PromptableRequest, UsedPrompt, resolve_prompt
 from api.inference.schemas import InputItem, show_item, to_input
 from api.inference.stored_answers import AnswerReference, Run
 from jobs.errors import InvalidRequest, NightmillError, NotFound, ProjectFull
+from jobs.fleet.routing import Route
 from jobs.ids import new_id
 from jobs.inference import responses
 from jobs.inference.complete_answers import new_response
@@ -244,9 +245,10 @@ def _response_items(call: CallContext, previous: str | None) -> list[Any]:
     return [*responses.items(stored_answer), *responses.drop_results(stored_answer.response)["output"]]
 
 
-def initial_response(turn: Turn) -> dict[str, Any]:
-    """Return a response that no engine has begun."""
-    return {**new_response(turn.engine_body, "queued"), **turn.own_fields}
+def initial_response(turn: Turn, route: Route | None) -> dict[str, Any]:
+    """Return a response that no engine has begun. It names the model of the route, as the engine's answer will."""
+    model = route.model if route else turn.body.model
+    return {**new_response({**turn.engine_body, "model": model}, "queued"), **turn.own_fields}
 
 
 def keep(turn: Turn, response: dict[str, Any], run: Run) -> None:

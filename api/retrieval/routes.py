@@ -171,7 +171,7 @@ def resolve_model(session: Session, call: CallContext, model: str, dimensions: i
     try:
         with suppress(routing.NotYet):
             registry = call.services.registry()
-            access.resolve(session, call.config, registry, call.work(model, EMBEDDINGS))
+            model = access.resolve(session, call.config, registry, call.work(model, EMBEDDINGS)).model
     except routing.NotServed as refusal:
         message = f"The model '{clip(model)}' cannot be used: {refusal}"
         raise InvalidRequest(message, param="embedding_model", code=refusal.code) from refusal

@@ -2,6 +2,7 @@
 
 configured name ─▶ name that an endpoint showed ─▶ tuned model ─▶ alias ─▶ an endpoint that takes any name
 
+Aliases are those of the models file; `jobs.fleet.access` has put the model of a project's own alias in its place.
 An adapter is served where its base is, a tuned model with weights of its own by the process `tuned`. Whether a project
 may ask is decided by `jobs.fleet.access`, the only caller of `route`.
 """
@@ -40,13 +41,15 @@ class NotYet(Exception):
 
 
 class Route(NamedTuple):
-    """The queue whose workers serve a name.
+    """The queue whose workers serve a model.
 
-    For an adapter `serves_as` is the base that they must have. `is_external` says that only servers outside this
-    deployment have the model.
+    `model` is the name that they are asked for: the target where a project asked for its alias. For an adapter
+    `serves_as` is the base that they must have. `is_external` says that only servers outside this deployment have the
+    model.
     """
 
     queue: str
+    model: str
     serves_as: str | None = None
     is_external: bool = False
 
@@ -60,10 +63,17 @@ def route(
     if tuned is not None and tuned.method == tuned_models.FULL:
         base_model = registry.models.get(tuned.base)
         _check_serves(name, base_model.endpoints if base_model else GENERATION, endpoint)
-        return Route(Queue.TUNED)
+        return Route(Queue.TUNED, name)
     base = None if tuned is None else tuned.base
     queue, is_external = _queue(session, config, registry, base or name, endpoint, project_id)
-    return Route(queue, base, is_external)
+    return Route(queue, name, base, is_external)
+
+
+def names_with_models(session: Session, registry: Registry, names: Collection[str], project_id: str) -> set[str]:
+    """Return those of `names` that models have, served or not, tuned ones if the project may ask for them."""
+    configured = {name for name in names if name in registry.models or name in registry.trainable}
+    shown = session.scalars(select(Model.id).where(Model.id.in_(names)))
+    return {*configured, *shown, *tuned_models.names_with_models(session, names, project_id)}
 
 
 def model_of(queue: str, name: str) -> str:

@@ -1,10 +1,10 @@
 """Tuned models: registered when a job has trained them, found by name for a project, deleted."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from sqlalchemy import exists, func, or_, select, update
+from sqlalchemy import ColumnElement, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from jobs.clock import now
@@ -100,9 +100,20 @@ def find(session: Session, name: str, project_id: str) -> TunedModel | None:
 
 def find_any(session: Session, name: str, project_id: str) -> TunedModel | None:
     """Return the same, and also one that was deleted, so that what asks for it is told so."""
-    permitted = exists().where(CheckpointPermission.model == name, CheckpointPermission.project_id == project_id)
-    may_ask = or_(TunedModel.project_id == project_id, permitted)
-    return session.scalar(select(TunedModel).where(TunedModel.name == name, may_ask))
+    return session.scalar(select(TunedModel).where(TunedModel.name == name, _may_ask(project_id)))
+
+
+def names_with_models(session: Session, names: Collection[str], project_id: str) -> set[str]:
+    """Return those of `names` that tuned models have which a project may ask for, and which were not deleted."""
+    which = TunedModel.name.in_(names), TunedModel.state != DELETED, _may_ask(project_id)
+    return set(session.scalars(select(TunedModel.name).where(*which)))
+
+
+def _may_ask(project_id: str) -> ColumnElement[bool]:
+    """Return the condition of the models that a project may ask for: its own, and checkpoints by permission."""
+    of_model = CheckpointPermission.model == TunedModel.name
+    permitted = exists().where(of_model, CheckpointPermission.project_id == project_id)
+    return or_(TunedModel.project_id == project_id, permitted)
 
 
 def served_hashes(session: Session) -> set[str]:
@@ -152,9 +163,7 @@ def _set_probe(model: TunedModel, state: str, record: ProbeRecord) -> None:
 
 def models_of_project(session: Session, project_id: str) -> Sequence[TunedModel]:
     """Return the models that a project may ask for, its own and those it has a permission for, the oldest first."""
-    permitted = select(CheckpointPermission.model).where(CheckpointPermission.project_id == project_id)
-    may_ask = or_(TunedModel.project_id == project_id, TunedModel.name.in_(permitted))
-    rows = select(TunedModel).where(TunedModel.state == READY, may_ask)
+    rows = select(TunedModel).where(TunedModel.state == READY, _may_ask(project_id))
     return session.scalars(rows.order_by(TunedModel.created_at, TunedModel.id)).all()
 
 

@@ -1,9 +1,9 @@
-"""Tuned models, and the permissions by which other projects may ask for a checkpoint."""
+"""Tuned models, the permissions by which other projects may ask for a checkpoint, and aliases of models."""
 
 from typing import Any
 
 from sqlalchemy import Index, String, UniqueConstraint
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column, synonym
 
 from jobs.db.base import Base
 
@@ -50,3 +50,22 @@ class CheckpointPermission(Base):
     created_at: Mapped[float]
 
     __table_args__ = (UniqueConstraint("model", "project_id"),)
+
+
+class Alias(Base):
+    """A name by which a project asks for a `model`, which no alias has as its name.
+
+    `created_by` is the actor of the audit row of its creation.
+    """
+
+    __tablename__ = "alias"
+
+    project_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    model: Mapped[str] = mapped_column(String(255))
+    metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata")
+    created_at: Mapped[float]
+    updated_at: Mapped[float]
+    created_by: Mapped[str] = mapped_column(String(64))
+
+    id = synonym("name")  # the id of the object in the API

@@ -13,6 +13,7 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.ledger.states import JobState
 from jobs.queues import Task
+from jobs.registry.tables import Alias
 from jobs.security import keys
 from jobs.security.model_permissions import set_rule
 from jobs.security.tables import ApiKey, Project
@@ -45,6 +46,8 @@ class Caller:
         config = {"type": "custom", "item_schema": {"type": "object"}, "include_sample_schema": True}
         check = {"type": "string_check", "name": "n", "input": "a", "operation": "eq", "reference": "a"}
         self.eval_id = self.post("evals", data_source_config=config, testing_criteria=[check]).json()["id"]
+        for target, alias in OWN_ALIASES.items():
+            assert self.post("aliases", id=alias, model=target).status_code == 200
         return self
 
 
@@ -79,8 +82,12 @@ DOORS: dict[str, tuple[str, Callable[[Caller, str], Any]]] = {
         CHAT_MODEL, lambda it, model: it.post("fine_tuning/jobs/validate", model=model, training_file="file-x")
     ),
     "/v1/vector_stores": (EMBEDDER, lambda it, model: it.post("vector_stores", embedding_model=model)),
+    "/v1/aliases": (CHAT_MODEL, lambda it, model: it.post("aliases", id="new", model=model)),
+    "/v1/aliases/{alias}": (EMBEDDER, lambda it, model: it.post(f"aliases/{OWN_ALIASES[CHAT_MODEL]}", model=model)),
 }  # fmt: skip
 ALIASES = {CHAT_MODEL: CHAT_ALIAS, EMBEDDER: EMBEDDER_ALIAS}
+#: The project's own.
+OWN_ALIASES = {CHAT_MODEL: "ft:gpt-4o-mini:acme::abc", EMBEDDER: "my-org/embedder"}
 
 
 def deny(caller: Caller, *names: str) -> None:
@@ -96,14 +103,15 @@ def change(caller: Caller, table: Any, **values: Any) -> None:
         session.execute(update(table).where(row).values(**values))
 
 
-#: What each rule changes, and whether the door is then asked for the alias.
-RULES: dict[str, tuple[Callable[[Caller, str], object], bool]] = {
-    "model denied": (deny, False),
-    "alias of a denied model": (deny, True),
-    "model with a denied alias": (lambda it, model: deny(it, ALIASES[model]), False),
-    "key revoked": (lambda it, _: change(it, ApiKey, revoked_at=now()), False),
-    "key expired": (lambda it, _: change(it, ApiKey, expires_at=now() - 1), False),
-    "project archived": (lambda it, _: change(it, Project, archived_at=now()), False),
+#: What each rule changes, and the names, where not their own, by which models are then asked for.
+RULES: dict[str, tuple[Callable[[Caller, str], object], dict[str, str]]] = {
+    "model denied": (deny, {}),
+    "alias of a denied model": (deny, ALIASES),
+    "project's alias of a denied model": (deny, OWN_ALIASES),
+    "model with a denied alias": (lambda it, model: deny(it, ALIASES[model]), {}),
+    "key revoked": (lambda it, _: change(it, ApiKey, revoked_at=now()), {}),
+    "key expired": (lambda it, _: change(it, ApiKey, expires_at=now() - 1), {}),
+    "project archived": (lambda it, _: change(it, Project, archived_at=now()), {}),
 }
 _REFUSALS = (
     "model_not_found",
@@ -128,12 +136,15 @@ def app(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Iter
         yield app
 
 
-@pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize("rule", RULES)
+#: An alias stands for no other alias, so no rule is tried on that.
+PASSED = [(rule, door) for rule in RULES for door in DOORS if RULES[rule][1] is not OWN_ALIASES or "alias" not in door]
+
+
+@pytest.mark.parametrize(("rule", "door"), PASSED)
 def test_door_refuses_a_project_by_its_rule_and_no_other_project(app: FastAPI, door: str, rule: str) -> None:
     model, ask = DOORS[door]
-    apply, by_alias = RULES[rule]
-    name = ALIASES[model] if by_alias else model
+    apply, names = RULES[rule]
+    name = names.get(model, model)
     owner, stranger = (Caller(app, f"{who} {door} {rule}").prepare(name) for who in ("owner", "stranger"))
     apply(owner, model)
 
@@ -156,6 +167,33 @@ def test_batch_of_a_denied_model_fails_in_planning(sqlite: Database, tmp_path: P
 
     assert job.state == JobState.FAILED
     assert [error["code"] for error in job.errors or ()] == ["model_not_found"]
+
+
+@pytest.mark.parametrize("overrides", [{}, {"model": "second"}])
+def test_batch_of_an_alias_is_answered_by_the_model_of_its_plan(
+    sqlite: Database, tmp_path: Path, overrides: dict[str, str]
+) -> None:
+    def set_alias(name: str, model: str) -> None:
+        with sqlite.write() as session:
+            at = {"created_at": 1.0, "updated_at": 1.0, "created_by": "test"}
+            session.merge(Alias(project_id=keys.ensure_project(session, "default").id, name=name, model=model, **at))
+
+    lines = jsonl([chat_line(name, "Hi", model="first") for name in "ab"])
+    with running(sqlite, tmp_path) as inline:
+        set_alias("first", "gone" if overrides else FAKE)
+        set_alias("second", FAKE)
+        inline.lose_messages = lambda task: task == Task.RUN
+        job_id = inline.submit(lines, payload={"overrides": overrides})
+        inline.until(lambda: inline.job(job_id).state == JobState.RUNNING)
+        for name in ("first", "second"):
+            set_alias(name, "gone")
+        inline.lose_messages = lambda _task: False
+
+        [job] = inline.drain(job_id)
+        good, bad = inline.results(job)
+
+    assert (job.model, bad) == (FAKE, [])
+    assert [line["response"]["body"]["model"] for line in good] == [FAKE, FAKE]
 
 
 def test_retry_with_the_model_of_an_override_is_asked_for_that_model(sqlite: Database, tmp_path: Path) -> None:

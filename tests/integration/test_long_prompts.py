@@ -81,7 +81,7 @@ def _small(request: Request) -> Answer | None:
 class Alone:
     """No other workers."""
 
-    async def route(self, request: Request, emit: Any) -> Answer | None:
+    async def route(self, request: Request, emit: Any) -> Answer | Request:
         raise AssertionError
 
     async def piece_bytes(self, model: str | None) -> int:

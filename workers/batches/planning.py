@@ -163,7 +163,9 @@ class Planner:
             return versions.resolve(session, self.job.project_id, reference)
 
     def _route(self, model: str, number: int) -> Bad | None:
-        """Set the queue that serves the model, after a retry's overrides; return an error where there is none.
+        """Set the model, after a retry's overrides, and the queue that serves it; return an error where there is none.
+
+        An alias stands for its model from here on: what is changed later concerns other jobs.
 
         Raises: Abandoned, where there may be one later.
         """
@@ -178,7 +180,7 @@ class Planner:
             return Bad(refusal.code, str(refusal), number, "body.model")
         except (routing.NotYet, ModelsFileError):
             raise Abandoned(5.0, "model") from None
-        writer.model, (writer.queue, writer.serves_as, _) = model, self.queues[work]
+        writer.queue, writer.model, writer.serves_as, _ = self.queues[work]
         return None
 
     def _check_quota(self, session: Session) -> Sequence[Bad]:

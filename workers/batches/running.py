@@ -186,7 +186,7 @@ def read_items(context: Context, claim: ShardClaim, batch: BatchPayload | None) 
     Without a `batch` the lines are taken as they are: the API checked them.
     """
     job = claim.job
-    overrides = batch.overrides if batch else {}
+    overrides = {**(batch.overrides if batch else {}), "model": job.model}  # the plan's, where the line has an alias
     with context.storage.reader(job.input_path or "", claim.offset) as handle:
         data = handle.read(claim.length)
     make = _item_factory(claim)

@@ -60,8 +60,8 @@ def sampled_cases(context: Context, run: Job) -> Iterator[RunCase | Bad]:
     if sampled is None:
         yield from source.cases()
         return
-    (records,) = (Records(context, job) for criterion, job in _steps(context, run) if criterion is None)
-    context_length = context_length_of(models_of(context), sampled.model)
+    (asked,) = (job for criterion, job in _steps(context, run) if criterion is None)
+    records, context_length = Records(context, asked), context_length_of(models_of(context), asked.model or "")
     for case in source.cases():
         if isinstance(case, RunCase) and case.needs_sample:
             answer = records.take(case).get("", ModelAnswer(500, {}))

@@ -33,13 +33,16 @@ class ModelRouter:
         self._engine = engine
         self._queue = queue
 
-    async def route(self, request: Request, emit: Emit | None) -> Answer | None:
-        """Have a worker of the model answer; return None for a model of this queue. Raises EngineBusy, EngineFault."""
-        model = str(request.body["model"])
-        queue = await self._peers.find_queue(request, model, request.url, "context.route_long")
-        if isinstance(queue, Answer):
-            return queue
-        return None if queue == self._queue else await self._peers.forward(queue, request, emit)
+    async def route(self, request: Request, emit: Emit | None) -> Answer | Request:
+        """Have a worker of the model answer; return the request for a model of this queue.
+
+        Raises EngineBusy, EngineFault.
+        """
+        route = await self._peers.find_route(request, str(request.body["model"]), request.url, "context.route_long")
+        if isinstance(route, Answer):
+            return route
+        request = replace(request, body={**request.body, "model": route.model})
+        return request if route.queue == self._queue else await self._peers.forward(route.queue, request, emit)
 
     async def piece_bytes(self, model: str | None) -> int:
         """Return how many bytes of a text the model takes: no token is shorter than a byte. Raises EngineBusy."""
@@ -53,12 +56,13 @@ class ModelRouter:
         name = self._model(await self._registry(), model)
         if name is None:
             return refusal(400, "This deployment has no embedding model.", param=_PARAM, code="model_not_found")
-        queue = await self._peers.find_queue(request, name, EMBEDDINGS, _PARAM)
-        if isinstance(queue, Answer):
-            return queue
+        route = await self._peers.find_route(request, name, EMBEDDINGS, _PARAM)
+        if isinstance(route, Answer):
+            return route
+        queue = route.queue
         vectors: list[Vector] = []
         for at in range(0, len(texts), _TEXTS):
-            body = {"model": name, "input": list(texts[at : at + _TEXTS]), "encoding_format": "base64"}
+            body = {"model": route.model, "input": list(texts[at : at + _TEXTS]), "encoding_format": "base64"}
             embedding_id = f"{request.request_id}-e{at}"
             part = replace(request, url=EMBEDDINGS, body=body, request_id=embedding_id, adapter=None)
             answer = await (

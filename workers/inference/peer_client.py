@@ -23,6 +23,7 @@ from jobs.errors import DatabaseBusy, TooManyRequests, Unavailable, WorkerLost
 from jobs.fleet import access, routing
 from jobs.fleet.access import Work
 from jobs.fleet.models_file import ModelsFileError
+from jobs.fleet.routing import Route
 from jobs.ids import new_id
 from jobs.inference.client import InferenceClient
 from jobs.inference.interactive import LINE_PRIORITY, PRIORITY, AnswerEntry, QueuedRequest, routed_queue
@@ -65,12 +66,12 @@ class PeerClient:
         except (TooManyRequests, Unavailable) as error:
             raise EngineBusy(error.message, retry_after=RETRY_SECONDS) from error
 
-    async def find_queue(self, request: Request, model: str, endpoint: str, param: str) -> str | Answer:
-        """Return the queue whose workers have a model for the request's project, or a refusal. Raises EngineBusy."""
+    async def find_route(self, request: Request, model: str, endpoint: str, param: str) -> Route | Answer:
+        """Return which workers have a model for the request's project, or a refusal. Raises EngineBusy."""
 
-        def find() -> str | Answer:
+        def find() -> Route | Answer:
             with self._context.db.read() as session:
-                return self._queue(session, request, model, endpoint, param)
+                return self._route(session, request, model, endpoint, param)
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, find)
@@ -186,24 +187,24 @@ class PeerClient:
                 message = f"Vector store with id '{search.store_id[:64]}' not found."
                 return refusal(404, message, param="tools", code="vector_store_not_found")
             index = indexes.current(session, store)
-            queue = self._queue(session, request, index.model, EMBEDDINGS, "tools")
-        return queue if isinstance(queue, Answer) else (queue, index)
+            route = self._route(session, request, index.model, EMBEDDINGS, "tools")
+        return route if isinstance(route, Answer) else (route.queue, index)
 
-    def _queue(self, session: Session, request: Request, model: str, endpoint: str, param: str) -> str | Answer:
+    def _route(self, session: Session, request: Request, model: str, endpoint: str, param: str) -> Route | Answer:
         config = self._context.config
         try:
             registry = self._context.models.now()
             work = Work(request.tenant, request.key_id or None, model, endpoint)
-            queue = access.resolve(session, config, registry, work).queue
+            route = access.resolve(session, config, registry, work)
         except routing.NotServed as refused:
             return refusal(400, str(refused), param=param, code=refused.code)
         except routing.NotYet as error:
             raise EngineBusy(f"The model `{model}` is not there yet.", retry_after=RETRY_SECONDS) from error
         except ModelsFileError as error:
             raise EngineBusy(BROKEN_FILE, retry_after=RETRY_SECONDS) from error
-        if routing.is_paused(session, queue, model, request.tenant):
+        if routing.is_paused(session, route.queue, route.model, request.tenant):
             raise EngineBusy(f"The operator has paused the model `{model}`.", retry_after=RETRY_SECONDS)
-        return queue
+        return route
 
     def _is_served(self, queue: str, model: str) -> bool:
         try:

@@ -121,8 +121,8 @@ AskNamed = Callable[[Request, Emit | None, Ask], Awaitable[Answer]]
 class ModelRouting(Protocol):
     """Access to other workers and to other models of this worker. Raises EngineBusy if none can answer now."""
 
-    async def route(self, request: Request, emit: Emit | None) -> Answer | None:
-        """Return the answer of the model that the request names; None if this worker serves that model itself."""
+    async def route(self, request: Request, emit: Emit | None) -> Answer | Request:
+        """Return the answer of the model that the request names; the request for it if this worker serves the model."""
 
     async def piece_bytes(self, model: str | None) -> int: ...
 
@@ -309,8 +309,8 @@ class _LongPrompt:
         emit = shown.emit(self.emit) if self.emit else None
         request = replace(self.sent, body=body, adapter=None)
         answer = await self.window.model_router.route(request, emit)
-        if answer is None:
-            answer = await self.window.ask_named(request, emit, self.window.answer_or_stream)
+        if isinstance(answer, Request):
+            answer = await self.window.ask_named(answer, emit, self.window.answer_or_stream)
         return shown.answer(answer)
 
     async def _ask(self, body: Body, shown: ContextReport) -> Answer:

@@ -17,6 +17,7 @@ from jobs.errors import TooManyRequests, Unavailable
 from jobs.fleet import access, routing, workers
 from jobs.fleet.access import Work
 from jobs.fleet.models_file import ModelsFileError
+from jobs.fleet.routing import Route
 from jobs.ids import new_id
 from jobs.inference.client import InferenceClient, last_entry
 from jobs.inference.interactive import QueuedRequest
@@ -74,10 +75,15 @@ class Reranking:
         """
         if not hits:
             return hits
-        bodies = [_body(search.ranker, query, hits) for query in search.queries]
-        answers = await asyncio.gather(*(self._ask(body, queued, priority) for body in bodies))
+        loop = asyncio.get_running_loop()
+        route = await loop.run_in_executor(self._threads, self._route_of_model, search.ranker, queued)
+        if isinstance(route, Answer):
+            return _refusal(search.ranker, route)
+        model = route.model
+        bodies = [_body(model, query, hits) for query in search.queries]
+        answers = await asyncio.gather(*(self._ask(route.queue, body, queued, priority) for body in bodies))
         for answer in answers:
-            self._context.usage.add_answer(UsageKey(queued.tenant, queued.key_id, search.ranker, RERANK), answer)
+            self._context.usage.add_answer(UsageKey(queued.tenant, queued.key_id, model, RERANK), answer)
         scores = [-math.inf] * len(hits)
         for answer in answers:
             if answer.status >= 400:
@@ -88,17 +94,13 @@ class Reranking:
             except (msgspec.MsgspecError, KeyError):
                 return refusal(502, "The re-ranking model gave no score for some texts.", code="engine_error")
         if any(not -_ROUNDING <= score <= 1.0 + _ROUNDING for score in scores):
-            self._logits.add(search.ranker)
-        shown = _logistic if search.ranker in self._logits else _clamp
+            self._logits.add(model)
+        shown = _logistic if model in self._logits else _clamp
         best = sorted(zip(scores, hits, strict=True), key=lambda pair: -pair[0])
         return [_rescore(hit, shown(score)) for score, hit in best]
 
-    async def _ask(self, body: dict[str, object], queued: QueuedRequest, priority: int) -> Answer:
-        loop = asyncio.get_running_loop()
+    async def _ask(self, queue: str, body: dict[str, object], queued: QueuedRequest, priority: int) -> Answer:
         try:
-            queue = await loop.run_in_executor(self._threads, self._queue_for_model, str(body["model"]), queued)
-            if isinstance(queue, Answer):
-                return queue
             if queue == self._queue:
                 request = Request(RERANK, body, queued.id, priority, queued.tenant)
                 return await self._host.engine.answer(request)
@@ -120,14 +122,14 @@ class Reranking:
             raise EngineBusy("The re-ranking model is not there now.", retry_after=end.retry_after or _AGAIN)
         return Answer(end.status, end.body, Usage(*end.usage))
 
-    def _queue_for_model(self, model: str, queued: QueuedRequest) -> str | Answer:
-        """Return the queue of a re-ranking model, or the refusal. Raises EngineBusy."""
+    def _route_of_model(self, model: str, queued: QueuedRequest) -> Route | Answer:
+        """Return which workers have a re-ranking model, or the refusal. Raises EngineBusy."""
         config = self._context.config
         with self._context.db.read() as session:
             try:
                 registry = self._context.models.now()
                 work = Work(queued.tenant, queued.key_id or None, model, RERANK)
-                return access.resolve(session, config, registry, work).queue
+                return access.resolve(session, config, registry, work)
             except routing.NotServed as refused:
                 return refusal(400, f"Invalid '{_PARAM}': {refused}", param=_PARAM, code=refused.code)
             except (routing.NotYet, ModelsFileError) as error:

@@ -32,6 +32,8 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
         "json": {"model": "smollm2-135m-instruct", "messages": [{"role": "user", "content": "Hello"}]},
     },
     ("POST", "/v1/chat/completions/{completion_id}"): {"json": {"metadata": {}}},
+    ("POST", "/v1/aliases"): {"json": {"id": "my-model", "model": "all-minilm-l6-v2"}},
+    ("POST", "/v1/aliases/{alias}"): {"json": {"model": "all-minilm-l6-v2"}},
     ("POST", "/v1/models/{model}/probe"): {"json": {}},
     ("POST", "/v1/completions"): {"json": {"model": "smollm2-135m-instruct", "prompt": "Hello"}},
     ("POST", "/v1/embeddings"): {"json": {"model": "all-minilm-l6-v2", "input": "Hello"}},

@@ -55,13 +55,19 @@ def _schedules(_app: FastAPI, client: TestClient) -> str:
     return "/v1/schedules"
 
 
+def _aliases(_app: FastAPI, client: TestClient) -> str:
+    for n in range(ROWS):
+        _created(client, "/v1/aliases", id=f"a:{n}", model="all-minilm-l6-v2")
+    return "/v1/aliases"
+
+
 def _completions(app: FastAPI, _client: TestClient) -> str:
     for n in range(ROWS):
         store_completion(app, created_at=float(n))
     return "/v1/chat/completions"
 
 
-ALL: list[Made] = [_stores, _files_of_a_store, _sources, _endpoints, _schedules, _completions]
+ALL: list[Made] = [_stores, _files_of_a_store, _sources, _endpoints, _schedules, _aliases, _completions]
 
 
 @pytest.mark.parametrize("make", ALL)

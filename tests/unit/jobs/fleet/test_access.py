@@ -14,11 +14,14 @@ from jobs.db.engine import Database
 from jobs.fleet import access, workers
 from jobs.fleet.access import AccessDenied, Work
 from jobs.fleet.models_file import Registry
+from jobs.fleet.routing import NotServed
 from jobs.fleet.tables import Model
 from jobs.ledger import kinds
 from jobs.ledger.tables import Job
 from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue
+from jobs.registry import models as tuned_models
+from jobs.registry.tables import Alias
 from jobs.requests.endpoints import CHAT
 from jobs.security import keys, permissions, roles
 from jobs.security.model_permissions import set_rule
@@ -29,6 +32,7 @@ from tests.support import tuned_adapters
 ROOT = Path(__file__).parents[4]
 MODEL, ALIAS, OTHER = "smollm2-135m-instruct", "gpt-4o-mini", "all-minilm-l6-v2"
 TUNED = f"ft:{MODEL}:acme::abc"
+OWN = "ft:gpt-4o-mini:old::abc"
 
 
 class Tenant:
@@ -48,6 +52,20 @@ def deny(*names: str) -> Rule:
 
 def allow(*names: str) -> Rule:
     return lambda session, tenant: set_rule(session, tenant.project.id, "allow_list", names)
+
+
+def name_own(target: str, name: str = OWN) -> Rule:
+    """Return a rule that makes an alias of a project, which its own rules follow."""
+
+    def add(session: Session, tenant: Tenant) -> None:
+        at = {"created_at": 1.0, "updated_at": 1.0, "created_by": "test"}
+        session.add(Alias(project_id=tenant.project.id, name=name, model=target, **at))
+
+    return add
+
+
+def both(*rules: Rule) -> Rule:
+    return lambda session, tenant: [rule(session, tenant) for rule in rules]
 
 
 def revoke(_session: Session, tenant: Tenant) -> None:
@@ -92,6 +110,20 @@ RULES: dict[str, tuple[Rule, str, str]] = {
     "model that is not in the list": (allow(OTHER), MODEL, "model_not_found"),
     "empty list": (allow(), MODEL, "model_not_found"),
 }
+#: The rules of projects that have an alias, the name that is asked for, and the model that answers or the refusal.
+ALIASES: dict[str, tuple[Rule, str, str]] = {
+    "own alias": (name_own(MODEL), OWN, MODEL),
+    "own alias of a tuned model": (name_own(TUNED), OWN, TUNED),
+    "own alias of a denied model": (both(name_own(MODEL), deny(MODEL)), OWN, "model_not_found"),
+    "own alias that is denied": (both(name_own(MODEL), deny(OWN)), OWN, MODEL),
+    "own alias of a model in the list": (both(name_own(MODEL), allow(MODEL)), OWN, MODEL),
+    "own alias of a model that is not in the list": (both(name_own(MODEL), allow(OTHER, OWN)), OWN, "model_not_found"),
+    "own alias with the name of an alias of the file": (name_own(TUNED, ALIAS), ALIAS, TUNED),
+    "own alias with the name of a model": (name_own(TUNED, MODEL), MODEL, MODEL),
+    "own alias with the name of a tuned model": (name_own(MODEL, TUNED), TUNED, TUNED),
+    "own alias of an alias": (both(name_own(MODEL, "a"), name_own("a")), OWN, "model_not_found"),
+    "own alias and a revoked key": (both(name_own(MODEL), revoke), OWN, "key_revoked"),
+}
 
 
 @pytest.mark.parametrize(("rule", "model", "outcome"), RULES.values(), ids=RULES)
@@ -107,6 +139,51 @@ def test_rule_of_a_project_decides_for_its_own_key_alone(
 
         assert resolve(session, tenant, model) == outcome
         assert resolve(session, rival, model.replace("acme", "rival")) == Queue.GENERATE
+
+
+@pytest.mark.parametrize(("rule", "name", "outcome"), ALIASES.values(), ids=ALIASES)
+def test_alias_of_a_project_stands_for_a_model_under_the_rules_of_that_model(
+    db: Database, tmp_path: Path, rule: Rule, name: str, outcome: str
+) -> None:
+    tuned_adapters.tuned_model(db, DiskStorage(tmp_path), TUNED, base=MODEL, project="acme")
+    config = Settings(openai_aliases=True)
+    registry = Registry.load(config)
+    with db.write() as session:
+        tenant = Tenant(session, "acme")
+        rule(session, tenant)
+        session.flush()
+
+        try:
+            answered = access.resolve(
+                session, config, registry, Work(tenant.project.id, tenant.key.id, name, CHAT)
+            ).model
+        except NotServed as refusal:
+            answered = refusal.code
+
+    assert answered == outcome
+
+
+def test_alias_does_not_concern_other_projects(db: Database) -> None:
+    with db.write() as session:
+        name_own(MODEL)(session, Tenant(session, "acme"))
+        session.flush()
+
+        with pytest.raises(NotServed):
+            resolve(session, Tenant(session, "rival"), OWN)
+
+
+def test_alias_with_the_name_of_a_deleted_model_stands_for_its_model(db: Database, tmp_path: Path) -> None:
+    tuned_adapters.tuned_model(db, DiskStorage(tmp_path), TUNED, base=MODEL, project="acme")
+    registry = Registry.load(Settings())
+    with db.write() as session:
+        tenant = Tenant(session, "acme")
+        name_own(OTHER, TUNED)(session, tenant)
+        names = [access.model_of_name(session, registry, TUNED, tenant.project.id)]
+        tuned_models.delete(session, TUNED, tenant.project.id)
+        session.flush()
+        names.append(access.model_of_name(session, registry, TUNED, tenant.project.id))
+
+    assert names == [TUNED, OTHER]
 
 
 def test_key_of_another_project_is_refused(db: Database) -> None:

@@ -67,7 +67,7 @@ def test_a_tuned_model_runs_where_its_base_does(sqlite: Database, tmp_path: Path
         with pytest.raises(routing.NotServed) as unknown:
             routing.route(session, config, registry, name, endpoint=CHAT, project_id=other)
 
-    assert found == (Queue.GENERATE, "smollm2-135m-instruct", False)
+    assert found == (Queue.GENERATE, name, "smollm2-135m-instruct", False)
     assert unknown.value.code == "model_not_found"
 
 
@@ -108,7 +108,7 @@ def test_a_whole_model_is_served_by_the_process_for_such_models(sqlite: Database
         project_id = keys.ensure_project(session, "acme").id
         for name in names.values():
             route = partial(routing.route, session, config, Registry.load(config), name, project_id=project_id)
-            assert route(endpoint=CHAT) == (Queue.TUNED, None, False)
+            assert route(endpoint=CHAT) == (Queue.TUNED, name, None, False)
             with pytest.raises(routing.NotServed, match="does not serve /v1/embeddings"):
                 route(endpoint="/v1/embeddings")
 

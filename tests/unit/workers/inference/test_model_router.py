@@ -1,5 +1,6 @@
 """Vectors of a conversation: who is asked for them, and what is said where nobody can."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ import msgspec
 import pytest
 
 from jobs.fleet.models_file import Models
+from jobs.fleet.routing import Route
 from tests.support.fake_engine import reply
 from workers.engines.port import Answer, EngineBusy, Request, refusal
 from workers.inference.model_router import ModelRouter
@@ -20,11 +22,12 @@ class Asked:
 
     def __init__(self, queue: str | Answer) -> None:
         self.queue = queue
+        self.route = queue if isinstance(queue, Answer) else Route(queue, "own-name")
         self.here: list[Request] = []
         self.there: list[Request] = []
 
-    async def find_queue(self, *_: Any) -> str | Answer:
-        return self.queue
+    async def find_route(self, *_: Any) -> Route | Answer:
+        return self.route
 
     async def forward(self, queue: str, request: Request, _emit: Any = None) -> Answer:
         assert queue == self.queue
@@ -88,7 +91,7 @@ async def test_long_context_model_is_routed_by_its_queue(tmp_path: Path) -> None
         answers.append((await _elsewhere(asked, tmp_path).route(REQUEST, None), len(asked.there), asked.here))
 
     here, there, refused = answers
-    assert here == (None, 0, [])
+    assert here == (replace(REQUEST, body={"model": "own-name"}), 0, [])
     assert (there[0] and there[0].status, *there[1:]) == (200, 1, [])
     assert refused == (no, 0, [])
 

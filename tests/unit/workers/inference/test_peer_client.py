@@ -12,6 +12,7 @@ import pytest
 from jobs.db.engine import Database
 from jobs.errors import NoWorker, WorkerLost
 from jobs.fleet.models_file import Models
+from jobs.fleet.routing import Route
 from jobs.inference.interactive import PRIORITY, AnswerEntry, QueuedRequest
 from jobs.ledger import pauses
 from jobs.retrieval.searches import Search
@@ -143,7 +144,7 @@ async def test_a_models_file_that_is_broken_is_waited_for(sqlite: Database, tmp_
     context: Any = SimpleNamespace(config=config, db=sqlite, models=Models(config), timings=Timings())
 
     with pytest.raises(EngineBusy) as busy:
-        await PeerClient(context).find_queue(REQUEST, "large", CHAT, "context.route_long")
+        await PeerClient(context).find_route(REQUEST, "large", CHAT, "context.route_long")
 
     assert "secret" not in str(busy.value)
 
@@ -157,7 +158,7 @@ async def test_request_of_a_revoked_key_is_refused(sqlite: Database, tmp_path: P
         keys.revoke_key(session, key_id)
 
     asked = replace(REQUEST, tenant=project_id, key_id=key_id)
-    answer = await PeerClient(context).find_queue(asked, "large", CHAT, "context.route_long")
+    answer = await PeerClient(context).find_route(asked, "large", CHAT, "context.route_long")
 
     assert isinstance(answer, Answer)
     assert (answer.status, b'"key_revoked"' in answer.body) == (400, True)
@@ -174,11 +175,11 @@ async def test_paused_queue_model_or_project_raises_busy(
     context: Any = SimpleNamespace(config=config, db=sqlite, models=Models(config), timings=Timings())
     asked = PeerClient(context)
 
-    assert await asked.find_queue(REQUEST, "large", CHAT, "context.route_long") == "gpu.large"
+    assert await asked.find_route(REQUEST, "large", CHAT, "context.route_long") == Route("gpu.large", "large")
     with sqlite.write() as session:
         pauses.pause(session, pauses.Scope(scope), name, actor="test")
     with pytest.raises(EngineBusy, match="paused"):
-        await asked.find_queue(REQUEST, "large", CHAT, "context.route_long")
+        await asked.find_route(REQUEST, "large", CHAT, "context.route_long")
 
 
 async def test_forwarded_batch_line_has_no_interactive_priority(make: Make) -> None:

@@ -99,9 +99,9 @@ class Nobody:
         self.answers: Answer | None = None
         self.piece = piece
 
-    async def route(self, request: Request, emit: Emit | None) -> Answer | None:
+    async def route(self, request: Request, emit: Emit | None) -> Answer | Request:
         self.routed.append(request)
-        return self.answers
+        return self.answers or request
 
     async def piece_bytes(self, model: str | None) -> int:
         return self.piece

@@ -1,0 +1,1 @@
+"""Names of models that belong to projects."""
