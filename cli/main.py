@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.commands import (
+    aliases,
     audit,
     budgets,
     deployment,
@@ -137,6 +138,7 @@ app.add_typer(files.app, name="files", rich_help_panel=_DATA)
 app.add_typer(stores.app, name="stores", rich_help_panel=_DATA)
 app.add_typer(models.app, name="models", rich_help_panel=_OPERATE)
 app.add_typer(prompts.app, name="prompts", rich_help_panel=_JOBS)
+app.add_typer(aliases.app, name="aliases", rich_help_panel=_OPERATE)
 app.add_typer(schedules.app, name="schedules", rich_help_panel=_JOBS)
 app.add_typer(finetune.app, name="finetune", rich_help_panel=_JOBS)
 app.add_typer(evals.app, name="evals", rich_help_panel=_JOBS)

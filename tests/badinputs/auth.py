@@ -103,6 +103,7 @@ def planted(world: World) -> dict[str, str]:
         "upload_id": world.client.post("/v1/uploads", json=upload).json()["id"],
         "webhook_endpoint_id": world.client.post("/v1/webhook_endpoints", json=hook).json()["id"],
         "batch_id": world.client.post("/v1/batches", json=batch | batch_hook, headers=key).json()["id"],
+        "alias": ask("/v1/aliases", json={"id": CANARY, "model": MODEL, "metadata": {CANARY: CANARY}}).json()["id"],
         "schedule_id": world.client.post("/v1/schedules", json=schedule).json()["id"],
         "prompt_id": world.client.post("/v1/prompts", json={"name": CANARY, "instructions": CANARY}).json()["id"],
         "version": "1",
@@ -170,7 +171,7 @@ def by_id(world: World) -> str:
 
 
 _LISTS = (
-    "files", "batches", "jobs", "webhook_endpoints", "schedules", "vector_stores", "chat/completions",
+    "files", "batches", "jobs", "webhook_endpoints", "schedules", "aliases", "vector_stores", "chat/completions",
     "fine_tuning/jobs", "evals", "prompts",
 )  # fmt: skip
 

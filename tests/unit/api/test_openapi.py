@@ -146,6 +146,7 @@ class Real:
             "item_id": self.client.get(f"/v1/conversations/{talk}/items").json()["first_id"],
             "prompt_id": post("prompts", instructions="Be brief.")["id"],
             "version": "1",
+            "alias": post("aliases", id="my/model", model="all-minilm-l6-v2")["id"],
             "schedule_id": post("schedules", cron="0 3 * * *", batch=batch)["id"],
             "file_id": file_id,
             "input_file_id": file_id,

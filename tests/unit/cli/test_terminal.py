@@ -65,7 +65,7 @@ def thing() -> dict[str, Any]:
         "last_position": 0, "eval_id": "eval_1", "text": HOSTILE, "reasons": [],
         "target": HOSTILE, "type": HOSTILE, "effective_at": 1, "actor": HOSTILE, "source": HOSTILE, "destination": None,
         "redacted_value": HOSTILE, "revoked_at": None, "manages_keys": False, "created_by": HOSTILE,
-        "scopes": [HOSTILE], "last_used_at": None,
+        "scopes": [HOSTILE], "last_used_at": None, "updated_at": 1,
     }  # fmt: skip
 
 
@@ -297,6 +297,10 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "prompts update": (True, [["prompts", "update", "x", "--label", "production=1"]]),
     "prompts archive": (False, [["prompts", "archive", "x"]]),
     "prompts diff": (True, [["prompts", "diff", "x", "1", "2"]]),
+    "aliases list": (True, [["aliases", "list"], ["aliases", "list", "--json"]]),
+    "aliases set": (True, [["aliases", "set", "a", "m"], ["aliases", "set", HOSTILE, "m"]]),
+    "aliases show": (True, [["aliases", "show", "ft:a/b"]]),
+    "aliases delete": (True, [["aliases", "delete", STORED]]),
     "schedules list": (True, [["schedules", "list"]]),
     "schedules pause": (True, [["schedules", "pause", "x"]]),
     "schedules resume": (True, [["schedules", "resume", "x"]]),

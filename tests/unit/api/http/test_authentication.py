@@ -157,6 +157,7 @@ def theirs(app: FastAPI, client: TestClient) -> dict[str, str]:
         "item_id": client.get(f"/v1/conversations/{talk}/items").json()["first_id"],
         "completion_id": store_completion(app),
         "response_id": client.post("/v1/responses", json=response).json()["id"],
+        "alias": client.post("/v1/aliases", json={"id": "my-model", "model": response["model"]}).json()["id"],
         "schedule_id": client.post("/v1/schedules", json={"cron": "0 3 * * *", "batch": batch}).json()["id"],
         "prompt_id": client.post("/v1/prompts", json={"instructions": "Be brief."}).json()["id"],
         "upload_id": client.post("/v1/uploads", json=upload).json()["id"],
