@@ -1,0 +1,467 @@
+"""A Promptfoo config: its prompts, its models, and its tests once defaults, files, scenarios and lists are merged.
+
+prompts ── text, files, messages ──▶ Prompt         tests ── defaultTest, vars ──▶ Test, one for each set of variables
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Final
+
+from cli.migrate.promptfoo.assertions import REASONS, RULES, model_of
+from cli.migrate.promptfoo.files import (
+    SCRIPTS,
+    ConfigFolder,
+    NoCounterpart,
+    Object,
+    entries_of,
+    file_name,
+    load_json,
+    load_yaml,
+)
+from cli.migrate.promptfoo.templates import Template, parse, resolve_variables
+
+MAX_TESTS: Final = 20_000
+_PROMPT_FILES: Final = frozenset({".txt", ".md", ".j2", ".json", ".jsonl", ".yaml", ".yml"})
+_ROLES: Final = frozenset({"system", "developer", "user", "assistant"})
+#: Files that Promptfoo inserts as something else than their text.
+_MEDIA: Final = frozenset(
+    {".pdf", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".svg", ".mp3", ".wav", ".mp4", ".webm", ".mov"}
+)
+#: Parameters of a provider by their names here, in a request for a response and in one for a chat completion.
+_PARAMETERS: Final[Mapping[str, tuple[str, str | None]]] = {
+    "temperature": ("temperature", "temperature"),
+    "top_p": ("top_p", "top_p"),
+    "max_tokens": ("max_output_tokens", "max_completion_tokens"),
+    "max_completion_tokens": ("max_output_tokens", "max_completion_tokens"),
+    "max_output_tokens": ("max_output_tokens", "max_completion_tokens"),
+    "seed": ("", "seed"),
+    "reasoning_effort": ("reasoning", "reasoning_effort"),
+}
+#: Options of a test that change the request or the output, and those that have no effect on either.
+_CHANGING: Final = (
+    "transform", "postprocess", "transformVars", "prefix", "suffix", "storeOutputAs", "response_format", "tools",
+    "functions",
+)  # fmt: skip
+#: Columns of CSV that are no variables.
+_COLUMNS: Final = {
+    "__description": "description",
+    "__providerOutput": "providerOutput",
+    "__provider_output": "providerOutput",
+}
+_SHORT: Final = {
+    "javascript": "javascript",
+    "fn": "javascript",
+    "eval": "javascript",
+    "grade": "llm-rubric",
+    "python": "python",
+}
+_ASSERTION: Final = re.compile(
+    r"((?:not-)?[a-z][a-z-]*(?::(?:cosine|dot|euclidean))?)(?:\((\d+(?:\.\d+)?)\))?(?::([\s\S]*))?"
+)
+_THRESHOLDS: Final = {"similar": 0.8}
+_LISTS: Final = re.compile(r"(?:not-)?i?contains-(?:any|all)")
+
+Remark = Callable[[str, str, bool], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt: its messages, whose texts are templates."""
+
+    label: str
+    messages: tuple[tuple[str, tuple[Object | Template, ...]], ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Return the variables, each once."""
+        templates = [part for _, parts in self.messages for part in parts if isinstance(part, Template)]
+        return list(dict.fromkeys(name for template in templates for name in template.names))
+
+    def shown(self, text: Callable[[Template], str]) -> list[Object]:
+        """Return the messages of a request, with each template as `text` gives it."""
+        return [{"role": role, "content": _content(parts, text)} for role, parts in self.messages]
+
+    def question(self) -> str:
+        """Return the template of a grader that has all texts of the prompt."""
+        texts = [part.to_item() for _, parts in self.messages for part in parts if isinstance(part, Template)]
+        return "\n".join(texts)
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """A model that a config asks, and its parameters in Promptfoo's names."""
+
+    model: str
+    config: Object
+
+    def parameters(self, *, are_of_chats: bool) -> Object:
+        """Return the parameters in the names of a request."""
+        named = {_PARAMETERS[name][are_of_chats]: value for name, value in self.config.items() if name in _PARAMETERS}
+        if "reasoning" in named:
+            named["reasoning"] = {"effort": named["reasoning"]}
+        return {str(name): value for name, value in named.items() if name and value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Test:
+    """A test with one value of each variable, and its assertions as the config has them."""
+
+    __test__ = False
+
+    number: int
+    variables: Object
+    assertions: list[Any]
+    threshold: float | None
+    options: Object
+
+
+def _content(parts: tuple[Object | Template, ...], text: Callable[[Template], str]) -> Any:
+    match parts:
+        case (Template() as template,):
+            return text(template)
+    return [{"type": "input_text", "text": text(part)} if isinstance(part, Template) else part for part in parts]
+
+
+# ── prompts ──
+
+
+def read_prompts(config: Object, folder: ConfigFolder, remark: Remark) -> list[Prompt]:
+    """Return the prompts of a config that come over."""
+    prompts = []
+    for label, raw in _labelled_prompts(config.get("prompts"), folder, remark):
+        try:
+            prompts.append(read_prompt(raw, label))
+        except NoCounterpart as error:
+            remark(f"prompt {_short(label)}", str(error), True)
+    return prompts
+
+
+def read_prompt(raw: Any, label: str) -> Prompt:
+    """Return the prompt of a text, or of messages as JSON or YAML. Raises: NoCounterpart."""
+    messages: Any = raw
+    if isinstance(raw, str):
+        text = raw.strip()
+        if re.match(r"\[\s*\{", text):
+            messages = load_json(text)
+        elif text.startswith("- role:"):
+            messages = load_yaml(text)
+    if isinstance(messages, str):
+        return Prompt(label, (("user", (parse(messages),)),))
+    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
+        raise NoCounterpart("it is neither a text nor a list of messages")
+    return Prompt(
+        label, tuple((_role(message), tuple(map(_part, entries_of(message.get("content"))))) for message in messages)
+    )
+
+
+def _role(message: Object) -> str:
+    if message.get("role") not in _ROLES or not message.get("content") or message.get("tool_calls"):
+        raise NoCounterpart("one of its messages is not a text of a system, a user or an assistant")
+    return str(message["role"])
+
+
+def _part(part: Any) -> Object | Template:
+    match part:
+        case str():
+            return parse(part)
+        case {"type": "text" | "input_text" | "output_text", "text": str() as text}:
+            return parse(text)
+        case {"type": "image_url", "image_url": {"url": str() as url}} if "{{" not in url:
+            return {"type": "input_image", "image_url": url}
+    raise NoCounterpart("one of its messages has a part that is neither a text nor an image")
+
+
+def _labelled_prompts(value: Any, folder: ConfigFolder, remark: Remark) -> Iterator[tuple[str, Any]]:
+    """Yield the label and the text, or messages, of each prompt, those of files too."""
+    if isinstance(value, dict) and not {"id", "raw", "label"} & value.keys():
+        value = [{"id": name, "label": label} for name, label in value.items()]  # the old form
+    for entry in entries_of(value):
+        label = entry.get("label") if isinstance(entry, dict) else None
+        raw = (entry.get("raw") or entry.get("id")) if isinstance(entry, dict) else entry
+        try:
+            for number, text in enumerate(_texts_of_prompt(raw, folder)):
+                name = label if isinstance(label, str) else raw if file_name(raw) is not None else text
+                yield f"{name} {number + 1}" if number else _short(name), text
+        except NoCounterpart as error:
+            remark(f"prompt {_short(label or raw)}", str(error), True)
+
+
+def _texts_of_prompt(raw: Any, folder: ConfigFolder) -> Iterator[Any]:
+    """Yield the prompts of an entry: a text, or those of the files that it names. Raises: NoCounterpart."""
+    name = file_name(raw)
+    if name is None and isinstance(raw, str) and "\n" not in raw and Path(raw[:255]).suffix in _PROMPT_FILES | SCRIPTS:
+        name = raw
+    if name is None:
+        if isinstance(raw, str) and re.match(r"(?:langfuse|portkey|helicone|exec|package):", raw):
+            raise NoCounterpart("it is kept by another service, or made by a program")
+        yield raw
+        return
+    if Path(name.partition(":")[0]).suffix in SCRIPTS:
+        raise NoCounterpart("it is a program, which only Promptfoo runs")
+    for match in folder.matches(name):
+        suffix = Path(match).suffix
+        if suffix == ".jsonl":
+            yield from folder.value(match)
+        elif suffix in (".json", ".yaml", ".yml"):
+            value = folder.value(match)
+            yield value if isinstance(value, list) else json.dumps(value)
+        else:
+            text = folder.text(match)
+            yield from filter(None, map(str.strip, text.split("---") if suffix == ".txt" else [text]))
+
+
+def prompt_object(prompt: Prompt, providers: list[Provider], values: Mapping[str, Any]) -> Object:
+    """Return the prompt as it is stored, with one version. `values` are examples of its variables.
+
+    Raises: NoCounterpart.
+    """
+    model = providers[0] if len(providers) == 1 else None
+    version = {
+        "version": "1",
+        "model": model and model.model,
+        "instructions": None,
+        "messages": prompt.shown(Template.to_prompt),
+        "parameters": model.parameters(are_of_chats=False) if model else {},
+        "variables": [
+            {"name": name, "type": "json" if isinstance(values.get(name), dict | list) else "string"}
+            for name in prompt.names
+        ],
+    }
+    return {"id": f"pmpt_{digest(prompt.label, version)}", "name": prompt.label, "versions": [version]}
+
+
+# ── models ──
+
+
+def read_providers(config: Object, folder: ConfigFolder, remark: Remark) -> list[Provider]:
+    """Return the models of a config; a remark for each provider that is none."""
+    providers = []
+    for entry in _provider_entries(config.get("providers") or config.get("targets"), folder, remark):
+        name = entry if isinstance(entry, str) else entry.get("id") if isinstance(entry, dict) else None
+        settings = entry.get("config") if isinstance(entry, dict) else None
+        settings = settings if isinstance(settings, dict) else {}
+        try:
+            provider = Provider(model_of(name), {key: value for key, value in settings.items() if key in _PARAMETERS})
+        except NoCounterpart as error:
+            remark(f"provider {_short(name)}", str(error), True)
+            continue
+        providers.append(provider)
+        if others := sorted(settings.keys() - _PARAMETERS.keys()):
+            remark(f"provider {_short(name)}", f"its settings do not come over: {', '.join(others)[:200]}", False)
+    return providers
+
+
+def _provider_entries(value: Any, folder: ConfigFolder, remark: Remark) -> Iterator[Any]:
+    for entry in entries_of(value):
+        if (name := file_name(entry)) is not None:
+            try:
+                yield from entries_of(folder.value(name))
+            except NoCounterpart as error:
+                remark(f"provider {_short(entry)}", str(error), True)
+        elif isinstance(entry, dict) and "id" not in entry:
+            yield from ({"id": name, **(given if isinstance(given, dict) else {})} for name, given in entry.items())
+        else:
+            yield entry
+
+
+# ── tests ──
+
+
+def read_tests(config: Object, folder: ConfigFolder, remark: Remark) -> list[Test]:
+    """Return the tests of a config that come over, one for each set of variables. Raises: NoCounterpart."""
+    default = config.get("defaultTest") or {}
+    if (name := file_name(default)) is not None:
+        default = folder.value(name)
+    if not isinstance(default, dict):
+        raise NoCounterpart("its defaultTest is not an object")
+    tests: list[Test] = []
+    written = [*_written_tests(config.get("tests"), folder, remark), *_scenario_tests(config, folder, remark)]
+    for number, test in enumerate(written or [{}], 1):
+        try:
+            merged = merge_test(test, default)
+            for variables in _variable_sets(merged, folder):
+                tests.append(_test(len(tests), merged, resolve_variables(variables), folder))
+                if len(tests) > MAX_TESTS:
+                    raise NoCounterpart(f"there are more than {MAX_TESTS} tests")
+        except NoCounterpart as error:
+            remark(f"test {number}", str(error), True)
+            if len(tests) > MAX_TESTS:
+                break
+    return tests[:MAX_TESTS]
+
+
+def merge_test(test: Object, default: Object) -> Object:
+    """Return a test with what it takes from the default test. Raises: NoCounterpart."""
+    merged = {**default, **test}
+    for name in ("vars", "options", "metadata"):
+        values = [part.get(name) or {} for part in (default, test)]
+        if isinstance(values[1], str | list) and name == "vars":
+            merged[name] = values[1]
+        elif all(isinstance(value, dict) for value in values):
+            merged[name] = {**values[0], **values[1]}
+        else:
+            raise NoCounterpart(f"its '{name}' is not an object")
+    defaults = [] if merged["options"].get("disableDefaultAsserts") else default.get("assert") or []
+    merged["assert"] = [*entries_of(defaults), *entries_of(test.get("assert"))]
+    return merged
+
+
+def _test(number: int, merged: Object, variables: Object, folder: ConfigFolder) -> Test:
+    """Return a test. Raises: NoCounterpart, where something else decides the request or the grades."""
+    options = merged["options"]
+    if changing := [name for name in _CHANGING if options.get(name)]:
+        raise NoCounterpart(f"its options change the request or the output: {', '.join(changing)}")
+    if merged.get("assertScoringFunction"):
+        raise NoCounterpart("a program of its own computes its score")
+    threshold = merged.get("threshold")
+    assertions: list[Any] = []
+    for assertion in merged["assert"]:
+        name = file_name(assertion)
+        assertions += [assertion] if name is None else entries_of(folder.value(name))
+    is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    return Test(number, variables, assertions, threshold if is_number else None, options)
+
+
+def result_test(case: Object, number: int, variables: Any, folder: ConfigFolder) -> Test:
+    """Return the test of a result, which has one value of each variable already. Raises: NoCounterpart."""
+    given = variables if isinstance(variables, dict) else case.get("vars")
+    merged = merge_test({**case, "vars": given if isinstance(given, dict) else {}}, {})
+    return _test(number, merged, resolve_variables(_loaded(merged["vars"], folder)), folder)
+
+
+def _written_tests(value: Any, folder: ConfigFolder, remark: Remark) -> Iterator[Object]:
+    """Yield the tests that are written in a config and in the files that it names."""
+    for entry in entries_of(value):
+        try:
+            yield from _tests_of_entry(entry, folder)
+        except NoCounterpart as error:
+            remark(f"tests {_short(entry)}" if isinstance(entry, str) else "tests", str(error), True)
+
+
+def _tests_of_entry(entry: Any, folder: ConfigFolder) -> Iterator[Object]:
+    if isinstance(entry, dict):
+        if isinstance(entry.get("path"), str):
+            raise NoCounterpart(f"{entry['path'][:100]!r} makes tests by a program")
+        yield entry
+        return
+    if not isinstance(entry, str) or re.match(r"(?!file:)[a-z]+://", entry):
+        raise NoCounterpart("they lie elsewhere: save them in a file first")
+    for name in folder.matches(entry.removeprefix("file://")):
+        for row in entries_of(folder.value(name)):
+            if not isinstance(row, dict):
+                raise NoCounterpart(f"{name!r} has no tests")
+            yield row_test(row) if name.endswith(".csv") else row
+
+
+def row_test(row: Mapping[str, str]) -> Object:
+    """Return the test of a row of CSV. Raises: NoCounterpart."""
+    test: Object = {"vars": {}, "assert": []}
+    metric = row.get("__metric") or None
+    for column, value in row.items():
+        if not column.startswith("__"):
+            test["vars"][column] = value
+        elif column.startswith("__expected"):
+            test["assert"] += (
+                [assertion_of_text(value) | ({"metric": metric} if metric else {})] if value.strip() else []
+            )
+        elif column in _COLUMNS:
+            test[_COLUMNS[column]] = value
+        elif column in ("__prefix", "__suffix"):
+            test.setdefault("options", {})[column.removeprefix("__")] = value
+        elif column == "__threshold" and value.strip():
+            if not re.fullmatch(r"\d*\.?\d+", value.strip()):
+                raise NoCounterpart("its __threshold is not a number")
+            test["threshold"] = float(value)
+        elif column not in ("__metric", "__threshold") and not column.startswith("__metadata:") and value.strip():
+            raise NoCounterpart(f"its column {column[:60]!r} is not known")
+    return test
+
+
+def assertion_of_text(text: str) -> Object:
+    """Return the assertion of a cell of CSV: `type(threshold): value`, or a text that is expected."""
+    if (name := file_name(text)) is not None and (code := re.search(r"\.(py|[cm]?[jt]s)(?::|$)", name)):
+        return {"type": "python" if code[1] == "py" else "javascript", "value": text}
+    kind, colon, value = text.partition(":")
+    if colon and kind in _SHORT:
+        return {"type": _SHORT[kind], "value": value.strip() if kind != "grade" else value}
+    match = _ASSERTION.fullmatch(text)
+    if match is None or match[1].removeprefix("not-") not in RULES.keys() | REASONS.keys():
+        return {"type": "equals", "value": text}
+    value = match[3]
+    assertion: Object = {"type": match[1], "value": value}
+    if _LISTS.fullmatch(match[1]):
+        assertion["value"] = [part.strip() for part in (value or "").split(",")]
+    if (threshold := float(match[2]) if match[2] else _THRESHOLDS.get(match[1])) is not None:
+        assertion["threshold"] = threshold
+    return assertion
+
+
+def _scenario_tests(config: Object, folder: ConfigFolder, remark: Remark) -> Iterator[Object]:
+    """Yield the tests of scenarios: each test with each set of data."""
+    for entry in entries_of(config.get("scenarios")):
+        try:
+            name = file_name(entry)
+            for scenario in entries_of(entry if name is None else folder.value(name)):
+                if not isinstance(scenario, dict):
+                    raise NoCounterpart("it is not an object")
+                data = [part for part in entries_of(scenario.get("config")) if isinstance(part, dict)]
+                tests = list(_written_tests(scenario.get("tests"), folder, remark))
+                yield from (merge_test(test, part) for part, test in product(data, tests or [{}]))
+        except NoCounterpart as error:
+            remark("scenario", str(error), True)
+
+
+def _variable_sets(test: Object, folder: ConfigFolder) -> Iterator[Object]:
+    """Yield the sets of variables of a test: one for each combination of the values in lists. Raises: NoCounterpart."""
+    variables = test["vars"]
+    if not isinstance(variables, dict):
+        read = [
+            folder.value(name)
+            for entry in entries_of(variables)
+            for name in folder.matches(str(entry).removeprefix("file://"))
+        ]
+        if not all(isinstance(value, dict) for value in read):
+            raise NoCounterpart("its file of variables has no object")
+        variables = {name: value for values in read for name, value in values.items()}
+    choices = [_choices(value, folder, test["options"]) for value in variables.values()]
+    for values in product(*choices):
+        yield _loaded(dict(zip(variables, values, strict=True)), folder)
+
+
+def _choices(value: Any, folder: ConfigFolder, options: Object) -> list[Any]:
+    if (name := file_name(value)) is not None and "*" in name:
+        return [f"file://{match}" for match in folder.matches(name)]
+    is_list = isinstance(value, list) and bool(value) and isinstance(value[0], str)
+    return value if is_list and not options.get("disableVarExpansion") else [value]
+
+
+def _loaded(variables: Object, folder: ConfigFolder) -> Object:
+    """Return variables with the content of the files that they name. Raises: NoCounterpart."""
+    return {name: _file_content(value, folder) for name, value in variables.items()}
+
+
+def _file_content(value: Any, folder: ConfigFolder) -> Any:
+    name = file_name(value)
+    if name is None:
+        return value
+    suffix = Path(name).suffix.lower()
+    if suffix in _MEDIA:
+        raise NoCounterpart(f"its variable is the file {name[:100]!r}, which is not a text")
+    content = folder.value(name) if suffix in (".yaml", ".yml", *SCRIPTS) else folder.text(name)
+    return (
+        content.strip() if isinstance(content, str) else json.dumps(content, separators=(",", ":"), ensure_ascii=False)
+    )
+
+
+def digest(*parts: Any) -> str:
+    """Return a name of 32 characters for JSON values: the same for the same ones."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _short(value: Any) -> str:
+    return " ".join(str(value).split())[:100]
