@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from cli.migrate.promptfoo.config import prompt_object, read_prompts, read_providers, read_tests
+from cli.migrate.promptfoo.config import Remark, prompt_object, read_prompts, read_providers, read_tests
 from cli.migrate.promptfoo.evals import ResultsFile, TestGrader, evals_of, results_bundles
 from cli.migrate.promptfoo.files import ConfigFolder, NoCounterpart, Object
 
 _SUFFIXES: Final = frozenset({".yaml", ".yml", ".json", ".jsonl"})
 _CASES: Final = frozenset({"tests", "scenarios", "defaultTest"})
 #: Parts of a config that change answers or grades, and come over nowhere.
-_UNREAD: Final = ("extensions", "derivedMetrics", "nunjucksFilters", "redteam")
+_UNREAD: Final = ("scenarios", "extensions", "derivedMetrics", "nunjucksFilters", "redteam")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,12 @@ def read(paths: Sequence[Path]) -> Iterator[PromptfooReading]:
     for path in paths:
         if path.suffix not in _SUFFIXES:
             continue
-        folder, remarks = ConfigFolder(path.parent), _Remarks()
+        folder, remarks = ConfigFolder(path.parent), Counter[tuple[str, str, bool]]()
         values: list[Object] = []
+
+        def remark(what: str, reason: str, is_lost: bool, made: Counter[tuple[str, str, bool]] = remarks) -> None:
+            made[what, reason, is_lost] += 1
+
         try:
             value = folder.value(path.name)
             is_lines = isinstance(value, list) and bool(value) and is_promptfoo(value[0])
@@ -68,59 +72,46 @@ def read(paths: Sequence[Path]) -> Iterator[PromptfooReading]:
                 continue
             is_config = not is_lines and "results" not in value and "table" not in value
             made = (
-                _config_values(value, path, folder, remarks)
+                _config_values(value, path, folder, remark)
                 if is_config
-                else _results_values(value, path, folder, remarks)
+                else _results_values(value, path, folder, remark)
             )
             values += made
         except NoCounterpart as error:
             if path.stem != "promptfooconfig" and not values:
                 continue
-            remarks.add(path.name, str(error), True)
-        yield PromptfooReading(path, values, remarks.listed(), frozenset(folder.files))
-
-
-class _Remarks:
-    """Remarks, each once with the number of times it was made."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[tuple[str, str, bool]] = Counter()
-
-    def add(self, what: str, reason: str, is_lost: bool) -> None:
-        self._counts[what, reason, is_lost] += 1
-
-    def listed(self) -> list[tuple[str, str, bool]]:
-        """Return the remarks in the order in which they were made first."""
-        return [
+            remark(path.name, str(error), True)
+        listed = [
             (what, f"{reason} ({count} times)" if count > 1 else reason, is_lost)
-            for (what, reason, is_lost), count in self._counts.items()
+            for (what, reason, is_lost), count in remarks.items()
         ]
+        yield PromptfooReading(path, values, listed, frozenset(folder.files))
 
 
-def _config_values(config: Object, path: Path, folder: ConfigFolder, remarks: _Remarks) -> Iterator[Object]:
+def _config_values(config: Object, path: Path, folder: ConfigFolder, remark: Remark) -> Iterator[Object]:
     """Yield the prompts of a config, and its evals with their rows."""
     for name in _UNREAD:
         if config.get(name):
-            remarks.add(name, "it has no counterpart here", True)
-    prompts, providers = read_prompts(config, folder, remarks.add), read_providers(config, folder, remarks.add)
+            remark(name, "it has no counterpart here", True)
+    prompts, providers = read_prompts(config, folder, remark), read_providers(config, folder, remark)
     if len(providers) > 1:
-        remarks.add("prompts", "there are several models: their prompts name none", False)
-    tests = read_tests(config, folder, remarks.add)
+        remark("prompts", "there are several models: their prompts name none", False)
+    tests = read_tests(config, folder, remark)
     for prompt in prompts:
         try:
             yield prompt_object(prompt, providers, tests[0].variables if tests else {})
         except NoCounterpart as error:
-            remarks.add(f"prompt {prompt.label}", str(error), True)
-    grader = TestGrader(prompts, folder, remarks.add)
+            remark(f"prompt {prompt.label}", str(error), True)
+    grader = TestGrader(prompts, folder, remark)
     graded = [made for test in tests if (made := grader.grade(test)) is not None]
-    for saved, rows in evals_of(_name(config, path), graded, remarks.add):
+    for saved, rows in evals_of(_name(config, path), graded, remark):
         yield {"eval": saved, "rows": [row.item for row in rows], "runs": []}
 
 
-def _results_values(value: Any, path: Path, folder: ConfigFolder, remarks: _Remarks) -> Iterator[Object]:
+def _results_values(value: Any, path: Path, folder: ConfigFolder, remark: Remark) -> Iterator[Object]:
     """Yield the evals of a file of results with their runs."""
     file = ResultsFile.parse(value)
-    yield from results_bundles(file, _name(file.config, path), folder, remarks.add)
+    yield from results_bundles(file, _name(file.config, path), folder, remark)
 
 
 def _name(config: Object, path: Path) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from cli.migrate.promptfoo.files import ConfigFolder, NoCounterpart, Object, file_name, load_json, load_yaml
+from cli.migrate.promptfoo.files import ConfigFolder, NoCounterpart, Object, file_name, load_yaml
 from cli.migrate.promptfoo.templates import Template, item_path, parse
 
 OUTPUT: Final = "{{ sample.output_text }}"
@@ -90,7 +90,7 @@ class Assertion:
     def text(self, value: Any) -> str:
         """Return the template of a value: a path into the item, or the field of a literal. Raises: NoCounterpart."""
         template = _template_of(value)
-        return template.to_item() if template.names else item_path([self.fields.add("".join(map(str, template.parts)))])
+        return template.to_item() if template.names else item_path([self.fields.add(template.render({}))])
 
     def texts(self) -> list[str]:
         """Return the templates of a list of values, or of a text with commas. Raises: NoCounterpart."""
@@ -101,12 +101,12 @@ class Assertion:
         templates = [_template_of(entry) for entry in values]
         if any(template.names for template in templates):
             return [self.text(entry) for entry in values]
-        name = self.fields.add(["".join(map(str, template.parts)) for template in templates])
+        name = self.fields.add([template.render({}) for template in templates])
         return [item_path([name, number]) for number in range(len(values))]
 
-    def checked_by(self, expression: str, value: Any, prelude: str = "") -> Term:
+    def checked_by(self, expression: str, value: Any) -> Term:
         """Return the term of Python code that compares the `output` with what is `expected`."""
-        source = _CHECK.format(prelude=prelude, field=self.fields.add(value, is_forced=True), expression=expression)
+        source = _CHECK.format(field=self.fields.add(value, is_forced=True), expression=expression)
         return Term(({"type": "python", "source": source},))
 
     def judge(self, purpose: str) -> Object:
@@ -116,25 +116,15 @@ class Assertion:
             provider = provider.get("text")
         self.remark(self.kind, f"the judge is asked by Nightmill's own {purpose}: its verdicts may differ", False)
         if provider is None:
-            reason = f"no judge is named: name one with --map {DEFAULT_JUDGE}=MODEL"
-            self.remark(self.kind, reason, False)
+            self.remark(self.kind, f"no judge is named: name one with --map {DEFAULT_JUDGE}=MODEL", False)
             return {"model": DEFAULT_JUDGE}
         return {"model": model_of(provider)}
 
-    def messages(self, default: str, names: Mapping[str, str]) -> list[Object]:
-        """Return the messages to a judge: those of the config, or a text. Raises: NoCounterpart."""
-        prompt = self.definition.get("rubricPrompt") or self.options.get("rubricPrompt") or default
-        if (name := file_name(prompt)) is not None:
-            prompt = self.folder.value(name)
-        if isinstance(prompt, str) and prompt.lstrip().startswith("["):
-            prompt = load_json(prompt)
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        if not isinstance(messages, list) or not all(
-            isinstance(row, dict) and isinstance(row.get("role"), str) and isinstance(row.get("content"), str)
-            for row in messages
-        ):
-            raise NoCounterpart("its rubricPrompt is not a text or a list of messages")
-        return [{"role": row["role"], "content": parse(row["content"]).to_item(names)} for row in messages]
+    def messages(self, text: str, names: Mapping[str, str]) -> list[Object]:
+        """Return the message to a judge. Raises: NoCounterpart, where the config has another one."""
+        if self.definition.get("rubricPrompt") or self.options.get("rubricPrompt"):
+            raise NoCounterpart("its rubricPrompt says how the judge answers: write a label_model or a score_model")
+        return [{"role": "user", "content": parse(text).to_item(names)}]
 
 
 def _template_of(value: Any) -> Template:
@@ -160,35 +150,21 @@ def model_of(provider: Any) -> str:
     name = provider.get("id") if isinstance(provider, dict) else provider
     scheme, _, rest = name.partition(":") if isinstance(name, str) else ("", "", "")
     first, _, last = rest.partition(":")
-    if first in _OTHER_ENDPOINTS:
+    if _OTHER_ENDPOINTS.fullmatch(first):
         raise NoCounterpart(f"the provider '{scheme}:{first}' is not a model that is asked for a text")
-    model = last if first in _ENDPOINTS else rest
-    if not model or scheme in _NO_MODELS or "{{" in model or "://" in str(name):
+    model = last if _ENDPOINTS.fullmatch(first) else rest
+    if not model or _NO_MODELS.fullmatch(scheme) or "{{" in model or "://" in str(name):
         raise NoCounterpart("its provider is a program, or names no model")
     return model[:255]
 
 
-_ENDPOINTS: Final = frozenset(
-    {"chat", "completion", "responses", "messages", "text-generation", "generate", "converse"}
+_ENDPOINTS: Final = re.compile("chat|completion|responses|messages|text-generation|generate|converse")
+_OTHER_ENDPOINTS: Final = re.compile(
+    "assistant|realtime|image|moderation|embeddings?|transcription|agents|video|speech|claude-agent-sdk"
 )
-_OTHER_ENDPOINTS: Final = frozenset(
-    {
-        "assistant",
-        "realtime",
-        "image",
-        "moderation",
-        "embedding",
-        "embeddings",
-        "transcription",
-        "agents",
-        "video",
-        "speech",
-    }
+_NO_MODELS: Final = re.compile(
+    "python|javascript|exec|file|https?|wss?|webhook|package|golang|ruby|echo|mcp|browser|promptfoo|sequence"
 )
-_NO_MODELS: Final = frozenset({
-    "python", "javascript", "exec", "file", "http", "https", "ws", "wss", "webhook", "package", "golang", "ruby",
-    "echo", "mcp", "browser", "promptfoo", "sequence", "openai-evals",
-})  # fmt: skip
 
 # ── comparisons ──
 
@@ -225,25 +201,6 @@ def _starts_with(assertion: Assertion) -> Term:
     if not expected:
         raise NoCounterpart("it has no value")
     return assertion.checked_by("output.startswith(expected)", expected)
-
-
-def _levenshtein(assertion: Assertion) -> Term:
-    expected = {"text": _template_of(assertion.value).render(assertion.variables), "most": assertion.threshold or 5}
-    return assertion.checked_by('distance(output, expected["text"]) <= expected["most"]', expected, _DISTANCE)
-
-
-def _word_count(assertion: Assertion) -> Term:
-    value = assertion.value
-    if not isinstance(value, dict):
-        number = _template_of(value).render(assertion.variables)
-        value = {"min": float(number), "max": float(number)} if re.fullmatch(r"\d+(?:\.\d+)?", number) else {}
-    bounds = {name: value[name] for name in ("min", "max") if isinstance(value.get(name), int | float)}
-    if not bounds or bounds.keys() != value.keys():
-        raise NoCounterpart("its value is not a number, or a 'min' and a 'max'")
-    words = f"len([word for word in re.split({_JS_SPACE!r}, output) if word])"
-    return assertion.checked_by(
-        f'expected.get("min", 0) <= {words} <= expected.get("max", float("inf"))', bounds, "import re\n"
-    )
 
 
 def _finish_reason(assertion: Assertion) -> Term:
@@ -387,20 +344,10 @@ def _literal_check(assertion: Assertion, operation: str, literal: str) -> Term:
 
 # ── Python ──
 
-_CHECK: Final = """{prelude}
+_CHECK: Final = """
 def grade(sample, item):
     output, expected = sample["output_text"], item["{field}"]
     return {expression}
-"""
-_DISTANCE: Final = """
-def distance(left, right):
-    row = list(range(len(right) + 1))
-    for number, letter in enumerate(left, 1):
-        before, row[0] = row[0], number
-        for column, other in enumerate(right, 1):
-            before, row[column] = row[column], min(row[column] + 1, row[column - 1] + 1, before + (letter != other))
-    return row[-1]
-
 """
 _RESULT: Final = '''
 
@@ -458,8 +405,8 @@ def _check_python(code: str, function: str, folder: ConfigFolder) -> None:
         tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise NoCounterpart("its code is not Python") from error
-    defined = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
-    if not defined or len(defined[-1].args.args) != 2:
+    defined = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in (function, "grade")]
+    if [node.name for node in defined] != [function] or len(defined[-1].args.args) != 2:
         raise NoCounterpart(f"its code has no function {function}(output, context)")
     imported = {
         name.split(".")[0]
@@ -577,8 +524,6 @@ RULES: Final[Mapping[str, Callable[[Assertion], Term]]] = {
     "icontains-all": lambda assertion: _comparisons(assertion, "ilike", "min"),
     "regex": _regex,
     "starts-with": _starts_with,
-    "levenshtein": _levenshtein,
-    "word-count": _word_count,
     "finish-reason": _finish_reason,
     "is-json": _is_json,
     "similar": _similar,
@@ -592,50 +537,30 @@ RULES: Final[Mapping[str, Callable[[Assertion], Term]]] = {
     "context-faithfulness": lambda assertion: _grounded(assertion, "faithfulness", {"input": OUTPUT}),
     "context-recall": _context_recall,
 }
-_NEGATABLE: Final = RULES.keys() - {
-    "levenshtein", "finish-reason", "python", "model-graded-closedqa", "model-graded-factuality", "factuality",
-    "context-faithfulness", "context-recall",
-}  # fmt: skip
-_MEASURED: Final = (
-    "an item has its text alone: neither the price, the time, the probabilities nor the trace of its answer"
+_NEGATABLE: Final = re.compile(
+    "equals|i?contains(?:-any|-all)?|regex|starts-with|is-json|similar(?::cosine)?|javascript|llm-rubric"
 )
-_OTHER_FORMULA: Final = "the formula is another one here, so that scores and thresholds differ"
-_OTHER_SERVICE: Final = "another service decides it"
-_TOOLS: Final = (
-    "it checks calls by the tools of the provider's config: write a python grader of {{ sample.output_tools }}"
-)
-_PARSER: Final = "it needs Promptfoo's own parser: write a python grader"
+_MEASURED: Final = "an item has its text alone: neither price, time, probabilities nor the trace of its answer"
+_FORMULA: Final = "the formula is another one here: see text_similarity, answer_relevance and context_precision"
+_CODE: Final = "it needs Promptfoo's own code: write a python grader"
 #: Why the other types of Promptfoo's schema do not come over.
 REASONS: Final[Mapping[str, str]] = {
-    "answer-relevance": _OTHER_FORMULA + ": see the grader answer_relevance",
-    "bleu": _OTHER_FORMULA + ": see text_similarity",
-    "gleu": _OTHER_FORMULA + ": see text_similarity",
-    "meteor": _OTHER_FORMULA + ": see text_similarity",
-    "rouge-n": _OTHER_FORMULA + ": see text_similarity",
-    "rouge-l": _OTHER_FORMULA + ": see text_similarity",
-    "rouge-s": _OTHER_FORMULA + ": see text_similarity",
-    "context-relevance": _OTHER_FORMULA + ": see context_precision",
-    "conversation-relevance": _OTHER_FORMULA,
-    "g-eval": "its judge is asked twice, for steps and for a score: see the grader score_model",
-    "similar:dot": "only the cosine of two vectors is measured here",
-    "similar:euclidean": "only the cosine of two vectors is measured here",
-    "contains-html": _PARSER, "contains-json": _PARSER, "contains-sql": _PARSER, "contains-xml": _PARSER,
-    "is-html": _PARSER, "is-sql": _PARSER, "is-xml": _PARSER,
-    "is-refusal": "it has a list of phrases of Promptfoo's own: see the grader label_model",
-    "is-valid-function-call": _TOOLS, "is-valid-openai-function-call": _TOOLS, "is-valid-openai-tools-call": _TOOLS,
-    "tool-call-f1": _TOOLS, "skill-used": _MEASURED,
-    "cost": _MEASURED, "latency": _MEASURED, "perplexity": _MEASURED, "perplexity-score": _MEASURED,
-    "trace-error-spans": _MEASURED, "trace-span-count": _MEASURED, "trace-span-duration": _MEASURED,
-    "trajectory:goal-success": _MEASURED, "trajectory:step-count": _MEASURED, "trajectory:tool-args-match": _MEASURED,
-    "trajectory:tool-sequence": _MEASURED, "trajectory:tool-used": _MEASURED,
-    "classifier": _OTHER_SERVICE, "guardrails": _OTHER_SERVICE, "moderation": _OTHER_SERVICE, "pi": _OTHER_SERVICE,
-    "webhook": _OTHER_SERVICE,
-    "agent-rubric": "its judge uses tools", "search-rubric": "its judge searches the web",
-    "ruby": "there is no Ruby here: write a python grader",
-    "human": "people grade it", "max-score": "it compares the answers of several models: compare runs instead",
-    "select-best": "it compares the answers of several models: compare runs, or see the grader pairwise",
-}  # fmt: skip
-
+    **dict.fromkeys(("bleu", "gleu", "meteor", "rouge-l", "rouge-n", "rouge-s"), _FORMULA),
+    **dict.fromkeys(("answer-relevance", "context-relevance", "conversation-relevance"), _FORMULA),
+    **dict.fromkeys(("cost", "latency", "perplexity", "perplexity-score", "skill-used"), _MEASURED),
+    **dict.fromkeys(("trace-error-spans", "trace-span-count", "trace-span-duration"), _MEASURED),
+    **dict.fromkeys(("trajectory:goal-success", "trajectory:step-count", "trajectory:tool-args-match"), _MEASURED),
+    **dict.fromkeys(("trajectory:tool-sequence", "trajectory:tool-used"), _MEASURED),
+    **dict.fromkeys(("contains-html", "contains-json", "contains-sql", "contains-xml", "is-html", "is-sql"), _CODE),
+    **dict.fromkeys(("is-xml", "is-refusal", "levenshtein", "word-count", "ruby", "tool-call-f1"), _CODE),
+    **dict.fromkeys(("is-valid-function-call", "is-valid-openai-function-call"), _CODE),
+    **dict.fromkeys(("is-valid-openai-tools-call",), _CODE),
+    **dict.fromkeys(("similar:dot", "similar:euclidean"), "only the cosine of two vectors is measured here"),
+    **dict.fromkeys(("g-eval", "agent-rubric", "search-rubric"), "its judge takes several steps: see score_model"),
+    **dict.fromkeys(("classifier", "guardrails", "moderation", "pi", "webhook"), "another service decides it"),
+    **dict.fromkeys(("select-best", "max-score"), "it compares the answers of several models: see pairwise"),
+    "human": "people grade it",
+}
 
 # ── terms and criteria ──
 
@@ -653,7 +578,7 @@ def term_of(assertion: Assertion) -> Term:
         raise NoCounterpart(REASONS.get(base, redteam))
     if base == assertion.kind:
         return rule(assertion)
-    if base not in _NEGATABLE:
+    if not _NEGATABLE.fullmatch(base):
         raise NoCounterpart("what a negation of it means depends on Promptfoo's version")
     if base == "llm-rubric" and assertion.threshold is not None:
         raise NoCounterpart("it has a threshold and a negation")

@@ -47,12 +47,6 @@ _CHANGING: Final = (
     "transform", "postprocess", "transformVars", "prefix", "suffix", "storeOutputAs", "response_format", "tools",
     "functions",
 )  # fmt: skip
-#: Columns of CSV that are no variables.
-_COLUMNS: Final = {
-    "__description": "description",
-    "__providerOutput": "providerOutput",
-    "__provider_output": "providerOutput",
-}
 _SHORT: Final = {
     "javascript": "javascript",
     "fn": "javascript",
@@ -178,8 +172,6 @@ def _part(part: Any) -> Object | Template:
 
 def _labelled_prompts(value: Any, folder: ConfigFolder, remark: Remark) -> Iterator[tuple[str, Any]]:
     """Yield the label and the text, or messages, of each prompt, those of files too."""
-    if isinstance(value, dict) and not {"id", "raw", "label"} & value.keys():
-        value = [{"id": name, "label": label} for name, label in value.items()]  # the old form
     for entry in entries_of(value):
         label = entry.get("label") if isinstance(entry, dict) else None
         raw = (entry.get("raw") or entry.get("id")) if isinstance(entry, dict) else entry
@@ -280,8 +272,7 @@ def read_tests(config: Object, folder: ConfigFolder, remark: Remark) -> list[Tes
     if not isinstance(default, dict):
         raise NoCounterpart("its defaultTest is not an object")
     tests: list[Test] = []
-    written = [*_written_tests(config.get("tests"), folder, remark), *_scenario_tests(config, folder, remark)]
-    for number, test in enumerate(written or [{}], 1):
+    for number, test in enumerate(_written_tests(config.get("tests"), folder, remark), 1):
         try:
             merged = merge_test(test, default)
             for variables in _variable_sets(merged, folder):
@@ -316,6 +307,8 @@ def _test(number: int, merged: Object, variables: Object, folder: ConfigFolder) 
     options = merged["options"]
     if changing := [name for name in _CHANGING if options.get(name)]:
         raise NoCounterpart(f"its options change the request or the output: {', '.join(changing)}")
+    if merged.get("providerOutput") is not None:
+        raise NoCounterpart("its answer is given with it: no model is asked")
     if merged.get("assertScoringFunction"):
         raise NoCounterpart("a program of its own computes its score")
     threshold = merged.get("threshold")
@@ -360,25 +353,17 @@ def _tests_of_entry(entry: Any, folder: ConfigFolder) -> Iterator[Object]:
 
 def row_test(row: Mapping[str, str]) -> Object:
     """Return the test of a row of CSV. Raises: NoCounterpart."""
-    test: Object = {"vars": {}, "assert": []}
-    metric = row.get("__metric") or None
-    for column, value in row.items():
-        if not column.startswith("__"):
-            test["vars"][column] = value
-        elif column.startswith("__expected"):
-            test["assert"] += (
-                [assertion_of_text(value) | ({"metric": metric} if metric else {})] if value.strip() else []
-            )
-        elif column in _COLUMNS:
-            test[_COLUMNS[column]] = value
-        elif column in ("__prefix", "__suffix"):
-            test.setdefault("options", {})[column.removeprefix("__")] = value
-        elif column == "__threshold" and value.strip():
-            if not re.fullmatch(r"\d*\.?\d+", value.strip()):
-                raise NoCounterpart("its __threshold is not a number")
+    plain = {name: value for name, value in row.items() if not name.startswith("__")}
+    special = {name: value for name, value in row.items() if name.startswith("__") and value.strip()}
+    metric = {"metric": special.pop("__metric")} if "__metric" in special else {}
+    test: Object = {"vars": plain, "assert": []}
+    for column, value in special.items():
+        if column.startswith("__expected"):
+            test["assert"].append(assertion_of_text(value) | metric)
+        elif column == "__threshold" and re.fullmatch(r"\d*\.?\d+", value.strip()):
             test["threshold"] = float(value)
-        elif column not in ("__metric", "__threshold") and not column.startswith("__metadata:") and value.strip():
-            raise NoCounterpart(f"its column {column[:60]!r} is not known")
+        elif column != "__description" and not column.startswith("__metadata:"):
+            raise NoCounterpart(f"its column {column[:60]!r} is not known here")
     return test
 
 
@@ -399,21 +384,6 @@ def assertion_of_text(text: str) -> Object:
     if (threshold := float(match[2]) if match[2] else _THRESHOLDS.get(match[1])) is not None:
         assertion["threshold"] = threshold
     return assertion
-
-
-def _scenario_tests(config: Object, folder: ConfigFolder, remark: Remark) -> Iterator[Object]:
-    """Yield the tests of scenarios: each test with each set of data."""
-    for entry in entries_of(config.get("scenarios")):
-        try:
-            name = file_name(entry)
-            for scenario in entries_of(entry if name is None else folder.value(name)):
-                if not isinstance(scenario, dict):
-                    raise NoCounterpart("it is not an object")
-                data = [part for part in entries_of(scenario.get("config")) if isinstance(part, dict)]
-                tests = list(_written_tests(scenario.get("tests"), folder, remark))
-                yield from (merge_test(test, part) for part, test in product(data, tests or [{}]))
-        except NoCounterpart as error:
-            remark("scenario", str(error), True)
 
 
 def _variable_sets(test: Object, folder: ConfigFolder) -> Iterator[Object]:

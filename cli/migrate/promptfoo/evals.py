@@ -5,7 +5,7 @@ result of a test ── its components ──▶ a result of each criterion ─�
 """
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -56,139 +56,91 @@ class TestGrader:
     def grade(self, test: Test) -> GradedTest | None:
         """Return the test with its criteria; None where it has none, which a remark says."""
         fields = Fields(set(test.variables) | self._names)
-        criteria = []
-        named: dict[str, int] = {}
-        for name, term, never_fails, place in self._terms(test, fields):
+        criteria: dict[Place, Object] = {}
+        named, used = Counter[str](), set(self._names)
+        for place, entry in _parts(test):
+            kind = str(entry.get("type")) if isinstance(entry, dict) else "assertion"
             try:
-                number = named[name] = named.get(name, 0) + 1
-                made = criterion(name if number == 1 else f"{name} {number}", term, never_fails=never_fails)
-                _check_grader(made)
-                criteria.append((made, place))
+                term, weight = self._term(entry, test, fields, is_summed=False), _weight(entry)
+                if weight not in (0, 1):
+                    self._remark(kind, "its weight has no effect: an item has no mean score without a threshold", False)
+                name = _plain(entry.get("metric")) or kind
+                named[name] += 1
+                made = criterion(f"{name} {named[name]}" if named[name] > 1 else name, term, never_fails=not weight)
+                used |= _fields_of(made)
+                criteria[place] = made
             except NoCounterpart as error:
-                self._remark(name, str(error), True)
+                self._remark(kind, str(error), True)
         if not 0 < len(criteria) <= _MAX_CRITERIA:
             self._remark(
                 f"test {test.number + 1}", f"it has none of 1 to {_MAX_CRITERIA} assertions that come over", True
             )
             return None
-        used = {reference for made, _ in criteria for reference in _names_in(made)} | self._names
         item = {**dict.fromkeys(sorted(used - fields.values.keys()), ""), **test.variables, **fields.values}
-        made_all, places = zip(*criteria, strict=True)
-        return GradedTest(test, made_all, places, item, frozenset(fields.values.keys() - fields.forced))
+        literals = frozenset(fields.values.keys() - fields.forced)
+        return GradedTest(test, tuple(criteria.values()), tuple(criteria), item, literals)
 
-    def _terms(self, test: Test, fields: Fields) -> Iterator[tuple[str, Term, bool, Place]]:
-        """Yield the name and the term of each criterion, whether it never fails, and its place."""
-        if test.threshold is not None:
-            terms = self._mean("threshold of a test", test.assertions, test.threshold, test, fields)
-            yield from ((("assertions", terms, False, ()),) if terms else ())
-            return
-        for number, entry in enumerate(test.assertions):
-            if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
-                self._remark("assertion", "it has no type", True)
-            elif entry["type"] == "assert-set":
-                yield from self._set_terms(entry, number, test, fields)
-            else:
-                yield from self._term(entry, (number,), test, fields)
-
-    def _set_terms(
-        self, entry: Object, number: int, test: Test, fields: Fields
-    ) -> Iterator[tuple[str, Term, bool, Place]]:
-        """Yield the terms of a set: without a threshold each of its assertions has to pass."""
-        inner = [part for part in entries_of(entry.get("assert")) if isinstance(part, dict)]
-        threshold, metric = entry.get("threshold"), entry.get("metric")
-        if isinstance(threshold, int | float) and not isinstance(threshold, bool):
-            term = self._mean("assert-set", inner, threshold, test, fields)
-            if term is not None:
-                yield _plain(metric) or "assert-set", term, False, (number,)
-            return
-        for position, part in enumerate(inner):
-            yield from self._term(part, (number, position), test, fields)
-
-    def _term(self, entry: Object, place: Place, test: Test, fields: Fields) -> Iterator[tuple[str, Term, bool, Place]]:
-        kind = str(entry.get("type"))
-        weight = entry.get("weight", 1)
-        never_fails = weight == 0 or entry.get("metricOnly") is True
-        if weight not in (0, 1):
-            self._remark(kind, "its weight has no effect: an item has no mean score without a threshold", False)
-        try:
-            term = term_of(self._assertion(entry, test, fields, is_summed=never_fails))
-        except NoCounterpart as error:
-            self._remark(kind, str(error), True)
-            return
-        yield _plain(entry.get("metric")) or kind, term, never_fails, place
-
-    def _mean(self, name: str, entries: Sequence[Any], threshold: float, test: Test, fields: Fields) -> Term | None:
-        """Return the weighted mean of assertions and sets; None where one of them does not come over."""
-        kind = name
-        try:
-            terms, weights = [], []
-            for entry in entries:
-                if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
-                    raise NoCounterpart("one of its assertions has no type")
-                weight = 0 if entry.get("metricOnly") is True else entry.get("weight", 1)
-                if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
-                    raise NoCounterpart("one of its weights is not a number")
-                if weight == 0:
-                    continue
-                kind = entry["type"]
-                weights.append(weight)
-                terms.append(self._summed(entry, test, fields))
-            kind = name
-            return mean_of(terms, weights, threshold)
-        except NoCounterpart as error:
-            reason = str(error) if kind == name else f"{kind}: {error}; so the mean of all has no value either"
-            self._remark(name, reason, True)
-            return None
-
-    def _summed(self, entry: Object, test: Test, fields: Fields) -> Term:
-        """Return the term of a part of a mean. Raises: NoCounterpart."""
+    def _term(self, entry: Any, test: Test, fields: Fields, *, is_summed: bool) -> Term:
+        """Return the term of an assertion, or the mean of those of a set. Raises: NoCounterpart."""
+        if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
+            raise NoCounterpart("it has no type")
         if entry["type"] != "assert-set":
-            return term_of(self._assertion(entry, test, fields, is_summed=True))
-        inner = [part for part in entries_of(entry.get("assert")) if isinstance(part, dict)]
-        weights = [part.get("weight", 1) for part in inner]
-        if not all(isinstance(weight, int | float) and weight >= 0 for weight in weights):
-            raise NoCounterpart("one of its weights is not a number")
-        return mean_of(
-            [self._summed(part, test, fields) for part in inner if str(part.get("type")) != "assert-set"], weights, None
-        )
+            assertion = Assertion(
+                entry, entry["type"], test.variables, test.options, self._question, fields, self._folder, self._remark,
+                is_summed or not _weight(entry),
+            )  # fmt: skip
+            return term_of(assertion)
+        terms, weights = [], []
+        for part in entries_of(entry.get("assert")):
+            if weight := _weight(part):
+                try:
+                    terms.append(self._term(part, test, fields, is_summed=True))
+                except NoCounterpart as error:
+                    kind = part.get("type") if isinstance(part, dict) else "assertion"
+                    raise NoCounterpart(f"{kind}: {error}; so the mean has no value either") from error
+                weights.append(weight)
+        return mean_of(terms, weights, entry.get("threshold"))
 
-    def _assertion(self, entry: Object, test: Test, fields: Fields, *, is_summed: bool) -> Assertion:
-        return Assertion(
-            definition=entry,
-            kind=str(entry.get("type")),
-            variables=test.variables,
-            options=test.options,
-            question=self._question,
-            fields=fields,
-            folder=self._folder,
-            remark=self._remark,
-            is_summed=is_summed,
-        )
+
+def _parts(test: Test) -> Iterator[tuple[Place, Any]]:
+    """Yield what becomes a criterion with its place: an assertion, or a set with a threshold.
+
+    A test with a threshold is one set. Without one, all assertions of a set have to pass.
+    """
+    if test.threshold is not None:
+        yield (), {"type": "assert-set", "metric": "assertions", "assert": test.assertions, "threshold": test.threshold}
+        return
+    for number, entry in enumerate(test.assertions):
+        is_set = isinstance(entry, dict) and entry.get("type") == "assert-set" and entry.get("threshold") is None
+        if is_set:
+            yield from (((number, position), part) for position, part in enumerate(entries_of(entry.get("assert"))))
+        else:
+            yield (number,), entry
+
+
+def _weight(entry: Any) -> float:
+    """Return the weight of an assertion: 0 for one that never fails a test. Raises: NoCounterpart."""
+    weight = (0 if entry.get("metricOnly") is True else entry.get("weight", 1)) if isinstance(entry, dict) else 1
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
+        raise NoCounterpart("its weight is not a number from 0 on")
+    return weight
 
 
 def _plain(metric: Any) -> str | None:
     return metric if isinstance(metric, str) and metric.strip() and "{{" not in metric else None
 
 
-def _check_grader(made: Object) -> None:
-    """Check a criterion as the server will. Raises: NoCounterpart."""
+def _fields_of(made: Object) -> set[str]:
+    """Return the fields of the item that a criterion names, once the server would take it. Raises: NoCounterpart."""
     from pydantic import ValidationError
 
-    from jobs.evals.graders import parse_grader
-
-    try:
-        parse_grader(made)
-    except ValidationError as error:
-        raise NoCounterpart(f"its grader is refused: {error.errors()[0]['msg']}"[:300]) from error
-
-
-def _names_in(made: Object) -> Iterator[str]:
-    """Yield the fields of the item that the templates of a criterion name."""
     from jobs.evals.graders import parse_grader, references_of
 
-    for reference in references_of(parse_grader(made)):
-        if reference.namespace == "item" and reference.steps:
-            yield str(reference.steps[0])
+    try:
+        references = references_of(parse_grader(made))
+    except ValidationError as error:
+        raise NoCounterpart(f"its grader is refused: {error.errors()[0]['msg']}"[:300]) from error
+    return {str(reference.steps[0]) for reference in references if reference.namespace == "item" and reference.steps}
 
 
 # ── evals ──
