@@ -72,7 +72,10 @@ def test_eval_of_a_config_is_taken_by_the_import(tmp_path: Path) -> None:
 
 def test_tests_with_other_values_alone_share_an_eval(tmp_path: Path) -> None:
     tests = [
-        {"vars": {"country": "Peru"}, "assert": [{"type": "equals", "value": "Lima"}, {"type": "contains", "value": "a"}]},
+        {
+            "vars": {"country": "Peru"},
+            "assert": [{"type": "equals", "value": "Lima"}, {"type": "contains", "value": "a"}],
+        },
         {"vars": {"country": "Chad"}, "assert": [{"type": "equals", "value": "B"}, {"type": "contains", "value": "a"}]},
         {"vars": {"country": "Mali"}, "assert": [{"type": "regex", "value": "^B"}]},
     ]
@@ -104,7 +107,9 @@ def test_list_of_texts_becomes_a_test_for_each_combination(tmp_path: Path) -> No
 
 def test_combinations_beyond_the_limit_are_lost(tmp_path: Path) -> None:
     names = [str(number) for number in range(300)]
-    reading = reading_of(tmp_path, config(tests=[{"vars": {"country": names, "capital": names}}]), "promptfooconfig.json")
+    reading = reading_of(
+        tmp_path, config(tests=[{"vars": {"country": names, "capital": names}}]), "promptfooconfig.json"
+    )
     assert len(rows_of(reading)) == MAX_TESTS
     assert [loss for loss in losses(reading) if f"more than {MAX_TESTS} tests" in loss]
 
@@ -123,7 +128,10 @@ def test_default_test_gives_variables_and_assertions(tmp_path: Path) -> None:
 
 
 def test_variable_that_names_another_is_filled(tmp_path: Path) -> None:
-    tests = [{"vars": {"country": "{{ land }}s\n", "land": "Peru", "capital": "a"}}, {"vars": {"country": "{{ x | upper }}"}}]
+    tests = [
+        {"vars": {"country": "{{ land }}s\n", "land": "Peru", "capital": "a"}},
+        {"vars": {"country": "{{ x | upper }}"}},
+    ]
     reading = reading_of(tmp_path, config(tests=tests))
     assert [row["country"] for row in rows_of(reading)] == ["Perus"]
     assert "its variable 'country' is a template" in losses(reading)[0]
@@ -135,7 +143,10 @@ def test_variable_that_names_another_is_filled(tmp_path: Path) -> None:
         ("tests.csv", "country,capital,__description\nPeru,Lima,first\nChile,Santiago,\n"),
         ("tests.json", json.dumps([{"vars": row} for row in ROWS])),
         ("tests.jsonl", "\n".join(json.dumps({"vars": row}) for row in ROWS)),
-        ("tests.yaml", "- vars: &peru {country: Peru, capital: Lima}\n- vars: {<<: *peru, country: Chile, capital: Santiago}\n"),
+        (
+            "tests.yaml",
+            "- vars: &peru {country: Peru, capital: Lima}\n- vars: {<<: *peru, country: Chile, capital: Santiago}\n",
+        ),
     ],
 )
 def test_tests_of_a_file_are_read(tmp_path: Path, name: str, text: str) -> None:
@@ -320,7 +331,8 @@ def test_aliases_that_multiply_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [{"$ref": "#/a"}, {"a": {"$ref": "#/a"}}, {"a": {"$ref": "absent.yaml"}}, {"a": {"$ref": "#/b/0"}, "b": {}}]
+    "value",
+    [{"$ref": "#/a"}, {"a": {"$ref": "#/a"}}, {"a": {"$ref": "absent.yaml"}}, {"a": {"$ref": "#/b/0"}, "b": {}}],
 )
 def test_reference_that_leads_nowhere_is_refused(tmp_path: Path, value: Any) -> None:
     with pytest.raises(NoCounterpart):
@@ -331,7 +343,11 @@ def test_files_beyond_the_limits_are_refused(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "a.txt").write_text("12345")
     (tmp_path / "b.txt").write_bytes(b"\xff")
     folder = ConfigFolder(tmp_path)
-    for name, limit, reason in (("MAX_BYTES", 4, "too large"), ("MAX_ALL_BYTES", 6, "too large"), ("MAX_MATCHES", 1, "more than 1")):
+    for name, limit, reason in (
+        ("MAX_BYTES", 4, "too large"),
+        ("MAX_ALL_BYTES", 6, "too large"),
+        ("MAX_MATCHES", 1, "more than 1"),
+    ):
         with monkeypatch.context() as patch, pytest.raises(NoCounterpart, match=reason):
             patch.setattr(files, name, limit)
             folder.text("a.txt")
@@ -353,7 +369,11 @@ def result(row: int, *, output: str, passed: bool, **fields: Any) -> dict[str, A
         "testCase": {"vars": ROWS[row], "assert": [CONTAINS], "options": {}, "metadata": {}},
         "prompt": {"raw": f"What is the capital of {ROWS[row]['country']}?", "label": ASK},
         "provider": {"id": "openai:gpt-4o-mini", "label": ""},
-        "response": {"output": output, "tokenUsage": {"total": 9, "prompt": 6, "completion": 3}, "finishReason": "stop"},
+        "response": {
+            "output": output,
+            "tokenUsage": {"total": 9, "prompt": 6, "completion": 3},
+            "finishReason": "stop",
+        },
         "success": passed,
         "failureReason": int(not passed),
         "gradingResult": {"pass": passed, "score": float(passed), "reason": "", "componentResults": [component]},
@@ -392,9 +412,24 @@ VERSIONS: dict[str, Any] = {
         "config": config(),
         "metadata": {"promptfooVersion": "0.120.16", "evaluationCreatedAt": TIME},
     },
-    "summary of version 3": {"version": 3, "timestamp": TIME, "prompts": [HEAD], "results": RESULTS, "config": config()},
-    "table of version 4": {"id": "eval-a-2026", "version": 4, "createdAt": 1769036215886, "table": table(), "config": config()},
-    "table of version 2": {"results": {"version": 2, "timestamp": TIME, "table": table(), "results": []}, "config": config()},
+    "summary of version 3": {
+        "version": 3,
+        "timestamp": TIME,
+        "prompts": [HEAD],
+        "results": RESULTS,
+        "config": config(),
+    },
+    "table of version 4": {
+        "id": "eval-a-2026",
+        "version": 4,
+        "createdAt": 1769036215886,
+        "table": table(),
+        "config": config(),
+    },
+    "table of version 2": {
+        "results": {"version": 2, "timestamp": TIME, "table": table(), "results": []},
+        "config": config(),
+    },
 }
 
 
@@ -406,7 +441,8 @@ def test_results_become_a_run_with_graded_items(tmp_path: Path, version: str) ->
     [of_config] = [value for value in reading_of(tmp_path, config()).values if "eval" in value]
     assert bundle["eval"] == of_config["eval"] | {"created_at": 1769036215}
     assert bundle["rows"] == ROWS
-    [{"run": run, "output_items": items}] = bundle["runs"]
+    [entry] = bundle["runs"]
+    run, items = entry["run"], entry["output_items"]
     assert (run["status"], run["model"], run["eval_id"]) == ("completed", "gpt-4o-mini", bundle["eval"]["id"])
     template = [{"role": "user", "content": "What is the capital of {{ item.country }}?"}]
     assert run["data_source"]["input_messages"] == {"type": "template", "template": template}
@@ -524,6 +560,12 @@ def test_value_is_told_from_those_of_others(value: Any, expected: bool) -> None:
 
 
 def test_files_of_others_are_passed_over(tmp_path: Path) -> None:
-    for name, text in (("a.json", "{}"), ("b.yaml", "a: ["), ("c.txt", "x"), ("d.jsonl", '{"object": "eval"}\n'), ("e.json", "[1]")):
+    for name, text in (
+        ("a.json", "{}"),
+        ("b.yaml", "a: ["),
+        ("c.txt", "x"),
+        ("d.jsonl", '{"object": "eval"}\n'),
+        ("e.json", "[1]"),
+    ):
         (tmp_path / name).write_text(text)
     assert list(read(sorted(tmp_path.iterdir()))) == []
