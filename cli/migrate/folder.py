@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cli.errors import CliError
+from cli.migrate import promptfoo
 from cli.migrate.outcomes import MigrationKind, MigrationOutcome, Row
 from cli.migrate.source import MAX_OBJECTS, Object, Opener, SourceFile, id_of
 from cli.terminal import visible
@@ -37,8 +38,11 @@ class FolderSource:
         self._lines: dict[tuple[str, str], Path] = {}
         self._contents: dict[str, Path] = {}
         self._remarks: list[Row] = []
-        for path in _walk(paths):
-            self._read(path)
+        found = list(_walk(paths))
+        of_promptfoo = self._read_promptfoo(found)
+        for path in found:
+            if path.resolve() not in of_promptfoo:
+                self._read(path)
 
     # ── what a source gives ──
 
@@ -88,6 +92,25 @@ class FolderSource:
                 yield _lost(MigrationKind.EVAL_RUN, run_id, "only its output items are among the files, not the run")
 
     # ── how files are read ──
+
+    def _read_promptfoo(self, paths: Sequence[Path]) -> set[Path]:
+        """Read the configs and the results of Promptfoo; return all files that they consist of."""
+        files: set[Path] = set()
+        rows: dict[str, set[str]] = defaultdict(set)
+        for reading in promptfoo.read(paths):
+            files |= reading.files
+            for value in reading.values:
+                if "eval" in value:  # a config and its results have the same rows
+                    known = rows[value["eval"]["id"]]
+                    new = {text: row for row in value["rows"] if (text := json.dumps(row)) not in known}
+                    known |= new.keys()
+                    value["rows"] = list(new.values())
+                self._add(value, Counter())
+            for what, reason, is_lost in reading.remarks:
+                outcome = MigrationOutcome.LOST if is_lost else MigrationOutcome.DIFFERENT
+                origin = f"{reading.source.name}: {what}"
+                self._remarks.append(Row(MigrationKind.EVAL, origin, None, outcome, reason))
+        return files
 
     def _read(self, path: Path) -> None:
         """Read the objects of a file. What is broken becomes a remark, and the rest is read."""

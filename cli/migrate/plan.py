@@ -267,7 +267,8 @@ def _config(shown: Object) -> Object:
 def _without_nulls(value: Any) -> Any:
     """Return a grader without the fields that are null: saved objects have all fields of their type."""
     if isinstance(value, dict):
-        return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
+        fields = {name: inner for name, inner in value.items() if inner is not None}
+        return {name: inner if name == "schema" else _without_nulls(inner) for name, inner in fields.items()}
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 

@@ -122,6 +122,51 @@ def test_another_server_is_read_and_its_run_compared(
     assert there.client.api_key not in first.output
 
 
+def test_folder_of_promptfoo_comes_over_once_with_its_losses(worlds: tuple[World, World], tmp_path: Path) -> None:
+    _, here = worlds
+    folder = tmp_path / "capitals"
+    folder.mkdir()
+    asserted = [{"type": "icontains", "value": "{{capital}}"}, {"type": "latency", "threshold": 9}]
+    config = {
+        "description": "Capitals",
+        "prompts": ["What is the capital of {{country}}?"],
+        "providers": [f"openai:{MODEL}"],
+        "tests": "file://tests.csv",
+        "defaultTest": {"assert": asserted},
+    }
+    results = [
+        {
+            "testIdx": number,
+            "testCase": {"assert": asserted, "vars": {"country": country, "capital": capital}},
+            "prompt": {"raw": f"What is the capital of {country}?", "label": config["prompts"][0]},
+            "provider": {"id": f"openai:{MODEL}"},
+            "response": {"output": "Lima"},
+            "gradingResult": {"componentResults": [
+                {"pass": capital == "Lima", "score": int(capital == "Lima"), "assertion": asserted[0]}]},
+        }
+        for number, (country, capital) in enumerate((("Peru", "Lima"), ("Chile", "Santiago")))
+    ]  # fmt: skip
+    (folder / "promptfooconfig.yaml").write_text(json.dumps(config))
+    (folder / "tests.csv").write_text("country,capital\nPeru,Lima\nChile,Santiago\n")
+    saved_results = {"version": 3, "timestamp": "2026-01-21T22:56:55Z", "prompts": [], "results": results}
+    (folder / "results.json").write_text(json.dumps({"evalId": "eval-a", "results": saved_results, "config": config}))
+
+    dry, first, second = (call(here, str(folder), *words) for words in ((), ("--apply",), ("--apply",)))
+
+    assert dry.exit_code == first.exit_code == second.exit_code == 0, dry.output + first.output + second.output
+    assert "promptfooconfig.yaml: latency" in " ".join(dry.stdout.split())
+    (copy,) = imported(here)
+    assert (copy.status, copy.model, copy.result_counts.passed, copy.result_counts.failed) == ("completed", MODEL, 1, 1)
+    (row,) = here.client.evals.list()
+    assert (row.name, [made.type for made in row.testing_criteria]) == ("Capitals", ["string_check"])
+    prompts = here.client.get("/prompts", cast_to=object)
+    assert [prompt["name"] for prompt in prompts["data"]] == config["prompts"]
+    (file,) = (file for file in here.client.files.list() if file.purpose == "evals")
+    lines = here.client.files.content(file.id).text.splitlines()
+    assert [json.loads(line)["item"]["capital"] for line in lines] == ["Lima", "Santiago"]
+    assert here.asked == []
+
+
 def rows(done: Result) -> list[dict[str, Any]]:
     assert done.exit_code == 0, done.output
     return [json.loads(line) for line in done.stdout.splitlines()]

@@ -66,10 +66,11 @@ def read(paths: Sequence[Path]) -> Iterator[PromptfooReading]:
             made[what, reason, is_lost] += 1
 
         try:
-            value = folder.value(path.name)
+            value = folder.load(path.name)
             is_lines = isinstance(value, list) and bool(value) and is_promptfoo(value[0])
             if not is_lines and not is_promptfoo(value):
                 continue
+            value = folder.follow(value, value)
             is_config = not is_lines and "results" not in value and "table" not in value
             made = (
                 _config_values(value, path, folder, remark)

@@ -24,8 +24,6 @@ MAX_MATCHES: Final = 1000
 #: Parts of a value once its references are followed, and how deep they lie.
 MAX_PARTS: Final = 2_000_000
 MAX_DEPTH: Final = 80
-#: Entries of a mapping of YAML with all that is merged into it.
-_MAX_MERGED: Final = 100_000
 #: Programs, which only Promptfoo can run.
 SCRIPTS: Final = frozenset({".js", ".cjs", ".mjs", ".ts", ".cts", ".mts", ".py", ".rb", ".go", ".sh"})
 
@@ -38,11 +36,6 @@ class NoCounterpart(Exception):
 
 class _YamlLoader(yaml.SafeLoader):
     """Load YAML 1.2 without tags that make objects."""
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        super().flatten_mapping(node)
-        if len(node.value) > _MAX_MERGED:
-            raise yaml.YAMLError(f"a mapping has more than {_MAX_MERGED} entries")
 
 
 _YamlLoader.yaml_implicit_resolvers = {}
@@ -128,11 +121,15 @@ class ConfigFolder:
 
     def value(self, name: str) -> Any:
         """Return what a file holds by its suffix: a value, rows, or text. Raises: NoCounterpart."""
+        loaded = self.load(name)
+        return self.follow(loaded, loaded)
+
+    def load(self, name: str) -> Any:
+        """Return the same with references that are not followed. Raises: NoCounterpart."""
         suffix = Path(name).suffix.lower()
         if suffix in SCRIPTS:
             raise NoCounterpart(f"{name!r} is a program, which only Promptfoo runs")
-        loaded = _LOADERS.get(suffix, str)(self.text(name))
-        return self.follow(loaded, loaded) if suffix in _LOADERS else loaded
+        return _LOADERS.get(suffix, str)(self.text(name))
 
     def matches(self, pattern: str) -> list[str]:
         """Return the names of the files that a pattern stands for. Raises: NoCounterpart."""

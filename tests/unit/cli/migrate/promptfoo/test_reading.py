@@ -160,7 +160,8 @@ def test_tests_of_a_file_are_read(tmp_path: Path, name: str, text: str) -> None:
 
 def test_row_of_csv_has_its_own_assertions(tmp_path: Path) -> None:
     (tmp_path / "tests.csv").write_text(
-        '\ufeffcountry,__expected1,__expected2,__metric,__threshold\nPeru,Lima,"contains-any: a, b",Capital,\nChile,,,,\n'
+        "\ufeffcountry,__expected1,__expected2,__metric,__threshold\n"
+        'Peru,Lima,"contains-any: a, b",Capital,\nChile,,,,\n'
     )
     reading = reading_of(tmp_path, config(tests="tests.csv", defaultTest={}))
     [bundle] = [value for value in reading.values if "eval" in value]
@@ -310,12 +311,7 @@ def test_yaml_has_the_values_of_version_1_2(text: str, value: Any) -> None:
     assert load_yaml(text) == value
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["a: [", "!!python/object/apply:os.system [id]", "[" * 3000, "a: &a {<<: *a}", "".join(
-        f"a{n}: &a{n} {{{', '.join(f'<<: *a{n - 1}' for _ in range(1))}, k{n}: 1}}\n" if n else "a0: &a0 {k: 1}\n" for n in range(3)
-    ) + "x: &x [*x]"],
-)  # fmt: skip
+@pytest.mark.parametrize("text", ["a: [", "!!python/object/apply:os.system [id]", "[" * 3000, "a: &a [*a]"])
 def test_hostile_yaml_is_refused(tmp_path: Path, text: str) -> None:
     reading = reading_of(tmp_path, text)
     assert (reading.values, len(losses(reading))) == ([], 1)
@@ -325,9 +321,6 @@ def test_aliases_that_multiply_are_refused(tmp_path: Path) -> None:
     lines = ["a0: &a0 [1]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10))]
     reading = reading_of(tmp_path, "\n".join(lines))
     assert losses(reading) == ["promptfooconfig.yaml: it has too many parts, or refers to itself"]
-    merges = ["a0: &a0 {k: 1}", *(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 10))]
-    with pytest.raises(NoCounterpart, match="entries"):
-        load_yaml("\n".join(merges))
 
 
 @pytest.mark.parametrize(
@@ -348,11 +341,10 @@ def test_files_beyond_the_limits_are_refused(tmp_path: Path, monkeypatch: pytest
         ("MAX_ALL_BYTES", 6, "too large"),
         ("MAX_MATCHES", 1, "more than 1"),
     ):
-        with monkeypatch.context() as patch, pytest.raises(NoCounterpart, match=reason):
+        with monkeypatch.context() as patch:
             patch.setattr(files, name, limit)
-            folder.text("a.txt")
-            folder.text("a.txt")
-            folder.matches("*.txt")
+            with pytest.raises(NoCounterpart, match=reason):
+                _ = folder.text("a.txt"), folder.text("a.txt"), folder.matches("*.txt")
     with pytest.raises(NoCounterpart, match="UTF-8"):
         folder.text("b.txt")
 
@@ -527,7 +519,7 @@ def test_result_without_its_grades_is_an_error(tmp_path: Path, fields: Any) -> N
         {"results": {"table": {"body": [1]}}},
         {"results": {"table": {"body": [{"outputs": [{}]}], "head": {"prompts": ["a"]}}}},
         {"timestamp": TIME, "results": [RESULTS[0], 7]},
-        {"timestamp": TIME, "results": [result(0, output="", passed=True, testCase={"assert": 7, "vars": {"a": "{{b|c}}"}})]},
+        {"timestamp": TIME, "results": [result(0, output="", passed=True, testCase={"assert": 7})]},
         config(tests=7),
         config(prompts=7, providers=7, tests=[7, None]),
         config(defaultTest="file://absent.yaml"),
