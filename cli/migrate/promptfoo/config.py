@@ -178,7 +178,7 @@ def _labelled_prompts(value: Any, folder: ConfigFolder, remark: Remark) -> Itera
         try:
             for number, text in enumerate(_texts_of_prompt(raw, folder)):
                 name = label if isinstance(label, str) else raw if file_name(raw) is not None else text
-                yield f"{name} {number + 1}" if number else _short(name), text
+                yield _short(f"{name} {number + 1}" if number else name), text
         except NoCounterpart as error:
             remark(f"prompt {_short(label or raw)}", str(error), True)
 
