@@ -6,20 +6,23 @@
 A completion is stored before its client sees the end. A request that fails or is abandoned stores nothing.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import msgspec
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from api.deps import Call, CallContext
 from api.http import sse
 from api.http.bodies import Body, Many, resource
-from api.http.fields import Context, Metadata
-from api.http.idempotency import Once
+from api.http.fields import Context, Metadata, MetadataField
+from api.http.idempotency import Idempotent, Once
 from api.http.paging import After, Limit20, Order, Page, cursor_details, page, slice_of
 from api.http.space import check_space
 from api.inference.chunks import Chunks
@@ -28,6 +31,7 @@ from api.inference.prompts import PromptableRequest, UsedPrompt
 from api.inference.schemas import CompletionDeleted, CompletionObject, StoredMessage, show_messages
 from api.inference.stored_answers import Run, StoredAnswers, answer_once
 from api.shares import run_in_threadpool
+from jobs.clock import now
 from jobs.errors import InvalidRequest, NightmillError, NotFound
 from jobs.ids import new_id
 from jobs.inference import stored
@@ -232,6 +236,32 @@ class UpdateCompletion(Body):
     metadata: Metadata | None
 
 
+def _check_completion(answer: dict[str, Any]) -> dict[str, Any]:
+    if not stored.is_completion(answer):
+        raise ValueError("It is a chat completion: it has 'choices', each with a 'message'.")
+    return answer
+
+
+class ImportCompletion(Body):
+    """A chat completion that was made elsewhere: its request, which has the messages, and its answer."""
+
+    imported_from: Annotated[str, Field(min_length=1, max_length=255, description="The id that it had elsewhere.")]
+    request: ChatCompletionRequest
+    response: Annotated[dict[str, Any], AfterValidator(_check_completion)]
+    metadata: MetadataField
+
+    @property
+    def created_at(self) -> float:
+        """Return the time of the answer in unix seconds; now where the answer names none, or one to come."""
+        created = self.response.get("created")
+        return min(float(created), now()) if isinstance(created, (int, float)) and created > 0 else now()
+
+    def to_stored(self, completion_id: str) -> StoredAnswer:
+        request = {name: value for name, value in self.request.fields().items() if name not in _OWN_FIELDS}
+        answer = stored.to_completion(self.response, completion_id, self.metadata)
+        return StoredAnswer(request, answer | {"imported_from": self.imported_from})
+
+
 @router.get("/chat/completions")
 def list_chat_completions(
     request: Request,
@@ -249,6 +279,25 @@ def list_chat_completions(
     return page(completions, more, _show)
 
 
+@router.post("/chat/completions/imports", status_code=201, response_model=CompletionObject)
+def import_chat_completion(call: Call, once: Idempotent, body: ImportCompletion) -> Response:
+    """Take over a chat completion that was made elsewhere. The same one again is the one that is there already."""
+    fields = body.fields()
+    replayed = once.replay(fields)
+    if replayed is not None:
+        return replayed
+    completion_id = stored.imported_id(call.project_id, body.imported_from)
+    with call.db.read() as session:
+        present = session.scalar(STORED.of(call).where(StoredCompletion.id == completion_id))
+    if present is None:
+        check_space(call, 0)
+        insert = STORED.prepare(call, body.to_stored(completion_id), body.created_at)
+        with suppress(IntegrityError):  # another request imported it
+            call.run_in_transaction(insert)
+    shown = _show(_load(call, completion_id))
+    return once.run(fields, lambda _session: shown, 201)
+
+
 @router.get("/chat/completions/{completion_id}")
 def retrieve_chat_completion(call: Call, completion_id: str) -> CompletionObject:
     """Return a stored completion."""
@@ -259,7 +308,7 @@ def retrieve_chat_completion(call: Call, completion_id: str) -> CompletionObject
 def update_chat_completion(call: Call, completion_id: str, body: UpdateCompletion) -> CompletionObject:
     """Replace the metadata."""
     with call.db.write() as session:
-        row = STORED.row(session, call, completion_id, lock=True)
+        row = _find(session, call, completion_id, lock=True)
         row.metadata_ = dict(body.metadata or {}) or None
         call.record(session, "chat_completion.update", row.id)
     return _show(_load(call, completion_id))
@@ -269,12 +318,12 @@ def update_chat_completion(call: Call, completion_id: str, body: UpdateCompletio
 def delete_chat_completion(call: Call, completion_id: str) -> CompletionDeleted:
     """Delete a stored completion and its request."""
     with call.db.write() as session:
-        row = STORED.row(session, call, completion_id, lock=True)
+        row = _find(session, call, completion_id, lock=True)
         path = row.path
         session.delete(row)
         call.record(session, "chat_completion.delete", row.id, cursor_details(row))
     remove_objects(call.storage, [path])
-    return CompletionDeleted(id=completion_id)
+    return CompletionDeleted(id=row.id)
 
 
 @router.get("/chat/completions/{completion_id}/messages")
@@ -287,10 +336,20 @@ def list_messages(
     return slice_of(shown, StoredMessage.model_validate, after=after, limit=limit, order=order)
 
 
+def _find(session: Session, call: CallContext, completion_id: str, *, lock: bool = False) -> StoredCompletion:
+    """Return a row by its id, or by the id that the completion had elsewhere. Raises NotFound."""
+    with suppress(NotFound):
+        return cast("StoredCompletion", STORED.row(session, call, completion_id, lock=lock))
+    with suppress(NotFound):
+        imported_id = stored.imported_id(call.project_id, completion_id)
+        return cast("StoredCompletion", STORED.row(session, call, imported_id, lock=lock))
+    raise STORED.not_found(completion_id)
+
+
 def _load(call: CallContext, completion_id: str) -> StoredAnswer:
     """Load a stored completion. Raises NotFound."""
     with call.db.read() as session:
-        row = STORED.row(session, call, completion_id)
+        row = _find(session, call, completion_id)
     stored_answer = _load_completion(call, row)
     if stored_answer is None:
         raise STORED.not_found(completion_id)

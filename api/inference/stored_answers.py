@@ -72,9 +72,15 @@ class StoredAnswers:
     noun: str
     param: str
 
-    def prepare(self, call: CallContext, stored_answer: StoredAnswer) -> Callable[[Session], AnswerReference]:
-        """Write the object; return the function that inserts its row. Raises ProjectFull."""
-        created, columns = now(), _selection_columns(stored_answer)
+    def prepare(
+        self, call: CallContext, stored_answer: StoredAnswer, created_at: float | None = None
+    ) -> Callable[[Session], AnswerReference]:
+        """Write the object; return the function that inserts its row, made at `created_at` or now. Raises ProjectFull.
+
+        The answer expires the same time after this call, whenever it was made.
+        """
+        called, columns = now(), _selection_columns(stored_answer)
+        created = called if created_at is None else created_at
         answer_id, data = stored_answer.id, encode(self.url, stored_answer)
         path, size = self.path(answer_id), len(data)
         check_project(call, size)
@@ -83,7 +89,7 @@ class StoredAnswers:
         def insert(session: Session) -> AnswerReference:
             reserve_or_remove(session, call, size, path, self.table.id == answer_id)
             row = self.table(id=answer_id, project_id=call.project_id, bytes=size, created_at=created, **columns)
-            row.expires_at = created + call.config.response_seconds
+            row.expires_at = called + call.config.response_seconds
             session.add(row)
             call.record(session, self._create_action, answer_id)
             return AnswerReference(id=answer_id)

@@ -5,11 +5,14 @@
 Responses have a module of their own; this one also has the functions of stored chat completions.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
+
+from jobs.ids import LENGTH
 
 COMPLETION_PREFIX: Final = "chatcmpl-"
 
@@ -45,6 +48,12 @@ def decode(line: bytes) -> StoredAnswer:
 def completion_path(completion_id: str) -> str:
     """Return the path of a chat completion in storage."""
     return f"completions/{completion_id}"
+
+
+def imported_id(project_id: str, foreign_id: str) -> str:
+    """Return the id here of a chat completion that was made elsewhere: one for each project and id there."""
+    digest = hashlib.sha256(f"{project_id}\n{foreign_id}".encode()).hexdigest()
+    return f"{COMPLETION_PREFIX}{digest[:LENGTH]}"
 
 
 def is_completion(answer: Any) -> bool:

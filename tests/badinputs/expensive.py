@@ -295,6 +295,11 @@ BODIES: Final[Mapping[str, Callable[[Stock], dict[str, Any]]]] = {
     "POST /v1/embeddings": lambda _: {"model": EMBEDDINGS, "input": [_WORDS * 10] * 1000},
     "POST /v1/rerank": lambda _: {"model": EMBEDDINGS, "query": _WORDS * 10, "documents": [_WORDS * 10] * 1000},
     "POST /v1/chat/completions/{completion_id}": lambda _: _METADATA,
+    "POST /v1/chat/completions/imports": lambda _: {
+        "imported_from": "chatcmpl-x",
+        "request": {"model": MODEL, "messages": [_message("a" * (_BODY // 2))]},
+        "response": {"model": MODEL, "choices": [{"message": _message("b" * (_BODY // 3))}]},
+    },
     "POST /v1/responses": lambda _: {"model": MODEL, "input": [_message("a" * 100)] * 15_000},
     "POST /v1/responses/input_tokens": lambda _: {"model": MODEL, "input": "a b " * (_BODY // 4 - 50)},
     "POST /v1/responses/compact": lambda _: {"model": MODEL, "input": "a b " * (_BODY // 4 - 50)},

@@ -34,6 +34,13 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/chat/completions/{completion_id}"): {"json": {"metadata": {}}},
     ("POST", "/v1/aliases"): {"json": {"id": "my-model", "model": "all-minilm-l6-v2"}},
     ("POST", "/v1/aliases/{alias}"): {"json": {"model": "all-minilm-l6-v2"}},
+    ("POST", "/v1/chat/completions/imports"): {
+        "json": {
+            "imported_from": "chatcmpl-x",
+            "request": {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]},
+            "response": {"model": "gpt-4o-mini", "choices": [{"message": {"role": "assistant", "content": "Hi"}}]},
+        },
+    },
     ("POST", "/v1/models/{model}/probe"): {"json": {}},
     ("POST", "/v1/completions"): {"json": {"model": "smollm2-135m-instruct", "prompt": "Hello"}},
     ("POST", "/v1/embeddings"): {"json": {"model": "all-minilm-l6-v2", "input": "Hello"}},

@@ -141,3 +141,66 @@ def test_expired_completion_is_not_found_before_retention_runs(either: FastAPI, 
     assert asking.get(f"{URL}/{made}").status_code == 404
     assert asking.post(f"{URL}/{made}", json={"metadata": {}}).status_code == 404
     assert ids(asking) == []
+
+
+IMPORT: dict[str, Any] = {
+    "imported_from": "chatcmpl-Far1",
+    "request": {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}], "store": True},
+    "response": {
+        "id": "chatcmpl-Far1",
+        "model": "gpt-4o-mini-2024-07-18",
+        "created": 1_700_000_000,
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}],
+    },
+    "metadata": {"team": "blue"},
+}
+
+
+def test_imported_completion_is_stored_once_and_answered_by_either_id(either: FastAPI, asking: TestClient) -> None:
+    answers = [asking.post(f"{URL}/imports", json=IMPORT) for _ in range(2)]
+    other = client_of(either, make_key(either, "other"))
+
+    assert [answer.status_code for answer in answers] == [201, 201], answers[0].text
+    first, second = (answer.json() for answer in answers)
+    assert first == second
+    assert (first["imported_from"], first["created"], first["metadata"]) == (
+        "chatcmpl-Far1",
+        1_700_000_000,
+        {"team": "blue"},
+    )
+    assert first["id"] != "chatcmpl-Far1"
+    assert ids(asking) == ids(asking, model="gpt-4o-mini") == [first["id"]]
+    assert [asking.get(f"{URL}/{name}").json() for name in (first["id"], "chatcmpl-Far1")] == [first] * 2
+    (message,) = asking.get(f"{URL}/chatcmpl-Far1/messages").json()["data"]
+    assert message["content"] == "Hello"
+    assert other.get(f"{URL}/chatcmpl-Far1").status_code == 404
+    assert other.post(f"{URL}/imports", json=IMPORT).json()["id"] != first["id"]
+    assert asking.delete(f"{URL}/chatcmpl-Far1").json()["id"] == first["id"]
+    assert ids(asking) == []
+    assert asking.post(f"{URL}/imports", json=IMPORT).json() == first
+
+
+def test_imported_completion_keeps_its_time_and_expires_from_now(either: FastAPI, asking: TestClient) -> None:
+    imported = asking.post(f"{URL}/imports", json=IMPORT).json()["id"]
+    with either.state.services.db.read() as session:
+        row = session.get_one(StoredCompletion, imported)
+        assert row.created_at == 1_700_000_000
+        assert row.expires_at > now()
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"imported_from": ""}, "imported_from"),
+        ({"request": {"model": "m"}}, "request.messages"),
+        ({"request": {"messages": [{"role": "user"}]}}, "request.model"),
+        ({"response": {"choices": []}}, "response"),
+        ({"metadata": {"a": 1}}, "metadata.a"),
+        ({"surplus": 1}, "surplus"),
+    ],
+)
+def test_invalid_import_is_refused_and_stores_nothing(asking: TestClient, changes: dict[str, Any], param: str) -> None:
+    answer = asking.post(f"{URL}/imports", json=IMPORT | changes)
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert ids(asking) == []
