@@ -334,6 +334,11 @@ class Server:
                 return
             threading.Event().wait(self.timings.download_retry)
 
+    def check_content(self, file_id: str) -> None:
+        """Ask for the content of a file, and read none of it. Raises CliError where the server refuses it."""
+        with _translate_errors(self.url), self.sdk.files.with_streaming_response.content(file_id):
+            pass
+
     def _fetch(self, route: str, path: Path) -> None:
         options: RequestOptions = {"headers": {_RAW: "stream"}, "timeout": _UPLOAD_TIMEOUT}
         with whole(path) as out, _translate_errors(self.url):

@@ -3,6 +3,7 @@
 Each object is found again by its id elsewhere, so that applying a plan once more only adds what is missing.
 """
 
+import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -12,7 +13,7 @@ from typing import Final
 from cli.client.server import ObjectNotFound, Server, ServerUnavailable
 from cli.errors import CliError
 from cli.migrate.outcomes import MigrationKind, MigrationOutcome, Report, Row
-from cli.migrate.plan import Models, Request, Step, lines_file, plan
+from cli.migrate.plan import ORIGIN, Models, Request, Step, lines_file, plan
 from cli.migrate.server import entries
 from cli.migrate.source import MAX_ITEMS, Object, Source
 
@@ -25,6 +26,7 @@ class Target:
 
     server: Server
     _files: dict[str, str] | None = None
+    _stores: dict[str, str] | None = None
 
     def get(self, path: str) -> Object | None:
         """Return an object, None where there is none."""
@@ -39,6 +41,19 @@ class Target:
         if self._files is None:
             self._files = {file["filename"]: file["id"] for file in entries(self.server, "/files", limit=MAX_ITEMS)}
         return self._files
+
+    @property
+    def stores(self) -> dict[str, str]:
+        """Return the ids of the project's vector stores by their ids elsewhere, asked for once."""
+        if self._stores is None:
+            rows = ((row, (row.get("metadata") or {}).get(ORIGIN)) for row in entries(self.server, "/vector_stores"))
+            self._stores = {origin_id: row["id"] for row, origin_id in rows if origin_id}
+        return self._stores
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """Return the ids of the project's files by their ids elsewhere, which begin their names."""
+        return {name.partition(".")[0]: file_id for name, file_id in self.files.items()}
 
     def upload(self, step: Step) -> str:
         """Upload the content of a step; return the file's id."""
@@ -63,7 +78,9 @@ class Writer:
     send: Callable[[Target, Step], str]
 
 
-def migrate(source: Source, server: Server, names: Mapping[str, str], *, applied: bool) -> Iterator[Row]:
+def migrate(
+    source: Source, server: Server, names: Mapping[str, str], *, applied: bool, train: bool = False
+) -> Iterator[Row]:
     """Yield the outcome of each object of a source; with `applied` make what comes over.
 
     Raises:
@@ -71,7 +88,7 @@ def migrate(source: Source, server: Server, names: Mapping[str, str], *, applied
     """
     served = frozenset(model["id"] for model in server.get("/models")["data"])
     target = Target(server)
-    for step in plan(source, Models(names, served)):
+    for step in plan(source, Models(names, served, train)):
         if step.row.outcome == MigrationOutcome.LOST:
             yield step.row
             continue
@@ -80,7 +97,7 @@ def migrate(source: Source, server: Server, names: Mapping[str, str], *, applied
             if present := writer.find(target, step):
                 yield replace(step.row, id=present, outcome=MigrationOutcome.PRESENT, reason="")
             else:
-                yield replace(step.row, id=writer.send(target, step)) if applied else step.row
+                yield replace(step.row, id=writer.send(target, step)) if applied and step.is_sent else step.row
         except ServerUnavailable:
             raise
         except CliError as error:
@@ -164,9 +181,65 @@ def _send_run(target: Target, step: Step) -> str:
     return str(run["id"])
 
 
+def _missing_files(target: Target, step: Step) -> Iterator[list[Object]]:
+    """Yield batches of the files that a store here has not yet, with their ids here, as far as they are here."""
+    origins, store_id = target.origins, target.stores[step.row.origin_id]
+    present = {file["id"] for file in entries(target.server, f"/vector_stores/{store_id}/files")}
+    for request in step.requests[1:]:
+        files = [file | {"file_id": origins.get(file["file_id"])} for file in request.body["files"]]
+        if missing := [file for file in files if file["file_id"] and file["file_id"] not in present]:
+            yield missing
+
+
+def _find_store(target: Target, step: Step) -> str | None:
+    store_id = target.stores.get(step.row.origin_id)
+    return store_id if store_id and not next(_missing_files(target, step), None) else None
+
+
+def _send_store(target: Target, step: Step) -> str:
+    if step.row.origin_id not in target.stores:
+        head = step.requests[0]
+        target.stores[step.row.origin_id] = target.server.post(head.path, head.body)["id"]
+    store_id = target.stores[step.row.origin_id]
+    for files in list(_missing_files(target, step)):
+        target.server.post(f"/vector_stores/{store_id}/file_batches", {"files": files})
+    return store_id
+
+
+def _find_job(target: Target, step: Step) -> str | None:
+    query = {f"metadata[{ORIGIN}]": step.row.origin_id}
+    job = next(entries(target.server, "/fine_tuning/jobs", query), None)
+    return job["id"] if job else None
+
+
+def _send_job(target: Target, step: Step) -> str:
+    (request,) = step.requests
+    origins, body = target.origins, dict(request.body)
+    for field in body.keys() & {"training_file", "validation_file"}:
+        if body[field] not in origins:
+            raise CliError(f"its {field} {body[field]} is not here")
+        body[field] = origins[body[field]]
+    return str(target.server.post(request.path, body)["id"])
+
+
+def _find_chat(target: Target, step: Step) -> str | None:
+    chat = target.get(f"/chat/completions/{step.row.origin_id}")
+    return chat["id"] if chat else None
+
+
+def _send_chat(target: Target, step: Step) -> str:
+    assert step.content is not None
+    with step.content() as path:
+        body = json.loads(path.read_bytes())
+    return str(target.server.post("/chat/completions/imports", body)["id"])
+
+
 WRITERS: Final[Mapping[MigrationKind, Writer]] = {
     MigrationKind.FILE: Writer(_find_file, Target.upload),
     MigrationKind.PROMPT: Writer(_find_prompt, _send_prompt),
     MigrationKind.EVAL: Writer(_find_eval, _send_eval),
     MigrationKind.EVAL_RUN: Writer(_find_run, _send_run),
+    MigrationKind.VECTOR_STORE: Writer(_find_store, _send_store),
+    MigrationKind.FINE_TUNING_JOB: Writer(_find_job, _send_job),
+    MigrationKind.CHAT_COMPLETION: Writer(_find_chat, _send_chat),
 }

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.client.server import Server
 from cli.errors import CliError
 from cli.groups import Group
 from cli.options import ServerOptions
@@ -43,6 +42,7 @@ def openai(
         list[str] | None,
         typer.Option("--map", metavar="NAME=MODEL", help="The model here for one named there; may be repeated."),
     ] = None,
+    train: Annotated[bool, typer.Option("--train", help="Train tuned models again, on the bases of --map.")] = False,
     apply: Annotated[
         bool, typer.Option("--apply", help="Make what comes over. Without it nothing is changed.")
     ] = False,
@@ -61,7 +61,7 @@ def openai(
     names = dict(_parse_map(text) for text in map_ or ())
     with _source(paths or (), from_, key_env) as source:
         result = Report(source.name, apply)
-        for row in rows_of(source, options.server, names, applied=apply):
+        for row in rows_of(source, options.server, names, applied=apply, train=train):
             result.rows.append(row)
     if not result.rows:
         raise CliError("there is nothing to bring over")
@@ -90,7 +90,7 @@ def openai(
 def _source(paths: Sequence[Path], url: str, key_env: str) -> "Iterator[Source]":
     """Yield where objects come from. Raises CliError."""
     from cli.migrate.folder import FolderSource
-    from cli.migrate.server import ServerSource
+    from cli.migrate.server import ServerSource, connect_source
 
     if bool(paths) == bool(url):
         raise CliError("name files or folders, or a server with --from")
@@ -98,7 +98,7 @@ def _source(paths: Sequence[Path], url: str, key_env: str) -> "Iterator[Source]"
         key = os.environ.get(key_env, "")
         if not key:
             raise CliError(f"no key for {url}: set {key_env}, or name its variable with --key-env")
-        with Server(url.rstrip("/").removesuffix("/v1"), key) as server:
+        with connect_source(url, key) as server:
             yield ServerSource(server)
         return
     with tempfile.TemporaryDirectory(prefix="nightmill-") as scratch:

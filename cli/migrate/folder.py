@@ -35,6 +35,7 @@ class FolderSource:
         self._scratch = scratch
         self._objects: dict[str, dict[str, Object]] = defaultdict(dict)
         self._runs: dict[str, dict[str, Object]] = defaultdict(dict)
+        self._attached: dict[str, dict[str, Object]] = defaultdict(dict)
         self._lines: dict[tuple[str, str], Path] = {}
         self._contents: dict[str, Path] = {}
         self._remarks: list[Row] = []
@@ -71,14 +72,17 @@ class FolderSource:
     def vector_stores(self) -> Iterator[Object]:
         return iter(self._objects["vector_store"].values())
 
-    def texts(self, store_id: str) -> Iterator[tuple[Object, str]]:  # noqa: ARG002 (no dump of the SDK has them)
-        return iter(())
+    def store_files(self, store_id: str) -> Iterator[Object]:
+        return iter(self._attached[store_id].values())
 
     def fine_tuning_jobs(self) -> Iterator[Object]:
         return iter(self._objects["fine_tuning.job"].values())
 
     def chat_completions(self) -> Iterator[Object]:
         return iter(self._objects["chat.completion"].values())
+
+    def messages(self, completion_id: str) -> Iterator[Object]:
+        return iter(self._objects["chat.completion"][completion_id].get("messages") or ())
 
     def remarks(self) -> Iterator[Row]:
         yield from self._remarks
@@ -151,10 +155,18 @@ class FolderSource:
 
     @property
     def _readers(self) -> Mapping[str, Callable[[Object], None]]:
-        return {"eval.run": self._add_run, "eval.run.output_item": self._add_item, "eval export": self._add_export}
+        return {
+            "eval.run": self._add_run,
+            "eval.run.output_item": self._add_item,
+            "eval export": self._add_export,
+            "vector_store.file": self._add_attached,
+        }
 
     def _add_run(self, value: Object) -> None:
         self._keep(self._runs[id_of(value, "eval_id")], id_of(value), value)
+
+    def _add_attached(self, value: Object) -> None:
+        self._keep(self._attached[id_of(value, "vector_store_id")], id_of(value), value)
 
     def _add_item(self, value: Object) -> None:
         self._write("item", id_of(value, "run_id"), [value])

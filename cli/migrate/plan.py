@@ -4,6 +4,7 @@ A planner is one row of `PLANNERS`, in the order in which objects are made. Anot
 """
 
 import json
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from cli.errors import CliError
 from cli.migrate.outcomes import MigrationKind, MigrationOutcome, Row
@@ -22,15 +23,34 @@ PURPOSES: Final = ("assistants", "batch", "evals", "fine-tune", "user_data", "vi
 #: The fields of a version of a prompt; all other settings of it are parameters.
 _VERSION_FIELDS: Final = ("model", "instructions", "messages", "tools", "tool_choice", "text", "variables")
 _SHOWN_BYTES: Final = 16_384
-_MAX_NAME: Final = 200  # characters of the name of a file
+_MAX_NAME: Final = 150  # characters of the name of a file, from its end
+_ODD: Final = re.compile(r"[^\w. -]", re.ASCII)
+#: The key of the metadata that holds the id elsewhere of an object without an `imported_from`.
+ORIGIN: Final = "imported_from"
+_MAX_METADATA: Final = 16
+_MAX_BATCH: Final = 500  # files of one request
+_DATE: Final = re.compile(r"-\d{4}-\d{2}-\d{2}$")
+#: The fields of a stored chat completion that were in its request.
+_REQUEST_FIELDS: Final = (
+    "model", "temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "response_format", "tools",
+    "tool_choice",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The models of this server: `names` instead of those elsewhere, and the ones that are `served`."""
+    """The models of this server: `names` instead of those elsewhere, and the ones that are `served`.
+
+    With `train` those that were tuned elsewhere are trained again.
+    """
 
     names: Mapping[str, str]
     served: frozenset[str]
+    train: bool = False
+
+    def base(self, name: str) -> str | None:
+        """Return the model here to train instead of one elsewhere, which may be named without its date."""
+        return self.names.get(name) or self.names.get(_DATE.sub("", name)) or (name if name in self.served else None)
 
     def rename(self, value: Any) -> tuple[Any, list[str]]:
         """Return a value with the models here in all its fields `model`, and what there is to say about them."""
@@ -61,6 +81,11 @@ class Step:
     content: Opener | None = None
     file: tuple[str, str] = ("", "")
     parent_id: str = ""
+
+    @property
+    def is_sent(self) -> bool:
+        """Return whether there is something to make."""
+        return bool(self.requests or self.content)
 
 
 Planner = Callable[[Source, Models], Iterator[Step]]
@@ -103,13 +128,13 @@ def _plan_files(source: Source, _models: Models) -> Iterator[Step]:
 def _file_step(file: SourceFile) -> Step:
     file_id, purpose = id_of(file.object), file.object.get("purpose")
     if file.content is None:
-        raise CliError("its content is not there")
-    remarks = ["it has a new id, and the old one before its name"]
+        raise CliError(file.remark or "its content is not there")
+    remarks = [*filter(None, [file.remark]), "it has a new id, and the old one before its name"]
     if purpose not in PURPOSES:
         remarks.append(f"its purpose {purpose} becomes user_data")
-    name = str(file.object.get("filename") or "file")
-    name = name if name.startswith(file_id) else f"{file_id}.{name}"
-    upload = (name[-_MAX_NAME:], purpose if purpose in PURPOSES else "user_data")
+    name = _ODD.sub("_", str(file.object.get("filename") or "file"))
+    name = name if name.startswith(file_id) else f"{file_id}.{name[-_MAX_NAME:]}"
+    upload = (name, purpose if purpose in PURPOSES else "user_data")
     return Step(_row(MigrationKind.FILE, file_id, remarks), content=file.content, file=upload)
 
 
@@ -305,18 +330,132 @@ def _run_step(source: Source, saved: Object, run: Object, models: Models) -> Ste
     return Step(Row(MigrationKind.EVAL_RUN, run_id), (request,), items, upload, eval_id)
 
 
-# ── kinds that stay ──
+# ── vector stores ──
 
 
-def _stays(kind: MigrationKind, objects: Callable[[Source], Iterator[Object]]) -> Planner:
-    """Return the planner of a kind that does not come over."""
+def _plan_stores(source: Source, _models: Models) -> Iterator[Step]:
+    for saved in source.vector_stores():
+        yield _step(MigrationKind.VECTOR_STORE, saved, partial(_store_step, source, saved))
 
-    def planner(source: Source, _models: Models) -> Iterator[Step]:
-        for saved in objects(source):
-            reason = "objects of this kind do not come over"
-            yield Step(Row(kind, str(saved.get("id")), None, MigrationOutcome.LOST, reason))
 
-    return planner
+def _store_step(source: Source, saved: Object) -> Step:
+    """Return the requests for a store, and for its files, which are named by their ids elsewhere."""
+    store_id, total = id_of(saved), (saved.get("file_counts") or {}).get("total") or 0
+    if saved.get("status") == "expired":
+        raise CliError("it has expired")
+    files = [_attachment(file) for file in source.store_files(store_id) if file.get("status") == "completed"]
+    if total and not files:
+        raise CliError("its files are not there")
+    remarks = ["its texts are embedded by the embedding model of this deployment"]
+    if total > len(files):
+        remarks.append(f"{total - len(files)} of its files do not come over: it has no text of them")
+    fields = {name: saved[name] for name in ("name", "description", "expires_after") if saved.get(name)}
+    body = fields | {"metadata": _origin_metadata(saved, store_id)}
+    batches = [files[at : at + _MAX_BATCH] for at in range(0, len(files), _MAX_BATCH)]
+    requests = (Request("/vector_stores", body), *(Request("/file_batches", {"files": batch}) for batch in batches))
+    return Step(_row(MigrationKind.VECTOR_STORE, store_id, remarks), requests)
+
+
+def _attachment(file: Object) -> Object:
+    """Return the file of a store as a request names it. `other` is the chunking of files that OpenAI cut long ago."""
+    body = {"file_id": id_of(file)} | ({"attributes": file["attributes"]} if file.get("attributes") else {})
+    chunking = file.get("chunking_strategy") or {}
+    return body | ({"chunking_strategy": chunking} if chunking.get("type") == "static" else {})
+
+
+def _origin_metadata(saved: Object, origin_id: str) -> dict[str, str]:
+    """Return the metadata of an object with the id elsewhere, by which the object is found again."""
+    metadata = dict(list((saved.get("metadata") or {}).items())[: _MAX_METADATA - 1])
+    return metadata | {ORIGIN: origin_id}
+
+
+# ── fine-tuning jobs ──
+
+
+def _plan_jobs(source: Source, models: Models) -> Iterator[Step]:
+    for saved in source.fine_tuning_jobs():
+        yield _step(MigrationKind.FINE_TUNING_JOB, saved, partial(_job_step, saved, models))
+
+
+def _job_step(saved: Object, models: Models) -> Step:
+    """Return the request for a training on the same files, which are named by their ids elsewhere."""
+    from jobs.finetuning.examples import Method
+
+    job_id, base = id_of(saved), str(saved.get("model"))
+    if saved.get("status") != "succeeded":
+        raise CliError(f"its status is {saved.get('status')}: only succeeded jobs come over")
+    method = saved.get("method") or {"type": "supervised"}
+    kind = method.get("type")
+    if kind not in get_args(Method):
+        raise CliError(f"the method {kind} is not trained here; its files come over")
+    chosen, remarks = _hyperparameters((method.get(kind) or saved).get("hyperparameters") or {})
+    model = models.base(base)
+    start = "" if models.train else "not started: --train trains it here"
+    if model is None:
+        advice = f"--map {base}=MODEL names its base"
+        if models.train:
+            raise CliError(f"no model {base} is served here: {advice}")
+        start += f", and {advice}"
+    remarks = [*filter(None, [start]), f"its weights are trained again, on {model or 'a base of yours'}", *remarks]
+    suffix = saved.get("user_provided_suffix")
+    body = {
+        "model": model,
+        "training_file": id_of(saved, "training_file"),
+        "method": {"type": kind, kind: {"hyperparameters": chosen}},
+        "metadata": _origin_metadata(saved, job_id),
+    } | {name: saved[name] for name in ("validation_file", "seed") if saved.get(name) is not None}
+    body |= {"suffix": suffix} if suffix else {}
+    requests = (Request("/fine_tuning/jobs", body),) if models.train else ()
+    return Step(_row(MigrationKind.FINE_TUNING_JOB, job_id, remarks), requests)
+
+
+def _hyperparameters(given: Object) -> tuple[Object, list[str]]:
+    """Return the hyperparameters that are accepted here, and what there is to say about them."""
+    from pydantic import ValidationError
+
+    from jobs.finetuning.payload import Hyperparameters
+
+    chosen, remarks = {}, []
+    for name in Hyperparameters.model_fields.keys() & given.keys():
+        try:
+            Hyperparameters.model_validate({name: given[name]})
+        except ValidationError:
+            remarks.append(f"{name} {given[name]} becomes auto")
+        else:
+            chosen[name] = given[name]
+    if "learning_rate_multiplier" in chosen:
+        remarks.append("learning_rate_multiplier multiplies the rate of the trainer here")
+    return chosen, remarks
+
+
+# ── chat completions ──
+
+
+def _plan_chats(source: Source, _models: Models) -> Iterator[Step]:
+    for saved in source.chat_completions():
+        yield _step(MigrationKind.CHAT_COMPLETION, saved, partial(_chat_step, source, saved))
+
+
+def _chat_step(source: Source, saved: Object) -> Step:
+    """Return the step of a stored chat completion. Its messages are read when it is sent."""
+    body = partial(lines_file, lambda: iter([_chat_body(source, saved)]))
+    return Step(Row(MigrationKind.CHAT_COMPLETION, id_of(saved)), content=body)
+
+
+def _chat_body(source: Source, saved: Object) -> Object:
+    messages = [_sent_message(message) for message in source.messages(id_of(saved))]
+    if not messages:
+        raise CliError("its messages are not there")
+    request = {name: saved[name] for name in _REQUEST_FIELDS if saved.get(name) is not None} | {"messages": messages}
+    response = {name: value for name, value in saved.items() if name not in ("messages", "metadata")}
+    body = {"imported_from": saved["id"], "request": request, "response": response}
+    return body | ({"metadata": saved["metadata"]} if saved.get("metadata") else {})
+
+
+def _sent_message(shown: Object) -> Object:
+    """Return a message as it was sent, from the one that is shown."""
+    kept = {name: value for name, value in shown.items() if name not in ("id", "content_parts") and value is not None}
+    return kept | ({"content": shown["content_parts"]} if shown.get("content_parts") else {})
 
 
 PLANNERS: Final[Mapping[MigrationKind, Planner]] = {
@@ -324,9 +463,9 @@ PLANNERS: Final[Mapping[MigrationKind, Planner]] = {
     MigrationKind.PROMPT: _plan_prompts,
     MigrationKind.EVAL: _plan_evals,
     MigrationKind.EVAL_RUN: _plan_runs,
-    MigrationKind.VECTOR_STORE: _stays(MigrationKind.VECTOR_STORE, lambda source: source.vector_stores()),
-    MigrationKind.FINE_TUNING_JOB: _stays(MigrationKind.FINE_TUNING_JOB, lambda source: source.fine_tuning_jobs()),
-    MigrationKind.CHAT_COMPLETION: _stays(MigrationKind.CHAT_COMPLETION, lambda source: source.chat_completions()),
+    MigrationKind.VECTOR_STORE: _plan_stores,
+    MigrationKind.FINE_TUNING_JOB: _plan_jobs,
+    MigrationKind.CHAT_COMPLETION: _plan_chats,
 }
 
 

@@ -24,10 +24,14 @@ Opener = Callable[[], AbstractContextManager[Path]]
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file: OpenAI's object of it, and its content; None where the source has none."""
+    """A file: OpenAI's object of it, and its content; None where the source has none.
+
+    `remark` says in what the content differs, or why there is none.
+    """
 
     object: Object
     content: Opener | None
+    remark: str = ""
 
 
 class Source(Protocol):
@@ -55,13 +59,17 @@ class Source(Protocol):
 
     def vector_stores(self) -> Iterator[Object]: ...
 
-    def texts(self, store_id: str) -> Iterator[tuple[Object, str]]:
-        """Yield the files of a vector store, each with its text."""
+    def store_files(self, store_id: str) -> Iterator[Object]:
+        """Yield the files of a vector store, as the store shows them."""
         ...
 
     def fine_tuning_jobs(self) -> Iterator[Object]: ...
 
     def chat_completions(self) -> Iterator[Object]: ...
+
+    def messages(self, completion_id: str) -> Iterator[Object]:
+        """Yield the messages that a stored chat completion answered."""
+        ...
 
     def remarks(self) -> Iterator[Row]:
         """Yield a row for what could not be read. Complete when all else was read."""
