@@ -250,9 +250,13 @@ class Server:
 
     def complete(self, body: Mapping[str, Any]) -> _JSON:
         """Return the whole answer to a chat. Raises ModelStillLoading without waiting."""
+        return self.post_once("/chat/completions", body)
+
+    def post_once(self, path: str, body: Mapping[str, Any]) -> _JSON:
+        """Post a JSON object, and not again where the answer is lost: each request may cost."""
         with _translate_errors(self.url):
             options: RequestOptions = {"timeout": ANSWER_TIMEOUT, "max_retries": 0}
-            answer = self.sdk.post("/chat/completions", cast_to=object, body=dict(body), options=options)
+            answer = self.sdk.post(path, cast_to=object, body=dict(body), options=options)
         return self._object(answer)
 
     def chat(self, body: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:

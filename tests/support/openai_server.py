@@ -116,7 +116,9 @@ def _lists() -> dict[str, list[Object]]:
         "fine_tuning/jobs": [
             _tuning("ftjob-Far1"), _tuning("ftjob-Failed", "failed"), _tuning("ftjob-Rft1", method="reinforcement"),
         ],
-        "chat/completions": [completion(f"chatcmpl-Far{n}", BASE, f"Hi {n}", **request) for n in range(3)],
+        "chat/completions": [
+            completion(f"chatcmpl-Far{n}", BASE, f"Hi {n}", 1_720_000_000 + n, **request) for n in range(3)
+        ],
         **{
             f"chat/completions/chatcmpl-Far{n}/messages": [
                 {"id": f"chatcmpl-Far{n}-0", "role": "user", "content": f"Hello {n}", "content_parts": None}
