@@ -79,16 +79,26 @@ class Writer:
 
 
 def migrate(
-    source: Source, server: Server, names: Mapping[str, str], *, applied: bool, train: bool = False
+    source: Source,
+    server: Server,
+    names: Mapping[str, str],
+    *,
+    applied: bool,
+    train: bool = False,
+    show: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Iterator[Row]:
     """Yield the outcome of each object of a source; with `applied` make what comes over.
+
+    `show` is called before each object with the number of those that are done, and of all.
 
     Raises:
         ServerUnavailable: the server does not answer. Migrating once more goes on.
     """
     served = frozenset(model["id"] for model in server.get("/models")["data"])
     target = Target(server)
-    for step in plan(source, Models(names, served, train)):
+    steps = list(plan(source, Models(names, served, train)))
+    for number, step in enumerate(steps):
+        show(number, len(steps))
         if step.row.outcome == MigrationOutcome.LOST:
             yield step.row
             continue

@@ -21,8 +21,8 @@ from cli.errors import CliError
 from cli.migrate.apply import Target
 from cli.migrate.outcomes import MigrationKind, MigrationOutcome, Row
 from cli.migrate.plan import ORIGIN, lines_file
-from cli.migrate.server import entries
-from cli.migrate.source import Object, Source, id_of
+from cli.migrate.server import ServerSource, entries
+from cli.migrate.source import Object, id_of
 from cli.terminal import say
 
 _CHAT: Final = "/v1/chat/completions"
@@ -54,9 +54,9 @@ class Capture:
     remark: str
 
 
-def capture(source: Source, there: Server, here: Server, count: int, *, applied: bool, distill: bool) -> Iterator[Row]:
+def capture(source: ServerSource, here: Server, count: int, *, applied: bool, distill: bool) -> Iterator[Row]:
     """Yield a row for each tuned model of a source, and with `distill` one for its training rows."""
-    target = Target(here)
+    there, target = source.server, Target(here)
     for job in source.fine_tuning_jobs():
         if job.get("status") != "succeeded" or not job.get("fine_tuned_model"):
             continue
@@ -80,7 +80,7 @@ def capture(source: Source, there: Server, here: Server, count: int, *, applied:
             yield Row(MigrationKind.EVAL_RUN, name, None, MigrationOutcome.FAILED, str(error))
 
 
-def _prompts(source: Source, job: Object, name: str, count: int) -> Capture:
+def _prompts(source: ServerSource, job: Object, name: str, count: int) -> Capture:
     """Return the first prompts of the validation file of a job. Raises CliError for a file that is not there."""
     file_id = job.get("validation_file") or job.get("training_file")
     remark = "" if job.get("validation_file") else "its job has no validation file: it was trained on these prompts"

@@ -41,7 +41,7 @@ class ServerSource:
 
     def __init__(self, server: Server) -> None:
         self.name = server.url
-        self._server = server
+        self.server = server
         self._read: dict[str, list[Object]] = {}
         self._remarks: dict[tuple[MigrationKind, str], Row] = {}
 
@@ -75,7 +75,7 @@ class ServerSource:
 
     def items(self, run: Object) -> Iterator[Object]:
         path = f"/evals/{id_of(run, 'eval_id')}/runs/{id_of(run)}/output_items"
-        return entries(self._server, path, limit=MAX_ITEMS)
+        return entries(self.server, path, limit=MAX_ITEMS)
 
     def vector_stores(self) -> Iterator[Object]:
         return iter(self._list(MigrationKind.VECTOR_STORE, "/vector_stores"))
@@ -90,7 +90,7 @@ class ServerSource:
         return iter(self._list(MigrationKind.CHAT_COMPLETION, "/chat/completions"))
 
     def messages(self, completion_id: str) -> Iterator[Object]:
-        return entries(self._server, f"/chat/completions/{completion_id}/messages")
+        return entries(self.server, f"/chat/completions/{completion_id}/messages")
 
     def remarks(self) -> Iterator[Row]:
         return iter(self._remarks.values())
@@ -104,7 +104,7 @@ class ServerSource:
         if path not in self._read:
             self._read[path] = []
             try:
-                self._read[path] += entries(self._server, path)
+                self._read[path] += entries(self.server, path)
             except ServerUnavailable:
                 raise
             except CliError as error:
@@ -114,7 +114,7 @@ class ServerSource:
     def _file(self, file: Object, store_id: str | None) -> SourceFile:
         try:
             file_id = id_of(file)
-            self._server.check_content(file_id)
+            self.server.check_content(file_id)
         except ServerUnavailable:
             raise
         except CliError as error:
@@ -129,13 +129,13 @@ class ServerSource:
     def _content(self, file_id: str) -> Iterator[Path]:
         with TemporaryDirectory(prefix="nightmill-") as folder:
             path = Path(folder) / "content"
-            self._server.download(file_id, path)
+            self.server.download(file_id, path)
             yield path
 
     @contextmanager
     def _text(self, store_id: str, file_id: str) -> Iterator[Path]:
         """Yield a file with the text that a vector store has of a file."""
-        parts = self._server.get(f"/vector_stores/{store_id}/files/{file_id}/content").get("data") or []
+        parts = self.server.get(f"/vector_stores/{store_id}/files/{file_id}/content").get("data") or []
         with TemporaryDirectory(prefix="nightmill-") as folder:
             path = Path(folder) / "content.txt"
             path.write_text("\n".join(str(part.get("text") or "") for part in parts), encoding="utf-8")

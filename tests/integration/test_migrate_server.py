@@ -2,20 +2,21 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from cli.client.server import Server
 from cli.main import app
 from jobs.db.engine import Database
 from tests.support.background_thread import beside
 from tests.support.eval_client import World, evaluating
+from tests.support.inline_deployment import MODEL
 from tests.support.openai_server import BASE, MANUAL, OpenAIServer
-
-TRAINABLE = "smollm2-135m-instruct"
 
 
 @pytest.fixture
@@ -127,21 +128,91 @@ def check_stored(here: World, far: OpenAIServer) -> None:
     assert (run.status, run.result_counts.passed) == ("completed", 3)
 
 
-@pytest.mark.parametrize("at", range(2, 40, 4))
-def test_migration_that_is_cut_off_goes_on(here: World, far: OpenAIServer, at: int) -> None:
-    def die(_request: str) -> None:
-        if len(far.requests) == at:
-            raise ConnectionAbortedError
+class Killed(BaseException):
+    """The end of the process at some line: no handler of errors sees it."""
 
-    far.on_request = die
-    far.key_at_end = far.key  # type: ignore[attr-defined]
-    migrate(here, far, "--apply", "--json")
-    far.on_request = lambda _request: None
+
+@contextmanager
+def killed_at(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Die at the write of this number to any server: an even one has come through, an odd one was not sent."""
+    count = 0
+
+    def dying(send: Callable[..., Any]) -> Callable[..., Any]:
+        def write(*arguments: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == number and number % 2:
+                raise Killed
+            answer = send(*arguments)
+            if count == number:
+                raise Killed
+            return answer
+
+        return write
+
+    with monkeypatch.context() as patch:
+        for name in ("post", "post_once", "upload", "delete"):
+            patch.setattr(Server, name, dying(getattr(Server, name)))
+        yield
+
+
+@pytest.mark.parametrize("number", range(1, 11))
+def test_migration_killed_at_any_write_goes_on(
+    here: World, far: OpenAIServer, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    with killed_at(number, monkeypatch), pytest.raises(Killed):
+        migrate(here, far, "--apply")
 
     done = migrate(here, far, "--apply", "--json")
 
     assert done.exit_code == 0, done.output
+    assert far.posts == []
     check_stored(here, far)
+
+
+@pytest.mark.parametrize("has_batches", [True, False])
+def test_captured_answers_become_a_graded_run_and_are_paid_once(
+    here: World, far: OpenAIServer, monkeypatch: pytest.MonkeyPatch, has_batches: bool
+) -> None:
+    far.has_batches = has_batches
+    words = ("--capture", "3", "--distill", "--apply", "--json")
+    before = migrate(here, far, "--capture", "3", "--json")
+    assert (far.answered, outcomes(before)["ftjob-Far1.capture-3"]) == (0, "different")
+
+    for number in range(1, 60):  # each run of the command dies at a later write, until one comes through
+        with killed_at(number, monkeypatch), suppress(Killed):
+            if migrate(here, far, *words).exit_code == 0:
+                break
+    again = migrate(here, far, *words)
+
+    assert again.exit_code == 0, again.output
+    names = ("ftjob-Far1.capture-3", "ftjob-Far1.capture-3.distill")
+    assert [outcomes(again)[name] for name in names] == ["present", "present"]
+    (run,) = here.client.evals.runs.list("ftjob-Far1.capture")
+    run = here.ended(run)
+    assert (run.status, run.result_counts.total) == ("completed", 3)
+    output = sorted(item.sample.output[0].content or "" for item in here.output(run))
+    assert output == [f"Order {number} is late." for number in range(100, 103)]
+    files = {file.filename: file.id for file in here.client.files.list()}
+    rows_ = here.client.files.content(files["ftjob-Far1.capture-3.distill.jsonl"]).text.splitlines()
+    assert [json.loads(row)["messages"][-1]["content"] for row in rows_] == output
+    assert far.answered == 3
+
+
+def test_tuned_models_are_trained_again_on_their_files_once(here: World, far: OpenAIServer) -> None:
+    unmapped = migrate(here, far, "--train", "--json")
+    words = ("--train", "--map", f"gpt-4o-mini={MODEL}", "--apply", "--json")
+    first, second = migrate(here, far, *words), migrate(here, far, *words)
+
+    assert "--map gpt-4o-mini-2024-07-18=MODEL" in rows(unmapped)["ftjob-Far1"]["reason"]
+    assert first.exit_code == 0, first.output
+    assert [outcomes(result)["ftjob-Far1"] for result in (first, second)] == ["different", "present"]
+    (job,) = here.client.fine_tuning.jobs.list()
+    files = {file.id: file.filename for file in here.client.files.list()}
+    assert files[job.training_file] == "file-Train1.train.jsonl"
+    assert files[job.validation_file or ""] == "file-Valid1.valid.jsonl"
+    assert job.metadata == {"team": "support", "imported_from": "ftjob-Far1"}
+    assert (job.hyperparameters.n_epochs, job.hyperparameters.learning_rate_multiplier) == (3, 1.8)
 
 
 def test_refused_key_and_url_are_named_without_the_key(here: World, far: OpenAIServer) -> None:
