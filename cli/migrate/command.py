@@ -99,14 +99,14 @@ def openai(
 
 def _show(options: ServerOptions, result: "Report") -> None:
     """Show the rows of a report, and how many there are of each outcome."""
-    from cli.migrate.outcomes import WORDS
+    from cli.migrate.outcomes import WORDS, MigrationOutcome
 
     if options.as_json:
         show_json([asdict(row) for row in result.rows])
         return
     head = ("id there", "kind", "outcome", "id here", "reason")
     show_table(head, [(row.origin_id, row.kind, WORDS[row.outcome], row.id or "-", row.reason) for row in result.rows])
-    say(", ".join(f"{WORDS[outcome]}: {count}" for outcome, count in result.counts.items() if count))
+    say(", ".join(f"{WORDS[MigrationOutcome(name)]}: {count}" for name, count in result.counts.items() if count))
 
 
 def _write_report(result: "Report", folder: Path) -> None:
