@@ -19,8 +19,8 @@ from api.http.fields import Metadata, MetadataField
 from api.http.idempotency import Idempotent
 from api.http.paging import Limit20, Order, Page, cursor_details, deletion_details, find, page
 from jobs.clock import now
-from jobs.errors import Conflict, InvalidRequest, NotFound
-from jobs.fleet import routing
+from jobs.errors import Conflict, InvalidRequest, NotFound, Unauthenticated
+from jobs.fleet import access, routing
 from jobs.fleet.models_file import ANY_MODEL
 from jobs.fleet.tables import Model
 from jobs.registry import aliases
@@ -171,10 +171,14 @@ def _record(call: CallContext, session: Session, action: str, alias: Alias, **de
 
 
 def _check_model(session: Session, call: CallContext, model: str) -> None:
-    """Raise InvalidRequest for an alias, and for a model that the project may not ask for or that does not exist."""
+    """Check that the caller may have a model asked, and that it is no alias. Raises InvalidRequest, Unauthenticated."""
     registry, project_id = call.services.registry(), call.project_id
-    if not routing.permission_of(session, registry, project_id)(model):
-        raise _not_found(session, call, model)
+    try:
+        access.check(session, registry, call.work(model, ""))
+    except access.AccessDenied as denial:
+        if denial.code in access.IDENTITY_CODES:
+            raise Unauthenticated(str(denial), code=denial.code) from None
+        raise _not_found(session, call, model) from None
     if routing.names_with_models(session, registry, [model], project_id):
         return
     if model in registry.aliases or aliases.find(session, model, project_id) is not None:
