@@ -104,7 +104,7 @@ class Assertion:
         name = self.fields.add([template.render({}) for template in templates])
         return [item_path([name, number]) for number in range(len(values))]
 
-    def checked_by(self, expression: str, value: Any) -> Term:
+    def python_check(self, expression: str, value: Any) -> Term:
         """Return the term of Python code that compares the `output` with what is `expected`."""
         source = _CHECK.format(field=self.fields.add(value, is_forced=True), expression=expression)
         return Term(({"type": "python", "source": source},))
@@ -189,10 +189,10 @@ def _comparison(assertion: Assertion, operation: str) -> Term:
 def _comparisons(assertion: Assertion, operation: str, function: str) -> Term:
     references = assertion.texts()
     grader = {"type": "string_check", "input": OUTPUT, "operation": operation}
-    return Term(tuple(grader | {"reference": text} for text in references), _joined(function, len(references)))
+    return Term(tuple(grader | {"reference": text} for text in references), _function_of(function, len(references)))
 
 
-def _joined(function: str, count: int) -> str:
+def _function_of(function: str, count: int) -> str:
     return f"{function}({', '.join(f'{{{number}}}' for number in range(count))})" if count > 1 else "{0}"
 
 
@@ -200,7 +200,7 @@ def _starts_with(assertion: Assertion) -> Term:
     expected = _template_of(assertion.value).render(assertion.variables)
     if not expected:
         raise NoCounterpart("it has no value")
-    return assertion.checked_by("output.startswith(expected)", expected)
+    return assertion.python_check("output.startswith(expected)", expected)
 
 
 def _finish_reason(assertion: Assertion) -> Term:
@@ -214,7 +214,9 @@ def _similar(assertion: Assertion) -> Term:
     grader = {"type": "text_similarity", "input": OUTPUT, "evaluation_metric": "cosine"}
     assertion.remark(assertion.kind, "the vectors are those of this deployment's embedding model: scores differ", False)
     threshold = 0.75 if assertion.threshold is None else assertion.threshold
-    return Term(tuple(grader | {"reference": text} for text in references), _joined("max", len(references)), threshold)
+    return Term(
+        tuple(grader | {"reference": text} for text in references), _function_of("max", len(references)), threshold
+    )
 
 
 def _is_json(assertion: Assertion) -> Term:
@@ -309,7 +311,7 @@ def _javascript(assertion: Assertion) -> Term:
     if not isinstance(code, str) or "{{" in code or file_name(assertion.definition.get("value")):
         raise NoCounterpart(_NO_JAVASCRIPT)
     terms = [_js_comparison(assertion, part.strip()) for part in code.strip().rstrip(";").split("&&")]
-    formula, graders = _numbered(terms)
+    formula, graders = _combine(terms)
     return Term(graders, f"min({', '.join(formula)})" if len(terms) > 1 else formula[0])
 
 
@@ -321,7 +323,7 @@ _NO_JAVASCRIPT: Final = (
 def _js_comparison(assertion: Assertion, code: str) -> Term:
     if match := _JS_LENGTH.fullmatch(code):
         units = 'len(output.encode("utf-16-le", "surrogatepass")) // 2'
-        return assertion.checked_by(f"{units} {match[1].replace('===', '==')} expected", int(match[2]))
+        return assertion.python_check(f"{units} {match[1].replace('===', '==')} expected", int(match[2]))
     if (match := _JS_EQUAL.fullmatch(code)) and ".trim" not in code:
         operation = "ne" if match[1].startswith("!") else "eq"
         return _literal_check(assertion, operation, match[2] or match[3] or "")
@@ -332,7 +334,7 @@ def _js_comparison(assertion: Assertion, code: str) -> Term:
         if match[3] == "includes":
             term = _literal_check(assertion, "ilike" if match[2] else "like", literal)
         else:
-            term = assertion.checked_by(f"output{'.lower()' if match[2] else ''}.startswith(expected)", literal)
+            term = assertion.python_check(f"output{'.lower()' if match[2] else ''}.startswith(expected)", literal)
         return Term(term.graders, "(1 - {0})") if match[1] else term
     raise NoCounterpart(_NO_JAVASCRIPT)
 
@@ -498,7 +500,7 @@ def _factuality(assertion: Assertion) -> Term:
     return _labels(assertion, _FACTS, "ideal", list(names), [label for label, score in scores.items() if score])
 
 
-def _grounded(assertion: Assertion, kind: str, texts: Object) -> Term:
+def _context_judge(assertion: Assertion, kind: str, texts: Object) -> Term:
     if assertion.definition.get("contextTransform") or "context" not in assertion.variables:
         raise NoCounterpart("its context is not the variable 'context'")
     if assertion.threshold is None:
@@ -510,7 +512,7 @@ def _grounded(assertion: Assertion, kind: str, texts: Object) -> Term:
 
 
 def _context_recall(assertion: Assertion) -> Term:
-    return _grounded(assertion, "context_recall", {"reference": assertion.text(assertion.value)})
+    return _context_judge(assertion, "context_recall", {"reference": assertion.text(assertion.value)})
 
 
 #: The types that mean the same here. Those of `_NEGATABLE` also with `not-` before them.
@@ -534,7 +536,7 @@ RULES: Final[Mapping[str, Callable[[Assertion], Term]]] = {
     "model-graded-closedqa": _closed_question,
     "model-graded-factuality": _factuality,
     "factuality": _factuality,
-    "context-faithfulness": lambda assertion: _grounded(assertion, "faithfulness", {"input": OUTPUT}),
+    "context-faithfulness": lambda assertion: _context_judge(assertion, "faithfulness", {"input": OUTPUT}),
     "context-recall": _context_recall,
 }
 _NEGATABLE: Final = re.compile(
@@ -591,7 +593,7 @@ def term_of(assertion: Assertion) -> Term:
 
 def mean_of(terms: Sequence[Term], weights: Sequence[float], threshold: float | None) -> Term:
     """Return the weighted mean of terms. Raises: NoCounterpart."""
-    formulas, graders = _numbered([term for term, weight in zip(terms, weights, strict=True) if weight])
+    formulas, graders = _combine([term for term, weight in zip(terms, weights, strict=True) if weight])
     total = sum(weights)
     if not formulas or total <= 0:
         raise NoCounterpart("its weights have no sum above 0")
@@ -602,7 +604,7 @@ def mean_of(terms: Sequence[Term], weights: Sequence[float], threshold: float | 
     return Term(graders, f"(({summed}) / {total!r})", threshold)
 
 
-def _numbered(terms: Sequence[Term]) -> tuple[list[str], tuple[Object, ...]]:
+def _combine(terms: Sequence[Term]) -> tuple[list[str], tuple[Object, ...]]:
     """Return the formulas of terms over the graders of all of them, and these graders."""
     graders: tuple[Object, ...] = ()
     formulas = []

@@ -76,7 +76,7 @@ class Prompt:
         templates = [part for _, parts in self.messages for part in parts if isinstance(part, Template)]
         return list(dict.fromkeys(name for template in templates for name in template.names))
 
-    def shown(self, text: Callable[[Template], str]) -> list[Object]:
+    def messages_with(self, text: Callable[[Template], str]) -> list[Object]:
         """Return the messages of a request, with each template as `text` gives it."""
         return [{"role": role, "content": _content(parts, text)} for role, parts in self.messages]
 
@@ -127,7 +127,7 @@ def _content(parts: tuple[Object | Template, ...], text: Callable[[Template], st
 def read_prompts(config: Object, folder: ConfigFolder, remark: Remark) -> list[Prompt]:
     """Return the prompts of a config that come over."""
     prompts = []
-    for label, raw in _labelled_prompts(config.get("prompts"), folder, remark):
+    for label, raw in _prompt_entries(config.get("prompts"), folder, remark):
         try:
             prompts.append(read_prompt(raw, label))
         except NoCounterpart as error:
@@ -170,7 +170,7 @@ def _part(part: Any) -> Object | Template:
     raise NoCounterpart("one of its messages has a part that is neither a text nor an image")
 
 
-def _labelled_prompts(value: Any, folder: ConfigFolder, remark: Remark) -> Iterator[tuple[str, Any]]:
+def _prompt_entries(value: Any, folder: ConfigFolder, remark: Remark) -> Iterator[tuple[str, Any]]:
     """Yield the label and the text, or messages, of each prompt, those of files too."""
     for entry in entries_of(value):
         label = entry.get("label") if isinstance(entry, dict) else None
@@ -217,7 +217,7 @@ def prompt_object(prompt: Prompt, providers: list[Provider], values: Mapping[str
         "version": "1",
         "model": model and model.model,
         "instructions": None,
-        "messages": prompt.shown(Template.to_prompt),
+        "messages": prompt.messages_with(Template.to_prompt),
         "parameters": model.parameters(are_of_chats=False) if model else {},
         "variables": [
             {"name": name, "type": "json" if isinstance(values.get(name), dict | list) else "string"}
@@ -272,7 +272,7 @@ def read_tests(config: Object, folder: ConfigFolder, remark: Remark) -> list[Tes
     if not isinstance(default, dict):
         raise NoCounterpart("its defaultTest is not an object")
     tests: list[Test] = []
-    for number, test in enumerate(_written_tests(config.get("tests"), folder, remark), 1):
+    for number, test in enumerate(_config_tests(config.get("tests"), folder, remark), 1):
         try:
             merged = merge_test(test, default)
             for variables in _variable_sets(merged, folder):
@@ -324,10 +324,10 @@ def result_test(case: Object, number: int, variables: Any, folder: ConfigFolder)
     """Return the test of a result, which has one value of each variable already. Raises: NoCounterpart."""
     given = variables if isinstance(variables, dict) else case.get("vars")
     merged = merge_test({**case, "vars": given if isinstance(given, dict) else {}}, {})
-    return _test(number, merged, resolve_variables(_loaded(merged["vars"], folder)), folder)
+    return _test(number, merged, resolve_variables(_load_files(merged["vars"], folder)), folder)
 
 
-def _written_tests(value: Any, folder: ConfigFolder, remark: Remark) -> Iterator[Object]:
+def _config_tests(value: Any, folder: ConfigFolder, remark: Remark) -> Iterator[Object]:
     """Yield the tests that are written in a config and in the files that it names."""
     for entry in entries_of(value):
         try:
@@ -400,7 +400,7 @@ def _variable_sets(test: Object, folder: ConfigFolder) -> Iterator[Object]:
         variables = {name: value for values in read for name, value in values.items()}
     choices = [_choices(value, folder, test["options"]) for value in variables.values()]
     for values in product(*choices):
-        yield _loaded(dict(zip(variables, values, strict=True)), folder)
+        yield _load_files(dict(zip(variables, values, strict=True)), folder)
 
 
 def _choices(value: Any, folder: ConfigFolder, options: Object) -> list[Any]:
@@ -410,7 +410,7 @@ def _choices(value: Any, folder: ConfigFolder, options: Object) -> list[Any]:
     return value if is_list and not options.get("disableVarExpansion") else [value]
 
 
-def _loaded(variables: Object, folder: ConfigFolder) -> Object:
+def _load_files(variables: Object, folder: ConfigFolder) -> Object:
     """Return variables with the content of the files that they name. Raises: NoCounterpart."""
     return {name: _file_content(value, folder) for name, value in variables.items()}
 

@@ -199,16 +199,17 @@ def _inline(group: Sequence[GradedTest]) -> tuple[list[Object], set[str]]:
             if isinstance(value, str)
             else {item_path([name, at]): part for at, part in parts}
         )
-    return [_replaced(made, texts) for made in first.criteria], shared
+    return [_replace_texts(made, texts) for made in first.criteria], shared
 
 
-def _replaced(value: Any, texts: Mapping[str, str]) -> Any:
+def _replace_texts(value: Any, texts: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
         return {
-            name: entry if name in ("source", "schema") else _replaced(entry, texts) for name, entry in value.items()
+            name: entry if name in ("source", "schema") else _replace_texts(entry, texts)
+            for name, entry in value.items()
         }
     if isinstance(value, list):
-        return [_replaced(entry, texts) for entry in value]
+        return [_replace_texts(entry, texts) for entry in value]
     if isinstance(value, str):
         for placeholder, text in texts.items():
             value = value.replace(placeholder, text)
@@ -280,7 +281,7 @@ def results_bundles(file: ResultsFile, name: str, folder: ConfigFolder, remark: 
     graded = [
         made
         for number, row in enumerate(file.results)
-        if (made := _graded(row, number, grader, folder, remark)) is not None
+        if (made := _grade_result(row, number, grader, folder, remark)) is not None
     ]
     for saved, tests in evals_of(name, graded, remark):
         runs = defaultdict[tuple[str, str], list[GradedTest]](list)
@@ -303,7 +304,9 @@ def _prompt_of(label: str, raw: Any) -> Prompt | None:
         return None
 
 
-def _graded(result: Object, number: int, grader: TestGrader, folder: ConfigFolder, remark: Remark) -> GradedTest | None:
+def _grade_result(
+    result: Object, number: int, grader: TestGrader, folder: ConfigFolder, remark: Remark
+) -> GradedTest | None:
     """Return a result with its criteria; None where none of its assertions comes over."""
     case, index = result.get("testCase"), result.get("testIdx")
     try:
@@ -334,7 +337,7 @@ def _run(
     run_id = f"run-{digest(file.origin, eval_id, key)}"
     source: Object = {"type": "jsonl", "source": {"type": "file_content", "content": []}}
     if prompt is not None:
-        messages = {"type": "template", "template": prompt.shown(Template.to_item)}
+        messages = {"type": "template", "template": prompt.messages_with(Template.to_item)}
         source |= {"type": "completions", "model": model, "input_messages": messages}
     run = {
         "id": run_id,
@@ -425,7 +428,7 @@ def _sample(result: Object, model: str) -> Object:
     output, error = response.get("output"), result.get("error") or response.get("error")
     text = output if isinstance(output, str) else "" if output is None else json.dumps(output, ensure_ascii=False)
     sample: Object = {
-        "input": _asked(result.get("prompt")),
+        "input": _messages_of(result.get("prompt")),
         "output": [{"role": "assistant", "content": text}],
         "finish_reason": response.get("finishReason") if isinstance(response.get("finishReason"), str) else "stop",
         "model": model,
@@ -444,7 +447,7 @@ _USAGE: Final = {
 }  # fmt: skip
 
 
-def _asked(prompt: Any) -> list[Object]:
+def _messages_of(prompt: Any) -> list[Object]:
     """Return the messages that a model was asked: the prompt of a result is filled already."""
     raw = prompt.get("raw") if isinstance(prompt, dict) else prompt
     text = raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False)
