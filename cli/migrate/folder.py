@@ -107,7 +107,7 @@ class FolderSource:
                 if "eval" in value:  # a config and its results have the same rows
                     known = rows[value["eval"]["id"]]
                     new = {text: row for row in value["rows"] if (text := json.dumps(row)) not in known}
-                    known |= new.keys()
+                    known.update(new)
                     value["rows"] = list(new.values())
                 self._add(value, Counter())
             for what, reason, is_lost in reading.remarks:

@@ -311,7 +311,7 @@ def test_yaml_has_the_values_of_version_1_2(text: str, value: Any) -> None:
     assert load_yaml(text) == value
 
 
-@pytest.mark.parametrize("text", ["a: [", "!!python/object/apply:os.system [id]", "[" * 3000, "a: &a [*a]"])
+@pytest.mark.parametrize("text", ["a: [", "!!python/object/apply:os.system [id]", "[" * 3000, "providers: [a]\nprompts: &a [*a]"])
 def test_hostile_yaml_is_refused(tmp_path: Path, text: str) -> None:
     reading = reading_of(tmp_path, text)
     assert (reading.values, len(losses(reading))) == ([], 1)
@@ -319,7 +319,7 @@ def test_hostile_yaml_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_aliases_that_multiply_are_refused(tmp_path: Path) -> None:
     lines = ["a0: &a0 [1]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10))]
-    reading = reading_of(tmp_path, "\n".join(lines))
+    reading = reading_of(tmp_path, "\n".join(["providers: [a]\nprompts: [b]", *lines]))
     assert losses(reading) == ["promptfooconfig.yaml: it has too many parts, or refers to itself"]
 
 
