@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
+from urllib.parse import quote
 
 from cli.client.server import ObjectNotFound, Server, ServerUnavailable
 from cli.errors import CliError
@@ -157,7 +158,7 @@ def _find_eval(target: Target, step: Step) -> str | None:
     return row["id"] if row else None
 
 
-def _send_eval(target: Target, step: Step) -> str:
+def _send_request(target: Target, step: Step) -> str:
     (request,) = step.requests
     return str(target.server.post(request.path, request.body)["id"])
 
@@ -244,12 +245,19 @@ def _send_chat(target: Target, step: Step) -> str:
     return str(target.server.post("/chat/completions/imports", body)["id"])
 
 
+def _find_alias(target: Target, step: Step) -> str | None:
+    (request,) = step.requests
+    alias = target.get(f"/aliases/{quote(step.row.origin_id, safe='')}")
+    return step.row.origin_id if alias and alias["model"] == request.body["model"] else None
+
+
 WRITERS: Final[Mapping[MigrationKind, Writer]] = {
     MigrationKind.FILE: Writer(_find_file, Target.upload),
     MigrationKind.PROMPT: Writer(_find_prompt, _send_prompt),
-    MigrationKind.EVAL: Writer(_find_eval, _send_eval),
+    MigrationKind.EVAL: Writer(_find_eval, _send_request),
     MigrationKind.EVAL_RUN: Writer(_find_run, _send_run),
     MigrationKind.VECTOR_STORE: Writer(_find_store, _send_store),
     MigrationKind.FINE_TUNING_JOB: Writer(_find_job, _send_job),
     MigrationKind.CHAT_COMPLETION: Writer(_find_chat, _send_chat),
+    MigrationKind.ALIAS: Writer(_find_alias, _send_request),
 }

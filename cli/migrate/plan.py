@@ -458,6 +458,16 @@ def _sent_message(shown: Object) -> Object:
     return kept | ({"content": shown["content_parts"]} if shown.get("content_parts") else {})
 
 
+# ── aliases ──
+
+
+def _plan_aliases(_source: Source, models: Models) -> Iterator[Step]:
+    """Yield an alias for each name of `--map`, so that code that names the model elsewhere goes on."""
+    for name, model in models.names.items():
+        row = _row(MigrationKind.ALIAS, name, [f"requests for it are answered by {model}"])
+        yield Step(row, (Request("/aliases", {"id": name, "model": model}),))
+
+
 PLANNERS: Final[Mapping[MigrationKind, Planner]] = {
     MigrationKind.FILE: _plan_files,
     MigrationKind.PROMPT: _plan_prompts,
@@ -466,6 +476,7 @@ PLANNERS: Final[Mapping[MigrationKind, Planner]] = {
     MigrationKind.VECTOR_STORE: _plan_stores,
     MigrationKind.FINE_TUNING_JOB: _plan_jobs,
     MigrationKind.CHAT_COMPLETION: _plan_chats,
+    MigrationKind.ALIAS: _plan_aliases,
 }
 
 

@@ -343,7 +343,7 @@ def test_dry_run_names_each_outcome_and_changes_nothing(world: World, tmp_path: 
     (report,) = tmp_path.glob("migration-*.json")
     saved = json.loads(report.read_text())
     assert saved["applied"] is False
-    assert saved["counts"] == {"same": 3, "different": 3, "lost": 1, "failed": 0, "present": 0}
+    assert saved["counts"] == {"same": 3, "different": 4, "lost": 1, "failed": 0, "present": 0}
     reasons = {row["kind"]: row["reason"] for row in saved["rows"]}
     assert reasons["prompt"] == f"gpt-4o-mini becomes {MODEL}"
     assert reasons["eval_run"] == "its status is failed: only completed runs come over"
@@ -386,6 +386,8 @@ def everything(world: World) -> list[Any]:
     prompt: Any = client.get(f"/prompts/{PROMPT}", cast_to=object)
     versions: Any = client.get(f"/prompts/{PROMPT}/versions", cast_to=object)
     labels = (prompt["default_version"], prompt["labels"])
+    aliases: Any = client.get("/aliases", cast_to=object)
+    assert [(row["id"], row["model"]) for row in aliases["data"]] == [("gpt-4o-mini", MODEL)]
     return [len(evals), [len(runs) for _, runs in evals], files, labels, [row["hash"] for row in versions["data"]]]
 
 

@@ -311,7 +311,9 @@ def test_yaml_has_the_values_of_version_1_2(text: str, value: Any) -> None:
     assert load_yaml(text) == value
 
 
-@pytest.mark.parametrize("text", ["a: [", "!!python/object/apply:os.system [id]", "[" * 3000, "providers: [a]\nprompts: &a [*a]"])
+@pytest.mark.parametrize(
+    "text", ["a: [", "!!python/object/apply:os.system [id]", "[" * 3000, "providers: [a]\nprompts: &a [*a]"]
+)
 def test_hostile_yaml_is_refused(tmp_path: Path, text: str) -> None:
     reading = reading_of(tmp_path, text)
     assert (reading.values, len(losses(reading))) == ([], 1)
