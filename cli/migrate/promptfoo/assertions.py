@@ -110,7 +110,7 @@ class Assertion:
         return Term(({"type": "python", "source": source},))
 
     def judge(self, purpose: str) -> Object:
-        """Return the model and the type of request of a judge. The remark says what is not Promptfoo's."""
+        """Return the model of a judge. The remark says what is not Promptfoo's. Raises: NoCounterpart."""
         provider = self.definition.get("provider") or self.options.get("provider")
         if isinstance(provider, dict) and "id" not in provider:
             provider = provider.get("text")
@@ -301,7 +301,7 @@ def _regex(assertion: Assertion) -> Term:
 
 _LITERAL: Final = r"""(?:'([^'\\]*)'|"([^"\\]*)")"""
 _JS_CALL: Final = re.compile(rf"(!?)output(\.toLowerCase\(\))?\.(includes|startsWith)\({_LITERAL}\)")
-_JS_EQUAL: Final = re.compile(rf"output(?:\.trim\(\))?\s*(===?|!==?)\s*{_LITERAL}")
+_JS_EQUAL: Final = re.compile(rf"output\s*(===?|!==?)\s*{_LITERAL}")
 _JS_LENGTH: Final = re.compile(r"output\.length\s*(<=|>=|<|>|===?)\s*(\d+)")
 
 
@@ -324,7 +324,7 @@ def _js_comparison(assertion: Assertion, code: str) -> Term:
     if match := _JS_LENGTH.fullmatch(code):
         units = 'len(output.encode("utf-16-le", "surrogatepass")) // 2'
         return assertion.python_check(f"{units} {match[1].replace('===', '==')} expected", int(match[2]))
-    if (match := _JS_EQUAL.fullmatch(code)) and ".trim" not in code:
+    if match := _JS_EQUAL.fullmatch(code):
         operation = "ne" if match[1].startswith("!") else "eq"
         return _literal_check(assertion, operation, match[2] or match[3] or "")
     if match := _JS_CALL.fullmatch(code):

@@ -32,15 +32,14 @@ _ROLES: Final = frozenset({"system", "developer", "user", "assistant"})
 _MEDIA: Final = frozenset(
     {".pdf", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".svg", ".mp3", ".wav", ".mp4", ".webm", ".mov"}
 )
-#: Parameters of a provider by their names here, in a request for a response and in one for a chat completion.
-_PARAMETERS: Final[Mapping[str, tuple[str, str | None]]] = {
-    "temperature": ("temperature", "temperature"),
-    "top_p": ("top_p", "top_p"),
-    "max_tokens": ("max_output_tokens", "max_completion_tokens"),
-    "max_completion_tokens": ("max_output_tokens", "max_completion_tokens"),
-    "max_output_tokens": ("max_output_tokens", "max_completion_tokens"),
-    "seed": ("", "seed"),
-    "reasoning_effort": ("reasoning", "reasoning_effort"),
+#: Parameters of a provider, by their names in a stored prompt.
+_PARAMETERS: Final[Mapping[str, str]] = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "max_tokens": "max_output_tokens",
+    "max_completion_tokens": "max_output_tokens",
+    "max_output_tokens": "max_output_tokens",
+    "reasoning_effort": "reasoning",
 }
 #: Options of a test that change the request or the output, and those that have no effect on either.
 _CHANGING: Final = (
@@ -88,17 +87,16 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A model that a config asks, and its parameters in Promptfoo's names."""
+    """A model that a config asks, and those of its parameters that come over, in Promptfoo's names."""
 
     model: str
     config: Object
 
-    def parameters(self, *, are_of_chats: bool) -> Object:
-        """Return the parameters in the names of a request."""
-        named = {_PARAMETERS[name][are_of_chats]: value for name, value in self.config.items() if name in _PARAMETERS}
-        if "reasoning" in named:
-            named["reasoning"] = {"effort": named["reasoning"]}
-        return {str(name): value for name, value in named.items() if name and value is not None}
+    @property
+    def parameters(self) -> Object:
+        """Return the parameters of a stored prompt."""
+        named = {_PARAMETERS[name]: value for name, value in self.config.items() if value is not None}
+        return named | ({"reasoning": {"effort": named["reasoning"]}} if "reasoning" in named else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +216,7 @@ def prompt_object(prompt: Prompt, providers: list[Provider], values: Mapping[str
         "model": model and model.model,
         "instructions": None,
         "messages": prompt.messages_with(Template.to_prompt),
-        "parameters": model.parameters(are_of_chats=False) if model else {},
+        "parameters": model.parameters if model else {},
         "variables": [
             {"name": name, "type": "json" if isinstance(values.get(name), dict | list) else "string"}
             for name in prompt.names
