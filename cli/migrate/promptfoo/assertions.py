@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cli.migrate.promptfoo.files import ConfigFolder, NoCounterpart, Object, file_name, load_yaml
-from cli.migrate.promptfoo.templates import Template, item_path, parse
+from cli.migrate.promptfoo.templates import PathTemplate, item_path, parse
 
 OUTPUT: Final = "{{ sample.output_text }}"
 #: The name of the judge where a config names none: `--map` says which model it is.
@@ -127,7 +127,7 @@ class Assertion:
         return [{"role": "user", "content": parse(text).to_item(names)}]
 
 
-def _template_of(value: Any) -> Template:
+def _template_of(value: Any) -> PathTemplate:
     if isinstance(value, dict | list) or value is None:
         raise NoCounterpart("its value is not a text")
     if file_name(value) is not None:
@@ -487,7 +487,7 @@ def _labels(assertion: Assertion, text: str, expected: str, labels: list[str], p
     return Term((grader | {"type": "label_model", "input": messages, "labels": labels, "passing_labels": passing},))
 
 
-def _closed_question(assertion: Assertion) -> Term:
+def _closed_qa(assertion: Assertion) -> Term:
     return _labels(assertion, _CLOSED, "criteria", ["Y", "N"], ["Y"])
 
 
@@ -533,7 +533,7 @@ RULES: Final[Mapping[str, Callable[[Assertion], Term]]] = {
     "javascript": _javascript,
     "python": _python,
     "llm-rubric": _rubric,
-    "model-graded-closedqa": _closed_question,
+    "model-graded-closedqa": _closed_qa,
     "model-graded-factuality": _factuality,
     "factuality": _factuality,
     "context-faithfulness": lambda assertion: _context_judge(assertion, "faithfulness", {"input": OUTPUT}),

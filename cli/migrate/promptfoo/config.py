@@ -1,6 +1,6 @@
 """A Promptfoo config: its prompts, its models, and its tests once defaults, files, scenarios and lists are merged.
 
-prompts ── text, files, messages ──▶ Prompt         tests ── defaultTest, vars ──▶ Test, one for each set of variables
+prompts ── text, files, messages ──▶ ConfigPrompt    tests ── defaultTest, vars ──▶ Test
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from cli.migrate.promptfoo.files import (
     load_json,
     load_yaml,
 )
-from cli.migrate.promptfoo.templates import Template, parse, resolve_variables
+from cli.migrate.promptfoo.templates import PathTemplate, parse, resolve_variables
 
 MAX_TESTS: Final = 20_000
 _PROMPT_FILES: Final = frozenset({".txt", ".md", ".j2", ".json", ".jsonl", ".yaml", ".yml"})
@@ -63,30 +63,30 @@ Remark = Callable[[str, str, bool], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class ConfigPrompt:
     """A prompt: its messages, whose texts are templates."""
 
     label: str
-    messages: tuple[tuple[str, tuple[Object | Template, ...]], ...]
+    messages: tuple[tuple[str, tuple[Object | PathTemplate, ...]], ...]
 
     @property
     def names(self) -> list[str]:
         """Return the variables, each once."""
-        templates = [part for _, parts in self.messages for part in parts if isinstance(part, Template)]
+        templates = [part for _, parts in self.messages for part in parts if isinstance(part, PathTemplate)]
         return list(dict.fromkeys(name for template in templates for name in template.names))
 
-    def messages_with(self, text: Callable[[Template], str]) -> list[Object]:
+    def messages_with(self, text: Callable[[PathTemplate], str]) -> list[Object]:
         """Return the messages of a request, with each template as `text` gives it."""
         return [{"role": role, "content": _content(parts, text)} for role, parts in self.messages]
 
     def question(self) -> str:
         """Return the template of a grader that has all texts of the prompt."""
-        texts = [part.to_item() for _, parts in self.messages for part in parts if isinstance(part, Template)]
+        texts = [part.to_item() for _, parts in self.messages for part in parts if isinstance(part, PathTemplate)]
         return "\n".join(texts)
 
 
 @dataclass(frozen=True, slots=True)
-class Provider:
+class ConfigModel:
     """A model that a config asks, and those of its parameters that come over, in Promptfoo's names."""
 
     model: str
@@ -112,17 +112,17 @@ class Test:
     options: Object
 
 
-def _content(parts: tuple[Object | Template, ...], text: Callable[[Template], str]) -> Any:
+def _content(parts: tuple[Object | PathTemplate, ...], text: Callable[[PathTemplate], str]) -> Any:
     match parts:
-        case (Template() as template,):
+        case (PathTemplate() as template,):
             return text(template)
-    return [{"type": "input_text", "text": text(part)} if isinstance(part, Template) else part for part in parts]
+    return [{"type": "input_text", "text": text(part)} if isinstance(part, PathTemplate) else part for part in parts]
 
 
 # ── prompts ──
 
 
-def read_prompts(config: Object, folder: ConfigFolder, remark: Remark) -> list[Prompt]:
+def read_prompts(config: Object, folder: ConfigFolder, remark: Remark) -> list[ConfigPrompt]:
     """Return the prompts of a config that come over."""
     prompts = []
     for label, raw in _prompt_entries(config.get("prompts"), folder, remark):
@@ -133,7 +133,7 @@ def read_prompts(config: Object, folder: ConfigFolder, remark: Remark) -> list[P
     return prompts
 
 
-def read_prompt(raw: Any, label: str) -> Prompt:
+def read_prompt(raw: Any, label: str) -> ConfigPrompt:
     """Return the prompt of a text, or of messages as JSON or YAML. Raises: NoCounterpart."""
     messages: Any = raw
     if isinstance(raw, str):
@@ -143,10 +143,10 @@ def read_prompt(raw: Any, label: str) -> Prompt:
         elif text.startswith("- role:"):
             messages = load_yaml(text)
     if isinstance(messages, str):
-        return Prompt(label, (("user", (parse(messages),)),))
+        return ConfigPrompt(label, (("user", (parse(messages),)),))
     if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
         raise NoCounterpart("it is neither a text nor a list of messages")
-    return Prompt(
+    return ConfigPrompt(
         label, tuple((_role(message), tuple(map(_part, entries_of(message.get("content"))))) for message in messages)
     )
 
@@ -157,7 +157,7 @@ def _role(message: Object) -> str:
     return str(message["role"])
 
 
-def _part(part: Any) -> Object | Template:
+def _part(part: Any) -> Object | PathTemplate:
     match part:
         case str():
             return parse(part)
@@ -205,7 +205,7 @@ def _texts_of_prompt(raw: Any, folder: ConfigFolder) -> Iterator[Any]:
             yield from filter(None, map(str.strip, text.split("---") if suffix == ".txt" else [text]))
 
 
-def prompt_object(prompt: Prompt, providers: list[Provider], values: Mapping[str, Any]) -> Object:
+def prompt_object(prompt: ConfigPrompt, providers: list[ConfigModel], values: Mapping[str, Any]) -> Object:
     """Return the prompt as it is stored, with one version. `values` are examples of its variables.
 
     Raises: NoCounterpart.
@@ -215,7 +215,7 @@ def prompt_object(prompt: Prompt, providers: list[Provider], values: Mapping[str
         "version": "1",
         "model": model and model.model,
         "instructions": None,
-        "messages": prompt.messages_with(Template.to_prompt),
+        "messages": prompt.messages_with(PathTemplate.to_prompt),
         "parameters": model.parameters if model else {},
         "variables": [
             {"name": name, "type": "json" if isinstance(values.get(name), dict | list) else "string"}
@@ -228,7 +228,7 @@ def prompt_object(prompt: Prompt, providers: list[Provider], values: Mapping[str
 # ── models ──
 
 
-def read_providers(config: Object, folder: ConfigFolder, remark: Remark) -> list[Provider]:
+def read_providers(config: Object, folder: ConfigFolder, remark: Remark) -> list[ConfigModel]:
     """Return the models of a config; a remark for each provider that is none."""
     providers = []
     for entry in _provider_entries(config.get("providers") or config.get("targets"), folder, remark):
@@ -236,7 +236,9 @@ def read_providers(config: Object, folder: ConfigFolder, remark: Remark) -> list
         settings = entry.get("config") if isinstance(entry, dict) else None
         settings = settings if isinstance(settings, dict) else {}
         try:
-            provider = Provider(model_of(name), {key: value for key, value in settings.items() if key in _PARAMETERS})
+            provider = ConfigModel(
+                model_of(name), {key: value for key, value in settings.items() if key in _PARAMETERS}
+            )
         except NoCounterpart as error:
             remark(f"provider {_short(name)}", str(error), True)
             continue

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from cli.migrate.promptfoo.assertions import Assertion, Fields, Term, criterion, mean_of, model_of, term_of
-from cli.migrate.promptfoo.config import Prompt, Test, digest, read_prompt, result_test
+from cli.migrate.promptfoo.config import ConfigPrompt, Test, digest, read_prompt, result_test
 from cli.migrate.promptfoo.files import SCRIPTS, ConfigFolder, NoCounterpart, Object, entries_of
-from cli.migrate.promptfoo.templates import Template, item_path
+from cli.migrate.promptfoo.templates import PathTemplate, item_path
 
 #: Evals that the tests of a config become, and criteria of an eval.
 MAX_EVALS: Final = 100
@@ -48,7 +48,7 @@ class TestGrader:
 
     __test__ = False
 
-    def __init__(self, prompts: Sequence[Prompt], folder: ConfigFolder, remark: Remark) -> None:
+    def __init__(self, prompts: Sequence[ConfigPrompt], folder: ConfigFolder, remark: Remark) -> None:
         self._question = prompts[0].question() if len(prompts) == 1 else ""
         self._names = {name for prompt in prompts for name in prompt.names}
         self._folder, self._remark = folder, remark
@@ -296,7 +296,7 @@ def results_bundles(file: ResultsFile, name: str, folder: ConfigFolder, remark: 
         }
 
 
-def _prompt_of(label: str, raw: Any) -> Prompt | None:
+def _prompt_of(label: str, raw: Any) -> ConfigPrompt | None:
     """Return the prompt of a template; None where a program made it, or it has no counterpart."""
     try:
         return None if Path(label.partition(":")[0]).suffix in SCRIPTS else read_prompt(raw, label)
@@ -324,7 +324,7 @@ def _run(
     file: ResultsFile,
     eval_id: str,
     key: tuple[str, str],
-    prompt: Prompt | None,
+    prompt: ConfigPrompt | None,
     tests: list[GradedTest],
     remark: Remark,
 ) -> Object:
@@ -337,7 +337,7 @@ def _run(
     run_id = f"run-{digest(file.origin, eval_id, key)}"
     source: Object = {"type": "jsonl", "source": {"type": "file_content", "content": []}}
     if prompt is not None:
-        messages = {"type": "template", "template": prompt.messages_with(Template.to_item)}
+        messages = {"type": "template", "template": prompt.messages_with(PathTemplate.to_item)}
         source |= {"type": "completions", "model": model, "input_messages": messages}
     run = {
         "id": run_id,

@@ -29,7 +29,7 @@ Steps = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Template:
+class PathTemplate:
     """A template: texts, and the steps of paths."""
 
     parts: tuple[str | Steps, ...]
@@ -58,7 +58,7 @@ class Template:
         return "".join(part if isinstance(part, str) else to_text(_value_at(values, part)) for part in self.parts)
 
 
-def parse(text: str) -> Template:
+def parse(text: str) -> PathTemplate:
     """Return the template of a text. Raises: NoCounterpart."""
     if "{%" in text or "{#" in text:
         raise NoCounterpart("its template has a block or a comment of Nunjucks")
@@ -76,7 +76,7 @@ def parse(text: str) -> Template:
         if steps[0] in _SPECIAL or _LENGTH in steps[1:]:
             raise NoCounterpart(f"its template has {inside.strip()[:60]!r}, which only Promptfoo fills")
         parts += [steps, after]
-    return Template(tuple(parts))
+    return PathTemplate(tuple(parts))
 
 
 def item_path(steps: Iterable[str | int]) -> str:

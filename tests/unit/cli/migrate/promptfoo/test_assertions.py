@@ -268,7 +268,7 @@ def test_judge_of_the_default_test_is_taken(folder: Path) -> None:
     assert "sk-x" not in json.dumps(bundle)
 
 
-def test_categories_of_factuality_decide_what_passes(folder: Path) -> None:
+def test_categories_of_factuality_are_the_passing_labels(folder: Path) -> None:
     test = {"assert": [{"type": "factuality", "value": "a"}], "options": {"factuality": {"subset": 0, "disagree": 1}}}
     [bundle], _ = bring(folder, test)
     assert bundle["eval"]["testing_criteria"][0]["passing_labels"] == ["B", "C", "D", "E"]

@@ -471,7 +471,7 @@ def test_each_model_has_a_run_of_its_own(tmp_path: Path) -> None:
     assert bundle["rows"] == ROWS
 
 
-def test_results_of_sets_are_found_behind_them(tmp_path: Path) -> None:
+def test_results_of_a_set_are_read_behind_its_own(tmp_path: Path) -> None:
     parts = [{"type": "contains", "value": "a"}, {"type": "latency", "threshold": 5}]
     assertions = [{"type": "assert-set", "assert": parts}, {"type": "equals", "value": "b"}, {"type": "select-best"}]
     inner = [{"pass": True, "score": 1, "assertion": parts[0]}, {"pass": False, "score": 0, "assertion": parts[1]}]
@@ -549,7 +549,7 @@ def test_broken_file_is_lost_with_a_reason(tmp_path: Path, value: Any) -> None:
         ("providers", False),
     ],
 )  # fmt: skip
-def test_value_is_told_from_those_of_others(value: Any, expected: bool) -> None:
+def test_value_of_promptfoo_differs_from_other_values(value: Any, expected: bool) -> None:
     assert is_promptfoo(value) is expected
 
 
