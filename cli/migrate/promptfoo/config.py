@@ -1,4 +1,4 @@
-"""A Promptfoo config: its prompts, its models, and its tests once defaults, files, scenarios and lists are merged.
+"""A Promptfoo config: its prompts, its models, and its tests once defaults, files and lists are merged.
 
 prompts ── text, files, messages ──▶ ConfigPrompt    tests ── defaultTest, vars ──▶ Test
 """
