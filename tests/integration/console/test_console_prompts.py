@@ -1,6 +1,5 @@
 """The pages of prompts: made, changed in versions that are compared, tried with a model, and shown as programs."""
 
-import json
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -8,9 +7,10 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.support.console import HOSTILE, Console, Deployment, build_console, console_of
+from tests.support.fake_engine import reply
 from tests.support.interactive_api import MODEL, Shop
 from tests.support.system import eventually
-from workers.engines.port import Answer, Emit, Request
+from workers.engines.port import Answer, Request
 
 pytestmark = pytest.mark.verify
 
@@ -25,20 +25,15 @@ CONTENT: dict[str, Any] = {
 CHANGED = INSTRUCTIONS.replace("friendly", "brief")
 
 
+def repeat(request: Request) -> Answer:
+    """Answer with the last message of a response."""
+    text = str(request.body["input"][-1]["content"])
+    return reply(request.url, request.body, text, voice=text)
+
+
 @pytest.fixture
-def shop(make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
-    """Return a server whose engine repeats the last message, word by word."""
-    shop = make_shop()
-
-    async def repeat(request: Request, emit: Emit) -> Answer:
-        shop.asked.append(json.dumps(request.body))
-        for word in str(request.body["messages"][-1]["content"]).split(" "):
-            choice = {"index": 0, "delta": {"content": f"{word} "}}
-            chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": MODEL, "choices": [choice]}
-            await emit(json.dumps(chunk).encode())
-        return Answer(200, b"")
-
-    monkeypatch.setattr(shop.engine, "stream", repeat)
+def shop(make_shop: Callable[..., Shop]) -> Iterator[Shop]:
+    shop = make_shop(engine={"fault": repeat})
     with shop.open():
         yield shop
 
@@ -77,7 +72,7 @@ def test_prompt_is_made_changed_and_compared(console: Console, shop: Shop) -> No
     console.inspect("prompts-empty")
     tab.get_by_role("link", name="New prompt").first.click()
     tab.get_by_label("Name of the prompt").fill("Replies to tickets")
-    tab.get_by_label("Model").select_option(MODEL)
+    tab.get_by_label("Model", exact=True).select_option(MODEL)
     tab.get_by_label("Instructions").fill(INSTRUCTIONS)
     tab.get_by_label("Message 1", exact=True).fill("Ticket of {{customer}}: {{ticket}}")
     tab.get_by_label("Default of ticket").fill(CONTENT["variables"][1]["default"])
@@ -132,7 +127,7 @@ def test_default_version_and_labels_move(console: Console, shop: Shop) -> None:
     for number, (name, version) in enumerate((("production", "1"), ("staging", "2")), 1):
         tab.get_by_role("button", name="Edit labels").click()
         tab.get_by_role("button", name="Add a label").click()
-        tab.get_by_label(f"Label {number}").fill(name)
+        tab.get_by_label(f"Label {number}", exact=True).fill(name)
         tab.get_by_label(f"Version of label {number}").select_option(version)
         tab.get_by_role("button", name="Save the labels").click()
         expect(tab.get_by_role("dialog")).to_have_count(0)
@@ -177,14 +172,14 @@ def test_version_is_tried_with_values_and_a_model(console: Console, shop: Shop) 
     run.click()
     expect(tab.get_by_role("alert")).to_contain_text("customer")
 
-    tab.get_by_label("customer").fill(f"Ada {HOSTILE}")
-    tab.get_by_label("ticket").fill("The left lamp is dark.")
+    tab.get_by_label("customer", exact=True).fill(f"Ada {HOSTILE}")
+    tab.get_by_label("ticket", exact=True).fill("The left lamp is dark.")
     run.click()
 
     expect(tab.locator(".answer")).to_contain_text("The left lamp is dark.")
     expect(tab.locator(".answer")).to_contain_text(f"Ada {HOSTILE}")
-    tab.get_by_label("Model").select_option("gpt-4o-mini")
-    tab.get_by_label("customer").fill("Grace")
+    tab.get_by_label("Model", exact=True).select_option(MODEL)
+    tab.get_by_label("customer", exact=True).fill("Grace")
     run.click()
     expect(tab.locator(".answer").nth(1)).to_contain_text("Grace")
     expect(tab.locator(".turn-facts")).to_have_count(2)

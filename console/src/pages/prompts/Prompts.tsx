@@ -20,7 +20,7 @@ const COLUMNS: readonly Column<Prompt>[] = [
   { id: "labels", header: "Labels", cell: (prompt) => <Labels prompt={prompt} /> },
   { id: "model", header: "Model", cell: (prompt) => <span className="break">{prompt.version.model ?? "–"}</span>, sort: (prompt) => prompt.version.model, wide: true },
   { id: "id", header: "Id", cell: (prompt) => <code>{prompt.id}</code>, wide: true },
-  { id: "updated", header: "Version of", cell: (prompt) => <Time at={prompt.version.created_at} />, sort: (prompt) => prompt.version.created_at, wide: true },
+  { id: "updated", header: "Version made", cell: (prompt) => <Time at={prompt.version.created_at} />, sort: (prompt) => prompt.version.created_at, wide: true },
 ];
 
 function Labels({ prompt }: { prompt: Prompt }) {
