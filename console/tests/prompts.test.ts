@@ -1,5 +1,3 @@
-// @vitest-environment node
-
 import { describe, expect, it } from "vitest";
 
 import { reportOf } from "@/pages/files/report";

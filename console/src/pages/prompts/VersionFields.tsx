@@ -79,7 +79,7 @@ interface MessageFieldsProps {
 
 function MessageFields({ name, message, onChange, onRemove }: MessageFieldsProps) {
   return (
-    <div className="stack" role="group" aria-label={name}>
+    <div className="stack">
       <Field label={name} error={message.isParts ? jsonProblem(message.text) : null} hint={message.isParts && '[{"type": "input_text", "text": "…"}]'}>
         <TextArea className={message.isParts ? "input mono" : "input"} value={message.text} onChange={(event) => onChange({ text: event.target.value })} />
       </Field>
