@@ -55,15 +55,11 @@ def prompt_of(shop: Shop, prompt_id: str) -> dict[str, Any]:
     return cast("dict[str, Any]", shop.client.get(f"/prompts/{prompt_id}", cast_to=object))
 
 
-def make_prompt(shop: Shop, **fields: Any) -> str:
+def make_prompt(shop: Shop, name: str = "Replies to tickets") -> str:
     """Make a prompt with two versions; return its id."""
-    prompt_id = post(shop, "", {"name": "Replies to tickets", **CONTENT, **fields})["id"]
-    post(
-        shop,
-        f"/{prompt_id}/versions",
-        {**CONTENT, "instructions": CHANGED, "parameters": {"temperature": 0.7}, **fields},
-    )
-    return str(prompt_id)
+    prompt_id = str(post(shop, "", {"name": name, **CONTENT})["id"])
+    post(shop, f"/{prompt_id}/versions", {**CONTENT, "instructions": CHANGED, "parameters": {"temperature": 0.7}})
+    return prompt_id
 
 
 def test_prompt_is_made_changed_and_compared(console: Console, shop: Shop) -> None:
@@ -120,9 +116,9 @@ def test_refused_prompt_names_the_field(console: Console) -> None:
 def test_default_version_and_labels_move(console: Console, shop: Shop) -> None:
     prompt_id = make_prompt(shop)
     tab = console.open(f"/prompts/{prompt_id}?tab=versions")
-    tab.get_by_role("button", name="Make version 2 the default").click()
+    tab.get_by_role("button", name="Make default version 2").click()
     expect(tab.get_by_role("row", name="Version 2")).to_contain_text("default")
-    expect(tab.get_by_role("button", name="Make version 1 the default")).to_be_enabled()
+    expect(tab.get_by_role("button", name="Make default version 1")).to_be_enabled()
 
     for number, (name, version) in enumerate((("production", "1"), ("staging", "2")), 1):
         tab.get_by_role("button", name="Edit labels").click()

@@ -42,8 +42,8 @@ export function Versions({ prompt, versions }: VersionsProps) {
         version === prompt.default_version ? (
           "default"
         ) : (
-          <Button className="copy" aria-label={`Make version ${version} the default`} busy={move.isPending} onClick={() => move.mutate(version)}>
-            Make default
+          <Button className="copy" busy={move.isPending} onClick={() => move.mutate(version)}>
+            Make default <span className="hidden">version {version}</span>
           </Button>
         ),
     },
