@@ -3,7 +3,7 @@
     python -m bench regressions [--pairs 200] [--points 5]
 
 Each kind of scores is drawn with no difference (an A/A test) and with a loss of `--points` points, which is the margin
-too. The number of items is that which `jobs.evals.regression.required_items` states for the kind's spread. A false
+too. The number of items is that which `jobs.evals.regression.sample_size` states for the kind's spread. A false
 alarm is a run without a loss that is called worse; a loss is missed where the run is not called worse.
 """
 
@@ -16,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jobs.evals.regression import MarginTest, required_items
+from jobs.evals.regression import MarginTest, sample_size
 from tests.simulation.comparisons import KINDS, compare_scores
 
 PAIRS = 200
@@ -78,7 +78,7 @@ def stated_items(kind: str, points: float) -> int:
     for loss in (0.0, points):
         worse, better = draw(np.random.default_rng(0), _PILOT, loss / 100)
         spreads.append(float((better - worse).mean(axis=1).std()) / span * 100)
-    items = required_items(points, max(spreads))
+    items = sample_size(points, max(spreads))
     assert items is not None
     return items
 

@@ -27,7 +27,7 @@ def eval_of(server: Server, run_id: str) -> str:
     return str(eval_id)
 
 
-def completed_run(server: Server, run_id: str) -> dict[str, Any]:
+def find_baseline(server: Server, run_id: str) -> dict[str, Any]:
     """Return a run that is complete. Raises: CliError."""
     run = server.get(f"/evals/{eval_of(server, run_id)}/runs/{run_id}")
     if run["status"] != "completed":

@@ -17,7 +17,7 @@ from cli.client.comparison_report import item_texts
 from cli.terminal import visible
 
 if TYPE_CHECKING:
-    from jobs.evals.regression import Decision, MarginTest
+    from jobs.evals.regression import MarginTest, RegressionDecision
 
 Item = Mapping[str, Any]
 
@@ -41,7 +41,7 @@ class RegressionReport:
     Each of `worst` is the output item of the baseline and that of the run. `margin` is in points.
     """
 
-    decision: "Decision"
+    decision: "RegressionDecision"
     baseline: Mapping[str, Any]
     run: Mapping[str, Any]
     worst: Sequence[tuple[Item, Item]]
@@ -61,7 +61,7 @@ class RegressionReport:
     def summary(self) -> dict[str, Any]:
         """Return the decision as an object of JSON."""
         tests = [
-            asdict(test.row) | {"outcome": test.outcome, "points": test.points[0], "items_needed": test.items_needed}
+            asdict(test.row) | {"outcome": test.outcome, "points": test.points[0], "items_needed": test.further_items}
             for test in self.decision.tests
         ]
         fields = {"baseline": self.baseline["id"], "run": self.run["id"], "margin": self.margin}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from cli.client.eval_runs import await_end, completed_run, eval_of, items_path, pair_runs, rows_of
+from cli.client.eval_runs import await_end, eval_of, find_baseline, items_path, pair_runs, rows_of
 from cli.client.server import Server
 from cli.client.submission import read_json
 from cli.errors import CliError
@@ -22,7 +22,7 @@ from cli.terminal import moment, say, show_json, show_table
 
 if TYPE_CHECKING:
     from jobs.evals.comparison import PairedComparison
-    from jobs.evals.regression import Decision
+    from jobs.evals.regression import RegressionDecision
 
 app = Group("Evaluate models on your items, and compare the runs.")
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, as `nightmill evals list` shows it.")]
@@ -137,7 +137,7 @@ def run(
     criteria = [definition for text in grader or () for definition in graders_of(text)]
     bounds = dict(_parse_bound(text) for text in fail_under or ())
     server, key = options.server, options.idempotency_key or str(uuid.uuid4())
-    baseline = completed_run(server, options.baseline) if options.baseline else None
+    baseline = find_baseline(server, options.baseline) if options.baseline else None
     eval_id = eval_id or (baseline or {}).get("eval_id", "") if not grader else ""
     if eval_id:
         criteria = server.get(f"/evals/{eval_id}")["testing_criteria"]
@@ -368,7 +368,7 @@ def _judge(done: dict[str, Any], bounds: dict[str, float]) -> None:
 
 def _compare_with_baseline(
     options: BaselineOptions, baseline: Mapping[str, Any], done: Mapping[str, Any], criteria: Sequence[dict[str, Any]]
-) -> "Decision":
+) -> "RegressionDecision":
     """Show the comparison of a run with its baseline and write the reports. Return the decision. Raises CliError."""
     from cli.client.regression_report import MAX_WORST, RegressionReport
     from jobs.evals.regression import decide
@@ -389,7 +389,7 @@ def _compare_with_baseline(
     return decision
 
 
-def _judge_decision(decision: "Decision") -> None:
+def _judge_decision(decision: "RegressionDecision") -> None:
     """End the command where the run is worse than its baseline, or where that is undecided. Raises CliError, Exit."""
     if decision.outcome == "not worse":
         return

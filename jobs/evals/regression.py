@@ -52,7 +52,7 @@ class MarginTest:
         return self.points[1] * (1 - lost) - 100 * lost
 
     @property
-    def items_needed(self) -> int | None:
+    def further_items(self) -> int | None:
         """Return about how many more items decide; None where that is decided, or where no number of items does.
 
         The estimate takes the difference so far for the true one: the interval has to leave out 0 or the margin,
@@ -62,16 +62,16 @@ class MarginTest:
             return None
         difference, alpha = self.points[0], self.row.alpha
         distance = max(difference + self.margin, -difference)
-        needed = required_items(distance, self.row.deviation / self.point, alpha, self.row.tests)
+        needed = sample_size(distance, self.row.deviation / self.point, alpha, self.row.tests)
         return None if needed is None else max(needed - self.row.items, 1)
 
     @property
     def text(self) -> str:
         """Return the outcome for a table, with the estimate of how many more items would decide."""
-        return f"{self.outcome}, about {needed} more items" if (needed := self.items_needed) else self.outcome
+        return f"{self.outcome}, about {needed} more items" if (needed := self.further_items) else self.outcome
 
 
-def required_items(points: float, deviation: float, alpha: float = significance.ALPHA, tests: int = 1) -> int | None:
+def sample_size(points: float, deviation: float, alpha: float = significance.ALPHA, tests: int = 1) -> int | None:
     """Return how many items a run needs that is to find a loss of `points`, or to exclude it where there is none.
 
     Each of the two fails with the probability 1 - `POWER`, if means are distributed normally; a margin for those that
@@ -86,7 +86,7 @@ def required_items(points: float, deviation: float, alpha: float = significance.
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class RegressionDecision:
     """The decisions by all criteria. `unscored` are the criteria by which no item has a score in both runs."""
 
     tests: Sequence[MarginTest]
@@ -106,7 +106,7 @@ class Decision:
         return lines + (unscored if self.outcome == "inconclusive" else [])
 
 
-def decide(pairing: Pairing, alpha: float, margin: float, criteria: Iterable[Mapping[str, Any]]) -> Decision:
+def decide(pairing: Pairing, alpha: float, margin: float, criteria: Iterable[Mapping[str, Any]]) -> RegressionDecision:
     """Return whether the second run is worse than the first by more than `margin` points.
 
     The `criteria` of the eval say the range of their scores, which is 0 to 1 otherwise.
@@ -115,4 +115,4 @@ def decide(pairing: Pairing, alpha: float, margin: float, criteria: Iterable[Map
     points = {name: (high - low) / 100 for name, (low, high) in ranges.items()}
     rows = {row.criterion: row for row in compare(pairing.criteria, pairing.pairs, alpha)}
     tests = [MarginTest(row, margin, points.get(name) or 0.01) for name, row in rows.items()]
-    return Decision(tests, [name for name in pairing.criteria if name not in rows])
+    return RegressionDecision(tests, [name for name in pairing.criteria if name not in rows])

@@ -6,7 +6,7 @@ import pytest
 
 from bench.regressions import PAIRS, POINTS, measure, outcome
 from jobs.evals.comparison import OVERALL, pair_items
-from jobs.evals.regression import Decision, decide, required_items
+from jobs.evals.regression import RegressionDecision, decide, sample_size
 from tests.simulation.comparisons import KINDS
 from tests.support.system import ROOT
 
@@ -28,7 +28,7 @@ def run(*scores: float | None, name: str = "score") -> list[dict[str, Any]]:
 
 def decided(
     first: list[Any], second: list[Any], margin: float = 5.0, alpha: float = 0.05, **criterion: Any
-) -> Decision:
+) -> RegressionDecision:
     return decide(pair_items(first, second), alpha, margin, [{"name": "score", **criterion}])
 
 
@@ -49,7 +49,7 @@ def test_outcome_follows_loss_and_number_of_items(
     decision = decided(run(*before), run(*after))
 
     assert decision.outcome == outcome
-    assert {test.items_needed for test in decision.tests} == {more}
+    assert {test.further_items for test in decision.tests} == {more}
 
 
 def test_outcome_of_run_is_that_of_its_worst_criterion() -> None:
@@ -100,9 +100,9 @@ def test_higher_confidence_needs_more_items() -> None:
     before, after = run(*[1.0] * 60), run(*[1.0] * 50 + [0.0] * 10)
 
     assert decided(before, after, alpha=0.001).outcome == "inconclusive"
-    assert required_items(5, 40) == 1176  # ((1.95996 + 2.32635) · 40 / 5)²
-    assert required_items(5, 40, 0.001) == 2020  # ((3.29053 + 2.32635) · 40 / 5)²
-    assert required_items(0, 40) is None
+    assert sample_size(5, 40) == 1176  # ((1.95996 + 2.32635) · 40 / 5)²
+    assert sample_size(5, 40, 0.001) == 2020  # ((3.29053 + 2.32635) · 40 / 5)²
+    assert sample_size(0, 40) is None
 
 
 @pytest.mark.parametrize(("loss", "expected"), [(0.0, "not worse"), (35.0, "worse")])
