@@ -183,6 +183,7 @@ def test_captured_answers_become_a_graded_run_and_are_paid_once(
     for number in (2, 3, 1, 2, 3, 2):  # each run of the command goes on from the one that died before it
         with killed_at(number, monkeypatch), suppress(Killed):
             migrate(here, far, *words)
+    migrate(here, far, *words)
     again = migrate(here, far, *words)
 
     assert again.exit_code == 0, again.output
