@@ -15,7 +15,6 @@ from cli.main import app
 from jobs.db.engine import Database
 from tests.support.background_thread import beside
 from tests.support.eval_client import World, evaluating
-from tests.support.inline_deployment import MODEL
 from tests.support.openai_server import BASE, MANUAL, OpenAIServer
 
 
@@ -202,7 +201,7 @@ def test_captured_answers_become_a_graded_run_and_are_paid_once(
 
 def test_tuned_models_are_trained_again_on_their_files_once(here: World, far: OpenAIServer) -> None:
     unmapped = migrate(here, far, "--train", "--json")
-    words = ("--train", "--map", f"gpt-4o-mini={MODEL}", "--apply", "--json")
+    words = ("--train", "--map", "gpt-4o-mini=smollm2-135m-instruct", "--apply", "--json")
     first, second = migrate(here, far, *words), migrate(here, far, *words)
 
     assert "--map gpt-4o-mini-2024-07-18=MODEL" in rows(unmapped)["ftjob-Far1"]["reason"]
