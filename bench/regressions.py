@@ -58,7 +58,7 @@ def _options() -> argparse.Namespace:
 
 def measure(kind: str, pairs: int, points: float) -> Errors:
     """Return the errors of the decision with the number of items that is stated for a kind of scores."""
-    items = stated_items(kind, points)
+    items = items_in_table(kind, points)
     alike, lossy = (
         Counter(outcome(kind, items, loss, points, seed) for seed in range(pairs)) for loss in (0.0, points)
     )
@@ -71,7 +71,7 @@ def measure(kind: str, pairs: int, points: float) -> Errors:
     )
 
 
-def stated_items(kind: str, points: float) -> int:
+def items_in_table(kind: str, points: float) -> int:
     """Return the number of items for the larger spread: that without a loss, or with one."""
     draw, span = KINDS[kind]
     spreads = []

@@ -271,7 +271,7 @@ def _model_sampling(call: CallContext, source: CompletionsSource | ResponsesSour
     model, given = source.model, dict[str, Any]()
     match messages:
         case PromptMessages():
-            prompt = _sampled_prompt(call, messages.prompt)
+            prompt = _prompt_of_sampling(call, messages.prompt)
             model, given["prompt"] = model or prompt.content["model"], prompt
             if model is None:
                 param = "data_source.model"
@@ -286,7 +286,7 @@ def _model_sampling(call: CallContext, source: CompletionsSource | ResponsesSour
     return Sampled(endpoint=endpoint, model=model, n=params.pop("n"), params=params, **given)
 
 
-def _sampled_prompt(call: CallContext, reference: PromptReference) -> SampledPrompt:
+def _prompt_of_sampling(call: CallContext, reference: PromptReference) -> SampledPrompt:
     """Return the version of a prompt that a run samples with, however labels move. Raises InvalidRequest, NotFound."""
     try:
         with call.db.read() as session:

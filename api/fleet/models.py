@@ -159,10 +159,10 @@ def delete_model(call: Call, model: str) -> ModelDeleted:
         if tuned is not None:
             call.record(session, "model.delete", tuned.id, {"name": tuned.name})
             return ModelDeleted(id=tuned.name, deleted=True)
-    found = _get(call, model)
-    message = f"The model '{found.id}' belongs to this deployment and cannot be deleted."
-    if found.alias_of is not None:
-        message = f"'{found.id}' is an alias of a model: `DELETE /v1/aliases/{{id}}` deletes it."
+    known = _get(call, model)
+    message = f"The model '{known.id}' belongs to this deployment and cannot be deleted."
+    if known.alias_of is not None:
+        message = f"'{known.id}' is an alias of a model: `DELETE /v1/aliases/{{id}}` deletes it."
     raise PermissionDenied(message, code="model_not_deletable")
 
 

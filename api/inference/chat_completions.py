@@ -251,15 +251,15 @@ class ImportCompletion(Body):
     metadata: MetadataField
 
     @property
-    def created_at(self) -> float:
+    def creation_time(self) -> float:
         """Return the time of the answer in unix seconds; now where the answer names none, or one to come."""
         created = self.response.get("created")
         return min(float(created), now()) if isinstance(created, (int, float)) and created > 0 else now()
 
-    def to_stored(self, completion_id: str) -> StoredAnswer:
+    def answer(self, completion_id: str) -> StoredAnswer:
         request = {name: value for name, value in self.request.fields().items() if name not in _OWN_FIELDS}
-        answer = stored.to_completion(self.response, completion_id, self.metadata)
-        return StoredAnswer(request, answer | {"imported_from": self.imported_from})
+        completion = stored.to_completion(self.response, completion_id, self.metadata)
+        return StoredAnswer(request, completion | {"imported_from": self.imported_from})
 
 
 @router.get("/chat/completions")
@@ -286,12 +286,12 @@ def import_chat_completion(call: Call, once: Idempotent, body: ImportCompletion)
     replayed = once.replay(fields)
     if replayed is not None:
         return replayed
-    completion_id = stored.imported_id(call.project_id, body.imported_from)
+    completion_id = stored.id_of_import(call.project_id, body.imported_from)
     with call.db.read() as session:
         present = session.scalar(STORED.of(call).where(StoredCompletion.id == completion_id))
     if present is None:
         check_space(call, 0)
-        insert = STORED.prepare(call, body.to_stored(completion_id), body.created_at)
+        insert = STORED.prepare(call, body.answer(completion_id), body.creation_time)
         with suppress(IntegrityError):  # another request imported it
             call.run_in_transaction(insert)
     shown = _show(_load(call, completion_id))
@@ -341,8 +341,8 @@ def _find(session: Session, call: CallContext, completion_id: str, *, lock: bool
     with suppress(NotFound):
         return cast("StoredCompletion", STORED.row(session, call, completion_id, lock=lock))
     with suppress(NotFound):
-        imported_id = stored.imported_id(call.project_id, completion_id)
-        return cast("StoredCompletion", STORED.row(session, call, imported_id, lock=lock))
+        id_of_import = stored.id_of_import(call.project_id, completion_id)
+        return cast("StoredCompletion", STORED.row(session, call, id_of_import, lock=lock))
     raise STORED.not_found(completion_id)
 
 

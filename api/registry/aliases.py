@@ -178,17 +178,17 @@ def _check_model(session: Session, call: CallContext, model: str) -> None:
     except access.AccessDenied as denial:
         if denial.code in access.IDENTITY_CODES:
             raise Unauthenticated(str(denial), code=denial.code) from None
-        raise _not_found(session, call, model) from None
+        raise _missing_target(session, call, model) from None
     if routing.names_with_models(session, registry, [model], project_id):
         return
     if model in registry.aliases or aliases.find(session, model, project_id) is not None:
         message = f"'{clip(model)}' is an alias: name the model for which it stands."
         raise InvalidRequest(message, param="model", code="alias_of_alias")
     if session.get(Model, ANY_MODEL) is None:  # else an endpoint takes any name
-        raise _not_found(session, call, model)
+        raise _missing_target(session, call, model)
 
 
-def _not_found(session: Session, call: CallContext, model: str) -> InvalidRequest:
+def _missing_target(session: Session, call: CallContext, model: str) -> InvalidRequest:
     names = routing.names_of(session, call.services.registry(), None, call.project_id)
     message = f"The model '{clip(model)}' does not exist. {routing.describe_models(names)}"
     return InvalidRequest(message, param="model", code="model_not_found")

@@ -70,16 +70,18 @@ class RegressionReport:
     def junit(self) -> bytes:
         """Return the report as XML."""
         suite = ET.Element("testsuite", name=_xml(f"nightmill evals: {self.run['name']}"))
-        place = f"{self.run['eval_id']}.{self.run['id']}"
+        class_name = f"{self.run['eval_id']}.{self.run['id']}"
         for test in self.decision.tests:
             tag = {"worse": "failure", "inconclusive": "skipped"}.get(test.outcome)
             difference, interval = _points(test)
             message = f"{test.text}: {difference} points ({interval}), p {test.row.p_text}, {test.row.items} items"
-            _add_case(suite, place, test.row.criterion, tag, message)
+            _add_case(suite, class_name, test.row.criterion, tag, message)
         for name in self.decision.unscored:
-            _add_case(suite, place, name, "skipped", "no item has a score in both runs")
+            _add_case(suite, class_name, name, "skipped", "no item has a score in both runs")
         for first, second in self.worst if self.decision.outcome == "worse" else ():
-            _add_case(suite, f"{place}.items", second["id"], "failure", _changes(first, second), _sides(first, second))
+            _add_case(
+                suite, f"{class_name}.items", second["id"], "failure", _changes(first, second), _sides(first, second)
+            )
         for attribute, tag in (
             ("tests", "testcase"),
             ("failures", "testcase/failure"),
@@ -149,8 +151,8 @@ def _xml(text: str) -> str:
     return _NO_XML.sub("\ufffd", "\n".join(map(visible, text.split("\n"))))
 
 
-def _add_case(suite: ET.Element, place: str, name: str, tag: str | None, message: str, text: str = "") -> None:
-    case = ET.SubElement(suite, "testcase", classname=_xml(place), name=_xml(name))
+def _add_case(suite: ET.Element, class_name: str, name: str, tag: str | None, message: str, text: str = "") -> None:
+    case = ET.SubElement(suite, "testcase", classname=_xml(class_name), name=_xml(name))
     if tag is None:
         ET.SubElement(case, "system-out").text = _xml(message)
     else:

@@ -13,16 +13,16 @@ from urllib.parse import quote
 
 from cli.client.server import ObjectNotFound, Server, ServerUnavailable
 from cli.errors import CliError
-from cli.migrate.outcomes import MigrationKind, MigrationOutcome, Report, Row
-from cli.migrate.plan import ORIGIN, Models, Request, Step, lines_file, plan
+from cli.migrate.outcomes import MigrationKind, MigrationOutcome, Report, ReportRow
+from cli.migrate.plan import ORIGIN, MigrationStep, ModelNames, PlannedRequest, lines_file, plan
 from cli.migrate.server import entries
-from cli.migrate.source import MAX_ITEMS, Object, Source
+from cli.migrate.source import MAX_ITEMS, MigrationSource, Object
 
 _LIVE: Final = ("queued", "in_progress")
 
 
 @dataclass(slots=True)
-class Target:
+class MigrationTarget:
     """The server that objects are made on."""
 
     server: Server
@@ -56,7 +56,7 @@ class Target:
         """Return the ids of the project's files by their ids elsewhere, which begin their names."""
         return {name.partition(".")[0]: file_id for name, file_id in self.files.items()}
 
-    def upload(self, step: Step) -> str:
+    def upload(self, step: MigrationStep) -> str:
         """Upload the content of a step; return the file's id."""
         assert step.content is not None
         name, purpose = step.file
@@ -75,19 +75,19 @@ class Target:
 class Writer:
     """The way to make objects of a kind: `find` returns the id of a whole one, `send` makes one and returns its id."""
 
-    find: Callable[[Target, Step], str | None]
-    send: Callable[[Target, Step], str]
+    find: Callable[[MigrationTarget, MigrationStep], str | None]
+    send: Callable[[MigrationTarget, MigrationStep], str]
 
 
 def migrate(
-    source: Source,
+    source: MigrationSource,
     server: Server,
     names: Mapping[str, str],
     *,
     applied: bool,
     train: bool = False,
     show: Callable[[int, int], None] = lambda _done, _total: None,
-) -> Iterator[Row]:
+) -> Iterator[ReportRow]:
     """Yield the outcome of each object of a source; with `applied` make what comes over.
 
     `show` is called before each object with the number of those that are done, and of all.
@@ -96,8 +96,8 @@ def migrate(
         ServerUnavailable: the server does not answer. Migrating once more goes on.
     """
     served = frozenset(model["id"] for model in server.get("/models")["data"])
-    target = Target(server)
-    steps = list(plan(source, Models(names, served, train)))
+    target = MigrationTarget(server)
+    steps = list(plan(source, ModelNames(names, served, train)))
     for number, step in enumerate(steps):
         show(number, len(steps))
         if step.row.outcome == MigrationOutcome.LOST:
@@ -124,15 +124,15 @@ def store_report(server: Server, report: Report) -> str:
 # ── how each kind is made ──
 
 
-def _find_file(target: Target, step: Step) -> str | None:
+def _find_file(target: MigrationTarget, step: MigrationStep) -> str | None:
     return target.files.get(step.file[0])
 
 
-def _find_prompt(target: Target, step: Step) -> str | None:
+def _find_prompt(target: MigrationTarget, step: MigrationStep) -> str | None:
     return step.row.origin_id if not list(_missing(target, step)) else None
 
 
-def _missing(target: Target, step: Step) -> Iterator[Request]:
+def _missing(target: MigrationTarget, step: MigrationStep) -> Iterator[PlannedRequest]:
     """Yield the requests of the versions that are missing, and the last one unless a version is in production."""
     path = f"/prompts/{step.row.origin_id}"
     prompt = target.get(path)
@@ -144,36 +144,36 @@ def _missing(target: Target, step: Step) -> Iterator[Request]:
     yield from (request for request in contents if request.body["version"] not in versions)
     labels = prompt["labels"] if prompt else {}
     if not last.body["labels"].keys() <= labels.keys():
-        yield Request(last.path, last.body | {"labels": last.body["labels"] | labels})
+        yield PlannedRequest(last.path, last.body | {"labels": last.body["labels"] | labels})
 
 
-def _send_prompt(target: Target, step: Step) -> str:
+def _send_prompt(target: MigrationTarget, step: MigrationStep) -> str:
     for request in list(_missing(target, step)):
         target.server.post(request.path, request.body)
     return step.row.origin_id
 
 
-def _find_eval(target: Target, step: Step) -> str | None:
+def _find_eval(target: MigrationTarget, step: MigrationStep) -> str | None:
     row = target.get(f"/evals/{step.row.origin_id}")
     return row["id"] if row else None
 
 
-def _send_request(target: Target, step: Step) -> str:
+def _send_request(target: MigrationTarget, step: MigrationStep) -> str:
     (request,) = step.requests
     return str(target.server.post(request.path, request.body)["id"])
 
 
-def _run_path(step: Step) -> str:
+def _run_path(step: MigrationStep) -> str:
     return f"/evals/{step.parent_id}/runs/{step.row.origin_id}"
 
 
-def _find_run(target: Target, step: Step) -> str | None:
+def _find_run(target: MigrationTarget, step: MigrationStep) -> str | None:
     """Return the id of a completed run whose file of output items is removed."""
     run = target.get(_run_path(step))
     return run["id"] if run and run["status"] == "completed" and step.file[0] not in target.files else None
 
 
-def _send_run(target: Target, step: Step) -> str:
+def _send_run(target: MigrationTarget, step: MigrationStep) -> str:
     """Import a run from a file of its output items, and remove the file. Go on with an import that was begun."""
     run = target.get(_run_path(step))
     if run is None or run["status"] not in (*_LIVE, "completed"):
@@ -192,7 +192,7 @@ def _send_run(target: Target, step: Step) -> str:
     return str(run["id"])
 
 
-def _missing_files(target: Target, step: Step) -> Iterator[list[Object]]:
+def _missing_files(target: MigrationTarget, step: MigrationStep) -> Iterator[list[Object]]:
     """Yield batches of the files that a store here has not yet, with their ids here, as far as they are here."""
     origins, store_id = target.origins, target.stores[step.row.origin_id]
     present = {file["id"] for file in entries(target.server, f"/vector_stores/{store_id}/files")}
@@ -202,12 +202,12 @@ def _missing_files(target: Target, step: Step) -> Iterator[list[Object]]:
             yield missing
 
 
-def _find_store(target: Target, step: Step) -> str | None:
+def _find_store(target: MigrationTarget, step: MigrationStep) -> str | None:
     store_id = target.stores.get(step.row.origin_id)
     return store_id if store_id and not next(_missing_files(target, step), None) else None
 
 
-def _send_store(target: Target, step: Step) -> str:
+def _send_store(target: MigrationTarget, step: MigrationStep) -> str:
     if step.row.origin_id not in target.stores:
         head = step.requests[0]
         target.stores[step.row.origin_id] = target.server.post(head.path, head.body)["id"]
@@ -217,13 +217,13 @@ def _send_store(target: Target, step: Step) -> str:
     return store_id
 
 
-def _find_job(target: Target, step: Step) -> str | None:
+def _find_job(target: MigrationTarget, step: MigrationStep) -> str | None:
     query = {f"metadata[{ORIGIN}]": step.row.origin_id}
     job = next(entries(target.server, "/fine_tuning/jobs", query), None)
     return job["id"] if job else None
 
 
-def _send_job(target: Target, step: Step) -> str:
+def _send_job(target: MigrationTarget, step: MigrationStep) -> str:
     (request,) = step.requests
     origins, body = target.origins, dict(request.body)
     for field in body.keys() & {"training_file", "validation_file"}:
@@ -233,26 +233,26 @@ def _send_job(target: Target, step: Step) -> str:
     return str(target.server.post(request.path, body)["id"])
 
 
-def _find_chat(target: Target, step: Step) -> str | None:
+def _find_chat(target: MigrationTarget, step: MigrationStep) -> str | None:
     chat = target.get(f"/chat/completions/{step.row.origin_id}")
     return chat["id"] if chat else None
 
 
-def _send_chat(target: Target, step: Step) -> str:
+def _send_chat(target: MigrationTarget, step: MigrationStep) -> str:
     assert step.content is not None
     with step.content() as path:
         body = json.loads(path.read_bytes())
     return str(target.server.post("/chat/completions/imports", body)["id"])
 
 
-def _find_alias(target: Target, step: Step) -> str | None:
+def _find_alias(target: MigrationTarget, step: MigrationStep) -> str | None:
     (request,) = step.requests
     alias = target.get(f"/aliases/{quote(step.row.origin_id, safe='')}")
     return step.row.origin_id if alias and alias["model"] == request.body["model"] else None
 
 
 WRITERS: Final[Mapping[MigrationKind, Writer]] = {
-    MigrationKind.FILE: Writer(_find_file, Target.upload),
+    MigrationKind.FILE: Writer(_find_file, MigrationTarget.upload),
     MigrationKind.PROMPT: Writer(_find_prompt, _send_prompt),
     MigrationKind.EVAL: Writer(_find_eval, _send_request),
     MigrationKind.EVAL_RUN: Writer(_find_run, _send_run),

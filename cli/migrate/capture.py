@@ -18,8 +18,8 @@ from typing import Any, Final
 
 from cli.client.server import ObjectNotFound, Server, ServerUnavailable
 from cli.errors import CliError
-from cli.migrate.apply import Target
-from cli.migrate.outcomes import MigrationKind, MigrationOutcome, Row
+from cli.migrate.apply import MigrationTarget
+from cli.migrate.outcomes import MigrationKind, MigrationOutcome, ReportRow
 from cli.migrate.plan import ORIGIN, lines_file
 from cli.migrate.server import ServerSource, entries
 from cli.migrate.source import Object, id_of
@@ -54,9 +54,9 @@ class Capture:
     remark: str
 
 
-def capture(source: ServerSource, here: Server, count: int, *, applied: bool, distill: bool) -> Iterator[Row]:
+def capture(source: ServerSource, here: Server, count: int, *, applied: bool, distill: bool) -> Iterator[ReportRow]:
     """Yield a row for each tuned model of a source, and with `distill` one for its training rows."""
-    there, target = source.server, Target(here)
+    there, target = source.server, MigrationTarget(here)
     for job in source.fine_tuning_jobs():
         if job.get("status") != "succeeded" or not job.get("fine_tuned_model"):
             continue
@@ -64,12 +64,12 @@ def capture(source: ServerSource, here: Server, count: int, *, applied: bool, di
         try:
             prompts = _prompts(source, job, name, count)
             if run_id := _find_run(target, prompts):
-                yield Row(MigrationKind.EVAL_RUN, name, run_id, MigrationOutcome.PRESENT)
+                yield ReportRow(MigrationKind.EVAL_RUN, name, run_id, MigrationOutcome.PRESENT)
                 answers = None
             else:
                 asks = f"{len(prompts.items)} prompts are asked of {prompts.model}, for which that server charges"
                 reason = "; ".join(filter(None, [asks, prompts.remark]))
-                row = Row(MigrationKind.EVAL_RUN, name, None, MigrationOutcome.DIFFERENT, reason)
+                row = ReportRow(MigrationKind.EVAL_RUN, name, None, MigrationOutcome.DIFFERENT, reason)
                 answers = _answers(there, target, prompts) if applied else None
                 yield row if answers is None else _store_run(target, prompts, answers, row)
             if distill:
@@ -77,7 +77,7 @@ def capture(source: ServerSource, here: Server, count: int, *, applied: bool, di
         except ServerUnavailable:
             raise
         except CliError as error:
-            yield Row(MigrationKind.EVAL_RUN, name, None, MigrationOutcome.FAILED, str(error))
+            yield ReportRow(MigrationKind.EVAL_RUN, name, None, MigrationOutcome.FAILED, str(error))
 
 
 def _prompts(source: ServerSource, job: Object, name: str, count: int) -> Capture:
@@ -107,7 +107,7 @@ def _item(line: bytes) -> Object | None:
 # ── asking ──
 
 
-def _answers(there: Server, target: Target, prompts: Capture) -> list[Object | None]:
+def _answers(there: Server, target: MigrationTarget, prompts: Capture) -> list[Object | None]:
     """Return the answer to each prompt as a chat completion, None for a prompt that failed."""
     try:
         batches = list(entries(there, "/batches"))
@@ -156,7 +156,7 @@ def _await_batch(there: Server, batch: Object) -> Object:
     return batch
 
 
-def _chat_answer(there: Server, target: Target, prompts: Capture, number: int) -> Object:
+def _chat_answer(there: Server, target: MigrationTarget, prompts: Capture, number: int) -> Object:
     """Return the answer to a prompt that is stored here, or ask for it and store it."""
     answer_id = f"{prompts.name}.{number}"
     if stored := target.get(f"/chat/completions/{answer_id}"):
@@ -169,19 +169,19 @@ def _chat_answer(there: Server, target: Target, prompts: Capture, number: int) -
 # ── keeping ──
 
 
-def _find_run(target: Target, prompts: Capture) -> str | None:
+def _find_run(target: MigrationTarget, prompts: Capture) -> str | None:
     """Return the id of the run of a capture, None where there is none, or where it failed."""
     path = f"/evals/{prompts.job_id}.capture"
     runs = entries(target.server, f"{path}/runs") if target.get(path) else ()
-    found = (run["id"] for run in runs if _is_run(run, prompts.name))
-    return next(found, None)
+    run_ids = (run["id"] for run in runs if _is_run(run, prompts.name))
+    return next(run_ids, None)
 
 
 def _is_run(run: Object, name: str) -> bool:
     return (run.get("metadata") or {}).get(ORIGIN) == name and run["status"] not in ("failed", "canceled")
 
 
-def _store_run(target: Target, prompts: Capture, answers: list[Object | None], row: Row) -> Row:
+def _store_run(target: MigrationTarget, prompts: Capture, answers: list[Object | None], row: ReportRow) -> ReportRow:
     """Store the answers as a run, which is graded here as any other run of its eval."""
     head = {
         "imported_from": f"{prompts.job_id}.capture",
@@ -201,17 +201,17 @@ def _store_run(target: Target, prompts: Capture, answers: list[Object | None], r
     run = target.server.post(f"/evals/{eval_id}/runs", body)
     missing = len(prompts.items) - len(pairs)
     reason = f"{row.reason}; {missing} of them failed" if missing else row.reason
-    return Row(row.kind, row.origin_id, run["id"], row.outcome, reason)
+    return ReportRow(row.kind, row.origin_id, run["id"], row.outcome, reason)
 
 
 def _store_rows(
-    there: Server, target: Target, prompts: Capture, answers: list[Object | None] | None, *, applied: bool
-) -> Row:
+    there: Server, target: MigrationTarget, prompts: Capture, answers: list[Object | None] | None, *, applied: bool
+) -> ReportRow:
     """Store the answers as rows to train on. Where they were not asked for now, they are read again, at no cost."""
     name = f"{prompts.name}.distill"
     if present := target.files.get(f"{name}.jsonl"):
-        return Row(MigrationKind.FILE, name, present, MigrationOutcome.PRESENT)
-    row = Row(MigrationKind.FILE, name, None, MigrationOutcome.DIFFERENT, "the answers become rows to train on")
+        return ReportRow(MigrationKind.FILE, name, present, MigrationOutcome.PRESENT)
+    row = ReportRow(MigrationKind.FILE, name, None, MigrationOutcome.DIFFERENT, "the answers become rows to train on")
     if not applied:
         return row
     given = answers if answers is not None else _answers(there, target, prompts)
@@ -220,10 +220,10 @@ def _store_rows(
         for item, answer in zip(prompts.items, given, strict=True)
         if answer
     ]
-    return Row(row.kind, name, _upload(target, f"{name}.jsonl", "fine-tune", rows), row.outcome, row.reason)
+    return ReportRow(row.kind, name, _upload(target, f"{name}.jsonl", "fine-tune", rows), row.outcome, row.reason)
 
 
-def _upload(target: Target, name: str, purpose: Any, rows: list[Object]) -> str:
+def _upload(target: MigrationTarget, name: str, purpose: Any, rows: list[Object]) -> str:
     """Upload rows as a file, unless a file of this name is here; return the id."""
     if name not in target.files:
         with lines_file(lambda: iter(rows)) as path:

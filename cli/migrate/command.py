@@ -21,7 +21,7 @@ from jobs.clock import duration
 
 if TYPE_CHECKING:
     from cli.migrate.outcomes import Report
-    from cli.migrate.source import Source
+    from cli.migrate.source import MigrationSource
 
 _QUIET: Final = 10.0  # seconds between two lines about progress
 
@@ -116,7 +116,7 @@ def _write_report(result: "Report", folder: Path) -> None:
 
 
 @contextmanager
-def _source(paths: Sequence[Path], url: str, key_env: str) -> "Iterator[Source]":
+def _source(paths: Sequence[Path], url: str, key_env: str) -> "Iterator[MigrationSource]":
     """Yield where objects come from. Raises CliError."""
     from cli.migrate.folder import FolderSource
     from cli.migrate.server import ServerSource, connect_source

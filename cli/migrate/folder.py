@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from cli.errors import CliError
 from cli.migrate import promptfoo
-from cli.migrate.outcomes import MigrationKind, MigrationOutcome, Row
+from cli.migrate.outcomes import MigrationKind, MigrationOutcome, ReportRow
 from cli.migrate.source import MAX_OBJECTS, Object, Opener, SourceFile, id_of
 from cli.terminal import visible
 
@@ -38,10 +38,10 @@ class FolderSource:
         self._attached: dict[str, dict[str, Object]] = defaultdict(dict)
         self._lines: dict[tuple[str, str], Path] = {}
         self._contents: dict[str, Path] = {}
-        self._remarks: list[Row] = []
-        found = list(_walk(paths))
-        of_promptfoo = self._read_promptfoo(found)
-        for path in found:
+        self._remarks: list[ReportRow] = []
+        files = list(_walk(paths))
+        of_promptfoo = self._read_promptfoo(files)
+        for path in files:
             if path.resolve() not in of_promptfoo:
                 self._read(path)
 
@@ -61,13 +61,13 @@ class FolderSource:
         return iter(self._objects["eval"].values())
 
     def rows(self, eval_id: str) -> Iterator[Object]:
-        return self._saved_lines("row", eval_id)
+        return self._lines_of("row", eval_id)
 
     def runs(self, eval_id: str) -> Iterator[Object]:
         return iter(self._runs[eval_id].values())
 
     def items(self, run: Object) -> Iterator[Object]:
-        return self._saved_lines("item", id_of(run))
+        return self._lines_of("item", id_of(run))
 
     def vector_stores(self) -> Iterator[Object]:
         return iter(self._objects["vector_store"].values())
@@ -84,16 +84,16 @@ class FolderSource:
     def messages(self, completion_id: str) -> Iterator[Object]:
         return iter(self._objects["chat.completion"][completion_id].get("messages") or ())
 
-    def remarks(self) -> Iterator[Row]:
+    def remarks(self) -> Iterator[ReportRow]:
         yield from self._remarks
         for eval_id, runs in self._runs.items():
             if eval_id not in self._objects["eval"]:
                 for run_id in runs:
-                    yield _lost(MigrationKind.EVAL_RUN, run_id, f"its eval {eval_id} is not among the files")
+                    yield _loss(MigrationKind.EVAL_RUN, run_id, f"its eval {eval_id} is not among the files")
         known = {run_id for runs in self._runs.values() for run_id in runs}
         for kind, run_id in self._lines:
             if kind == "item" and run_id not in known:
-                yield _lost(MigrationKind.EVAL_RUN, run_id, "only its output items are among the files, not the run")
+                yield _loss(MigrationKind.EVAL_RUN, run_id, "only its output items are among the files, not the run")
 
     # ── how files are read ──
 
@@ -113,7 +113,7 @@ class FolderSource:
             for what, reason, is_lost in reading.remarks:
                 outcome = MigrationOutcome.LOST if is_lost else MigrationOutcome.DIFFERENT
                 origin = f"{reading.source.name}: {what}"
-                self._remarks.append(Row(MigrationKind.EVAL, origin, None, outcome, reason))
+                self._remarks.append(ReportRow(MigrationKind.EVAL, origin, None, outcome, reason))
         return files
 
     def _read(self, path: Path) -> None:
@@ -136,7 +136,7 @@ class FolderSource:
             self._remark(path, f"{count} of its objects are of the kind {visible(kind)[:80]}, which does not come over")
 
     def _remark(self, path: Path, reason: str) -> None:
-        self._remarks.append(_lost(MigrationKind.FILE, str(path), reason))
+        self._remarks.append(_loss(MigrationKind.FILE, str(path), reason))
 
     def _add(self, value: Any, others: Counter[str]) -> None:
         """Add an object, or those of a list. Raises CliError."""
@@ -159,13 +159,13 @@ class FolderSource:
             "eval.run": self._add_run,
             "eval.run.output_item": self._add_item,
             "eval export": self._add_export,
-            "vector_store.file": self._add_attached,
+            "vector_store.file": self._add_attachments,
         }
 
     def _add_run(self, value: Object) -> None:
         self._keep(self._runs[id_of(value, "eval_id")], id_of(value), value)
 
-    def _add_attached(self, value: Object) -> None:
+    def _add_attachments(self, value: Object) -> None:
         self._keep(self._attached[id_of(value, "vector_store_id")], id_of(value), value)
 
     def _add_item(self, value: Object) -> None:
@@ -195,7 +195,7 @@ class FolderSource:
         with path.open("a", encoding="utf-8") as out:
             out.writelines(json.dumps(value) + "\n" for value in values)
 
-    def _saved_lines(self, kind: str, owner: str) -> Iterator[Object]:
+    def _lines_of(self, kind: str, owner: str) -> Iterator[Object]:
         path = self._lines.get((kind, owner))
         if path is not None:
             with path.open(encoding="utf-8") as lines:
@@ -271,5 +271,5 @@ def _parse(raw: bytes, what: str) -> Any:
         raise CliError(f"{what} is not JSON: {error}") from None
 
 
-def _lost(kind: MigrationKind, origin_id: str, reason: str) -> Row:
-    return Row(kind, origin_id, None, MigrationOutcome.LOST, reason)
+def _loss(kind: MigrationKind, origin_id: str, reason: str) -> ReportRow:
+    return ReportRow(kind, origin_id, None, MigrationOutcome.LOST, reason)

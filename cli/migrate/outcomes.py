@@ -41,7 +41,7 @@ WORDS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ReportRow:
     """The outcome of one object. `origin_id` is its id elsewhere, `id` the one here, None where there is none yet."""
 
     kind: MigrationKind
@@ -57,7 +57,7 @@ class Report:
 
     source: str
     applied: bool
-    rows: list[Row] = field(default_factory=list)
+    rows: list[ReportRow] = field(default_factory=list)
     created_at: int = field(default_factory=lambda: int(time.time()))
 
     @property

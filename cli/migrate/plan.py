@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from cli.errors import CliError
-from cli.migrate.outcomes import MigrationKind, MigrationOutcome, Row
-from cli.migrate.source import Object, Opener, Source, SourceFile, id_of
+from cli.migrate.outcomes import MigrationKind, MigrationOutcome, ReportRow
+from cli.migrate.source import MigrationSource, Object, Opener, SourceFile, id_of
 
 #: The purposes that an upload may have.
 PURPOSES: Final = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
@@ -38,7 +38,7 @@ _REQUEST_FIELDS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Models:
+class ModelNames:
     """The models of this server: `names` instead of those elsewhere, and the ones that are `served`.
 
     With `train` those that were tuned elsewhere are trained again.
@@ -58,11 +58,11 @@ class Models:
         remarks = [f"{name} becomes {self.names[name]}" for name in named if name in self.names]
         unserved = [name for name in named if name not in self.names and name not in self.served]
         remarks += [f"no model {name} is served here: name one with --map {name}=MODEL" for name in unserved]
-        return _renamed(value, self.names), remarks
+        return _rename_models(value, self.names), remarks
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class PlannedRequest:
     """A POST that a step consists of."""
 
     path: str
@@ -70,14 +70,14 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class MigrationStep:
     """What becomes of one object: its row of the report, the requests that make it, and the file that goes with it.
 
     `file` has the name and the purpose of the upload of `content`. `parent_id` is the eval of a run, elsewhere.
     """
 
-    row: Row
-    requests: tuple[Request, ...] = ()
+    row: ReportRow
+    requests: tuple[PlannedRequest, ...] = ()
     content: Opener | None = None
     file: tuple[str, str] = ("", "")
     parent_id: str = ""
@@ -88,35 +88,35 @@ class Step:
         return bool(self.requests or self.content)
 
 
-Planner = Callable[[Source, Models], Iterator[Step]]
+Planner = Callable[[MigrationSource, ModelNames], Iterator[MigrationStep]]
 
 
-def plan(source: Source, models: Models) -> Iterator[Step]:
+def plan(source: MigrationSource, models: ModelNames) -> Iterator[MigrationStep]:
     """Yield a step for each object of a source, and one for each thing that was not readable."""
     for planner in PLANNERS.values():
         yield from planner(source, models)
-    yield from map(Step, source.remarks())
+    yield from map(MigrationStep, source.remarks())
 
 
-def _step(kind: MigrationKind, saved: Object, make: Callable[[], Step], id_field: str = "id") -> Step:
+def _step(kind: MigrationKind, saved: Object, make: Callable[[], MigrationStep], id_field: str = "id") -> MigrationStep:
     """Return the step that `make` returns; for an object that is broken, a loss."""
     try:
         return make()
     except (CliError, RecursionError) as error:
         reason = str(error) if isinstance(error, CliError) else "it is nested too deeply"
-        return Step(Row(kind, str(saved.get(id_field)), None, MigrationOutcome.LOST, reason))
+        return MigrationStep(ReportRow(kind, str(saved.get(id_field)), None, MigrationOutcome.LOST, reason))
 
 
-def _row(kind: MigrationKind, origin_id: str, remarks: list[str]) -> Row:
+def _row(kind: MigrationKind, origin_id: str, remarks: list[str]) -> ReportRow:
     """Return the row of an object that comes over: as it is, or differently for a reason."""
     outcome = MigrationOutcome.DIFFERENT if remarks else MigrationOutcome.SAME
-    return Row(kind, origin_id, None, outcome, "; ".join(remarks))
+    return ReportRow(kind, origin_id, None, outcome, "; ".join(remarks))
 
 
 # ── files ──
 
 
-def _plan_files(source: Source, _models: Models) -> Iterator[Step]:
+def _plan_files(source: MigrationSource, _models: ModelNames) -> Iterator[MigrationStep]:
     for file in source.files():
         yield _step(MigrationKind.FILE, file.object, partial(_file_step, file))
     for saved in source.evals():
@@ -125,7 +125,7 @@ def _plan_files(source: Source, _models: Models) -> Iterator[Step]:
             yield _step(MigrationKind.FILE, saved, partial(_rows_step, saved, rows))
 
 
-def _file_step(file: SourceFile) -> Step:
+def _file_step(file: SourceFile) -> MigrationStep:
     file_id, purpose = id_of(file.object), file.object.get("purpose")
     if file.content is None:
         raise CliError(file.remark or "its content is not there")
@@ -135,15 +135,15 @@ def _file_step(file: SourceFile) -> Step:
     name = _ODD.sub("_", str(file.object.get("filename") or "file"))
     name = name if name.startswith(file_id) else f"{file_id}.{name[-_MAX_NAME:]}"
     upload = (name, purpose if purpose in PURPOSES else "user_data")
-    return Step(_row(MigrationKind.FILE, file_id, remarks), content=file.content, file=upload)
+    return MigrationStep(_row(MigrationKind.FILE, file_id, remarks), content=file.content, file=upload)
 
 
-def _rows_step(saved: Object, rows: Callable[[], Iterator[Object]]) -> Step:
+def _rows_step(saved: Object, rows: Callable[[], Iterator[Object]]) -> MigrationStep:
     """Return the step that makes a file of the rows of an eval, for new runs."""
     name = f"{id_of(saved)}.rows"
     lines = partial(lines_file, lambda: ({"item": row} for row in rows()))
     row = _row(MigrationKind.FILE, name, ["the rows of the eval become a file, which new runs may name"])
-    return Step(row, content=lines, file=(f"{name}.jsonl", "evals"))
+    return MigrationStep(row, content=lines, file=(f"{name}.jsonl", "evals"))
 
 
 @contextmanager
@@ -159,13 +159,13 @@ def lines_file(values: Callable[[], Iterator[Object]]) -> Iterator[Path]:
 # ── prompts ──
 
 
-def _plan_prompts(source: Source, models: Models) -> Iterator[Step]:
+def _plan_prompts(source: MigrationSource, models: ModelNames) -> Iterator[MigrationStep]:
     for saved in source.prompts():
         id_field = "openai_prompt_id" if "openai_prompt_id" in saved else "id"
         yield _step(MigrationKind.PROMPT, saved, partial(_prompt_step, saved, id_field, models), id_field)
 
 
-def _prompt_step(saved: Object, id_field: str, models: Models) -> Step:
+def _prompt_step(saved: Object, id_field: str, models: ModelNames) -> MigrationStep:
     """Return the requests for a prompt: it with its first version, each version, and the one in production."""
     prompt_id, versions = id_of(saved, id_field), saved.get("versions")
     if not isinstance(versions, list) or not versions or not all(map(_is_version, versions)):
@@ -185,9 +185,9 @@ def _prompt_step(saved: Object, id_field: str, models: Models) -> Step:
         production = bodies[-1]["version"]
     head = {"id": prompt_id} | {name: saved[name] for name in ("name", "metadata") if saved.get(name)}
     requests = (
-        Request("/prompts", head | bodies[0]),
-        *(Request(f"/prompts/{prompt_id}/versions", body) for body in bodies),
-        Request(
+        PlannedRequest("/prompts", head | bodies[0]),
+        *(PlannedRequest(f"/prompts/{prompt_id}/versions", body) for body in bodies),
+        PlannedRequest(
             f"/prompts/{prompt_id}",
             {
                 "default_version": str(production),
@@ -195,14 +195,14 @@ def _prompt_step(saved: Object, id_field: str, models: Models) -> Step:
             },
         ),
     )
-    return Step(_row(MigrationKind.PROMPT, prompt_id, remarks), requests)
+    return MigrationStep(_row(MigrationKind.PROMPT, prompt_id, remarks), requests)
 
 
 def _is_version(value: Any) -> bool:
     return isinstance(value, dict) and str(value.get("version")).isdecimal()
 
 
-def _version_content(version: Object, models: Models) -> tuple[Object, list[str]]:
+def _version_content(version: Object, models: ModelNames) -> tuple[Object, list[str]]:
     """Return the content of a version, its fields and its other settings as parameters, and what there is to say.
 
     Raises: CliError.
@@ -232,12 +232,12 @@ def _mapping(value: Object, name: str) -> Object:
 # ── evals ──
 
 
-def _plan_evals(source: Source, models: Models) -> Iterator[Step]:
+def _plan_evals(source: MigrationSource, models: ModelNames) -> Iterator[MigrationStep]:
     for saved in source.evals():
         yield _step(MigrationKind.EVAL, saved, partial(_eval_step, saved, models))
 
 
-def _eval_step(saved: Object, models: Models) -> Step:
+def _eval_step(saved: Object, models: ModelNames) -> MigrationStep:
     eval_id, config, criteria = id_of(saved), saved.get("data_source_config"), saved.get("testing_criteria")
     if not isinstance(config, dict) or not isinstance(criteria, list):
         raise CliError(f"{eval_id} is not an eval: it has no data_source_config or no testing_criteria")
@@ -250,10 +250,10 @@ def _eval_step(saved: Object, models: Models) -> Step:
         "data_source_config": _config(config),
         "testing_criteria": kept,
     } | ({"metadata": saved["metadata"]} if saved.get("metadata") else {})
-    return Step(_row(MigrationKind.EVAL, eval_id, remarks), (Request("/evals/imports", body),))
+    return MigrationStep(_row(MigrationKind.EVAL, eval_id, remarks), (PlannedRequest("/evals/imports", body),))
 
 
-def _criteria(criteria: list[Any], models: Models) -> tuple[list[Object], list[str]]:
+def _criteria(criteria: list[Any], models: ModelNames) -> tuple[list[Object], list[str]]:
     """Return the criteria that can be graded here, and what there is to say. Raises CliError if there are none."""
     from pydantic import ValidationError
 
@@ -300,13 +300,13 @@ def _without_nulls(value: Any) -> Any:
 # ── runs ──
 
 
-def _plan_runs(source: Source, models: Models) -> Iterator[Step]:
+def _plan_runs(source: MigrationSource, models: ModelNames) -> Iterator[MigrationStep]:
     for saved in source.evals():
         for run in source.runs(str(saved.get("id"))):
             yield _step(MigrationKind.EVAL_RUN, run, partial(_run_step, source, saved, run, models))
 
 
-def _run_step(source: Source, saved: Object, run: Object, models: Models) -> Step:
+def _run_step(source: MigrationSource, saved: Object, run: Object, models: ModelNames) -> MigrationStep:
     """Return the step of a run, whose history names the models that answered then."""
     run_id = id_of(run)
     try:
@@ -324,21 +324,21 @@ def _run_step(source: Source, saved: Object, run: Object, models: Models) -> Ste
         data_source["source"] = {**inner, "content": []}
     body = {"imported_from": run_id, "data_source": data_source}
     body |= {name: run[name] for name in ("name", "model", "metadata") if run.get(name)}
-    request = Request(f"/evals/{eval_id}/imports", body)
+    request = PlannedRequest(f"/evals/{eval_id}/imports", body)
     items: Callable[[], AbstractContextManager[Path]] = partial(lines_file, partial(source.items, run))
     upload = (f"{run_id}.output_items.jsonl", "evals")
-    return Step(Row(MigrationKind.EVAL_RUN, run_id), (request,), items, upload, eval_id)
+    return MigrationStep(ReportRow(MigrationKind.EVAL_RUN, run_id), (request,), items, upload, eval_id)
 
 
 # ── vector stores ──
 
 
-def _plan_stores(source: Source, _models: Models) -> Iterator[Step]:
+def _plan_stores(source: MigrationSource, _models: ModelNames) -> Iterator[MigrationStep]:
     for saved in source.vector_stores():
         yield _step(MigrationKind.VECTOR_STORE, saved, partial(_store_step, source, saved))
 
 
-def _store_step(source: Source, saved: Object) -> Step:
+def _store_step(source: MigrationSource, saved: Object) -> MigrationStep:
     """Return the requests for a store, and for its files, which are named by their ids elsewhere."""
     store_id, total = id_of(saved), (saved.get("file_counts") or {}).get("total") or 0
     if saved.get("status") == "expired":
@@ -352,8 +352,11 @@ def _store_step(source: Source, saved: Object) -> Step:
     fields = {name: saved[name] for name in ("name", "description", "expires_after") if saved.get(name)}
     body = fields | {"metadata": _origin_metadata(saved, store_id)}
     batches = [files[at : at + _MAX_BATCH] for at in range(0, len(files), _MAX_BATCH)]
-    requests = (Request("/vector_stores", body), *(Request("/file_batches", {"files": batch}) for batch in batches))
-    return Step(_row(MigrationKind.VECTOR_STORE, store_id, remarks), requests)
+    requests = (
+        PlannedRequest("/vector_stores", body),
+        *(PlannedRequest("/file_batches", {"files": batch}) for batch in batches),
+    )
+    return MigrationStep(_row(MigrationKind.VECTOR_STORE, store_id, remarks), requests)
 
 
 def _attachment(file: Object) -> Object:
@@ -372,12 +375,12 @@ def _origin_metadata(saved: Object, origin_id: str) -> dict[str, str]:
 # ── fine-tuning jobs ──
 
 
-def _plan_jobs(source: Source, models: Models) -> Iterator[Step]:
+def _plan_jobs(source: MigrationSource, models: ModelNames) -> Iterator[MigrationStep]:
     for saved in source.fine_tuning_jobs():
         yield _step(MigrationKind.FINE_TUNING_JOB, saved, partial(_job_step, saved, models))
 
 
-def _job_step(saved: Object, models: Models) -> Step:
+def _job_step(saved: Object, models: ModelNames) -> MigrationStep:
     """Return the request for a training on the same files, which are named by their ids elsewhere."""
     from jobs.finetuning.examples import Method
 
@@ -405,8 +408,8 @@ def _job_step(saved: Object, models: Models) -> Step:
         "metadata": _origin_metadata(saved, job_id),
     } | {name: saved[name] for name in ("validation_file", "seed") if saved.get(name) is not None}
     body |= {"suffix": suffix} if suffix else {}
-    requests = (Request("/fine_tuning/jobs", body),) if models.train else ()
-    return Step(_row(MigrationKind.FINE_TUNING_JOB, job_id, remarks), requests)
+    requests = (PlannedRequest("/fine_tuning/jobs", body),) if models.train else ()
+    return MigrationStep(_row(MigrationKind.FINE_TUNING_JOB, job_id, remarks), requests)
 
 
 def _hyperparameters(given: Object) -> tuple[Object, list[str]]:
@@ -431,19 +434,19 @@ def _hyperparameters(given: Object) -> tuple[Object, list[str]]:
 # ── chat completions ──
 
 
-def _plan_chats(source: Source, _models: Models) -> Iterator[Step]:
+def _plan_chats(source: MigrationSource, _models: ModelNames) -> Iterator[MigrationStep]:
     for saved in source.chat_completions():
         yield _step(MigrationKind.CHAT_COMPLETION, saved, partial(_chat_step, source, saved))
 
 
-def _chat_step(source: Source, saved: Object) -> Step:
+def _chat_step(source: MigrationSource, saved: Object) -> MigrationStep:
     """Return the step of a stored chat completion. Its messages are read when it is sent."""
     body = partial(lines_file, lambda: iter([_chat_body(source, saved)]))
-    return Step(Row(MigrationKind.CHAT_COMPLETION, id_of(saved)), content=body)
+    return MigrationStep(ReportRow(MigrationKind.CHAT_COMPLETION, id_of(saved)), content=body)
 
 
-def _chat_body(source: Source, saved: Object) -> Object:
-    messages = [_sent_message(message) for message in source.messages(id_of(saved))]
+def _chat_body(source: MigrationSource, saved: Object) -> Object:
+    messages = [_request_message(message) for message in source.messages(id_of(saved))]
     if not messages:
         raise CliError("its messages are not there")
     request = {name: saved[name] for name in _REQUEST_FIELDS if saved.get(name) is not None} | {"messages": messages}
@@ -452,7 +455,7 @@ def _chat_body(source: Source, saved: Object) -> Object:
     return body | ({"metadata": saved["metadata"]} if saved.get("metadata") else {})
 
 
-def _sent_message(shown: Object) -> Object:
+def _request_message(shown: Object) -> Object:
     """Return a message as it was sent, from the one that is shown."""
     kept = {name: value for name, value in shown.items() if name not in ("id", "content_parts") and value is not None}
     return kept | ({"content": shown["content_parts"]} if shown.get("content_parts") else {})
@@ -461,11 +464,11 @@ def _sent_message(shown: Object) -> Object:
 # ── aliases ──
 
 
-def _plan_aliases(_source: Source, models: Models) -> Iterator[Step]:
+def _plan_aliases(_source: MigrationSource, models: ModelNames) -> Iterator[MigrationStep]:
     """Yield an alias for each name of `--map`, so that code that names the model elsewhere goes on."""
     for name, model in models.names.items():
         row = _row(MigrationKind.ALIAS, name, [f"requests for it are answered by {model}"])
-        yield Step(row, (Request("/aliases", {"id": name, "model": model}),))
+        yield MigrationStep(row, (PlannedRequest("/aliases", {"id": name, "model": model}),))
 
 
 PLANNERS: Final[Mapping[MigrationKind, Planner]] = {
@@ -491,10 +494,12 @@ def _model_names(value: Any) -> Iterator[str]:
             yield from _model_names(inner)
 
 
-def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+def _rename_models(value: Any, names: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
         return {
-            name: names.get(inner, inner) if name == "model" and isinstance(inner, str) else _renamed(inner, names)
+            name: names.get(inner, inner)
+            if name == "model" and isinstance(inner, str)
+            else _rename_models(inner, names)
             for name, inner in value.items()
         }
-    return [_renamed(inner, names) for inner in value] if isinstance(value, list) else value
+    return [_rename_models(inner, names) for inner in value] if isinstance(value, list) else value

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from cli.client.server import ANSWER_TIMEOUT, Server, ServerUnavailable
 from cli.errors import CliError
-from cli.migrate.outcomes import MigrationKind, MigrationOutcome, Row
+from cli.migrate.outcomes import MigrationKind, MigrationOutcome, ReportRow
 from cli.migrate.source import MAX_ITEMS, MAX_OBJECTS, Object, SourceFile, id_of
 from jobs.errors import InvalidRequest
 from jobs.platform.url_guard import check_url
@@ -43,7 +43,7 @@ class ServerSource:
         self.name = server.url
         self.server = server
         self._read: dict[str, list[Object]] = {}
-        self._remarks: dict[tuple[MigrationKind, str], Row] = {}
+        self._remarks: dict[tuple[MigrationKind, str], ReportRow] = {}
 
     def files(self) -> Iterator[SourceFile]:
         """Yield each file with its content or, where that cannot be downloaded, with the text of a vector store."""
@@ -92,7 +92,7 @@ class ServerSource:
     def messages(self, completion_id: str) -> Iterator[Object]:
         return entries(self.server, f"/chat/completions/{completion_id}/messages")
 
-    def remarks(self) -> Iterator[Row]:
+    def remarks(self) -> Iterator[ReportRow]:
         return iter(self._remarks.values())
 
     def _list(self, kind: MigrationKind, path: str) -> list[Object]:
@@ -108,7 +108,7 @@ class ServerSource:
             except ServerUnavailable:
                 raise
             except CliError as error:
-                self._remarks[kind, path] = Row(kind, path, None, MigrationOutcome.LOST, f"not readable: {error}")
+                self._remarks[kind, path] = ReportRow(kind, path, None, MigrationOutcome.LOST, f"not readable: {error}")
         return self._read[path]
 
     def _file(self, file: Object, store_id: str | None) -> SourceFile:

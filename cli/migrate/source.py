@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from cli.errors import CliError
-from cli.migrate.outcomes import Row
+from cli.migrate.outcomes import ReportRow
 from cli.terminal import visible
 
 #: Objects of a kind, and output items of a run, that a source gives at most.
@@ -34,7 +34,7 @@ class SourceFile:
     remark: str = ""
 
 
-class Source(Protocol):
+class MigrationSource(Protocol):
     """A source of objects: saved files, or a server. `name` tells the reader of a report which."""
 
     name: str
@@ -71,7 +71,7 @@ class Source(Protocol):
         """Yield the messages that a stored chat completion answered."""
         ...
 
-    def remarks(self) -> Iterator[Row]:
+    def remarks(self) -> Iterator[ReportRow]:
         """Yield a row for what could not be read. Complete when all else was read."""
         ...
 

@@ -50,7 +50,7 @@ def completion_path(completion_id: str) -> str:
     return f"completions/{completion_id}"
 
 
-def imported_id(project_id: str, foreign_id: str) -> str:
+def id_of_import(project_id: str, foreign_id: str) -> str:
     """Return the id here of a chat completion that was made elsewhere: one for each project and id there."""
     digest = hashlib.sha256(f"{project_id}\n{foreign_id}".encode()).hexdigest()
     return f"{COMPLETION_PREFIX}{digest[:LENGTH]}"

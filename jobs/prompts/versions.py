@@ -187,7 +187,7 @@ def resolve(session: Session, project_id: str, reference: PromptReference) -> Re
 
 def default_versions(session: Session, prompts: Sequence[Prompt]) -> dict[str, PromptVersion]:
     """Return the default version of each of these prompts of one project, by the prompt's id."""
-    wanted = select(PromptVersion).join(
+    statement = select(PromptVersion).join(
         Prompt,
         (Prompt.project_id == PromptVersion.project_id)
         & (Prompt.id == PromptVersion.prompt_id)
@@ -195,7 +195,7 @@ def default_versions(session: Session, prompts: Sequence[Prompt]) -> dict[str, P
     )
     ids = [prompt.id for prompt in prompts]
     project_ids = {prompt.project_id for prompt in prompts}
-    rows = session.scalars(wanted.where(Prompt.project_id.in_(project_ids), Prompt.id.in_(ids)))
+    rows = session.scalars(statement.where(Prompt.project_id.in_(project_ids), Prompt.id.in_(ids)))
     return {version.prompt_id: version for version in rows}
 
 

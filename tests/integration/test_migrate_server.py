@@ -199,7 +199,7 @@ def test_captured_answers_become_a_graded_run_and_are_paid_once(
     assert far.answered == 6  # by two tuned models
 
 
-def test_tuned_models_are_trained_again_on_their_files_once(here: World, far: OpenAIServer) -> None:
+def test_train_starts_a_single_job_on_the_migrated_files(here: World, far: OpenAIServer) -> None:
     unmapped = migrate(here, far, "--train", "--json")
     words = ("--train", "--map", "gpt-4o-mini=smollm2-135m-instruct", "--apply", "--json")
     first, second = migrate(here, far, *words), migrate(here, far, *words)

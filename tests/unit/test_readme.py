@@ -50,7 +50,7 @@ TARGETS = sorted(re.findall(r"^([a-z-]+):.*##", MAKEFILE, re.MULTILINE))
 
 
 def test_settings_named_anywhere_exist() -> None:
-    of_commands = {"test_weaviate_url", "url", "api_key", "import_key", "admin_key", "webhook_secret"}
+    of_commands = {"test_weaviate_url", "url", "api_key", "idempotency_key", "admin_key", "webhook_secret"}
     assert _settings(DOCUMENTS) - of_commands <= Settings.model_fields.keys()
 
 

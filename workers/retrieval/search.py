@@ -47,7 +47,7 @@ from workers.engines.port import Answer, EngineBusy, Request, refusal
 from workers.engines.refusals import is_too_long
 from workers.retrieval.ingestion import embedding_model
 from workers.retrieval.ingestion.embedding import DIFFERENT, Unusable, read_vectors
-from workers.retrieval.ingestion.embedding_model import NoTokenizer, Prompt, TokenizerUnavailable
+from workers.retrieval.ingestion.embedding_model import EmbeddingPrompt, NoTokenizer, TokenizerUnavailable
 from workers.retrieval.lexical import distinct, keywords
 from workers.retrieval.reranking import Reranking
 from workers.runtime.context import Context
@@ -198,7 +198,7 @@ class Searching:
             return refusal(400, DIFFERENT[1], param="vector_store_id", code="dimension_mismatch")
         return list(vectors)
 
-    async def _prompt(self, model: str) -> Prompt:
+    async def _prompt(self, model: str) -> EmbeddingPrompt:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._threads, embedding_model.query_prompt, self._context.config, model)

@@ -1,7 +1,7 @@
 """Promptfoo's assertions as graders: a rule for each type that means the same here, a reason for each that does not.
 
     assertion ── rule ──▶ Term: graders, the formula of the score, the score it passes from
-    test with a threshold, assert-set with one ── weighted mean of terms ──▶ Term      `criterion` ──▶ grader or `multi`
+    test with a threshold, assert-set with one ── weighted mean of terms ──▶ Term
 
 A literal value becomes a field of the item, so that tests that differ in their values alone are items of one eval.
 """
@@ -9,7 +9,7 @@ A literal value becomes a field of the item, so that tests that differ in their 
 import ast
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -19,12 +19,9 @@ from cli.migrate.promptfoo.templates import PathTemplate, item_path, parse
 OUTPUT: Final = "{{ sample.output_text }}"
 #: The name of the judge where a config names none: `--map` says which model it is.
 DEFAULT_JUDGE: Final = "promptfoo-judge"
-_MAX_GRADERS: Final = 20
 _MAX_FORMULA: Final = 1000
-_MAX_NAME: Final = 200
-#: The smallest score above 0, and one below all others.
+#: The smallest score above 0.
 _ABOVE_ZERO: Final = 5e-324
-_BELOW_ALL: Final = -1e300
 _DRAFT: Final = "http://json-schema.org/draft-07/schema#"
 
 Remark = Callable[[str, str, bool], None]
@@ -165,6 +162,18 @@ _OTHER_ENDPOINTS: Final = re.compile(
 _NO_MODELS: Final = re.compile(
     "python|javascript|exec|file|https?|wss?|webhook|package|golang|ruby|echo|mcp|browser|promptfoo|sequence"
 )
+
+
+def combine(terms: Sequence[Term]) -> tuple[list[str], tuple[Object, ...]]:
+    """Return the formulas of terms over the graders of all of them, and these graders."""
+    graders: tuple[Object, ...] = ()
+    formulas = []
+    for term in terms:
+        shown = [f"{{{number + len(graders)}}}" for number in range(len(term.graders))]
+        formulas.append(term.formula.format(*shown))
+        graders += term.graders
+    return formulas, graders
+
 
 # ── comparisons ──
 
@@ -311,7 +320,7 @@ def _javascript(assertion: Assertion) -> Term:
     if not isinstance(code, str) or "{{" in code or file_name(assertion.definition.get("value")):
         raise NoCounterpart(_NO_JAVASCRIPT)
     terms = [_js_comparison(assertion, part.strip()) for part in code.strip().rstrip(";").split("&&")]
-    formula, graders = _combine(terms)
+    formula, graders = combine(terms)
     return Term(graders, f"min({', '.join(formula)})" if len(terms) > 1 else formula[0])
 
 
@@ -487,7 +496,7 @@ def _labels(assertion: Assertion, text: str, expected: str, labels: list[str], p
     return Term((grader | {"type": "label_model", "input": messages, "labels": labels, "passing_labels": passing},))
 
 
-def _closed_qa(assertion: Assertion) -> Term:
+def _plan_closed_qa(assertion: Assertion) -> Term:
     return _labels(assertion, _CLOSED, "criteria", ["Y", "N"], ["Y"])
 
 
@@ -515,7 +524,7 @@ def _context_recall(assertion: Assertion) -> Term:
     return _context_judge(assertion, "context_recall", {"reference": assertion.text(assertion.value)})
 
 
-#: The types that mean the same here. Those of `_NEGATABLE` also with `not-` before them.
+#: The types that mean the same here. Those of `NEGATABLE` also with `not-` before them.
 RULES: Final[Mapping[str, Callable[[Assertion], Term]]] = {
     "equals": _equals,
     "contains": lambda assertion: _comparison(assertion, "like"),
@@ -533,13 +542,13 @@ RULES: Final[Mapping[str, Callable[[Assertion], Term]]] = {
     "javascript": _javascript,
     "python": _python,
     "llm-rubric": _rubric,
-    "model-graded-closedqa": _closed_qa,
+    "model-graded-closedqa": _plan_closed_qa,
     "model-graded-factuality": _factuality,
     "factuality": _factuality,
     "context-faithfulness": lambda assertion: _context_judge(assertion, "faithfulness", {"input": OUTPUT}),
     "context-recall": _context_recall,
 }
-_NEGATABLE: Final = re.compile(
+NEGATABLE: Final = re.compile(
     "equals|i?contains(?:-any|-all)?|regex|starts-with|is-json|similar(?::cosine)?|javascript|llm-rubric"
 )
 _MEASURED: Final = "an item has its text alone: neither price, time, probabilities nor the trace of its answer"
@@ -563,70 +572,3 @@ REASONS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("select-best", "max-score"), "it compares the answers of several models: see pairwise"),
     "human": "people grade it",
 }
-
-# ── terms and criteria ──
-
-
-def term_of(assertion: Assertion) -> Term:
-    """Return the term of an assertion. Raises: NoCounterpart."""
-    if assertion.definition.get("transform"):
-        raise NoCounterpart("its transform changes the output first")
-    base = assertion.kind.removeprefix("not-")
-    rule = RULES.get(base)
-    if rule is None:
-        redteam = (
-            "red-team tests have no grader here" if base.startswith("promptfoo:redteam:") else "it is no known type"
-        )
-        raise NoCounterpart(REASONS.get(base, redteam))
-    if base == assertion.kind:
-        return rule(assertion)
-    if not _NEGATABLE.fullmatch(base):
-        raise NoCounterpart("what a negation of it means depends on Promptfoo's version")
-    if base == "llm-rubric" and assertion.threshold is not None:
-        raise NoCounterpart("it has a threshold and a negation")
-    term = rule(assertion)
-    match term:
-        case Term(graders=({"type": "string_check", "operation": "eq"} as grader,), formula="{0}"):
-            return Term((grader | {"operation": "ne"},))
-    return Term(term.graders, f"(1 - {term.formula})", None if term.threshold is None else 1 - term.threshold)
-
-
-def mean_of(terms: Sequence[Term], weights: Sequence[float], threshold: float | None) -> Term:
-    """Return the weighted mean of terms. Raises: NoCounterpart."""
-    formulas, graders = _combine([term for term, weight in zip(terms, weights, strict=True) if weight])
-    total = sum(weights)
-    if not formulas or total <= 0:
-        raise NoCounterpart("its weights have no sum above 0")
-    used = [weight for weight in weights if weight]
-    summed = " + ".join(
-        formula if weight == 1 else f"{formula} * {weight!r}" for formula, weight in zip(formulas, used, strict=True)
-    )
-    return Term(graders, f"(({summed}) / {total!r})", threshold)
-
-
-def _combine(terms: Sequence[Term]) -> tuple[list[str], tuple[Object, ...]]:
-    """Return the formulas of terms over the graders of all of them, and these graders."""
-    graders: tuple[Object, ...] = ()
-    formulas = []
-    for term in terms:
-        shown = [f"{{{number + len(graders)}}}" for number in range(len(term.graders))]
-        formulas.append(term.formula.format(*shown))
-        graders += term.graders
-    return formulas, graders
-
-
-def criterion(name: str, term: Term, *, never_fails: bool = False) -> Object:
-    """Return the criterion of a term: its grader, or a `multi` of several. Raises: NoCounterpart."""
-    threshold = _BELOW_ALL if never_fails else term.threshold
-    has_threshold = threshold is not None
-    if term.formula == "{0}" and not never_fails:
-        return {"name": name[:_MAX_NAME], **term.graders[0]} | ({"pass_threshold": threshold} if has_threshold else {})
-    keys = [f"g{number}" for number in range(1, len(term.graders) + 1)]
-    formula = term.formula.format(*keys)
-    if len(keys) > _MAX_GRADERS or len(formula) > _MAX_FORMULA:
-        raise NoCounterpart(
-            f"it has more than {_MAX_GRADERS} comparisons, or a formula of more than {_MAX_FORMULA} characters"
-        )
-    graders = {key: {"name": key, **grader} for key, grader in zip(keys, term.graders, strict=True)}
-    made = {"name": name[:_MAX_NAME], "type": "multi", "graders": graders, "calculate_output": formula}
-    return made | ({"pass_threshold": threshold} if has_threshold else {})

@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from cli.migrate.promptfoo.assertions import Assertion, Fields, Term, criterion, mean_of, model_of, term_of
+from cli.migrate.promptfoo.assertions import Assertion, Fields, Term, model_of
 from cli.migrate.promptfoo.config import ConfigPrompt, Test, digest, read_prompt, result_test
+from cli.migrate.promptfoo.criteria import criterion, mean_of, term_of
 from cli.migrate.promptfoo.files import SCRIPTS, ConfigFolder, NoCounterpart, Object, entries_of
 from cli.migrate.promptfoo.templates import PathTemplate, item_path
 
@@ -30,7 +31,7 @@ Place = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class GradedTest:
-    """A test as an item with criteria, each with the place of its grade in the `result`, where there is one.
+    """A test as an item with criteria, each with the position of its grade in the `result`, where there is one.
 
     `literals` are the fields of the item that hold values of the assertions, but for those that code reads.
     """
@@ -58,7 +59,7 @@ class TestGrader:
         fields = Fields(set(test.variables) | self._names)
         criteria: dict[Place, Object] = {}
         named, used = Counter[str](), set(self._names)
-        for place, entry in _parts(test):
+        for position, entry in _parts(test):
             kind = str(entry.get("type")) if isinstance(entry, dict) else "assertion"
             try:
                 term, weight = self._term(entry, test, fields, is_summed=False), _weight(entry)
@@ -68,7 +69,7 @@ class TestGrader:
                 named[name] += 1
                 made = criterion(f"{name} {named[name]}" if named[name] > 1 else name, term, never_fails=not weight)
                 used |= _fields_of(made)
-                criteria[place] = made
+                criteria[position] = made
             except NoCounterpart as error:
                 self._remark(kind, str(error), True)
         if not 0 < len(criteria) <= _MAX_CRITERIA:
@@ -103,7 +104,7 @@ class TestGrader:
 
 
 def _parts(test: Test) -> Iterator[tuple[Place, Any]]:
-    """Yield what becomes a criterion with its place: an assertion, or a set with a threshold.
+    """Yield what becomes a criterion with its position: an assertion, or a set with a threshold.
 
     A test with a threshold is one set. Without one, all assertions of a set have to pass.
     """
@@ -365,7 +366,8 @@ def _output_item(test: GradedTest, model: str) -> Object:
     result = test.result
     components = _components(result.get("gradingResult"), test.test.assertions)
     results = [
-        _criterion_result(made, _at(components, place)) for made, place in zip(test.criteria, test.places, strict=True)
+        _criterion_result(made, _at(components, position))
+        for made, position in zip(test.criteria, test.places, strict=True)
     ]
     is_graded = result.get("failureReason") != _ERROR and all(row is not None for row in results)
     passed = all(row is not None and row["passed"] for row in results)
@@ -402,9 +404,9 @@ def _components(grading: Any, assertions: Sequence[Any]) -> dict[Place, Object]:
 _COMPARING: Final = ("select-best", "max-score")
 
 
-def _at(components: Mapping[Place, Object], place: Place) -> Object | None:
-    """Return the grade at a place, if it is one."""
-    grade = components.get(place)
+def _at(components: Mapping[Place, Object], position: Place) -> Object | None:
+    """Return the grade at a position, if it is one."""
+    grade = components.get(position)
     score = grade and grade.get("score")
     is_grade = grade is not None and isinstance(grade.get("pass"), bool) and isinstance(score, int | float)
     return grade if is_grade else None

@@ -21,7 +21,7 @@ def requests_of(db: Database, project_id: str = "p") -> dict[str, ModelRequests]
         return request_counts.summarize(session, project_id, 0, int(now()) + 60)
 
 
-async def test_recorder_writes_its_counts_when_it_closes(db: Database) -> None:
+async def test_closing_recorder_writes_its_counts(db: Database) -> None:
     recorder = RequestRecorder(db)
     recorder.record("p", "m", "duration", "3", 0.4)
     recorder.record("p", "m", "duration", "3", 0.5)

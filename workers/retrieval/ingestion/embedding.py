@@ -26,7 +26,7 @@ from jobs.ledger.shards import ShardClaim, Tally
 from jobs.requests.endpoints import EMBEDDINGS
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from workers.engines.port import Answer, Request
-from workers.retrieval.ingestion.embedding_model import Prompt
+from workers.retrieval.ingestion.embedding_model import EmbeddingPrompt
 from workers.runtime.answering import MAX_TRIES, Answering
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost, GaveUp
@@ -50,7 +50,7 @@ class ClaimEmbedder:
     """Embed texts for one claim on a shard. `prompt` stands before each text."""
 
     def __init__(self, context: Context, host: EngineHost, claim: ShardClaim, handle: ClaimHandle) -> None:
-        self.prompt = Prompt()
+        self.prompt = EmbeddingPrompt()
         self._context = context
         self._host = host
         self._claim = claim

@@ -145,7 +145,7 @@ def _framing(folder: Path, prompt: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class EmbeddingPrompt:
     """The text before a passage or a query. `sends_raw`: send a field that tells the engine to add none."""
 
     text: str = ""
@@ -156,22 +156,22 @@ class Prompt:
         return {"input": [self.text + text for text in texts], **({"input_type": RAW} if self.sends_raw else {})}
 
 
-def passage_prompt(config: Settings, name: str) -> Prompt:
+def passage_prompt(config: Settings, name: str) -> EmbeddingPrompt:
     """Return the passage prompt of the model `name`.
 
     Raises: ModelsFileError, NoTokenizer, TokenizerUnavailable.
     """
     prompts, sends_raw = _prompts(config, name)
-    return Prompt(prompts.passage, sends_raw)
+    return EmbeddingPrompt(prompts.passage, sends_raw)
 
 
-def query_prompt(config: Settings, name: str) -> Prompt:
+def query_prompt(config: Settings, name: str) -> EmbeddingPrompt:
     """Return the query prompt of the model `name`.
 
     Raises: ModelsFileError, NoTokenizer, TokenizerUnavailable.
     """
     prompts, sends_raw = _prompts(config, name)
-    return Prompt(prompts.query, sends_raw)
+    return EmbeddingPrompt(prompts.query, sends_raw)
 
 
 def _prompts(config: Settings, name: str) -> tuple[Prompts, bool]:

@@ -28,7 +28,7 @@ from jobs.retrieval.attachments import Made
 from jobs.retrieval.indexes import index_of
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from workers.retrieval.ingestion import embedding_model
-from workers.retrieval.ingestion.embedding_model import Prompt
+from workers.retrieval.ingestion.embedding_model import EmbeddingPrompt
 from workers.retrieval.parsing import office
 from workers.retrieval.parsing.parser import FileRefused, Interrupted, Parser
 from workers.runtime.attempts import Abandoned, ShardRun
@@ -165,7 +165,7 @@ class Parsing(ShardRun):
         self.seq += 1
 
 
-def recipe_of(store: VectorStore, file: File, row: VectorStoreFile, prompt: Prompt) -> str:
+def recipe_of(store: VectorStore, file: File, row: VectorStoreFile, prompt: EmbeddingPrompt) -> str:
     dimensions = store.dimensions if store.shortened else 0
     return embedding_model.recipe(file.sha256 or file.id, store.model, dimensions, row.chunking, prompt.text)
 

@@ -127,7 +127,7 @@ def test_alias_is_seen_by_its_own_project_alone(client: TestClient, stranger: Te
     assert client.get(PATH).json()["model"] == MODEL
 
 
-def test_models_have_aliases_with_the_model_they_stand_for(client: TestClient, stranger: TestClient) -> None:
+def test_list_of_models_names_the_target_of_an_alias(client: TestClient, stranger: TestClient) -> None:
     create(client)
 
     listed = {model["id"]: model for model in client.get("/v1/models?include=serving").json()["data"]}

@@ -61,7 +61,7 @@ def test_archived_prompts_are_listed_on_demand(run: Run) -> None:
     assert prompt in output(run("list"))
 
 
-def test_wrong_input_is_told_in_one_line(run: Run, tmp_path: Path) -> None:
+def test_wrong_input_prints_a_single_line(run: Run, tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[]")
     prompt = output(run("create", "--instructions", "a"))
 

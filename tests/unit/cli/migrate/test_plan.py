@@ -9,8 +9,8 @@ from openai._models import construct_type
 from openai.types import EvalRetrieveResponse
 
 from cli.migrate.folder import FolderSource
-from cli.migrate.outcomes import MigrationKind, Row
-from cli.migrate.plan import Models, Step, plan
+from cli.migrate.outcomes import MigrationKind, ReportRow
+from cli.migrate.plan import MigrationStep, ModelNames, plan
 
 ID = "String check-a2486074-d803-4445-b431-ad2262e85d47"
 CHECK = {"type": "string_check", "input": "{{sample.output_text}}", "reference": "{{item.label}}", "operation": "eq"}
@@ -33,12 +33,12 @@ DEEP = json.loads('[{"x":' * 400 + "1" + "}]" * 400)
 PROMPT = {"openai_prompt_id": "pmpt_1", "versions": [{"version": "1", "messages": []}]}
 
 
-def steps(folder: Path, *objects: Any, **names: str) -> list[Step]:
+def steps(folder: Path, *objects: Any, **names: str) -> list[MigrationStep]:
     (folder / "saved.jsonl").write_text("".join(json.dumps(value) + "\n" for value in objects))
-    return list(plan(FolderSource([folder], folder), Models(names, frozenset({"small"}))))
+    return list(plan(FolderSource([folder], folder), ModelNames(names, frozenset({"small"}))))
 
 
-def only(folder: Path, *objects: Any, **names: str) -> Step:
+def only(folder: Path, *objects: Any, **names: str) -> MigrationStep:
     (step,) = (step for step in steps(folder, *objects, **names) if step.row.kind != "alias")
     return step
 
@@ -49,7 +49,7 @@ def test_eval_is_read_by_either_name_of_its_schema(tmp_path: Path, by_alias: boo
 
     step = only(tmp_path, saved)
 
-    assert step.row == Row(MigrationKind.EVAL, SHOWN["id"])
+    assert step.row == ReportRow(MigrationKind.EVAL, SHOWN["id"])
     assert [(request.path, request.body) for request in step.requests] == [
         (
             "/evals/imports",

@@ -87,7 +87,7 @@ def test_prompt_that_no_chat_can_have_is_refused(content: dict[str, Any]) -> Non
         prompt(**content).apply(CHAT, {}, None)
 
 
-def test_equal_contents_have_one_hash() -> None:
+def test_equal_contents_have_equal_hashes() -> None:
     one = versions.complete({"instructions": "{{a}}", "parameters": {"top_p": 1, "temperature": None}})
     same = versions.complete({"variables": [{"name": "a"}], "parameters": {"top_p": 1}, "instructions": "{{a}}"})
 
