@@ -9,7 +9,7 @@ A literal value becomes a field of the item, so that tests that differ in their 
 import ast
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
