@@ -1,4 +1,4 @@
-"""Write the reference pages from the code: settings, commands, routes, the SDK's methods beside them, and graders.
+"""Write the reference pages from the code: settings, commands, routes, the SDK's methods and fields, and graders.
 
 python docs/generate.py              docs/reference/*.md is written anew; a test compares the pages with the code
 """
@@ -19,6 +19,7 @@ from api import openapi
 from api.app import ROUTERS
 from cli.main import app as command_line
 from cli.options import ApiKey, AsJson, DataDir, Url
+from docs.sdk_fields import MEANINGS, RESOURCES, Resource
 from jobs.evals.graders import TYPES
 from jobs.settings import Settings
 
@@ -235,6 +236,30 @@ def compatibility_page(document: dict[str, Any]) -> str:
     )
 
 
+def fields_page() -> str:
+    """Return the fields that the SDK sends, and what becomes of each, by engine."""
+    meanings = "".join(f"| {outcome} | {meaning} |\n" for outcome, meaning in MEANINGS.items())
+    return (
+        "# Fields of the SDK\n\n"
+        f"What becomes of each field that `openai` {openai.__version__} for Python sends. A test sends each of them.\n"
+        "`vllm` and `embed` run in a worker; `http` is a model behind a URL, whatever serves it. `tools: function` is\n"
+        "the field `tools` with an object of the type `function`. What else a body may have is in\n"
+        f"[](../guides/fields.md).\n\n| outcome | meaning |\n|---|---|\n{meanings}\n"
+        + "\n".join(map(_resource_fields, RESOURCES))
+    )
+
+
+def _resource_fields(resource: Resource) -> str:
+    """Return the heading and the table of one method."""
+    rows = (
+        f"| `{name}` | {' | '.join(outcomes * (len(resource.engines) // len(outcomes)))} |\n"
+        for name, (_, *outcomes) in resource.fields.items()
+    )
+    heads = [f"`{engine}`" if engine else "outcome" for engine in resource.engines]
+    line = "---|" * len(heads)
+    return f"## `{resource.method}`\n\n| field | {' | '.join(heads)} |\n|---|{line}\n{''.join(rows)}"
+
+
 def graders_page() -> str:
     """Return every type of grader with its fields and limits."""
     head = "| type | what it does | score | fields | limits |\n|---|---|---|---|---|\n"
@@ -295,6 +320,7 @@ def pages() -> dict[str, str]:
         "commands.md": commands_page(),
         "api.md": routes_page(document),
         "compatibility.md": compatibility_page(document),
+        "fields.md": fields_page(),
         "graders.md": graders_page(),
     }
     return {name: f"{_HEAD}{text.rstrip()}\n" for name, text in made.items()}

@@ -14,7 +14,9 @@ def pages() -> dict[str, str]:
     return made
 
 
-@pytest.mark.parametrize("name", ["settings.md", "commands.md", "api.md", "compatibility.md", "graders.md"])
+@pytest.mark.parametrize(
+    "name", ["settings.md", "commands.md", "api.md", "compatibility.md", "fields.md", "graders.md"]
+)
 def test_reference_page_matches_generated_text(name: str, pages: dict[str, str]) -> None:
     assert (DOCS / "reference" / name).read_text() == pages[name], "run `make docs`"
 

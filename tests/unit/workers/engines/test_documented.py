@@ -1,9 +1,5 @@
 """The documented fields of a body reach an engine."""
 
-import ast
-import importlib.util
-from pathlib import Path
-
 import msgspec
 import pytest
 from openai.types import completion_create_params, embedding_create_params
@@ -13,7 +9,7 @@ from openai.types.responses import response_create_params
 from jobs.fleet.models_file import EngineKind
 from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
 from jobs.requests.fields import HANDLED, OPENAI, RETIRED, VLLM, unknown
-from tests.support.services import need
+from tests.support.vllm_protocol import CLASSES, fields_of
 from workers.engines.documented import (
     STEERING,
     body_for_server,
@@ -38,12 +34,6 @@ REFUSED = {
 ELSEWHERE = {
     "documents", "instruction", "max_tokens_per_doc", "max_tokens_per_query", "messages", "query", "top_n",
 }  # fmt: skip
-CLASSES = {
-    CHAT: "ChatCompletionRequest",
-    COMPLETIONS: "CompletionRequest",
-    RESPONSES: "ResponsesRequest",
-    EMBEDDINGS: "EmbeddingCompletionRequest",
-}
 #: What each engine in a worker's process serves, by one of its URLs.
 ENGINES = (("vllm", CHAT), ("vllm", EMBEDDINGS), ("embed", EMBEDDINGS), ("rerank", "/v1/rerank"))
 SDK = {
@@ -229,20 +219,16 @@ def test_no_field_that_is_taken_steers_a_server() -> None:
 
 def test_every_vllm_protocol_field_is_classified() -> None:
     """A field that vLLM gains fails this test, and so does one that is promised and that vLLM has no more."""
-    found = importlib.util.find_spec("vllm")
-    if found is None or not found.submodule_search_locations:
-        need("vLLM's protocol", ModuleNotFoundError("vllm"))
-    classes = _classes(Path(found.submodule_search_locations[0]) / "entrypoints")
     refused = set().union(*REFUSED.values()) | STEERING
 
     for url, name in CLASSES.items():
-        theirs = _fields(name, classes)
+        theirs = fields_of(name)
         assert len(theirs) > 10
         assert VLLM[url] <= theirs, "vLLM has them no more, and would drop them without a word"
         assert theirs - OPENAI[url] - VLLM[url] - HANDLED[url] - refused == set(), "what do they do?"
         assert not RETIRED.keys() & theirs
     known = refused.union(ELSEWHERE, *OPENAI.values(), *VLLM.values())
-    assert set().union(*(_fields(name, classes) for name in SERVERS)) <= known
+    assert set().union(*(fields_of(name) for name in SERVERS)) <= known
 
 
 def test_openais_fields_are_all_known() -> None:
@@ -250,21 +236,3 @@ def test_openais_fields_are_all_known() -> None:
     for url, params in SDK.items():
         theirs = set().union(*(kind.__annotations__ for kind in params))
         assert theirs - OPENAI[url] - HANDLED[url] == set()
-
-
-def _classes(folder: Path) -> dict[str, ast.ClassDef]:
-    """Read and not imported, which would take 20 seconds."""
-    trees = [ast.parse(path.read_text()) for path in folder.rglob("protocol.py")]
-    return {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
-
-
-def _fields(name: str, classes: dict[str, ast.ClassDef]) -> set[str]:
-    if name not in classes:
-        return set()
-    here = {
-        node.target.id
-        for node in classes[name].body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-        if not node.target.id.startswith("_") and "ClassVar" not in ast.unparse(node.annotation)
-    }
-    return here.union(*(_fields(ast.unparse(base), classes) for base in classes[name].bases))
