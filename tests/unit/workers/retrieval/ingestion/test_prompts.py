@@ -84,7 +84,7 @@ def test_vllm_is_sent_no_field_that_it_does_not_know(tmp_path: Path) -> None:
 
 
 def test_external_server_without_prompts_receives_no_input_type() -> None:
-    body = {"model": "m", **embedding_model.Prompt().fields(["a"])}
+    body = {"model": "m", **embedding_model.EmbeddingPrompt().fields(["a"])}
 
     assert for_server(Request("/v1/embeddings", body, "r"), None).body == {"model": "m", "input": ["a"]}
 
@@ -194,4 +194,4 @@ def test_models_own_prompts_count(tmp_path: Path) -> None:
     assert Registry.load(config).resolve(MODEL)
     assert embedding_model.query_prompt(config, MODEL).text == "q: "
     assert embedding_model.passage_prompt(config, MODEL).text == "d: "
-    assert embedding_model.passage_prompt(config, "unknown") == embedding_model.Prompt()
+    assert embedding_model.passage_prompt(config, "unknown") == embedding_model.EmbeddingPrompt()
