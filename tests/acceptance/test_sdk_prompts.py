@@ -26,7 +26,7 @@ async def test_prompt_of_response_has_type_of_sdk(shop: Shop) -> None:
     used: Any = {"id": made["id"], "version": "1", "variables": {"name": "Ada"}}
 
     whole = shop.client.responses.create(prompt=used)
-    with shop.client.responses.stream(prompt=used, input="Hi") as stream:
+    with shop.client.responses.stream(model=MODEL, prompt=used, input="Hi") as stream:
         streamed = stream.get_final_response()
     async with openai.AsyncOpenAI(base_url=shop.url, api_key=shop.client.api_key) as client:
         again = await client.responses.create(prompt=used)

@@ -172,7 +172,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (RESPONSES, {"include": ["bogus"]}, "include[0]"),
     (RESPONSES, {"service_tier": "bogus"}, "service_tier"),
     (RESPONSES, {"reasoning": {"effort": "bogus"}}, "reasoning.effort"),
-    (RESPONSES, {"prompt": {"id": "pmpt_1"}}, "prompt"),
     (CHAT, {"service_tier": "bogus"}, "service_tier"),
     (CHAT, {"web_search_options": {}}, "web_search_options"),
     (CHAT, {"modalities": ["text", "audio"]}, "modalities"),
