@@ -242,11 +242,19 @@ def _check_completion(answer: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
+def _check_request(request: ChatCompletionRequest) -> ChatCompletionRequest:
+    """Check that the request stands alone: one that is served may take these fields from a prompt."""
+    for name in ("messages", "model"):
+        if not getattr(request, name):
+            raise ValueError(f"It has '{name}'.")
+    return request
+
+
 class ImportCompletion(Body):
     """A chat completion that was made elsewhere: its request, which has the messages, and its answer."""
 
     imported_from: Annotated[str, Field(min_length=1, max_length=255, description="The id that it had elsewhere.")]
-    request: ChatCompletionRequest
+    request: Annotated[ChatCompletionRequest, AfterValidator(_check_request)]
     response: Annotated[dict[str, Any], AfterValidator(_check_completion)]
     metadata: MetadataField
 

@@ -51,7 +51,7 @@ def delete(options: ServerOptions, name: Name) -> None:
 
 
 def _path(name: str) -> str:
-    return f"/aliases/{quote(name, safe='')}"
+    return f"/aliases/{quote(name, safe='', errors='replace')}"
 
 
 def _row(alias: dict[str, Any]) -> tuple[object, ...]:

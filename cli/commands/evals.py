@@ -291,7 +291,7 @@ def _upload(server: Server, rows: Iterable[dict[str, Any]], name: str, key: str)
             for row in rows:
                 line = row if isinstance(row.get("item"), dict) else {"item": row}
                 out.write(json.dumps(line) + "\n")
-        return server.upload(lines, "evals", key)
+        return server.upload(lines, "evals", key=key)
 
 
 def _rows(data: Path) -> Iterator[dict[str, Any]]:

@@ -185,8 +185,8 @@ class LineChecker:
         prompt = self._prompt_of(text.number, request.body)
         if isinstance(prompt, Bad):
             return prompt
-        model = request.body.model or (prompt.model if prompt else None)
-        if not model:
+        model = prompt.model if prompt and request.body.model is None else request.body.model
+        if model is None:
             return Bad("invalid_request", "Model parameter is required.", text.number, "body.model")
         return self._judge(text.number, request, model, prompt) or self._good(request, model, prompt)
 

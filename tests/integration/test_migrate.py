@@ -332,7 +332,8 @@ def test_result_belongs_to_the_longest_name_that_fits(world: World, tmp_path: Pa
 
 EXPORT = Path(__file__).parents[2] / "examples" / "openai_export"
 FAR = "eval_68b5c1d2e3f481918a7b"
-MAPPED = ("--map", f"gpt-4o-mini={MODEL}")
+KNOWN = "smollm2-135m-instruct"
+MAPPED = ("--map", f"gpt-4o-mini={KNOWN}")
 PROMPT = "pmpt_68a1c2f0e4b88190b3d5"
 
 
@@ -345,7 +346,7 @@ def test_dry_run_names_each_outcome_and_changes_nothing(world: World, tmp_path: 
     assert saved["applied"] is False
     assert saved["counts"] == {"same": 3, "different": 4, "lost": 1, "failed": 0, "present": 0}
     reasons = {row["kind"]: row["reason"] for row in saved["rows"]}
-    assert reasons["prompt"] == f"gpt-4o-mini becomes {MODEL}"
+    assert reasons["prompt"] == f"gpt-4o-mini becomes {KNOWN}"
     assert reasons["eval_run"] == "its status is failed: only completed runs come over"
     assert f"| eval | {FAR} | comes over |  |  |" in next(tmp_path.glob("migration-*.md")).read_text()
     assert list(world.client.evals.list()) == list(world.client.files.list()) == []
@@ -362,7 +363,7 @@ def test_exported_folder_comes_over_and_answers_by_its_old_ids(world: World) -> 
     assert (counts.passed, counts.failed, run.name) == (6, 0, "with the new instructions")
     assert len(world.output(run)) == 6
     version: Any = client.get(f"/prompts/{PROMPT}/versions/production", cast_to=object)
-    assert (version["version"], version["model"]) == ("2", MODEL)
+    assert (version["version"], version["model"]) == ("2", KNOWN)
     assert version["parameters"] == {"temperature": 0.0, "max_output_tokens": 64}
     files = {file.filename: file for file in client.files.list(purpose="evals")}
     assert files.keys() == {"file-6YbqT2hWmN4kRcVx8dPz1s.jsonl", f"{FAR}.rows.jsonl"}
@@ -387,7 +388,7 @@ def everything(world: World) -> list[Any]:
     versions: Any = client.get(f"/prompts/{PROMPT}/versions", cast_to=object)
     labels = (prompt["default_version"], prompt["labels"])
     aliases: Any = client.get("/aliases", cast_to=object)
-    assert [(row["id"], row["model"]) for row in aliases["data"]] == [("gpt-4o-mini", MODEL)]
+    assert [(row["id"], row["model"]) for row in aliases["data"]] == [("gpt-4o-mini", KNOWN)]
     return [len(evals), [len(runs) for _, runs in evals], files, labels, [row["hash"] for row in versions["data"]]]
 
 

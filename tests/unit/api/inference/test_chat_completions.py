@@ -192,8 +192,8 @@ def test_imported_completion_keeps_its_time_and_expires_from_now(either: FastAPI
     ("changes", "param"),
     [
         ({"imported_from": ""}, "imported_from"),
-        ({"request": {"model": "m"}}, "request.messages"),
-        ({"request": {"messages": [{"role": "user"}]}}, "request.model"),
+        ({"request": {"model": "m"}}, "request"),
+        ({"request": {"messages": [{"role": "user"}]}}, "request"),
         ({"response": {"choices": []}}, "response"),
         ({"metadata": {"a": 1}}, "metadata.a"),
         ({"surplus": 1}, "surplus"),

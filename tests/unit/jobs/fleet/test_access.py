@@ -311,7 +311,8 @@ def test_every_module_that_routes_work_is_a_known_door() -> None:
         for path in (ROOT / folder).rglob("*.py")
     }
 
-    assert {name for name, text in sources.items() if re.search(r"\baccess\.(resolve|check)\(", text)} - {"api/registry/aliases.py"} == set(DOORS)
+    doors = {name for name, text in sources.items() if re.search(r"\baccess\.(resolve|check)\(", text)}
+    assert doors == set(DOORS) | {"api/registry/aliases.py"}  # which routes no work: it checks what an alias stands for
     assert {name for name, text in sources.items() if re.search(r"\brouting\.route\(", text)} == {
         "jobs/fleet/access.py"
     }
