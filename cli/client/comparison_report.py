@@ -2,7 +2,7 @@
 
 a table for each slice: means, difference, interval      the gaps between slices
 bars of means      a histogram of scores for each criterion
-the items that became worst, with both outputs side by side
+the items with the largest regressions, with both outputs side by side
 """
 
 import json
@@ -60,7 +60,7 @@ def report_page(
 ) -> str:
     """Return the report of two runs, which are named by their ids.
 
-    `compared` has the slice of each comparison, `worst` the output items that became worst in both runs.
+    `compared` has the slice of each comparison, `worst` the output items with the largest regressions in both runs.
     """
     overall = [row for group, row in compared if not group]
     key = '<svg class="key" width="14" height="14"><rect class="{0}" width="14" height="14"/></svg> <b>{0}</b>'
@@ -171,7 +171,7 @@ def _slices(compared: Sequence[tuple[str, "PairedComparison"]]) -> Iterator[str]
 
 
 def _regressions(worst: Iterable[tuple[Item, Item]]) -> Iterator[str]:
-    """Yield the items that became worst, with the outputs of both runs side by side."""
+    """Yield the items with the largest regressions, with the outputs of both runs side by side."""
     blocks = []
     for pair in worst:
         shown, _ = item_texts(pair[0])

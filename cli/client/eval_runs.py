@@ -87,7 +87,7 @@ def rows_of(server: Server, path: str) -> Iterator[Item]:
 def pair_runs(
     server: Server, first: str, second: str, slice_by: str = "", worst: int = 0
 ) -> tuple["Pairing", list[tuple[Item, Item]]]:
-    """Return the pairing of two runs, and both output items of up to `worst` items that became worst.
+    """Return the pairing of two runs, and both output items of up to `worst` items with the largest regressions.
 
     Raises: CliError.
     """

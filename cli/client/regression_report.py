@@ -1,7 +1,7 @@
 """Reports of a run beside its baseline, for CI: JUnit's XML, and a summary in Markdown.
 
     criteria                    a test case each: passed, failed (worse) or skipped (inconclusive)
-    items that became worst     a failed test case each, where the run is worse
+    items with the largest regressions     a failed test case each, where the run is worse
 
 Texts of clients and models stay texts: XML gets no character that XML forbids, and Markdown neither links nor HTML.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Item = Mapping[str, Any]
 
-#: Items that became worst in each report, and in the summary, which a CI server cuts off.
+#: Items with the largest regressions in each report, and in the summary, which a CI server cuts off.
 MAX_WORST: Final = 50
 _SUMMARIZED: Final = 10
 _SHOWN: Final = 2000  # characters of a text
@@ -36,7 +36,7 @@ _TITLES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class RegressionReport:
-    """The decision about a run, the run and its baseline as the API shows them, and the items that became worst.
+    """The decision about a run, the run and its baseline as the API shows them, and the largest regressions of items.
 
     Each of `worst` is the output item of the baseline and that of the run. `margin` is in points.
     """

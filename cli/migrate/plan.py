@@ -71,7 +71,7 @@ class PlannedRequest:
 
 @dataclass(frozen=True, slots=True)
 class MigrationStep:
-    """What becomes of one object: its row of the report, the requests that make it, and the file that goes with it.
+    """The plan of one object: its row of the report, the requests that make it, and the file that goes with it.
 
     `file` has the name and the purpose of the upload of `content`. `parent_id` is the eval of a run, elsewhere.
     """

@@ -337,7 +337,7 @@ def _comparison(column: _Scores, p_adjusted: float, tests: int, alpha: float) ->
 
 
 def regressions(pairs: Sequence[ItemPair], limit: int) -> list[ItemPair]:
-    """Return the items that became worst from the first run to the second: by all scores together, the worst first."""
+    """Return the items with the largest regressions from the first run to the second, by all scores, worst first."""
     losses = ((_loss(pair), position) for position, pair in enumerate(pairs))
     return [pairs[position] for loss, position in heapq.nsmallest(limit, losses) if loss < 0]
 

@@ -1,4 +1,4 @@
-"""Aliases: the names by which a project asks for models that have other names. An alias of an alias there is none.
+"""Aliases: the names by which a project asks for models that have other names. An alias never stands for an alias.
 
 `jobs.fleet.access` says which model answers for a name: what has the name itself comes before an alias.
 """

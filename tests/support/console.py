@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from fastapi import FastAPI
 from openai import OpenAI
@@ -28,6 +28,7 @@ from jobs.security.keys import create_admin_key
 from tests.support.browsers import PATIENCE
 from tests.support.fake_engine import FakeEngine
 from tests.support.inline_deployment import MODEL, InlineDeployment, running
+from tests.support.interactive_api import Shop
 from tests.support.services import need
 from tests.support.system import ROOT, eventually
 from tests.support.web import make_key, running_app, serve
@@ -238,3 +239,13 @@ def console_of(
         console.check()
     finally:
         context.close()
+
+
+@contextmanager
+def console_of_shop(browser: Browser, shop: Shop) -> Iterator[Console]:
+    """Yield a tab at the server of a shop, which has no workers of jobs and no operator."""
+    build_console()
+    url = shop.url.removesuffix("/v1")
+    deployment = Deployment(cast("Any", None), shop.app, url, shop.client, shop.client.api_key, "nm-no-operator")
+    with console_of(browser, deployment) as console:
+        yield console

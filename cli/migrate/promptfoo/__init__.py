@@ -24,7 +24,7 @@ _UNREAD: Final = ("scenarios", "extensions", "derivedMetrics", "nunjucksFilters"
 
 @dataclass(frozen=True, slots=True)
 class PromptfooReading:
-    """What a file has: bundles of an `eval` with its `rows` and `runs`, and prompts with their `versions`.
+    """The content of a file: bundles of an `eval` with its `rows` and `runs`, and prompts with their `versions`.
 
     `remarks` are a part of the file, a reason, and whether the part is lost; it comes over differently otherwise.
     `files` are the files that were read for it.

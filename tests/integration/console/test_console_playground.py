@@ -5,13 +5,13 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.support.console import HOSTILE, Console, Deployment, build_console, console_of
+from tests.support.console import HOSTILE, Console, console_of, console_of_shop
 from tests.support.interactive_api import MODEL, Shop
 from tests.support.proxy import Proxy
 from tests.support.system import eventually
@@ -45,10 +45,7 @@ def shop(make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch) -> Sho
 
 @pytest.fixture
 def console(shop: Shop, browser: Browser) -> Iterator[Console]:
-    build_console()
-    url = shop.url.removesuffix("/v1")
-    deployment = Deployment(cast("Any", None), shop.app, url, shop.client, shop.client.api_key, "nm-no-operator")
-    with console_of(browser, deployment) as console:
+    with console_of_shop(browser, shop) as console:
         yield console
 
 

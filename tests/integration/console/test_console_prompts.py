@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.support.console import HOSTILE, Console, Deployment, build_console, console_of
+from tests.support.console import HOSTILE, Console, console_of_shop
 from tests.support.fake_engine import reply
 from tests.support.interactive_api import MODEL, Shop
 from tests.support.system import eventually
@@ -40,10 +40,7 @@ def shop(make_shop: Callable[..., Shop]) -> Iterator[Shop]:
 
 @pytest.fixture
 def console(shop: Shop, browser: Browser) -> Iterator[Console]:
-    build_console()
-    url = shop.url.removesuffix("/v1")
-    deployment = Deployment(cast("Any", None), shop.app, url, shop.client, shop.client.api_key, "nm-no-operator")
-    with console_of(browser, deployment) as console:
+    with console_of_shop(browser, shop) as console:
         yield console
 
 
@@ -87,7 +84,7 @@ def test_prompt_is_made_changed_and_compared(console: Console, shop: Shop) -> No
     expect(tab.get_by_role("table", name="Variables")).to_contain_text("E14")
     console.inspect("prompt")
     tab.get_by_role("link", name="New version").click()
-    tab.get_by_label("Instructions").fill(CHANGED)
+    tab.get_by_role("textbox", name="Instructions").fill(CHANGED)
     tab.get_by_role("button", name="Create the version").click()
 
     difference = tab.get_by_role("region", name="Difference of Instructions")
