@@ -19,6 +19,7 @@ from tests.badinputs.json_bodies import BATCH, OF_PROJECTS, routes
 from tests.badinputs.world import Asker, World, raw_said, said
 from tests.support.inline_deployment import MODEL, chat_line, jsonl
 from tests.support.system import pause
+from tests.support.tuning_requests import BASE
 from tests.support.web import keep_completion_in
 
 AREA = "Keys"
@@ -103,7 +104,7 @@ def planted(world: World) -> dict[str, str]:
         "upload_id": world.client.post("/v1/uploads", json=upload).json()["id"],
         "webhook_endpoint_id": world.client.post("/v1/webhook_endpoints", json=hook).json()["id"],
         "batch_id": world.client.post("/v1/batches", json=batch | batch_hook, headers=key).json()["id"],
-        "alias": ask("/v1/aliases", json={"id": CANARY, "model": MODEL, "metadata": {CANARY: CANARY}}).json()["id"],
+        "alias": ask("/v1/aliases", json={"id": "our-alias", "model": BASE, "metadata": {CANARY: CANARY}}).json()["id"],
         "schedule_id": world.client.post("/v1/schedules", json=schedule).json()["id"],
         "prompt_id": world.client.post("/v1/prompts", json={"name": CANARY, "instructions": CANARY}).json()["id"],
         "version": "1",
@@ -300,7 +301,7 @@ def cases() -> Iterator[Case]:
     yield Case(
         AREA,
         "every route: ids of another project",
-        "404 model_not_found | 404 not_found, 0 leaks, ours [200]",
+        "404 model_not_found | 404 not_found | 404 prompt_not_found, 0 leaks, ours [200]",
         by_id,
         creates=True,
     )
