@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
+import pytest
 from fastapi import FastAPI
 from openai import OpenAI
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, expect
@@ -153,16 +154,20 @@ class Console:
 
     def check_reload(self) -> None:
         """Load the page anew, and check that it shows the same again."""
-        eventually(self._is_loaded, 30, "the page is loaded")
+        self.wait_until_loaded()
         before, address = self.shown(), self.tab.url
         self.tab.reload()
         expect(self.heading).to_be_visible()
         try:
             eventually(lambda: self.shown() == before, 30, f"{address} shows the same again")
         except TimeoutError:
-            assert self.shown() == before  # tells the difference
-            raise
+            pytest.fail(f"before:\n{before}\nafter:\n{self.shown()}")
         assert self.tab.url == address
+
+    def wait_until_loaded(self) -> None:
+        """Wait until the page has a heading, all requests are answered and the page stays the same."""
+        expect(self.heading).to_be_visible()
+        eventually(self._is_loaded, 30, "the page is loaded")
 
     def _is_loaded(self) -> bool:
         """Return whether all requests are answered and the page has stayed the same for half a second."""

@@ -218,6 +218,7 @@ def test_browser_asks_before_input_is_lost(console: Console, name: str) -> None:
     tab.on("dialog", stay)
     console.heading.click()  # browsers ask only on a page that was used
     tab.reload()
+    console.wait_until_loaded()
     fill(tab)
     before = console.shown()
     assert asked == []
