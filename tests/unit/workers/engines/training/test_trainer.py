@@ -4,6 +4,7 @@ import json
 import math
 import random
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ ROWS = [
     {"messages": [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": f"it is {n}."}]}
     for n in range(24)
 ]
+STEPS = 12  # of a run over the rows
 PAIRS = [
     {
         "input": {"messages": row["messages"][:1]},
@@ -81,8 +83,11 @@ def killed_run(trainers: Trainers, spec: Spec, folder: Path, kills: list[int]) -
     losses: dict[int, float] = {}
     resume = None
     for attempt, step in enumerate([*kills, None]):
-        run = replace(spec, output=str(folder / f"attempt-{attempt}"), resume=resume)
-        ended = trainers.run(run, step, delay=random.uniform(0, 0.3))
+        for trial in count():
+            run = replace(spec, output=str(folder / f"attempt-{attempt}-{trial}"), resume=resume)
+            ended = trainers.run(run, step, delay=random.uniform(0, 0.3))
+            if step is None or STEPS not in ended.losses:
+                break  # else the kill came too late, and there is nothing to resume
         for number, loss in ended.losses.items():
             assert losses.setdefault(number, loss) == pytest.approx(loss, abs=1e-4)
         resume = ended.last_checkpoint or resume
