@@ -46,7 +46,8 @@ class SyncCounts(BaseModel):
 class SourceObject(BaseModel):
     """A source. `counts`, `last_error` and `last_synced_at` belong to the last sync that ended.
 
-    `file_batch_id` is the latest sync's file batch. `next_run_at` is null without a schedule.
+    When the time of a later sync passed without one, because the source's key may not sync it, `status` is `failed` and
+    `last_error` says why. `file_batch_id` is the latest sync's file batch. `next_run_at` is null without a schedule.
     """
 
     id: str
@@ -278,7 +279,7 @@ def resume_source(call: Call, vector_store_id: str, source_id: str) -> SourceObj
     with call.db.write() as session:
         source = _get(session, call, vector_store_id, source_id, lock=True)
         if source.paused_at is not None:
-            source.paused_at = None
+            source.paused_at, source.key_id = None, call.caller.key_id
             if source.cron is not None:
                 source.next_at = next_after(source.cron, str(source.timezone), now())
             call.record(session, "vector_store.source.resume", source.id)

@@ -78,7 +78,7 @@ def alongside(session: Session, job: Job, source_id: str, *, actor: str, **colum
     for index in indexes.all_of(session, store):
         if index.id != taken:
             chunking = (source.chunking if source else None) or index.chunking
-            _fill(session, store, index, chunking, job=job, actor=actor, **columns)
+            _fill(session, store, index, chunking, job=job, actor=actor, key_id=job.key_id, **columns)
 
 
 def switch(session: Session, store: VectorStore, index: VectorStore, *, allow_missing: bool = False) -> None:

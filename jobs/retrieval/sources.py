@@ -2,10 +2,12 @@
 
     create, sync, due ──▶ a file batch without files ──planned──▶ source listed, compared, fetched; what is new or has
                           (none while one is alive)                changed is attached, what is gone is removed
-                                                    └─ cannot be listed ─▶ failed; the store stays as it is
+                          │                         └─ cannot be listed ─▶ failed; the store stays as it is
+                          └─ due, but the key may not ─▶ failed, and no job
 
-So a sync is a job with claims, heartbeats, revocation, cancellation and events like any other. When a source or its
-store is deleted, its files are deleted too, in batches.
+So a sync is a job with claims, heartbeats, revocation, cancellation and events like any other. A source is synced for
+its key: the one with which a client last created, synced or resumed it. When a source or its store is deleted, its
+files are deleted too, in batches.
 """
 
 from collections.abc import Sequence
@@ -18,25 +20,26 @@ from sqlalchemy.orm import Session
 from jobs.batches.schedules import next_after
 from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest
-from jobs.ledger import ledger
+from jobs.ledger import audit, ledger
 from jobs.ledger.tables import Job
 from jobs.retrieval import indexes, ingestions, source_items
 from jobs.retrieval.attachments import is_over
-from jobs.retrieval.source_items import IN_PROGRESS
+from jobs.retrieval.source_items import FAILED, IN_PROGRESS
 from jobs.retrieval.tables import Source, SourceItem, VectorStore
+from jobs.security.ended_keys import REFUSALS, find_refusal
 
 #: Items whose files are deleted in one transaction: some rows each.
 ITEMS_AT_ONCE = 20
 
 
 def sync(session: Session, source: Source, store: VectorStore, *, actor: str, **columns: Any) -> Job | None:
-    """Begin to sync a source, whose row is locked. Return None while it is syncing."""
+    """Begin to sync a source, whose row is locked, for the key of the actor. Return None while it is syncing."""
     if source.status == IN_PROGRESS:
         return None
     job = ingestions.submit(
         session, store, (), actor=actor, prefix=ingestions.FILE_BATCH, source_id=source.id, **columns
     )
-    source.status, source.job_id, source.began_at = IN_PROGRESS, job.id, None
+    source.status, source.job_id, source.key_id, source.began_at = IN_PROGRESS, job.id, job.key_id, None
     source.seen, source.removed, source.error = 0, 0, None
     return job
 
@@ -48,7 +51,10 @@ def due(session: Session, limit: int = 100) -> Sequence[str]:
 
 
 def fire(session: Session, source_id: str) -> Job | None:
-    """Sync a source that is due, and compute its next time; return None if it is not due or is still syncing."""
+    """Sync a source that is due, and compute its next time.
+
+    Return None if the source is not due, is still syncing, or belongs to a key that may not sync it any more.
+    """
     source = session.scalar(select(Source).where(Source.id == source_id).with_for_update())
     at = now()
     if source is None or source.deleted_at is not None or source.paused_at is not None:
@@ -58,16 +64,31 @@ def fire(session: Session, source_id: str) -> Job | None:
     try:
         source.next_at = next_after(str(source.cron), str(source.timezone), at)
     except InvalidRequest as error:  # it was valid once; time zones depend on the system
-        source.paused_at, source.last_error = at, {"code": error.code, "message": error.message}
+        source.paused_at = at
+        _miss(session, source, error.code, error.message)
         return None
     if (
         source.status == IN_PROGRESS
     ):  # its sync locks the store first and then this row: waiting for the store here would deadlock
         return None
+    if source.key_id and (code := find_refusal(session, source.key_id, "api.vector_stores.write")):
+        source.status = FAILED
+        _miss(session, source, code, REFUSALS[code])
+        return None
     store = indexes.lock(session, source.store_id)
     if store is None or is_over(store):
         return None
-    return sync(session, source, store, actor=f"source:{source.id}")
+    return sync(session, source, store, actor=_actor(source), key_id=source.key_id)
+
+
+def _miss(session: Session, source: Source, code: str | None, message: str) -> None:
+    source.last_error = {"code": code, "message": message}
+    actor, action = _actor(source), "vector_store.source.miss"
+    audit.record(session, actor=actor, action=action, target=source.id, project_id=source.project_id)
+
+
+def _actor(source: Source) -> str:
+    return f"source:{source.id}"
 
 
 def mark_for_deletion(session: Session, source: Source, *, actor: str) -> None:

@@ -123,13 +123,16 @@ class VectorRemoval(Base):
 class Source(Base):
     """The origin of a store's files. `spec` has the fields of its type; `status` says whether `job_id` syncs it now.
 
-    `seen`, `removed` and `error` are of the running sync; `counts` and `last_error` of the last one that ended.
+    `key_id` is the key that made the source, or that later began a sync of it or resumed its schedule; null where none
+    is known. `seen`, `removed` and `error` are of the running sync; `counts` and `last_error` of the last one that
+    ended, or `last_error` says why a later one was not begun.
     """
 
     __tablename__ = "source"
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     project_id: Mapped[str] = mapped_column(String(64))
+    key_id: Mapped[str | None] = mapped_column(String(16))
     store_id: Mapped[str] = mapped_column(String(64))
     type: Mapped[str] = mapped_column(String(16))
     spec: Mapped[dict[str, Any]]

@@ -14,6 +14,7 @@ from jobs.db.engine import Database
 from jobs.ledger.states import JobState
 from jobs.queues import Task
 from jobs.registry.tables import Alias
+from jobs.retrieval.tables import Source
 from jobs.security import keys
 from jobs.security.model_permissions import set_rule
 from jobs.security.tables import ApiKey, Project
@@ -22,6 +23,7 @@ from tests.support.inline_deployment import MODEL as FAKE
 from tests.support.inline_deployment import chat_line, jsonl, running
 from tests.support.web import make_key, running_app
 from tests.unit.api.calls import BODIES
+from workers.dispatcher.maintenance import Maintenance
 
 CHAT_MODEL, CHAT_ALIAS = "smollm2-135m-instruct", "gpt-4o-mini"
 EMBEDDER, EMBEDDER_ALIAS = "all-minilm-l6-v2", "text-embedding-3-small"
@@ -226,6 +228,41 @@ def test_answer_in_the_cache_is_not_given_after_a_denial(sqlite: Database, tmp_p
 
     assert [len(good) for good in answers] == [1, 0]
     assert len(prompts) == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "values", "code"),
+    [
+        (ApiKey, {"revoked_at": 1.0}, "key_revoked"),
+        (ApiKey, {"expires_at": 1.0}, "key_expired"),
+        (ApiKey, {"scopes": ["api.files.read"]}, "missing_scope"),
+        (Project, {"archived_at": 1.0}, "project_archived"),
+    ],
+)
+def test_due_source_is_refused_by_the_rule_of_its_project_and_of_no_other(
+    app: FastAPI, table: Any, values: dict[str, Any], code: str
+) -> None:
+    owner, stranger = (Caller(app, f"{who} of a source {code}") for who in ("owner", "stranger"))
+    sources = [add_source(caller) for caller in (owner, stranger)]
+    change(owner, table, **values)
+    services = app.state.services
+    with services.db.write() as session:
+        first_is_over = {"status": "completed", "job_id": None, "next_at": 1.0}
+        session.execute(update(Source).where(Source.id.in_(sources)).values(first_is_over))
+
+    Maintenance(services.config, services.db, services.storage, now, lambda: None).run()
+
+    with services.db.read() as session:
+        refused, synced = (session.get_one(Source, source) for source in sources)
+    assert (refused.status, (refused.last_error or {}).get("code"), refused.job_id) == ("failed", code, None)
+    assert (synced.status, synced.last_error) == ("in_progress", None)
+
+
+def add_source(caller: Caller) -> str:
+    """Make a source that is synced on a schedule; return its id."""
+    store = caller.post("vector_stores", embedding_model=EMBEDDER).json()["id"]
+    page = {"type": "url", "url": "https://192.0.43.8/a.html", "cron": "0 3 * * *"}
+    return str(caller.post(f"vector_stores/{store}/sources", **page).json()["id"])
 
 
 @pytest.mark.parametrize(

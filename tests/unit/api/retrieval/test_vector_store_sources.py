@@ -14,6 +14,7 @@ from jobs.ledger.tables import Audit, Job
 from jobs.retrieval import indexes, sources
 from jobs.retrieval.sources import ITEMS_AT_ONCE
 from jobs.retrieval.tables import Source, SourceItem
+from jobs.security.keys import id_of
 from tests.support.databases import until_waiting
 from tests.support.web import make_key, running_app
 from tests.unit.api.conftest import client_of
@@ -204,6 +205,39 @@ def test_a_schedule_is_paused_and_resumed(client: TestClient, path: str) -> None
 
     assert [client.post(f"{path}/{source}/pause").json()["paused"] for _ in range(2)] == [True, True]
     assert [client.post(f"{path}/{source}/resume").json()["paused"] for _ in range(2)] == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("state", "request_name", "takes_over"),
+    [
+        ("completed", "sync", True),
+        ("in_progress", "sync", False),
+        ("paused", "resume", True),
+        ("completed", "resume", False),
+        ("completed", "pause", False),
+    ],
+)
+def test_source_belongs_to_the_key_that_made_it_or_later_began_its_work(
+    app: FastAPI, client: TestClient, path: str, state: str, request_name: str, takes_over: bool
+) -> None:
+    source_id = client.post(path, json={**PAGE, "cron": "0 3 * * *"}).json()["id"]
+    with app.state.services.db.write() as session:
+        source = session.get_one(Source, source_id)
+        creator = source.key_id
+        source.status = "in_progress" if state == "in_progress" else "completed"
+        source.paused_at = 1.0 if state == "paused" else None
+    key = make_key(app)
+
+    answer = client_of(app, key).post(f"{path}/{source_id}/{request_name}")
+
+    assert answer.status_code == 200
+    assert creator == key_id_of(client)
+    with app.state.services.db.read() as session:
+        assert session.get_one(Source, source_id).key_id == (id_of(key) if takes_over else creator)
+
+
+def key_id_of(client: TestClient) -> str:
+    return id_of(client.headers["Authorization"].removeprefix("Bearer "))
 
 
 def test_deleted_source_is_not_found_and_its_sync_is_cancelled(app: FastAPI, client: TestClient, path: str) -> None:

@@ -18,6 +18,7 @@ from jobs.ledger.states import LIVE
 from jobs.ledger.tables import Job
 from jobs.retrieval import indexes, sources
 from jobs.retrieval.tables import Source, SourceItem, VectorStore
+from jobs.security import keys
 from jobs.webhooks.tables import Delivery, Event
 from tests.support.ingestion import Works
 from tests.support.source_sync import Sync, alive, of_folder, write
@@ -56,6 +57,46 @@ def test_a_schedule_syncs_once_each_time_unless_it_is_paused(inline: Works, libr
     assert second != first
     assert source.now()["file_batch_id"] == second
     assert source.counts() == [3, 0, 0, 0, 3, 0]
+
+
+def test_source_of_a_revoked_key_waits_for_another_key_to_sync_it(each: Works, library: Path) -> None:
+    source = of_folder(each, library, cron="* * * * *")
+    end_key(each)
+    before = source.now()
+    keep_at(each, 0)
+    missed = source.now()
+    write(library / "a.txt", "apricot " * 30)
+
+    synced = source.again()
+    keep_at(each, 0)
+    each.drive()
+
+    assert (before["status"], missed["status"], missed["last_error"]["code"]) == ("completed", "failed", "key_revoked")
+    assert (missed["file_batch_id"], missed["counts"]) == (before["file_batch_id"], before["counts"])
+    assert (synced["status"], synced["last_error"], source.names("apricot")) == ("completed", None, {"a.txt"})
+    assert (source.now()["status"], source.counts()) == ("completed", [3, 0, 0, 0, 3, 0])
+    assert source.now()["file_batch_id"] not in (before["file_batch_id"], synced["file_batch_id"])
+
+
+def test_running_sync_by_schedule_ends_with_its_key(inline: Works, library: Path) -> None:
+    source = of_folder(inline, library, cron="* * * * *")
+    write(library / "a.txt", "apricot " * 30)
+    keep_at(inline, 0)
+    end_key(inline)
+
+    keep_at(inline, None)
+    inline.drive()
+
+    assert (source.now()["status"], source.now()["last_error"]["code"]) == ("failed", "key_revoked")
+    assert (source.names("apple"), source.names("apricot")) == ({"a.txt"}, set())
+
+
+def end_key(inline: Works) -> None:
+    """Revoke the key of the client, and give the client another one."""
+    authorization = inline.api.headers["Authorization"]
+    with inline.db.write() as session:
+        keys.revoke_key(session, keys.id_of(authorization.removeprefix("Bearer ")))
+        inline.api.headers["Authorization"] = f"Bearer {keys.create_key(session, 'default')}"
 
 
 @pytest.mark.postgres
