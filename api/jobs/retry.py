@@ -5,7 +5,7 @@ from sqlalchemy.orm import Session
 from api.deps import CallContext
 from api.http.space import check_not_full
 from jobs.batches import batches
-from jobs.errors import Conflict, InvalidRequest
+from jobs.errors import Conflict, InvalidRequest, MissingPermission
 from jobs.ledger import kinds
 from jobs.ledger.kinds import Retry
 from jobs.ledger.progress import outcomes
@@ -14,13 +14,20 @@ from jobs.ledger.tables import Job
 
 
 def submit_retry(session: Session, call: CallContext, request: Retry) -> Job:
-    """Submit the retry of an ended job, in the caller's transaction."""
-    retry = kinds.of(request.job.kind).retry
-    if retry is None:
+    """Submit the retry of an ended job, in the caller's transaction.
+
+    Its key needs the permission that makes jobs of this kind, too.
+
+    Raises: MissingPermission, Conflict, InvalidRequest, and what the retry of the kind raises.
+    """
+    kind = kinds.of(request.job.kind)
+    if kind.permission not in call.caller.permissions:
+        raise MissingPermission(kind.permission)
+    if kind.retry is None:
         raise InvalidRequest(f"A {request.job.kind} is not retried: ask for another.", code="nothing_to_retry")
     _check(session, request)
     check_not_full(session, call)
-    return retry(session, request)
+    return kind.retry(session, request)
 
 
 def _check(session: Session, request: Retry) -> None:

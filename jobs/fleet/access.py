@@ -52,10 +52,7 @@ class Work:
 
 def work_of(job: Job, model: str, endpoint: str) -> Work:
     """Return the piece of work in which a job asks a model. Its key needs the permission that made the job."""
-    if job.retry_of is not None:
-        permission = "api.jobs.write"
-    else:
-        permission = "api.schedules.write" if job.schedule_id else kinds.of(job.kind).permission
+    permission = "api.schedules.write" if job.schedule_id else kinds.of(job.kind).permission
     return Work(job.project_id, job.key_id, model, endpoint, permission)
 
 

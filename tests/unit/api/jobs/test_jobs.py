@@ -13,6 +13,7 @@ from api.batches.schemas import STATUS
 from api.jobs.schemas import StateOrStatus
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Segment, Shard
+from jobs.security.keys import create_key
 from jobs.security.tables import ApiKey
 from jobs.timings import Timings
 from tests.support import worker_steps
@@ -509,6 +510,26 @@ def test_repeated_retry_with_same_key_returns_same_job(app: FastAPI, client: Tes
     first, second = (client.post(f"/v1/jobs/{old}/retry", headers=headers).json()["id"] for _ in range(2))
 
     assert first == second
+
+
+@pytest.mark.parametrize(("kind", "permission"), [("generation", "api.batch.write"), ("evaluation", "api.evals.write")])
+def test_retry_needs_the_permission_that_makes_jobs_of_the_kind(
+    app: FastAPI, client: TestClient, kind: str, permission: str
+) -> None:
+    job_id = create(client)["id"]
+    worker_steps.run(*services(app), job_id, 2, failed=1)
+    with services(app)[0].write() as session:
+        session.get_one(Job, job_id).kind = kind
+        scopes = [["api.jobs.write"], ["api.jobs.write", permission]]
+        clients = [client_of(app, create_key(session, "default", scopes=each)) for each in scopes]
+
+    refused, permitted = (each.post(f"/v1/jobs/{job_id}/retry") for each in clients)
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "missing_scope")
+    assert f"Missing scopes: {permission}." in refused.json()["error"]["message"]
+    assert permitted.status_code == (200 if kind == "generation" else 400)  # there is no such run
+    with services(app)[0].read() as session:
+        assert session.query(Job).count() == 1 + (kind == "generation")
 
 
 @pytest.mark.parametrize(

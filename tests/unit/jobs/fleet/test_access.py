@@ -242,7 +242,7 @@ def test_job_of_a_key_goes_on_while_the_key_or_its_person_may_make_it(db: Databa
         ("response", {}, "api.responses.write"),
         ("finetuning", {}, "api.fine_tuning.write"),
         ("generation", {"schedule_id": "sched_1"}, "api.schedules.write"),
-        ("generation", {"schedule_id": "sched_1", "retry_of": "batch_1"}, "api.jobs.write"),
+        ("evaluation", {"retry_of": "evalrun_1"}, "api.evals.write"),
     ],
 )
 def test_job_needs_the_permission_that_made_it(kind: str, columns: dict[str, str], permission: str) -> None:
