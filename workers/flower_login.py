@@ -66,7 +66,7 @@ class PersonLogin(BaseHandler):  # type: ignore[misc]
         """Begin a login; finish one whose answer the browser brings."""
         if not self.get_query_argument("state", ""):
             attempt = LoginAttempt.new()
-            self.set_secure_cookie(_ATTEMPT, str(attempt), expires_days=None, secure=self.is_secure)
+            self._set_cookie(_ATTEMPT, str(attempt), None)
             self.redirect(await self.provider.begin(attempt))
             return
         try:
@@ -76,8 +76,12 @@ class PersonLogin(BaseHandler):  # type: ignore[misc]
             self.set_status(403)
             self.render("404.html", message=error.message)
             return
-        self.set_secure_cookie(_USER, account_id, expires_days=_COOKIE_DAYS, secure=self.is_secure)
+        self._set_cookie(_USER, account_id, _COOKIE_DAYS)
         self.redirect("/")
+
+    def _set_cookie(self, name: str, value: str, days: float | None) -> None:
+        """Set a signed cookie, which no script reads and no form of another site sends."""
+        self.set_secure_cookie(name, value, days, secure=self.is_secure, httponly=True, samesite="lax")
 
     async def _finish(self) -> str:
         """Return the id of the account that has logged in. Raises: NightmillError."""

@@ -27,9 +27,15 @@ class Browser:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._opener = urllib.request.build_opener(
-            _NoRedirect, urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
-        )
+        self._jar = http.cookiejar.CookieJar()
+        self._opener = urllib.request.build_opener(_NoRedirect, urllib.request.HTTPCookieProcessor(self._jar))
+
+    def cookies(self) -> dict[str, tuple[bool, str | None]]:
+        """Return the cookies by name: whether they are hidden from scripts, and to which sites they are sent."""
+        return {
+            cookie.name: (cookie.has_nonstandard_attr("HttpOnly"), cookie.get_nonstandard_attr("SameSite"))
+            for cookie in self._jar
+        }
 
     def get(self, path: str, password: str = "") -> tuple[int, str]:
         """Return the status of an answer, and where it leads."""
@@ -117,8 +123,11 @@ def test_metrics_are_refused_without_a_login(flower: str) -> None:
 
 def test_owner_sees_flower_until_removed(flower: str, provider: IdentityProvider, people: Database) -> None:
     browser = Browser(flower)
+    browser.get("/login")
+    of_attempt = browser.cookies()
 
     assert browser.log_in(provider, "ada") == 302
+    assert (of_attempt, browser.cookies()) == ({"login": (True, "lax")}, {"user": (True, "lax")})
     assert [browser.get(path)[0] for path in ("/", "/workers", "/metrics")] == [200, 200, 200]
 
     with people.write() as session:
