@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import delete, exists, or_, select
+from sqlalchemy import ColumnElement, delete, exists, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.batches.schedules import next_after
@@ -46,8 +46,11 @@ def sync(session: Session, source: Source, store: VectorStore, *, actor: str, **
 
 def due(session: Session, limit: int = 100) -> Sequence[str]:
     """Return the sources whose next sync is due."""
-    ready = Source.paused_at.is_(None), Source.deleted_at.is_(None), Source.next_at <= now()
-    return session.scalars(select(Source.id).where(*ready).order_by(Source.next_at).limit(limit)).all()
+    return session.scalars(select(Source.id).where(*_is_due(now())).order_by(Source.next_at).limit(limit)).all()
+
+
+def _is_due(at: float) -> tuple[ColumnElement[bool], ...]:
+    return Source.paused_at.is_(None), Source.deleted_at.is_(None), Source.next_at <= at
 
 
 def fire(session: Session, source_id: str) -> Job | None:
@@ -55,11 +58,9 @@ def fire(session: Session, source_id: str) -> Job | None:
 
     Return None if the source is not due, is still syncing, or belongs to a key that may not sync it any more.
     """
-    source = session.scalar(select(Source).where(Source.id == source_id).with_for_update())
     at = now()
-    if source is None or source.deleted_at is not None or source.paused_at is not None:
-        return None
-    if source.next_at is None or source.next_at > at:
+    source = session.scalar(select(Source).where(Source.id == source_id, *_is_due(at)).with_for_update())
+    if source is None:
         return None
     try:
         source.next_at = next_after(str(source.cron), str(source.timezone), at)
