@@ -44,6 +44,8 @@ PAGES: Final = {
     "job-waiting": "/jobs/{waiting}",
     "job-results": "/jobs/{table}?tab=results",
     "new-batch-table": "/batches/new?source=table",
+    "prompts": "/prompts",
+    "prompt-comparison": "/prompts/{prompt}?tab=compare&version=3&against=2",
     "files": "/files",
     "models": "/models",
     "fine-tuning-job": "/fine-tuning/{tuning}",

@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 from sqlalchemy import select
@@ -22,6 +22,8 @@ from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetuneCheckpoint, FinetunePlan, FinetuneStep
 from jobs.fleet import workers
 from jobs.fleet.tables import Worker
+from jobs.inference import request_counts
+from jobs.inference.request_counts import RequestKey
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Segment
 from jobs.queues import Queue
@@ -81,6 +83,45 @@ PROPERTIES: Final = {
     "urgency": {"type": "string", "enum": ["low", "normal", "high"]},
     "reply": {"type": "string"},
 }
+_FORMAT: Final = {
+    "type": "json_schema", "name": "ticket", "strict": True,
+    "schema": {"type": "object", "properties": PROPERTIES, "required": [*PROPERTIES], "additionalProperties": False},
+}  # fmt: skip
+_SORTING: Final = {
+    "model": CHAT_MODEL,
+    "instructions": "You sort the tickets of a shop by their topic and their urgency.\n"
+    "Answer the customer in one sentence.",
+    "messages": [{"role": "user", "content": "{{ticket}}"}],
+    "parameters": {"temperature": 0},
+    "text": {"format": _FORMAT},
+}
+#: The name of each prompt, its labels, and the contents of its versions. The last prompt has changed most often.
+PROMPTS: Final[tuple[tuple[str, dict[str, str], tuple[dict[str, Any], ...]], ...]] = (
+    ("Weekly digest", {"production": "1"}, ({
+        "model": SMALL_MODEL,
+        "instructions": "Sum up the tickets of week {{week}} for the team in five lines.",
+        "messages": [{"role": "user", "content": "{{tickets}}"}],
+        "variables": [{"name": "week", "type": "number"}, {"name": "tickets"}],
+    },)),
+    ("Translate a reply", {"production": "2"}, (
+        {"model": CHAT_MODEL, "instructions": "Translate the reply into {{language}}.",
+         "messages": [{"role": "user", "content": "{{reply}}"}]},
+        {"model": CHAT_MODEL, "instructions": "Translate the reply into {{language}}. Keep names and order numbers.",
+         "messages": [{"role": "user", "content": "{{reply}}"}],
+         "variables": [{"name": "language", "default": "German"}]},
+    )),
+    ("Sort and answer a ticket", {"production": "2", "next": "3"}, (
+        _SORTING | {"instructions": "You sort the tickets of a shop.\nAnswer the customer in one sentence."},
+        _SORTING,
+        _SORTING | {
+            "instructions": "You sort the tickets of a shop by their topic and their urgency.\n"
+            "A ticket is urgent where money or a parcel is lost.\n"
+            "Answer {{customer}} by name in two sentences.",
+            "parameters": {"temperature": 0, "max_output_tokens": 200},
+            "variables": [{"name": "ticket"}, {"name": "customer", "default": "the customer"}],
+        },
+    )),
+)  # fmt: skip
 _TRAINED: Final = {"batch_size": 8, "rows": 1_200, "validation_rows": 120, "tokens": 184_000, "steps": 60}
 
 
@@ -131,8 +172,11 @@ class SupportTeam:
         ids = self._make_batches() | self._make_evaluation() | self._make_trainings()
         spread_jobs(self.deployment)
         ids |= self._make_live_batches()
+        ids["prompt"] = self._make_prompts()
         self._add_history()
+        self._add_requests()
         self._add_workers()
+        self._add_aliases()
         self._add_schedules(ids["file"])
         ids["endpoint"] = self._add_webhook(ids["table"])
         with self.deployment.inline.db.write() as session:
@@ -278,6 +322,45 @@ class SupportTeam:
                 )
                 session.add(row)
 
+    def _make_prompts(self) -> str:
+        """Make three prompts, and return the id of the one that has changed most often."""
+        prompt_ids = []
+        for name, labels, contents in PROMPTS:
+            prompt = self._post("/prompts", {"name": name, **contents[0]})
+            for content in contents[1:]:
+                self._post(f"/prompts/{prompt['id']}/versions", content)
+            self._post(f"/prompts/{prompt['id']}", {"labels": labels, "default_version": labels["production"]})
+            prompt_ids.append(str(prompt["id"]))
+        return prompt_ids[-1]
+
+    def _add_requests(self) -> None:
+        """Add what interactive clients have asked both models in a day."""
+        draw, at, counts = random.Random(11), int(now()), request_counts.Counts()
+        with self.deployment.inline.db.write() as session:
+            project_id = ensure_project(session, "default").id
+            for minute in range(at - at % 60 - 86_400, at, 600):
+                for model, speed in ((CHAT_MODEL, 42.0), (SMALL_MODEL, 140.0)):
+                    for _ in range(draw.randint(2, 9)):
+                        output = draw.randint(30, 90)
+                        first = draw.uniform(5.0, 9.0) / speed
+                        values = {"first_token": first, "duration": first + output / speed, "speed": speed}
+                        for measure, value in values.items():
+                            spread = value * draw.uniform(0.8, 1.3)
+                            bucket = request_counts.bucket_of(measure, spread)
+                            key = RequestKey(project_id, minute, model, measure, bucket)
+                            request_counts.add(counts, key, 1, spread)
+                        for kind, tokens in (("input", draw.randint(90, 240)), ("output", output)):
+                            key = RequestKey(project_id, minute, model, request_counts.TOKENS, kind)
+                            request_counts.add(counts, key, tokens, tokens)
+            request_counts.write(session, counts)
+
+    def _add_aliases(self) -> None:
+        for name, model in (("triage", CHAT_MODEL), ("digest", SMALL_MODEL)):
+            self._post("/aliases", {"id": name, "model": model})
+
+    def _post(self, path: str, body: Any) -> dict[str, Any]:
+        return cast("dict[str, Any]", self.deployment.client.post(path, body=body, cast_to=object))
+
     def _add_workers(self) -> None:
         at = now()
         ready = {"state": "ready", "created_at": at - 86_400, "seen_at": at + 3_600, "started": 1}
@@ -293,8 +376,7 @@ class SupportTeam:
     def _add_schedules(self, file_id: str) -> None:
         for cron in ("0 3 * * mon-fri", "30 6 * * sun"):
             batch = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
-            body = {"cron": cron, "timezone": "Europe/Zurich", "batch": batch}
-            self.deployment.client.post("/schedules", cast_to=object, body=body)
+            self._post("/schedules", {"cron": cron, "timezone": "Europe/Zurich", "batch": batch})
 
     def _add_webhook(self, batch_id: str) -> str:
         """Add an endpoint with two deliveries, of which one did not arrive at first."""
