@@ -109,6 +109,12 @@ describe("a difference", () => {
     expect(instructions?.title).toBe("Instructions");
     expect(instructions?.lines.map((line) => line?.kind ?? null)).toEqual([null, "same", "same", "same", "added"]);
   });
+
+  it("does not depend on the order of the fields of a variable", () => {
+    const [{ name, type, ...others }] = VARIABLES as [Variable];
+    const variables = [{ ...others, type, name }] as unknown as Version["variables"];
+    expect(differenceOf({ ...VERSION, variables: VERSION.variables.slice(0, 1) }, { ...VERSION, variables })).toEqual([]);
+  });
 });
 
 it.each(["", "null", "[]", '{"object": "list", "rows": []}', '{"object": "migration.report"}'])("the text %j is no report of a migration", (text) => {

@@ -17,6 +17,8 @@ import { Id } from "@/components/Snippet";
 import { State } from "@/components/State";
 import { Time } from "@/components/Time";
 import { EvaluationLink, PlaygroundLink } from "@/pages/fleet/models/ModelLinks";
+import { waitOf } from "@/pages/jobs/waiting";
+import { WaitSentence } from "@/pages/jobs/WaitSentence";
 
 import { Checkpoints } from "./Checkpoints";
 import { Comparison } from "./Comparison";
@@ -42,6 +44,11 @@ export default function TuningJob() {
   );
 }
 
+function Waiting({ job, reason }: { job: Job; reason: string }) {
+  const wait = waitOf({ id: job.id, state: "running", model: job.model, model_status: null, waiting_for: reason });
+  return <p className="banner">{job.status === "paused" ? "The job is paused until it is resumed." : wait && <WaitSentence wait={wait} />}</p>;
+}
+
 function Shown({ job }: { job: Job }) {
   const path = { fine_tuning_job_id: job.id };
   const refetchInterval = !hasEnded(job) && POLL;
@@ -60,7 +67,7 @@ function Shown({ job }: { job: Job }) {
           </div>
         )}
         {job.status === "failed" && <LineErrors jobId={job.id} />}
-        {job.waiting_for && <p className="banner">Waiting for: {words(job.waiting_for)}.</p>}
+        {job.waiting_for && <Waiting job={job} reason={job.waiting_for} />}
         {job.fine_tuned_model && <Result name={job.fine_tuned_model} />}
         <Loaded what="the progress" query={progress}>
           {(progress) => <Trained job={job} progress={progress} />}

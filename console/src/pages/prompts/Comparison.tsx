@@ -25,11 +25,9 @@ export function Comparison({ version, against, options, onChoose }: ComparisonPr
   if (before === undefined) return <p className="muted">The prompt has one version.</p>;
   return (
     <div className="stack">
-      <div className="filters">
-        <Field label="Compare with">
-          <Select value={before} options={others} onChange={onChoose} />
-        </Field>
-      </div>
+      <Field label="Compare with">
+        <Select value={before} options={others} onChange={onChoose} />
+      </Field>
       <Loaded what="the other version" query={other}>
         {(other) => <Differences before={other} after={version} />}
       </Loaded>

@@ -34,7 +34,7 @@ function textsOf(version: Version): (readonly [title: string, text: string])[] {
     ["Model", version.model ?? ""],
     ["Instructions", version.instructions ?? ""],
     ["Messages", messages.join("\n")],
-    ["Variables", variablesOf(version).map((variable) => JSON.stringify(variable)).join("\n")],
+    ["Variables", variablesOf(version).map(({ name, type, ...others }) => JSON.stringify({ name, type, ...others })).join("\n")],
     ["Parameters", writeJson(version.parameters)],
     ["Tools", writeJson(version.tools)],
     ["Choice of tools", writeJson(version.tool_choice)],

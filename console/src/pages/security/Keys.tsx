@@ -92,7 +92,7 @@ export default function Keys() {
   return (
     <Page
       title="Keys"
-      description="Each key opens everything of this project, and nothing of others; some keys manage keys. The keys themselves are stored nowhere."
+      description="A key opens what its scopes permit in this project, and nothing of others; some keys manage keys. The keys themselves are stored nowhere."
       actions={
         manages && (
           <Button tone="primary" busy={create.isPending} onClick={() => create.mutate()}>

@@ -48,7 +48,7 @@ const OWN: readonly Column<NamedModel>[] = [
   {
     id: "queue",
     header: "Queue",
-    cell: ({ model }) => <code>{model.serving?.queue ?? "–"}</code>,
+    cell: ({ model }) => <code className="nowrap">{model.serving?.queue ?? "–"}</code>,
     sort: ({ model }) => model.serving?.queue ?? null,
     wide: true,
   },
@@ -137,7 +137,7 @@ function Aliases({ names }: { names: readonly string[] }) {
   if (names.length === 0) return "–";
   const more = names.length - SHOWN_ALIASES;
   return (
-    <span className="break" title={names.join(", ")}>
+    <span className="break name" title={names.join(", ")}>
       {names.slice(0, SHOWN_ALIASES).join(", ")}
       {more > 0 && ` and ${formatCount(more, "other")}`}
     </span>
