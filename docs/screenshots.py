@@ -126,6 +126,7 @@ def _picture_reference(browser: Browser, url: str) -> None:
 def _fill_table(tab: Page) -> None:
     table = {"name": "tickets-2026-11.csv", "mimeType": "text/csv", "buffer": tickets_csv()}
     tab.locator("input[type=file]").set_input_files(cast("Any", table))
+    tab.get_by_label("Model", exact=True).select_option(MODELS[0])
     tab.get_by_label("Prompt").fill(PROMPT)
     for number, (name, choices) in enumerate((("category", "billing, delivery, account"), ("reply", "")), 1):
         tab.get_by_role("button", name="Add a column").click()

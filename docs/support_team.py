@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from jobs.clock import now
 from jobs.finetuning import training_events
 from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetuneCheckpoint, FinetunePlan, FinetuneStep
 from jobs.fleet import workers
-from jobs.fleet.tables import Worker
+from jobs.fleet.tables import Pause, Worker
 from jobs.inference import request_counts
 from jobs.inference.request_counts import RequestKey
 from jobs.ledger.states import JobState
@@ -294,6 +294,7 @@ class SupportTeam:
                 )  # fmt: skip
             training_events.record(session, job_id, "Created checkpoint at step 30.")
             if done == _TRAINED["steps"]:
+                session.execute(delete(Pause).where(Pause.name == job_id))
                 row.state, row.completed_at = JobState.SUCCEEDED, at
                 models.register(
                     session, name=FineTuning.model_validate(row.payload).result, project_id=row.project_id,
