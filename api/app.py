@@ -60,7 +60,7 @@ from api.key_use import KeyUse
 from api.pages import console_files, login
 from api.pages import routes as pages
 from api.prompts import routes as prompts
-from api.registry import aliases
+from api.registry import aliases, feedback
 from api.request_recorder import RequestRecorder
 from api.retrieval import file_batches, indexes, search, sources, store_files
 from api.retrieval import routes as vector_stores
@@ -109,6 +109,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     sources.router,
     models.router,
     aliases.router,
+    feedback.router,
     steering.router,
     keys.router,
     projects.router,

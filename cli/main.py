@@ -12,6 +12,7 @@ from cli.commands import (
     budgets,
     deployment,
     evals,
+    feedback,
     files,
     finetune,
     indexes,
@@ -142,6 +143,7 @@ app.add_typer(aliases.app, name="aliases", rich_help_panel=_OPERATE)
 app.add_typer(schedules.app, name="schedules", rich_help_panel=_JOBS)
 app.add_typer(finetune.app, name="finetune", rich_help_panel=_JOBS)
 app.add_typer(evals.app, name="evals", rich_help_panel=_JOBS)
+app.add_typer(feedback.app, name="feedback", rich_help_panel=_JOBS)
 app.add_typer(migrate.app, name="migrate", rich_help_panel=_DATA)
 app.add_typer(sources.app, name="sources", rich_help_panel=_DATA)
 app.add_typer(indexes.app, name="indexes", rich_help_panel=_DATA)

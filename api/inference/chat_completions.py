@@ -316,7 +316,7 @@ def retrieve_chat_completion(call: Call, completion_id: str) -> CompletionObject
 def update_chat_completion(call: Call, completion_id: str, body: UpdateCompletion) -> CompletionObject:
     """Replace the metadata."""
     with call.db.write() as session:
-        row = _find(session, call, completion_id, lock=True)
+        row = get_completion(session, call, completion_id, lock=True)
         row.metadata_ = dict(body.metadata or {}) or None
         call.record(session, "chat_completion.update", row.id)
     return _show(_load(call, completion_id))
@@ -326,7 +326,7 @@ def update_chat_completion(call: Call, completion_id: str, body: UpdateCompletio
 def delete_chat_completion(call: Call, completion_id: str) -> CompletionDeleted:
     """Delete a stored completion and its request."""
     with call.db.write() as session:
-        row = _find(session, call, completion_id, lock=True)
+        row = get_completion(session, call, completion_id, lock=True)
         path = row.path
         session.delete(row)
         call.record(session, "chat_completion.delete", row.id, cursor_details(row))
@@ -344,7 +344,7 @@ def list_messages(
     return slice_of(shown, StoredMessage.model_validate, after=after, limit=limit, order=order)
 
 
-def _find(session: Session, call: CallContext, completion_id: str, *, lock: bool = False) -> StoredCompletion:
+def get_completion(session: Session, call: CallContext, completion_id: str, *, lock: bool = False) -> StoredCompletion:
     """Return a row by its id, or by the id that the completion had elsewhere. Raises NotFound."""
     with suppress(NotFound):
         return cast("StoredCompletion", STORED.row(session, call, completion_id, lock=lock))
@@ -357,7 +357,7 @@ def _find(session: Session, call: CallContext, completion_id: str, *, lock: bool
 def _load(call: CallContext, completion_id: str) -> StoredAnswer:
     """Load a stored completion. Raises NotFound."""
     with call.db.read() as session:
-        row = _find(session, call, completion_id)
+        row = get_completion(session, call, completion_id)
     stored_answer = _load_completion(call, row)
     if stored_answer is None:
         raise STORED.not_found(completion_id)

@@ -237,12 +237,15 @@ def _selection_columns(stored_answer: StoredAnswer) -> dict[str, Any]:
     """Return the columns by which a stored answer is selected."""
     requested, answered = (stored_answer.request.get("model"), stored_answer.response.get("model"))
     name = requested if isinstance(requested, str) else ""
-    columns = {"requested_model": _name(name), "model": _name(answered if isinstance(answered, str) else name)}
+    columns = {
+        "requested_model": model_name(name),
+        "model": model_name(answered if isinstance(answered, str) else name),
+    }
     metadata = stored_answer.response.get("metadata")
     return columns | ({"metadata_": metadata} if metadata else {})  # JSON null is not NULL
 
 
-def _name(model: str) -> str:
+def model_name(model: str) -> str:
     """Return a model's name without characters that a column cannot hold: an engine may call a model anything."""
     return model.replace("\0", "")[:_MAX_NAME]
 

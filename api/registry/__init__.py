@@ -1,1 +1,1 @@
-"""Names of models that belong to projects."""
+"""Names of models that belong to projects, and feedback on what models answered."""

@@ -1,1 +1,1 @@
-"""The models that projects have made by fine-tuning, and who may ask for them."""
+"""Tuned models and who may ask for them, aliases of models, and feedback on what models answered."""

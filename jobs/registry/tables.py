@@ -1,8 +1,8 @@
-"""Tuned models, the permissions by which other projects may ask for a checkpoint, and aliases of models."""
+"""Tuned models, the permissions by which other projects may ask for a checkpoint, aliases of models, and feedback."""
 
 from typing import Any
 
-from sqlalchemy import Index, String, UniqueConstraint
+from sqlalchemy import Index, String, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, synonym
 
 from jobs.db.base import Base
@@ -69,3 +69,37 @@ class Alias(Base):
     created_by: Mapped[str] = mapped_column(String(64))
 
     id = synonym("name")  # the id of the object in the API
+
+
+class Feedback(Base):
+    """A score that a user, or a key where no user is named, gave to an answer. It stays when the answer goes.
+
+    `target_id` is the id of a response, chat completion, batch or run, `item_id` the `custom_id` of a line of the
+    batch, or the id of an output item of the run. `model` is the model that answered, `requested_model` the name that
+    the request had; null where that is unknown. `digest` is the SHA-256 of the target and the user or key.
+    `created_by` is the actor of the audit row of its creation.
+    """
+
+    __tablename__ = "feedback"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project_id: Mapped[str] = mapped_column(String(64))
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    target_type: Mapped[str] = mapped_column(String(32))
+    target_id: Mapped[str] = mapped_column(String(64))
+    item_id: Mapped[str | None] = mapped_column(String(512))
+    model: Mapped[str | None]
+    requested_model: Mapped[str | None]
+    score: Mapped[float]
+    user: Mapped[str | None]
+    created_at: Mapped[float]
+    updated_at: Mapped[float]
+    created_by: Mapped[str] = mapped_column(String(64))
+    metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")
+    comment: Mapped[str | None] = mapped_column(Text)
+
+    __table_args__ = (
+        Index("ix_feedback_project_created", "project_id", "created_at", "id"),
+        Index("ix_feedback_project_target", "project_id", "target_id"),
+        Index("ix_feedback_project_model", "project_id", "model", "requested_model", "created_at", "score"),
+    )

@@ -91,6 +91,7 @@ def planted(world: World) -> dict[str, str]:
     key = {"Idempotency-Key": f"{CANARY}-{file_id}"}
     ask, at_rest = world.client.post, keep_completion_in(world.db, world.storage, "ours", said=CANARY)
     asked = {"model": MODEL, "input": CANARY, "background": True}
+    feedback = {"target": {"type": "chat.completion", "completion_id": at_rest}, "score": 1, "comment": CANARY}
     talk = ask("/v1/conversations", json={"items": [{"role": "user", "content": CANARY}]}).json()["id"]
     made = {
         "completion_id": at_rest,
@@ -105,6 +106,7 @@ def planted(world: World) -> dict[str, str]:
         "webhook_endpoint_id": world.client.post("/v1/webhook_endpoints", json=hook).json()["id"],
         "batch_id": world.client.post("/v1/batches", json=batch | batch_hook, headers=key).json()["id"],
         "alias": ask("/v1/aliases", json={"id": "our-alias", "model": BASE, "metadata": {CANARY: CANARY}}).json()["id"],
+        "feedback_id": ask("/v1/feedback", json=feedback).json()["id"],
         "schedule_id": world.client.post("/v1/schedules", json=schedule).json()["id"],
         "prompt_id": world.client.post("/v1/prompts", json={"name": CANARY, "instructions": CANARY}).json()["id"],
         "version": "1",
@@ -173,7 +175,7 @@ def by_id(world: World) -> str:
 
 _LISTS = (
     "files", "batches", "jobs", "webhook_endpoints", "schedules", "aliases", "vector_stores", "chat/completions",
-    "fine_tuning/jobs", "evals", "prompts",
+    "fine_tuning/jobs", "evals", "prompts", "feedback",
 )  # fmt: skip
 
 
@@ -204,7 +206,7 @@ def _ours(ids: dict[str, str]) -> list[str]:
     names = {"files": "file_id", "batches": "batch_id", "jobs": "job_id", "webhook_endpoints": "webhook_endpoint_id"}
     names |= {"schedules": "schedule_id", "vector_stores": "vector_store_id", "conversations": "conversation_id"}
     names |= {"responses": "response_id", "chat/completions": "completion_id", "fine_tuning/jobs": "fine_tuning_job_id"}
-    names["prompts"] = "prompt_id"
+    names |= {"prompts": "prompt_id", "feedback": "feedback_id"}
     inside = [f"sources/{ids['source_id']}", f"indexes/{ids['index_id']}", f"files/{ids['file_id']}"]
     return [f"/v1/{name}/{ids[key]}" for name, key in names.items()] + [
         f"/v1/vector_stores/{ids['vector_store_id']}/{one}" for one in inside

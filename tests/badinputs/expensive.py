@@ -41,7 +41,8 @@ ABSENT: Final = frozenset({
 })  # fmt: skip
 #: Path parameters of the objects of `Stock`.
 OBJECTS: Final = frozenset({
-    "alias", "api_key_id", "batch_id", "completion_id", "conversation_id", "eval_id", "file_batch_id", "file_id",
+    "alias", "api_key_id", "batch_id", "completion_id", "conversation_id", "eval_id", "feedback_id",
+    "file_batch_id", "file_id",
     "fine_tuning_job_id", "index_id", "item_id", "job_id", "model", "output_item_id", "prompt_id", "response_id",
     "run_id", "schedule_id", "source_id", "upload_id", "vector_store_id", "version", "webhook_endpoint_id",
 })  # fmt: skip
@@ -99,6 +100,7 @@ class Stock:
         self._evaluations()
         hook = {"name": "h", "url": "https://192.0.43.8/hook", "event_types": ["batch.completed"]}
         self.ids["webhook_endpoint_id"] = self.made("/v1/webhook_endpoints", hook)
+        self.ids["feedback_id"] = self.made("/v1/feedback", _feedback(self))
         self.ids["alias"] = self.made("/v1/aliases", {"id": "mine", "model": MODEL})
         schedule = {"cron": "0 0 1 1 *", "batch": _batch(self.ids["input_file"])}
         self.ids["schedule_id"] = self.made("/v1/schedules", schedule)
@@ -278,6 +280,11 @@ def _tuning(stock: Stock) -> dict[str, Any]:
     return {"model": BASE, "training_file": stock.ids["training_file"]}
 
 
+def _feedback(stock: Stock) -> dict[str, Any]:
+    target = {"type": "eval.run.output_item", **{name: stock.ids[name] for name in ("run_id", "output_item_id")}}
+    return {"target": target, "score": 1, "comment": "a" * 4096}
+
+
 _WORDS: Final = "night mill river stone water grain wheel miller flour bread morning okapi "
 
 #: The body of each operation that has one, as dear as its bounds allow.
@@ -350,6 +357,7 @@ BODIES: Final[Mapping[str, Callable[[Stock], dict[str, Any]]]] = {
     "POST /v1/prompts": lambda _: _PROMPT | _METADATA,
     "POST /v1/prompts/{prompt_id}": lambda _: _METADATA | {"labels": {f"l{n}": "1" for n in range(32)}},
     "POST /v1/prompts/{prompt_id}/versions": lambda _: _PROMPT,
+    "POST /v1/feedback": lambda stock: _feedback(stock) | _METADATA,
     "POST /v1/aliases": lambda _: {"id": "a" * 255, "model": MODEL, **_METADATA},
     "POST /v1/aliases/{alias}": lambda _: {"model": MODEL, **_METADATA},
     "POST /v1/schedules": lambda stock: {"cron": "0 0 1 1 *", "batch": _batch(stock.ids["input_file"])},

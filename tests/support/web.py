@@ -65,6 +65,12 @@ def keep_completion_in(db: Database, storage: Storage, project: str, *, said: st
     return name
 
 
+def rate_completion(app: FastAPI, client: Any) -> str:
+    """Give feedback on a stored chat completion of the default project; return its id."""
+    target = {"type": "chat.completion", "completion_id": store_completion(app)}
+    return str(client.post("/v1/feedback", json={"target": target, "score": 1}).json()["id"])
+
+
 def store_response(app: FastAPI, *, said: str = "Hi", **facts: Any) -> str:
     """Store a response as if it had been answered, in the project that `make_key` makes."""
     services, name = app.state.services, new_id("resp_")

@@ -34,6 +34,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/chat/completions/{completion_id}"): {"json": {"metadata": {}}},
     ("POST", "/v1/aliases"): {"json": {"id": "my-model", "model": "all-minilm-l6-v2"}},
     ("POST", "/v1/aliases/{alias}"): {"json": {"model": "all-minilm-l6-v2"}},
+    ("POST", "/v1/feedback"): {"json": {"target": {"type": "response", "response_id": "resp_x"}, "score": 1}},
     ("POST", "/v1/chat/completions/imports"): {
         "json": {
             "imported_from": "chatcmpl-x",

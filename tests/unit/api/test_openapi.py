@@ -33,7 +33,7 @@ from jobs.security.tables import (
 )
 from jobs.usage.tables import SpendAlert, SpendLimit
 from tests.support import worker_steps
-from tests.support.web import make_key, store_completion, store_response
+from tests.support.web import make_key, rate_completion, store_completion, store_response
 from tests.unit.api.batches.test_batches import create, upload
 from tests.unit.api.calls import Route, routes, takes_admin_key
 from tests.unit.api.conftest import METRICS_KEY, client_of
@@ -147,6 +147,7 @@ class Real:
             "prompt_id": post("prompts", instructions="Be brief.")["id"],
             "version": "1",
             "alias": post("aliases", id="my/model", model="all-minilm-l6-v2")["id"],
+            "feedback_id": rate_completion(self.app, self.client),
             "schedule_id": post("schedules", cron="0 3 * * *", batch=batch)["id"],
             "file_id": file_id,
             "input_file_id": file_id,

@@ -19,6 +19,7 @@ EXPECTED = {
     "run-batch", "models list", "models add", "models probe", "models pull", "models remove",
     "prompts list", "prompts show", "prompts create", "prompts version", "prompts update", "prompts archive",
     "prompts diff",
+    "feedback add", "feedback list", "feedback summary",
     "aliases list", "aliases set", "aliases show", "aliases delete",
     "schedules list", "schedules pause", "schedules resume", "schedules remove",
     "sources list", "sources add", "sources sync", "sources remove",

@@ -117,6 +117,18 @@ def prompt(path: str) -> object:
     return one | {"object": "list", "data": [one | {"id": HOSTILE}], "has_more": False}
 
 
+def feedback(path: str) -> object:
+    """Return feedback, a list with one, or a summary."""
+    interval = {"low": 0.0, "high": 1.0}
+    if path.endswith("/summary"):
+        row = {"model": HOSTILE, "count": 1, "mean_score": 1.0, "positive_share": 1.0, **interval}
+        difference = {"model": HOSTILE, "baseline": HOSTILE, "difference": 1.0, **interval}
+        return {"data": [row], "difference": difference}
+    one = {"id": HOSTILE, "target": {"type": "response", "response_id": HOSTILE}, "score": 1.0, "created_at": 1}
+    one |= dict.fromkeys(("comment", "user", "model"), HOSTILE)
+    return one | {"object": "list", "data": [one], "has_more": False}
+
+
 def answer(method: str, path: str) -> tuple[int, object]:
     """Return the server's answer. A list has an entry with a hostile id."""
     if path.startswith("/v1/prompts"):
@@ -160,7 +172,7 @@ class Hostile(BaseHTTPRequestHandler):
         elif path.endswith("/x-1/results"):
             status, body = 200, b"".join(json.dumps(row).encode() + b"\n" for row in JOINED)
         else:
-            rooms = {"/v1/fine_tuning/": fine_tuning, "/v1/evals": evaluation}
+            rooms = {"/v1/fine_tuning/": fine_tuning, "/v1/evals": evaluation, "/v1/feedback": feedback}
             room = next((room for start, room in rooms.items() if path.startswith(start)), None)
             status, content = (200, room(path)) if room else answer(self.command, path)
             body = json.dumps(content).encode()
@@ -297,6 +309,9 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "prompts update": (True, [["prompts", "update", "x", "--label", "production=1"]]),
     "prompts archive": (False, [["prompts", "archive", "x"]]),
     "prompts diff": (True, [["prompts", "diff", "x", "1", "2"]]),
+    "feedback add": (True, [["feedback", "add", "resp_x", "up"], ["feedback", "add", STORED, "up"]]),
+    "feedback list": (True, [["feedback", "list"], ["feedback", "list", "--json"]]),
+    "feedback summary": (True, [["feedback", "summary"], ["feedback", "summary", "--json"]]),
     "aliases list": (True, [["aliases", "list"], ["aliases", "list", "--json"]]),
     "aliases set": (True, [["aliases", "set", "a", "m"], ["aliases", "set", HOSTILE, "m"]]),
     "aliases show": (True, [["aliases", "show", "ft:a/b"]]),

@@ -13,7 +13,7 @@ from starlette.types import Message
 
 from jobs.ledger.tables import Job
 from jobs.security.keys import revoke_key
-from tests.support.web import make_key, running_app, store_completion
+from tests.support.web import make_key, rate_completion, running_app, store_completion
 from tests.unit.api.calls import LINE, Route, routes
 from tests.unit.api.conftest import client_of
 
@@ -160,6 +160,7 @@ def theirs(app: FastAPI, client: TestClient) -> dict[str, str]:
         "alias": client.post("/v1/aliases", json={"id": "my-model", "model": response["model"]}).json()["id"],
         "schedule_id": client.post("/v1/schedules", json={"cron": "0 3 * * *", "batch": batch}).json()["id"],
         "prompt_id": client.post("/v1/prompts", json={"instructions": "Be brief."}).json()["id"],
+        "feedback_id": rate_completion(app, client),
         "upload_id": client.post("/v1/uploads", json=upload).json()["id"],
         "batch_id": client.post("/v1/batches", json=batch).json()["id"],
         "webhook_endpoint_id": client.post("/v1/webhook_endpoints", json=hook).json()["id"],
@@ -185,7 +186,16 @@ def test_another_project_s_ids_do_not_exist(
 
 
 def test_lists_show_only_objects_of_own_project(stranger: TestClient, theirs: dict[str, str]) -> None:
-    lists = ("files", "batches", "jobs", "webhook_endpoints", "vector_stores", "chat/completions", "prompts")
+    lists = (
+        "files",
+        "batches",
+        "jobs",
+        "webhook_endpoints",
+        "vector_stores",
+        "chat/completions",
+        "prompts",
+        "feedback",
+    )
     for path in (f"/v1/{name}" for name in lists):
         assert stranger.get(path).json()["data"] == []
         assert stranger.get(path, params={"after": theirs["file_id"]}).status_code == 400

@@ -7,7 +7,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from tests.support.web import make_key, store_completion
+from tests.support.web import make_key, rate_completion, store_completion
 from tests.unit.api.batches.test_schedules import body
 from tests.unit.api.conftest import client_of
 from tests.unit.api.retrieval.test_vector_stores import upload
@@ -67,7 +67,13 @@ def _completions(app: FastAPI, _client: TestClient) -> str:
     return "/v1/chat/completions"
 
 
-ALL: list[Made] = [_stores, _files_of_a_store, _sources, _endpoints, _schedules, _aliases, _completions]
+def _feedback(app: FastAPI, client: TestClient) -> str:
+    for _ in range(ROWS):
+        rate_completion(app, client)
+    return "/v1/feedback"
+
+
+ALL: list[Made] = [_stores, _files_of_a_store, _sources, _endpoints, _schedules, _aliases, _completions, _feedback]
 
 
 @pytest.mark.parametrize("make", ALL)
