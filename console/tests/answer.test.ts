@@ -30,6 +30,12 @@ it("adds up the events of a response, with its citations", () => {
   expect(answer).toMatchObject({ text: "Lima", finish: "completed", citations: [citation], inputTokens: 5, outputTokens: 2 });
 });
 
+it("has the id by which a stored answer is fetched", () => {
+  const chat = [{ id: "chatcmpl-1", choices: [{ delta: { content: "Lima" } }] }, { choices: [] }];
+  expect(chat.reduce(addChatChunk, EMPTY_ANSWER).id).toBe("chatcmpl-1");
+  expect(addResponseEvent(EMPTY_ANSWER, { type: "response.completed", response: { id: "resp_1" } }).id).toBe("resp_1");
+});
+
 it("shows a refusal as one, and an answer that was cut off", () => {
   const refused = addResponseEvent(EMPTY_ANSWER, { type: "response.refusal.delta", delta: "No." });
   expect(refused).toMatchObject({ text: "No.", isRefusal: true });

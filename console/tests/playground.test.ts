@@ -1,5 +1,7 @@
 import { expect, it } from "vitest";
 
+import { EMPTY_ANSWER } from "@/pages/inference/answer";
+import { targetOf } from "@/pages/inference/feedback";
 import { asCurl, asPython, bodyOf, DEFAULT_SETTINGS, streamed } from "@/pages/inference/requests";
 
 const QUESTION = [{ role: "user", content: 'It\'s "so"\n' }] as const;
@@ -62,4 +64,20 @@ answer = client.responses.create(
 )
 print(answer.output_text)
 `);
+});
+
+it("stores answers on demand", () => {
+  const settings = { ...DEFAULT_SETTINGS, keep: true };
+  expect(bodyOf("chat", "m", settings, QUESTION)).toMatchObject({ store: true });
+  expect(bodyOf("responses", "m", settings, QUESTION)).toMatchObject({ store: true });
+  expect(bodyOf("chat", "m", DEFAULT_SETTINGS, QUESTION)).not.toHaveProperty("store");
+});
+
+it("rates only answers that are stored and whole", () => {
+  const turn = { protocol: "chat", body: { store: true }, answer: { ...EMPTY_ANSWER, id: "chatcmpl-1" }, state: "done" } as const;
+  expect(targetOf(turn)).toEqual({ type: "chat.completion", completion_id: "chatcmpl-1" });
+  expect(targetOf({ ...turn, protocol: "responses" })).toEqual({ type: "response", response_id: "chatcmpl-1" });
+  expect(targetOf({ ...turn, body: {} })).toBeNull();
+  expect(targetOf({ ...turn, state: "stopped" })).toBeNull();
+  expect(targetOf({ ...turn, answer: EMPTY_ANSWER })).toBeNull();
 });

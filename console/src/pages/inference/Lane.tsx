@@ -11,6 +11,8 @@ import { Copy } from "@/components/Snippet";
 
 import { excerptOf, type Citation } from "./answer";
 import type { Conversation, Turn } from "./conversation";
+import { targetOf } from "./feedback";
+import { Rating } from "./Rating";
 import { asCurl, asPython } from "./requests";
 
 /** Characters of an answer that are shown: a browser lays out no more of them without a pause. */
@@ -60,6 +62,7 @@ export function Lane({ model, conversation, empty = "Ask something below.", onRe
 
 function TurnView({ turn, onRetry }: { turn: Turn; onRetry: () => void }) {
   const { answer, state } = turn;
+  const target = targetOf(turn);
   return (
     <article className="turn">
       <p className="question" dir="auto">
@@ -73,6 +76,7 @@ function TurnView({ turn, onRetry }: { turn: Turn; onRetry: () => void }) {
         <p className="muted small">The answer was cut off at the token limit. Raise “Longest answer” for a longer one.</p>
       )}
       {state !== "streaming" && <TurnFacts turn={turn} />}
+      {target && <Rating key={answer.id} target={target} />}
     </article>
   );
 }

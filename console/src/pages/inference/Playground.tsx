@@ -194,6 +194,10 @@ function Parameters({ protocol, settings, onChange, store, onStore }: Parameters
       ) : (
         <FileSearch settings={settings} change={change} store={store} onStore={onStore} />
       )}
+      <label className="row">
+        <input type="checkbox" checked={settings.keep} onChange={(event) => change({ keep: event.target.checked })} />
+        Store the answers, to rate them here and find them in the logs
+      </label>
     </section>
   );
 }

@@ -12,6 +12,8 @@ export interface Citation {
 
 /** An answer as far as it has come. */
 export interface Answer {
+  /** The id of the answer, by which it can be fetched where it is stored. */
+  readonly id: string | null;
   readonly text: string;
   readonly isRefusal: boolean;
   readonly citations: readonly Citation[];
@@ -21,7 +23,7 @@ export interface Answer {
   readonly outputTokens: number | null;
 }
 
-export const EMPTY_ANSWER: Answer = { text: "", isRefusal: false, citations: [], finish: null, inputTokens: null, outputTokens: null };
+export const EMPTY_ANSWER: Answer = { id: null, text: "", isRefusal: false, citations: [], finish: null, inputTokens: null, outputTokens: null };
 
 interface ErrorBody {
   message?: string;
@@ -35,12 +37,14 @@ interface Choice {
 }
 
 interface ChatChunk {
+  id?: string;
   error?: ErrorBody;
   choices?: Choice[];
   usage?: { prompt_tokens: number; completion_tokens: number } | null;
 }
 
 interface ResponseBody {
+  id?: string;
   error?: ErrorBody | null;
   incomplete_details?: { reason?: string } | null;
   usage?: { input_tokens: number; output_tokens: number } | null;
@@ -56,10 +60,10 @@ interface ResponseEvent extends ErrorBody {
 
 /** Return the answer with a chunk of a chat completion added. Raises: ApiError for an error in the stream. */
 export function addChatChunk(answer: Answer, data: unknown): Answer {
-  const { error, choices, usage } = data as ChatChunk;
+  const { id, error, choices, usage } = data as ChatChunk;
   if (error) throw errorOf(error);
   const choice = choices?.[0];
-  const next = choice ? addChoice(answer, choice) : answer;
+  const next = { ...(choice ? addChoice(answer, choice) : answer), id: id ?? answer.id };
   return usage ? { ...next, inputTokens: usage.prompt_tokens, outputTokens: usage.completion_tokens } : next;
 }
 
@@ -93,10 +97,11 @@ export function addResponseEvent(answer: Answer, data: unknown): Answer {
   }
 }
 
-function addEnd(answer: Answer, { output = [], usage, incomplete_details }: ResponseBody): Answer {
+function addEnd(answer: Answer, { id, output = [], usage, incomplete_details }: ResponseBody): Answer {
   const annotations = output.flatMap((item) => item.content ?? []).flatMap((part) => part.annotations ?? []);
   return {
     ...answer,
+    id: id ?? null,
     citations: annotations.filter((annotation) => annotation.type === "file_citation"),
     finish: incomplete_details?.reason ?? "completed",
     inputTokens: usage?.input_tokens ?? null,

@@ -13,6 +13,8 @@ export interface Settings {
   store: string;
   maxResults: string;
   refuse: boolean;
+  /** The answers are stored, so that they can be rated and stand in the logs. */
+  keep: boolean;
 }
 
 export const DEFAULT_SETTINGS: Settings = {
@@ -24,6 +26,7 @@ export const DEFAULT_SETTINGS: Settings = {
   store: "",
   maxResults: "5",
   refuse: false,
+  keep: false,
 };
 
 export interface Message {
@@ -60,6 +63,7 @@ function chatBody(model: string, settings: Settings, conversation: readonly Mess
     max_completion_tokens: number(settings.maxTokens),
     stop: stop.length > 0 ? stop : undefined,
     seed: number(settings.seed),
+    store: settings.keep || undefined,
   });
 }
 
@@ -77,7 +81,7 @@ function responseBody(model: string, settings: Settings, conversation: readonly 
     temperature: number(settings.temperature),
     max_output_tokens: number(settings.maxTokens),
     tools: settings.store ? [search] : undefined,
-    store: false,
+    store: settings.keep,
   });
 }
 
