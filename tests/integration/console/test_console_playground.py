@@ -25,6 +25,12 @@ SPOILT = f"{HOSTILE} ![x](http://192.0.2.1/x.png) \u202eright to left \u0645\u06
 ANSWERS = {"Hostile": [SPOILT], "Three": ["0 ", "1 ", "2 "], "Huge": ["x" * 100_000] * 100}
 
 
+def chunk_of(delta: dict[str, str], finish_reason: str | None = None) -> bytes:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+    chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": MODEL, "choices": [choice]}
+    return json.dumps(chunk).encode()
+
+
 @pytest.fixture
 def shop(make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch) -> Shop:
     """Return a server whose engine gives the answers of `ANSWERS`."""
@@ -34,9 +40,9 @@ def shop(make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch) -> Sho
         question = request.body["messages"][-1]["content"]
         shop.asked.append(json.dumps(request.body))
         for text in ANSWERS.get(question) or (f"{n} " for n in range(1000)):
-            chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": MODEL}
-            await emit(json.dumps({**chunk, "choices": [{"index": 0, "delta": {"content": text}}]}).encode())
+            await emit(chunk_of({"content": text}))
             await asyncio.sleep(0.05)
+        await emit(chunk_of({}, "stop"))
         return Answer(200, b"")
 
     monkeypatch.setattr(shop.engine, "stream", answer)
@@ -101,6 +107,48 @@ def test_two_models_answer_side_by_side(shop: Shop, console: Console) -> None:
         assert f"second={ALIAS}" in tab.url
         tab.get_by_role("button", name="New conversation").click()
         expect(tab.locator(".turn")).to_have_count(0)
+
+
+def test_stored_answer_is_rated_and_thumb_and_comment_are_changed(shop: Shop, console: Console) -> None:
+    feedback: Any = partial(shop.client.get, "/feedback", cast_to=object)
+    with shop.open():
+        tab = console.open(f"/playground?model={MODEL}")
+        ask(console, "Three")
+        expect(tab.locator(".turn-facts")).to_be_visible()
+        expect(tab.get_by_role("group", name="Feedback")).to_have_count(0)
+        tab.get_by_label("Store the answers").check()
+        ask(console, "Three")
+        tab.get_by_role("button", name="Bad answer").click()
+        expect(tab.get_by_text("Feedback saved")).to_be_visible()
+        [bad] = feedback()["data"]
+        tab.get_by_label("Comment").fill(HOSTILE)
+        tab.get_by_role("button", name="Save the comment").click()
+        eventually(lambda: feedback()["data"][0]["comment"] == HOSTILE, 30, "the comment is saved")
+        expect(tab.get_by_role("button", name="Bad answer")).to_have_attribute("aria-pressed", "true")
+        console.inspect("playground-rated")
+        tab.get_by_role("button", name="Good answer").click()
+        eventually(lambda: feedback()["data"][0]["score"] == 1, 30, "the other thumb is saved")
+
+    [good] = feedback()["data"]
+    assert (good["id"], bad["score"], bad["comment"], good["comment"]) == (bad["id"], -1, None, HOSTILE)
+    assert good["model"] == MODEL
+    chat = shop.client.chat.completions.retrieve(good["target"]["completion_id"])
+    assert chat.choices[0].message.content == "0 1 2 "
+
+
+def test_feedback_on_deleted_answer_shows_error(shop: Shop, console: Console) -> None:
+    console.expect_errors("status of 404")
+    with shop.open():
+        tab = console.open(f"/playground?model={MODEL}")
+        tab.get_by_label("Store the answers").check()
+        ask(console, "Three")
+        expect(tab.get_by_role("group", name="Feedback")).to_be_visible()
+        [chat] = shop.client.chat.completions.list().data
+        shop.client.chat.completions.delete(chat.id)
+        tab.get_by_role("button", name="Good answer").click()
+
+        expect(tab.get_by_role("alert")).to_contain_text("The feedback was not saved")
+        expect(tab.get_by_role("button", name="Good answer")).to_be_enabled()
 
 
 def test_overview_shows_interactive_requests_of_the_model(shop: Shop, console: Console) -> None:
