@@ -60,7 +60,7 @@ def list_(
 ) -> None:
     """List the feedback of your project, the newest first."""
     query = {"min_score": min_score, "max_score": max_score}
-    query |= _given(model=model, requested_model=requested_model, target_id=answer)
+    query |= _filters(model=model, requested_model=requested_model, target_id=answer)
     head = ("feedback", "answer", "score", "model", "user", "created", "comment")
     options.show_entries(options.server.pages("/feedback", query, limit), head, _row)
 
@@ -74,7 +74,7 @@ def summary(
     since: Annotated[int, typer.Option(min=0, help="Only feedback since this time, in Unix seconds.")] = 0,
 ) -> None:
     """Show by model how much of the feedback is positive, and how far two models differ."""
-    query = {"since": since} | _given(model=model, baseline=baseline, requested_model=requested_model)
+    query = {"since": since} | _filters(model=model, baseline=baseline, requested_model=requested_model)
     result = options.server.get("/feedback/summary", query)
     if options.as_json:
         options.show(result)
@@ -103,7 +103,7 @@ def _read_score(text: str) -> float:
         raise CliError(f"{text}: a score is `up`, `down`, or a number from -1 to 1") from None
 
 
-def _given(**query: str | None) -> dict[str, Any]:
+def _filters(**query: str | None) -> dict[str, Any]:
     return {name: value for name, value in query.items() if value is not None}
 
 

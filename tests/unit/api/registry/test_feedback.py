@@ -110,7 +110,7 @@ def test_opinions_at_the_same_moment_make_a_single_row(either: FastAPI) -> None:
     assert len(ids(client)) == 1
 
 
-def test_repeated_key_returns_first_answer_after_the_target_is_gone(app: FastAPI, client: TestClient) -> None:
+def test_repeated_key_returns_first_answer_without_its_target(app: FastAPI, client: TestClient) -> None:
     target, key = chat(app), {"Idempotency-Key": "k"}
     body = {"target": target, "score": 1}
     first = client.post(PATH, json=body, headers=key)
