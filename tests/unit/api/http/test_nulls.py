@@ -62,6 +62,11 @@ _SOURCES: Final[list[dict[str, Any]]] = [
     {"type": "responses", "source": _FILE, "input_messages": {"type": "prompt", "prompt": {"id": "pmpt_x"}}},
 ]
 #: Beside the requests of `calls`: those that have the objects in which other optional fields are.
+_TARGETS: Final = [
+    {"type": "chat.completion", "completion_id": "chatcmpl-x"},
+    {"type": "batch.line", "batch_id": "batch_x", "custom_id": "a"},
+    {"type": "eval.run.output_item", "run_id": "evalrun_x", "output_item_id": "outputitem_x"},
+]
 NESTED: Final[list[tuple[str, dict[str, Any]]]] = [
     ("/v1/organization/invites", {"projects": [{"id": "proj_x", "role": "member"}]}),
     ("/v1/uploads", {"expires_after": _EXPIRY}),
@@ -89,6 +94,7 @@ NESTED: Final[list[tuple[str, dict[str, Any]]]] = [
         "/v1/prompts",
         {"messages": [{"role": "user", "content": _PROMPT_PARTS}], "text": {}, "variables": [{"name": "a"}]},
     ),
+    *(("/v1/feedback", {"target": target}) for target in _TARGETS),
     *(("/v1/fine_tuning/alpha/graders/validate", {"grader": grader}) for grader in _GRADERS),
     *(("/v1/vector_stores", {"chunking_strategy": strategy}) for strategy in _STRATEGIES),
     *(("/v1/evals", {"testing_criteria": [grader]}) for grader in _GRADERS),
