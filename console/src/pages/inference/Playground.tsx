@@ -196,7 +196,7 @@ function Parameters({ protocol, settings, onChange, store, onStore }: Parameters
       )}
       <label className="row">
         <input type="checkbox" checked={settings.keep} onChange={(event) => change({ keep: event.target.checked })} />
-        Store the answers, to rate them here and find them in the logs
+        Store the answers to rate them
       </label>
     </section>
   );

@@ -9,8 +9,8 @@ import { Field, Input } from "@/components/Field";
 import type { Target } from "./feedback";
 
 const THUMBS = [
-  [1, "👍", "Good answer"],
-  [-1, "👎", "Bad answer"],
+  [1, "up", "Good answer"],
+  [-1, "down", "Bad answer"],
 ] as const;
 const MAX_COMMENT = 4_096;
 
@@ -30,9 +30,12 @@ export function Rating({ target }: { target: Target }) {
   return (
     <div className="rating stack">
       <div className="actions" role="group" aria-label="Feedback">
-        {THUMBS.map(([value, sign, name]) => (
+        {THUMBS.map(([value, direction, name]) => (
           <Button key={value} tone="plain" className="copy" aria-pressed={score === value} busy={save.isPending} onClick={() => save.mutate(value)}>
-            <span aria-hidden="true">{sign}</span> {name}
+            <svg className={`thumb ${direction}`} viewBox="0 0 24 24" aria-hidden="true">
+              <path d="M3 10h4v10H3zM9 10l4-8c1.5 0 2.5 1 2 3l-1 4h6l-1.5 9.5c-.2 1-.9 1.5-2 1.5H9z" />
+            </svg>{" "}
+            {name}
           </Button>
         ))}
         <span className="muted small" role="status">
