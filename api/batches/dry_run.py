@@ -8,11 +8,12 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.batches.routes import Endpoint, check_purpose
+from api.batches.routes import Endpoint
 from api.batches.schemas import BatchError, BatchErrors
 from api.deps import Call, CallContext
 from api.files.queries import get_file
 from api.http.bodies import Body, resource
+from jobs.batches import batches
 from jobs.clock import now
 from jobs.errors import InvalidRequest
 from jobs.fleet import access, enqueued_tokens, routing
@@ -70,7 +71,7 @@ def validate_batch(call: Call, body: ValidateBatch) -> BatchValidation:
         file, registry = get_file(session, call, body.input_file_id), call.services.registry()
         engines = routing.engines(session, registry)
         targets = {name: name for name in engines} | access.models_by_alias(session, registry, call.project_id)
-    check_purpose(file)
+    batches.check_purpose(file)
     engines = {name: engines[model] for name, model in targets.items() if model in engines}
     report = _run_validation(
         call, _validation_request(call, file.path, body.endpoint, engines) | {"contexts": _contexts(call, targets)}

@@ -13,7 +13,6 @@ from sqlalchemy.orm import Session
 from api.batches.schemas import PATTERN, STATUS, Batch, CreatedBatch, show_batch
 from api.deps import Call, CallContext
 from api.errors import clip
-from api.files.queries import visible
 from api.http.bodies import Body, resource
 from api.http.fields import AfterJobs, ExpiresAfter, Metadata
 from api.http.idempotency import Idempotent
@@ -24,7 +23,6 @@ from jobs.batches import batches
 from jobs.batches.batches import BatchRequest, job_of
 from jobs.clock import now
 from jobs.errors import InvalidRequest, NotFound
-from jobs.files.tables import File
 from jobs.ledger import ledger
 from jobs.ledger.dependencies import predecessors
 from jobs.ledger.progress import Totals, totals
@@ -75,7 +73,7 @@ def create_batch(call: Call, once: Idempotent, body: CreateBatch) -> Response:
         check_not_full(session, call)
         columns = {"idempotency_key": once.key, "request_id": call.request_id}
         job = job_of(batch_request, call.project_id, not_before=body.not_before, **columns)
-        file = input_file(session, call, body.input_file_id)
+        file = batches.input_file(session, call.project_id, body.input_file_id)
         job.input_path = file.path if file else None
         ledger.submit(session, job, actor=call.actor, after=body.after or ())
         shown = show_batch(job, Totals(), sorted(set(body.after or ())))
@@ -142,26 +140,6 @@ def build_request(call: CallContext, body: BatchFields, hook: Hook | None) -> Ba
         webhook_url=hook.url if hook else None,
         webhook_secret=hook.secret if hook else None,
     )
-
-
-def input_file(session: Session, call: CallContext, file_id: str) -> File | None:
-    """Return the input file; None for an unknown file, which fails the batch later, as at OpenAI.
-
-    Raises: InvalidRequest, for a file of another purpose.
-
-    The row is locked, so that a file that is deleted at this moment keeps its bytes for this job.
-    """
-    file = session.scalar(visible(call).where(File.id == file_id).with_for_update(read=True))
-    if file is not None:
-        check_purpose(file)
-    return file
-
-
-def check_purpose(file: File) -> None:
-    """Raise InvalidRequest for a file that no batch reads."""
-    if file.purpose != "batch":
-        message = f"File '{file.id}' has the purpose '{file.purpose}'; a batch reads files of purpose 'batch'."
-        raise InvalidRequest(message, param="input_file_id", code="invalid_file_purpose")
 
 
 def _check_start(call: CallContext, not_before: int | None) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from api.batches.routes import BatchFields, build_request, input_file
+from api.batches.routes import BatchFields, build_request
 from api.deps import Call, CallContext
 from api.errors import clip
 from api.http.bodies import Body, resource
@@ -19,7 +19,7 @@ from api.http.fields import unix_seconds
 from api.http.idempotency import Idempotent
 from api.http.paging import After, Limit20, Order, Page, cursor_details, deletion_details, find, page
 from api.webhooks.queries import BatchWebhook, check_webhook, show_webhook
-from jobs.batches.batches import BatchRequest
+from jobs.batches.batches import BatchRequest, input_file
 from jobs.batches.schedules import next_after
 from jobs.clock import now
 from jobs.errors import InvalidRequest, NotFound
@@ -108,7 +108,7 @@ def create_schedule(call: Call, once: Idempotent, body: CreateSchedule) -> Respo
     batch_request = build_request(call, body.batch, hook)
 
     def make(session: Session) -> CreatedSchedule:
-        if input_file(session, call, batch_request.input_file_id) is None:
+        if input_file(session, call.project_id, batch_request.input_file_id) is None:
             message = f"No file found with id '{clip(batch_request.input_file_id)}'."
             raise InvalidRequest(message, param="batch.input_file_id", code="file_not_found")
         schedule = Schedule(

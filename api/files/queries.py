@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import Select, or_, select
+from sqlalchemy import Select
 from sqlalchemy.orm import Session
 
 from api.deps import CallContext
 from api.errors import clip
 from api.files.schemas import FileObject, show_file
-from jobs.clock import now
 from jobs.errors import DatabaseBusy, NotFound
+from jobs.files import lookup
 from jobs.files.tables import File
 from jobs.platform.storage import remove_objects
 from jobs.settings import Settings
@@ -18,11 +18,7 @@ from jobs.settings import Settings
 
 def visible(call: CallContext) -> Select[File]:
     """Return the statement of the files that this project may see."""
-    return select(File).where(
-        File.project_id == call.project_id,
-        File.deleted_at.is_(None),
-        or_(File.expires_at.is_(None), File.expires_at > now()),
-    )
+    return lookup.visible(call.project_id)
 
 
 def get_file(session: Session, call: CallContext, file_id: str, *, lock: bool = False) -> File:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from api.deps import Call, CallContext
 from api.errors import clip
-from api.finetuning.queries import get_job, jobs_of, new_job_id, new_payload, standings, training_files
+from api.finetuning.queries import build_request, get_job, jobs_of, standings
 from api.finetuning.schemas import (
     Checkpoint,
     CreateFineTuningJob,
@@ -26,12 +26,12 @@ from api.http.idempotency import Idempotent
 from api.http.paging import After, Limit20, Page, find, match_metadata, page
 from api.http.space import check_not_full, count_if_due
 from jobs.errors import Conflict, InvalidRequest
-from jobs.finetuning import jobs, training_curve, training_events
+from jobs.finetuning import jobs, training_curve, training_events, tuning_requests
 from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetuneCheckpoint, FinetunePlan
 from jobs.ledger import ledger
 from jobs.ledger.tables import Job
-from jobs.usage.project_limits import limit_of
+from jobs.requests.endpoints import FINE_TUNING
 
 router = resource("Fine-tuning", area="fine_tuning")
 
@@ -47,21 +47,17 @@ def create_fine_tuning_job(call: Call, once: Idempotent, body: CreateFineTuningJ
     replayed = once.replay(fields)
     if replayed is not None:
         return replayed
+    tuning_request = build_request(call, body)
 
     def make(session: Session) -> FineTuningJob:
         check_not_full(session, call)
-        limit = limit_of(session, call.config, call.project_id, "finetune_jobs")
-        ledger.check_room(session, call.project_id, jobs.NAME, limit)
-        files = training_files(session, call, body)
-        job_id = new_job_id()
-        job = jobs.submit(
+        job = tuning_requests.submit(
             session,
-            new_payload(session, call, body, job_id),
-            job_id=job_id,
-            project_id=call.project_id,
-            training_file=files["training_file"],
+            call.config,
+            call.services.registry(),
+            tuning_request,
+            call.work(body.model, FINE_TUNING),
             actor=call.actor,
-            metadata=body.metadata,
             after=body.after or (),
             idempotency_key=once.key,
             request_id=call.request_id,

@@ -10,26 +10,21 @@ from pydantic import BaseModel, Field
 
 from api.batches.schemas import BatchError, BatchErrors
 from api.deps import Call, CallContext
-from api.finetuning.queries import (
-    check_peft,
-    new_job_id,
-    parse_training,
-    parse_validation,
-    resolve_base,
-    training_files,
-)
+from api.finetuning.queries import parse_training, parse_validation
 from api.finetuning.schemas import FineTuningFields, HyperparametersObject
 from api.http.bodies import resource
 from api.http.space import check_not_full, count_if_due
 from jobs.errors import InvalidRequest, Unavailable
-from jobs.finetuning import estimates, examination, jobs, names
+from jobs.finetuning import estimates, examination, jobs, names, tuning_requests
 from jobs.finetuning.estimates import Estimate
 from jobs.finetuning.examination import BaseUnavailable, DatasetFindings, ExaminationFailed
 from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetunePlan
 from jobs.fleet import workers
+from jobs.ids import new_id
 from jobs.ledger import ledger
 from jobs.queues import Queue
+from jobs.requests.endpoints import FINE_TUNING
 from jobs.security.tables import Project
 from jobs.usage.project_limits import limit_of
 
@@ -88,9 +83,12 @@ class FineTuningValidation(BaseModel):
 def validate_fine_tuning(call: Call, body: ValidateFineTuning) -> FineTuningValidation:
     """Examine every line of the files as a job would, and say how many tokens and steps the job would train."""
     with call.db.read() as session:
-        base, parent = resolve_base(session, call, body)
-        check_peft(session, body.peft)
-        files = training_files(session, call, body, lock=False)
+        work, registry = call.work(body.model, FINE_TUNING), call.services.registry()
+        base, parent = tuning_requests.resolve_base(session, registry, work, body.peft)
+        tuning_requests.check_peft(session, body.peft)
+        files = tuning_requests.find_files(session, call.project_id, _files_of(body), lock=False)
+    training = parse_training(body)
+    tuning_requests.check_training(registry, base, body.peft, training)
     asked = FineTuning(
         model=body.model,
         base=base,
@@ -100,14 +98,13 @@ def validate_fine_tuning(call: Call, body: ValidateFineTuning) -> FineTuningVali
         peft=body.peft,
         method=body.method_type,
         hyperparameters=body.effective_hyperparameters(),
-        training=parse_training(call.services.registry(), base, body),
+        training=training,
         validation=parse_validation(body),
         validation_file=body.validation_file,
         general_file=body.general_file,
     )
     roles = {"training": "training_file", "validation": "validation_file", "general": "general_file"}
     paths = {role: files[field].path for role, field in roles.items() if field in files}
-    registry = call.services.registry()
     model = registry.trainable[base]
     question = examination.question(call.config, model, asked, paths, seconds=_SECONDS, store=False)
     findings = _examine(call, question)
@@ -126,6 +123,12 @@ def validate_fine_tuning(call: Call, body: ValidateFineTuning) -> FineTuningVali
         if shown.measuring_job is None:
             shown.warnings.append("No worker that trains is running: seconds and memory were not measured.")
     return shown
+
+
+def _files_of(body: FineTuningFields) -> dict[str, str]:
+    """Return the ids of the files that a body names, by field."""
+    fields = ("training_file", "validation_file", "general_file")
+    return {field: file_id for field in fields if (file_id := getattr(body, field))}
 
 
 def _examine(call: CallContext, question: examination.ExaminationTask) -> DatasetFindings:
@@ -148,8 +151,8 @@ def _measure(call: CallContext, body: ValidateFineTuning, asked: FineTuning) -> 
         check_not_full(session, call)
         limit = limit_of(session, call.config, call.project_id, "finetune_jobs")
         ledger.check_room(session, call.project_id, jobs.NAME, limit)
-        files = training_files(session, call, body)
-        job_id, project = new_job_id(), session.get_one(Project, call.project_id).name
+        files = tuning_requests.find_files(session, call.project_id, _files_of(body))
+        job_id, project = new_id(names.JOB_PREFIX), session.get_one(Project, call.project_id).name
         result = names.model_name(asked.base, project, None, job_id)
         jobs.submit(
             session,

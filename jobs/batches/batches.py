@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from jobs.batches.lines import REQUIRED
 from jobs.clock import now
 from jobs.errors import InvalidRequest
+from jobs.files import lookup
 from jobs.files.tables import File
 from jobs.ids import new_id
 from jobs.ledger import kinds, ledger
@@ -110,6 +111,26 @@ def job_of(request: BatchRequest, project_id: str, *, not_before: float | None =
         **metadata,
         **columns,
     )
+
+
+def input_file(session: Session, project_id: str, file_id: str) -> File | None:
+    """Return the input file; None for an unknown file, which fails the batch later, as at OpenAI.
+
+    Raises: InvalidRequest, for a file of another purpose.
+
+    The row is locked, so that a file that is deleted at this moment keeps its bytes for this job.
+    """
+    file = lookup.find(session, project_id, file_id)
+    if file is not None:
+        check_purpose(file)
+    return file
+
+
+def check_purpose(file: File) -> None:
+    """Raise InvalidRequest for a file that no batch reads."""
+    if file.purpose != "batch":
+        message = f"File '{file.id}' has the purpose '{file.purpose}'; a batch reads files of purpose 'batch'."
+        raise InvalidRequest(message, param="input_file_id", code="invalid_file_purpose")
 
 
 #: The shortest completion window.

@@ -291,10 +291,10 @@ def test_refusal_of_a_denied_model_names_the_permitted_ones_alone(db: Database) 
 DOORS = {
     "api/batches/dry_run.py": "batches that are validated without being created",
     "api/evals/runs.py": "sampling and judges of a run",
-    "api/finetuning/queries.py": "bases of fine-tuning jobs",
     "api/inference/interactive.py": "interactive clients: chat, completions, responses, embeddings, rankings, searches",
     "api/retrieval/routes.py": "embedding models of vector stores",
     "api/retrieval/search.py": "rankers of searches",
+    "jobs/finetuning/tuning_requests.py": "bases of fine-tuning jobs",
     "workers/batches/planning.py": "batches, schedules, retries, background responses, steps of eval runs",
     "workers/batches/running.py": "claimed shards of all of these",
     "workers/finetuning/training_plan.py": "bases of planned fine-tuning jobs",
