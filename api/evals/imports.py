@@ -17,9 +17,8 @@ from sqlalchemy.orm import Session
 
 from api.deps import Call, CallContext
 from api.errors import clip
-from api.evals.item_sources import file_of
 from api.evals.routes import eval_values, evals_of, get_eval
-from api.evals.runs import check_size, show_runs
+from api.evals.runs import show_runs
 from api.evals.schemas import CreateEval, CustomConfig, EvalObject, EvalRunObject, show_eval
 from api.http.bodies import Body, resource
 from api.http.fields import MetadataField
@@ -29,6 +28,7 @@ from jobs.clock import now
 from jobs.db.engine import insert_into
 from jobs.errors import NotFound
 from jobs.evals import evals, runs
+from jobs.evals.run_requests import check_size, find_file
 from jobs.evals.runs import Evaluation, Imported
 from jobs.evals.tables import Eval, EvalRun
 from jobs.ids import new_id
@@ -158,7 +158,7 @@ def _add_run(session: Session, call: CallContext, body: ImportRun, row: Eval) ->
     )
     if body.metadata is not None:  # JSON null is not NULL
         run.metadata_ = body.metadata
-    file = file_of(session, call, body.file_id, "file_id")
+    file = find_file(session, call.config, call.project_id, body.file_id, "file_id")
     payload = Evaluation(
         eval_id=row.id,
         items=file.path,

@@ -6,21 +6,16 @@ from typing import Any, Final, Literal
 
 import msgspec
 from sqlalchemy import exists, or_, select
-from sqlalchemy.orm import Session
 
 from api.deps import CallContext
-from api.errors import clip
 from api.evals.schemas import FileContent, FileReference, Row, StoredCompletions, StoredResponses
-from api.files.queries import visible
 from api.http.paging import match_metadata
 from jobs.clock import now
 from jobs.errors import InvalidRequest
-from jobs.files.tables import File
 from jobs.inference.tables import StoredCompletion, StoredResponse
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 
-FILE_PURPOSE: Final = "evals"
 #: Stored answers among which those that match are looked for, the newest of the given time.
 LOOKED_AT: Final = 100_000
 
@@ -85,17 +80,3 @@ def _matching_answers(
     with call.db.read() as session:
         rows = session.execute(statement.order_by(*order).limit(source.limit))
         return [(answer_id, stored_metadata) for answer_id, stored_metadata in rows]
-
-
-def file_of(session: Session, call: CallContext, file_id: str, param: str = "data_source.source.id") -> File:
-    """Return the file of a run, which stays until the run has ended. Raises InvalidRequest."""
-    file = session.scalar(visible(call).where(File.id == file_id).with_for_update(read=True))
-    if file is None:
-        raise InvalidRequest(f"Invalid '{param}': no file '{clip(file_id)}'.", param=param, code="file_not_found")
-    if file.purpose != FILE_PURPOSE:
-        message = f"Invalid '{param}': '{file.id}' has the purpose '{file.purpose}', and not '{FILE_PURPOSE}'."
-        raise InvalidRequest(message, param=param, code="invalid_file_purpose")
-    if file.bytes > call.config.batch_max_bytes:
-        message = f"Invalid '{param}': the file has more than {call.config.batch_max_bytes} bytes."
-        raise InvalidRequest(message, param=param, code="file_too_large")
-    return file

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, aliased
 from api.deps import Call, CallContext
 from api.errors import clip
 from api.evals import item_sources
+from api.evals.item_sources import RunItems
 from api.evals.routes import get_eval
 from api.evals.schemas import (
     MAX_SHOWN_BYTES,
@@ -39,11 +40,11 @@ from api.http.idempotency import Idempotent
 from api.http.paging import OldestFirst, Page, find, page
 from api.http.space import check_not_full, check_space, count_if_due, reserve_or_remove
 from api.retrieval.search import index_for_search, search_of
-from jobs.clock import now
 from jobs.errors import InvalidRequest, NotFound, TooManyLiveJobs
-from jobs.evals import evals, runs
-from jobs.evals.runs import Evaluation, Retrieval, Sampled, SampledPrompt
-from jobs.evals.tables import Eval, EvalRun
+from jobs.evals import evals, run_requests, runs
+from jobs.evals.run_requests import RunRequest
+from jobs.evals.runs import Retrieval, Sampled, SampledPrompt
+from jobs.evals.tables import EvalRun
 from jobs.fleet import access, routing
 from jobs.fleet.models_file import EngineKind
 from jobs.ids import new_id
@@ -55,14 +56,13 @@ from jobs.platform.storage import remove_objects
 from jobs.prompts import versions
 from jobs.prompts.rendering import check_names
 from jobs.prompts.resolution import PromptReference
-from jobs.requests.endpoints import CHAT, LIKELIHOOD, RESPONSES, SEARCH, SERVED_WITH
+from jobs.requests.endpoints import CHAT, LIKELIHOOD, RESPONSES, SEARCH
 from jobs.requests.values import RESPONSE_TOOLS
 from jobs.retrieval.filters import check_filter
 from jobs.usage.project_limits import limit_of
 
 router = resource("Evals", area="evals")
 
-MAX_PAYLOAD_BYTES = 1 << 20
 Status = Annotated[RunStatus | None, Query(description="Only runs of this status.")]
 
 
@@ -76,9 +76,9 @@ def create_run(request: Request, call: Call, once: Idempotent, eval_id: str, bod
     with call.db.read() as session:
         existing = get_eval(session, call, eval_id)
         own_id, config = existing.id, existing.data_source_config
-    sampled = _sampling(call, body.data_source)
-    run_id = new_id(runs.PREFIX)
+    sampled, run_id = sampling_of(call, body.data_source), new_id(runs.PREFIX)
     items = item_sources.items_of(call, config, body.data_source.source)
+    run_request = build_run_request(body, items, sampled)
     if items.lines:
         check_space(call, len(items.lines))
         call.storage.put(runs.items_path(run_id), items.lines)
@@ -91,21 +91,19 @@ def create_run(request: Request, call: Call, once: Idempotent, eval_id: str, bod
         if row is None:
             raise NotFound(f"No eval found with id '{clip(eval_id)}'.", param="eval_id")
         reserve_or_remove(session, call, len(items.lines), runs.items_path(run_id), EvalRun.id == run_id)
-        run = _make_run(call, body, row, run_id, len(items.lines), sampled.prompt if sampled else None)
-        file = item_sources.file_of(session, call, items.file_id) if items.file_id is not None else None
-        payload = Evaluation(
-            eval_id=row.id,
-            items=file.path if file else runs.items_path(run_id),
-            item_schema=evals.item_schema(row.data_source_config),
-            criteria=row.testing_criteria,
-            sampled=sampled,
-            embedding_model=call.services.registry().embedder(call.config.embedding_model),
-            stored=items.stored,
+        run, job = run_requests.submit(
+            session,
+            call.config,
+            call.services.registry(),
+            row,
+            run_request,
+            run_id=run_id,
+            key_id=call.caller.key_id,
+            actor=call.actor,
+            size=len(items.lines),
+            idempotency_key=once.key,
+            request_id=call.request_id,
         )
-        check_size(payload)
-        _check_models(session, call, run_id, payload)
-        facts = {"idempotency_key": once.key, "request_id": call.request_id}
-        job = runs.submit(session, run, payload, actor=call.actor, file=file, **facts)
         call.record(session, "eval.run.create", run_id)
         return show_runs(session, request, call, [(run, job)])[0]
 
@@ -179,55 +177,25 @@ def get_run(session: Session, call: CallContext, eval_id: str, run_id: str) -> t
 # ── what is asked for ──
 
 
-def _make_run(
-    call: CallContext, body: CreateRun, row: Eval, run_id: str, size: int, prompt: SampledPrompt | None
-) -> EvalRun:
+def build_run_request(body: CreateRun, items: RunItems, sampled: Sampled | None) -> RunRequest:
+    """Return the request that a body makes, with its items and the way in which a model is asked about them."""
     shown = body.data_source.fields()
-    if size > MAX_SHOWN_BYTES and "content" in shown["source"]:
+    if len(items.lines) > MAX_SHOWN_BYTES and "content" in shown["source"]:
         shown["source"] = {**shown["source"], "content": []}
-    if prompt is not None:  # the version that was found
+    if sampled is not None and sampled.prompt is not None:  # the version that was found
         messages = shown["input_messages"]
-        messages["prompt"] = {**messages["prompt"], "version": str(prompt.version)}
-    run = EvalRun(
-        id=run_id,
-        eval_id=row.id,
-        project_id=call.project_id,
-        name=body.name or row.name,
+        messages["prompt"] = {**messages["prompt"], "version": str(sampled.prompt.version)}
+    return RunRequest(
+        name=body.name,
         data_source=shown,
-        bytes=size,
-        created_at=now(),
+        metadata=body.metadata,
+        file_id=items.file_id,
+        stored=items.stored,
+        sampled=sampled,
     )
-    if body.metadata is not None:  # JSON null is not NULL
-        run.metadata_ = body.metadata
-    return run
 
 
-def check_size(payload: Evaluation) -> None:
-    """Check the size of what is read with each shard. Raises InvalidRequest."""
-    if len(payload.model_dump_json()) > MAX_PAYLOAD_BYTES:
-        message = f"The criteria, the schema and the messages together have more than {MAX_PAYLOAD_BYTES} bytes."
-        raise InvalidRequest(message, param="data_source", code="run_too_large")
-
-
-def _check_models(session: Session, call: CallContext, run_id: str, payload: Evaluation) -> None:
-    """Check that no model of a run is known to be served to nobody at the endpoint where it would be asked.
-
-    Raises: InvalidRequest.
-    """
-    registry = call.services.registry()
-    for url, step in runs.steps_to_make(run_id, payload):
-        param = "data_source.model" if step.criterion is None else f"testing_criteria[{step.criterion}].model"
-        endpoint = SERVED_WITH.get(url, url)
-        try:
-            access.resolve(session, call.config, registry, call.work(step.model, endpoint))
-        except routing.NotYet:  # an endpoint may still list it
-            continue
-        except routing.NotServed as refused:
-            message = f"The model '{clip(step.model)}' does not exist. {refused.others}" if refused.others else refused
-            raise InvalidRequest(f"Invalid '{param}': {message}", param=param, code=refused.code) from None
-
-
-def _sampling(call: CallContext, source: DataSource) -> Sampled | None:
+def sampling_of(call: CallContext, source: DataSource) -> Sampled | None:
     """Return how a model is asked for the samples. Raises NotFound, Expired, InvalidRequest."""
     match source:
         case JsonlSource():

@@ -290,10 +290,10 @@ def test_refusal_of_a_denied_model_names_the_permitted_ones_alone(db: Database) 
 #: The modules that have models asked, each with what it lets in.
 DOORS = {
     "api/batches/dry_run.py": "batches that are validated without being created",
-    "api/evals/runs.py": "sampling and judges of a run",
     "api/inference/interactive.py": "interactive clients: chat, completions, responses, embeddings, rankings, searches",
     "api/retrieval/routes.py": "embedding models of vector stores",
     "api/retrieval/search.py": "rankers of searches",
+    "jobs/evals/run_requests.py": "sampling and judges of a run",
     "jobs/finetuning/tuning_requests.py": "bases of fine-tuning jobs",
     "workers/batches/planning.py": "batches, schedules, retries, background responses, steps of eval runs",
     "workers/batches/running.py": "claimed shards of all of these",
