@@ -59,6 +59,7 @@ from api.jobs import routes as jobs
 from api.key_use import KeyUse
 from api.pages import console_files, login
 from api.pages import routes as pages
+from api.pipelines import routes as pipelines
 from api.prompts import routes as prompts
 from api.registry import aliases, feedback
 from api.request_recorder import RequestRecorder
@@ -149,6 +150,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     throughput.router,
     feed.router,
     schedules.router,
+    pipelines.router,
     prompts.router,
     health.router,
     login.router,

@@ -16,6 +16,8 @@ KINDS: Final[Mapping[str, str]] = {
     "finetuning": "fine-tuning",
     "evaluation": "evaluation run",
     "sampling": "samples of an evaluation",
+    "pipeline": "pipeline",
+    "pipeline_step": "step of a pipeline",
 }
 
 

@@ -9,10 +9,11 @@ from jobs.finetuning.jobs import FINETUNING
 from jobs.inference.responses import RESPONSE
 from jobs.ledger import kinds
 from jobs.ledger.events import OTHER_TYPES
+from jobs.pipelines import pipelines
 from jobs.retrieval.ingestion_kind import INGESTION
 from jobs.usage import minutes
 
-_ROWS: Final = (*batches.KINDS, RESPONSE, INGESTION, FINETUNING, EVALUATION, SAMPLING)
+_ROWS: Final = (*batches.KINDS, RESPONSE, INGESTION, FINETUNING, EVALUATION, SAMPLING, *pipelines.KINDS)
 kinds.register(*(replace(row, record_segment=minutes.record_segment) for row in _ROWS))
 
 #: The types of events that webhooks may subscribe to, each with the prefix of the ids of what it tells of.

@@ -16,8 +16,8 @@ from jobs.retrieval.tables import VectorStore
 def names_of(session: Session, call: CallContext, jobs: Sequence[Job]) -> dict[str, str]:
     """Return the names of jobs by their ids, without those that have none.
 
-    The first of these is the name: the entry `name` of the metadata, the suffix of a fine-tuning job, the name of an
-    eval run, of a vector store, of the input file.
+    The first of these is the name: the entry `name` of the metadata, the suffix of a fine-tuning job, the name of a
+    pipeline or a step, of an eval run, of a vector store, of the input file.
     """
     stores = {job.payload.get("store_id") for job in jobs}
     runs = _names(session, select(EvalRun.id, EvalRun.name).where(EvalRun.id.in_([job.id for job in jobs])))
@@ -27,6 +27,7 @@ def names_of(session: Session, call: CallContext, jobs: Sequence[Job]) -> dict[s
     names = {
         job.id: (job.metadata_ or {}).get("name")
         or job.payload.get("suffix")
+        or job.payload.get("name")
         or runs.get(job.id)
         or store_names.get(job.payload.get("store_id", ""))
         or file_names.get(job.input_file_id or "")

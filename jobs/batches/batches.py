@@ -113,14 +113,14 @@ def job_of(request: BatchRequest, project_id: str, *, not_before: float | None =
     )
 
 
-def input_file(session: Session, project_id: str, file_id: str) -> File | None:
+def input_file(session: Session, project_id: str, file_id: str, *, lock: bool = True) -> File | None:
     """Return the input file; None for an unknown file, which fails the batch later, as at OpenAI.
 
     Raises: InvalidRequest, for a file of another purpose.
 
-    The row is locked, so that a file that is deleted at this moment keeps its bytes for this job.
+    With `lock` the row is locked, so that a file that is deleted at this moment keeps its bytes for this job.
     """
-    file = lookup.find(session, project_id, file_id)
+    file = lookup.find(session, project_id, file_id, lock=lock)
     if file is not None:
         check_purpose(file)
     return file

@@ -13,7 +13,8 @@ such dependents every few seconds, and advances those that the bounded number in
 
 There are no cycles. An edge is written once, in the transaction that creates its job, and names a job that exists
 already; ids are random, so no client can name a job before it exists. A create that is repeated under its
-`Idempotency-Key` returns the first answer and creates nothing.
+`Idempotency-Key` returns the first answer and creates nothing. A step of a pipeline gets one more edge, to the job that
+it makes (`ledger.wait_for_jobs`), which waits for nothing.
 """
 
 from collections.abc import Sequence
@@ -77,7 +78,7 @@ _ADD = insert(table_of(JobDependency))
 
 
 def add(session: Session, job: Job, after: Sequence[str]) -> None:
-    """Let a new job wait for the jobs named in `after`; an id named twice counts once.
+    """Let a job that has not begun wait for the jobs named in `after`; an id named twice counts once.
 
     Raises InvalidRequest for an id that is no job of the same project, or whose job cannot complete any more.
     """

@@ -329,6 +329,19 @@ def release(session: Session, job_id: str, epoch: int, *, delay: float = 0.0, wa
     return True
 
 
+def wait_for_jobs(session: Session, claim: JobClaim, job_ids: Sequence[str]) -> None:
+    """End a claim on the planning of a job, which is planned again once these new jobs have completed.
+
+    The caller makes the jobs in the same transaction. None of them may wait for the claimed job.
+
+    Raises: ClaimLost, InvalidRequest.
+    """
+    assert_claim(session, claim)
+    dependencies.add(session, claim.job, job_ids)
+    waiting = {"worker_id": None, "epoch": Job.epoch + 1, "waiting_for": dependencies.WAITING}
+    session.execute(update(Job).where(Job.id == claim.job.id).values(waiting))
+
+
 def revoke_lease(session: Session, job_id: str, epoch: int, heartbeat: int) -> bool:
     """Revoke a claim whose heartbeat stood still at `heartbeat` for a lease; return False if it moved after all."""
     still = and_(Job.id == job_id, Job.epoch == epoch, Job.heartbeat == heartbeat, Job.worker_id.is_not(None))

@@ -37,6 +37,7 @@ AREAS: Final[dict[str, Area]] = {
     "files": Area("Files and uploads"),
     "batch": Area("Batches", custom=False),
     "schedules": Area("Schedules"),
+    "pipelines": Area("Pipelines"),
     "prompts": Area("Prompts and their versions"),
     "jobs": Area("Jobs, their results and events"),
     "vector_stores": Area("Vector stores, their sources and indexes"),

@@ -1,0 +1,1 @@
+"""Pipelines: their routes, and how the request of a step is checked before its job can be made."""

@@ -1,0 +1,110 @@
+"""Check the steps of a new pipeline: all that can be known of their requests before the results of other steps are.
+
+step ─▶ its request, with references ─▶ references name steps and results ─▶ stored request
+             └─ files and models without a reference are looked up, so that a wrong id fails at once
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from api.batches.routes import build_request as build_batch_request
+from api.deps import CallContext
+from api.errors import clip
+from api.evals.item_sources import RunItems
+from api.evals.routes import get_eval
+from api.evals.runs import build_run_request, sampling_of
+from api.evals.schemas import FileReference
+from api.finetuning.queries import build_request as build_tuning_request
+from api.pipelines.schemas import BatchStepRequest, EvalRunStepRequest, FineTuningStepRequest, Step
+from jobs.batches import batches
+from jobs.batches.batches import BatchRequest
+from jobs.errors import InvalidRequest, MissingPermission, NotFound
+from jobs.evals import run_requests
+from jobs.finetuning import tuning_requests
+from jobs.finetuning.tuning_requests import TuningRequest
+from jobs.pipelines import pipelines
+from jobs.pipelines.pipelines import StepDefinition
+from jobs.pipelines.references import find_references, has_reference
+from jobs.pipelines.steps import KINDS, EvalRunRequest
+from jobs.requests.endpoints import FINE_TUNING
+
+
+def define_steps(call: CallContext, steps: Sequence[Step]) -> list[StepDefinition]:
+    """Return the checked steps of a new pipeline.
+
+    Raises: InvalidRequest, MissingPermission, NotFound.
+    """
+    kinds = {step.name: step.kind for step in steps}
+    definitions = [_define_step(call, index, step, kinds) for index, step in enumerate(steps)]
+    pipelines.check_steps(definitions)
+    if sum(len(definition.model_dump_json()) for definition in definitions) > pipelines.MAX_BYTES:
+        message = f"The requests of all steps together have more than {pipelines.MAX_BYTES} bytes."
+        raise InvalidRequest(message, param="steps", code="pipeline_too_large")
+    return definitions
+
+
+def _define_step(call: CallContext, index: int, step: Step, kinds: Mapping[str, str]) -> StepDefinition:
+    if (permission := KINDS[step.kind].permission) not in call.caller.permissions:
+        raise MissingPermission(permission)
+    param = f"steps[{index}].request"
+    after = dict.fromkeys(step.after)
+    for reference in find_references(step.request.fields()):
+        kind = kinds.get(reference.step)
+        fields = KINDS[kind].fields if kind else ()
+        if reference.field not in fields:
+            results = f"Its results are: {', '.join(fields)}." if fields else "There is no such step."
+            message = f"Invalid reference '{clip(reference.step)}.{clip(reference.field)}'. {results}"
+            code = "result_not_found" if fields else "step_not_found"
+            raise InvalidRequest(message, param=f"{param}.{reference.param}", code=code)
+        after[reference.step] = None
+    try:
+        request = _BUILDERS[step.kind](call, step.request)
+    except (InvalidRequest, NotFound) as error:
+        path = f"{param}.{error.param}" if error.param else param
+        raise type(error)(error.message, param=path, code=error.code) from None
+    stored = request.model_dump(mode="json", exclude_defaults=True)
+    return StepDefinition(name=step.name, kind=step.kind, after=list(after), request=stored)
+
+
+def _build_batch(call: CallContext, body: BatchStepRequest) -> BatchRequest:
+    if not has_reference(body.input_file_id):
+        with call.db.read() as session:
+            file = batches.input_file(session, call.project_id, body.input_file_id, lock=False)
+        if file is None:
+            message = f"No file found with id '{clip(body.input_file_id)}'."
+            raise InvalidRequest(message, param="input_file_id", code="file_not_found")
+    return build_batch_request(call, body, None)
+
+
+def _build_fine_tuning(call: CallContext, body: FineTuningStepRequest) -> TuningRequest:
+    request, registry = build_tuning_request(call, body), call.services.registry()
+    files = {field: file_id for field, file_id in request.files().items() if not has_reference(file_id)}
+    with call.db.read() as session:
+        tuning_requests.find_files(session, call.project_id, files, lock=False)
+        if not has_reference(body.model):
+            base, _ = tuning_requests.resolve_base(session, registry, call.work(body.model, FINE_TUNING), body.peft)
+            tuning_requests.check_training(registry, base, body.peft, request.payload.training)
+    return request
+
+
+def _build_eval_run(call: CallContext, body: EvalRunStepRequest) -> EvalRunRequest:
+    source = body.data_source.source
+    if not isinstance(source, FileReference):
+        param = "data_source.source.type"
+        message = f"Invalid '{param}': a step reads its items from a file, and takes 'file_id' alone."
+        raise InvalidRequest(message, param=param, code="unsupported_value")
+    with call.db.read() as session:
+        eval_id = get_eval(session, call, body.eval_id).id
+        if not has_reference(source.id):
+            run_requests.find_file(session, call.config, call.project_id, source.id, lock=False)
+    request = build_run_request(body, RunItems(file_id=source.id), sampling_of(call, body.data_source))
+    return EvalRunRequest(**dict(request), eval_id=eval_id)
+
+
+_BUILDERS: Final[Mapping[str, Callable[[CallContext, Any], BaseModel]]] = {
+    "batch": _build_batch,
+    "fine_tuning": _build_fine_tuning,
+    "eval_run": _build_eval_run,
+}

@@ -1,0 +1,1 @@
+"""Pipelines: steps that are jobs of other rooms, made one after another."""

@@ -1,0 +1,146 @@
+"""The kinds of steps: one row for each, with the request that is stored, the job that it becomes, and its results.
+
+request with references ──results of other steps──▶ request ──submit──▶ job ──completed──▶ results
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import BaseModel
+from sqlalchemy.orm import Session
+
+from jobs.batches import batches
+from jobs.batches.batches import BatchRequest
+from jobs.batches.lines import quote
+from jobs.errors import InvalidRequest
+from jobs.evals import evals, run_requests, runs
+from jobs.evals.run_requests import RunRequest
+from jobs.finetuning import tuning_requests
+from jobs.finetuning.tuning_requests import TuningRequest
+from jobs.fleet.access import Work
+from jobs.fleet.models_file import Registry
+from jobs.ids import new_id
+from jobs.ledger import ledger
+from jobs.ledger.progress import outcomes
+from jobs.ledger.tables import Job
+from jobs.registry import models
+from jobs.requests.endpoints import FINE_TUNING
+from jobs.settings import Settings
+from jobs.usage.project_limits import limit_of
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The release of a step: for whom its job is made, and the `columns` of that job."""
+
+    config: Settings
+    registry: Registry
+    project_id: str
+    key_id: str | None
+    actor: str
+    columns: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StepKind:
+    """A kind of step."""
+
+    name: str
+    """The value of the field `kind`."""
+
+    permission: str
+    """The permission to make such a job, which the key needs when the pipeline is made and when the step is released.
+    """
+
+    request: type[BaseModel]
+    """The model of the stored request."""
+
+    submit: Callable[[Session, Release, Any], Job]
+    """Submit the job of a request. Raises InvalidRequest, TooManyLiveJobs."""
+
+    fields: tuple[str, ...]
+    """The names of the results, which later steps may refer to."""
+
+    results: Callable[[Session, Job], Mapping[str, object]]
+    """Return the results of a job that has completed, by name; None, or no entry, for one that there is not."""
+
+
+class EvalRunRequest(RunRequest):
+    """A checked request for a run of the eval `eval_id`."""
+
+    eval_id: str
+
+
+def _submit_batch(session: Session, release: Release, request: BatchRequest) -> Job:
+    file = batches.input_file(session, release.project_id, request.input_file_id)
+    if file is None:
+        message = f"No file found with id '{quote(request.input_file_id)}'."
+        raise InvalidRequest(message, param="input_file_id", code="file_not_found")
+    job = batches.job_of(request, release.project_id, input_path=file.path, **release.columns)
+    return ledger.submit(session, job, actor=release.actor)
+
+
+def _submit_fine_tuning(session: Session, release: Release, request: TuningRequest) -> Job:
+    work = Work(release.project_id, release.key_id, request.payload.model, FINE_TUNING)
+    return tuning_requests.submit(
+        session, release.config, release.registry, request, work, actor=release.actor, **release.columns
+    )
+
+
+def _submit_eval_run(session: Session, release: Release, request: EvalRunRequest) -> Job:
+    limit = limit_of(session, release.config, release.project_id, "eval_runs")
+    ledger.check_room(session, release.project_id, runs.NAME, limit)
+    row = evals.lock(session, request.eval_id, release.project_id)
+    if row is None:
+        message = f"No eval found with id '{quote(request.eval_id)}'."
+        raise InvalidRequest(message, param="eval_id", code="eval_not_found")
+    run_id, whose = new_id(runs.PREFIX), {"key_id": release.key_id, "actor": release.actor}
+    _, job = run_requests.submit(
+        session, release.config, release.registry, row, request, run_id=run_id, **whose, **release.columns
+    )
+    return job
+
+
+def _batch_results(_session: Session, job: Job) -> dict[str, object]:
+    return {"id": job.id, "output_file_id": job.output_file_id, "error_file_id": job.error_file_id}
+
+
+def _tuning_results(session: Session, job: Job) -> dict[str, object]:
+    return {"id": job.id, "fine_tuned_model": models.results(session, [job.id]).get(job.id)}
+
+
+def _run_results(session: Session, job: Job) -> dict[str, object]:
+    counts = outcomes(session, job)
+    graded = {"passed": runs.PASSED, "failed": runs.FAILED, "errored": runs.ERRORED}
+    return {"id": job.id, "total": job.total, **{name: counts.get(word, 0) for name, word in graded.items()}}
+
+
+_ROWS: Final = (
+    StepKind(
+        "batch",
+        "api.batch.write",
+        BatchRequest,
+        _submit_batch,
+        ("id", "output_file_id", "error_file_id"),
+        _batch_results,
+    ),
+    StepKind(
+        "fine_tuning",
+        "api.fine_tuning.write",
+        TuningRequest,
+        _submit_fine_tuning,
+        ("id", "fine_tuned_model"),
+        _tuning_results,
+    ),
+    StepKind(
+        "eval_run",
+        "api.evals.write",
+        EvalRunRequest,
+        _submit_eval_run,
+        ("id", "total", "passed", "failed", "errored"),
+        _run_results,
+    ),
+)
+#: The rows by name.
+KINDS: Final[Mapping[str, StepKind]] = {row.name: row for row in _ROWS}

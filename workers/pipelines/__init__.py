@@ -1,0 +1,1 @@
+"""Pipelines in workers: the release of steps."""
