@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from api.batches.routes import BatchFields
 from api.evals.schemas import CreateRun
@@ -15,10 +15,14 @@ from jobs.ledger.states import LIVE, JobState
 from jobs.ledger.tables import Job
 from jobs.pipelines.pipelines import MAX_STEPS, Pipeline, StepEntry
 
-StepName = Annotated[
-    str,
-    Field(pattern=rf"^(?!({'|'.join(NAMESPACES)})$)[a-z0-9][a-z0-9_-]{{0,31}}$", description="A name in the pipeline."),
-]
+
+def _check_name(name: str) -> str:
+    if name in NAMESPACES:
+        raise ValueError(f"'{name}' is the name of what templates of evals read.")
+    return name
+
+
+StepName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$"), AfterValidator(_check_name)]
 
 # ── requests ──
 

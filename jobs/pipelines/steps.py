@@ -95,9 +95,16 @@ def _submit_eval_run(session: Session, release: Release, request: EvalRunRequest
     if row is None:
         message = f"No eval found with id '{quote(request.eval_id)}'."
         raise InvalidRequest(message, param="eval_id", code="eval_not_found")
-    run_id, whose = new_id(runs.PREFIX), {"key_id": release.key_id, "actor": release.actor}
     _, job = run_requests.submit(
-        session, release.config, release.registry, row, request, run_id=run_id, **whose, **release.columns
+        session,
+        release.config,
+        release.registry,
+        row,
+        request,
+        run_id=new_id(runs.PREFIX),
+        key_id=release.key_id,
+        actor=release.actor,
+        **release.columns,
     )
     return job
 
