@@ -213,7 +213,7 @@ def release(session: Session, claim: JobClaim, config: Settings, registry: Regis
     """
     ledger.assert_claim(session, claim)
     job = claim.job
-    if job.id in made_jobs(session, [job.id]):
+    if job.id in jobs_by_step(session, [job.id]):
         ledger.begin_running(session, claim, total=1, model=None, queue=Queue.PLAN)
         return
     step = PipelineStep.model_validate(job.payload)
@@ -228,7 +228,7 @@ def release(session: Session, claim: JobClaim, config: Settings, registry: Regis
     ledger.wait_for_jobs(session, claim, [made.id])
 
 
-def made_jobs(session: Session, step_ids: Iterable[str]) -> dict[str, Job]:
+def jobs_by_step(session: Session, step_ids: Iterable[str]) -> dict[str, Job]:
     """Return the jobs that steps have made, by step."""
     made = select(Job).where(Job.parent_id.in_(step_ids))
     return {str(job.parent_id): job for job in session.scalars(made)}
@@ -236,7 +236,7 @@ def made_jobs(session: Session, step_ids: Iterable[str]) -> dict[str, Job]:
 
 def _results(session: Session, step: PipelineStep) -> dict[tuple[str, str], str]:
     """Return what the references of a step stand for, by step and field. Raises InvalidRequest for a missing result."""
-    made = made_jobs(session, step.steps.values())
+    made = jobs_by_step(session, step.steps.values())
     results = dict[tuple[str, str], str]()
     for _, name, field in references.find_references(step.request):
         if name not in step.steps or (name, field) in results:

@@ -88,6 +88,7 @@ def planted(world: World) -> dict[str, str]:
     batch = BATCH | {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "metadata": {CANARY: CANARY}}
     batch_hook = {"webhook": {"url": hook["url"]}}
     schedule = {"cron": "0 0 1 1 *", "batch": batch}
+    step = {"name": "a", "kind": "batch", "request": batch}
     key = {"Idempotency-Key": f"{CANARY}-{file_id}"}
     ask, at_rest = world.client.post, keep_completion_in(world.db, world.storage, "ours", said=CANARY)
     asked = {"model": MODEL, "input": CANARY, "background": True}
@@ -108,6 +109,7 @@ def planted(world: World) -> dict[str, str]:
         "alias": ask("/v1/aliases", json={"id": "our-alias", "model": BASE, "metadata": {CANARY: CANARY}}).json()["id"],
         "feedback_id": ask("/v1/feedback", json=feedback).json()["id"],
         "schedule_id": world.client.post("/v1/schedules", json=schedule).json()["id"],
+        "pipeline_id": ask("/v1/pipelines", json={"name": CANARY, "steps": [step]}).json()["id"],
         "prompt_id": world.client.post("/v1/prompts", json={"name": CANARY, "instructions": CANARY}).json()["id"],
         "version": "1",
         "api_key_id": world.client.post("/v1/api_keys").json()["id"],
@@ -175,7 +177,7 @@ def by_id(world: World) -> str:
 
 _LISTS = (
     "files", "batches", "jobs", "webhook_endpoints", "schedules", "aliases", "vector_stores", "chat/completions",
-    "fine_tuning/jobs", "evals", "prompts", "feedback",
+    "fine_tuning/jobs", "evals", "prompts", "feedback", "pipelines",
 )  # fmt: skip
 
 
@@ -206,7 +208,7 @@ def _ours(ids: dict[str, str]) -> list[str]:
     names = {"files": "file_id", "batches": "batch_id", "jobs": "job_id", "webhook_endpoints": "webhook_endpoint_id"}
     names |= {"schedules": "schedule_id", "vector_stores": "vector_store_id", "conversations": "conversation_id"}
     names |= {"responses": "response_id", "chat/completions": "completion_id", "fine_tuning/jobs": "fine_tuning_job_id"}
-    names |= {"prompts": "prompt_id", "feedback": "feedback_id"}
+    names |= {"prompts": "prompt_id", "feedback": "feedback_id", "pipelines": "pipeline_id"}
     inside = [f"sources/{ids['source_id']}", f"indexes/{ids['index_id']}", f"files/{ids['file_id']}"]
     return [f"/v1/{name}/{ids[key]}" for name, key in names.items()] + [
         f"/v1/vector_stores/{ids['vector_store_id']}/{one}" for one in inside

@@ -105,6 +105,8 @@ class Stock:
         schedule = {"cron": "0 0 1 1 *", "batch": _batch(self.ids["input_file"])}
         self.ids["schedule_id"] = self.made("/v1/schedules", schedule)
         self.ids |= {"prompt_id": self.made("/v1/prompts", {"instructions": "Be brief."}), "version": "1"}
+        step = {"name": "a", "kind": "batch", "request": _batch(self.ids["input_file"])}
+        self.ids["pipeline_id"] = self.made("/v1/pipelines", {"steps": [step]})
         tuning = {"model": BASE, "training_file": self.ids["training_file"]}
         self.ids["fine_tuning_job_id"] = self.made("/v1/fine_tuning/jobs", tuning)
 
@@ -360,6 +362,8 @@ BODIES: Final[Mapping[str, Callable[[Stock], dict[str, Any]]]] = {
     "POST /v1/feedback": lambda stock: _feedback(stock) | _METADATA,
     "POST /v1/aliases": lambda _: {"id": "a" * 255, "model": MODEL, **_METADATA},
     "POST /v1/aliases/{alias}": lambda _: {"model": MODEL, **_METADATA},
+    "POST /v1/pipelines": lambda stock: {"steps": _steps(stock.ids["input_file"])},
+    "POST /v1/pipelines/{pipeline_id}/resume": lambda _: {},
     "POST /v1/schedules": lambda stock: {"cron": "0 0 1 1 *", "batch": _batch(stock.ids["input_file"])},
 }  # fmt: skip
 
@@ -426,6 +430,19 @@ def _samplings(stock: Stock) -> None:
         stock.made(path, {"data_source": source})
 
 
+def _steps(file_id: str) -> list[dict[str, Any]]:
+    """Return as many steps as a pipeline may have, in a row, each with large metadata."""
+    request = _batch(file_id) | _METADATA
+    return [
+        {"name": f"s{n}", "kind": "batch", "request": request, "after": [f"s{n - 1}"] if n else []} for n in range(50)
+    ]
+
+
+def _pipelines(stock: Stock) -> None:
+    for _ in range(3):
+        stock.made("/v1/pipelines", {"steps": _steps(stock.ids["input_file"])})
+
+
 #: What begins the dearest jobs of each kind.
 KINDS: Final[Mapping[str, Callable[[Stock], None]]] = {
     "generation": _batches,
@@ -436,4 +453,6 @@ KINDS: Final[Mapping[str, Callable[[Stock], None]]] = {
     "finetuning": _trainings,
     "evaluation": _evaluations,
     "sampling": _samplings,
+    "pipeline": _pipelines,
+    "pipeline_step": _pipelines,
 }

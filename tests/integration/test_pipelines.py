@@ -50,7 +50,7 @@ def jobs(world: World) -> list[Job]:
         return session.query(Job).all()
 
 
-def test_steps_run_one_after_another(world: World) -> None:
+def test_steps_run_in_their_order(world: World) -> None:
     check = run_step("check", world.eval(SAME), upload(world, "evals", items("a", "b")), MODEL)
     check["request"]["metadata"] = {"answers": "{{answer.output_file_id}}"}
     last = batch_step("last", questions(world), metadata={"score": "{{check.passed}} of {{check.total}}"})

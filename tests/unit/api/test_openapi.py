@@ -149,6 +149,7 @@ class Real:
             "alias": post("aliases", id="my/model", model="all-minilm-l6-v2")["id"],
             "feedback_id": rate_completion(self.app, self.client),
             "schedule_id": post("schedules", cron="0 3 * * *", batch=batch)["id"],
+            "pipeline_id": post("pipelines", steps=[{"name": "a", "kind": "batch", "request": batch}])["id"],
             "file_id": file_id,
             "input_file_id": file_id,
             "upload_id": post("uploads", **part)["id"],

@@ -21,6 +21,7 @@ EXPECTED = {
     "prompts diff",
     "feedback add", "feedback list", "feedback summary",
     "aliases list", "aliases set", "aliases show", "aliases delete",
+    "pipelines run", "pipelines list", "pipelines show", "pipelines graph", "pipelines resume", "pipelines cancel",
     "schedules list", "schedules pause", "schedules resume", "schedules remove",
     "sources list", "sources add", "sources sync", "sources remove",
     "finetune submit", "finetune list", "finetune watch", "finetune curve", "finetune cancel", "finetune pause",

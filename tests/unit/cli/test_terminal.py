@@ -129,10 +129,20 @@ def feedback(path: str) -> object:
     return one | {"object": "list", "data": [one], "has_more": False}
 
 
+def pipeline() -> dict[str, Any]:
+    """Return a pipeline with a step that failed and one that waits for it, as an entry of a list too."""
+    step = {"name": HOSTILE, "kind": HOSTILE, "status": HOSTILE, "after": [], "job_id": HOSTILE, "error": ERROR}
+    later = step | {"name": "later", "after": [HOSTILE], "job_id": None, "error": None}
+    one = {"id": HOSTILE, "name": HOSTILE, "status": HOSTILE, "created_at": 1, "steps": [step, later]}
+    return one | {"object": "list", "data": [one], "has_more": False}
+
+
 def answer(method: str, path: str) -> tuple[int, object]:
     """Return the server's answer. A list has an entry with a hostile id."""
     if path.startswith("/v1/prompts"):
         return 200, prompt(path)
+    if path.startswith("/v1/pipelines"):
+        return 200, pipeline()
     if path.startswith(("/v1/jobs/refused", "/v1/schedules/refused")):
         return 400, {"error": ERROR}
     if path.endswith("/compare"):
@@ -220,6 +230,7 @@ def call(
     saved |= {"data_source_config": {"type": "custom"}, "testing_criteria": [{"name": STORED}]}
     kinds = {"eval": {"id": "eval_1"}, "eval.run": {"id": "evalrun_1"}, "eval.run.output_item": {"run_id": "evalrun_1"}}
     objects = [{**saved, "object": kind, **fields} for kind, fields in kinds.items()]
+    (tmp_path / "steps.yaml").write_text("steps: [{name: a, kind: batch, request: {}}]")
     (tmp_path / "saved.jsonl").write_text("\n".join(map(json.dumps, objects)))
     models = {MODEL: {"source": {"urls": [url]}, "engine": "http", "aliases": [f"{MODEL}2"]}}
     (tmp_path / "models.yaml").write_text(yaml.safe_dump({"models": models}))
@@ -316,6 +327,12 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "aliases set": (True, [["aliases", "set", "a", "m"], ["aliases", "set", HOSTILE, "m"]]),
     "aliases show": (True, [["aliases", "show", "ft:a/b"]]),
     "aliases delete": (True, [["aliases", "delete", STORED]]),
+    "pipelines run": (False, [["pipelines", "run", "steps.yaml"]]),
+    "pipelines list": (True, [["pipelines", "list"], ["pipelines", "list", "--json"]]),
+    "pipelines show": (True, [["pipelines", "show", "x"]]),
+    "pipelines graph": (True, [["pipelines", "graph", "x"]]),
+    "pipelines resume": (False, [["pipelines", "resume", "x"]]),
+    "pipelines cancel": (True, [["pipelines", "cancel", "x"]]),
     "schedules list": (True, [["schedules", "list"]]),
     "schedules pause": (True, [["schedules", "pause", "x"]]),
     "schedules resume": (True, [["schedules", "resume", "x"]]),

@@ -148,6 +148,7 @@ def theirs(app: FastAPI, client: TestClient) -> dict[str, str]:
     index = client.post(f"/v1/vector_stores/{store}/indexes", json={"embedding_dimensions": 64}).json()["id"]
     site = {"type": "url", "url": "https://192.0.43.8/a"}
     source = client.post(f"/v1/vector_stores/{store}/sources", json=site).json()
+    step = {"name": "a", "kind": "batch", "request": batch}
     made = {
         "vector_store_id": store,
         "index_id": index,
@@ -161,6 +162,7 @@ def theirs(app: FastAPI, client: TestClient) -> dict[str, str]:
         "schedule_id": client.post("/v1/schedules", json={"cron": "0 3 * * *", "batch": batch}).json()["id"],
         "prompt_id": client.post("/v1/prompts", json={"instructions": "Be brief."}).json()["id"],
         "feedback_id": rate_completion(app, client),
+        "pipeline_id": client.post("/v1/pipelines", json={"steps": [step]}).json()["id"],
         "upload_id": client.post("/v1/uploads", json=upload).json()["id"],
         "batch_id": client.post("/v1/batches", json=batch).json()["id"],
         "webhook_endpoint_id": client.post("/v1/webhook_endpoints", json=hook).json()["id"],
@@ -195,6 +197,7 @@ def test_lists_show_only_objects_of_own_project(stranger: TestClient, theirs: di
         "chat/completions",
         "prompts",
         "feedback",
+        "pipelines",
     )
     for path in (f"/v1/{name}" for name in lists):
         assert stranger.get(path).json()["data"] == []

@@ -40,7 +40,7 @@ class Steps:
         with self.services.db.write() as session:
             pipelines.release(session, claim, self.services.config, self.services.registry())
         with self.services.db.read() as session:
-            return pipelines.made_jobs(session, [step["id"]])[step["id"]].id
+            return pipelines.jobs_by_step(session, [step["id"]])[step["id"]].id
 
     def complete(self, job_id: str) -> None:
         """End a job, whatever it does; what waits for it is released in the same transaction."""
@@ -139,7 +139,9 @@ def test_step_that_is_released_twice_makes_a_single_job(client: TestClient, step
     assert steps.job(job_id).state == JobState.QUEUED
 
 
-def test_step_whose_worker_dies_before_the_commit_makes_its_job_later(client: TestClient, steps: Steps) -> None:
+def test_step_whose_worker_dies_before_the_commit_makes_its_job_with_the_next_worker(
+    client: TestClient, steps: Steps
+) -> None:
     (step,) = create_pipeline(client, batch_step("a", upload(client, "batch")))["steps"]
     claim = sample_jobs.claim_job(steps.services.db, step["id"], Task.PLAN)
     before = steps.ids()

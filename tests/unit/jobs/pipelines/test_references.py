@@ -32,7 +32,7 @@ def test_known_results_are_filled_in_and_other_text_stays() -> None:
     }
 
 
-def test_result_that_looks_like_a_reference_is_not_filled_again() -> None:
+def test_result_that_looks_like_a_reference_stays_as_it_is() -> None:
     assert fill("{{a.id}}", {("a", "id"): "{{b.id}}", ("b", "id"): "batch_2"}) == "{{b.id}}"
 
 
