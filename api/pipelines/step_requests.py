@@ -39,7 +39,7 @@ def define_steps(call: CallContext, steps: Sequence[Step]) -> list[StepDefinitio
     kinds = {step.name: step.kind for step in steps}
     definitions = [_define_step(call, index, step, kinds) for index, step in enumerate(steps)]
     pipelines.check_steps(definitions)
-    if sum(len(definition.model_dump_json()) for definition in definitions) > pipelines.MAX_BYTES:
+    if sum(len(definition.model_dump_json().encode()) for definition in definitions) > pipelines.MAX_BYTES:
         message = f"The requests of all steps together have more than {pipelines.MAX_BYTES} bytes."
         raise InvalidRequest(message, param="steps", code="pipeline_too_large")
     return definitions

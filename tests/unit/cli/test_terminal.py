@@ -139,10 +139,8 @@ def pipeline() -> dict[str, Any]:
 
 def answer(method: str, path: str) -> tuple[int, object]:
     """Return the server's answer. A list has an entry with a hostile id."""
-    if path.startswith("/v1/prompts"):
-        return 200, prompt(path)
-    if path.startswith("/v1/pipelines"):
-        return 200, pipeline()
+    if path.startswith(("/v1/prompts", "/v1/pipelines")):
+        return 200, prompt(path) if path.startswith("/v1/prompts") else pipeline()
     if path.startswith(("/v1/jobs/refused", "/v1/schedules/refused")):
         return 400, {"error": ERROR}
     if path.endswith("/compare"):

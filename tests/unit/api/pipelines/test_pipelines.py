@@ -139,7 +139,7 @@ def test_step_that_is_released_twice_makes_a_single_job(client: TestClient, step
     assert steps.job(job_id).state == JobState.QUEUED
 
 
-def test_step_whose_worker_dies_before_the_commit_makes_its_job_with_the_next_worker(
+def test_death_of_a_worker_before_the_commit_leaves_the_step_to_the_next_worker(
     client: TestClient, steps: Steps
 ) -> None:
     (step,) = create_pipeline(client, batch_step("a", upload(client, "batch")))["steps"]

@@ -63,7 +63,7 @@ def test_file_of_steps_is_run_with_its_files_uploaded(run: Run, file: Path) -> N
     assert output(run("files", "list")).count("questions.jsonl") == 2
 
 
-def test_steps_are_drawn_below_those_that_they_wait_for(run: Run, file: Path) -> None:
+def test_steps_are_drawn_below_their_predecessors(run: Run, file: Path) -> None:
     pipeline = output(run("pipelines", "run", str(file)))
 
     assert output(run("pipelines", "graph", pipeline)).split("\n")[1:] == [
@@ -72,12 +72,12 @@ def test_steps_are_drawn_below_those_that_they_wait_for(run: Run, file: Path) ->
     ]
 
 
-def test_cancelled_pipeline_is_told(run: Run, file: Path) -> None:
+def test_pipeline_is_cancelled_and_not_resumed_before_its_end(run: Run, file: Path) -> None:
     pipeline = output(run("pipelines", "run", str(file)))
 
     assert "cancelling" in output(run("pipelines", "cancel", pipeline))
     refused = run("pipelines", "resume", pipeline)
-    assert (refused.exit_code, "has not ended" in refused.output) == (1, True)
+    assert (refused.exit_code, "has not ended" in str(refused.exception)) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -95,4 +95,4 @@ def test_unusable_file_is_refused(run: Run, file: Path, text: str, message: str)
 
     refused = run("pipelines", "run", str(file))
 
-    assert (refused.exit_code, message in refused.output) == (1, True), refused.output
+    assert (refused.exit_code, message in str(refused.exception)) == (1, True), refused.exception
