@@ -111,8 +111,15 @@ def decide(pairing: Pairing, alpha: float, margin: float, criteria: Iterable[Map
 
     The `criteria` of the eval say the range of their scores, which is 0 to 1 otherwise.
     """
+    return decide_rows(compare(pairing.criteria, pairing.pairs, alpha), pairing.criteria, margin, criteria)
+
+
+def decide_rows(
+    rows: Iterable[PairedComparison], names: Iterable[str], margin: float, criteria: Iterable[Mapping[str, Any]]
+) -> RegressionDecision:
+    """Return the same by comparisons that are made already, of the criteria with these `names`."""
     ranges = {criterion.get("name"): criterion.get("range") or (0, 1) for criterion in criteria}
     points = {name: (high - low) / 100 for name, (low, high) in ranges.items()}
-    rows = {row.criterion: row for row in compare(pairing.criteria, pairing.pairs, alpha)}
-    tests = [MarginTest(row, margin, points.get(name) or 0.01) for name, row in rows.items()]
-    return RegressionDecision(tests, [name for name in pairing.criteria if name not in rows])
+    compared = {row.criterion: row for row in rows}
+    tests = [MarginTest(row, margin, points.get(name) or 0.01) for name, row in compared.items()]
+    return RegressionDecision(tests, [name for name in names if name not in compared])
