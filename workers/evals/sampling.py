@@ -21,7 +21,7 @@ from jobs.errors import InvalidRequest
 from jobs.evals.graders import parse_grader
 from jobs.evals.graders.base import GradingError, Ports
 from jobs.evals.grading import requests_of
-from jobs.evals.runs import MAX_RESULTS, Evaluation, Sampled, Sampling
+from jobs.evals.runs import MAX_RESULTS, SAMPLING, Evaluation, Sampled, Sampling
 from jobs.evals.tables import EvalRun
 from jobs.evals.templates import TemplateError
 from jobs.ledger import ledger
@@ -151,7 +151,8 @@ def close(context: Context, claim: JobClaim, criteria: list[dict[str, Any]] | No
 
     The objects of a run that was removed meanwhile go too.
     """
-    job, run_id = claim.job, claim.job.parent_id or claim.job.id
+    job = claim.job
+    run_id = Sampling.model_validate(job.payload).run_id if job.kind == SAMPLING else job.id
     with context.db.read() as session:
         values = {**ledger.sums(session, job.id), "total": job.total}
         counts = Counter[str]()
