@@ -129,7 +129,7 @@ def feedback(path: str) -> object:
     return one | {"object": "list", "data": [one], "has_more": False}
 
 
-def pipeline() -> dict[str, Any]:
+def pipeline(_path: str) -> object:
     """Return a pipeline with a step that failed and one that waits for it, as an entry of a list too."""
     step = {"name": HOSTILE, "kind": HOSTILE, "status": HOSTILE, "after": [], "job_id": HOSTILE, "error": ERROR}
     later = step | {"name": "later", "after": [HOSTILE], "job_id": None, "error": None}
@@ -139,8 +139,6 @@ def pipeline() -> dict[str, Any]:
 
 def answer(method: str, path: str) -> tuple[int, object]:
     """Return the server's answer. A list has an entry with a hostile id."""
-    if path.startswith(("/v1/prompts", "/v1/pipelines")):
-        return 200, prompt(path) if path.startswith("/v1/prompts") else pipeline()
     if path.startswith(("/v1/jobs/refused", "/v1/schedules/refused")):
         return 400, {"error": ERROR}
     if path.endswith("/compare"):
@@ -181,6 +179,7 @@ class Hostile(BaseHTTPRequestHandler):
             status, body = 200, b"".join(json.dumps(row).encode() + b"\n" for row in JOINED)
         else:
             rooms = {"/v1/fine_tuning/": fine_tuning, "/v1/evals": evaluation, "/v1/feedback": feedback}
+            rooms |= {"/v1/prompts": prompt, "/v1/pipelines": pipeline}
             room = next((room for start, room in rooms.items() if path.startswith(start)), None)
             status, content = (200, room(path)) if room else answer(self.command, path)
             body = json.dumps(content).encode()
