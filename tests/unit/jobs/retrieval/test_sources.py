@@ -65,7 +65,7 @@ REFUSED: dict[str, tuple[Rule, str]] = {
 
 
 @pytest.mark.parametrize(("rule", "code"), REFUSED.values(), ids=REFUSED)
-def test_due_source_whose_key_may_not_sync_says_why_and_others_are_synced(
+def test_due_source_of_a_refused_key_fails_with_its_code_and_others_are_synced(
     db: Database, rule: Rule, code: str
 ) -> None:
     with db.write() as session:
