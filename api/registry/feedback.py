@@ -129,7 +129,7 @@ class CreateFeedback(Body):
 
 
 class FeedbackObject(BaseModel):
-    """What one user, or else one key, says about an answer. `model` answered, `requested_model` was asked for."""
+    """The opinion of one user, or else one key, on an answer. `model` answered, `requested_model` was asked for."""
 
     id: str
     object: Literal["feedback"] = "feedback"

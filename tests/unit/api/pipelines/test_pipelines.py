@@ -29,7 +29,7 @@ from tests.unit.api.conftest import client_of
 
 
 class Steps:
-    """What workers do to the steps of a pipeline, by hand."""
+    """Do by hand what workers do to the steps of a pipeline."""
 
     def __init__(self, app: FastAPI) -> None:
         self.app, self.services = app, app.state.services
