@@ -9,7 +9,7 @@ import pytest
 
 from tests.architecture.mutants import MUTANTS
 
-pytestmark = pytest.mark.verify
+pytestmark = pytest.mark.soak
 
 ROOT = Path(__file__).parent.parent.parent
 
