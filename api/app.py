@@ -35,6 +35,8 @@ from api.admin import roles as organization_roles
 from api.batches import dry_run, schedules
 from api.batches import routes as batches
 from api.computations import Computations
+from api.datasets import dataset_versions
+from api.datasets import routes as datasets
 from api.deps import Services
 from api.evals import comparison as eval_comparison
 from api.evals import imports as eval_imports
@@ -152,6 +154,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     schedules.router,
     pipelines.router,
     prompts.router,
+    datasets.router,
+    dataset_versions.router,
     health.router,
     login.router,
     console_files.router,

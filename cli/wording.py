@@ -18,6 +18,7 @@ KINDS: Final[Mapping[str, str]] = {
     "sampling": "samples of an evaluation",
     "pipeline": "pipeline",
     "pipeline_step": "step of a pipeline",
+    "dataset": "version of a dataset",
 }
 
 

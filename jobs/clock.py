@@ -7,11 +7,15 @@ back.
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
 
 #: A step of the wall clock beyond this is a jump; less is followed at once.
 JUMP_SECONDS = 30.0
 #: How long a jump must have held to be believed. Receivers take signatures that are five minutes off.
 TRUST_SECONDS = 120.0
+#: Numbers from here on are no times, in seconds or smaller units.
+MAX_TIME = 1e300
 
 
 class SteadyClock:
@@ -53,6 +57,19 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def read_time(value: Any) -> float:
+    """Return the unix seconds that a value of JSON names: a number, or a time as ISO 8601 writes it, else in UTC.
+
+    Raises ValueError, also for a number that is no time.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not abs(value) < MAX_TIME:
+            raise ValueError("the number is too large for a time")
+        return float(value)
+    moment = datetime.fromisoformat(value if isinstance(value, str) else "")
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 _steady = SteadyClock()

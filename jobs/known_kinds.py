@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Final
 
 from jobs.batches import batches
+from jobs.datasets.dataset_versions import DATASET
 from jobs.evals.run_kinds import EVALUATION, SAMPLING
 from jobs.finetuning.jobs import FINETUNING
 from jobs.inference.responses import RESPONSE
@@ -13,7 +14,9 @@ from jobs.pipelines import pipelines
 from jobs.retrieval.ingestion_kind import INGESTION
 from jobs.usage import minutes
 
-_ROWS: Final = (*batches.KINDS, RESPONSE, INGESTION, FINETUNING, EVALUATION, SAMPLING, *pipelines.KINDS)
+_ROWS: Final = (
+    *batches.KINDS, RESPONSE, INGESTION, FINETUNING, EVALUATION, SAMPLING, DATASET, *pipelines.KINDS,
+)
 kinds.register(*(replace(row, record_segment=minutes.record_segment) for row in _ROWS))
 
 #: The types of events that webhooks may subscribe to, each with the prefix of the ids of what it tells of.

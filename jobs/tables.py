@@ -11,12 +11,14 @@ file, upload, upload_part · project, api_key, idempotency, storage_usage
 response, chat_completion, conversation, request_minute
 finetune_plan, finetune_step, finetune_event, finetune_checkpoint, finetune_data, dataset
 tuned_model, checkpoint_permission, alias, feedback · eval, eval_run · prompt ── prompt_version
+named_dataset ── dataset_version ── dataset_file
 worker, model, pause, meta, measure, measure_change, total · engine_death, quarantine · cached, cache_epoch, cache_use
 audit, audit_head
 account, invite, user_group, group_member, service_account, role, role_assignment, model_permission
 usage_minute, usage_change, stored_bytes_day, price, spend, reservation, spend_limit, spend_alert, rate_limit
 """
 
+from jobs.datasets.tables import DatasetFile, DatasetVersion, NamedDataset
 from jobs.db.base import Base, row_of, table_of
 from jobs.evals.tables import Eval, EvalRun
 from jobs.files.tables import File, Upload, UploadPart
@@ -99,6 +101,8 @@ __all__ = [
     "CheckpointPermission",
     "Conversation",
     "Dataset",
+    "DatasetFile",
+    "DatasetVersion",
     "Delivery",
     "EngineDeath",
     "Eval",
@@ -123,6 +127,7 @@ __all__ = [
     "Meta",
     "Model",
     "ModelPermission",
+    "NamedDataset",
     "Outbox",
     "Outcome",
     "Pause",

@@ -13,6 +13,7 @@ from typing import Final
 
 import jobs.known_kinds  # noqa: F401 (fills the table that every move of a job looks at)
 from jobs.batches import batches
+from jobs.datasets import dataset_versions
 from jobs.evals import runs
 from jobs.finetuning import jobs as tuning
 from jobs.inference import responses
@@ -24,6 +25,7 @@ from jobs.queues import Queue
 from jobs.retrieval import ingestions
 from workers.batches import finishing, planning
 from workers.batches.running import LineRun
+from workers.datasets import version_builder
 from workers.evals import evaluation, sampling
 from workers.finetuning import results, training_plan
 from workers.finetuning.training_run import TrainingRun
@@ -73,6 +75,7 @@ HANDLERS: Final[dict[str, Handler]] = {
     ingestions.NAME: Handler(
         ingestion.plan, {Queue.INGEST: Parsing, Queue.GENERATE: Indexing}, ingestion.conclude, ingestion.tend
     ),
+    dataset_versions.NAME: Handler(version_builder.plan, {}, version_builder.finish),
 }
 
 

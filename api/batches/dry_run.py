@@ -15,6 +15,8 @@ from api.files.queries import get_file
 from api.http.bodies import Body, resource
 from jobs.batches import batches
 from jobs.clock import now
+from jobs.datasets import references
+from jobs.datasets.references import MAX_LENGTH
 from jobs.errors import InvalidRequest
 from jobs.fleet import access, enqueued_tokens, routing
 from jobs.fleet.checkpoint import context_tokens, tokenizer_file
@@ -60,7 +62,9 @@ _DAY = 86_400
 
 
 class ValidateBatch(Body):
-    input_file_id: str = Field(min_length=1, max_length=64)
+    input_file_id: str = Field(
+        min_length=1, max_length=MAX_LENGTH, description="A file, or `dataset:NAME@VERSION/SPLIT`."
+    )
     endpoint: Endpoint
 
 
@@ -68,7 +72,8 @@ class ValidateBatch(Body):
 def validate_batch(call: Call, body: ValidateBatch) -> BatchValidation:
     """Check every line of a file as a batch would, and say what the batch would cost."""
     with call.db.read() as session:
-        file, registry = get_file(session, call, body.input_file_id), call.services.registry()
+        ids, _ = references.pin(session, call.project_id, {"input_file_id": body.input_file_id})
+        file, registry = get_file(session, call, ids.get("input_file_id", body.input_file_id)), call.services.registry()
         engines = routing.engines(session, registry)
         targets = {name: name for name in engines} | access.models_by_alias(session, registry, call.project_id)
     batches.check_purpose(file)

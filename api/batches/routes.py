@@ -22,6 +22,7 @@ from api.webhooks.queries import Hook, JobWebhook, check_webhook, show_webhook
 from jobs.batches import batches
 from jobs.batches.batches import BatchRequest, job_of
 from jobs.clock import now
+from jobs.datasets.references import MAX_LENGTH
 from jobs.errors import InvalidRequest, NotFound
 from jobs.ledger import ledger
 from jobs.ledger.dependencies import predecessors
@@ -36,7 +37,9 @@ Endpoint = Literal["/v1/responses", "/v1/chat/completions", "/v1/embeddings", "/
 class BatchFields(Body):
     """OpenAI's fields, and Nightmill's (through the SDK's `extra_body`): priority, dedupe, webhook."""
 
-    input_file_id: str = Field(min_length=1, max_length=64)
+    input_file_id: str = Field(
+        min_length=1, max_length=MAX_LENGTH, description="A file, or `dataset:NAME@VERSION/SPLIT`."
+    )
     endpoint: Endpoint
     completion_window: str = Field(
         max_length=16, description="`24h`, or `90m`, `6h`, `7d` …", json_schema_extra={"pattern": PATTERN}
@@ -72,8 +75,9 @@ def create_batch(call: Call, once: Idempotent, body: CreateBatch) -> Response:
     def make(session: Session) -> CreatedBatch:
         check_not_full(session, call)
         columns = {"idempotency_key": once.key, "request_id": call.request_id}
-        job = job_of(batch_request, call.project_id, not_before=body.not_before, **columns)
-        file = batches.input_file(session, call.project_id, body.input_file_id)
+        pinned = batches.pin_input(session, call.project_id, batch_request)
+        job = job_of(pinned, call.project_id, not_before=body.not_before, **columns)
+        file = batches.input_file(session, call.project_id, pinned.input_file_id)
         job.input_path = file.path if file else None
         ledger.submit(session, job, actor=call.actor, after=body.after or ())
         shown = show_batch(job, Totals(), sorted(set(body.after or ())))

@@ -19,7 +19,7 @@ from api.http.fields import unix_seconds
 from api.http.idempotency import Idempotent
 from api.http.paging import After, Limit20, Order, Page, cursor_details, deletion_details, find, page
 from api.webhooks.queries import BatchWebhook, check_webhook, show_webhook
-from jobs.batches.batches import BatchRequest, input_file
+from jobs.batches.batches import BatchRequest, input_file, pin_input
 from jobs.batches.schedules import next_after
 from jobs.clock import now
 from jobs.errors import InvalidRequest, NotFound
@@ -28,7 +28,10 @@ from jobs.ledger.tables import Schedule
 
 
 class ScheduledBatch(BaseModel):
-    """The batch that is submitted each time. The webhook's secret is not shown."""
+    """The batch that is submitted each time. The webhook's secret is not shown.
+
+    `dataset` is the split of a dataset that its input is; other schedules omit it.
+    """
 
     endpoint: str
     input_file_id: str
@@ -38,6 +41,7 @@ class ScheduledBatch(BaseModel):
     output_expires_seconds: int | None
     metadata: dict[str, str] | None
     webhook_url: str | None
+    dataset: str | None = Field(default=None, exclude_if=lambda dataset: dataset is None)
 
 
 class ScheduleObject(BaseModel):
@@ -108,8 +112,9 @@ def create_schedule(call: Call, once: Idempotent, body: CreateSchedule) -> Respo
     batch_request = build_request(call, body.batch, hook)
 
     def make(session: Session) -> CreatedSchedule:
-        if input_file(session, call.project_id, batch_request.input_file_id) is None:
-            message = f"No file found with id '{clip(batch_request.input_file_id)}'."
+        pinned = pin_input(session, call.project_id, batch_request)
+        if input_file(session, call.project_id, pinned.input_file_id) is None:
+            message = f"No file found with id '{clip(pinned.input_file_id)}'."
             raise InvalidRequest(message, param="batch.input_file_id", code="file_not_found")
         schedule = Schedule(
             id=new_id("sched_"),
@@ -117,8 +122,8 @@ def create_schedule(call: Call, once: Idempotent, body: CreateSchedule) -> Respo
             key_id=call.caller.key_id,
             cron=body.cron,
             timezone=body.timezone,
-            request=batch_request.model_dump(mode="json"),
-            input_file_id=batch_request.input_file_id,
+            request=pinned.model_dump(mode="json", exclude_none=True),  # for the last release, which knows no datasets
+            input_file_id=pinned.input_file_id,
             next_at=first,
             created_at=created,
         )

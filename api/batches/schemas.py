@@ -73,7 +73,10 @@ class BatchPrompt(BaseModel):
 
 
 class Batch(Dependent):
-    """A batch. `prompts` are those that its lines name, once it is planned; other batches omit them."""
+    """A batch. `prompts` are those that its lines name, once it is planned; other batches omit them.
+
+    `dataset` is the split of a dataset that its input is; other batches omit it.
+    """
 
     id: str
     object: Literal["batch"] = "batch"
@@ -98,6 +101,7 @@ class Batch(Dependent):
     usage: Usage
     metadata: dict[str, str] | None
     prompts: list[BatchPrompt] = Field(default=[], exclude_if=lambda prompts: not prompts)
+    dataset: str | None = Field(default=None, exclude_if=lambda dataset: dataset is None)
 
 
 class CreatedBatch(Batch):
@@ -130,6 +134,7 @@ def show_batch(job: Job, totals: Totals, after: Sequence[str] = ()) -> Batch:
         usage=show_usage(totals),
         metadata=job.metadata_,
         prompts=[_show_pin(*pin) for pin in job.payload.get("prompts", {}).items()],
+        dataset=job.payload.get("dataset"),
         **dependence(job, after),
     )
 

@@ -42,12 +42,18 @@ def items_of(
         return RunItems(file_id=source.id)
     if isinstance(source, FileContent):
         return RunItems(_lines([_line(row) for row in source.content]))
-    answers = _matching_answers(call, source, {**(config.get("metadata") or {}), **(source.metadata or {})})
+    metadata = {**(config.get("metadata") or {}), **(source.metadata or {})}
+    return RunItems(stored_lines(call, source, metadata, "data_source.source"), stored=source.type)
+
+
+def stored_lines(
+    call: CallContext, source: StoredCompletions | StoredResponses, metadata: Mapping[str, str], param: str
+) -> bytes:
+    """Return a line for each stored answer that matches: its id and metadata. Raises InvalidRequest for none."""
+    answers = _matching_answers(call, source, metadata)
     if not answers:
-        message = "No stored answer of the project matches the source."
-        raise InvalidRequest(message, param="data_source.source", code="no_items")
-    rows = [{"id": answer_id, "metadata": metadata or {}} for answer_id, metadata in answers]
-    return RunItems(_lines(rows), stored=source.type)
+        raise InvalidRequest("No stored answer of the project matches the source.", param=param, code="no_items")
+    return _lines([{"id": answer_id, "metadata": metadata or {}} for answer_id, metadata in answers])
 
 
 def _line(row: Row) -> dict[str, Any]:

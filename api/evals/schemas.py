@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from api.http.bodies import Body, Many
 from api.http.fields import Metadata, MetadataField
 from api.retrieval.search import RankingOptions
+from jobs.datasets.references import MAX_LENGTH
 from jobs.evals import evals, runs, templates
 from jobs.evals.graders import Grader
 from jobs.evals.graders.base import Template
@@ -80,10 +81,13 @@ class FileContent(Body):
 
 
 class FileReference(Body):
-    """A file of the purpose `evals`: on each line `{"item": {…}}`, and a `"sample"` where no model is asked."""
+    """A file of the purpose `evals`, or `dataset:NAME@VERSION/SPLIT`.
+
+    On each line is `{"item": {…}}`, with a `"sample"` where no model is asked.
+    """
 
     type: Literal["file_id"]
-    id: str = Field(min_length=1, max_length=64)
+    id: str = Field(min_length=1, max_length=MAX_LENGTH)
 
 
 Source = Annotated[FileContent | FileReference, Field(discriminator="type")]

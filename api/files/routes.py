@@ -24,6 +24,7 @@ from api.http.paging import After, Order, Page, cursor_details, deletion_details
 from api.http.space import receiving, reserve
 from api.shares import run_in_threadpool
 from jobs.clock import now
+from jobs.datasets import references
 from jobs.errors import Conflict, InvalidRequest
 from jobs.files.tables import File
 from jobs.finetuning import datasets
@@ -99,8 +100,8 @@ def delete_file(
 ) -> FileDeleted:
     """Hide a file, and remove it from all vector stores. Jobs that read it go on.
 
-    A file that a fine-tuning job reads, or on which a tuned model was trained, is not deleted; with `erase` it is, once
-    no job reads it, and the models are marked as `data_erased`.
+    A split of a dataset is deleted with its version. A file that a fine-tuning job reads, or on which a tuned model was
+    trained, is not deleted; with `erase` it is, once no job reads it, and the models are marked as `data_erased`.
     """
     with call.db.write() as session:
         file = get_file(session, call, file_id, lock=True)
@@ -125,7 +126,10 @@ async def file_content(request: Request, call: Call, file_id: str) -> Response:
 
 
 def _check_not_in_use(session: Session, file_id: str, *, erase: bool) -> None:
-    """Raise Conflict for a file that fine-tuning needs. With `erase` no model needs its data any more."""
+    """Raise Conflict for a file that a dataset or fine-tuning needs. With `erase` no model needs its data any more."""
+    if reference := references.references_to(session, [file_id]).get(file_id):
+        message = f"The file '{file_id}' is '{reference}': delete that version of the dataset."
+        raise Conflict(message, param="file_id", code="file_in_use")
     if erase:
         datasets.erase(session, file_id)
     if holders := datasets.holders(session, file_id):

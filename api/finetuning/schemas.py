@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from api.http.bodies import Body, Many
 from api.http.fields import AfterJobs, Dependent, Metadata, dependence, unix_seconds
+from jobs.datasets.references import MAX_LENGTH
 from jobs.finetuning import examples, names, payload, training_curve
 from jobs.finetuning.payload import FineTuning, Hyperparameters
 from jobs.finetuning.tables import FinetuneCheckpoint, FinetuneEvent, FinetunePlan
@@ -15,7 +16,9 @@ from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.registry.tables import CheckpointPermission
 
-FileId = Annotated[str, Field(min_length=1, max_length=64)]
+FileId = Annotated[
+    str, Field(min_length=1, max_length=MAX_LENGTH, description="A file, or `dataset:NAME@VERSION/SPLIT`.")
+]
 ProjectId = Annotated[str, Field(max_length=64, pattern="^proj_[A-Za-z0-9]+$")]
 
 # ── requests ──
@@ -163,6 +166,8 @@ class IntegrationObject(BaseModel):
 
 
 class FineTuningJob(Dependent):
+    """A fine-tuning job. `datasets` has the splits of datasets that its files are, by field; other jobs omit it."""
+
     id: str
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
     created_at: int
@@ -188,6 +193,7 @@ class FineTuningJob(Dependent):
     validation: payload.Validation | None
     early_stopping: payload.EarlyStopping
     general_file: str | None
+    datasets: dict[str, str] = Field(default={}, exclude_if=lambda datasets: not datasets)
     dry_run: bool
 
 
@@ -317,6 +323,7 @@ def show_job(job: Job, standing: JobDetails) -> FineTuningJob:
         validation=asked.validation,
         early_stopping=asked.early_stopping,
         general_file=asked.general_file,
+        datasets=asked.datasets,
         dry_run=asked.dry_run,
         **(dependence(job, standing.after) or _waits(job)),
     )

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -83,6 +83,7 @@ class ModelManifest(BaseModel):
     is_checkpoint: bool
     seed: int | None = None
     data: list[TrainingData]
+    datasets: dict[str, str] = Field(default={}, description="The splits of datasets that the files were, by field.")
     data_erased: bool
     hyperparameters: dict[str, Any]
     training: dict[str, Any]
@@ -272,6 +273,7 @@ def _manifest(session: Session, tuned: TunedModel) -> ModelManifest:
             TrainingData(role=role, file_id=row.file_id, sha256=row.sha256, rows=row.rows)
             for role, row in sorted(datasets.data_of_job(session, tuned.job_id).items())
         ],
+        datasets=stored.get("datasets", {}),
         data_erased=tuned.data_erased,
         hyperparameters=stored.get("hyperparameters", {}) | {name: getattr(plan, name) for name in planned},
         training=stored.get("training", {}),

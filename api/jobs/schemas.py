@@ -95,6 +95,7 @@ class JobObject(BaseModel):
     vector_store_id: str | None
     vector_store_index_id: str | None
     eval_id: str | None
+    dataset_id: str | None
     input_file_id: str | None
     output_file_id: str | None
     error_file_id: str | None

@@ -69,13 +69,15 @@ def _define_step(call: CallContext, index: int, step: Step, kinds: Mapping[str, 
 
 
 def _build_batch(call: CallContext, body: BatchStepRequest) -> BatchRequest:
+    request = build_batch_request(call, body, None)
     if not has_reference(body.input_file_id):
         with call.db.read() as session:
-            file = batches.input_file(session, call.project_id, body.input_file_id, lock=False)
+            file_id = batches.pin_input(session, call.project_id, request).input_file_id
+            file = batches.input_file(session, call.project_id, file_id, lock=False)
         if file is None:
             message = f"No file found with id '{clip(body.input_file_id)}'."
             raise InvalidRequest(message, param="input_file_id", code="file_not_found")
-    return build_batch_request(call, body, None)
+    return request
 
 
 def _build_fine_tuning(call: CallContext, body: FineTuningStepRequest) -> TuningRequest:

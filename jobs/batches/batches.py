@@ -10,6 +10,8 @@ from sqlalchemy.orm import Session
 
 from jobs.batches.lines import REQUIRED
 from jobs.clock import now
+from jobs.datasets import references
+from jobs.datasets.dataset_versions import PURPOSE
 from jobs.errors import InvalidRequest
 from jobs.files import lookup
 from jobs.files.tables import File
@@ -53,7 +55,8 @@ class BatchPayload(Payload):
 
     `overrides` are laid over each line's body. `dedupe` lets identical requests be computed once.
     `output_expires_seconds` counts from the creation of the output file. `prompts` has the versions of the prompts that
-    lines name, as planning has found them (see `jobs.prompts.resolution.PinnedPrompts`).
+    lines name, as planning has found them (see `jobs.prompts.resolution.PinnedPrompts`). `dataset` is the reference by
+    which the input was named (see `jobs.datasets.references`).
     """
 
     output_expires_seconds: int | None = None
@@ -61,6 +64,7 @@ class BatchPayload(Payload):
     overrides: dict[str, Any] = Field(default_factory=dict)
     which: Which = FAILED
     prompts: dict[str, str] = Field(default_factory=dict)
+    dataset: str | None = None
 
     def to_payload(self) -> dict[str, Any]:
         """Return the payload without defaults, so that a worker of an earlier version can read it."""
@@ -85,11 +89,14 @@ class BatchRequest(BaseModel):
     metadata: dict[str, str] | None = None
     webhook_url: str | None = None
     webhook_secret: str | None = None
+    dataset: str | None = None
 
 
 def job_of(request: BatchRequest, project_id: str, *, not_before: float | None = None, **columns: Any) -> Job:
     """Make a job, not submitted yet and without an input path. Its window begins when the job may begin."""
-    payload = BatchPayload(dedupe=request.dedupe, output_expires_seconds=request.output_expires_seconds)
+    payload = BatchPayload(
+        dedupe=request.dedupe, output_expires_seconds=request.output_expires_seconds, dataset=request.dataset
+    )
     created_at = now()
     metadata: dict[str, Any] = (
         {"metadata_": request.metadata} if request.metadata is not None else {}
@@ -126,9 +133,18 @@ def input_file(session: Session, project_id: str, file_id: str, *, lock: bool = 
     return file
 
 
+def pin_input(session: Session, project_id: str, request: BatchRequest) -> BatchRequest:
+    """Return a request with the file that it names, and the reference to a dataset by which it does.
+
+    Raises: InvalidRequest.
+    """
+    ids, pins = references.pin(session, project_id, {"input_file_id": request.input_file_id})
+    return request.model_copy(update={**ids, "dataset": pins.get("input_file_id")})
+
+
 def check_purpose(file: File) -> None:
     """Raise InvalidRequest for a file that no batch reads."""
-    if file.purpose != "batch":
+    if file.purpose not in ("batch", PURPOSE):
         message = f"File '{file.id}' has the purpose '{file.purpose}'; a batch reads files of purpose 'batch'."
         raise InvalidRequest(message, param="input_file_id", code="invalid_file_purpose")
 

@@ -10,6 +10,8 @@ from sqlalchemy.orm import Session
 
 from jobs.batches.lines import quote
 from jobs.clock import now
+from jobs.datasets import references
+from jobs.datasets.dataset_versions import PURPOSE
 from jobs.errors import InvalidRequest
 from jobs.evals import evals, runs
 from jobs.evals.runs import Evaluation, Sampled
@@ -77,6 +79,9 @@ def submit(
     file = None
     if request.file_id is not None:
         file = find_file(session, config, row.project_id, request.file_id)
+        if file.id != request.file_id:  # the run shows which version of the dataset it reads
+            split = references.references_to(session, [file.id])[file.id]
+            run.data_source = {**request.data_source, "source": {**request.data_source["source"], "id": split}}
     payload = Evaluation(
         eval_id=row.id,
         items=file.path if file else runs.items_path(run_id),
@@ -100,11 +105,17 @@ def find_file(
     *,
     lock: bool = True,
 ) -> File:
-    """Return the file of a run; with `lock` it stays until the run has ended. Raises InvalidRequest."""
-    file = lookup.find(session, project_id, file_id, lock=lock)
+    """Return the file of a run, named by its id or a reference to a dataset.
+
+    With `lock` it stays until the run has ended.
+
+    Raises: InvalidRequest.
+    """
+    pinned, _ = references.pin(session, project_id, {param: file_id})
+    file = lookup.find(session, project_id, pinned.get(param, file_id), lock=lock)
     if file is None:
         raise InvalidRequest(f"Invalid '{param}': no file '{quote(file_id)}'.", param=param, code="file_not_found")
-    if file.purpose != FILE_PURPOSE:
+    if file.purpose not in (FILE_PURPOSE, PURPOSE):
         message = f"Invalid '{param}': '{file.id}' has the purpose '{file.purpose}', and not '{FILE_PURPOSE}'."
         raise InvalidRequest(message, param=param, code="invalid_file_purpose")
     if file.bytes > config.batch_max_bytes:

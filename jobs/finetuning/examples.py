@@ -11,10 +11,10 @@ need the tokenizer of the base (lengths, prefixes of messages) are made where th
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from jobs.batches.lines import Bad, InputLine, quote
+from jobs.clock import read_time
 
 Method = Literal["supervised", "dpo"]
 #: OpenAI's lower bound.
@@ -97,14 +97,11 @@ def time_of(row: Mapping[str, Any]) -> float:
     """Return the `metadata.time` of a row, in seconds. Raises an error that `check` reports when there is none."""
     metadata = row.get("metadata")
     value = metadata.get("time") if isinstance(metadata, dict) else None
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
     try:
-        moment = datetime.fromisoformat(value if isinstance(value, str) else "")
+        return read_time(value)
     except ValueError:
         message = "Temporal validation needs a `metadata.time`: seconds, or a time as ISO 8601 writes it."
         raise _Refused("invalid_value", message, "metadata.time") from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _parse_row(raw: bytes) -> dict[str, Any]:

@@ -100,7 +100,8 @@ class FineTuning(Payload):
     """Train `base`, or go on from the tuned model `parent` of that base; the result is named `result`.
 
     `model` is what the client asked for: the name or alias of a base, or of a tuned model. The files that the job
-    reads are rows of `finetune_data`.
+    reads are rows of `finetune_data`. `datasets` has the references that they were named by, by the field of the
+    request.
     """
 
     model: str
@@ -118,6 +119,7 @@ class FineTuning(Payload):
     validation_file: str | None = None
     wandb: Wandb | None = None
     general_file: str | None = None
+    datasets: dict[str, str] = Field(default_factory=dict)
     dry_run: bool = False  # a few steps are trained to measure them, and no model is made
     resumed_from: str | None = None  # a retry goes on from the last checkpoint of this job
 

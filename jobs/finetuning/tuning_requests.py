@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy.orm import Session
 
 from jobs.batches.lines import quote
+from jobs.datasets import dataset_versions, references
 from jobs.errors import InvalidRequest
 from jobs.files import lookup
 from jobs.files.tables import File
@@ -74,11 +75,16 @@ def submit(
     base, parent = resolve_base(session, registry, work, payload.peft)
     check_peft(session, payload.peft)
     check_training(registry, base, payload.peft, payload.training)
+    splits = references.references_to(session, [file.id for file in files.values()])
+    found = {
+        "datasets": {field: splits[file.id] for field, file in files.items() if file.id in splits},
+        **{field: file.id for field, file in files.items() if field != "training_file"},
+    }
     job_id, project = new_id(names.JOB_PREFIX), session.get_one(Project, project_id).name
     result = names.model_name(base, project, payload.suffix, job_id)
     return jobs.submit(
         session,
-        payload.model_copy(update={"base": base, "parent": parent, "result": result}),
+        payload.model_copy(update={"base": base, "parent": parent, "result": result, **found}),
         job_id=job_id,
         project_id=project_id,
         training_file=files["training_file"],
@@ -90,15 +96,20 @@ def submit(
 
 
 def find_files(session: Session, project_id: str, ids: Mapping[str, str], *, lock: bool = True) -> dict[str, File]:
-    """Return the files with these ids, by field; with `lock` their bytes stay. Raises InvalidRequest."""
-    return {field: _find_file(session, project_id, field, file_id, lock=lock) for field, file_id in ids.items()}
+    """Return the files with these ids, or references to datasets, by field; with `lock` their bytes stay.
+
+    Raises: InvalidRequest.
+    """
+    pinned, _ = references.pin(session, project_id, ids)
+    named = {**ids, **pinned}
+    return {field: _find_file(session, project_id, field, file_id, lock=lock) for field, file_id in named.items()}
 
 
 def _find_file(session: Session, project_id: str, field: str, file_id: str, *, lock: bool) -> File:
     file = lookup.find(session, project_id, file_id, lock=lock)
     if file is None:
         raise InvalidRequest(f"Invalid {field}: no file '{quote(file_id)}' exists.", param=field, code="file_not_found")
-    if file.purpose != PURPOSE:
+    if file.purpose not in (PURPOSE, dataset_versions.PURPOSE):
         message = f"Invalid {field}: '{file.id}' has the purpose '{file.purpose}', and not '{PURPOSE}'."
         raise InvalidRequest(message, param=field, code="invalid_file_purpose")
     return file

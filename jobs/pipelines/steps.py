@@ -73,6 +73,7 @@ class EvalRunRequest(RunRequest):
 
 
 def _submit_batch(session: Session, release: Release, request: BatchRequest) -> Job:
+    request = batches.pin_input(session, release.project_id, request)
     file = batches.input_file(session, release.project_id, request.input_file_id)
     if file is None:
         message = f"No file found with id '{quote(request.input_file_id)}'."

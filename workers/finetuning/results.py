@@ -83,6 +83,7 @@ def register(
             "base": payload.base,
             "parent": payload.parent,
             "data": data,
+            "datasets": payload.datasets,
             "seed": payload.seed,
             "hyperparameters": payload.hyperparameters.model_dump(mode="json"),
             "training": payload.training.model_dump(mode="json"),

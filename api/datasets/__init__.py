@@ -1,0 +1,1 @@
+"""Datasets: their routes, and those of their versions."""
