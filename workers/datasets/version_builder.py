@@ -140,7 +140,7 @@ class _VersionBuilder:
             session.add_all([file, DatasetFile(version_id=job.id, role=SPLIT, **names, **measures)])
         ledger.begin_running(session, self._claim, total=self._whole.rows, model=None, queue=Queue.PLAN)
 
-    def _times(self, split: TemporalSplit) -> array[float]:
+    def _times(self, split: TemporalSplit) -> "array[float]":
         """Return the times of all rows. Raises _BadRows, Abandoned."""
         times = array("d")
         for row, _ in self._rows():
