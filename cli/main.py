@@ -10,6 +10,7 @@ from cli.commands import (
     aliases,
     audit,
     budgets,
+    datasets,
     deployment,
     evals,
     feedback,
@@ -146,6 +147,7 @@ app.add_typer(pipelines.app, name="pipelines", rich_help_panel=_JOBS)
 app.add_typer(finetune.app, name="finetune", rich_help_panel=_JOBS)
 app.add_typer(evals.app, name="evals", rich_help_panel=_JOBS)
 app.add_typer(feedback.app, name="feedback", rich_help_panel=_JOBS)
+app.add_typer(datasets.app, name="datasets", rich_help_panel=_DATA)
 app.add_typer(migrate.app, name="migrate", rich_help_panel=_DATA)
 app.add_typer(sources.app, name="sources", rich_help_panel=_DATA)
 app.add_typer(indexes.app, name="indexes", rich_help_panel=_DATA)

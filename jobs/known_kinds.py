@@ -15,7 +15,14 @@ from jobs.retrieval.ingestion_kind import INGESTION
 from jobs.usage import minutes
 
 _ROWS: Final = (
-    *batches.KINDS, RESPONSE, INGESTION, FINETUNING, EVALUATION, SAMPLING, DATASET, *pipelines.KINDS,
+    *batches.KINDS,
+    RESPONSE,
+    INGESTION,
+    FINETUNING,
+    EVALUATION,
+    SAMPLING,
+    DATASET,
+    *pipelines.KINDS,
 )
 kinds.register(*(replace(row, record_segment=minutes.record_segment) for row in _ROWS))
 

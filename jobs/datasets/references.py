@@ -56,7 +56,8 @@ def references_to(session: Session, file_ids: Sequence[str]) -> dict[str, str]:
         .join(NamedDataset, NamedDataset.id == DatasetVersion.dataset_id)
         .where(DatasetFile.file_id.in_(file_ids), DatasetFile.role == SPLIT)
     )
-    return {file_id: reference_of(*names) for file_id, *names in session.execute(statement)}
+    rows = session.execute(statement)
+    return {file_id: reference_of(name, number, split) for file_id, name, number, split in rows}
 
 
 def _resolve(session: Session, project_id: str, text: str) -> tuple[str, str]:

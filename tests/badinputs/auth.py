@@ -111,6 +111,7 @@ def planted(world: World) -> dict[str, str]:
         "schedule_id": world.client.post("/v1/schedules", json=schedule).json()["id"],
         "pipeline_id": ask("/v1/pipelines", json={"name": CANARY, "steps": [step]}).json()["id"],
         "prompt_id": world.client.post("/v1/prompts", json={"name": CANARY, "instructions": CANARY}).json()["id"],
+        **_rows(world, file_id),
         "version": "1",
         "api_key_id": world.client.post("/v1/api_keys").json()["id"],
     }
@@ -130,6 +131,15 @@ def _library(world: World, file_id: str) -> dict[str, str]:
         "index_id": ask(f"{path}/indexes", json={"embedding_dimensions": 64}).json()["id"],
         "source_id": ask(f"{path}/sources", json=site).json()["id"],
     }
+
+
+def _rows(world: World, file_id: str) -> dict[str, str]:
+    """Return the name of a dataset that has a version."""
+    name = CANARY.replace(" ", "-")
+    world.client.post("/v1/datasets", json={"name": name, "metadata": {CANARY: CANARY}})
+    source = {"type": "file_id", "id": file_id}
+    world.client.post(f"/v1/datasets/{name}/versions", json={"sources": [source]})
+    return {"dataset": name}
 
 
 def _evaluated(world: World) -> dict[str, str]:
@@ -177,7 +187,7 @@ def by_id(world: World) -> str:
 
 _LISTS = (
     "files", "batches", "jobs", "webhook_endpoints", "schedules", "aliases", "vector_stores", "chat/completions",
-    "fine_tuning/jobs", "evals", "prompts", "feedback", "pipelines",
+    "fine_tuning/jobs", "evals", "prompts", "feedback", "pipelines", "datasets",
 )  # fmt: skip
 
 
@@ -208,7 +218,7 @@ def _ours(ids: dict[str, str]) -> list[str]:
     names = {"files": "file_id", "batches": "batch_id", "jobs": "job_id", "webhook_endpoints": "webhook_endpoint_id"}
     names |= {"schedules": "schedule_id", "vector_stores": "vector_store_id", "conversations": "conversation_id"}
     names |= {"responses": "response_id", "chat/completions": "completion_id", "fine_tuning/jobs": "fine_tuning_job_id"}
-    names |= {"prompts": "prompt_id", "feedback": "feedback_id", "pipelines": "pipeline_id"}
+    names |= {"prompts": "prompt_id", "feedback": "feedback_id", "pipelines": "pipeline_id", "datasets": "dataset"}
     inside = [f"sources/{ids['source_id']}", f"indexes/{ids['index_id']}", f"files/{ids['file_id']}"]
     return [f"/v1/{name}/{ids[key]}" for name, key in names.items()] + [
         f"/v1/vector_stores/{ids['vector_store_id']}/{one}" for one in inside

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import httpx2
 
+from jobs.ids import new_id
 from tests.badinputs.attacks import EMBEDDINGS
 from tests.support.system import MODEL, eventually
 from tests.unit.api.calls import Route
@@ -107,6 +108,8 @@ class Stock:
         self.ids |= {"prompt_id": self.made("/v1/prompts", {"instructions": "Be brief."}), "version": "1"}
         step = {"name": "a", "kind": "batch", "request": _batch(self.ids["input_file"])}
         self.ids["pipeline_id"] = self.made("/v1/pipelines", {"steps": [step]})
+        self.ids["dataset"] = self.made("/v1/datasets", {"name": "rows"})
+        self.made("/v1/datasets/rows/versions", _rows(self))
         tuning = {"model": BASE, "training_file": self.ids["training_file"]}
         self.ids["fine_tuning_job_id"] = self.made("/v1/fine_tuning/jobs", tuning)
 
@@ -287,6 +290,10 @@ def _feedback(stock: Stock) -> dict[str, Any]:
     return {"target": target, "score": 1, "comment": "a" * 4096}
 
 
+def _rows(stock: Stock) -> dict[str, Any]:
+    return {"sources": [{"type": "file_id", "id": stock.ids["training_file"]}] * 20, "deduplicate": True}
+
+
 _WORDS: Final = "night mill river stone water grain wheel miller flour bread morning okapi "
 
 #: The body of each operation that has one, as dear as its bounds allow.
@@ -360,6 +367,9 @@ BODIES: Final[Mapping[str, Callable[[Stock], dict[str, Any]]]] = {
     "POST /v1/prompts/{prompt_id}": lambda _: _METADATA | {"labels": {f"l{n}": "1" for n in range(32)}},
     "POST /v1/prompts/{prompt_id}/versions": lambda _: _PROMPT,
     "POST /v1/feedback": lambda stock: _feedback(stock) | _METADATA,
+    "POST /v1/datasets": lambda _: {"name": new_id("d"), "split": {"type": "k_fold", "folds": 10}, **_METADATA},
+    "POST /v1/datasets/{dataset}": lambda _: _METADATA,
+    "POST /v1/datasets/{dataset}/versions": _rows,
     "POST /v1/aliases": lambda _: {"id": "a" * 255, "model": MODEL, **_METADATA},
     "POST /v1/aliases/{alias}": lambda _: {"model": MODEL, **_METADATA},
     "POST /v1/pipelines": lambda stock: {"steps": _steps(stock.ids["input_file"])},
@@ -442,6 +452,13 @@ def _pipelines(stock: Stock) -> None:
         stock.made("/v1/pipelines", {"steps": _steps(stock.ids["input_file"])})
 
 
+def _datasets(stock: Stock) -> None:
+    split = {"type": "k_fold", "folds": 10}
+    path = f"/v1/datasets/{stock.made('/v1/datasets', {'name': new_id('d'), 'split': split})}/versions"
+    for _ in range(2):
+        stock.made(path, _rows(stock) | {"deduplicate": False})
+
+
 #: What begins the dearest jobs of each kind.
 KINDS: Final[Mapping[str, Callable[[Stock], None]]] = {
     "generation": _batches,
@@ -454,4 +471,5 @@ KINDS: Final[Mapping[str, Callable[[Stock], None]]] = {
     "sampling": _samplings,
     "pipeline": _pipelines,
     "pipeline_step": _pipelines,
+    "dataset": _datasets,
 }

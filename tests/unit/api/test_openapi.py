@@ -146,6 +146,7 @@ class Real:
             "item_id": self.client.get(f"/v1/conversations/{talk}/items").json()["first_id"],
             "prompt_id": post("prompts", instructions="Be brief.")["id"],
             "version": "1",
+            "dataset": dataset_id(post, file_id),
             "alias": post("aliases", id="my/model", model="all-minilm-l6-v2")["id"],
             "feedback_id": rate_completion(self.app, self.client),
             "schedule_id": post("schedules", cron="0 3 * * *", batch=batch)["id"],
@@ -170,6 +171,13 @@ class Real:
             "kind": "queue",
             "target": "gpu.generate",
         }
+
+
+def dataset_id(post: Any, file_id: str) -> str:
+    """Return the id of a dataset that has a version."""
+    made: str = post("datasets", name=new_id("d"))["id"]
+    post(f"datasets/{made}/versions", sources=[{"type": "file_id", "id": file_id}])
+    return made
 
 
 @pytest.fixture(scope="module")

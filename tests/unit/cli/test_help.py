@@ -22,6 +22,8 @@ EXPECTED = {
     "feedback add", "feedback list", "feedback summary",
     "aliases list", "aliases set", "aliases show", "aliases delete",
     "pipelines run", "pipelines list", "pipelines show", "pipelines graph", "pipelines resume", "pipelines cancel",
+    "datasets create", "datasets add", "datasets list", "datasets show", "datasets versions", "datasets rows",
+    "datasets delete",
     "schedules list", "schedules pause", "schedules resume", "schedules remove",
     "sources list", "sources add", "sources sync", "sources remove",
     "finetune submit", "finetune list", "finetune watch", "finetune curve", "finetune cancel", "finetune pause",

@@ -137,6 +137,20 @@ def pipeline(_path: str) -> object:
     return one | {"object": "list", "data": [one], "has_more": False}
 
 
+def dataset(path: str) -> object:
+    """Return a version of a dataset that failed, a dataset, or a list of them."""
+    split = {"name": HOSTILE, "reference": HOSTILE, "rows": 1, "file_id": "output"}
+    version = {
+        "id": "x-1", "version": 1, "status": "failed", "rows": 1, "splits": [split], "created_at": 1,
+        "errors": {"data": [ERROR]},
+    }  # fmt: skip
+    one = {"id": "x-1", "name": HOSTILE, "split": {"type": HOSTILE}, "seed": 1, "latest_version": 1, "created_at": 1}
+    if path.endswith(("/datasets", "/versions")):
+        entry = version if path.endswith("/versions") else one
+        return entry | {"object": "list", "data": [entry | {"id": HOSTILE}], "has_more": False}
+    return version if "/versions" in path else one
+
+
 def answer(method: str, path: str) -> tuple[int, object]:
     """Return the server's answer. A list has an entry with a hostile id."""
     if path.startswith(("/v1/jobs/refused", "/v1/schedules/refused")):
@@ -179,7 +193,7 @@ class Hostile(BaseHTTPRequestHandler):
             status, body = 200, b"".join(json.dumps(row).encode() + b"\n" for row in JOINED)
         else:
             rooms = {"/v1/fine_tuning/": fine_tuning, "/v1/evals": evaluation, "/v1/feedback": feedback}
-            rooms |= {"/v1/prompts": prompt, "/v1/pipelines": pipeline}
+            rooms |= {"/v1/prompts": prompt, "/v1/pipelines": pipeline, "/v1/datasets": dataset}
             room = next((room for start, room in rooms.items() if path.startswith(start)), None)
             status, content = (200, room(path)) if room else answer(self.command, path)
             body = json.dumps(content).encode()
@@ -330,6 +344,13 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "pipelines graph": (True, [["pipelines", "graph", "x"]]),
     "pipelines resume": (False, [["pipelines", "resume", "x"]]),
     "pipelines cancel": (True, [["pipelines", "cancel", "x"]]),
+    "datasets create": (False, [["datasets", "create", "x", "--split", "train=0.8,test=0.2"]]),
+    "datasets add": (True, [["datasets", "add", "x", "file-1"]]),
+    "datasets list": (True, [["datasets", "list"], ["datasets", "list", "--json"]]),
+    "datasets show": (True, [["datasets", "show", HOSTILE]]),
+    "datasets versions": (True, [["datasets", "versions", "x"]]),
+    "datasets rows": (True, [["datasets", "rows", "x"]]),
+    "datasets delete": (True, [["datasets", "delete", "x", "--version", "2"]]),
     "schedules list": (True, [["schedules", "list"]]),
     "schedules pause": (True, [["schedules", "pause", "x"]]),
     "schedules resume": (True, [["schedules", "resume", "x"]]),

@@ -163,6 +163,7 @@ def theirs(app: FastAPI, client: TestClient) -> dict[str, str]:
         "prompt_id": client.post("/v1/prompts", json={"instructions": "Be brief."}).json()["id"],
         "feedback_id": rate_completion(app, client),
         "pipeline_id": client.post("/v1/pipelines", json={"steps": [step]}).json()["id"],
+        "dataset": client.post("/v1/datasets", json={"name": "refunds"}).json()["id"],
         "upload_id": client.post("/v1/uploads", json=upload).json()["id"],
         "batch_id": client.post("/v1/batches", json=batch).json()["id"],
         "webhook_endpoint_id": client.post("/v1/webhook_endpoints", json=hook).json()["id"],
@@ -198,6 +199,7 @@ def test_lists_show_only_objects_of_own_project(stranger: TestClient, theirs: di
         "prompts",
         "feedback",
         "pipelines",
+        "datasets",
     )
     for path in (f"/v1/{name}" for name in lists):
         assert stranger.get(path).json()["data"] == []

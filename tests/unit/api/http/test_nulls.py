@@ -61,6 +61,19 @@ _SOURCES: Final[list[dict[str, Any]]] = [
     {"type": "responses", "source": _FILE, "model": "m", "input_messages": _REFERENCE, "sampling_params": {}},
     {"type": "responses", "source": _FILE, "input_messages": {"type": "prompt", "prompt": {"id": "pmpt_x"}}},
 ]
+_PARTS_OF_ROWS: Final = {"parts": [{"name": "train", "fraction": 1.0}]}
+_SPLITS: Final[list[dict[str, Any]]] = [
+    {"type": "random", **_PARTS_OF_ROWS},
+    {"type": "group", "by": "/user", **_PARTS_OF_ROWS},
+    {"type": "temporal", "by": "/at", **_PARTS_OF_ROWS},
+    {"type": "k_fold", "folds": 3},
+]
+_ROW_SOURCES: Final[list[dict[str, Any]]] = [
+    _FILE,
+    {"type": "stored_completions"},
+    {"type": "responses"},
+    {"type": "eval_run", "run_id": "evalrun_x"},
+]
 #: Beside the requests of `calls`: those that have the objects in which other optional fields are.
 _TARGETS: Final = [
     {"type": "chat.completion", "completion_id": "chatcmpl-x"},
@@ -98,6 +111,8 @@ NESTED: Final[list[tuple[str, dict[str, Any]]]] = [
     *(("/v1/fine_tuning/alpha/graders/validate", {"grader": grader}) for grader in _GRADERS),
     *(("/v1/vector_stores", {"chunking_strategy": strategy}) for strategy in _STRATEGIES),
     *(("/v1/evals", {"testing_criteria": [grader]}) for grader in _GRADERS),
+    *(("/v1/datasets", {"name": f"of-{split['type']}", "split": split}) for split in _SPLITS),
+    *(("/v1/datasets/{dataset}/versions", {"sources": [source]}) for source in _ROW_SOURCES),
     ("/v1/evals", {"data_source_config": {"type": "logs"}}),
     *(("/v1/evals/{eval_id}/runs", {"data_source": source}) for source in _SOURCES),
 ]
