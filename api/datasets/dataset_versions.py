@@ -18,7 +18,7 @@ from api.datasets.schemas import (
 )
 from api.deps import Call, CallContext
 from api.errors import clip
-from api.evals.item_sources import stored_lines
+from api.evals.item_sources import lines_of_answers
 from api.files.queries import remove_on_error, visible
 from api.http.bodies import resource
 from api.http.idempotency import Idempotent
@@ -129,7 +129,7 @@ def _store_listings(call: CallContext, version_id: str, body: CreateDatasetVersi
     """Store the ids of the answers that each source of stored answers has at this moment. Raises InvalidRequest."""
     for index, source in enumerate(body.sources):
         if isinstance(source, CompletionRows | ResponseRows):
-            listing = stored_lines(call, source, source.metadata or {}, f"sources[{index}]")
+            listing = lines_of_answers(call, source, source.metadata or {}, f"sources[{index}]")
             check_space(call, len(listing))
             call.storage.put(dataset_versions.listing_path(version_id, index), listing)
 

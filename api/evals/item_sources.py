@@ -43,10 +43,10 @@ def items_of(
     if isinstance(source, FileContent):
         return RunItems(_lines([_line(row) for row in source.content]))
     metadata = {**(config.get("metadata") or {}), **(source.metadata or {})}
-    return RunItems(stored_lines(call, source, metadata, "data_source.source"), stored=source.type)
+    return RunItems(lines_of_answers(call, source, metadata, "data_source.source"), stored=source.type)
 
 
-def stored_lines(
+def lines_of_answers(
     call: CallContext, source: StoredCompletions | StoredResponses, metadata: Mapping[str, str], param: str
 ) -> bytes:
     """Return a line for each stored answer that matches: its id and metadata. Raises InvalidRequest for none."""

@@ -109,7 +109,7 @@ class Stock:
         step = {"name": "a", "kind": "batch", "request": _batch(self.ids["input_file"])}
         self.ids["pipeline_id"] = self.made("/v1/pipelines", {"steps": [step]})
         self.ids["dataset"] = self.made("/v1/datasets", {"name": "rows"})
-        self.made("/v1/datasets/rows/versions", _rows(self))
+        self.made("/v1/datasets/rows/versions", _rows_of(self.ids["training_file"]))
         tuning = {"model": BASE, "training_file": self.ids["training_file"]}
         self.ids["fine_tuning_job_id"] = self.made("/v1/fine_tuning/jobs", tuning)
 
@@ -369,7 +369,7 @@ BODIES: Final[Mapping[str, Callable[[Stock], dict[str, Any]]]] = {
     "POST /v1/feedback": lambda stock: _feedback(stock) | _METADATA,
     "POST /v1/datasets": lambda _: {"name": new_id("d"), "split": {"type": "k_fold", "folds": 10}, **_METADATA},
     "POST /v1/datasets/{dataset}": lambda _: _METADATA,
-    "POST /v1/datasets/{dataset}/versions": _rows,
+    "POST /v1/datasets/{dataset}/versions": lambda stock: _rows_of(stock.ids["training_file"]),
     "POST /v1/aliases": lambda _: {"id": "a" * 255, "model": MODEL, **_METADATA},
     "POST /v1/aliases/{alias}": lambda _: {"model": MODEL, **_METADATA},
     "POST /v1/pipelines": lambda stock: {"steps": _steps(stock.ids["input_file"])},
@@ -452,11 +452,15 @@ def _pipelines(stock: Stock) -> None:
         stock.made("/v1/pipelines", {"steps": _steps(stock.ids["input_file"])})
 
 
+def _rows_of(file_id: str) -> dict[str, Any]:
+    return {"sources": [{"type": "file_id", "id": file_id}] * 20, "deduplicate": True}
+
+
 def _datasets(stock: Stock) -> None:
     split = {"type": "k_fold", "folds": 10}
     path = f"/v1/datasets/{stock.made('/v1/datasets', {'name': new_id('d'), 'split': split})}/versions"
     for _ in range(2):
-        stock.made(path, _rows(stock) | {"deduplicate": False})
+        stock.made(path, _rows_of(stock.ids["training_file"]) | {"deduplicate": False})
 
 
 #: What begins the dearest jobs of each kind.

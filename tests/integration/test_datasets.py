@@ -221,7 +221,7 @@ def test_cancelled_version_leaves_no_file_and_its_removal_no_trace(datasets: Dat
         assert session.get_one(Job, made["id"]).state == "cancelled"
 
 
-def test_version_is_made_when_planning_is_repeated(datasets: Datasets, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_planning_makes_the_version_once(datasets: Datasets, monkeypatch: pytest.MonkeyPatch) -> None:
     """A builder that dies before its last transaction leaves files without rows; the next one makes the version."""
     from workers.datasets.version_builder import _VersionBuilder
 

@@ -70,7 +70,7 @@ def _row_of(raw: bytes | None, number: int) -> DatasetRow | Bad:
     return DatasetRow(raw, value, number)
 
 
-def _stored_rows(context: Context, job: Job, source: Source) -> Rows:
+def _rows_of_answers(context: Context, job: Job, source: Source) -> Rows:
     items = Evaluation(eval_id="", items=source["path"], item_schema={}, criteria=[])
     for case in _STORED[source["type"]](context, job, items, checked=False).cases():
         if isinstance(case, Bad):
@@ -115,6 +115,6 @@ def _answer_rows(
 #: The function of each type of source. What is added here is added to the types in `api.datasets.schemas`.
 SOURCES: Final[Mapping[str, Callable[[Context, Job, Source], Rows]]] = {
     "file_id": _file_rows,
-    **dict.fromkeys(_STORED, _stored_rows),
+    **dict.fromkeys(_STORED, _rows_of_answers),
     "eval_run": _run_rows,
 }

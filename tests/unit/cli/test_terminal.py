@@ -350,7 +350,7 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "datasets show": (True, [["datasets", "show", HOSTILE]]),
     "datasets versions": (True, [["datasets", "versions", "x"]]),
     "datasets rows": (True, [["datasets", "rows", "x"]]),
-    "datasets delete": (True, [["datasets", "delete", "x", "--version", "2"]]),
+    "datasets delete": (False, [["datasets", "delete", "x", "--version", "2"]]),
     "schedules list": (True, [["schedules", "list"]]),
     "schedules pause": (True, [["schedules", "pause", "x"]]),
     "schedules resume": (True, [["schedules", "resume", "x"]]),
