@@ -290,10 +290,6 @@ def _feedback(stock: Stock) -> dict[str, Any]:
     return {"target": target, "score": 1, "comment": "a" * 4096}
 
 
-def _rows(stock: Stock) -> dict[str, Any]:
-    return {"sources": [{"type": "file_id", "id": stock.ids["training_file"]}] * 20, "deduplicate": True}
-
-
 _WORDS: Final = "night mill river stone water grain wheel miller flour bread morning okapi "
 
 #: The body of each operation that has one, as dear as its bounds allow.
