@@ -26,7 +26,7 @@ from jobs.finetuning import tuning_requests
 from jobs.finetuning.tuning_requests import TuningRequest
 from jobs.pipelines import pipelines
 from jobs.pipelines.pipelines import StepDefinition
-from jobs.pipelines.references import find_references, has_reference
+from jobs.pipelines.placeholders import find_references, has_reference
 from jobs.pipelines.steps import KINDS, EvalRunRequest
 from jobs.requests.endpoints import FINE_TUNING
 

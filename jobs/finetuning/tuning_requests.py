@@ -76,7 +76,7 @@ def submit(
     check_peft(session, payload.peft)
     check_training(registry, base, payload.peft, payload.training)
     splits = references.references_to(session, [file.id for file in files.values()])
-    found = {
+    resolved = {
         "datasets": {field: splits[file.id] for field, file in files.items() if file.id in splits},
         **{field: file.id for field, file in files.items() if field != "training_file"},
     }
@@ -84,7 +84,7 @@ def submit(
     result = names.model_name(base, project, payload.suffix, job_id)
     return jobs.submit(
         session,
-        payload.model_copy(update={"base": base, "parent": parent, "result": result, **found}),
+        payload.model_copy(update={"base": base, "parent": parent, "result": result, **resolved}),
         job_id=job_id,
         project_id=project_id,
         training_file=files["training_file"],

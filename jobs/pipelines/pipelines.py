@@ -25,7 +25,7 @@ from jobs.ledger.kinds import Kind, Payload, Retry
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
-from jobs.pipelines import references, steps
+from jobs.pipelines import placeholders, steps
 from jobs.pipelines.steps import Release
 from jobs.queues import Queue
 from jobs.security.ended_keys import REFUSALS, find_refusal
@@ -223,7 +223,7 @@ def release(session: Session, claim: JobClaim, config: Settings, registry: Regis
     stored_bytes.check_not_full(session, job.project_id, limit_of(session, config, job.project_id, "max_bytes"))
     columns = {"parent_id": job.id, "request_id": job.request_id}
     actor = audit.actor_of(job.key_id) if job.key_id else f"pipeline:{job.parent_id}"
-    request = kind.request.model_validate(references.fill(step.request, _results(session, step)))
+    request = kind.request.model_validate(placeholders.fill(step.request, _results(session, step)))
     made = kind.submit(session, Release(config, registry, job.project_id, job.key_id, actor, columns), request)
     ledger.wait_for_jobs(session, claim, [made.id])
 
@@ -238,7 +238,7 @@ def _results(session: Session, step: PipelineStep) -> dict[tuple[str, str], str]
     """Return what the references of a step stand for, by step and field. Raises InvalidRequest for a missing result."""
     made = jobs_by_step(session, step.steps.values())
     results = dict[tuple[str, str], str]()
-    for _, name, field in references.find_references(step.request):
+    for _, name, field in placeholders.find_references(step.request):
         if name not in step.steps or (name, field) in results:
             continue
         before = PipelineStep.model_validate(session.get_one(Job, step.steps[name]).payload)

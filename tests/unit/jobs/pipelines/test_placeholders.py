@@ -1,6 +1,6 @@
 """References in requests: found with their paths, filled, and left alone where they are of other templates."""
 
-from jobs.pipelines.references import Reference, fill, find_references, has_reference
+from jobs.pipelines.placeholders import Reference, fill, find_references, has_reference
 
 
 def test_references_are_found_with_their_paths() -> None:
