@@ -10,34 +10,26 @@ from sqlalchemy.orm import Session
 from api.datasets.schemas import (
     CompletionRows,
     CreateDatasetVersion,
-    DatasetFileSource,
     DatasetVersionDeleted,
     DatasetVersionObject,
     ResponseRows,
     show_version,
 )
 from api.deps import Call, CallContext
-from api.errors import clip
 from api.evals.item_sources import lines_of_answers
-from api.files.queries import remove_on_error, visible
+from api.files.queries import remove_on_error
 from api.http.bodies import resource
 from api.http.idempotency import Idempotent
 from api.http.paging import After, Limit20, Order, Page, cursor_details, deletion_details, find, page
 from api.http.space import check_not_full, check_space, count_if_due
-from jobs.datasets import dataset_versions, references
-from jobs.datasets.dataset_versions import MAX_LIVE, NAME, VERSION_PREFIX
+from jobs.datasets import dataset_versions, version_requests
+from jobs.datasets.dataset_versions import VERSION_PREFIX
 from jobs.datasets.tables import DatasetVersion, NamedDataset
-from jobs.errors import InvalidRequest
-from jobs.evals.tables import EvalRun
-from jobs.files.tables import File
+from jobs.datasets.version_requests import VersionRequest
 from jobs.ids import new_id
-from jobs.ledger import ledger
 from jobs.ledger.tables import Job
 
 router = resource("Datasets", area="datasets")
-
-#: Files of these purposes have rows.
-_PURPOSES = frozenset({"batch", "batch_output", "dataset", "evals", "fine-tune", "user_data"})
 
 
 @router.post("/datasets/{dataset}/versions", response_model=DatasetVersionObject)
@@ -53,21 +45,9 @@ def create_dataset_version(call: Call, once: Idempotent, dataset: str, body: Cre
 
     def make(session: Session) -> DatasetVersionObject:
         check_not_full(session, call)
-        ledger.check_room(session, call.project_id, NAME, MAX_LIVE)
-        row = dataset_versions.find(session, call.project_id, dataset, lock=True)
-        sources = [_resolve(session, call, version_id, index, source) for index, source in enumerate(body.sources)]
-        version, job = dataset_versions.submit(
-            session,
-            row,
-            version_id=version_id,
-            sources=sources,
-            actor=call.actor,
-            after=sorted({source["run_id"] for source in sources if source["type"] == "eval_run"}),
-            deduplicate=body.deduplicate,
-            git_commit=body.git_commit,
-            dvc_hash=body.dvc_hash,
-            idempotency_key=once.key,
-            request_id=call.request_id,
+        columns = {"idempotency_key": once.key, "request_id": call.request_id}
+        row, version, job = version_requests.submit(
+            session, call.project_id, build_request(dataset, body), version_id=version_id, actor=call.actor, **columns
         )
         call.record(session, "dataset.version.create", version_id, {"name": row.name, "version": version.number})
         return show_version(row, version, job, ())
@@ -113,6 +93,12 @@ def delete_dataset_version(call: Call, dataset: str, version: str) -> DatasetVer
         return DatasetVersionDeleted(id=numbered.id)
 
 
+def build_request(dataset: str, body: CreateDatasetVersion) -> VersionRequest:
+    """Return the request of a body, for a dataset with this id or name."""
+    sources = [{"type": source.type, **source.fields()} for source in body.sources]
+    return VersionRequest(**(body.fields() | {"dataset": dataset, "sources": sources}))
+
+
 def _show_all(
     session: Session, dataset: NamedDataset, versions: Sequence[DatasetVersion]
 ) -> list[DatasetVersionObject]:
@@ -122,9 +108,6 @@ def _show_all(
     return [show_version(dataset, version, jobs[version.id], splits[version.id]) for version in versions]
 
 
-# ── sources ──
-
-
 def _store_listings(call: CallContext, version_id: str, body: CreateDatasetVersion) -> None:
     """Store the ids of the answers that each source of stored answers has at this moment. Raises InvalidRequest."""
     for index, source in enumerate(body.sources):
@@ -132,33 +115,3 @@ def _store_listings(call: CallContext, version_id: str, body: CreateDatasetVersi
             listing = lines_of_answers(call, source, source.metadata or {}, f"sources[{index}]")
             check_space(call, len(listing))
             call.storage.put(dataset_versions.listing_path(version_id, index), listing)
-
-
-def _resolve(session: Session, call: CallContext, version_id: str, index: int, source: Any) -> dict[str, Any]:
-    """Return a source as the job reads it. Raises InvalidRequest."""
-    fields: dict[str, Any] = {"type": source.type, **source.fields()}
-    param = f"sources[{index}]"
-    if isinstance(source, DatasetFileSource):
-        field = f"{param}.id"
-        ids, pins = references.pin(session, call.project_id, {field: source.id})
-        file = _source_file(session, call, ids.get(field, source.id), field)
-        reference = {"reference": pins[field]} if pins else {}
-        return {"type": source.type, "id": file.id, "path": file.path, **reference}
-    if isinstance(source, CompletionRows | ResponseRows):
-        return fields | {"path": dataset_versions.listing_path(version_id, index)}
-    run = session.get(EvalRun, source.run_id)
-    if run is None or run.project_id != call.project_id:
-        message = f"Invalid '{param}.run_id': no run '{clip(source.run_id)}'."
-        raise InvalidRequest(message, param=f"{param}.run_id", code="run_not_found")
-    return fields
-
-
-def _source_file(session: Session, call: CallContext, file_id: str, param: str) -> File:
-    """Return a file whose lines are rows, locked so that its bytes stay. Raises InvalidRequest."""
-    file = session.scalar(visible(call).where(File.id == file_id).with_for_update(read=True))
-    if file is None:
-        raise InvalidRequest(f"Invalid '{param}': no file '{clip(file_id)}'.", param=param, code="file_not_found")
-    if file.purpose not in _PURPOSES:
-        message = f"Invalid '{param}': a file of the purpose '{file.purpose}' has no rows."
-        raise InvalidRequest(message, param=param, code="invalid_file_purpose")
-    return file

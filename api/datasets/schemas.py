@@ -76,7 +76,17 @@ class OutputItemRows(Body):
     format: Format = "items"
 
 
-RowSource = Annotated[DatasetFileSource | CompletionRows | ResponseRows | OutputItemRows, Field(discriminator="type")]
+class BatchRows(Body):
+    """The answers of a batch of chats or responses, once it has ended, each with the messages of its request."""
+
+    type: Literal["batch"]
+    batch_id: str = Field(min_length=1, max_length=64)
+    format: Format = "items"
+
+
+RowSource = Annotated[
+    DatasetFileSource | CompletionRows | ResponseRows | OutputItemRows | BatchRows, Field(discriminator="type")
+]
 
 
 class CreateDatasetVersion(Body):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field
 
 from api.batches.routes import BatchFields
+from api.datasets.schemas import CreateDatasetVersion
 from api.evals.schemas import CreateRun
 from api.finetuning.schemas import CreateFineTuningJob
 from api.http.bodies import Body, Many
@@ -45,6 +46,12 @@ class EvalRunStepRequest(CreateRun):
     eval_id: str = Field(min_length=1, max_length=64)
 
 
+class DatasetStepRequest(CreateDatasetVersion):
+    """A version of `dataset`, an id or a name. Stored answers are no source: they are looked up in a request."""
+
+    dataset: str = Field(min_length=1, max_length=64)
+
+
 class _Step(Body):
     name: StepName
     after: Annotated[Many[StepName], Field(max_length=MAX_STEPS)] = Field(
@@ -67,7 +74,12 @@ class EvalRunStep(_Step):
     request: EvalRunStepRequest
 
 
-Step = Annotated[BatchStep | FineTuningStep | EvalRunStep, Field(discriminator="kind")]
+class DatasetStep(_Step):
+    kind: Literal["dataset"]
+    request: DatasetStepRequest
+
+
+Step = Annotated[BatchStep | FineTuningStep | EvalRunStep | DatasetStep, Field(discriminator="kind")]
 
 
 class CreatePipeline(Body):
@@ -94,7 +106,7 @@ class PipelineStepObject(BaseModel):
     """A step. `job_id` is the job that it has made, null until it is released. A `skipped` step never made one."""
 
     name: str
-    kind: Literal["batch", "fine_tuning", "eval_run"]
+    kind: Literal["batch", "fine_tuning", "eval_run", "dataset"]
     after: list[str]
     status: StepStatus
     id: str

@@ -10,6 +10,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from api.batches.routes import build_request as build_batch_request
+from api.datasets.dataset_versions import build_request as build_version_request
 from api.deps import CallContext
 from api.errors import clip
 from api.evals.item_sources import RunItems
@@ -17,9 +18,17 @@ from api.evals.routes import get_eval
 from api.evals.runs import build_run_request, sampling_of
 from api.evals.schemas import FileReference
 from api.finetuning.queries import build_request as build_tuning_request
-from api.pipelines.schemas import BatchStepRequest, EvalRunStepRequest, FineTuningStepRequest, Step
+from api.pipelines.schemas import (
+    BatchStepRequest,
+    DatasetStepRequest,
+    EvalRunStepRequest,
+    FineTuningStepRequest,
+    Step,
+)
 from jobs.batches import batches
 from jobs.batches.batches import BatchRequest
+from jobs.datasets import dataset_versions, version_requests
+from jobs.datasets.version_requests import VersionRequest
 from jobs.errors import InvalidRequest, MissingPermission, NotFound
 from jobs.evals import run_requests
 from jobs.finetuning import tuning_requests
@@ -105,8 +114,23 @@ def _build_eval_run(call: CallContext, body: EvalRunStepRequest) -> EvalRunReque
     return EvalRunRequest(**dict(request), eval_id=eval_id)
 
 
+def _build_dataset(call: CallContext, body: DatasetStepRequest) -> VersionRequest:
+    request = build_version_request(body.dataset, body)
+    with call.db.read() as session:
+        dataset_versions.find(session, call.project_id, body.dataset)
+        for index, source in enumerate(request.sources):
+            if source["type"] in ("stored_completions", "responses"):
+                param = f"sources[{index}].type"
+                message = f"Invalid '{param}': a step takes 'file_id', 'eval_run' and 'batch'."
+                raise InvalidRequest(message, param=param, code="unsupported_value")
+            if not any(has_reference(text) for text in source.values()):
+                version_requests.resolve(session, call.project_id, "", index, source, lock=False)
+    return request
+
+
 _BUILDERS: Final[Mapping[str, Callable[[CallContext, Any], BaseModel]]] = {
     "batch": _build_batch,
     "fine_tuning": _build_fine_tuning,
     "eval_run": _build_eval_run,
+    "dataset": _build_dataset,
 }

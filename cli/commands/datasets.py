@@ -45,7 +45,7 @@ def add(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="A path, the id of a file or of an eval run, dataset:NAME@VERSION/SPLIT, or a source as JSON.",
+            help="A path, the id of a file, run or batch, dataset:NAME@VERSION/SPLIT, or a source as JSON.",
         ),
     ],
     deduplicate: Annotated[bool, typer.Option("--deduplicate", help="Keep the first of equal rows.")] = False,
@@ -163,6 +163,8 @@ def _source(options: ServerOptions, text: str) -> dict[str, Any]:
         return source
     if text.startswith("evalrun_"):
         return {"type": "eval_run", "run_id": text}
+    if text.startswith("batch_"):
+        return {"type": "batch", "batch_id": text}
     if text.startswith("dataset:"):
         return {"type": "file_id", "id": text}
     return {"type": "file_id", "id": options.server.file_id(text, "user_data")}

@@ -16,7 +16,12 @@ app = Group("Run steps one after another, each from results of those before it."
 Id = Annotated[str, typer.Argument(metavar="PIPELINE", help="Its id, as `nightmill pipelines list` shows it.")]
 
 #: The purpose of the files that each kind of step reads.
-_PURPOSES: Final[Mapping[str, Any]] = {"batch": "batch", "fine_tuning": "fine-tune", "eval_run": "evals"}
+_PURPOSES: Final[Mapping[str, Any]] = {
+    "batch": "batch",
+    "fine_tuning": "fine-tune",
+    "eval_run": "evals",
+    "dataset": "user_data",
+}
 
 
 @app.command()

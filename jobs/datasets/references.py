@@ -27,9 +27,9 @@ NAME_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 _REFERENCE: Final = re.compile(rf"{SCHEME}({NAME_PATTERN})(?:@([0-9]{{1,9}}))?(?:/([A-Za-z0-9_-]{{1,32}}))?")
 
 
-def reference_of(name: str, number: int, split: str) -> str:
-    """Return the reference to a split of a version."""
-    return f"{SCHEME}{name}@{number}/{split}"
+def reference_of(name: str, number: int, split: str | None = None) -> str:
+    """Return the reference to a split of a version, or to the only one that it has."""
+    return f"{SCHEME}{name}@{number}{f'/{split}' if split else ''}"
 
 
 def pin(session: Session, project_id: str, given: Mapping[str, str | None]) -> tuple[dict[str, str], dict[str, str]]:

@@ -13,7 +13,10 @@ from sqlalchemy.orm import Session
 from jobs.batches import batches
 from jobs.batches.batches import BatchRequest
 from jobs.batches.lines import quote
-from jobs.errors import InvalidRequest
+from jobs.datasets import dataset_versions, references, version_requests
+from jobs.datasets.tables import DatasetVersion, NamedDataset
+from jobs.datasets.version_requests import VersionRequest
+from jobs.errors import InvalidRequest, NotFound
 from jobs.evals import evals, run_requests, runs
 from jobs.evals.run_requests import RunRequest
 from jobs.finetuning import tuning_requests
@@ -110,6 +113,21 @@ def _submit_eval_run(session: Session, release: Release, request: EvalRunRequest
     return job
 
 
+def _submit_dataset(session: Session, release: Release, request: VersionRequest) -> Job:
+    try:
+        _, _, job = version_requests.submit(
+            session,
+            release.project_id,
+            request,
+            version_id=new_id(dataset_versions.VERSION_PREFIX),
+            actor=release.actor,
+            **release.columns,
+        )
+    except NotFound as error:
+        raise InvalidRequest(error.message, param=error.param, code=error.code) from None
+    return job
+
+
 def _batch_results(_session: Session, job: Job) -> dict[str, object]:
     return {"id": job.id, "output_file_id": job.output_file_id, "error_file_id": job.error_file_id}
 
@@ -122,6 +140,15 @@ def _run_results(session: Session, job: Job) -> dict[str, object]:
     counts = outcomes(session, job)
     graded = {"passed": runs.PASSED, "failed": runs.FAILED, "errored": runs.ERRORED}
     return {"id": job.id, "total": job.total, **{name: counts.get(word, 0) for name, word in graded.items()}}
+
+
+def _dataset_results(session: Session, job: Job) -> dict[str, object]:
+    version = session.get(DatasetVersion, job.id)
+    if version is None:
+        return {"id": job.id}
+    name = session.get_one(NamedDataset, version.dataset_id).name
+    reference = references.reference_of(name, version.number)
+    return {"id": job.id, "version": version.number, "rows": version.rows, "reference": reference}
 
 
 _ROWS: Final = (
@@ -148,6 +175,14 @@ _ROWS: Final = (
         _submit_eval_run,
         ("id", "total", "passed", "failed", "errored"),
         _run_results,
+    ),
+    StepKind(
+        "dataset",
+        "api.datasets.write",
+        VersionRequest,
+        _submit_dataset,
+        ("id", "version", "rows", "reference"),
+        _dataset_results,
     ),
 )
 #: The rows by name.

@@ -202,6 +202,51 @@ def test_splits_are_read_by_batches_evals_and_trainings(datasets: Datasets) -> N
     assert {row["sample"]["output_text"] for row in datasets.by_split(graded)["all"]} == {"Lima", "Oslo"}
 
 
+@pytest.mark.parametrize("endpoint", ["/v1/chat/completions", "/v1/responses"])
+def test_answers_of_a_batch_become_rows(datasets: Datasets, endpoint: str) -> None:
+    client, field = datasets.client, "input" if endpoint == "/v1/responses" else "messages"
+    asked = [f"Ticket {n}: !500" if n == 1 else f"Ticket {n}: where is my refund?" for n in range(4)]
+    bodies = [{"model": "fake-model", field: [{"role": "user", "content": text}]} for text in asked]
+    if field == "input":
+        bodies[0]["input"] = asked[0]
+    rows = [{"custom_id": f"t{n}", "method": "POST", "url": endpoint, "body": body} for n, body in enumerate(bodies)]
+    made = client.batches.create(
+        input_file_id=datasets.upload(rows, "batch"),
+        endpoint=endpoint,  # type: ignore[arg-type]
+        completion_window="24h",
+    )
+    datasets.post("", name="answered")
+    waiting = datasets.post("/answered/versions", sources=[{"type": "batch", "batch_id": made.id}])
+    assert waiting["status"] == "queued"
+    datasets.world.inline.drain(made.id)
+    datasets.world.inline.drain(waiting["id"])
+
+    items = datasets.by_split(datasets.get("/answered/versions/1"))["all"]
+    assert [row["item"]["custom_id"] for row in items] == ["t0", "t2", "t3"]
+    assert [row["item"]["input"][0]["content"] for row in items] == [asked[0], *asked[2:]]
+    assert all(row["sample"]["output_text"] for row in items)
+    version = datasets.add("answered", {"type": "batch", "batch_id": made.id, "format": "messages"})
+    for row, item in zip(datasets.by_split(version)["all"], items, strict=True):
+        assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
+        assert row["messages"][1]["content"] == item["sample"]["output_text"]
+
+    client.files.delete(str(client.batches.retrieve(made.id).output_file_id))
+    gone = datasets.add("answered", {"type": "batch", "batch_id": made.id})
+    assert [error["code"] for error in gone["errors"]["data"]] == ["batch_output_not_found"]
+
+
+def test_batch_without_answers_of_a_model_is_no_source(datasets: Datasets) -> None:
+    datasets.post("", name="none")
+    body = {"model": "fake-model", "input": "Ticket 1"}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": body}
+    file_id = datasets.upload([line], "batch")
+    made = datasets.client.batches.create(input_file_id=file_id, endpoint="/v1/embeddings", completion_window="24h")
+
+    for batch_id, code in ((made.id, "batch_not_found"), ("batch_none", "batch_not_found")):
+        sources = [{"type": "batch", "batch_id": batch_id}]
+        assert refusal(datasets.post, "/none/versions", sources=sources) == (400, code)
+
+
 def test_cancelled_version_leaves_no_file_and_its_removal_no_trace(datasets: Datasets) -> None:
     datasets.post("", name="stopped")
     file_id = datasets.upload(TICKETS)

@@ -68,6 +68,37 @@ def test_steps_run_in_their_order(world: World) -> None:
     assert world.client.batches.retrieve(made["last"]["job_id"]).metadata == {"score": "2 of 2"}
 
 
+def test_answers_of_one_step_are_the_rows_of_the_next(world: World) -> None:
+    post(world, "/datasets", name="answers", split={"type": "random", "parts": [{"name": "all", "fraction": 1.0}]})
+    sources = [{"type": "batch", "batch_id": "{{ answer.id }}"}]
+    rows = {"name": "rows", "kind": "dataset", "request": {"dataset": "answers", "sources": sources}}
+    criterion = {"type": "string_check", "name": "is about a router", "operation": "ilike", "reference": "router"}
+    criterion["input"] = "{{ item.input }}"
+    world.schema = {"type": "object", "properties": {"input": {"type": "array"}}}
+    data = {"type": "jsonl", "source": {"type": "file_id", "id": "{{rows.reference}}/all"}}
+    check = {"name": "check", "kind": "eval_run", "request": {"eval_id": world.eval(criterion), "data_source": data}}
+
+    done = end(world, post(world, "/pipelines", steps=[check, rows, batch_step("answer", questions(world))]))
+
+    made = {step["name"]: step for step in done["steps"]}
+    assert (done["status"], made["rows"]["after"], made["check"]["after"]) == ("completed", ["answer"], ["rows"])
+    run: Any = world.client.evals.runs.retrieve(made["check"]["job_id"], eval_id=check["request"]["eval_id"])  # type: ignore[index]
+    assert (run.result_counts.total, run.result_counts.passed) == (3, 3)
+    assert run.to_dict()["data_source"]["source"]["id"] == "dataset:answers@1/all"
+
+
+def test_dataset_that_is_deleted_meanwhile_fails_its_step(world: World) -> None:
+    post(world, "/datasets", name="answers")
+    sources = [{"type": "batch", "batch_id": "{{answer.id}}"}]
+    rows = {"name": "rows", "kind": "dataset", "request": {"dataset": "answers", "sources": sources}}
+    made = post(world, "/pipelines", steps=[batch_step("answer", questions(world)), rows])
+    world.client.delete("/datasets/answers", cast_to=object)
+
+    done = end(world, made)
+
+    assert (done["status"], done["steps"][1]["error"]["code"]) == ("failed", "dataset_not_found")
+
+
 def test_failed_step_fails_the_pipeline_and_skips_later_steps(world: World) -> None:
     bad = upload(world, "batch", [{"custom_id": "q1", "method": "POST", "url": "/v1/embeddings", "body": {}}])
     made = post(

@@ -3,6 +3,7 @@
     file_id                          the lines of a file, as they are
     stored_completions, responses    stored answers of the project, by the ids that the request has found
     eval_run                         output items of a run, all or those of a status
+    batch                            answers of a batch, each with the messages of its request
 
 Answers and output items become rows of evals, `{"item", "sample"}`, or of trainings, `{"messages"}`.
 """
@@ -16,10 +17,13 @@ from jobs.batches import lines
 from jobs.batches.lines import Bad
 from jobs.errors import NotFound
 from jobs.evals.runs import Evaluation
-from jobs.evals.samples import sample_from_message
+from jobs.evals.samples import sample_from_answer, sample_from_message
 from jobs.evals.tables import EvalRun
+from jobs.files.tables import File
 from jobs.ledger.tables import Job
+from jobs.requests.endpoints import CHAT
 from workers.batches.finishing import outputs_of
+from workers.evals import shown
 from workers.evals.item_sources import LineItems, StoredChatItems, StoredResponseItems, is_deep
 from workers.runtime.context import Context
 
@@ -90,21 +94,48 @@ def _run_rows(context: Context, _job: Job, source: Source) -> Rows:
         for number, raw in enumerate(outputs_of(context, run_id), 1):
             item = _decode(raw)
             if status in (None, item["status"]):
-                shown = item["sample"]
-                output = shown.get("output") or []
+                dialogue = item["sample"]
+                output = dialogue.get("output") or []
                 sample = sample_from_message(output[0]) if output else None
-                yield from _answer_rows(source, item["datasource_item"], sample, shown, number)
+                yield from _answer_rows(source, item["datasource_item"], sample, dialogue, number)
+    except NotFound:
+        yield gone
+
+
+def _batch_rows(context: Context, _job: Job, source: Source) -> Rows:
+    """Yield the rows of the answers of a batch. Its output has them in the order of its input."""
+    gone = Bad("batch_output_not_found", f"The batch '{source['batch_id']}' has no answers, or its files are gone.")
+    with context.db.read() as session:
+        batch = session.get(Job, source["batch_id"])
+        output = session.get(File, batch.output_file_id) if batch and batch.output_file_id else None
+    if batch is None or output is None or output.deleted_at is not None:
+        yield gone
+        return
+    endpoint = batch.endpoint or ""
+    try:
+        with context.storage.reader(batch.input_path or "") as asked, context.storage.reader(output.path) as answered:
+            requests = (_decode(text.raw or b"{}") for text in lines.read(asked))
+            for text in lines.read(answered):
+                answer = _decode(text.raw or b"{}")
+                custom_id = answer["custom_id"]
+                body = next(request for request in requests if request["custom_id"] == custom_id)["body"]
+                given = body.get("messages" if endpoint == CHAT else "input") or []
+                messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
+                reply = answer["response"]["body"]
+                sample = sample_from_answer(endpoint, reply)
+                item = {"custom_id": custom_id, "input": messages, "model": reply.get("model")}
+                yield from _answer_rows(source, item, sample, shown.of_item(sample, messages, body, reply), text.number)
     except NotFound:
         yield gone
 
 
 def _answer_rows(
-    source: Source, item: dict[str, Any], sample: dict[str, Any] | None, shown: Mapping[str, Any], number: int
+    source: Source, item: dict[str, Any], sample: dict[str, Any] | None, dialogue: Mapping[str, Any], number: int
 ) -> Iterator[DatasetRow]:
     """Yield the row of an answer in the format of its source; none of messages where the model has not answered."""
     if source.get("format") == "messages":
-        output = shown.get("output") or []
-        value: dict[str, Any] = {"messages": [*(shown.get("input") or []), *output]}
+        output = dialogue.get("output") or []
+        value: dict[str, Any] = {"messages": [*(dialogue.get("input") or []), *output]}
         if not output:
             return
     else:
@@ -117,4 +148,5 @@ SOURCES: Final[Mapping[str, Callable[[Context, Job, Source], Rows]]] = {
     "file_id": _file_rows,
     **dict.fromkeys(_STORED, _rows_of_answers),
     "eval_run": _run_rows,
+    "batch": _batch_rows,
 }
