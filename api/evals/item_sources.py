@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import msgspec
-from sqlalchemy import exists, or_, select
+from sqlalchemy import exists, func, or_, select
 
 from api.deps import CallContext
 from api.evals.schemas import FileContent, FileReference, Row, StoredCompletions, StoredResponses
@@ -15,6 +15,7 @@ from jobs.errors import InvalidRequest
 from jobs.inference.tables import StoredCompletion, StoredResponse
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
+from jobs.registry.tables import Feedback
 
 #: Stored answers among which those that match are looked for, the newest of the given time.
 LOOKED_AT: Final = 100_000
@@ -81,6 +82,12 @@ def _matching_answers(
     statement = match_metadata(statement, table.metadata_, pairs, sqlite=call.db.sqlite)
     if source.model is not None:
         statement = statement.where(or_(table.requested_model == source.model, table.model == source.model))
+    own = Feedback.project_id == call.project_id, Feedback.target_id == table.id
+    score = select(func.avg(Feedback.score)).where(*own).scalar_subquery()
+    if source.min_score is not None:
+        statement = statement.where(score >= source.min_score)
+    if source.max_score is not None:
+        statement = statement.where(score <= source.max_score)
     if table is StoredResponse:  # those in the background have an answer once their job has succeeded
         statement = statement.where(~exists().where(Job.id == table.id, Job.state != JobState.SUCCEEDED))
     with call.db.read() as session:

@@ -92,6 +92,7 @@ class FileReference(Body):
 
 Source = Annotated[FileContent | FileReference, Field(discriminator="type")]
 _Time = Annotated[int, Field(ge=0, lt=1 << 40)]
+_Score = Annotated[float, Field(ge=-1, le=1)]
 
 
 class _StoredAnswers(Body):
@@ -101,6 +102,8 @@ class _StoredAnswers(Body):
     model: _Model | None = Field(default=None, description="As it was asked for, or as the answer names it.")
     created_after: _Time | None = Field(default=None, description="Inclusive.")
     created_before: _Time | None = Field(default=None, description="Inclusive.")
+    min_score: _Score | None = Field(default=None, description="Of the mean of the feedback on the answer.")
+    max_score: _Score | None = Field(default=None, description="Likewise. Answers without feedback do not match.")
     limit: int = Field(default=MAX_STORED, ge=1, le=MAX_STORED)
 
 

@@ -527,6 +527,26 @@ def test_newest_stored_answers_are_looked_at_up_to_a_bound(
         assert sorted(json.loads(line)["id"] for line in lines) == sorted(newest)
 
 
+@pytest.mark.parametrize(
+    ("selection", "chosen"), [({"min_score": 0.5}, "b"), ({"max_score": 0.2}, "a"), ({"min_score": -1}, "ab")]
+)
+def test_stored_answers_are_selected_by_the_mean_score_of_their_feedback(
+    client: TestClient, app: FastAPI, selection: dict[str, float], chosen: str
+) -> None:
+    services = app.state.services
+    answers = {name: keep_completion_in(services.db, services.storage, "default") for name in "abc"}
+    for name, user, score in (("a", "ann", 1), ("a", "bob", -1), ("b", "ann", 0.6)):
+        target = {"type": "chat.completion", "completion_id": answers[name]}
+        assert client.post("/v1/feedback", json={"target": target, "user": user, "score": score}).status_code == 200
+    made = create(client, data_source_config={"type": "logs"})
+    source = {"type": "completions", "source": {"type": "stored_completions", **selection}}
+
+    run = client.post(f"/v1/evals/{made['id']}/runs", json={"data_source": source}).json()
+
+    with services.storage.reader(runs.items_path(run["id"])) as lines:
+        assert {json.loads(line)["id"] for line in lines} == {answers[name] for name in chosen}
+
+
 def test_project_has_so_many_live_runs_and_no_more(make_app: Callable[..., FastAPI]) -> None:
     app = make_app(project_eval_runs=2)
     client, stranger = (client_of(app, make_key(app, project)) for project in ("default", "another"))
