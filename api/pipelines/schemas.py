@@ -11,6 +11,8 @@ from api.evals.schemas import CreateRun
 from api.finetuning.schemas import CreateFineTuningJob
 from api.http.bodies import Body, Many
 from api.http.fields import Metadata, unix_seconds
+from api.retrieval.queries import Attributes
+from api.retrieval.schemas import ChunkingStrategy
 from jobs.evals.templates import NAMESPACES
 from jobs.ledger.states import LIVE, JobState
 from jobs.ledger.tables import Job
@@ -52,6 +54,15 @@ class DatasetStepRequest(CreateDatasetVersion):
     dataset: str = Field(min_length=1, max_length=64)
 
 
+class IngestionStepRequest(Body):
+    """Files to add to a vector store, which share attributes and chunking. A file that is named twice is added once."""
+
+    vector_store_id: str = Field(min_length=1, max_length=64)
+    file_ids: Annotated[Many[Annotated[str, Field(max_length=64)]], Field(min_length=1)]
+    attributes: Attributes | None = None
+    chunking_strategy: ChunkingStrategy | None = None
+
+
 class _Step(Body):
     name: StepName
     after: Annotated[Many[StepName], Field(max_length=MAX_STEPS)] = Field(
@@ -79,7 +90,12 @@ class DatasetStep(_Step):
     request: DatasetStepRequest
 
 
-Step = Annotated[BatchStep | FineTuningStep | EvalRunStep | DatasetStep, Field(discriminator="kind")]
+class IngestionStep(_Step):
+    kind: Literal["ingestion"]
+    request: IngestionStepRequest
+
+
+Step = Annotated[BatchStep | FineTuningStep | EvalRunStep | DatasetStep | IngestionStep, Field(discriminator="kind")]
 
 
 class CreatePipeline(Body):
@@ -106,7 +122,7 @@ class PipelineStepObject(BaseModel):
     """A step. `job_id` is the job that it has made, null until it is released. A `skipped` step never made one."""
 
     name: str
-    kind: Literal["batch", "fine_tuning", "eval_run", "dataset"]
+    kind: Literal["batch", "fine_tuning", "eval_run", "dataset", "ingestion"]
     after: list[str]
     status: StepStatus
     id: str

@@ -23,8 +23,11 @@ from api.pipelines.schemas import (
     DatasetStepRequest,
     EvalRunStepRequest,
     FineTuningStepRequest,
+    IngestionStepRequest,
     Step,
 )
+from api.retrieval.queries import find_names, get_store
+from api.retrieval.schemas import dump_chunking
 from jobs.batches import batches
 from jobs.batches.batches import BatchRequest
 from jobs.datasets import dataset_versions, version_requests
@@ -36,7 +39,7 @@ from jobs.finetuning.tuning_requests import TuningRequest
 from jobs.pipelines import pipelines
 from jobs.pipelines.pipelines import StepDefinition
 from jobs.pipelines.placeholders import find_references, has_reference
-from jobs.pipelines.steps import KINDS, EvalRunRequest
+from jobs.pipelines.steps import KINDS, EvalRunRequest, IngestionRequest
 from jobs.requests.endpoints import FINE_TUNING
 
 
@@ -128,9 +131,24 @@ def _build_dataset(call: CallContext, body: DatasetStepRequest) -> VersionReques
     return request
 
 
+def _build_ingestion(call: CallContext, body: IngestionStepRequest) -> IngestionRequest:
+    files = [file_id for file_id in body.file_ids if not has_reference(file_id)]
+    with call.db.read() as session:
+        if not has_reference(body.vector_store_id):
+            get_store(session, call, body.vector_store_id, alive=True)
+        find_names(session, call, files, lock=False)
+    return IngestionRequest(
+        vector_store_id=body.vector_store_id,
+        file_ids=body.file_ids,
+        attributes=body.attributes,
+        chunking=dump_chunking(body.chunking_strategy),
+    )
+
+
 _BUILDERS: Final[Mapping[str, Callable[[CallContext, Any], BaseModel]]] = {
     "batch": _build_batch,
     "fine_tuning": _build_fine_tuning,
     "eval_run": _build_eval_run,
     "dataset": _build_dataset,
+    "ingestion": _build_ingestion,
 }

@@ -112,7 +112,7 @@ def ingest(
     Raises: NotFound, ProjectFull, InvalidRequest.
     """
     check_not_full(session, call)
-    names = _files(session, call, list(files))
+    names = find_names(session, call, list(files))
     attachments = [
         Attachment(name, names[name], chunking, attributes) for name, (attributes, chunking) in files.items()
     ]
@@ -122,15 +122,16 @@ def ingest(
     return ingestions.submit(session, store, attachments, actor=call.actor, prefix=prefix, after=after, **columns)
 
 
-def _files(session: Session, call: CallContext, ids: list[str]) -> dict[str, str]:
-    """Return the names of the files by id. Their rows are locked against deletion.
+def find_names(session: Session, call: CallContext, ids: list[str], *, lock: bool = True) -> dict[str, str]:
+    """Return the names of the files by id; with `lock` their rows are locked against deletion.
 
     Raises: NotFound.
     """
     names: dict[str, str] = {}
     for start in range(0, len(ids), 500):
         page = visible(call).where(File.id.in_(ids[start : start + 500])).order_by(File.id)
-        names.update({file.id: file.filename for file in session.scalars(page.with_for_update(read=True))})
+        rows = session.scalars(page.with_for_update(read=True) if lock else page)
+        names.update({file.id: file.filename for file in rows})
     missing = next((name for name in ids if name not in names), None)
     if missing is not None:
         raise NotFound(f"No such File object: {clip(missing)}", param="file_id")

@@ -1,6 +1,7 @@
 """`nightmill feedback`: rate answers, list what users say of them, and compare models by that."""
 
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 
@@ -63,6 +64,15 @@ def list_(
     query |= _filters(model=model, requested_model=requested_model, target_id=answer)
     head = ("feedback", "answer", "score", "model", "user", "created", "comment")
     options.show_entries(options.server.pages("/feedback", query, limit), head, _row)
+
+
+@app.command()
+def delete(
+    options: ServerOptions, feedback: Annotated[str, typer.Argument(metavar="FEEDBACK", help="Its id, fb_….")]
+) -> None:
+    """Delete feedback: it counts no longer."""
+    deleted = options.server.delete(f"/feedback/{quote(feedback, safe='', errors='replace')}")
+    options.show(deleted, f"{feedback} deleted")
 
 
 @app.command()

@@ -21,6 +21,7 @@ _PURPOSES: Final[Mapping[str, Any]] = {
     "fine_tuning": "fine-tune",
     "eval_run": "evals",
     "dataset": "user_data",
+    "ingestion": "user_data",
 }
 
 

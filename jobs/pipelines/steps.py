@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from sqlalchemy.orm import Session
 
 from jobs.batches import batches
@@ -19,6 +19,7 @@ from jobs.datasets.version_requests import VersionRequest
 from jobs.errors import InvalidRequest, NotFound
 from jobs.evals import evals, run_requests, runs
 from jobs.evals.run_requests import RunRequest
+from jobs.files import lookup
 from jobs.finetuning import tuning_requests
 from jobs.finetuning.tuning_requests import TuningRequest
 from jobs.fleet.access import Work
@@ -29,6 +30,9 @@ from jobs.ledger.progress import outcomes
 from jobs.ledger.tables import Job
 from jobs.registry import models
 from jobs.requests.endpoints import FINE_TUNING
+from jobs.retrieval import ingestions
+from jobs.retrieval.attachments import Attachment, is_over
+from jobs.retrieval.tables import VectorStore
 from jobs.settings import Settings
 from jobs.usage.project_limits import limit_of
 
@@ -73,6 +77,34 @@ class EvalRunRequest(RunRequest):
     """A checked request for a run of the eval `eval_id`."""
 
     eval_id: str
+
+
+class IngestionRequest(BaseModel):
+    """A checked request to add files to a vector store. They share `attributes` and `chunking`, as rows store them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vector_store_id: str
+    file_ids: list[str]
+    attributes: dict[str, Any] | None = None
+    chunking: dict[str, Any] | None = None
+
+
+def _submit_ingestion(session: Session, release: Release, request: IngestionRequest) -> Job:
+    store = session.get(VectorStore, request.vector_store_id)
+    if store is None or store.project_id != release.project_id or store.parent_id is not None or is_over(store):
+        message = f"No vector store found with id '{quote(request.vector_store_id)}', or it has expired."
+        raise InvalidRequest(message, param="vector_store_id", code="vector_store_not_found")
+    attachments = list[Attachment]()
+    for file_id in sorted(set(request.file_ids)):  # locked in one order
+        file = lookup.find(session, release.project_id, file_id)
+        if file is None:
+            message = f"No file found with id '{quote(file_id)}'."
+            raise InvalidRequest(message, param="file_ids", code="file_not_found")
+        attachments.append(Attachment(file.id, file.filename, request.chunking, request.attributes))
+    return ingestions.submit(
+        session, store, attachments, actor=release.actor, prefix=ingestions.FILE_BATCH, **release.columns
+    )
 
 
 def _submit_batch(session: Session, release: Release, request: BatchRequest) -> Job:
@@ -142,6 +174,10 @@ def _run_results(session: Session, job: Job) -> dict[str, object]:
     return {"id": job.id, "total": job.total, **{name: counts.get(word, 0) for name, word in graded.items()}}
 
 
+def _ingestion_results(_session: Session, job: Job) -> dict[str, object]:
+    return {"id": job.id, "vector_store_id": job.payload["store_id"]}
+
+
 def _dataset_results(session: Session, job: Job) -> dict[str, object]:
     version = session.get(DatasetVersion, job.id)
     if version is None:
@@ -152,6 +188,14 @@ def _dataset_results(session: Session, job: Job) -> dict[str, object]:
 
 
 _ROWS: Final = (
+    StepKind(
+        "ingestion",
+        "api.vector_stores.write",
+        IngestionRequest,
+        _submit_ingestion,
+        ("id", "vector_store_id"),
+        _ingestion_results,
+    ),
     StepKind(
         "batch",
         "api.batch.write",

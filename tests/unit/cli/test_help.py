@@ -19,7 +19,7 @@ EXPECTED = {
     "run-batch", "models list", "models add", "models probe", "models pull", "models remove",
     "prompts list", "prompts show", "prompts create", "prompts version", "prompts update", "prompts archive",
     "prompts diff",
-    "feedback add", "feedback list", "feedback summary",
+    "feedback add", "feedback list", "feedback delete", "feedback summary",
     "aliases list", "aliases set", "aliases show", "aliases delete",
     "pipelines run", "pipelines list", "pipelines show", "pipelines graph", "pipelines resume", "pipelines cancel",
     "datasets create", "datasets add", "datasets list", "datasets show", "datasets versions", "datasets rows",

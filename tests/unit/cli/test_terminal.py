@@ -333,6 +333,7 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "prompts diff": (True, [["prompts", "diff", "x", "1", "2"]]),
     "feedback add": (True, [["feedback", "add", "resp_x", "up"], ["feedback", "add", STORED, "up"]]),
     "feedback list": (True, [["feedback", "list"], ["feedback", "list", "--json"]]),
+    "feedback delete": (False, [["feedback", "delete", "fb_x"]]),
     "feedback summary": (True, [["feedback", "summary"], ["feedback", "summary", "--json"]]),
     "aliases list": (True, [["aliases", "list"], ["aliases", "list", "--json"]]),
     "aliases set": (True, [["aliases", "set", "a", "m"], ["aliases", "set", HOSTILE, "m"]]),

@@ -108,6 +108,50 @@ def test_step_makes_its_job_from_the_results_of_earlier_steps(app: FastAPI, clie
     assert shown["data_source"]["input_messages"]["template"][0]["content"] == "{{ item.question }}"
 
 
+def test_ingestion_adds_its_files_to_the_store(client: TestClient, steps: Steps) -> None:
+    store = client.post("/v1/vector_stores", json={"name": "manuals"}).json()["id"]
+    file_id = upload(client, "user_data")
+    request = {"vector_store_id": store, "file_ids": [file_id, file_id], "attributes": {"team": "support"}}
+    (step,) = create_pipeline(client, {"name": "read", "kind": "ingestion", "request": request})["steps"]
+
+    made = steps.release(step)
+
+    batch = client.get(f"/v1/vector_stores/{store}/file_batches/{made}").json()
+    assert (batch["file_counts"]["total"], batch["status"]) == (1, "in_progress")
+    assert client.get(f"/v1/vector_stores/{store}/files/{file_id}").json()["attributes"] == {"team": "support"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "request_", "code", "param"),
+    [
+        ("ingestion", {"vector_store_id": "vs_none", "file_ids": ["file-a"]}, "not_found", "vector_store_id"),
+        ("ingestion", {"vector_store_id": "vs_none", "file_ids": []}, "array_below_min_length", "file_ids"),
+        ("dataset", {"dataset": "none", "sources": [{"type": "file_id", "id": "f"}]}, "dataset_not_found", "dataset"),
+        ("dataset", {"dataset": "own", "sources": [{"type": "file_id", "id": "f"}]}, "file_not_found", "sources[0].id"),
+        (
+            "dataset",
+            {"dataset": "own", "sources": [{"type": "stored_completions"}]},
+            "unsupported_value",
+            "sources[0].type",
+        ),
+        (
+            "dataset",
+            {"dataset": "own", "sources": [{"type": "batch", "batch_id": "{{a.output_file_id}}"}]},
+            "step_not_found",
+            "sources[0].batch_id",
+        ),
+    ],
+)
+def test_step_of_files_or_rows_that_there_are_not_is_refused(
+    client: TestClient, kind: str, request_: dict[str, Any], code: str | None, param: str
+) -> None:
+    client.post("/v1/datasets", json={"name": "own"})
+
+    status, given, path = error_of(client, {"name": "b", "kind": kind, "request": request_})
+
+    assert (status in (400, 404), given, path) == (True, code, f"steps[0].request.{param}")
+
+
 def test_pipeline_completes_with_its_last_step(client: TestClient, steps: Steps) -> None:
     made = create_pipeline(client, batch_step("a", upload(client, "batch")))
     (step,) = made["steps"]

@@ -46,6 +46,15 @@ def test_thumbs_and_numbers_are_saved_and_listed(run: Run, web: FastAPI) -> None
     assert "ada" not in output(run("list", "--min-score", "0.5"))
 
 
+def test_deleted_feedback_is_listed_no_more(run: Run, web: FastAPI) -> None:
+    kept, gone = (output(run("add", store_completion(web), score)) for score in ("up", "down"))
+
+    output(run("delete", gone))
+
+    assert [json.loads(row)["id"] for row in output(run("list", "--json")).split("\n")] == [kept]
+    assert "No feedback found" in str(run("delete", gone).exception)
+
+
 def test_summary_shows_models_and_their_difference(run: Run, web: FastAPI) -> None:
     for model, scores in (("small", "up down down"), ("large", "up up")):
         chat = store_completion(web, model=model)
