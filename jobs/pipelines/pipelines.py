@@ -35,6 +35,11 @@ from jobs.usage.project_limits import limit_of
 
 NAME: Final = "pipeline"
 PREFIX: Final = "pipe_"
+EVENTS: Final[dict[str, str]] = {
+    "succeeded": "pipeline.completed",
+    "failed": "pipeline.failed",
+    "cancelled": "pipeline.cancelled",
+}
 STEP: Final = "pipeline_step"
 STEP_PREFIX: Final = "step_"
 PERMISSION: Final = "api.pipelines.write"
@@ -260,11 +265,7 @@ PIPELINE: Final = Kind(
     "Pipeline",
     PREFIX,
     Pipeline,
-    {
-        "succeeded": "pipeline.completed",
-        "failed": "pipeline.failed",
-        "cancelled": "pipeline.cancelled",
-    },
+    EVENTS,
     resources=("pipelines",),
     permission=PERMISSION,
     window=None,

@@ -103,7 +103,8 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 
 def _campaign(folder: Path, seed: int, url: str, shared: Servers | None, vllm: bool) -> Campaign:
     if not vllm:
-        return Campaign(folder, seed, url, mix=Mix(tuned=2, evaluated=2, limited=True), servers=shared)
+        mix = Mix(tuned=2, evaluated=2, pipelines=2, limited=True)
+        return Campaign(folder, seed, url, mix=mix, servers=shared)
     mix = Mix(lines=(40, 120), poison=(), cancelled=0, models=_REAL, judged=False, stores=0, repeated=False)
     slow: dict[str, Any] = {"width": 2, "stubbed": False, "patience": _PATIENCE, "environment": _DEATHS}
     return Campaign(folder, seed, url, mix=mix, servers=shared, **slow)

@@ -26,6 +26,7 @@ from tests.chaos.journal import Journal
 from tests.chaos.judging import await_settled, judge_stores
 from tests.chaos.judging_evaluated import await_evaluated, judge_evaluated
 from tests.chaos.judging_ours import await_kept, judge_broken, judge_caches, judge_mirror
+from tests.chaos.judging_pipelines import await_pipelines, judge_pipelines
 from tests.chaos.judging_tuned import await_trained, judge_tuned
 from tests.chaos.judging_usage import await_limited, judge_limited
 from tests.chaos.limited_projects import Administrator, create_limited_projects, output_of, set_prices
@@ -278,6 +279,7 @@ class Campaign:
         await_kept(self)
         await_trained(self)
         await_evaluated(self)
+        await_pipelines(self)
         await_limited(self)
         self.journal.note(f"drained in {time.monotonic() - began:.1f} s")
 
@@ -295,7 +297,7 @@ class Campaign:
         if pending := load.client.pending(load.endpoint_id):
             blame(f"F16: {pending} webhooks are still pending")
         blame(*self.reader.violations())
-        blame(*oracle.once(client, load.jobs, load.tuners.keys))
+        blame(*oracle.once(client, load.jobs, [*load.tuners.keys, *load.pipeline_clients.keys]))
         for job in [job for job in load.jobs if job not in load.open]:
             result = self.results[job.key] = oracle.fetch(client, job.batch_id)
             for check in (oracle.ended, oracle.complete, oracle.counted):
@@ -327,6 +329,7 @@ class Campaign:
         if self.mix.tuned:
             judge_tuned(self)
         judge_evaluated(self)
+        judge_pipelines(self)
         judge_broken(self)
 
     def _judge_responses(self) -> None:

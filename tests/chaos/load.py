@@ -8,6 +8,7 @@
     repeaters       of two projects, ask the same again and again (`repeaters`)
     tuners          train models, and ask for them (`tuners`)
     evaluators      keep some runs of evals open (`evaluators`)
+    pipeline_clients   keep some pipelines open (`pipeline_clients`)
     limited         work in projects with limits, and change those (`limited_projects`)
     hooks           verifies each webhook soon after it came
 
@@ -32,12 +33,14 @@ from standardwebhooks import WebhookVerificationError
 
 from jobs.evals import runs as eval_runs
 from jobs.finetuning import jobs as finetuning
+from jobs.pipelines import pipelines
 from jobs.retrieval import attachments, ingestions
 from jobs.webhooks.sending import new_secret
 from tests.chaos.askers import Askers
 from tests.chaos.evaluators import Evaluators
 from tests.chaos.journal import Journal
 from tests.chaos.limited_projects import LimitedProjects
+from tests.chaos.pipeline_clients import PipelineClients
 from tests.chaos.repeaters import Repeater
 from tests.chaos.source_client import SourceClient
 from tests.chaos.store_clients import StoreClients
@@ -56,6 +59,7 @@ _EVENTS = (
     *(*dict.fromkeys(ingestions.EVENTS.values()), *attachments.EVENTS),
     *finetuning.EVENTS.values(),
     *dict.fromkeys(eval_runs.EVENTS.values()),
+    *pipelines.EVENTS.values(),
 )
 _POLL_SECONDS = 0.25
 _AWAY = frozenset({408, 503})  # nobody answered in time, or there is nobody
@@ -198,6 +202,7 @@ class Mix:
     repeated: bool = True  # questions to the caches
     tuned: int = 0  # fine-tuning jobs, open at once; with them questions to what they trained
     evaluated: int = 0  # runs of evals, open at once
+    pipelines: int = 0  # open at once
     limited: bool = False  # projects with limits
 
 
@@ -249,6 +254,7 @@ class Load:
     repeaters: tuple[Repeater, ...] = field(init=False)
     tuners: Tuners = field(init=False)
     evaluators: Evaluators = field(init=False)
+    pipeline_clients: PipelineClients = field(init=False)
     _heard: int = 0
     _due: list[tuple[float, Job]] = field(default_factory=list)
     _asked: dict[str, float] = field(default_factory=dict)
@@ -271,6 +277,8 @@ class Load:
         self.tuners = Tuners(self.client, self.journal, rng, self.mix.tuned, moved)
         rng = random.Random(self.rng.getrandbits(32)) if self.mix.evaluated else rng
         self.evaluators = Evaluators(self.client, self.journal, rng, self.mix.evaluated, moved, model=model)
+        rng = random.Random(self.rng.getrandbits(32)) if self.mix.pipelines else rng
+        self.pipeline_clients = PipelineClients(self.client, self.journal, rng, self.mix.pipelines, moved, model=model)
 
     def __enter__(self) -> "Load":
         self.endpoint_id, self.endpoint_secret = self.client.listen(self.receiver)
@@ -280,6 +288,7 @@ class Load:
         works += [self._repeat] if self.mix.repeated else []
         works += [self._tune, self._ask_tuned] if self.mix.tuned else []
         works += [self._evaluate] if self.mix.evaluated else []
+        works += [self._pipe] if self.mix.pipelines else []
         works += [self._spend, self._meter, self._revoke] if self.limited else []
         for work in works:
             thread = threading.Thread(target=self._guarded, args=(work,), name=work.__name__, daemon=True)
@@ -411,6 +420,10 @@ class Load:
 
     def _evaluate(self) -> None:
         self.evaluators.step(feeding=self.feeding.is_set())
+        self._stop.wait(_POLL_SECONDS)
+
+    def _pipe(self) -> None:
+        self.pipeline_clients.step(feeding=self.feeding.is_set())
         self._stop.wait(_POLL_SECONDS)
 
     def _spend(self) -> None:

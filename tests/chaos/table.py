@@ -43,6 +43,7 @@ def _totals(campaign: Campaign) -> list[str]:
         _ours(campaign),
         _tuned(campaign),
         _evaluated(campaign),
+        _pipelines(campaign),
         _limited(campaign),
         f"repeated requests: {campaign.rework()}, bound {campaign.bound()}",
         f"cancelled after {_span(load.cancel_seconds)}; longest standstill {campaign.longest_standstill():.1f} s",
@@ -97,6 +98,12 @@ def _evaluated(campaign: Campaign) -> str:
     return (
         f"{len(evaluations)} runs of evals ({ends}), {sum(len(evaluation.right) for evaluation in evaluations)} items"
     )
+
+
+def _pipelines(campaign: Campaign) -> str:
+    pipelines = campaign.load.pipeline_clients.jobs
+    ends = dict(Counter(pipeline.status for pipeline in pipelines))
+    return f"{len(pipelines)} pipelines ({ends}), {sum(pipeline.lines for pipeline in pipelines)} lines"
 
 
 def _limited(campaign: Campaign) -> str:
