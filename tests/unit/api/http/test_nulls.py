@@ -1,7 +1,7 @@
 """A null stands for the default, for each optional field of each JSON body in the OpenAPI document."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -73,6 +73,7 @@ _ROW_SOURCES: Final[list[dict[str, Any]]] = [
     {"type": "stored_completions"},
     {"type": "responses"},
     {"type": "eval_run", "run_id": "evalrun_x"},
+    {"type": "batch", "batch_id": "batch_x"},
 ]
 #: Beside the requests of `calls`: those that have the objects in which other optional fields are.
 _TARGETS: Final = [
@@ -80,6 +81,13 @@ _TARGETS: Final = [
     {"type": "batch.line", "batch_id": "batch_x", "custom_id": "a"},
     {"type": "eval.run.output_item", "run_id": "evalrun_x", "output_item_id": "outputitem_x"},
 ]
+_STEPS: Final[Mapping[str, dict[str, Any]]] = {
+    "batch": BODIES["POST", "/v1/batches"]["json"],
+    "fine_tuning": BODIES["POST", "/v1/fine_tuning/jobs"]["json"],
+    "eval_run": BODIES["POST", "/v1/evals/{eval_id}/runs"]["json"] | {"eval_id": "eval_x"},
+    "dataset": {"dataset": "refunds", "sources": [{"type": "file_id", "id": "file-x"}]},
+    "ingestion": {"vector_store_id": "vs_x", "file_ids": ["file-x"]},
+}
 NESTED: Final[list[tuple[str, dict[str, Any]]]] = [
     ("/v1/organization/invites", {"projects": [{"id": "proj_x", "role": "member"}]}),
     ("/v1/uploads", {"expires_after": _EXPIRY}),
@@ -113,6 +121,10 @@ NESTED: Final[list[tuple[str, dict[str, Any]]]] = [
     *(("/v1/evals", {"testing_criteria": [grader]}) for grader in _GRADERS),
     *(("/v1/datasets", {"name": f"of-{split['type']}", "split": split}) for split in _SPLITS),
     *(("/v1/datasets/{dataset}/versions", {"sources": [source]}) for source in _ROW_SOURCES),
+    *(
+        ("/v1/pipelines", {"steps": [{"name": "a", "kind": kind, "request": request}]})
+        for kind, request in _STEPS.items()
+    ),
     ("/v1/evals", {"data_source_config": {"type": "logs"}}),
     *(("/v1/evals/{eval_id}/runs", {"data_source": source}) for source in _SOURCES),
 ]
