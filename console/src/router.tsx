@@ -8,6 +8,7 @@ import { Layout } from "@/components/Layout";
 import { Loading } from "@/components/Loading";
 import { Page } from "@/components/Page";
 import { newBatchSearch } from "@/pages/batches/address";
+import { datasetSearch } from "@/pages/datasets/address";
 import { filesSearch } from "@/pages/files/address";
 import { newEvalSearch, runSearch } from "@/pages/evals/address";
 import { newTuningSearch, tuningSearch } from "@/pages/finetuning/address";
@@ -76,6 +77,9 @@ const routes = root.addChildren([
   page("/models", () => import("@/pages/fleet/models/Models"), modelsSearch),
   page("/files", () => import("@/pages/files/Files"), filesSearch),
   page("/files/$fileId", () => import("@/pages/files/FilePage")),
+  page("/datasets", () => import("@/pages/datasets/Datasets")),
+  page("/datasets/$datasetId", () => import("@/pages/datasets/DatasetPage"), datasetSearch),
+  page("/datasets/$datasetId/versions/new", () => import("@/pages/datasets/NewVersion")),
   page("/vector-stores", () => import("@/pages/retrieval/Stores")),
   page("/vector-stores/$storeId", () => import("@/pages/retrieval/StorePage"), storeSearch),
   page("/playground", () => import("@/pages/inference/Playground"), playgroundSearch),

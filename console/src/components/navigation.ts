@@ -12,6 +12,7 @@ const GROUPS: readonly (readonly [title: string, entries: readonly Entry[]])[] =
       ["/jobs", "Jobs"],
       ["/batches/new", "New batch"],
       ["/files", "Files"],
+      ["/datasets", "Datasets"],
       ["/vector-stores", "Vector stores"],
       ["/prompts", "Prompts"],
       ["/playground", "Playground"],

@@ -17,6 +17,7 @@ const PAGES = {
   tuning: { ids: /^ftjob-\w/, name: "the fine-tuning job", link: (jobId) => linkOptions({ to: "/fine-tuning/$jobId", params: { jobId } }) },
   job: { ids: JOB_IDS, name: "the job", link: (jobId) => linkOptions({ to: "/jobs/$jobId", params: { jobId } }) },
   file: { ids: /^file-\w/, name: "the file", link: (fileId) => linkOptions({ to: "/files/$fileId", params: { fileId } }) },
+  dataset: { ids: /^ds_\w/, name: "the dataset", link: (datasetId) => linkOptions({ to: "/datasets/$datasetId", params: { datasetId } }) },
   store: { ids: /^vs_\w/, name: "the vector store", link: (storeId) => linkOptions({ to: "/vector-stores/$storeId", params: { storeId } }) },
   model: { ids: /^ft:./, name: "the model", link: (model) => linkOptions({ to: "/models", search: { model } }) },
   eval: { ids: /^eval_\w/, name: "the evaluation", link: (evalId) => linkOptions({ to: "/evals/$evalId", params: { evalId } }) },

@@ -210,6 +210,7 @@ function Settings({ job }: { job: JobObject }) {
             ["Output file", shownId(job.output_file_id)],
             ["Error file", shownId(job.error_file_id)],
             ["Vector store", shownId(job.vector_store_id)],
+            ["Dataset", shownId(job.dataset_id)],
             ["Evaluation", shownId(job.eval_id)],
             ["Run", job.eval_id && <RunLink evalId={job.eval_id} runId={job.id} />],
             ["Fine-tuning job", job.kind === "finetuning" && <ObjectLink id={job.id} kind="tuning" />],
