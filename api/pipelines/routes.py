@@ -1,7 +1,9 @@
 """Pipelines: created, listed, cancelled and resumed."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
+from fastapi import Query
 from fastapi.responses import Response
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
@@ -13,7 +15,7 @@ from api.http.idempotency import Idempotent
 from api.http.paging import After, Limit20, Order, Page, find, page
 from api.http.space import check_not_full, count_if_due
 from api.jobs.retry import submit_retry
-from api.pipelines.schemas import CreatePipeline, PipelineObject, show_pipeline, status_of
+from api.pipelines.schemas import CreatePipeline, PipelineObject, PipelineStatus, show_pipeline, states_of, status_of
 from api.pipelines.step_requests import define_steps
 from jobs.errors import InvalidRequest, NotFound
 from jobs.ledger.kinds import Retry
@@ -22,6 +24,7 @@ from jobs.ledger.tables import Job
 from jobs.pipelines import pipelines
 
 router = resource("Pipelines", area="pipelines")
+Status = Annotated[PipelineStatus | None, Query(description="Only pipelines of this status.")]
 
 
 @router.post("/pipelines", response_model=PipelineObject)
@@ -53,10 +56,15 @@ def create_pipeline(call: Call, once: Idempotent, body: CreatePipeline) -> Respo
 
 
 @router.get("/pipelines")
-def list_pipelines(call: Call, after: After = None, limit: Limit20 = 20, order: Order = "desc") -> Page[PipelineObject]:
+def list_pipelines(
+    call: Call, after: After = None, limit: Limit20 = 20, order: Order = "desc", status: Status = None
+) -> Page[PipelineObject]:
     """List the project's pipelines, with their steps."""
+    listed = _pipelines_of(call)
+    if status is not None:
+        listed = listed.where(Job.state.in_(states_of(status)))
     with call.db.read() as session:
-        rows, more = find(session, _pipelines_of(call), Job, after=after, limit=limit, order=order)
+        rows, more = find(session, listed, Job, after=after, limit=limit, order=order)
         shown = {pipeline.id: pipeline for pipeline in _show(session, rows)}
     return page(rows, more, lambda job: shown[job.id])
 

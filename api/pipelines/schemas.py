@@ -156,6 +156,11 @@ def status_of(job: Job) -> PipelineStatus:
     return _STATUS[job.state]
 
 
+def states_of(status: PipelineStatus) -> list[str]:
+    """Return the states of the jobs whose pipelines have a status."""
+    return [state for state, shown in _STATUS.items() if shown == status]
+
+
 def show_pipeline(job: Job, steps: Mapping[str, Any], made: Mapping[str, Any]) -> PipelineObject:
     """Return a pipeline as clients see it. `steps` are the jobs of its steps by id, `made` the jobs that they made."""
     payload = Pipeline.model_validate(job.payload)

@@ -17,6 +17,7 @@ import { logsSearch, playgroundSearch } from "@/pages/inference/address";
 import { jobSearch, jobsSearch } from "@/pages/jobs/address";
 import { organizationSearch, projectSearch } from "@/pages/organization/address";
 import { overviewSearch } from "@/pages/overview/address";
+import { pipelinesSearch } from "@/pages/pipelines/address";
 import { auditSearch } from "@/pages/security/address";
 import { newVersionSearch, promptSearch, promptsSearch } from "@/pages/prompts/address";
 import { storeSearch } from "@/pages/retrieval/address";
@@ -73,6 +74,9 @@ const routes = root.addChildren([
   page("/audit", () => import("@/pages/security/Audit"), auditSearch),
   page("/jobs", () => import("@/pages/jobs/Jobs"), jobsSearch),
   page("/jobs/$jobId", () => import("@/pages/jobs/Job"), jobSearch),
+  page("/pipelines", () => import("@/pages/pipelines/Pipelines"), pipelinesSearch),
+  page("/pipelines/new", () => import("@/pages/pipelines/NewPipeline")),
+  page("/pipelines/$pipelineId", () => import("@/pages/pipelines/PipelinePage")),
   page("/batches/new", () => import("@/pages/batches/NewBatch"), newBatchSearch),
   page("/models", () => import("@/pages/fleet/models/Models"), modelsSearch),
   page("/files", () => import("@/pages/files/Files"), filesSearch),

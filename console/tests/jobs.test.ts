@@ -3,9 +3,9 @@
 import { describe, expect, it } from "vitest";
 
 import { answerText, cut } from "@/pages/jobs/cut";
-import { layers, type GraphJob } from "@/pages/jobs/layers";
 import { cancellable, hasResults, isBatch, isLive, kindLabel, lifeline, mayCancel, mayRetry, retryable, type JobObject } from "@/pages/jobs/life";
 import { fromLocalInput, toLocalInput } from "@/components/address";
+import { layers, type GraphNode } from "@/components/layers";
 import { waitOf } from "@/pages/jobs/waiting";
 import { jobSearch, jobsSearch, metadataPairs } from "@/pages/jobs/address";
 
@@ -144,8 +144,8 @@ describe("texts of models", () => {
 });
 
 describe("a graph of jobs", () => {
-  const job = (id: string, ...after: string[]): GraphJob => ({ id, kind: "generation", state: "queued", waiting_for: null, after });
-  const ids = (jobs: GraphJob[]) => layers(jobs).map((layer) => layer.map(({ id }) => id));
+  const job = (id: string, ...after: string[]): GraphNode => ({ id, after });
+  const ids = (jobs: GraphNode[]) => layers(jobs).map((layer) => layer.map(({ id }) => id));
 
   it("shows each job behind those that it waits for", () => {
     expect(ids([job("d", "b", "c"), job("a"), job("b", "a"), job("c", "b"), job("x")])).toEqual([["a", "x"], ["b"], ["c"], ["d"]]);

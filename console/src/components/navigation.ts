@@ -11,6 +11,7 @@ const GROUPS: readonly (readonly [title: string, entries: readonly Entry[]])[] =
     [
       ["/jobs", "Jobs"],
       ["/batches/new", "New batch"],
+      ["/pipelines", "Pipelines"],
       ["/files", "Files"],
       ["/datasets", "Datasets"],
       ["/vector-stores", "Vector stores"],

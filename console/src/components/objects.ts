@@ -15,6 +15,7 @@ const JOB_IDS = new RegExp(`^(${KINDS.map(({ prefix }) => prefix).join("|")})\\w
 /** The pages of objects by kind: the only place that knows which id has which page. The first that matches has it. */
 const PAGES = {
   tuning: { ids: /^ftjob-\w/, name: "the fine-tuning job", link: (jobId) => linkOptions({ to: "/fine-tuning/$jobId", params: { jobId } }) },
+  pipeline: { ids: /^pipe_\w/, name: "the pipeline", link: (pipelineId) => linkOptions({ to: "/pipelines/$pipelineId", params: { pipelineId } }) },
   job: { ids: JOB_IDS, name: "the job", link: (jobId) => linkOptions({ to: "/jobs/$jobId", params: { jobId } }) },
   file: { ids: /^file-\w/, name: "the file", link: (fileId) => linkOptions({ to: "/files/$fileId", params: { fileId } }) },
   dataset: { ids: /^ds_\w/, name: "the dataset", link: (datasetId) => linkOptions({ to: "/datasets/$datasetId", params: { datasetId } }) },

@@ -1,14 +1,17 @@
 import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 
+import type { Schema } from "@/api/client";
 import { get } from "@/api/get";
 import { Empty } from "@/components/Empty";
 import { words } from "@/components/format";
+import { After, LayeredGraph } from "@/components/LayeredGraph";
 import { Loaded } from "@/components/Loaded";
 import { State } from "@/components/State";
 
-import { layers, type GraphJob } from "./layers";
 import { kindLabel } from "./life";
+
+type GraphJob = Schema<"GraphJob">;
 
 const REFRESH = 5_000;
 
@@ -30,36 +33,24 @@ function Layers({ jobs, truncated, jobId }: { jobs: readonly GraphJob[]; truncat
   return (
     <>
       {truncated && <p className="banner">There are more dependencies than are shown.</p>}
-      <div className="graph">
-        {layers(jobs).map((layer, depth) => (
-          <ul key={depth} className="plain" aria-label={`Step ${depth + 1}`}>
-            {layer.map((job) => (
-              <Node key={job.id} job={job} isCurrent={job.id === jobId} />
-            ))}
-          </ul>
-        ))}
-      </div>
+      <LayeredGraph nodes={jobs} currentId={jobId}>
+        {(job) => <Node job={job} isCurrent={job.id === jobId} />}
+      </LayeredGraph>
     </>
   );
 }
 
 function Node({ job, isCurrent }: { job: GraphJob; isCurrent: boolean }) {
   return (
-    <li className={isCurrent ? "card stack current" : "card stack"} aria-current={isCurrent || undefined}>
+    <>
       <div className="row">
         <State state={job.state} />
         <span>{kindLabel(job.kind)}</span>
       </div>
       {isCurrent ? <code className="break">{job.id}</code> : <JobLink id={job.id} />}
       {job.waiting_for && <span className="muted small">{words(job.waiting_for)}</span>}
-      {job.after.length > 0 && (
-        <span className="muted small break">
-          after {job.after.length === 1 ? "" : `${job.after.length} jobs: `}
-          {job.after.slice(0, 5).join(", ")}
-          {job.after.length > 5 && " …"}
-        </span>
-      )}
-    </li>
+      <After after={job.after} noun="jobs" />
+    </>
   );
 }
 

@@ -213,6 +213,7 @@ function Settings({ job }: { job: JobObject }) {
             ["Dataset", shownId(job.dataset_id)],
             ["Evaluation", shownId(job.eval_id)],
             ["Run", job.eval_id && <RunLink evalId={job.eval_id} runId={job.id} />],
+            ["Pipeline", job.kind === "pipeline" && <ObjectLink id={job.id} />],
             ["Fine-tuning job", job.kind === "finetuning" && <ObjectLink id={job.id} kind="tuning" />],
             ["Window", job.completion_window],
             ["Deadline", shownTime(job.deadline)],
