@@ -40,6 +40,7 @@ from tests.support import worker_steps
 from tests.support.console import HOSTILE, Deployment
 from tests.support.eval_client import SAME, SCHEMA
 from tests.support.inline_deployment import MODEL, chat_line, jsonl
+from tests.support.pipeline_requests import batch_step
 
 BASE: Final = "smollm2-135m-instruct"
 TUNED: Final = f"ft:{BASE}:default:{'s' * 40}:1"
@@ -64,6 +65,13 @@ PAGES: Final = {
     "new-batch-file": "/batches/new?source=file",
     "files": "/files",
     "file": "/files/{file}",
+    "datasets": "/datasets",
+    "dataset": "/datasets/{dataset}",
+    "dataset-failed": "/datasets/{dataset}?version=2",
+    "new-dataset-version": "/datasets/{dataset}/versions/new",
+    "pipelines": "/pipelines",
+    "new-pipeline": "/pipelines/new",
+    "pipeline": "/pipelines/{pipeline}",
     "stores": "/vector-stores",
     "store": "/vector-stores/{store}",
     "store-search": "/vector-stores/{store}?tab=search",
@@ -108,6 +116,7 @@ PAGES: Final = {
 def make_everything(deployment: Deployment) -> dict[str, str]:
     """Make one of everything in the project `default`; return the ids by the names that `PAGES` uses."""
     ids = {"tuned": TUNED, **_make_run(deployment)}  # first: to run it, the dispatcher ticks
+    ids |= {"dataset": _make_dataset(deployment), "pipeline": _make_pipeline(deployment)}
     ids |= _make_batches(deployment) | {"tuning": _make_tuning(deployment)}
     ids |= {"prompt": _make_prompt(deployment), "report": _make_report(deployment)}
     with deployment.inline.db.write() as session:
@@ -134,6 +143,34 @@ def _make_run(deployment: Deployment) -> dict[str, str]:
     deployment.inline.drain(run.id, timeout=60)
     deployment.inline.wait_until_idle()
     return {"eval": evaluation.id, "run": run.id}
+
+
+def _make_dataset(deployment: Deployment) -> str:
+    """Make a dataset with a complete version and one that has failed; return its id."""
+    post: Any = deployment.client.post
+    parts = [{"name": "p" * 32, "fraction": 0.5}, {"name": "q" * 32, "fraction": 0.5}]
+    split = {"type": "group", "by": f"/{HOSTILE.replace('/', '')}", "parts": parts}
+    fields = {"name": "d" * 63, "description": TEXT, "metadata": {"note": TEXT}, "split": split}
+    path = f"/datasets/{post('/datasets', body=fields, cast_to=object)['id']}"
+    for rows in ([{split["by"][1:]: n, "text": TEXT} for n in range(9)], [{"text": TEXT}]):
+        file = deployment.client.files.create(file=("rows.jsonl", jsonl(rows)), purpose="user_data")
+        sources = [{"type": "file_id", "id": file.id}]
+        version = post(f"{path}/versions", body={"sources": sources, "git_commit": "0" * 64}, cast_to=object)
+        deployment.inline.drain(version["id"], timeout=60)
+    return path.rpartition("/")[2]
+
+
+def _make_pipeline(deployment: Deployment) -> str:
+    """Make a pipeline with steps that have completed, that have failed, and that were skipped; return its id."""
+    post: Any = deployment.client.post
+    lines = [jsonl([chat_line("a", TEXT)]), jsonl([{"custom_id": TEXT, "body": {}}])]
+    files = [deployment.client.files.create(file=("r.jsonl", each), purpose="batch").id for each in lines]
+    steps = [batch_step(letter * 32, files[n % 2], after=["s" * 32] * (n > 0)) for n, letter in enumerate("sftu")]
+    steps[3]["after"] = ["f" * 32, "t" * 32]
+    made = post("/pipelines", body={"name": SHORT, "steps": steps, "metadata": {"note": TEXT}}, cast_to=object)
+    deployment.inline.drain(made["id"], timeout=60)
+    deployment.inline.wait_until_idle()
+    return str(made["id"])
 
 
 def create_batch(deployment: Deployment, **fields: Any) -> str:

@@ -136,6 +136,8 @@ def test_file_name_cannot_be_disguised_by_an_override(
 MISSING = {
     "job": "/jobs/{job}",
     "file": "/files/{file}",
+    "dataset": "/datasets/{dataset}",
+    "pipeline": "/pipelines/{pipeline}",
     "store": "/vector-stores/{store}",
     "tuning": "/fine-tuning/{tuning}",
     "eval": "/evals/{eval}",

@@ -180,6 +180,11 @@ def fill_evaluation(tab: Page) -> None:
     tab.get_by_label("Name of the evaluation").fill("capitals")
 
 
+def fill_pipeline(tab: Page) -> None:
+    tab.get_by_label("Steps", exact=True).click()
+    tab.get_by_label("Steps", exact=True).fill("steps: [{name: sort, kind: batch, request: {}}]")
+
+
 def ask_model(tab: Page) -> None:
     tab.get_by_label("Question").click()
     tab.get_by_label("Question").fill("Where is Bern?")
@@ -199,6 +204,7 @@ INPUTS: dict[str, tuple[str, Callable[[Page], None]]] = {
     "new-batch-table": ("/batches/new", choose_table),
     "new-tuning": ("/fine-tuning/new", fill_tuning),
     "new-eval": ("/evals/new", fill_evaluation),
+    "new-pipeline": ("/pipelines/new", fill_pipeline),
     "playground": (f"/playground?model={BASE}", ask_model),
     "upload": ("/files", begin_upload),
 }
