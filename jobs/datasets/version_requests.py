@@ -79,7 +79,7 @@ def resolve(
 def _resolve_file(session: Session, project_id: str, param: str, source: Source, lock: bool) -> dict[str, Any]:
     field = f"{param}.id"
     ids, pins = references.pin(session, project_id, {field: source["id"]})
-    file = lookup.find(session, project_id, ids.get(field, source["id"]), lock=lock)
+    file = lookup.find(session, project_id, ids.get(field, str(source["id"])), lock=lock)
     if file is None:
         raise _missing(field, "file", source["id"])
     if file.purpose not in _PURPOSES:

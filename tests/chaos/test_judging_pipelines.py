@@ -20,7 +20,7 @@ FOUND: dict[str, Any] = {
 WHOLE = KnownPipeline("pipe-000", 20, id="pipe_1", status="completed", steps=STEPS)
 
 
-def test_pipeline_with_one_job_for_each_step_passes() -> None:
+def test_pipeline_with_a_job_for_each_step_passes() -> None:
     waiting = {**STEPS, "check": {"job_id": None, "status": "skipped", "error": None}}
     cancelled = replace(WHOLE, status="cancelled", cancelled=True, steps=waiting)
 

@@ -68,7 +68,7 @@ def test_steps_run_in_their_order(world: World) -> None:
     assert world.client.batches.retrieve(made["last"]["job_id"]).metadata == {"score": "2 of 2"}
 
 
-def test_answers_of_one_step_are_the_rows_of_the_next(world: World) -> None:
+def test_answers_of_a_step_become_rows_of_the_next_step(world: World) -> None:
     post(world, "/datasets", name="answers", split={"type": "random", "parts": [{"name": "all", "fraction": 1.0}]})
     sources = [{"type": "batch", "batch_id": "{{ answer.id }}"}]
     rows = {"name": "rows", "kind": "dataset", "request": {"dataset": "answers", "sources": sources}}

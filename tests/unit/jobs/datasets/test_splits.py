@@ -30,7 +30,7 @@ def test_parts_have_their_shares_of_rows() -> None:
     assert abs(counts["train"] - 8000) < 160  # four standard deviations
 
 
-def test_equal_rows_in_two_spellings_are_in_one_part() -> None:
+def test_equal_rows_in_two_spellings_are_in_the_same_part() -> None:
     split = parse_split({"type": "random", "parts": PARTS})
 
     assert all(names_of(split, {"a": n, "b": 2}) == names_of(split, {"b": 2, "a": n}) for n in range(50))
@@ -42,7 +42,7 @@ def test_seed_moves_rows() -> None:
     assert any(names_of(split, {"id": n}, 1) != names_of(split, {"id": n}, 2) for n in range(50))
 
 
-def test_rows_of_a_group_are_in_one_part_whatever_else_they_hold() -> None:
+def test_rows_of_a_group_are_in_the_same_part() -> None:
     split = parse_split({"type": "group", "by": "/user/id", "parts": PARTS})
 
     for user in range(40):
@@ -58,7 +58,7 @@ def test_each_row_is_in_its_fold_and_in_the_training_files_of_all_others() -> No
         assert trainings == [f"train_{index}" for index in range(3) if str(index) != own]
 
 
-def test_rows_of_one_time_are_not_cut_apart() -> None:
+def test_rows_of_the_same_time_are_not_cut_apart() -> None:
     split = parse_split({"type": "temporal", "by": "/at", "parts": PARTS})
     assert isinstance(split, TemporalSplit)
 
@@ -68,7 +68,7 @@ def test_rows_of_one_time_are_not_cut_apart() -> None:
     assert split.cuts([5.0]) == [float("inf")]  # the single row is in the first part
 
 
-def test_rows_of_a_dataset_without_a_split_are_in_one_file() -> None:
+def test_rows_of_a_dataset_without_a_split_are_in_a_single_file() -> None:
     assert {name for n in range(50) for name in names_of(WHOLE, {"id": n})} == {"all"}
 
 
