@@ -42,7 +42,7 @@ ABSENT: Final = frozenset({
 })  # fmt: skip
 #: Path parameters of the objects of `Stock`.
 OBJECTS: Final = frozenset({
-    "alias", "api_key_id", "batch_id", "completion_id", "conversation_id", "eval_id", "feedback_id",
+    "alias", "api_key_id", "batch_id", "completion_id", "conversation_id", "dataset", "eval_id", "feedback_id",
     "file_batch_id", "file_id", "fine_tuning_job_id", "index_id", "item_id", "job_id", "model", "output_item_id",
     "pipeline_id", "prompt_id", "response_id",
     "run_id", "schedule_id", "source_id", "upload_id", "vector_store_id", "version", "webhook_endpoint_id",

@@ -10,6 +10,8 @@ export const STEP_KINDS = {
   batch: { label: "Batch", purpose: "batch" },
   fine_tuning: { label: "Fine-tuning", purpose: "fine-tune" },
   eval_run: { label: "Evaluation run", purpose: "evals" },
+  dataset: { label: "Dataset version", purpose: "user_data" },
+  ingestion: { label: "Files of a vector store", purpose: "user_data" },
 } as const satisfies Readonly<Record<Step["kind"], { label: string; purpose: Schema<"CreateUpload">["purpose"] }>>;
 
 /** Return whether a pipeline goes on. */
