@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from openai import OpenAI
 
 from tests.chaos.pipeline_clients import KnownPipeline
-from tests.support.oracle import Told
+from tests.support.oracle import Told, told_once
 
 if TYPE_CHECKING:
     from tests.chaos.campaign import Campaign
@@ -60,7 +60,4 @@ def faults(pipeline: KnownPipeline, found: dict[str, Any]) -> Iterator[str]:
 
 def told(pipeline: KnownPipeline, hooks: Sequence[Told]) -> list[str]:
     """Return why the end of a pipeline was not told as one event, under one webhook-id."""
-    kinds = {(hook.webhook_id, hook.id, hook.type) for hook in hooks if hook.subject == pipeline.id}
-    if len(kinds) == 1 and {kind for _, _, kind in kinds} == {f"pipeline.{pipeline.status}"}:
-        return []
-    return [f"{pipeline.key}: {pipeline.status}, told as {sorted(kinds)}"]
+    return told_once(pipeline.key, pipeline.id, pipeline.status, f"pipeline.{pipeline.status}", hooks)

@@ -13,7 +13,7 @@ from typing import Any
 from openai import OpenAI
 
 from jobs.evals import runs
-from tests.support.oracle import Told
+from tests.support.oracle import Told, told_once
 
 #: The criteria of all runs. No answer of the stub is a judgement: the judge's results are errors.
 SAME: Mapping[str, Any] = {
@@ -128,7 +128,4 @@ def _counts(evaluation: Evaluation, outcome: Outcome) -> Iterator[str]:
 
 def told(evaluation: Evaluation, hooks: Iterable[Told]) -> list[str]:
     """Return why the end of a run was not told as one event, under one webhook-id."""
-    kinds = {(hook.webhook_id, hook.id, hook.type) for hook in hooks if hook.subject == evaluation.id}
-    if len(kinds) == 1 and {kind for _, _, kind in kinds} == {_EVENTS.get(evaluation.status)}:
-        return []
-    return [f"{evaluation.key}: {evaluation.status}, told as {sorted(kinds)}"]
+    return told_once(evaluation.key, evaluation.id, evaluation.status, _EVENTS.get(evaluation.status), hooks)

@@ -320,6 +320,14 @@ def told(job: Job, status: str, events: Sequence[Told]) -> list[str]:
     return []
 
 
+def told_once(key: str, subject: str, status: str, event_type: str | None, hooks: Iterable[Told]) -> list[str]:
+    """Return why the end of a job was not told as one event of this type, under one webhook-id."""
+    kinds = {(hook.webhook_id, hook.id, hook.type) for hook in hooks if hook.subject == subject}
+    if len(kinds) == 1 and {kind for _, _, kind in kinds} == {event_type}:
+        return []
+    return [f"{key}: {status}, told as {sorted(kinds)}"]
+
+
 def answered(one: Asked, seen: Sequence[Response], events: Sequence[Told]) -> list[str]:
     """I1, I2, I3 and I5 of a response: it ends, with the answer to its own prompt, never goes back, and is told."""
     if not seen or seen[-1].status not in ANSWERED:
@@ -328,10 +336,7 @@ def answered(one: Asked, seen: Sequence[Response], events: Sequence[Told]) -> li
     for before, after in pairwise(seen):
         if before.status in ANSWERED or _far(after) < _far(before):
             faults.append(f"{one.key}: went from {before.status} to {after.status}")
-    kinds = {(event.webhook_id, event.id, event.type) for event in events if event.subject == one.id}
-    if len(kinds) != 1 or {kind for _, _, kind in kinds} != {f"response.{last.status}"}:
-        faults.append(f"{one.key}: {last.status}, told as {sorted(kinds)}")
-    return faults
+    return faults + told_once(one.key, one.id, last.status, f"response.{last.status}", events)
 
 
 def _right(one: Asked, last: Response) -> list[str]:

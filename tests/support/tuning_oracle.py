@@ -27,7 +27,7 @@ from jobs.registry.tables import TunedModel
 from tests.support.fake_engine import VOICE
 from tests.support.fake_trainer import loss_of, weights_of
 from tests.support.idle_workers import BASE
-from tests.support.oracle import Told
+from tests.support.oracle import Told, told_once
 from workers.finetuning.results import HEADER
 
 EPOCHS, BATCH, _ROWS = 2, 2, 20
@@ -103,10 +103,7 @@ def judge(client: OpenAI, tuning: Tuning) -> Iterator[str]:
 
 def told(tuning: Tuning, hooks: Iterable[Told]) -> list[str]:
     """Return why the end of a job was not told as one event, under one webhook-id."""
-    kinds = {(hook.webhook_id, hook.id, hook.type) for hook in hooks if hook.subject == tuning.id}
-    if len(kinds) == 1 and {kind for _, _, kind in kinds} == {f"fine_tuning.job.{tuning.status}"}:
-        return []
-    return [f"{tuning.key}: {tuning.status}, told as {sorted(kinds)}"]
+    return told_once(tuning.key, tuning.id, tuning.status, f"fine_tuning.job.{tuning.status}", hooks)
 
 
 def losses(tuning: Tuning, found: Mapping[int, float], count: int) -> Iterator[str]:
