@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 class Followed(Protocol):
     """A job as its client knows it. The `id` is empty until the job is created."""
 
+    key: str
     id: str
+    status: str
 
     @property
     def ended(self) -> bool: ...

@@ -11,6 +11,7 @@ from jobs.retrieval.attachments import AGAIN_SECONDS
 from jobs.settings import Settings
 from tests.chaos.faults import ALL_FAULTS
 from tests.chaos.inside import Inside, inside
+from tests.chaos.job_clients import JobClients
 from tests.chaos.repeaters import TEXTS
 from tests.support import oracle, store_oracle
 from tests.support.store_oracle import KnownStore
@@ -22,7 +23,15 @@ if TYPE_CHECKING:
     from tests.chaos.campaign import Campaign
 
 _SETTLE_SECONDS = 90.0
+_JOB_SECONDS = 120.0
 _PURGE_SECONDS = AGAIN_SECONDS + 30.0
+
+
+def await_jobs(campaign: "Campaign", clients: JobClients[Any], fault: str) -> None:
+    """I1: every job of these clients that was accepted ends; `fault` says what has not happened in time."""
+    if not clients.await_idle(_JOB_SECONDS * campaign.patience):
+        late = ", ".join(f"{job.key} {job.status}" for job in clients.open)
+        campaign.journal.violation(f"I1: {fault}: {late}")
 
 
 def await_settled(campaign: "Campaign") -> None:

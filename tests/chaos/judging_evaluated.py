@@ -5,21 +5,17 @@ from typing import TYPE_CHECKING
 
 import openai
 
+from tests.chaos.judging import await_jobs
 from tests.support import eval_oracle
 from tests.support.eval_oracle import Evaluation
 
 if TYPE_CHECKING:
     from tests.chaos.campaign import Campaign
 
-_SETTLE_SECONDS = 120.0
-
 
 def await_evaluated(campaign: "Campaign") -> None:
     """I1: every run that was accepted ends."""
-    evaluators = campaign.load.evaluators
-    if not evaluators.await_idle(_SETTLE_SECONDS * campaign.patience):
-        late = ", ".join(f"{evaluation.key} {evaluation.status}" for evaluation in evaluators.open)
-        campaign.journal.violation(f"I1: not evaluated in time: {late}")
+    await_jobs(campaign, campaign.load.evaluators, "not evaluated in time")
 
 
 def judge_evaluated(campaign: "Campaign") -> None:

@@ -5,21 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 from openai import OpenAI
 
+from tests.chaos.judging import await_jobs
 from tests.chaos.pipeline_clients import KnownPipeline
 from tests.support.oracle import Told, told_once
 
 if TYPE_CHECKING:
     from tests.chaos.campaign import Campaign
 
-_SETTLE_SECONDS = 120.0
-
 
 def await_pipelines(campaign: "Campaign") -> None:
     """I1: every pipeline that was accepted ends."""
-    clients = campaign.load.pipeline_clients
-    if not clients.await_idle(_SETTLE_SECONDS * campaign.patience):
-        late = ", ".join(f"{pipeline.key} {pipeline.status}" for pipeline in clients.open)
-        campaign.journal.violation(f"I1: pipelines have not ended in time: {late}")
+    await_jobs(campaign, campaign.load.pipeline_clients, "pipelines have not ended in time")
 
 
 def judge_pipelines(campaign: "Campaign") -> None:

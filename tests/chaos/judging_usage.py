@@ -13,7 +13,7 @@ from jobs.ledger.tables import TOKENS, Job, Segment
 from jobs.requests.endpoints import EMBEDDINGS, SEARCH
 from jobs.usage import budgets, minutes
 from jobs.usage.tables import Reservation, Spend, UsageMinute
-from tests.chaos.judging import opened
+from tests.chaos.judging import await_jobs, opened
 from tests.chaos.limited_projects import METERED, RATE, LimitedProjects, days_around
 from tests.support import oracle, usage_oracle
 from tests.support.system import CACHED_MODEL, MODEL, SCALED, wait_for
@@ -22,7 +22,6 @@ from tests.support.usage_oracle import LimitedBatch, Tokens, UsageRow, sum_token
 if TYPE_CHECKING:
     from tests.chaos.campaign import Campaign
 
-_SETTLE_SECONDS = 120.0
 #: Until usage is added up and reservations of answered requests are purged.
 _RECORD_SECONDS = budgets.RECORDED_SECONDS + 30.0
 #: What a worker that is killed loses of the usage of interactive requests, in seconds.
@@ -38,9 +37,7 @@ def await_limited(campaign: "Campaign") -> None:
     if (limited := campaign.load.limited) is None:
         return
     for clients in (limited.budgeted, limited.revoked):
-        if not clients.await_idle(_SETTLE_SECONDS * campaign.patience):
-            late = ", ".join(f"{batch.key} {batch.status}" for batch in clients.open)
-            campaign.journal.violation(f"I1: not ended in time under a limit: {late}")
+        await_jobs(campaign, clients, "not ended in time under a limit")
 
 
 def judge_limited(campaign: "Campaign", limited: LimitedProjects) -> None:

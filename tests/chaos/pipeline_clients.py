@@ -9,6 +9,7 @@ from typing import Any
 import openai
 
 from tests.chaos.job_clients import JobClients
+from tests.support.inline_deployment import chat_line, jsonl
 
 _LINES = (20, 80)
 _CANCELLED = 0.15  # the share of the pipelines
@@ -48,7 +49,8 @@ class PipelineClients(JobClients[KnownPipeline]):
         pipeline = KnownPipeline(f"pipe-{len(self.jobs):03d}", self.rng.randint(*_LINES))
         self.jobs.append(pipeline)
         key, sdk, once = pipeline.key, self.client.sdk, {"Idempotency-Key": pipeline.key}
-        lines = "".join(f"{self._line(key, n)}\n" for n in range(pipeline.lines)).encode()
+        names = [f"{key}-{n:04d}" for n in range(pipeline.lines)]
+        lines = jsonl([chat_line(name, f"Say {name}", model=self.model) for name in names])
         file = sdk.files.create(file=(f"{key}.jsonl", lines), purpose="batch", extra_headers=once)
         self._post("/datasets", once, name=key)
         config: Any = {"type": "custom", "item_schema": {"type": "object"}, "include_sample_schema": True}
@@ -79,11 +81,6 @@ class PipelineClients(JobClients[KnownPipeline]):
             self.moved()
         job.steps = {step["name"]: step for step in shown["steps"]}
         job.status = shown["status"]
-
-    def _line(self, key: str, number: int) -> str:
-        body = f'{{"model": "{self.model}", "messages": [{{"role": "user", "content": "Say {key}-{number:04d}"}}]}}'
-        head = f'"custom_id": "{key}-{number:04d}", "method": "POST", "url": "/v1/chat/completions"'
-        return f'{{{head}, "body": {body}}}'
 
     def _post(self, path: str, once: dict[str, str], **body: Any) -> Any:
         return self.client.sdk.post(path, cast_to=object, body=body, options={"headers": once})
