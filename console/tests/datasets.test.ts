@@ -42,11 +42,13 @@ it("a source is named by its kind and by what selects its rows", () => {
   const run = { type: "eval_run", run_id: "evalrun_1", status: "fail", format: "messages" } as const;
   expect([sourceLabel(run), describeConditions(run)]).toEqual(["Evaluation run", "status: fail, format: messages"]);
   expect(sourceLabel({ type: "file_id", id: "file-1", reference: "dataset:refunds@1/train" })).toBe("Dataset");
+  expect([sourceLabel({ type: "batch", batch_id: "batch_1" }), describeConditions({ type: "batch", batch_id: "batch_1" })]).toEqual(["Batch", ""]);
   expect(describeConditions({ type: "file_id", id: "file-1" })).toBe("");
   expect(describeConditions({ type: "responses", metadata: { team: "support" }, model: null })).toBe('metadata: {"team":"support"}');
 });
 
-it("the id of a run names its output items, and any other text a file", () => {
+it("the id of a run names its output items, that of a batch its answers, and any other text a file", () => {
+  expect(sourceNamed("batch_1")).toEqual({ type: "batch", batch_id: "batch_1", format: "items" });
   expect(sourceNamed("evalrun_1")).toEqual({ type: "eval_run", run_id: "evalrun_1", format: "items" });
   expect(sourceNamed("dataset:refunds@1/train")).toEqual({ type: "file_id", id: "dataset:refunds@1/train" });
 });

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import expect
 
 from jobs.db.engine import Database
-from tests.support.console import HOSTILE, Console, Deployment, console_of, deployed
+from tests.support.console import HOSTILE, Console, Deployment, deployed
 
 pytestmark = pytest.mark.verify
 
@@ -24,12 +24,6 @@ TICKETS = [
 def deployment(db: Database, tmp_path: Path) -> Iterator[Deployment]:
     with deployed(db, tmp_path) as deployment:
         yield deployment
-
-
-@pytest.fixture
-def console(deployment: Deployment, browser: Browser) -> Iterator[Console]:
-    with console_of(browser, deployment) as console:
-        yield console
 
 
 def jsonl_file(name: str, rows: list[Any]) -> Any:

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import expect
 
 from jobs.db.engine import Database
 from jobs.ledger.states import TERMINAL
 from jobs.ledger.tables import Job
-from tests.support.console import HOSTILE, Console, Deployment, console_of, deployed
+from tests.support.console import HOSTILE, Console, Deployment, deployed
 from tests.support.eval_client import SAME, SCHEMA, items
 from tests.support.inline_deployment import MODEL, chat_line, jsonl
 from tests.support.pipeline_requests import batch_step
@@ -54,12 +54,6 @@ steps:
 def deployment(db: Database, tmp_path: Path) -> Iterator[Deployment]:
     with deployed(db, tmp_path) as deployment:
         yield deployment
-
-
-@pytest.fixture
-def console(deployment: Deployment, browser: Browser) -> Iterator[Console]:
-    with console_of(browser, deployment) as console:
-        yield console
 
 
 def ticket_lines() -> bytes:

@@ -105,7 +105,7 @@ function Actions({ dataset }: { dataset: Dataset }) {
 function NoVersions({ dataset }: { dataset: Dataset }) {
   return (
     <Empty title="No versions yet" action={<NewLink dataset={dataset} />} command={`nightmill datasets add ${dataset.name} tickets.jsonl`}>
-      A version has the rows of files, of stored answers or of evaluation runs.
+      A version has the rows of files, of stored answers, of evaluation runs or of batches.
     </Empty>
   );
 }

@@ -15,7 +15,7 @@ import { SourceFields, type ChosenSource } from "./SourceFields";
 
 const route = getRouteApi("/datasets/$datasetId/versions/new");
 
-/** Make a version of a dataset from files, runs of evaluations and splits of datasets. */
+/** Make a version of a dataset from files, runs of evaluations, batches and splits of datasets. */
 export default function NewVersion() {
   const { datasetId } = route.useParams();
   const dataset = useQuery(get("/v1/datasets/{dataset}", { path: { dataset: datasetId } }));

@@ -64,7 +64,7 @@ export function SourceFields({ sources, onChange }: SourceFieldsProps) {
             />
           </Field>
           <div className="row by-id">
-            <Field label="Add by id" hint="A file, an evaluation run, or a split: dataset:refunds@1/train">
+            <Field label="Add by id" hint="A file, an evaluation run, a batch, or a split: dataset:refunds@1/train">
               <Input
                 maxLength={192}
                 value={id}

@@ -105,7 +105,7 @@ const SOURCES: readonly Column<Source & { index: number }>[] = [
   {
     id: "object",
     header: "Object",
-    cell: ({ id, reference, run_id: run }) => (reference ? <code className="break">{reference}</code> : <Named id={id ?? run} />),
+    cell: ({ id, reference, run_id: run, batch_id: batch }) => (reference ? <code className="break">{reference}</code> : <Named id={id ?? run ?? batch} />),
   },
   { id: "conditions", header: "Selected by", cell: (source) => <span className="break">{describeConditions(source) || "all rows"}</span>, wide: true },
 ];

@@ -21,10 +21,11 @@ interface SplitRule {
 
 /** A source of a version, as the API shows it. */
 export interface Source {
-  readonly type: "file_id" | "stored_completions" | "responses" | "eval_run";
+  readonly type: "file_id" | "stored_completions" | "responses" | "eval_run" | "batch";
   readonly id?: string;
   readonly reference?: string;
   readonly run_id?: string;
+  readonly batch_id?: string;
   readonly [condition: string]: unknown;
 }
 
@@ -98,7 +99,7 @@ export function sourcesOf(version: Version): readonly Source[] {
   return version.sources as readonly unknown[] as readonly Source[];
 }
 
-const SOURCE_WORDS = { file_id: "File", stored_completions: "Stored chats", responses: "Stored responses", eval_run: "Evaluation run" } as const;
+const SOURCE_WORDS = { file_id: "File", stored_completions: "Stored chats", responses: "Stored responses", eval_run: "Evaluation run", batch: "Batch" } as const;
 
 /** Return the words for the kind of a source. */
 export function sourceLabel({ type, reference }: Source): string {
@@ -107,16 +108,17 @@ export function sourceLabel({ type, reference }: Source): string {
 
 /** Return what the rows of a source are selected by, and their form: model: m, status: fail, format: messages. */
 export function describeConditions(source: Source): string {
-  const conditions = Object.entries(source).filter(([name, value]) => !["type", "id", "reference", "run_id"].includes(name) && value !== null && value !== undefined);
+  const conditions = Object.entries(source).filter(([name, value]) => !["type", "id", "reference", "run_id", "batch_id"].includes(name) && value !== null && value !== undefined);
   return conditions.map(([name, value]) => `${name}: ${typeof value === "string" ? value : JSON.stringify(value)}`).join(", ");
 }
 
-/** Return the source that a text names: a run of an evaluation, or a file or a split of a dataset. */
-export function sourceNamed(text: string): Schema<"OutputItemRows"> | Schema<"DatasetFileSource"> {
+/** Return the source that a text names: a run of an evaluation, a batch, or a file or a split of a dataset. */
+export function sourceNamed(text: string): Schema<"OutputItemRows"> | Schema<"BatchRows"> | Schema<"DatasetFileSource"> {
+  if (text.startsWith("batch_")) return { type: "batch", batch_id: text, format: "items" };
   return text.startsWith("evalrun_") ? { type: "eval_run", run_id: text, format: "items" } : { type: "file_id", id: text };
 }
 
-/** Return whether a version is being made. */
+/** Return whether a version is no longer being made: it is complete, or will not be. */
 export function isMade({ status }: Pick<Version, "status">): boolean {
   return status !== "queued" && status !== "in_progress";
 }

@@ -25,7 +25,10 @@ export function StepResults({ step, jobId }: { step: Step; jobId: string }) {
 function Made({ step, job }: { step: Step; job: JobObject }) {
   if (step.kind === "batch") return <BatchFiles job={job} />;
   if (step.status !== "completed") return null;
-  return step.kind === "fine_tuning" ? <TunedModel jobId={job.id} /> : job.eval_id && <Grades evalId={job.eval_id} runId={job.id} />;
+  if (step.kind === "fine_tuning") return <TunedModel jobId={job.id} />;
+  if (job.eval_id) return <Grades evalId={job.eval_id} runId={job.id} />;
+  const made = job.dataset_id ?? job.vector_store_id;
+  return made && <ObjectLink id={made} />;
 }
 
 function BatchFiles({ job: { output_file_id: output, error_file_id: errors } }: { job: JobObject }) {
