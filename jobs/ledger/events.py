@@ -14,7 +14,11 @@ from jobs.ledger.tables import Job
 from jobs.webhooks.tables import Delivery, Event, WebhookEndpoint
 
 #: The types of events of no job that webhooks may subscribe to, as `kinds.event_types` has those of jobs.
-OTHER_TYPES: Final = {"webhook_endpoint.disabled": "we_", "spend.alert.reached": "alert_"}
+OTHER_TYPES: Final = {
+    "webhook_endpoint.disabled": "we_",
+    "spend.alert.reached": "alert_",
+    "model.alias.moved": "amove_",
+}
 
 _INSERT = insert(table_of(Event))
 _ENABLED = select(WebhookEndpoint.id, WebhookEndpoint.event_types).where(

@@ -1,17 +1,92 @@
 """Aliases: the names by which a project asks for models that have other names. An alias never stands for an alias.
 
-`jobs.fleet.access` says which model answers for a name: what has the name itself comes before an alias.
+    a request ─▶ draw by the weights ─▶ the target, if live workers serve it ─▶ else the first fallback that they serve
+
+A draw takes a point from 0 up to 1. A sticky alias takes the hash of who asks, so that each of its users has the same
+point in each draw. The targets are laid along the points backwards, the last one first: a last target that grows keeps
+the users that it had. `jobs.fleet.access` says which model answers: what has the name itself comes before an alias.
+
+Each change of a routing is a move. Moves stay for ever, so that what answered a name at a time can be said later.
 """
 
-from collections.abc import Sequence
-from typing import Final
+import hashlib
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any, Final, Literal
 
-from sqlalchemy import func, select
+import msgspec
+from sqlalchemy import ColumnElement, Select, and_, func, select
 from sqlalchemy.orm import Session
 
-from jobs.registry.tables import Alias
+from jobs.clock import now
+from jobs.errors import Conflict
+from jobs.ids import new_id
+from jobs.ledger import events
+from jobs.registry.tables import Alias, AliasMove
 
 MAX_ALIASES: Final = 1000  # of a project
+MAX_MOVES: Final = 100_000  # of a project
+MAX_TARGETS: Final = 8
+MAX_FALLBACKS: Final = 4
+WHOLE: Final = 100  # the sum of the weights
+PREFIX: Final = "amove_"
+MOVED: Final = "model.alias.moved"
+_POINTS: Final = 1 << 64
+
+Action = Literal["create", "update", "revert", "rollback", "delete"]
+
+
+class Target(msgspec.Struct, frozen=True):
+    """A model, and the percentage of the requests that it is to answer."""
+
+    model: str
+    weight: int
+
+
+class AliasRouting(msgspec.Struct, frozen=True):
+    """The models of an alias. The weights of `targets` sum to 100; the first one is the incumbent.
+
+    With `sticky` each user has the same target. `fallbacks` answer where no live worker serves the target.
+    """
+
+    targets: tuple[Target, ...]
+    sticky: bool = False
+    fallbacks: tuple[str, ...] = ()
+
+    @property
+    def models(self) -> list[str]:
+        return [*(target.model for target in self.targets), *self.fallbacks]
+
+    def model_at(self, point: float) -> str:
+        """Return the target at a point, which is at least 0 and below 1."""
+        ends = accumulate(target.weight for target in reversed(self.targets))
+        reached = (t for t, end in zip(reversed(self.targets), ends, strict=True) if point * WHOLE < end)
+        return next(reached, self.targets[0]).model
+
+    def to_json(self) -> dict[str, Any]:
+        fields: dict[str, Any] = msgspec.to_builtins(self)
+        return fields
+
+
+def single(model: str) -> AliasRouting:
+    """Return the routing of all requests to one model."""
+    return AliasRouting((Target(model, WHOLE),))
+
+
+def read_routing(fields: Mapping[str, Any]) -> AliasRouting:
+    """Return the routing that a row stores."""
+    return msgspec.convert(fields, AliasRouting)
+
+
+def routing_of(alias: Alias) -> AliasRouting:
+    """Return the routing of an alias."""
+    return single(alias.model) if alias.routing is None else read_routing(alias.routing)
+
+
+def point_of(project_id: str, name: str, subject: str) -> float:
+    """Return the point of a subject, who asks, in each draw of a sticky alias."""
+    digest = hashlib.sha256("\0".join((project_id, name, subject)).encode(errors="replace")).digest()
+    return (int.from_bytes(digest[:8]) >> 11 << 11) / _POINTS  # 53 bits: a double below 1
 
 
 def find(session: Session, name: str, project_id: str, *, lock: bool = False) -> Alias | None:
@@ -28,3 +103,81 @@ def aliases_of(session: Session, project_id: str) -> Sequence[Alias]:
 def count(session: Session, project_id: str) -> int:
     """Return how many aliases a project has."""
     return session.scalar(select(func.count()).select_from(Alias).where(Alias.project_id == project_id)) or 0
+
+
+# ── moves ──
+
+
+def set_routing(alias: Alias, routing: AliasRouting) -> None:
+    """Give an alias its routing. `model` is the incumbent, which an older version of this service asks alone."""
+    alias.model, alias.updated_at = routing.targets[0].model, now()
+    alias.routing = routing.to_json()
+
+
+def record_move(
+    session: Session,
+    alias: Alias,
+    action: Action,
+    *,
+    actor: str,
+    reason: str | None = None,
+    gate: Mapping[str, Any] | None = None,
+) -> AliasMove:
+    """Add the move that an alias has just made, and its event. The caller holds the lock of the project.
+
+    Raises: Conflict, where the project has as many moves as it may have; its aliases can still be deleted.
+    """
+    last = session.scalar(select(func.max(AliasMove.number)).where(AliasMove.project_id == alias.project_id)) or 0
+    if last >= MAX_MOVES and action != "delete":
+        message = f"The aliases of a project move at most {MAX_MOVES} times. Use another project."
+        raise Conflict(message, param="alias", code="too_many_alias_moves")
+    move = AliasMove(
+        id=new_id(PREFIX),
+        project_id=alias.project_id,
+        name=alias.name,
+        number=last + 1,
+        at=now(),
+        action=action,
+        actor=actor,
+        reason=reason,
+    )
+    if gate is not None:  # JSON null is not NULL
+        move.gate = dict(gate)
+    if action != "delete":
+        move.routing = routing_of(alias).to_json()
+    session.add(move)
+    data = {"id": move.id, "alias": move.name, "action": action, "routing": move.routing, "reason": reason}
+    event = events.record(session, subject_id=move.id, seq=1, project_id=move.project_id, type=MOVED, data=data)
+    session.flush()
+    events.fan_out(session, event)
+    return move
+
+
+def moves_of(name: str, project_id: str) -> Select[AliasMove]:
+    """Select the moves of a project's alias, and of former ones of its name."""
+    return select(AliasMove).where(_of_alias(name, project_id))
+
+
+def last_move(session: Session, name: str, project_id: str, *, until: float | None = None) -> AliasMove | None:
+    """Return the last move of an alias, or the last one before the time `until`."""
+    moves = moves_of(name, project_id)
+    if until is not None:
+        moves = moves.where(AliasMove.at < until)
+    return session.scalar(moves.order_by(AliasMove.number.desc()).limit(1))
+
+
+def creation_of(session: Session, move: AliasMove) -> AliasMove:
+    """Return the move that made the alias that a move is of."""
+    made = moves_of(move.name, move.project_id).where(AliasMove.number <= move.number, AliasMove.action == "create")
+    return session.scalars(made.order_by(AliasMove.number.desc()).limit(1)).one()
+
+
+def former_routing(session: Session, alias: Alias) -> AliasRouting | None:
+    """Return the routing that an alias had before its last move; None where it has moved only when it was made."""
+    moves = moves_of(alias.name, alias.project_id).order_by(AliasMove.number.desc()).limit(2)
+    before = session.scalars(moves).all()[1:]
+    return read_routing(before[0].routing) if before and before[0].routing is not None else None
+
+
+def _of_alias(name: str, project_id: str) -> ColumnElement[bool]:
+    return and_(AliasMove.project_id == project_id, AliasMove.name == name)

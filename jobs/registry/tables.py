@@ -1,4 +1,4 @@
-"""Tuned models, the permissions by which other projects may ask for a checkpoint, aliases of models, and feedback."""
+"""Tuned models, permissions for their checkpoints, aliases of models and their moves, and feedback."""
 
 from typing import Any
 
@@ -55,6 +55,7 @@ class CheckpointPermission(Base):
 class Alias(Base):
     """A name by which a project asks for a `model`, which no alias has as its name.
 
+    `routing` is a `jobs.registry.aliases.AliasRouting` whose first target is `model`; null stands for `model` alone.
     `created_by` is the actor of the audit row of its creation.
     """
 
@@ -63,6 +64,7 @@ class Alias(Base):
     project_id: Mapped[str] = mapped_column(String(64), primary_key=True)
     name: Mapped[str] = mapped_column(String(255), primary_key=True)
     model: Mapped[str] = mapped_column(String(255))
+    routing: Mapped[dict[str, Any] | None]
     metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata")
     created_at: Mapped[float]
     updated_at: Mapped[float]
@@ -102,4 +104,29 @@ class Feedback(Base):
         Index("ix_feedback_project_created", "project_id", "created_at", "id"),
         Index("ix_feedback_project_target", "project_id", "target_id"),
         Index("ix_feedback_project_model", "project_id", "model", "requested_model", "created_at", "score"),
+    )
+
+
+class AliasMove(Base):
+    """A change of the routing of an alias, which is never changed or deleted. `number` counts those of the project.
+
+    `routing` is that after the move, null where the alias was deleted. `gate` is what a gate reported about the move.
+    """
+
+    __tablename__ = "alias_move"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project_id: Mapped[str] = mapped_column(String(64))
+    name: Mapped[str] = mapped_column(String(255))
+    number: Mapped[int]
+    at: Mapped[float]
+    action: Mapped[str] = mapped_column(String(16))
+    actor: Mapped[str] = mapped_column(String(64))
+    reason: Mapped[str | None] = mapped_column(String(512))
+    gate: Mapped[dict[str, Any] | None]
+    routing: Mapped[dict[str, Any] | None]
+
+    __table_args__ = (
+        UniqueConstraint("project_id", "number"),
+        Index("ix_alias_move_name", "project_id", "name", "number"),
     )
