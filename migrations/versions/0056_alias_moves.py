@@ -27,7 +27,7 @@ def upgrade() -> None:
         sa.Column("reason", sa.String(512)),
         *(sa.Column(name, sa.JSON(none_as_null=True)) for name in ("gate", "routing")),
         sa.PrimaryKeyConstraint("id", name="pk_alias_move"),
-        sa.UniqueConstraint("project_id", "number", name="uq_alias_move_project_id"),
+        sa.UniqueConstraint("project_id", "number", name="uq_alias_move_project_id_number"),
         sa.Index("ix_alias_move_name", "project_id", "name", "number"),
     )
     if not op.get_context().as_sql:
