@@ -184,6 +184,7 @@ def build(config: Settings | None = None, timings: Timings = Timings()) -> FastA
         models=registry,
         inference=InferenceClient(config, timings),
         targets=Trusted(timings.trusted),
+        alias_routings=Trusted(timings.trusted),
         rules=Trusted(timings.trusted),
         timings=timings,
         wrong_keys=WrongKeys(config.wrong_keys_per_minute),

@@ -25,6 +25,7 @@ from jobs.ledger.feed import FeedBounds
 from jobs.ledger.tables import Job
 from jobs.platform.locks import Locks
 from jobs.platform.storage import Storage
+from jobs.registry.aliases import AliasRouting
 from jobs.security.permissions import permission_for
 from jobs.security.project_rules import ProjectRules
 from jobs.settings import Settings
@@ -61,6 +62,7 @@ class Services:
     models: Models
     inference: InferenceClient
     targets: Trusted[ModelTarget]  # by model: where live workers serve it
+    alias_routings: Trusted[AliasRouting | None]  # by project and name; None where the name is no alias
     rules: Trusted[ProjectRules]  # by project
     timings: Timings
     wrong_keys: WrongKeys

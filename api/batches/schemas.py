@@ -76,12 +76,15 @@ class Batch(Dependent):
     """A batch. `prompts` are those that its lines name, once it is planned; other batches omit them.
 
     `dataset` is the split of a dataset that its input is; other batches omit it.
+    `resolved_model` is the model that answers the lines, drawn once from those of an alias when the batch is planned;
+    it is null until then. `model` is the same.
     """
 
     id: str
     object: Literal["batch"] = "batch"
     endpoint: str
     model: str | None
+    resolved_model: str | None
     errors: BatchErrors | None
     input_file_id: str
     completion_window: str
@@ -115,6 +118,7 @@ def show_batch(job: Job, totals: Totals, after: Sequence[str] = ()) -> Batch:
         id=job.id,
         endpoint=job.endpoint,
         model=job.model,
+        resolved_model=job.model,
         errors=show_errors(job.errors),
         input_file_id=job.input_file_id or "",
         completion_window=job.window,

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final, NamedTuple, Protocol
@@ -43,6 +44,7 @@ from jobs.errors import (
     WorkerLost,
 )
 from jobs.fleet import access, routing, workers
+from jobs.fleet.access import Work
 from jobs.fleet.routing import Route
 from jobs.ids import new_id
 from jobs.inference.client import parse_position
@@ -50,6 +52,7 @@ from jobs.inference.interactive import TIER_PRIORITIES, AnswerEntry, QueuedReque
 from jobs.inference.rate_limiter import RateReservation, Rates, rates_of
 from jobs.inference.responses import COUNT_URL
 from jobs.queues import Queue
+from jobs.registry.aliases import AliasRouting
 from jobs.registry.models import base_model_of, is_tuned
 from jobs.requests.endpoints import CHAT, RESPONSES
 from jobs.requests.token_estimates import input_tokens, output_tokens
@@ -145,7 +148,8 @@ async def submit(
     with metrics.counting_errors():
         if _is_configured(call, body["model"]):
             metrics.model = body["model"]
-        model, queue, rates = await _target(call, endpoint or url, body["model"])
+        model, queue, rates = await _target(call, work_of(call, endpoint or url, body))
+        resolved_model = model if model != body["model"] else None
         body = {**body, "model": model}
         if is_tuned(model) or _is_configured(call, model):
             metrics.model = model
@@ -185,7 +189,7 @@ async def submit(
     entries = _settle(call, reservation, _add_fields(entries, named) if named else entries, len(raw))
     while (first := await anext(entries)).kind not in ("chunk", "end", "late"):
         pass
-    if is_tuned(model) and (maker := _maker_of(first)):
+    if (maker := (_maker_of(first) if is_tuned(model) else None) or resolved_model) and _HEADER_VALUE.fullmatch(maker):
         request.state.answer_maker = maker
     return first, entries
 
@@ -209,8 +213,7 @@ def _maker_of(entry: AnswerEntry) -> str | None:
         made = msgspec.json.decode(entry.body, type=_Made)
     except msgspec.MsgspecError:
         return None
-    maker = made.system_fingerprint or (made.response.system_fingerprint if made.response else None)
-    return maker if maker and _HEADER_VALUE.fullmatch(maker) else None
+    return made.system_fingerprint or (made.response.system_fingerprint if made.response else None)
 
 
 def _serving(call: CallContext, queue: str, model: str) -> Callable[[], Awaitable[bool]]:
@@ -290,17 +293,24 @@ def plain_response(end: AnswerEntry) -> Response:
     return Response(end.body, end.status, headers, media_type="application/json")
 
 
-def route_of(session: Session, call: CallContext, url: str, model: str) -> Route | None:
-    """Return which workers serve a model, None while it is not known yet.
+def work_of(call: CallContext, url: str, body: Mapping[str, Any]) -> Work:
+    """Return the piece of work of a request, whose subject is the end user that it names, or else its key."""
+    users = (body.get("safety_identifier"), body.get("user"))
+    subject = next((user for user in users if isinstance(user, str) and user), call.caller.key_id)
+    return replace(call.work(body["model"], url), subject=subject)
+
+
+def route_of(session: Session, call: CallContext, work: Work) -> Route | None:
+    """Return which workers do the work of a request, None while that is not known yet.
 
     Raises NotFound, InvalidRequest, PermissionDenied.
     """
     try:
-        return access.resolve(session, call.config, call.services.registry(), call.work(model, url))
+        return access.resolve(session, call.config, call.services.registry(), work)
     except routing.NotYet:
         return None
     except routing.NotServed as refusal:
-        raise _refusal(refusal, model) from None
+        raise _refusal(refusal, work.model) from None
 
 
 class _Tier(NamedTuple):
@@ -397,16 +407,28 @@ async def _settle(
             call.services.inference.rates.settle(reservation, used)
 
 
-async def _target(call: CallContext, url: str, model: str) -> ModelTarget:
-    """Return where workers take this project's requests for the model. Raises the errors of `_live_target`."""
-    key = hashlib.sha256(msgspec.json.encode((call.project_id, call.caller.key_id, url, model))).digest()
-    return await call.services.targets.get(key, partial(_live_target, call, url, model))
+async def _target(call: CallContext, work: Work) -> ModelTarget:
+    """Return where workers take a request, after a draw of its own. Raises the errors of `_live_target`."""
+    key = _digest(work.project_id, work.model)
+    alias = await call.services.alias_routings.get(key, partial(_find_alias, call, work))
+    work = access.draw(work, alias)
+    key = _digest(work.project_id, work.key_id, work.endpoint, work.model, work.fallbacks)
+    return await call.services.targets.get(key, partial(_live_target, call, work))
 
 
-def _live_target(call: CallContext, url: str, model: str) -> ModelTarget:
+def _digest(*parts: object) -> bytes:
+    return hashlib.sha256(msgspec.json.encode(parts)).digest()
+
+
+def _find_alias(call: CallContext, work: Work) -> AliasRouting | None:
+    with call.db.read() as session:
+        return access.routing_of_alias(session, call.services.registry(), work.model, work.project_id)
+
+
+def _live_target(call: CallContext, work: Work) -> ModelTarget:
     """Look the queue up, and check that a worker serves it. Raises NoWorker and Unavailable too."""
     with call.db.read() as session:
-        route = route_of(session, call, url, model)
+        route = route_of(session, call, work)
         if route is None:
             raise NoWorker
         queue, model = route.queue, route.model

@@ -34,7 +34,7 @@ from api.health.metrics import observe_request
 from api.http.access_log import log_request
 from api.http.bodies import read_message, validate_fields
 from api.http.sse import check_key
-from api.inference.interactive import route_of
+from api.inference.interactive import route_of, work_of
 from api.inference.response_streams import event_objects
 from api.inference.turns import CreateResponse, Turn, begin, initial_response, keep
 from api.shares import ProjectShare, RequestShare, run_in_threadpool
@@ -317,7 +317,7 @@ async def _prepare_events(turn: Turn) -> AsyncGenerator[Event]:
 def _prepare(turn: Turn) -> dict[str, Any]:
     """Return a completed response that no engine was asked for, after it was stored. Raises what `route_of` raises."""
     with turn.call.db.read() as session:
-        route = route_of(session, turn.call, RESPONSES, turn.body.model)
+        route = route_of(session, turn.call, work_of(turn.call, RESPONSES, turn.engine_body))
     response = {**initial_response(turn, route), "status": "completed", "completed_at": int(now())}
     if turn.store or turn.conversation:
         keep(turn, response, turn.call.run_in_transaction)

@@ -32,6 +32,7 @@ from api.inference.interactive import (
     route_of,
     stream_response,
     submit,
+    work_of,
 )
 from api.inference.prompts import PromptableRequest, resolve_prompt
 from api.inference.response_streams import follow
@@ -177,13 +178,15 @@ def _enqueue(turn: Turn, once: Once, fields: dict[str, Any]) -> tuple[StoredAnsw
     `fields` are those that the client sent.
     """
     with turn.call.db.read() as session:
-        route = route_of(session, turn.call, RESPONSES, turn.body.model)  # refuses one that nobody will ever serve
+        work = work_of(turn.call, RESPONSES, turn.engine_body)
+        route = route_of(session, turn.call, work)  # refuses one that nobody will ever serve
     replayed = once.replay(fields)
     if replayed is not None:
         return stored_answers.load_response(turn.call, answer_id_of(replayed)), True
     initial = initial_response(turn, route)
+    model = route.model if route else None
     make = stored_answers.prepare_background(
-        turn.call, turn.stored_answer(initial), once.key, stream=bool(turn.body.stream)
+        turn.call, turn.stored_answer(initial), once.key, stream=bool(turn.body.stream), model=model
     )
     return stored_answers.load_response(turn.call, answer_id_of(once.run(fields, make))), False
 

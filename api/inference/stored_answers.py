@@ -266,11 +266,11 @@ _EXPIRED = {"code": "server_error", "message": "The response was not answered wi
 
 
 def prepare_background(
-    call: CallContext, stored_answer: StoredAnswer, key: str | None, *, stream: bool
+    call: CallContext, stored_answer: StoredAnswer, key: str | None, *, stream: bool, model: str | None
 ) -> Callable[[Session], AnswerReference]:
     """Write the object; return the function that inserts its row and its job.
 
-    With `stream` its events are published.
+    With `stream` its events are published. `model` is the model that will answer; None where planning finds it.
     """
     insert = STORED_RESPONSES.prepare(call, stored_answer)
 
@@ -281,6 +281,7 @@ def prepare_background(
             project_id=call.project_id,
             kind=responses.KIND,
             endpoint=RESPONSES,
+            model=model,
             payload={"stream": True} if stream else {},
             input_path=responses.path(reference.id),
             **responses.RESPONSE.times(now()),

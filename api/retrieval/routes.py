@@ -1,6 +1,7 @@
 """Vector stores: create, list, read, update and delete them."""
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
@@ -164,14 +165,18 @@ def _default_model(call: CallContext) -> str:
 
 
 def resolve_model(session: Session, call: CallContext, model: str, dimensions: int | None) -> str:
-    """Return the own name of an embedding model. A model that an endpoint may still show is accepted.
+    """Return the own name of an embedding model, of an alias that of its incumbent.
+
+    A model that an endpoint may still show is accepted.
 
     Raises: InvalidRequest.
     """
     try:
         with suppress(routing.NotYet):
             registry = call.services.registry()
-            model = access.resolve(session, call.config, registry, call.work(model, EMBEDDINGS)).model
+            incumbent = access.model_of_name(session, registry, model, call.project_id)
+            work = replace(call.work(incumbent, EMBEDDINGS), fallbacks=())
+            model = access.resolve(session, call.config, registry, work).model
     except routing.NotServed as refusal:
         message = f"The model '{clip(model)}' cannot be used: {refusal}"
         raise InvalidRequest(message, param="embedding_model", code=refusal.code) from refusal

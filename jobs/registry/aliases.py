@@ -12,17 +12,18 @@ Each change of a routing is a move. Moves stay for ever, so that what answered a
 import hashlib
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
-from sqlalchemy import ColumnElement, Select, and_, func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.errors import Conflict
 from jobs.ids import new_id
 from jobs.ledger import events
-from jobs.registry.tables import Alias, AliasMove
+from jobs.registry.tables import Alias, AliasMove, MoveAction
+from jobs.security.tables import Project
 
 MAX_ALIASES: Final = 1000  # of a project
 MAX_MOVES: Final = 100_000  # of a project
@@ -32,8 +33,6 @@ WHOLE: Final = 100  # the sum of the weights
 PREFIX: Final = "amove_"
 MOVED: Final = "model.alias.moved"
 _POINTS: Final = 1 << 64
-
-Action = Literal["create", "update", "revert", "rollback", "delete"]
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -54,8 +53,14 @@ class AliasRouting(msgspec.Struct, frozen=True):
     fallbacks: tuple[str, ...] = ()
 
     @property
-    def models(self) -> list[str]:
-        return [*(target.model for target in self.targets), *self.fallbacks]
+    def incumbent(self) -> str:
+        """The target that stays when the others are dropped."""
+        return self.targets[0].model
+
+    @property
+    def models(self) -> frozenset[str]:
+        """The targets and the fallbacks."""
+        return frozenset((*(target.model for target in self.targets), *self.fallbacks))
 
     def model_at(self, point: float) -> str:
         """Return the target at a point, which is at least 0 and below 1."""
@@ -79,8 +84,9 @@ def read_routing(fields: Mapping[str, Any]) -> AliasRouting:
 
 
 def routing_of(alias: Alias) -> AliasRouting:
-    """Return the routing of an alias."""
-    return single(alias.model) if alias.routing is None else read_routing(alias.routing)
+    """Return the routing of an alias. An older version of this service has changed `model` alone."""
+    routing = None if alias.routing is None else read_routing(alias.routing)
+    return routing if routing is not None and routing.incumbent == alias.model else single(alias.model)
 
 
 def point_of(project_id: str, name: str, subject: str) -> float:
@@ -90,8 +96,10 @@ def point_of(project_id: str, name: str, subject: str) -> float:
 
 
 def find(session: Session, name: str, project_id: str, *, lock: bool = False) -> Alias | None:
-    """Return the alias that a project has of this name; with `lock` nothing else changes it in this transaction."""
-    return session.get(Alias, (project_id, name), with_for_update=lock or None)
+    """Return the alias that a project has of this name; with `lock` this transaction alone changes the project's."""
+    if lock:
+        session.get_one(Project, project_id, with_for_update={"key_share": True})
+    return session.get(Alias, (project_id, name), populate_existing=lock)
 
 
 def aliases_of(session: Session, project_id: str) -> Sequence[Alias]:
@@ -108,30 +116,25 @@ def count(session: Session, project_id: str) -> int:
 # ── moves ──
 
 
-def set_routing(alias: Alias, routing: AliasRouting) -> None:
-    """Give an alias its routing. `model` is the incumbent, which an older version of this service asks alone."""
-    alias.model, alias.updated_at = routing.targets[0].model, now()
-    alias.routing = routing.to_json()
-
-
-def record_move(
+def move(
     session: Session,
     alias: Alias,
-    action: Action,
+    routing: AliasRouting | None,
+    action: MoveAction,
     *,
     actor: str,
     reason: str | None = None,
     gate: Mapping[str, Any] | None = None,
 ) -> AliasMove:
-    """Add the move that an alias has just made, and its event. The caller holds the lock of the project.
+    """Give an alias, which `find` has locked, its routing, or delete it where that is None; add the move and its event.
 
     Raises: Conflict, where the project has as many moves as it may have; its aliases can still be deleted.
     """
     last = session.scalar(select(func.max(AliasMove.number)).where(AliasMove.project_id == alias.project_id)) or 0
-    if last >= MAX_MOVES and action != "delete":
+    if last >= MAX_MOVES and routing is not None:
         message = f"The aliases of a project move at most {MAX_MOVES} times. Use another project."
         raise Conflict(message, param="alias", code="too_many_alias_moves")
-    move = AliasMove(
+    made = AliasMove(
         id=new_id(PREFIX),
         project_id=alias.project_id,
         name=alias.name,
@@ -142,20 +145,24 @@ def record_move(
         reason=reason,
     )
     if gate is not None:  # JSON null is not NULL
-        move.gate = dict(gate)
-    if action != "delete":
-        move.routing = routing_of(alias).to_json()
-    session.add(move)
-    data = {"id": move.id, "alias": move.name, "action": action, "routing": move.routing, "reason": reason}
-    event = events.record(session, subject_id=move.id, seq=1, project_id=move.project_id, type=MOVED, data=data)
+        made.gate = dict(gate)
+    if routing is None:
+        session.delete(alias)
+    else:  # `model` is what an older version of this service asks, alone
+        alias.model, alias.updated_at = routing.incumbent, made.at
+        alias.routing = made.routing = routing.to_json()
+        session.add(alias)
+    session.add(made)
+    data = {"id": made.id, "alias": made.name, "action": action, "routing": made.routing, "reason": reason}
+    event = events.record(session, subject_id=made.id, seq=1, project_id=made.project_id, type=MOVED, data=data)
     session.flush()
     events.fan_out(session, event)
-    return move
+    return made
 
 
 def moves_of(name: str, project_id: str) -> Select[AliasMove]:
     """Select the moves of a project's alias, and of former ones of its name."""
-    return select(AliasMove).where(_of_alias(name, project_id))
+    return select(AliasMove).where(AliasMove.project_id == project_id, AliasMove.name == name)
 
 
 def last_move(session: Session, name: str, project_id: str, *, until: float | None = None) -> AliasMove | None:
@@ -166,9 +173,9 @@ def last_move(session: Session, name: str, project_id: str, *, until: float | No
     return session.scalar(moves.order_by(AliasMove.number.desc()).limit(1))
 
 
-def creation_of(session: Session, move: AliasMove) -> AliasMove:
+def creation_of(session: Session, of: AliasMove) -> AliasMove:
     """Return the move that made the alias that a move is of."""
-    made = moves_of(move.name, move.project_id).where(AliasMove.number <= move.number, AliasMove.action == "create")
+    made = moves_of(of.name, of.project_id).where(AliasMove.number <= of.number, AliasMove.action == "create")
     return session.scalars(made.order_by(AliasMove.number.desc()).limit(1)).one()
 
 
@@ -177,7 +184,3 @@ def former_routing(session: Session, alias: Alias) -> AliasRouting | None:
     moves = moves_of(alias.name, alias.project_id).order_by(AliasMove.number.desc()).limit(2)
     before = session.scalars(moves).all()[1:]
     return read_routing(before[0].routing) if before and before[0].routing is not None else None
-
-
-def _of_alias(name: str, project_id: str) -> ColumnElement[bool]:
-    return and_(AliasMove.project_id == project_id, AliasMove.name == name)

@@ -1,11 +1,13 @@
 """Tuned models, permissions for their checkpoints, aliases of models and their moves, and feedback."""
 
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Index, String, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, synonym
 
 from jobs.db.base import Base
+
+MoveAction = Literal["create", "update", "revert", "rollback", "delete"]
 
 
 class TunedModel(Base):
@@ -120,7 +122,7 @@ class AliasMove(Base):
     name: Mapped[str] = mapped_column(String(255))
     number: Mapped[int]
     at: Mapped[float]
-    action: Mapped[str] = mapped_column(String(16))
+    action: Mapped[MoveAction] = mapped_column(String(16))
     actor: Mapped[str] = mapped_column(String(64))
     reason: Mapped[str | None] = mapped_column(String(512))
     gate: Mapped[dict[str, Any] | None]

@@ -14,6 +14,7 @@ or not at its first try, or unusual, is planned alone.
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from sqlalchemy import bindparam, select
@@ -36,6 +37,7 @@ from jobs.ledger.tables import Job, Segment, Shard
 from jobs.prompts import versions
 from jobs.prompts.resolution import PinnedPrompts, PromptReference, ResolvedPrompt
 from jobs.queues import Task
+from jobs.registry.aliases import AliasRouting
 from jobs.requests import token_estimates
 from jobs.requests.endpoints import EMBEDDINGS, SERVED_WITH
 from jobs.security.ended_keys import find_ends
@@ -55,18 +57,39 @@ def plan(context: Context, claim: JobClaim, handle: ClaimHandle) -> None:
     planner.writer.finish()
 
 
+@dataclass(slots=True)
+class RouteCache:
+    """The routes of jobs that are planned together. An alias is looked up once, and drawn from for each job."""
+
+    context: Context
+    aliases: dict[tuple[str, str], AliasRouting | None] = field(default_factory=dict)
+    routes: dict[Work, Route] = field(default_factory=dict)
+
+    def find(self, work: Work) -> Route:
+        """Return which workers do the work. Raises ModelsFileError, NotServed, NotYet."""
+        context, name = self.context, (work.model, work.project_id)
+        if name not in self.aliases:
+            with context.db.read() as session:
+                self.aliases[name] = access.routing_of_alias(session, context.models.now(), *name)
+        work = access.draw(work, self.aliases[name])
+        if work not in self.routes:
+            with context.db.read() as session:
+                self.routes[work] = access.resolve(session, context.config, context.models.now(), work)
+        return self.routes[work]
+
+
 class Planner:
-    """The check of one input: lines in, shards out. `queues` caches the queue of each piece of work."""
+    """The check of one input: lines in, shards out. `routes` may be those of other planners too."""
 
     def __init__(
         self,
         context: Context,
         claim: JobClaim,
         handle: ClaimHandle | None = None,
-        queues: dict[Work, Route] | None = None,
+        routes: RouteCache | None = None,
     ) -> None:
         self.context, self.config, self.job = context, context.config, claim.job
-        self.queues = {} if queues is None else queues
+        self.routes = routes or RouteCache(context)
         self.prompts = PinnedPrompts(self._find_prompt, claim.job.payload.get("prompts"))
         self.checker = lines.LineChecker(claim.job.endpoint, self.prompts)
         self.writer = ShardWriter(context, claim, handle, check=self._check_quota)
@@ -165,22 +188,21 @@ class Planner:
     def _route(self, model: str, number: int) -> Bad | None:
         """Set the model, after a retry's overrides, and the queue that serves it; return an error where there is none.
 
-        An alias stands for its model from here on: what is changed later concerns other jobs.
+        One model is drawn from those of an alias, for all lines: what is changed later concerns other jobs. A job that
+        was made with a model, such as a background response, keeps that.
 
         Raises: Abandoned, where there may be one later.
         """
-        model = self._overrides.get("model") or model
+        model = self._overrides.get("model") or self.job.model or model
         endpoint = SERVED_WITH.get(self.job.endpoint, self.job.endpoint)
-        work, writer = access.work_of(self.job, model, endpoint), self.writer
+        writer = self.writer
         try:
-            if work not in self.queues:
-                with self.context.db.read() as session:
-                    self.queues[work] = access.resolve(session, self.config, self.context.models.now(), work)
+            route = self.routes.find(access.work_of(self.job, model, endpoint))
         except routing.NotServed as refusal:
             return Bad(refusal.code, str(refusal), number, "body.model")
         except (routing.NotYet, ModelsFileError):
             raise Abandoned(5.0, "model") from None
-        writer.queue, writer.model, writer.serves_as, _ = self.queues[work]
+        writer.queue, writer.model, writer.serves_as, _ = route
         return None
 
     def _check_quota(self, session: Session) -> Sequence[Bad]:
@@ -248,12 +270,12 @@ def _drafts(context: Context, job_ids: Sequence[str]) -> dict[str, Planner]:
     """Return the drafts of the jobs with small inputs, by job, in the order of their ids, in which rows are locked."""
     with context.db.read() as session:
         jobs = session.scalars(_UNTOUCHED, {"ids": job_ids}).all()
-    queues: dict[Work, Route] = {}
-    drafts = {job.id: _draft(context, job, queues) for job in sorted(jobs, key=lambda job: job.id)}
+    routes = RouteCache(context)
+    drafts = {job.id: _draft(context, job, routes) for job in sorted(jobs, key=lambda job: job.id)}
     return {job_id: draft for job_id, draft in drafts.items() if draft is not None}
 
 
-def _draft(context: Context, job: Job, queues: dict[Work, Route]) -> Planner | None:
+def _draft(context: Context, job: Job, routes: RouteCache) -> Planner | None:
     """Read and check a small input without a claim and without writing; return None where it is not small.
 
     Return None also after an error, which will occur again, and be handled, when the job is planned alone.
@@ -261,7 +283,7 @@ def _draft(context: Context, job: Job, queues: dict[Work, Route]) -> Planner | N
     try:
         if job.input_path is None or context.storage.size(job.input_path) > SMALL_BYTES:
             return None
-        planner = Planner(context, JobClaim(job, 0, ""), queues=queues)
+        planner = Planner(context, JobClaim(job, 0, ""), routes=routes)
         planner.read_input()
         return planner
     except (Abandoned, NotFound, StorageUnavailable, StorageFull):

@@ -202,6 +202,7 @@ def read_items(context: Context, claim: ShardClaim, batch: BatchPayload | None) 
         except (msgspec.MsgspecError, RecursionError):
             broken.append(_invalid(make(line, text.custom_id, {})))
             continue
+        requested = body.get("model")
         body.update(overrides)
         prompt, refused = None, None
         if batch:
@@ -213,6 +214,7 @@ def read_items(context: Context, claim: ShardClaim, batch: BatchPayload | None) 
                 refused = _refusal(job.endpoint, body)
         item = make(line, text.custom_id, body)
         item.prompt = prompt
+        item.resolved_model = job.model if requested != job.model else None
         if refused is not None:
             broken.append(output_lines.answer_record(item, refused))
         else:

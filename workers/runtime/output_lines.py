@@ -76,7 +76,7 @@ class Item:
     """One line without a result yet. `failures` is its history over all attempts.
 
     `followers` are identical lines that share its answer, where the job asked for that. `prompt` is the prompt that the
-    line names, as its answer does.
+    line names, as its answer does. `resolved_model` is the model that is asked, where the line names another one.
     """
 
     line: int
@@ -88,6 +88,7 @@ class Item:
     seconds: float | None = None  # in the engine, once it has answered
     followers: list["Item"] = field(default_factory=list)
     prompt: dict[str, Any] | None = None
+    resolved_model: str | None = None
 
 
 class LineRecord(msgspec.Struct, frozen=True, gc=False):
@@ -118,7 +119,8 @@ def answer_record(item: Item, answer: Answer, leader: Item | None = None) -> Lin
     added |= {"prompt": item.prompt} if good and item.prompt else {}
     raw = _add_fields(answer.body, added) if added else answer.body
     body = raw if b"\n" not in raw else _compact(raw)
-    extra = b',"duplicate_of":' + _encode(leader.custom_id) if leader else b""
+    extra = b',"resolved_model":' + _encode(item.resolved_model) if item.resolved_model else b""
+    extra += b',"duplicate_of":' + _encode(leader.custom_id) if leader else b""
     line = b'{"id":"%b","custom_id":%b,"response":{"status_code":%d,"request_id":"%b","body":%b},"error":null%b}' % (
         item.id.encode(),
         _encode(item.custom_id),
