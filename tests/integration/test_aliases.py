@@ -1,14 +1,27 @@
 """Aliases of a project, as the official SDK uses them: old names of models in unchanged code."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from openai import OpenAI
 
+from jobs.clock import now
+from jobs.db.engine import Database
+from jobs.fleet import workers
+from jobs.ledger.tables import Job
+from jobs.queues import Queue
+from jobs.registry import aliases
+from jobs.registry.tables import Alias
+from jobs.security import keys
 from tests.integration.test_rate_limits import limit
+from tests.support.fake_engine import FakeEngine
+from tests.support.inline_deployment import chat_line, jsonl, running
 from tests.support.interactive_api import HELLO, MODEL, Shop
 from tests.support.system import eventually
+from tests.support.worker_rows import worker_row
 
 NAME = "ft:gpt-4o-mini:acme::abc"
 
@@ -68,3 +81,120 @@ def test_alias_that_is_deleted_names_no_model_within_seconds(client: OpenAI) -> 
         return False
 
     eventually(is_unknown, 30, "the alias is gone")
+
+
+# ── several targets ──
+
+RIVAL = "fake-model-2"
+
+
+@pytest.fixture
+def rivals(shop: Shop) -> Iterator[Shop]:
+    """Yield the shop with a second model, which a second worker announces."""
+    served = shop.engine.models
+    shop.engine.models = (*served, RIVAL)
+    with shop.app.state.services.db.write() as session:
+        workers.store_models(session, {RIVAL: False}, Queue.GENERATE)
+        workers.register(session, worker_row("gpu-2", Queue.GENERATE, RIVAL, created_at=now(), seen_at=now()))
+    shop.announce("gpu-1")
+    yield shop
+    shop.leave("gpu-2")
+    shop.engine.models = served
+
+
+def split(client: OpenAI, name: str = NAME, **fields: Any) -> Any:
+    """Make an alias that draws either model for half of the requests."""
+    targets = [{"model": MODEL, "weight": 50}, {"model": RIVAL, "weight": 50}]
+    return client.post("/aliases", body={"id": name, "targets": targets, **fields}, cast_to=object)
+
+
+def move(client: OpenAI, **fields: Any) -> Any:
+    return client.post(f"/aliases/{NAME}", body=fields, cast_to=object)
+
+
+def test_each_request_is_answered_by_the_model_that_it_names(rivals: Shop) -> None:
+    split(rivals.client)
+
+    raw = [rivals.client.chat.completions.with_raw_response.create(model=NAME, messages=HELLO) for _ in range(40)]
+
+    named = [answer.headers["x-nightmill-model"] for answer in raw]
+    assert set(named) == {MODEL, RIVAL}
+    assert [answer.parse().model for answer in raw] == named
+    plain = rivals.client.chat.completions.with_raw_response.create(model=MODEL, messages=HELLO)
+    assert "x-nightmill-model" not in plain.headers
+
+
+@pytest.mark.parametrize("field", ["safety_identifier", "user"])
+def test_user_of_a_sticky_alias_has_one_model(rivals: Shop, field: str) -> None:
+    split(rivals.client, sticky=True)
+    ask = rivals.client.chat.completions.create
+    users = {f"user-{n}": ask(model=NAME, messages=HELLO, extra_body={field: f"user-{n}"}).model for n in range(30)}
+
+    assert set(users.values()) == {MODEL, RIVAL}
+    for user, model in users.items():
+        response = rivals.client.responses.create(model=NAME, input="Hello", extra_body={field: user})
+        assert response.model == model
+    assert len({ask(model=NAME, messages=HELLO).model for _ in range(10)}) == 1  # by the key
+    move(rivals.client, sticky=False)
+    eventually(lambda: len({ask(model=NAME, messages=HELLO).model for _ in range(10)}) == 2, 30, "requests draw again")
+
+
+def test_stream_keeps_its_model_while_the_alias_moves(rivals: Shop) -> None:
+    make_alias(rivals.client, NAME)
+    create = rivals.client.chat.completions.create
+    streams = [create(model=NAME, messages=HELLO, stream=True) for _ in range(4)]
+    first = [next(stream).model for stream in streams]
+
+    move(rivals.client, model=RIVAL)
+
+    eventually(lambda: create(model=NAME, messages=HELLO).model == RIVAL, 30, "requests follow the move")
+    for stream, model in zip(streams, first, strict=True):
+        assert {chunk.model for chunk in stream} <= {model}
+    assert first == [MODEL] * 4
+
+
+def test_fallback_answers_where_no_worker_serves_the_target(rivals: Shop) -> None:
+    rivals.client.post("/aliases", body={"id": NAME, "model": RIVAL, "fallbacks": [MODEL]}, cast_to=object)
+    rivals.client.post("/aliases", body={"id": "plain", "model": RIVAL}, cast_to=object)
+    create = rivals.client.chat.completions.create
+    assert create(model=NAME, messages=HELLO).model == RIVAL
+
+    rivals.leave("gpu-2")
+
+    eventually(lambda: create(model=NAME, messages=HELLO).model == MODEL, 30, "the fallback answers")
+    with pytest.raises(openai.InternalServerError) as refused:
+        create(model="plain", messages=HELLO)
+    assert refused.value.status_code == 503
+
+
+def test_background_response_is_made_by_the_model_that_it_named_at_first(rivals: Shop) -> None:
+    split(rivals.client)
+
+    made = [rivals.client.responses.create(model=NAME, input="Hello", background=True) for _ in range(16)]
+
+    assert {response.model for response in made} == {MODEL, RIVAL}
+    with rivals.app.state.services.db.read() as session:
+        jobs = {response.id: session.get_one(Job, response.id).model for response in made}
+    assert jobs == {response.id: response.model for response in made}
+
+
+def test_lines_of_a_batch_have_one_model_while_the_alias_moves(db: Database, tmp_path: Path) -> None:
+    engine = FakeEngine(models=(MODEL, RIVAL))
+    with running(db, tmp_path, engine, shard_lines=2) as deployment:
+        with db.write() as session:
+            workers.store_models(session, {MODEL: False, RIVAL: False}, Queue.GENERATE)
+            project = keys.ensure_project(session, "default").id
+            alias = Alias(project_id=project, name=NAME, created_at=now(), created_by="test")
+            aliases.move(session, alias, aliases.single(MODEL), "create", actor="test")
+        job_id = deployment.submit(jsonl([chat_line(f"r{n}", f"Hello {n}", model=NAME) for n in range(40)]))
+        deployment.until(lambda: deployment.job(job_id).model is not None)
+        with db.write() as session:
+            found = aliases.find(session, NAME, project, lock=True)
+            assert found is not None
+            aliases.move(session, found, aliases.single(RIVAL), "update", actor="test")
+
+        (job,) = deployment.drain(job_id)
+
+        good, bad = deployment.results(job)
+        assert (job.model, len(good), bad) == (MODEL, 40, [])
+        assert {(line["resolved_model"], line["response"]["body"]["model"]) for line in good} == {(MODEL, MODEL)}

@@ -116,6 +116,7 @@ NESTED: Final[list[tuple[str, dict[str, Any]]]] = [
         {"messages": [{"role": "user", "content": _PROMPT_PARTS}], "text": {}, "variables": [{"name": "a"}]},
     ),
     *(("/v1/feedback", {"target": target}) for target in _TARGETS),
+    ("/v1/aliases", {"model": None, "targets": [{"model": "all-minilm-l6-v2", "weight": 100}]}),
     *(("/v1/fine_tuning/alpha/graders/validate", {"grader": grader}) for grader in _GRADERS),
     *(("/v1/vector_stores", {"chunking_strategy": strategy}) for strategy in _STRATEGIES),
     *(("/v1/evals", {"testing_criteria": [grader]}) for grader in _GRADERS),

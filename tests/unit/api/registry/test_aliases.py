@@ -1,5 +1,6 @@
 """Aliases over HTTP: made, changed, listed and deleted, and the names among the models."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -23,6 +24,16 @@ def create(client: TestClient, name: str = NAME, model: str = MODEL, **more: Any
     return client.post("/v1/aliases", json={"id": name, "model": model, **more})
 
 
+def weigh(first: float, second: float, other: str = OTHER) -> dict[str, Any]:
+    """Return the fields of an alias with two targets."""
+    targets = [{"model": MODEL, "weight": first}, {"model": other, "weight": second}]
+    return {"model": None, "targets": targets}
+
+
+def moves_of(client: TestClient, name: str | None = NAME, **query: Any) -> Any:
+    return client.get("/v1/alias_moves", params=query | ({"alias": name} if name else {})).json()
+
+
 def test_alias_is_created_changed_and_deleted_with_its_audit_rows(either: FastAPI) -> None:
     client = client_of(either, make_key(either))
     made = create(client, metadata={"a": "b"})
@@ -35,6 +46,7 @@ def test_alias_is_created_changed_and_deleted_with_its_audit_rows(either: FastAP
     changed = client.post(PATH, json={"model": OTHER}).json()
     assert (changed["model"], changed["metadata"], changed["created_at"]) == (OTHER, {"a": "b"}, alias["created_at"])
     assert client.post(PATH, json={"metadata": None}).json()["metadata"] is None
+    assert (alias["source"], alias["targets"]) == ("project", [{"model": MODEL, "weight": 100}])
     assert client.delete(PATH).json() == {"id": NAME, "object": "model.alias.deleted", "deleted": True}
     assert client.get(PATH).status_code == client.delete(PATH).status_code == 404
     with either.state.services.db.read() as session:
@@ -77,6 +89,25 @@ def test_repeated_key_creates_single_alias(client: TestClient) -> None:
         ({"model": NAME}, "model", "model_not_found"),
         ({"metadata": {"a": 1}}, "metadata.a", "invalid_type"),
         ({"weight": 1}, "weight", "unknown_parameter"),
+        ({"model": None}, "model", "missing_required_parameter"),
+        ({"targets": [{"model": MODEL, "weight": 100}]}, "targets", "mutually_exclusive_parameters"),
+        ({"model": None, "targets": []}, "targets", "array_below_min_length"),
+        (weigh(0, 100), "targets[0].weight", "integer_below_min_value"),
+        (weigh(-1, 101), "targets[0].weight", "integer_below_min_value"),
+        (weigh(50, 49), "targets", None),
+        (weigh(50, 51), "targets", None),
+        (weigh(50.5, 49.5), "targets[0].weight", None),
+        ({"model": None, "targets": [{"model": MODEL, "weight": 50}] * 2}, "targets", None),
+        ({"model": None, "targets": [{"model": MODEL, "weight": 1}] * 9}, "targets", "array_above_max_length"),
+        ({"model": None, "targets": weigh(50, 50, "unknown")["targets"]}, "targets[1].model", "model_not_found"),
+        ({"model": None, "targets": weigh(50, 50, "first")["targets"]}, "targets[1].model", "alias_of_alias"),
+        ({"model": None, "targets": weigh(50, 50, NAME)["targets"]}, "targets[1].model", "model_not_found"),
+        ({"fallbacks": [NAME]}, "fallbacks[0]", "model_not_found"),
+        ({"fallbacks": [OTHER, "gpt-4o-mini"]}, "fallbacks[1]", "alias_of_alias"),
+        ({"fallbacks": [OTHER, OTHER]}, "fallbacks", None),
+        ({"fallbacks": list("abcde")}, "fallbacks", "array_above_max_length"),
+        ({"sticky": "yes"}, "sticky", "invalid_type"),
+        ({"reason": "a" * 513}, "reason", "string_above_max_length"),
     ],
 )
 def test_refused_alias_names_the_field_and_changes_nothing(
@@ -92,7 +123,8 @@ def test_refused_alias_names_the_field_and_changes_nothing(
     error = refused.json()["error"]
     assert error["param"] == param
     assert code in (None, error["code"])
-    assert [alias["id"] for alias in client.get("/v1/aliases").json()["data"]] == ["first"]
+    listed = client.get("/v1/aliases?limit=100").json()["data"]
+    assert [alias["id"] for alias in listed if alias["source"] == "project"] == ["first"]
 
 
 def test_change_to_a_denied_or_unknown_model_is_refused_alike(app: FastAPI, client: TestClient) -> None:
@@ -153,3 +185,164 @@ def test_key_that_may_only_ask_models_creates_no_alias(app: FastAPI) -> None:
     refused = create(client_of(app, key))
 
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "missing_scope")
+
+
+def test_canary_grows_and_goes_back_in_one_call_with_each_move_kept(either: FastAPI) -> None:
+    client = client_of(either, make_key(either))
+    create(client, reason="the first model")
+
+    canary = client.post(PATH, json={**weigh(80, 20), "sticky": True, "reason": "try the new one"})
+    assert canary.status_code == 200, canary.text
+    assert (canary.json()["model"], canary.json()["sticky"]) == (MODEL, True)
+    assert client.post(PATH, json={"fallbacks": [OTHER]}).json()["targets"] == canary.json()["targets"]
+    assert client.post(PATH, json={"model": MODEL}).json()["sticky"] is True
+    reverted = client.post(PATH, json={"revert": True, "reason": "too early"}).json()
+    assert [target["weight"] for target in reverted["targets"]] == [80, 20]
+    assert client.post(PATH, json={"revert": True}).json()["targets"] == [{"model": MODEL, "weight": 100}]
+    client.delete(PATH)
+
+    moves = moves_of(client)["data"]
+    assert [(move["action"], move["reason"]) for move in moves] == [
+        ("delete", None), ("revert", None), ("revert", "too early"), ("update", None), ("update", None),
+        ("update", "try the new one"), ("create", "the first model"),
+    ]  # fmt: skip
+    assert [move["number"] for move in moves] == list(range(7, 0, -1))
+    assert moves[0]["routing"] is None
+    assert moves[-1]["routing"] == {"targets": [{"model": MODEL, "weight": 100}], "sticky": False, "fallbacks": []}
+    assert {move["alias"] for move in moves} == {NAME}
+    assert len({move["actor"] for move in moves}) == 1
+
+
+def test_change_that_changes_nothing_is_no_move(client: TestClient) -> None:
+    create(client, **weigh(80, 20))
+
+    for fields in (weigh(80, 20), {"metadata": {"a": "b"}}, {"reason": "none"}, {"sticky": False}, {}):
+        assert client.post(PATH, json=fields).status_code == 200
+
+    assert [move["action"] for move in moves_of(client)["data"]] == ["create"]
+
+
+def test_revert_with_the_same_key_goes_back_once(client: TestClient) -> None:
+    create(client)
+    client.post(PATH, json={"model": OTHER})
+
+    answers = [client.post(PATH, json={"revert": True}, headers={"Idempotency-Key": "k"}) for _ in range(2)]
+
+    assert [answer.json()["model"] for answer in answers] == [MODEL] * 2
+    assert len(moves_of(client)["data"]) == 3
+
+
+def test_alias_that_has_not_moved_cannot_go_back(client: TestClient) -> None:
+    create(client)
+
+    refused = client.post(PATH, json={"revert": True})
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "alias_not_moved")
+    mixed = client.post(PATH, json={"revert": True, "model": OTHER})
+    assert (mixed.status_code, mixed.json()["error"]["param"]) == (400, "revert")
+
+
+def test_alias_goes_back_to_no_model_that_is_denied_now(app: FastAPI, client: TestClient) -> None:
+    create(client)
+    client.post(PATH, json={"model": OTHER})
+    with app.state.services.db.write() as session:
+        set_rule(session, keys.ensure_project(session, "default").id, "deny_list", [MODEL])
+
+    refused = client.post(PATH, json={"revert": True})
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "model_not_found")
+    assert client.get(PATH).json()["model"] == OTHER
+
+
+def test_alias_is_shown_as_it_stood_at_a_time(either: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = client_of(either, make_key(either))
+    at = 1_000_000_000.5
+    monkeypatch.setattr(aliases, "now", lambda: at)
+    create(client, metadata={"a": "b"})
+    at += 10
+    client.post(PATH, json=weigh(80, 20))
+    at += 10
+    client.delete(PATH)
+
+    def past(seconds: int) -> Any:
+        return client.get(PATH, params={"at": 1_000_000_000 + seconds})
+
+    assert past(-1).status_code == past(20).status_code == past(30).status_code == client.get(PATH).status_code == 404
+    assert [past(seconds).json()["targets"][0]["weight"] for seconds in (0, 9, 10, 19)] == [100, 100, 80, 80]
+    shown = past(19).json()
+    assert (shown["id"], shown["created_at"], shown["updated_at"]) == (NAME, 1_000_000_000, 1_000_000_010)
+    assert shown["metadata"] is None
+    refused = client.get(PATH, params={"at": "yesterday"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "at")
+    assert client.get(PATH, params={"at": 10**20}).status_code == 400
+
+
+def test_moves_are_paged_and_seen_by_their_project_alone(client: TestClient, stranger: TestClient) -> None:
+    create(client)
+    create(client, "other")
+    for weight in (10, 20, 30):
+        client.post(PATH, json=weigh(100 - weight, weight))
+
+    first = moves_of(client, limit=2)
+    rest = moves_of(client, limit=2, after=first["last_id"])
+
+    numbers = [move["number"] for move in (*first["data"], *rest["data"])]
+    assert (numbers, first["has_more"], rest["has_more"]) == ([5, 4, 3, 1], True, False)
+    assert [move["alias"] for move in moves_of(client, None, order="asc")["data"]][:2] == [NAME, "other"]
+    assert moves_of(stranger)["data"] == moves_of(stranger, None)["data"] == []
+    assert moves_of(stranger, after=first["last_id"])["error"]["code"] == "invalid_cursor"
+    assert stranger.get(PATH, params={"at": 2_000_000_000}).status_code == 404
+
+
+def test_updates_at_one_moment_are_moves_one_after_the_other(either: FastAPI) -> None:
+    clients = [client_of(either, make_key(either)) for _ in range(4)]
+    create(clients[0])
+
+    def grow(client: TestClient, weight: int) -> int:
+        return client.post(PATH, json=weigh(100 - weight, weight)).status_code
+
+    with ThreadPoolExecutor(4) as threads:
+        codes = list(threads.map(grow, clients, (10, 20, 30, 40)))
+
+    assert codes == [200] * 4
+    moves = moves_of(clients[0])["data"]
+    assert [move["number"] for move in moves] == [5, 4, 3, 2, 1]
+    assert clients[0].get(PATH).json()["targets"] == moves[0]["routing"]["targets"]
+
+
+def test_aliases_of_the_models_file_are_listed_as_the_oldest_and_read_only(make_app: Any) -> None:
+    app = make_app(openai_aliases=True)
+    client = client_of(app, make_key(app))
+    static = [alias["id"] for alias in client.get("/v1/aliases?limit=100&order=asc").json()["data"]]
+    for name in ("a1", "a2", "a3"):
+        create(client, name)
+
+    for order, expected in (("asc", [*static, "a1", "a2", "a3"]), ("desc", ["a3", "a2", "a1", *reversed(static)])):
+        seen: list[str] = []
+        more = True
+        while more:
+            query = {"limit": 2, "order": order, **({"after": seen[-1]} if seen else {})}
+            page = client.get("/v1/aliases", params=query).json()
+            assert len(page["data"]) <= 2
+            seen += [alias["id"] for alias in page["data"]]
+            more = page["has_more"]
+        assert seen == expected
+
+    shown = client.get("/v1/aliases/gpt-4o-mini").json()
+    assert (shown["source"], shown["created_by"]) == ("models_file", None)
+    answers = [client.post("/v1/aliases/gpt-4o-mini", json={"model": OTHER}), client.delete("/v1/aliases/gpt-4o-mini")]
+    assert {(answer.status_code, answer.json()["error"]["code"]) for answer in answers} == {(409, "alias_read_only")}
+    create(client, "gpt-4o-mini", OTHER)
+    assert client.get("/v1/aliases/gpt-4o-mini").json()["source"] == "project"
+    listed = [alias["id"] for alias in client.get("/v1/aliases?limit=100").json()["data"]]
+    assert sorted(listed) == sorted({*static, "a1", "a2", "a3"})
+
+
+def test_alias_of_the_models_file_for_a_denied_model_is_hidden(make_app: Any) -> None:
+    app = make_app(openai_aliases=True)
+    client = client_of(app, make_key(app))
+    with app.state.services.db.write() as session:
+        set_rule(session, keys.ensure_project(session, "default").id, "deny_list", [MODEL])
+
+    assert client.get("/v1/aliases/gpt-4o-mini").status_code == 404
+    assert client.delete("/v1/aliases/gpt-4o-mini").status_code == 404

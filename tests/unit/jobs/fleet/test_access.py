@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.db.engine import Database
-from jobs.fleet import access, workers
+from jobs.fleet import access, routing, workers
 from jobs.fleet.access import AccessDenied, Work
 from jobs.fleet.models_file import Registry
 from jobs.fleet.routing import NotServed
@@ -20,7 +20,9 @@ from jobs.ledger import kinds
 from jobs.ledger.tables import Job
 from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue
+from jobs.registry import aliases
 from jobs.registry import models as tuned_models
+from jobs.registry.aliases import AliasRouting, Target
 from jobs.registry.tables import Alias
 from jobs.requests.endpoints import CHAT
 from jobs.security import keys, permissions, roles
@@ -184,6 +186,96 @@ def test_alias_with_the_name_of_a_deleted_model_stands_for_its_model(db: Databas
         names.append(access.model_of_name(session, registry, TUNED, tenant.project.id))
 
     assert names == [TUNED, OTHER]
+
+
+def delete(session: Session, tenant: Tenant) -> None:
+    tuned_models.delete(session, TUNED, tenant.project.id)
+
+
+class Canary:
+    """An alias of a project with two targets, the incumbent and a tuned model."""
+
+    def __init__(self, session: Session, tenant: Tenant, *fallbacks: str) -> None:
+        self.session, self.tenant, self.config = session, tenant, Settings()
+        self.registry = Registry.load(self.config)
+        routing = AliasRouting((Target(MODEL, 50), Target(TUNED, 50)), fallbacks=fallbacks)
+        alias = Alias(project_id=tenant.project.id, name=OWN, created_at=1.0, created_by="test")
+        aliases.move(session, alias, routing, "create", actor="test")
+
+    def draw(self, **fields: Any) -> str:
+        """Return the model that answers, or the code of the refusal."""
+        work = Work(self.tenant.project.id, self.tenant.key.id, OWN, CHAT, **fields)
+        try:
+            return access.resolve(self.session, self.config, self.registry, work).model
+        except NotServed as refusal:
+            return refusal.code
+
+
+@pytest.fixture
+def tuned(db: Database, tmp_path: Path) -> Database:
+    """Return a database with a tuned model of a project."""
+    tuned_adapters.tuned_model(db, DiskStorage(tmp_path), TUNED, base=MODEL, project="acme")
+    return db
+
+
+def test_work_draws_by_its_user_where_the_alias_is_sticky_and_by_its_job_else(tuned: Database) -> None:
+    with tuned.write() as session:
+        tenant = Tenant(session, "acme")
+        canary = Canary(session, tenant)
+        assert {canary.draw(subject="ann") for _ in range(64)} == {MODEL, TUNED}
+        jobs = {canary.draw(job_id="batch_7") for _ in range(16)}
+        assert len(jobs) == 1
+        assert {canary.draw(job_id=f"batch_{n}") for n in range(64)} == {MODEL, TUNED}
+
+        alias = aliases.find(session, OWN, tenant.project.id, lock=True)
+        assert alias is not None
+        sticky = AliasRouting(aliases.routing_of(alias).targets, sticky=True)
+        aliases.move(session, alias, sticky, "update", actor="test")
+        assert len({canary.draw(subject="ann") for _ in range(16)}) == 1
+        assert {canary.draw(subject=f"user-{n}") for n in range(64)} == {MODEL, TUNED}
+
+
+@pytest.mark.parametrize(
+    ("rule", "served", "answers"),
+    [
+        (lambda *_: None, (MODEL,), {MODEL, TUNED}),
+        (lambda *_: None, (OTHER,), {OTHER}),
+        (lambda *_: None, (), {MODEL, TUNED}),
+        (delete, (MODEL, OTHER), {MODEL, OTHER}),
+        (delete, (), {MODEL, OTHER}),
+        (deny(MODEL), (MODEL, OTHER), {OTHER}),
+        (deny(MODEL, OTHER), (MODEL, OTHER), {"model_not_found"}),
+        (revoke, (MODEL, OTHER), {"key_revoked"}),
+    ],
+    ids=["served", "not served", "nothing served", "deleted", "deleted, not served", "denied", "all denied", "revoked"],
+)
+def test_first_served_fallback_answers_for_a_target_that_cannot(
+    tuned: Database, monkeypatch: pytest.MonkeyPatch, rule: Rule, served: tuple[str, ...], answers: set[str]
+) -> None:
+    monkeypatch.setattr(routing, "is_served", lambda _session, _registry, _queue, name: name in served_names(served))
+    monkeypatch.setattr(routing, "_check_serves", lambda *_: None)  # one queue of each endpoint is enough here
+    with tuned.write() as session:
+        tenant = Tenant(session, "acme")
+        canary = Canary(session, tenant, "gone", OTHER)
+        rule(session, tenant)
+        session.flush()
+
+        assert {canary.draw() for _ in range(64)} == answers
+
+
+def served_names(models: tuple[str, ...]) -> set[str]:
+    """Return the names that workers with these models serve: an adapter is served where its base is."""
+    return {*models, *((TUNED,) if MODEL in models else ())}
+
+
+def test_deleted_target_without_fallback_is_refused(tuned: Database) -> None:
+    with tuned.write() as session:
+        tenant = Tenant(session, "acme")
+        canary = Canary(session, tenant)
+        delete(session, tenant)
+        session.flush()
+
+        assert {canary.draw() for _ in range(64)} == {MODEL, "model_not_found"}
 
 
 def test_key_of_another_project_is_refused(db: Database) -> None:

@@ -26,6 +26,9 @@ from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Outbox, Segment, Shard
 from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue, Task
+from jobs.registry import aliases
+from jobs.registry.aliases import AliasRouting, Target
+from jobs.registry.tables import Alias
 from jobs.requests.token_estimates import input_tokens
 from jobs.security import keys
 from jobs.security.tables import Project
@@ -542,6 +545,47 @@ def test_alias_of_a_configured_model_goes_to_its_queue(db: Database, tmp_path: P
     job = harness.plan(content, endpoint=EMBED, kind="embedding")
 
     assert (job.state, job.queue, job.model) == (JobState.RUNNING, Queue.EMBED, "text-embedding-3-small")
+
+
+NAME = "support-bot"
+CANARY = jsonl([chat_line(f"r{n}", "x", model=NAME) for n in range(3)])
+
+
+def move(harness: Harness, *targets: Target) -> None:
+    """Let the alias of the project stand for these targets."""
+    with harness.db.write() as session:
+        alias = aliases.find(session, NAME, harness.project, lock=True)
+        alias = alias or Alias(project_id=harness.project, name=NAME, created_at=now(), created_by="test")
+        aliases.move(session, alias, AliasRouting(targets), "update", actor="test")
+
+
+def test_batch_draws_one_model_by_its_id_when_it_is_planned(harness: Harness) -> None:
+    with harness.db.write() as session:
+        workers.store_models(session, {"new-model": False}, Queue.GENERATE)
+    move(harness, Target(MODEL, 50), Target("new-model", 50))
+
+    ids = [f"batch_{n:02}" for n in range(24)]
+    drawn = {job_id: harness.plan(CANARY, id=job_id).model for job_id in ids}
+
+    assert set(drawn.values()) == {MODEL, "new-model"}
+    moved = AliasRouting((Target(MODEL, 50), Target("new-model", 50)))
+    assert drawn == {i: moved.model_at(aliases.point_of(harness.project, NAME, i)) for i in ids}
+
+
+def test_batch_that_is_planned_keeps_its_model_when_the_alias_moves(harness: Harness) -> None:
+    move(harness, Target(MODEL, 100))
+    job = harness.plan(CANARY)
+    move(harness, Target("far-model", 100))
+
+    plan(harness.context, job.id)
+
+    assert sample_jobs.job(harness.db, job.id).model == MODEL
+
+
+def test_job_that_was_made_with_a_model_keeps_it(harness: Harness) -> None:
+    move(harness, Target("far-model", 100))
+
+    assert harness.plan(CANARY, model=MODEL).model == MODEL
 
 
 @given(st.lists(st.binary(max_size=30).filter(lambda raw: b"\n" not in raw), max_size=12), st.integers(4, 12))

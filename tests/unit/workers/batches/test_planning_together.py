@@ -17,6 +17,9 @@ from jobs.ledger import ledger, shards
 from jobs.ledger.states import JobState
 from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue, Task
+from jobs.registry import aliases
+from jobs.registry.aliases import AliasRouting, Target
+from jobs.registry.tables import Alias
 from jobs.security import keys
 from jobs.settings import Settings
 from tests.support import sample_jobs
@@ -73,6 +76,22 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(lifecycle, "plan", planning_alone)
     return found
+
+
+def test_grouped_jobs_draw_their_own_models_of_an_alias(harness: Harness) -> None:
+    with harness.db.write() as session:
+        workers.store_models(session, {"new-model": False}, Queue.GENERATE)
+        alias = Alias(project_id=harness.project, name="support-bot", created_at=now(), created_by="test")
+        split = AliasRouting((Target(MODEL, 50), Target("new-model", 50)))
+        aliases.move(session, alias, split, "create", actor="test")
+    content = jsonl([chat_line("r", "hello", model="support-bot")])
+    ids = [harness.submit(content, id=f"batch_{n:02}") for n in range(24)]
+
+    plan_all(harness.context, ids)
+
+    drawn = {job_id: sample_jobs.job(harness.db, job_id).model for job_id in ids}
+    assert drawn == {i: split.model_at(aliases.point_of(harness.project, "support-bot", i)) for i in ids}
+    assert set(drawn.values()) == {MODEL, "new-model"}
 
 
 def test_grouped_jobs_are_planned_in_single_transaction(
