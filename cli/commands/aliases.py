@@ -1,58 +1,122 @@
-"""`nightmill aliases`: list, set, show and delete a project's own names of models."""
+"""`nightmill aliases`: a project's own names of models, the shares of their models, and their moves."""
 
 from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
 
+from cli.client.submission import parse_time
+from cli.errors import CliError
 from cli.groups import Group
 from cli.options import Limit, ServerOptions
 from cli.terminal import moment
 
-app = Group("List, set, show and delete your project's own names of models.")
+app = Group("Name models for your project, share requests among them, and follow their moves.")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The name that requests give as `model`.")]
+Reason = Annotated[str | None, typer.Option(help="Why it changes: kept with the move.")]
 
-_HEAD = ("alias", "model", "since")
 _MAX = 1000  # of a project
 
 
 @app.command("list")
 def list_(options: ServerOptions, limit: Limit = 100) -> None:
-    """List the aliases of your project, the newest first, with the model of each."""
-    options.show_entries(options.server.pages("/aliases", {}, limit), _HEAD, _row)
+    """List the aliases of your project, the newest first, and those of the models file."""
+    head = ("alias", "models", "since", "source")
+    options.show_entries(options.server.pages("/aliases", {}, limit), head, _row)
 
 
 @app.command("set")
 def set_(
     options: ServerOptions,
     name: Name,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model that answers the name.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The model that answers, of several the incumbent: it has the rest.")
+    ],
+    target: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL=PERCENT", help="Another model and its share of the requests; may be repeated."),
+    ] = None,
+    sticky: Annotated[bool, typer.Option("--sticky", help="Give each user, or else each key, the same model.")] = False,
+    fallback: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL", help="A model for when no live worker serves the other; may be repeated."),
+    ] = None,
+    reason: Reason = None,
 ) -> None:
-    """Let a name stand for a model. An alias of that name is changed."""
+    """Let a name stand for a model, or share its requests among several, in place of what an alias of that name had."""
+    body = {"targets": _targets(model, target or []), "sticky": sticky, "fallbacks": fallback or [], "reason": reason}
     server = options.server
-    if name in {alias["id"] for alias in server.pages("/aliases", {}, _MAX)}:
-        alias = server.post(_path(name), {"model": model})
-    else:
-        alias = server.post("/aliases", {"id": name, "model": model})
-    options.show(alias, f"{alias['id']} stands for {alias['model']}")
+    own = {alias["id"] for alias in server.pages("/aliases", {}, _MAX) if alias["source"] == "project"}
+    alias = server.post(_path(name), body) if name in own else server.post("/aliases", {"id": name, **body})
+    options.show(alias, f"{alias['id']} stands for {_models(alias)}")
 
 
 @app.command()
-def show(options: ServerOptions, name: Name) -> None:
-    """Show the model for which an alias stands."""
-    alias = options.server.get(_path(name))
-    options.show(alias, f"{alias['id']} stands for {alias['model']} since {moment(alias['updated_at'])}")
+def show(
+    options: ServerOptions,
+    name: Name,
+    at: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Show the alias as it stood then, such as 2026-03-31T18:00.")
+    ] = None,
+) -> None:
+    """Show the models for which an alias stands."""
+    alias = options.server.get(_path(name), {} if at is None else {"at": parse_time(at)})
+    fallbacks = f", else for {', '.join(alias['fallbacks'])}" if alias["fallbacks"] else ""
+    sticky = ", the same for each user" if alias["sticky"] else ""
+    models = f"{alias['id']} stands for {_models(alias)}{sticky}{fallbacks}"
+    options.show(alias, f"{models} since {moment(alias['updated_at'])}")
+
+
+@app.command()
+def moves(options: ServerOptions, name: Name, limit: Limit = 100) -> None:
+    """List what an alias stood for, the newest move first, who changed it, and why."""
+    head = ("move", "time", "action", "models", "by", "reason")
+    options.show_entries(options.server.pages("/alias_moves", {"alias": name}, limit), head, _move_row)
+
+
+@app.command()
+def revert(options: ServerOptions, name: Name, reason: Reason = None) -> None:
+    """Let an alias stand again for what it stood for before its last move."""
+    alias = options.server.post(_path(name), {"revert": True, "reason": reason})
+    options.show(alias, f"{alias['id']} stands for {_models(alias)}")
 
 
 @app.command()
 def delete(options: ServerOptions, name: Name) -> None:
-    """Delete an alias. Its model stays."""
+    """Delete an alias. Its models and its moves stay."""
     options.show(options.server.delete(_path(name)), f"{name} deleted")
+
+
+def _targets(model: str, others: list[str]) -> list[dict[str, Any]]:
+    """Return the targets of an alias, of which the first has what the others leave. Raises CliError."""
+    targets = []
+    for text in others:
+        name, _, percent = text.rpartition("=")
+        if not name or not percent.isascii() or not percent.isdigit():
+            raise CliError(f"{text}: give --target as MODEL=PERCENT, such as smollm2-135m-instruct=20")
+        targets.append({"model": name, "weight": int(percent)})
+    left = 100 - sum(target["weight"] for target in targets)
+    if left < 1:
+        raise CliError(f"the targets leave nothing of 100 % for {model}")
+    return [{"model": model, "weight": left}, *targets]
 
 
 def _path(name: str) -> str:
     return f"/aliases/{quote(name, safe='', errors='replace')}"
 
 
+def _models(routing: dict[str, Any]) -> str:
+    """Return the targets of an alias as text, with their percentages where there are several."""
+    targets = routing["targets"]
+    if len(targets) == 1:
+        return str(targets[0]["model"])
+    return ", ".join(f"{target['model']} {target['weight']} %" for target in targets)
+
+
 def _row(alias: dict[str, Any]) -> tuple[object, ...]:
-    return alias["id"], alias["model"], moment(alias["updated_at"])
+    return alias["id"], _models(alias), moment(alias["updated_at"]), alias["source"]
+
+
+def _move_row(move: dict[str, Any]) -> tuple[object, ...]:
+    models = "-" if move["routing"] is None else _models(move["routing"])
+    return move["id"], moment(move["created_at"]), move["action"], models, move["actor"], move["reason"] or ""

@@ -20,7 +20,7 @@ EXPECTED = {
     "prompts list", "prompts show", "prompts create", "prompts version", "prompts update", "prompts archive",
     "prompts diff",
     "feedback add", "feedback list", "feedback delete", "feedback summary",
-    "aliases list", "aliases set", "aliases show", "aliases delete",
+    "aliases list", "aliases set", "aliases show", "aliases moves", "aliases revert", "aliases delete",
     "pipelines run", "pipelines list", "pipelines show", "pipelines graph", "pipelines resume", "pipelines cancel",
     "datasets create", "datasets add", "datasets list", "datasets show", "datasets versions", "datasets rows",
     "datasets delete",

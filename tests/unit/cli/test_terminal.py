@@ -129,6 +129,15 @@ def feedback(path: str) -> object:
     return one | {"object": "list", "data": [one], "has_more": False}
 
 
+def alias(_path: str) -> object:
+    """Return an alias with two targets and a fallback, and its move, as an entry of a list too."""
+    targets = [{"model": HOSTILE, "weight": 80}, {"model": STORED, "weight": 20}]
+    routing = {"targets": targets, "sticky": True, "fallbacks": [HOSTILE]}
+    one = {"id": HOSTILE, "updated_at": 1, "source": HOSTILE, **routing, "created_at": 1, "action": HOSTILE}
+    one |= {"actor": HOSTILE, "reason": HOSTILE, "routing": routing}
+    return one | {"object": "list", "data": [one], "has_more": False}
+
+
 def pipeline(_path: str) -> object:
     """Return a pipeline with a step that failed and one that waits for it, as an entry of a list too."""
     step = {"name": HOSTILE, "kind": HOSTILE, "status": HOSTILE, "after": [], "job_id": HOSTILE, "error": ERROR}
@@ -193,7 +202,12 @@ class Hostile(BaseHTTPRequestHandler):
             status, body = 200, b"".join(json.dumps(row).encode() + b"\n" for row in JOINED)
         else:
             rooms = {"/v1/fine_tuning/": fine_tuning, "/v1/evals": evaluation, "/v1/feedback": feedback}
-            rooms |= {"/v1/prompts": prompt, "/v1/pipelines": pipeline, "/v1/datasets": dataset}
+            rooms |= {
+                "/v1/prompts": prompt,
+                "/v1/pipelines": pipeline,
+                "/v1/datasets": dataset,
+                "/v1/alias": alias,
+            }
             room = next((room for start, room in rooms.items() if path.startswith(start)), None)
             status, content = (200, room(path)) if room else answer(self.command, path)
             body = json.dumps(content).encode()
@@ -337,7 +351,9 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "feedback summary": (True, [["feedback", "summary"], ["feedback", "summary", "--json"]]),
     "aliases list": (True, [["aliases", "list"], ["aliases", "list", "--json"]]),
     "aliases set": (True, [["aliases", "set", "a", "m"], ["aliases", "set", HOSTILE, "m"]]),
-    "aliases show": (True, [["aliases", "show", "ft:a/b"]]),
+    "aliases show": (True, [["aliases", "show", "ft:a/b"], ["aliases", "show", "a", "--at", "2026-03-31"]]),
+    "aliases moves": (True, [["aliases", "moves", "a"], ["aliases", "moves", HOSTILE, "--json"]]),
+    "aliases revert": (True, [["aliases", "revert", "a"], ["aliases", "revert", "a", "--reason", HOSTILE]]),
     "aliases delete": (True, [["aliases", "delete", STORED]]),
     "pipelines run": (False, [["pipelines", "run", "steps.yaml"]]),
     "pipelines list": (True, [["pipelines", "list"], ["pipelines", "list", "--json"]]),
