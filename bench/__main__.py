@@ -16,6 +16,7 @@ NAMES = {
     "load": "requests at a steady rate, a crowd at once, long queues and long lists",
     "growth": "bytes of a job; pages of lists, a scrape and a pass of retention with many ended jobs",
     "waiting": "time to the first token, the engine's own and a client's, idle and while a batch runs",
+    "aliases": "the shares of the models of an alias, whether users keep one, and what the draw costs",
     "limits": "what permissions and rate limits cost an interactive request: p50 and p99",
     "console": "size of the console, seconds of its first page, server time of a job's page, CPU of open pages",
     "webhooks": "deliveries/s, and how soon after the event",

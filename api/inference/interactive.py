@@ -148,7 +148,7 @@ async def submit(
     with metrics.counting_errors():
         if _is_configured(call, body["model"]):
             metrics.model = body["model"]
-        model, queue, rates = await _target(call, work_of(call, endpoint or url, body))
+        model, queue, rates = await find_target(call, work_of(call, endpoint or url, body))
         resolved_model = model if model != body["model"] else None
         body = {**body, "model": model}
         if is_tuned(model) or _is_configured(call, model):
@@ -407,7 +407,7 @@ async def _settle(
             call.services.inference.rates.settle(reservation, used)
 
 
-async def _target(call: CallContext, work: Work) -> ModelTarget:
+async def find_target(call: CallContext, work: Work) -> ModelTarget:
     """Return where workers take a request, after a draw of its own. Raises the errors of `_live_target`."""
     key = _digest(work.project_id, work.model)
     alias = await call.services.alias_routings.get(key, partial(_find_alias, call, work))
