@@ -80,6 +80,10 @@ class AliasFields(Body):
     fallbacks: Fallbacks | None = Field(
         default=None, description="Models of which the first served one answers where no live worker serves the target."
     )
+    rollback: bool | None = Field(
+        default=None,
+        description="Whether targets that do worse than the incumbent are dropped: the default.",
+    )
     reason: Annotated[str, Field(min_length=1, max_length=512)] | None = Field(
         default=None, description="Kept with the move."
     )
@@ -102,6 +106,7 @@ class AliasFields(Body):
             targets,
             former.sticky if self.sticky is None else self.sticky,
             former.fallbacks if self.fallbacks is None else tuple(self.fallbacks),
+            former.rollback if self.rollback is None else self.rollback,
         )
 
 
@@ -118,7 +123,7 @@ class UpdateAlias(AliasFields):
 
 
 _MISSING: Final = "missing_required_parameter"
-_ROUTING_FIELDS: Final = ("model", "targets", "sticky", "fallbacks")
+_ROUTING_FIELDS: Final = ("model", "targets", "sticky", "fallbacks", "rollback")
 
 
 # ── objects ──
@@ -135,6 +140,7 @@ class ShownRouting(BaseModel):
     targets: list[ShownTarget]
     sticky: bool
     fallbacks: list[str]
+    rollback: bool
 
 
 class AliasObject(BaseModel):
@@ -149,6 +155,7 @@ class AliasObject(BaseModel):
     targets: list[ShownTarget]
     sticky: bool
     fallbacks: list[str]
+    rollback: bool
     source: Literal["project", "models_file"] = "project"
     metadata: Metadata | None
     created_at: int
@@ -205,7 +212,7 @@ def _show_move(move: AliasMove) -> AliasMoveObject:
         alias=move.name,
         number=move.number,
         action=move.action,
-        routing=None if move.routing is None else ShownRouting(**move.routing),
+        routing=None if move.routing is None else ShownRouting(**aliases.read_routing(move.routing).to_json()),
         actor=move.actor,
         reason=move.reason,
         gate=move.gate,

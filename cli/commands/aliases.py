@@ -41,10 +41,14 @@ def set_(
         list[str] | None,
         typer.Option(metavar="MODEL", help="A model for when no live worker serves the other; may be repeated."),
     ] = None,
+    rollback: Annotated[
+        bool, typer.Option(help="Drop targets that fail or are slow, beside the incumbent, by themselves.")
+    ] = True,
     reason: Reason = None,
 ) -> None:
     """Let a name stand for a model, or share its requests among several, in place of what an alias of that name had."""
-    body = {"targets": _targets(model, target or []), "sticky": sticky, "fallbacks": fallback or [], "reason": reason}
+    fields = {"sticky": sticky, "fallbacks": fallback or [], "rollback": rollback, "reason": reason}
+    body = {"targets": _targets(model, target or []), **fields}
     server = options.server
     own = {alias["id"] for alias in server.pages("/aliases", {}, _MAX) if alias["source"] == "project"}
     alias = server.post(_path(name), body) if name in own else server.post("/aliases", {"id": name, **body})

@@ -18,6 +18,7 @@ OTHER_TYPES: Final = {
     "webhook_endpoint.disabled": "we_",
     "spend.alert.reached": "alert_",
     "model.alias.moved": "amove_",
+    "model.alias.rolled_back": "amove_",
 }
 
 _INSERT = insert(table_of(Event))

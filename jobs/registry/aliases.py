@@ -27,11 +27,13 @@ from jobs.security.tables import Project
 
 MAX_ALIASES: Final = 1000  # of a project
 MAX_MOVES: Final = 100_000  # of a project
+MAX_WATCHED: Final = 100  # aliases that are compared in one round
 MAX_TARGETS: Final = 8
 MAX_FALLBACKS: Final = 4
 WHOLE: Final = 100  # the sum of the weights
 PREFIX: Final = "amove_"
 MOVED: Final = "model.alias.moved"
+ROLLED_BACK: Final = "model.alias.rolled_back"
 _POINTS: Final = 1 << 64
 
 
@@ -45,12 +47,14 @@ class Target(msgspec.Struct, frozen=True):
 class AliasRouting(msgspec.Struct, frozen=True):
     """The models of an alias. The weights of `targets` sum to 100; the first one is the incumbent.
 
-    With `sticky` each user has the same target. `fallbacks` answer where no live worker serves the target.
+    With `sticky` each user has the same target. `fallbacks` answer where no live worker serves the target. With
+    `rollback` the dispatcher drops targets that do worse than the incumbent.
     """
 
     targets: tuple[Target, ...]
     sticky: bool = False
     fallbacks: tuple[str, ...] = ()
+    rollback: bool = True
 
     @property
     def incumbent(self) -> str:
@@ -151,13 +155,41 @@ def move(
     else:  # `model` is what an older version of this service asks, alone
         alias.model, alias.updated_at = routing.incumbent, made.at
         alias.routing = made.routing = routing.to_json()
+        alias.watched_since = made.at if routing.rollback and len(routing.targets) > 1 else None
+        alias.rollback_id = made.id if action == "rollback" else None
         session.add(alias)
     session.add(made)
-    data = {"id": made.id, "alias": made.name, "action": action, "routing": made.routing, "reason": reason}
-    event = events.record(session, subject_id=made.id, seq=1, project_id=made.project_id, type=MOVED, data=data)
+    _tell(session, made, MOVED, 1)
+    return made
+
+
+def confirm_rollback(session: Session, alias: Alias, move_id: str) -> bool:
+    """Tell that the restored model answers; return False where the alias, which `find` has locked, moved meanwhile."""
+    if alias.rollback_id != move_id:
+        return False
+    alias.rollback_id = None
+    _tell(session, session.get_one(AliasMove, move_id), ROLLED_BACK, 2)
+    return True
+
+
+def _tell(session: Session, move: AliasMove, type_: str, seq: int) -> None:
+    """Add an event of a move."""
+    fields = {"id": move.id, "alias": move.name, "action": move.action, "routing": move.routing, "reason": move.reason}
+    event = events.record(session, subject_id=move.id, seq=seq, project_id=move.project_id, type=type_, data=fields)
     session.flush()
     events.fan_out(session, event)
-    return made
+
+
+def watched(session: Session, after: float) -> Sequence[Alias]:
+    """Return aliases whose targets are to be compared, the next ones that are watched from later than a time."""
+    rows = select(Alias).where(Alias.watched_since > after).order_by(Alias.watched_since)
+    return session.scalars(rows.limit(MAX_WATCHED)).all()
+
+
+def unconfirmed(session: Session, after: str) -> Alias | None:
+    """Return the next alias after the roll-back `after`, in the order of their ids, whose roll-back is unconfirmed."""
+    rows = select(Alias).where(Alias.rollback_id.is_not(None)).order_by(Alias.rollback_id <= after, Alias.rollback_id)
+    return session.scalar(rows.limit(1))
 
 
 def moves_of(name: str, project_id: str) -> Select[AliasMove]:

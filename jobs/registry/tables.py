@@ -58,7 +58,9 @@ class Alias(Base):
     """A name by which a project asks for a `model`, which no alias has as its name.
 
     `routing` is a `jobs.registry.aliases.AliasRouting` whose first target is `model`; null stands for `model` alone.
-    `created_by` is the actor of the audit row of its creation.
+    `created_by` is the actor of the audit row of its creation. The dispatcher compares the targets by their requests
+    from `watched_since` on, null where there is nothing to compare. `rollback_id` is the roll-back, the last move, that
+    no answer has confirmed yet.
     """
 
     __tablename__ = "alias"
@@ -71,8 +73,15 @@ class Alias(Base):
     created_at: Mapped[float]
     updated_at: Mapped[float]
     created_by: Mapped[str] = mapped_column(String(64))
+    watched_since: Mapped[float | None]
+    rollback_id: Mapped[str | None] = mapped_column(String(64))
 
     id = synonym("name")  # the id of the object in the API
+
+    __table_args__ = (
+        Index("ix_alias_watched_since", "watched_since"),
+        Index("ix_alias_rollback_id", "rollback_id"),
+    )
 
 
 class Feedback(Base):

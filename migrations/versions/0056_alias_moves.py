@@ -16,6 +16,10 @@ _COLUMNS = ("project_id", "name", "model", "created_at", "created_by")
 
 def upgrade() -> None:
     op.add_column("alias", sa.Column("routing", sa.JSON()))
+    op.add_column("alias", sa.Column("watched_since", sa.Float(53)))
+    op.add_column("alias", sa.Column("rollback_id", sa.String(64)))
+    op.create_index("ix_alias_watched_since", "alias", ["watched_since"])
+    op.create_index("ix_alias_rollback_id", "alias", ["rollback_id"])
     moves = op.create_table(
         "alias_move",
         *(sa.Column(name, sa.String(64), nullable=False) for name in ("id", "project_id")),
@@ -52,7 +56,7 @@ def _record_aliases(moves: sa.Table) -> None:
                 "at": row.created_at,
                 "action": "create",
                 "actor": row.created_by,
-                "routing": {"targets": [{"model": row.model, "weight": 100}], "sticky": False, "fallbacks": []},
+                "routing": {"targets": [{"model": row.model, "weight": 100}]},
             }
         )
     for start in range(0, len(first), _ROWS):

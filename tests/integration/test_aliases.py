@@ -7,14 +7,17 @@ from typing import Any
 import openai
 import pytest
 from openai import OpenAI
+from sqlalchemy import select
 
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.fleet import workers
-from jobs.ledger.tables import Job
+from jobs.inference import request_counts
+from jobs.inference.request_counts import RequestKey
+from jobs.ledger.tables import Event, Job
 from jobs.queues import Queue
 from jobs.registry import aliases
-from jobs.registry.tables import Alias
+from jobs.registry.tables import Alias, AliasMove
 from jobs.security import keys
 from tests.integration.test_rate_limits import limit
 from tests.support.fake_engine import FakeEngine
@@ -22,6 +25,7 @@ from tests.support.inline_deployment import chat_line, jsonl, running
 from tests.support.interactive_api import HELLO, MODEL, Shop
 from tests.support.system import eventually
 from tests.support.worker_rows import worker_row
+from workers.dispatcher import rollbacks
 
 NAME = "ft:gpt-4o-mini:acme::abc"
 
@@ -198,3 +202,37 @@ def test_lines_of_a_batch_have_one_model_while_the_alias_moves(db: Database, tmp
         good, bad = deployment.results(job)
         assert (job.model, len(good), bad) == (MODEL, 40, [])
         assert {(line["resolved_model"], line["response"]["body"]["model"]) for line in good} == {(MODEL, MODEL)}
+
+
+# ── roll-back by itself ──
+
+
+def test_rollback_is_complete_when_the_restored_model_has_answered(
+    rivals: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollbacks, "_SETTLED", 0.0)
+    split(rivals.client)
+    services = rivals.app.state.services
+    minute = int(now()) // 60 * 60 - 60
+    with services.db.write() as session:
+        alias = session.scalars(select(Alias).where(Alias.name == NAME, Alias.watched_since.is_not(None))).one()
+        alias.watched_since = now() - 3600
+        key = RequestKey(alias.project_id, minute, MODEL, "duration", "3")
+        failed = key._replace(model=RIVAL, measure="errors", bucket="engine_error")
+        request_counts.write(session, {key: (60, 20.0), failed: (60, 60)})
+    leader = rollbacks.Rollbacks(services.config, services.db, services.registry)
+    rivals.leave("gpu-1")
+
+    def types() -> list[str]:
+        leader.run()
+        with services.db.read() as session:
+            moves = select(AliasMove.id).where(AliasMove.action == "rollback", AliasMove.name == NAME)
+            told = select(Event.type).where(Event.subject_id.in_(moves), Event.project_id == alias.project_id)
+            return list(session.scalars(told.order_by(Event.seq)))
+
+    assert [types() for _ in range(3)][-1] == [aliases.MOVED]  # rolled back, but nobody has answered
+    rivals.asked.clear()
+    rivals.announce("gpu-1")
+    eventually(lambda: len(types()) == 2, 30, "the probe is answered")
+    assert types() == [aliases.MOVED, aliases.ROLLED_BACK]
+    assert rivals.asked == ["Hello"]

@@ -7,6 +7,7 @@ jobs        past their window; of a key or project that has ended; stopping for 
             revoked); left without a next step;
             waiting for others that have ended; live although their parent was cancelled; waiting for a spend limit
 alerts      of spending that has reached a threshold
+aliases     whose new models do worse are rolled back, see `workers.dispatcher.rollbacks`
 audit       sealed; its head sent away once a day
 counts      the jobs of sealed rows are added to the sums of ended jobs, and what transactions counted to the measures
 events      numbered: the positions in the feeds of their projects
@@ -44,6 +45,7 @@ from jobs.webhooks import claims, deliveries, outcomes, webhook_endpoints
 from workers.dispatcher.anchoring import Anchoring
 from workers.dispatcher.leases import Observer, Since
 from workers.dispatcher.retention import Retention
+from workers.dispatcher.rollbacks import Rollbacks
 
 log = logging.getLogger(__name__)
 _ACTOR = "dispatcher"
@@ -79,6 +81,7 @@ class Maintenance:
         self._timings = timings
         self._retention = Retention(config, db, storage, timings)
         self._anchoring = Anchoring(config, db)
+        self._rollbacks = Rollbacks(config, db, registry)
         self._swept = self._retained = clock()
         self._dependents_left = False  # whether some were left by the last pass
 
@@ -236,6 +239,7 @@ class Maintenance:
         self._dependents_left = self._advance_dependents()
         self._repeat(budgets.has_expired, budgets.purge_reservations)
         self._fire_alerts()
+        self._rollbacks.run()
         self._release_deliveries()
         self._purge_sources()
 

@@ -208,7 +208,8 @@ def test_canary_grows_and_goes_back_in_one_call_with_each_move_kept(either: Fast
     ]  # fmt: skip
     assert [move["number"] for move in moves] == list(range(7, 0, -1))
     assert moves[0]["routing"] is None
-    assert moves[-1]["routing"] == {"targets": [{"model": MODEL, "weight": 100}], "sticky": False, "fallbacks": []}
+    routing = {"targets": [{"model": MODEL, "weight": 100}], "sticky": False, "fallbacks": [], "rollback": True}
+    assert moves[-1]["routing"] == routing
     assert {move["alias"] for move in moves} == {NAME}
     assert len({move["actor"] for move in moves}) == 1
 

@@ -1,0 +1,182 @@
+"""Roll-backs by themselves: which targets are worse, what is compared, and what the move says."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from jobs.clock import now
+from jobs.db.engine import Database
+from jobs.inference import request_counts
+from jobs.inference.request_counts import SECONDS, Distribution, ModelRequests, RequestKey, bucket_of
+from jobs.ledger.tables import Audit, Event
+from jobs.registry import aliases
+from jobs.registry.aliases import AliasRouting, Target
+from jobs.registry.tables import Alias, AliasMove
+from jobs.security import keys
+from jobs.settings import Settings
+from workers.dispatcher.rollbacks import Rollbacks, compare
+
+NAME, OLD, NEW = "support-bot", "tone-1", "tone-2"
+
+
+def requests(count: int, seconds: float, errors: int = 0, slow: int = 0) -> ModelRequests:
+    """Return answered requests that took so long, some of them ten times as long, and failed ones."""
+    duration = Distribution(SECONDS)
+    for value in [seconds] * (count - slow) + [10 * seconds] * slow:
+        index = int(bucket_of("duration", value))
+        duration.buckets[index] = duration.buckets.get(index, 0) + 1
+        duration.count, duration.total = duration.count + 1, duration.total + value
+    return ModelRequests({"duration": duration}, {}, {"engine_error": errors} if errors else {})
+
+
+@pytest.mark.parametrize(
+    ("incumbent", "side", "reason"),
+    [
+        (requests(100, 0.3), requests(100, 0.3), None),
+        (requests(100, 0.3), requests(94, 0.3, errors=6), "errors"),
+        (requests(100, 0.3), requests(95, 0.3, errors=5), None),  # not above 5 points
+        (requests(90, 0.3, errors=10), requests(86, 0.3, errors=14), None),
+        (requests(100, 0.3), requests(40, 0.3, errors=9), None),  # too few
+        (requests(49, 0.3), requests(100, 0.3, errors=100), None),
+        (requests(100, 0.3), requests(0, 0.3, errors=50), "errors"),
+        (requests(100, 0.3), requests(100, 0.9), "p95"),
+        (requests(100, 0.24), requests(100, 0.26), None),  # neighbours on both sides of a bound
+        (requests(100, 0.3), requests(100, 0.3, slow=20), "p95"),
+        (requests(100, 0.3), requests(100, 0.3, slow=2), None),
+        (requests(100, 0.9), requests(100, 0.3), None),
+    ],
+)
+def test_target_is_worse_by_errors_or_by_its_times(
+    incumbent: ModelRequests, side: ModelRequests, reason: str | None
+) -> None:
+    told = compare(incumbent, side)
+
+    assert told is None if reason is None else told is not None and reason in told
+
+
+class Deployment:
+    """A project with an alias of two models, and the roll-backs of a leader without workers."""
+
+    def __init__(self, db: Database, folder: Path, **fields: Any) -> None:
+        self.db = db
+        self.rollbacks = Rollbacks(Settings(data_dir=folder, database_url=db.url), db, lambda: None)
+        self.routing = AliasRouting((Target(OLD, 80), Target(NEW, 20)), fallbacks=(OLD,), **fields)
+        with db.write() as session:
+            self.project = keys.ensure_project(session, "acme").id
+            alias = Alias(project_id=self.project, name=NAME, created_at=now(), created_by="test")
+            aliases.move(session, alias, self.routing, "create", actor="test")
+            alias.watched_since = now() - 3600
+
+    def count(self, model: str, answers: int, errors: int, minutes_ago: int = 1, project: str | None = None) -> None:
+        """Count answers of half a second, and errors, in a minute of the past."""
+        minute = int(now()) // 60 * 60 - 60 * minutes_ago
+        key = RequestKey(project or self.project, minute, model, "duration", bucket_of("duration", 0.5))
+        failed = key._replace(measure="errors", bucket="engine_error")
+        with self.db.write() as session:
+            request_counts.write(session, {key: (answers, answers * 0.5), failed: (errors, errors)})
+
+    def routing_now(self) -> AliasRouting:
+        with self.db.read() as session:
+            return aliases.routing_of(session.get_one(Alias, (self.project, NAME)))
+
+
+@pytest.fixture
+def deployment(db: Database, tmp_path: Path) -> Deployment:
+    return Deployment(db, tmp_path)
+
+
+def test_alias_stands_for_its_incumbent_once_a_target_fails(deployment: Deployment) -> None:
+    deployment.count(OLD, 100, 1)
+    deployment.count(NEW, 50, 10)
+
+    for _ in range(3):
+        deployment.rollbacks.run()
+
+    assert deployment.routing_now() == AliasRouting((Target(OLD, 100),), fallbacks=(OLD,))
+    with deployment.db.read() as session:
+        moves = session.scalars(select(AliasMove).order_by(AliasMove.number)).all()
+        audited = session.scalars(select(Audit).where(Audit.action == "alias.rollback")).all()
+        events = session.scalars(select(Event.type).order_by(Event.seq)).all()
+        alias = session.get_one(Alias, (deployment.project, NAME))
+        assert (alias.watched_since, alias.rollback_id) == (None, moves[-1].id)
+    assert [(move.action, move.actor) for move in moves] == [("create", "test"), ("rollback", "dispatcher")]
+    assert moves[-1].reason == f"{NEW} has 16.7 % errors, above the 1.0 % of {OLD}"
+    assert moves[-1].gate is not None
+    assert {model: numbers["errors"] for model, numbers in moves[-1].gate.items()} == {OLD: 1, NEW: 10}
+    assert [row.target for row in audited] == [moves[-1].id]
+    assert aliases.ROLLED_BACK not in events  # no worker has answered
+
+
+@pytest.mark.parametrize("minutes_ago", [15, 0])
+def test_requests_of_before_the_last_move_or_long_ago_are_not_compared(
+    deployment: Deployment, minutes_ago: int
+) -> None:
+    if not minutes_ago:
+        with deployment.db.write() as session:
+            session.get_one(Alias, (deployment.project, NAME)).watched_since = now()
+    deployment.count(OLD, 100, 0, minutes_ago)
+    deployment.count(NEW, 50, 50, minutes_ago)
+
+    deployment.rollbacks.run()
+
+    assert deployment.routing_now() == deployment.routing
+
+
+def test_requests_of_another_project_are_not_compared(deployment: Deployment) -> None:
+    deployment.count(OLD, 100, 0)
+    deployment.count(NEW, 50, 50, project="proj_other")
+
+    deployment.rollbacks.run()
+
+    assert deployment.routing_now() == deployment.routing
+
+
+def test_alias_without_rollback_is_not_watched(db: Database, tmp_path: Path) -> None:
+    deployment = Deployment(db, tmp_path)
+    with db.write() as session:
+        alias = aliases.find(session, NAME, deployment.project, lock=True)
+        assert alias is not None
+        plain = AliasRouting(deployment.routing.targets, rollback=False)
+        aliases.move(session, alias, plain, "update", actor="test")
+        assert alias.watched_since is None
+    deployment.count(OLD, 100, 0)
+    deployment.count(NEW, 50, 50)
+
+    deployment.rollbacks.run()
+
+    assert deployment.routing_now() == plain
+
+
+def test_more_aliases_than_a_round_compares_have_their_turn(
+    db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aliases, "MAX_WATCHED", 1)
+    deployment = Deployment(db, tmp_path)
+    with db.write() as session:
+        other = Alias(project_id=deployment.project, name="first", created_at=now(), created_by="test")
+        aliases.move(session, other, AliasRouting((Target("a", 50), Target("b", 50))), "create", actor="test")
+        other.watched_since = 1.0
+    deployment.count(OLD, 100, 0)
+    deployment.count(NEW, 50, 50)
+
+    for _ in range(2):
+        deployment.rollbacks.run()
+
+    assert len(deployment.routing_now().targets) == 1
+
+
+def test_rollback_of_an_alias_that_moved_again_is_not_confirmed(deployment: Deployment) -> None:
+    deployment.count(OLD, 100, 0)
+    deployment.count(NEW, 50, 50)
+    deployment.rollbacks.run()
+    with deployment.db.write() as session:
+        alias = aliases.find(session, NAME, deployment.project, lock=True)
+        assert alias is not None
+        move_id = alias.rollback_id
+        assert move_id is not None
+        aliases.move(session, alias, deployment.routing, "update", actor="test")
+
+        assert not aliases.confirm_rollback(session, alias, move_id)
+        assert aliases.ROLLED_BACK not in session.scalars(select(Event.type)).all()
