@@ -20,6 +20,7 @@ import { overviewSearch } from "@/pages/overview/address";
 import { pipelinesSearch } from "@/pages/pipelines/address";
 import { auditSearch } from "@/pages/security/address";
 import { newVersionSearch, promptSearch, promptsSearch } from "@/pages/prompts/address";
+import { aliasesSearch } from "@/pages/registry/address";
 import { storeSearch } from "@/pages/retrieval/address";
 import { usageSearch } from "@/pages/usage/address";
 
@@ -79,6 +80,7 @@ const routes = root.addChildren([
   page("/pipelines/$pipelineId", () => import("@/pages/pipelines/PipelinePage")),
   page("/batches/new", () => import("@/pages/batches/NewBatch"), newBatchSearch),
   page("/models", () => import("@/pages/fleet/models/Models"), modelsSearch),
+  page("/aliases", () => import("@/pages/registry/Aliases"), aliasesSearch),
   page("/files", () => import("@/pages/files/Files"), filesSearch),
   page("/files/$fileId", () => import("@/pages/files/FilePage")),
   page("/datasets", () => import("@/pages/datasets/Datasets")),

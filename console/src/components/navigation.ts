@@ -24,6 +24,7 @@ const GROUPS: readonly (readonly [title: string, entries: readonly Entry[]])[] =
     "Models",
     [
       ["/models", "Models"],
+      ["/aliases", "Aliases"],
       ["/fine-tuning", "Fine-tuning"],
       ["/evals", "Evaluations"],
     ],
