@@ -93,7 +93,7 @@ def delete(options: ServerOptions, name: Name) -> None:
 
 def _targets(model: str, others: list[str]) -> list[dict[str, Any]]:
     """Return the targets of an alias, of which the first has what the others leave. Raises CliError."""
-    targets = []
+    targets: list[dict[str, Any]] = []
     for text in others:
         name, _, percent = text.rpartition("=")
         if not name or not percent.isascii() or not percent.isdigit():

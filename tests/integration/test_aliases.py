@@ -14,11 +14,12 @@ from jobs.db.engine import Database
 from jobs.fleet import workers
 from jobs.inference import request_counts
 from jobs.inference.request_counts import RequestKey
-from jobs.ledger.tables import Event, Job
+from jobs.ledger.tables import Job
 from jobs.queues import Queue
 from jobs.registry import aliases
 from jobs.registry.tables import Alias, AliasMove
 from jobs.security import keys
+from jobs.webhooks.tables import Event
 from tests.integration.test_rate_limits import limit
 from tests.support.fake_engine import FakeEngine
 from tests.support.inline_deployment import chat_line, jsonl, running
@@ -215,7 +216,8 @@ def test_rollback_is_complete_when_the_restored_model_has_answered(
     services = rivals.app.state.services
     minute = int(now()) // 60 * 60 - 60
     with services.db.write() as session:
-        alias = session.scalars(select(Alias).where(Alias.name == NAME, Alias.watched_since.is_not(None))).one()
+        watched = select(Alias).where(Alias.name == NAME, Alias.watched_since.is_not(None))
+        alias = session.scalars(watched.order_by(Alias.created_at.desc()).limit(1)).one()
         alias.watched_since = now() - 3600
         key = RequestKey(alias.project_id, minute, MODEL, "duration", "3")
         failed = key._replace(model=RIVAL, measure="errors", bucket="engine_error")

@@ -5,7 +5,7 @@
                                          └─▶ else ask again in the next round
 
 A target does worse when its share of errors is higher by 5 points, or when it is slower: its 95th percentile of times,
-which is estimated from buckets, above twice that of the incumbent, and its mean above one and a half of that.
+which is estimated from buckets, at least twice that of the incumbent, and its mean above one and a half of that.
 """
 
 import asyncio
@@ -142,7 +142,7 @@ def compare(incumbent: ModelRequests, side: ModelRequests) -> str | None:
     mean, former_mean = (each.mean or 0.0 for each in times)
     if min(each.count for each in times) < MIN_REQUESTS or mean <= _MAX_MEAN * former_mean:
         return None
-    return f"has a p95 of {p95:.2f} s, above twice the {former:.2f} s" if p95 > MAX_SLOWER * former else None
+    return f"has a p95 of {p95:.2f} s, twice the {former:.2f} s" if p95 >= MAX_SLOWER * former else None
 
 
 def roll_back(session: Session, project_id: str, name: str) -> str | None:

@@ -133,7 +133,7 @@ def alias(_path: str) -> object:
     """Return an alias with two targets and a fallback, and its move, as an entry of a list too."""
     targets = [{"model": HOSTILE, "weight": 80}, {"model": STORED, "weight": 20}]
     routing = {"targets": targets, "sticky": True, "fallbacks": [HOSTILE]}
-    one = {"id": HOSTILE, "updated_at": 1, "source": HOSTILE, **routing, "created_at": 1, "action": HOSTILE}
+    one = {"id": HOSTILE, "updated_at": 1, "source": "project", **routing, "created_at": 1, "action": HOSTILE}
     one |= {"actor": HOSTILE, "reason": HOSTILE, "routing": routing}
     return one | {"object": "list", "data": [one], "has_more": False}
 
@@ -352,8 +352,8 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "aliases list": (True, [["aliases", "list"], ["aliases", "list", "--json"]]),
     "aliases set": (True, [["aliases", "set", "a", "m"], ["aliases", "set", HOSTILE, "m"]]),
     "aliases show": (True, [["aliases", "show", "ft:a/b"], ["aliases", "show", "a", "--at", "2026-03-31"]]),
-    "aliases moves": (True, [["aliases", "moves", "a"], ["aliases", "moves", HOSTILE, "--json"]]),
-    "aliases revert": (True, [["aliases", "revert", "a"], ["aliases", "revert", "a", "--reason", HOSTILE]]),
+    "aliases moves": (True, [["aliases", "moves", "a"], ["aliases", "moves", STORED, "--json"]]),
+    "aliases revert": (True, [["aliases", "revert", "a"], ["aliases", "revert", HOSTILE, "--reason", STORED]]),
     "aliases delete": (True, [["aliases", "delete", STORED]]),
     "pipelines run": (False, [["pipelines", "run", "steps.yaml"]]),
     "pipelines list": (True, [["pipelines", "list"], ["pipelines", "list", "--json"]]),

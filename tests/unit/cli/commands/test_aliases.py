@@ -46,7 +46,7 @@ def test_alias_of_the_past_is_shown(run: Run) -> None:
 
     assert output(run("show", "support-bot", "--at", "2100-01-01")).startswith(f"support-bot stands for {MODEL} since")
     assert run("show", "support-bot", "--at", "2000-01-01").exit_code == 1
-    assert "is no time" in run("show", "support-bot", "--at", "yesterday").output
+    assert "is no time" in str(run("show", "support-bot", "--at", "yesterday").exception)
 
 
 @pytest.mark.parametrize("target", [OTHER, "=20", f"{OTHER}=", f"{OTHER}=-1", f"{OTHER}=1.5", f"{OTHER}=100"])

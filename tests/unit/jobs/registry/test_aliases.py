@@ -10,11 +10,11 @@ from sqlalchemy.orm import Session
 
 from jobs.db.engine import Database
 from jobs.errors import Conflict
-from jobs.ledger.tables import Event
 from jobs.registry import aliases
 from jobs.registry.aliases import AliasRouting, Target
 from jobs.registry.tables import Alias, AliasMove
 from jobs.security import keys
+from jobs.webhooks.tables import Event
 
 NAME = "support-bot"
 

@@ -10,12 +10,13 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.inference import request_counts
 from jobs.inference.request_counts import SECONDS, Distribution, ModelRequests, RequestKey, bucket_of
-from jobs.ledger.tables import Audit, Event
+from jobs.ledger.tables import Audit
 from jobs.registry import aliases
 from jobs.registry.aliases import AliasRouting, Target
 from jobs.registry.tables import Alias, AliasMove
 from jobs.security import keys
 from jobs.settings import Settings
+from jobs.webhooks.tables import Event
 from workers.dispatcher.rollbacks import Rollbacks, compare
 
 NAME, OLD, NEW = "support-bot", "tone-1", "tone-2"
