@@ -32,7 +32,7 @@ from jobs.clock import now
 from jobs.fleet import workers
 from jobs.queues import Queue
 from jobs.registry import aliases
-from jobs.registry.aliases import AliasRouting, Target
+from jobs.registry.aliases import AliasRouting, WeightedModel
 from jobs.registry.tables import Alias
 from jobs.requests.endpoints import CHAT
 from jobs.security import keys
@@ -93,11 +93,11 @@ async def _ask(app: FastAPI, options: argparse.Namespace) -> dict[str, list[Requ
 
 def _prepare(app: FastAPI, weight: int) -> CallContext:
     """Make a project with the aliases; return a call of its key."""
-    shared = (Target(_OLD, 100 - weight), Target(_NEW, weight))
+    shared = (WeightedModel(_OLD, 100 - weight), WeightedModel(_NEW, weight))
     routings = {
         "drawn": AliasRouting(shared),
         "sticky": AliasRouting(shared, sticky=True),
-        "fallback": AliasRouting((Target(_GONE, 100),), fallbacks=(_OLD,)),
+        "fallback": AliasRouting((WeightedModel(_GONE, 100),), fallbacks=(_OLD,)),
     }
     services = app.state.services
     with services.db.write() as session:

@@ -24,7 +24,7 @@ from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest, NotFound, Unauthenticated
 from jobs.fleet import access, routing
 from jobs.registry import aliases
-from jobs.registry.aliases import AliasRouting, Target
+from jobs.registry.aliases import AliasRouting, WeightedModel
 from jobs.registry.tables import Alias, AliasMove, MoveAction
 
 router = resource("Aliases", area="aliases")
@@ -94,7 +94,7 @@ class AliasFields(Body):
             message = "Give 'model' or 'targets', not both."
             raise InvalidRequest(message, param="targets", code="mutually_exclusive_parameters")
         if self.targets is not None:
-            targets = tuple(Target(target.model, target.weight) for target in self.targets)
+            targets = tuple(WeightedModel(target.model, target.weight) for target in self.targets)
         elif self.model is not None:
             targets = aliases.single(self.model).targets
         elif former is not None:
@@ -288,7 +288,7 @@ def retrieve_alias(call: Call, alias: Id, at: At = None) -> AliasObject:
         own = aliases.find(session, alias, call.project_id)
         if own is not None:
             return _show(own)
-        static = {one.id: one for one in _static_aliases(session, call)}
+        static = {shown.id: shown for shown in _static_aliases(session, call)}
         return static.get(alias) or _raise_missing(alias)
 
 

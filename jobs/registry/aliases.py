@@ -37,7 +37,7 @@ ROLLED_BACK: Final = "model.alias.rolled_back"
 _POINTS: Final = 1 << 64
 
 
-class Target(msgspec.Struct, frozen=True):
+class WeightedModel(msgspec.Struct, frozen=True):
     """A model, and the percentage of the requests that it is to answer."""
 
     model: str
@@ -51,7 +51,7 @@ class AliasRouting(msgspec.Struct, frozen=True):
     `rollback` the dispatcher drops targets that do worse than the incumbent.
     """
 
-    targets: tuple[Target, ...]
+    targets: tuple[WeightedModel, ...]
     sticky: bool = False
     fallbacks: tuple[str, ...] = ()
     rollback: bool = True
@@ -79,7 +79,7 @@ class AliasRouting(msgspec.Struct, frozen=True):
 
 def single(model: str) -> AliasRouting:
     """Return the routing of all requests to one model."""
-    return AliasRouting((Target(model, WHOLE),))
+    return AliasRouting((WeightedModel(model, WHOLE),))
 
 
 def read_routing(fields: Mapping[str, Any]) -> AliasRouting:
@@ -180,13 +180,13 @@ def _tell(session: Session, move: AliasMove, type_: str, seq: int) -> None:
     events.fan_out(session, event)
 
 
-def watched(session: Session, after: float) -> Sequence[Alias]:
+def list_for_comparison(session: Session, after: float) -> Sequence[Alias]:
     """Return aliases whose targets are to be compared, the next ones that are watched from later than a time."""
     rows = select(Alias).where(Alias.watched_since > after).order_by(Alias.watched_since)
     return session.scalars(rows.limit(MAX_WATCHED)).all()
 
 
-def unconfirmed(session: Session, after: str) -> Alias | None:
+def find_rollback(session: Session, after: str) -> Alias | None:
     """Return the next alias after the roll-back `after`, in the order of their ids, whose roll-back is unconfirmed."""
     rows = select(Alias).where(Alias.rollback_id.is_not(None)).order_by(Alias.rollback_id <= after, Alias.rollback_id)
     return session.scalar(rows.limit(1))

@@ -130,7 +130,7 @@ def test_each_request_is_answered_by_the_model_that_it_names(rivals: Shop) -> No
 
 
 @pytest.mark.parametrize("field", ["safety_identifier", "user"])
-def test_user_of_a_sticky_alias_has_one_model(rivals: Shop, field: str) -> None:
+def test_sticky_alias_gives_a_user_the_same_model_each_time(rivals: Shop, field: str) -> None:
     split(rivals.client, sticky=True)
     ask = rivals.client.chat.completions.create
     users = {f"user-{n}": ask(model=NAME, messages=HELLO, extra_body={field: f"user-{n}"}).model for n in range(30)}
@@ -183,7 +183,7 @@ def test_background_response_is_made_by_the_model_that_it_named_at_first(rivals:
     assert jobs == {response.id: response.model for response in made}
 
 
-def test_lines_of_a_batch_have_one_model_while_the_alias_moves(db: Database, tmp_path: Path) -> None:
+def test_batch_keeps_its_model_while_the_alias_moves(db: Database, tmp_path: Path) -> None:
     engine = FakeEngine(models=(MODEL, RIVAL))
     with running(db, tmp_path, engine, shard_lines=2) as deployment:
         with db.write() as session:
@@ -208,9 +208,7 @@ def test_lines_of_a_batch_have_one_model_while_the_alias_moves(db: Database, tmp
 # ── roll-back by itself ──
 
 
-def test_rollback_is_complete_when_the_restored_model_has_answered(
-    rivals: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rollback_completes_when_an_answer_comes_from_the_restored_model(rivals: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollbacks, "_SETTLED", 0.0)
     split(rivals.client)
     services = rivals.app.state.services

@@ -31,7 +31,7 @@ from jobs.inference.interactive import QueuedRequest
 from jobs.inference.request_counts import ModelRequests
 from jobs.ledger import audit
 from jobs.registry import aliases
-from jobs.registry.aliases import Target
+from jobs.registry.aliases import WeightedModel
 from jobs.registry.tables import Alias
 from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS
 from jobs.settings import Settings
@@ -67,7 +67,7 @@ class Rollbacks:
     def run(self) -> None:
         """Do what is due. Raises DatabaseBusy."""
         with self._db.read() as session:
-            watched = aliases.watched(session, self._compared)
+            watched = aliases.list_for_comparison(session, self._compared)
             worse = [(alias.project_id, alias.name) for alias in watched if find_worse(session, alias)]
         is_last = len(watched) < aliases.MAX_WATCHED
         self._compared = 0.0 if is_last else watched[-1].watched_since or 0.0
@@ -93,15 +93,15 @@ class Rollbacks:
     def _begin_probe(self) -> None:
         registry = self._registry()
         with self._db.read() as session:
-            alias = aliases.unconfirmed(session, self._last)
+            alias = aliases.find_rollback(session, self._last)
             if alias is None or registry is None or alias.rollback_id is None:
                 return
             self._last = alias.rollback_id
             if now() - alias.updated_at < _SETTLED:
                 return
-            found = _find_route(session, self._config, registry, alias)
-        if found is not None:
-            self._probe = _Probe(self._config, alias, *found)
+            probed = _find_route(session, self._config, registry, alias)
+        if probed is not None:
+            self._probe = _Probe(self._config, alias, *probed)
             self._probe.start()
 
     def _end_probe(self, probe: "_Probe") -> None:
@@ -153,7 +153,7 @@ def roll_back(session: Session, project_id: str, name: str) -> str | None:
         return None
     reason, numbers = worse
     former = aliases.routing_of(alias)
-    restored = msgspec.structs.replace(former, targets=(Target(former.incumbent, aliases.WHOLE),))
+    restored = msgspec.structs.replace(former, targets=(WeightedModel(former.incumbent, aliases.WHOLE),))
     move = aliases.move(session, alias, restored, "rollback", actor=_ACTOR, reason=reason[:512], gate=numbers)
     details = {"name": name, "model": alias.model, "reason": reason, "former": former.to_json()}
     audit.record(session, actor=_ACTOR, action="alias.rollback", target=move.id, project_id=project_id, details=details)

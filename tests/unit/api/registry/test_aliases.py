@@ -187,7 +187,7 @@ def test_key_that_may_only_ask_models_creates_no_alias(app: FastAPI) -> None:
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "missing_scope")
 
 
-def test_canary_grows_and_goes_back_in_one_call_with_each_move_kept(either: FastAPI) -> None:
+def test_revert_of_a_canary_keeps_its_moves(either: FastAPI) -> None:
     client = client_of(either, make_key(either))
     create(client, reason="the first model")
 
@@ -295,7 +295,7 @@ def test_moves_are_paged_and_seen_by_their_project_alone(client: TestClient, str
     assert stranger.get(PATH, params={"at": 2_000_000_000}).status_code == 404
 
 
-def test_updates_at_one_moment_are_moves_one_after_the_other(either: FastAPI) -> None:
+def test_concurrent_updates_become_moves_in_sequence(either: FastAPI) -> None:
     clients = [client_of(either, make_key(either)) for _ in range(4)]
     create(clients[0])
 

@@ -22,7 +22,7 @@ from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue
 from jobs.registry import aliases
 from jobs.registry import models as tuned_models
-from jobs.registry.aliases import AliasRouting, Target
+from jobs.registry.aliases import AliasRouting, WeightedModel
 from jobs.registry.tables import Alias
 from jobs.requests.endpoints import CHAT
 from jobs.security import keys, permissions, roles
@@ -198,7 +198,7 @@ class Canary:
     def __init__(self, session: Session, tenant: Tenant, *fallbacks: str) -> None:
         self.session, self.tenant, self.config = session, tenant, Settings()
         self.registry = Registry.load(self.config)
-        routing = AliasRouting((Target(MODEL, 50), Target(TUNED, 50)), fallbacks=fallbacks)
+        routing = AliasRouting((WeightedModel(MODEL, 50), WeightedModel(TUNED, 50)), fallbacks=fallbacks)
         alias = Alias(project_id=tenant.project.id, name=OWN, created_at=1.0, created_by="test")
         aliases.move(session, alias, routing, "create", actor="test")
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from jobs.db.engine import Database
 from jobs.errors import Conflict
 from jobs.registry import aliases
-from jobs.registry.aliases import AliasRouting, Target
+from jobs.registry.aliases import AliasRouting, WeightedModel
 from jobs.registry.tables import Alias, AliasMove
 from jobs.security import keys
 from jobs.webhooks.tables import Event
@@ -21,7 +21,7 @@ NAME = "support-bot"
 
 def routed(*weights: int, **fields: Any) -> AliasRouting:
     """Return a routing whose targets `a`, `b` … have these weights."""
-    return AliasRouting(tuple(map(Target, "abcdefgh", weights)), **fields)
+    return AliasRouting(tuple(map(WeightedModel, "abcdefgh", weights)), **fields)
 
 
 @pytest.mark.parametrize("weights", [(100,), (80, 20), (1, 99), (50, 30, 20), (13, 12, 13, 12, 13, 12, 13, 12)])
@@ -86,7 +86,7 @@ class Moves:
         return last.routing and aliases.read_routing(last.routing) if last else "none yet"
 
 
-def test_moves_tell_what_stood_at_each_time(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_alias_is_found_as_it_stood_at_each_time(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     with db.write() as session:
         moves = Moves(session, monkeypatch)
         moves.move("create", routed(100))

@@ -27,7 +27,7 @@ from jobs.ledger.tables import Job, Outbox, Segment, Shard
 from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue, Task
 from jobs.registry import aliases
-from jobs.registry.aliases import AliasRouting, Target
+from jobs.registry.aliases import AliasRouting, WeightedModel
 from jobs.registry.tables import Alias
 from jobs.requests.token_estimates import input_tokens
 from jobs.security import keys
@@ -551,7 +551,7 @@ NAME = "support-bot"
 CANARY = jsonl([chat_line(f"r{n}", "x", model=NAME) for n in range(3)])
 
 
-def move(harness: Harness, *targets: Target) -> None:
+def move(harness: Harness, *targets: WeightedModel) -> None:
     """Let the alias of the project stand for these targets."""
     with harness.db.write() as session:
         alias = aliases.find(session, NAME, harness.project, lock=True)
@@ -559,23 +559,23 @@ def move(harness: Harness, *targets: Target) -> None:
         aliases.move(session, alias, AliasRouting(targets), "update", actor="test")
 
 
-def test_batch_draws_one_model_by_its_id_when_it_is_planned(harness: Harness) -> None:
+def test_batch_draws_its_model_by_its_id_at_planning(harness: Harness) -> None:
     with harness.db.write() as session:
         workers.store_models(session, {"new-model": False}, Queue.GENERATE)
-    move(harness, Target(MODEL, 50), Target("new-model", 50))
+    move(harness, WeightedModel(MODEL, 50), WeightedModel("new-model", 50))
 
     ids = [f"batch_{n:02}" for n in range(24)]
     drawn = {job_id: harness.plan(CANARY, id=job_id).model for job_id in ids}
 
     assert set(drawn.values()) == {MODEL, "new-model"}
-    moved = AliasRouting((Target(MODEL, 50), Target("new-model", 50)))
+    moved = AliasRouting((WeightedModel(MODEL, 50), WeightedModel("new-model", 50)))
     assert drawn == {i: moved.model_at(aliases.point_of(harness.project, NAME, i)) for i in ids}
 
 
-def test_batch_that_is_planned_keeps_its_model_when_the_alias_moves(harness: Harness) -> None:
-    move(harness, Target(MODEL, 100))
+def test_planned_batch_keeps_its_model_after_a_move(harness: Harness) -> None:
+    move(harness, WeightedModel(MODEL, 100))
     job = harness.plan(CANARY)
-    move(harness, Target("far-model", 100))
+    move(harness, WeightedModel("far-model", 100))
 
     plan(harness.context, job.id)
 
@@ -583,7 +583,7 @@ def test_batch_that_is_planned_keeps_its_model_when_the_alias_moves(harness: Har
 
 
 def test_job_that_was_made_with_a_model_keeps_it(harness: Harness) -> None:
-    move(harness, Target("far-model", 100))
+    move(harness, WeightedModel("far-model", 100))
 
     assert harness.plan(CANARY, model=MODEL).model == MODEL
 

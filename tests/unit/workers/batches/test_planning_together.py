@@ -18,7 +18,7 @@ from jobs.ledger.states import JobState
 from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue, Task
 from jobs.registry import aliases
-from jobs.registry.aliases import AliasRouting, Target
+from jobs.registry.aliases import AliasRouting, WeightedModel
 from jobs.registry.tables import Alias
 from jobs.security import keys
 from jobs.settings import Settings
@@ -82,7 +82,7 @@ def test_grouped_jobs_draw_their_own_models_of_an_alias(harness: Harness) -> Non
     with harness.db.write() as session:
         workers.store_models(session, {"new-model": False}, Queue.GENERATE)
         alias = Alias(project_id=harness.project, name="support-bot", created_at=now(), created_by="test")
-        split = AliasRouting((Target(MODEL, 50), Target("new-model", 50)))
+        split = AliasRouting((WeightedModel(MODEL, 50), WeightedModel("new-model", 50)))
         aliases.move(session, alias, split, "create", actor="test")
     content = jsonl([chat_line("r", "hello", model="support-bot")])
     ids = [harness.submit(content, id=f"batch_{n:02}") for n in range(24)]

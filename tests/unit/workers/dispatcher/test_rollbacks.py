@@ -12,7 +12,7 @@ from jobs.inference import request_counts
 from jobs.inference.request_counts import SECONDS, Distribution, ModelRequests, RequestKey, bucket_of
 from jobs.ledger.tables import Audit
 from jobs.registry import aliases
-from jobs.registry.aliases import AliasRouting, Target
+from jobs.registry.aliases import AliasRouting, WeightedModel
 from jobs.registry.tables import Alias, AliasMove
 from jobs.security import keys
 from jobs.settings import Settings
@@ -63,7 +63,7 @@ class Deployment:
     def __init__(self, db: Database, folder: Path, **fields: Any) -> None:
         self.db = db
         self.rollbacks = Rollbacks(Settings(data_dir=folder, database_url=db.url), db, lambda: None)
-        self.routing = AliasRouting((Target(OLD, 80), Target(NEW, 20)), fallbacks=(OLD,), **fields)
+        self.routing = AliasRouting((WeightedModel(OLD, 80), WeightedModel(NEW, 20)), fallbacks=(OLD,), **fields)
         with db.write() as session:
             self.project = keys.ensure_project(session, "acme").id
             alias = Alias(project_id=self.project, name=NAME, created_at=now(), created_by="test")
@@ -95,7 +95,7 @@ def test_alias_stands_for_its_incumbent_once_a_target_fails(deployment: Deployme
     for _ in range(3):
         deployment.rollbacks.run()
 
-    assert deployment.routing_now() == AliasRouting((Target(OLD, 100),), fallbacks=(OLD,))
+    assert deployment.routing_now() == AliasRouting((WeightedModel(OLD, 100),), fallbacks=(OLD,))
     with deployment.db.read() as session:
         moves = session.scalars(select(AliasMove).order_by(AliasMove.number)).all()
         audited = session.scalars(select(Audit).where(Audit.action == "alias.rollback")).all()
@@ -157,7 +157,9 @@ def test_more_aliases_than_a_round_compares_have_their_turn(
     deployment = Deployment(db, tmp_path)
     with db.write() as session:
         other = Alias(project_id=deployment.project, name="first", created_at=now(), created_by="test")
-        aliases.move(session, other, AliasRouting((Target("a", 50), Target("b", 50))), "create", actor="test")
+        aliases.move(
+            session, other, AliasRouting((WeightedModel("a", 50), WeightedModel("b", 50))), "create", actor="test"
+        )
         other.watched_since = 1.0
     deployment.count(OLD, 100, 0)
     deployment.count(NEW, 50, 50)
@@ -168,7 +170,7 @@ def test_more_aliases_than_a_round_compares_have_their_turn(
     assert len(deployment.routing_now().targets) == 1
 
 
-def test_rollback_of_an_alias_that_moved_again_is_not_confirmed(deployment: Deployment) -> None:
+def test_rollback_is_not_confirmed_after_another_move(deployment: Deployment) -> None:
     deployment.count(OLD, 100, 0)
     deployment.count(NEW, 50, 50)
     deployment.rollbacks.run()
