@@ -106,7 +106,7 @@ def planted(world: World) -> dict[str, str]:
         "upload_id": world.client.post("/v1/uploads", json=upload).json()["id"],
         "webhook_endpoint_id": world.client.post("/v1/webhook_endpoints", json=hook).json()["id"],
         "batch_id": world.client.post("/v1/batches", json=batch | batch_hook, headers=key).json()["id"],
-        "alias": ask("/v1/aliases", json={"id": "our-alias", "model": BASE, "metadata": {CANARY: CANARY}}).json()["id"],
+        "alias": ask("/v1/aliases", json={"id": "our-alias", "model": BASE, "reason": CANARY}).json()["id"],
         "feedback_id": ask("/v1/feedback", json=feedback).json()["id"],
         "schedule_id": world.client.post("/v1/schedules", json=schedule).json()["id"],
         "pipeline_id": ask("/v1/pipelines", json={"name": CANARY, "steps": [step]}).json()["id"],
@@ -187,7 +187,7 @@ def by_id(world: World) -> str:
 
 _LISTS = (
     "files", "batches", "jobs", "webhook_endpoints", "schedules", "aliases", "vector_stores", "chat/completions",
-    "fine_tuning/jobs", "evals", "prompts", "feedback", "pipelines", "datasets",
+    "fine_tuning/jobs", "evals", "prompts", "feedback", "pipelines", "datasets", "alias_moves",
 )  # fmt: skip
 
 

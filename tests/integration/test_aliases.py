@@ -208,7 +208,7 @@ def test_batch_keeps_its_model_while_the_alias_moves(db: Database, tmp_path: Pat
 # ── roll-back by itself ──
 
 
-def test_rollback_completes_when_an_answer_comes_from_the_restored_model(rivals: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rollback_is_complete_after_an_answer(rivals: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollbacks, "_SETTLED", 0.0)
     split(rivals.client)
     services = rivals.app.state.services
