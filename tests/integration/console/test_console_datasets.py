@@ -10,6 +10,7 @@ from playwright.sync_api import expect
 
 from jobs.db.engine import Database
 from tests.support.console import HOSTILE, Console, Deployment, deployed
+from tests.support.system import eventually
 
 pytestmark = pytest.mark.verify
 
@@ -54,6 +55,18 @@ def add_version(deployment: Deployment, dataset_id: str, rows: list[Any]) -> Any
     return datasets(deployment, f"/{dataset_id}/versions/{made['version']}")
 
 
+def finish_version(deployment: Deployment) -> None:
+    """Work until the newest version, which the console has made, is complete."""
+    newest: list[Any] = []
+
+    def is_made() -> bool:
+        newest[:] = datasets(deployment, "/tickets/versions")["data"][:1]
+        return bool(newest) and newest[0]["status"] in ("queued", "in_progress")
+
+    eventually(is_made, 30, "the console has made the version")
+    deployment.inline.drain(newest[0]["id"])
+
+
 def test_dataset_is_made_and_filled_from_files(console: Console, deployment: Deployment) -> None:
     tab = console.open("/datasets")
     expect(tab.get_by_role("heading", name="No datasets yet")).to_be_visible()
@@ -83,6 +96,7 @@ def test_dataset_is_made_and_filled_from_files(console: Console, deployment: Dep
     console.inspect("dataset-version-new")
     tab.get_by_role("button", name="Create the version").click()
 
+    finish_version(deployment)
     splits = tab.get_by_role("table", name="Splits")
     expect(splits).to_contain_text("dataset:tickets@1/train")
     [version] = datasets(deployment, "/tickets/versions")["data"]
@@ -115,6 +129,7 @@ def test_file_of_the_project_and_a_split_become_a_version(console: Console, depl
     create.click()
 
     expect(tab.get_by_role("table", name="Sources")).to_contain_text("dataset:tickets@1/all")
+    finish_version(deployment)
     expect(tab.get_by_role("table", name="Splits")).to_contain_text("dataset:tickets@2/all")
     assert datasets(deployment, "/tickets/versions/2")["rows"] == 60
 

@@ -170,7 +170,7 @@ def test_pipeline_is_cancelled_after_a_question(console: Console, deployment: De
 
 
 def test_refused_pipeline_keeps_its_text_and_sends_its_files_once(console: Console, deployment: Deployment) -> None:
-    console.expect_errors("status of 400")
+    console.expect_errors("status of 404")
     tab = console.open("/pipelines/new")
     text = YAML.replace("EVAL", "eval_gone").replace("MODEL", MODEL)
     tab.get_by_label("Steps", exact=True).fill(text)

@@ -100,7 +100,7 @@ function SplitFields({ form, onChange }: { form: DatasetForm; onChange: (change:
       )}
       {form.split !== "none" && form.split !== "random" && (
         <Field label="Value to split by" hint={HINTS[form.split]}>
-          <Input required={isParted} maxLength={255} pattern="(/[^/]+)+" placeholder="/user/id" value={form.by} onChange={(event) => onChange({ by: event.target.value })} />
+          <Input required={isParted} maxLength={255} pattern="(\/[^\/]+)+" placeholder="/user/id" value={form.by} onChange={(event) => onChange({ by: event.target.value })} />
         </Field>
       )}
       {form.split !== "none" && (

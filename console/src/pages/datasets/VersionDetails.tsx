@@ -59,7 +59,7 @@ function Details({ version }: { version: Version }) {
       <ErrorTable errors={version.errors?.data ?? []} truncated={false} />
       {splits.length > 0 && <Splits splits={splits} rows={rows ?? 0} />}
       <h3>Sources</h3>
-      <Table label="Sources" columns={SOURCES} rows={sourcesOf(version).map((source, index) => ({ ...source, index }))} rowKey={({ index }) => String(index)} />
+      <Table label="Sources" columns={SOURCES} rows={sourcesOf(version).map((source, index) => ({ source, index }))} rowKey={({ index }) => String(index)} />
     </div>
   );
 }
@@ -100,14 +100,14 @@ function Splits({ splits, rows }: { splits: readonly Split[]; rows: number }) {
   );
 }
 
-const SOURCES: readonly Column<Source & { index: number }>[] = [
-  { id: "kind", header: "Source", cell: (source) => sourceLabel(source) },
+const SOURCES: readonly Column<{ source: Source; index: number }>[] = [
+  { id: "kind", header: "Source", cell: ({ source }) => sourceLabel(source) },
   {
     id: "object",
     header: "Object",
-    cell: ({ id, reference, run_id: run, batch_id: batch }) => (reference ? <code className="break">{reference}</code> : <Named id={id ?? run ?? batch} />),
+    cell: ({ source }) => (source.reference ? <code className="break">{source.reference}</code> : <Named id={source.id ?? source.run_id ?? source.batch_id} />),
   },
-  { id: "conditions", header: "Selected by", cell: (source) => <span className="break">{describeConditions(source) || "all rows"}</span>, wide: true },
+  { id: "conditions", header: "Selected by", cell: ({ source }) => <span className="break">{describeConditions(source) || "all rows"}</span>, wide: true },
 ];
 
 function Named({ id }: { id: string | undefined }) {
