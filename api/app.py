@@ -63,7 +63,7 @@ from api.pages import console_files, login
 from api.pages import routes as pages
 from api.pipelines import routes as pipelines
 from api.prompts import routes as prompts
-from api.registry import aliases, feedback
+from api.registry import aliases, feedback, flags
 from api.request_recorder import RequestRecorder
 from api.retrieval import file_batches, indexes, search, sources, store_files
 from api.retrieval import routes as vector_stores
@@ -112,6 +112,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     sources.router,
     models.router,
     aliases.router,
+    flags.router,
     feedback.router,
     steering.router,
     keys.router,

@@ -367,6 +367,7 @@ BODIES: Final[Mapping[str, Callable[[Stock], dict[str, Any]]]] = {
     "POST /v1/datasets/{dataset}": lambda _: _METADATA,
     "POST /v1/datasets/{dataset}/versions": lambda stock: _rows_of(stock.ids["training_file"]),
     "POST /v1/aliases": lambda _: {"id": "a" * 255, "model": MODEL, **_METADATA},
+    "POST /v1/ofrep/v1/evaluate/flags/{alias}": lambda _: {"context": {"targetingKey": "u" * _BODY}},
     "POST /v1/aliases/{alias}": lambda _: {"model": MODEL, **_METADATA},
     "POST /v1/pipelines": lambda stock: {"steps": _steps(stock.ids["input_file"])},
     "POST /v1/schedules": lambda stock: {"cron": "0 0 1 1 *", "batch": _batch(stock.ids["input_file"])},

@@ -36,6 +36,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/datasets/{dataset}"): {"json": {"description": "Questions about refunds."}},
     ("POST", "/v1/datasets/{dataset}/versions"): {"json": {"sources": [{"type": "file_id", "id": "file-x"}]}},
     ("POST", "/v1/aliases"): {"json": {"id": "my-model", "model": "all-minilm-l6-v2"}},
+    ("POST", "/v1/ofrep/v1/evaluate/flags/{alias}"): {"json": {"context": {"targetingKey": "user-1"}}},
     ("POST", "/v1/aliases/{alias}"): {"json": {"model": "all-minilm-l6-v2"}},
     ("POST", "/v1/feedback"): {"json": {"target": {"type": "response", "response_id": "resp_x"}, "score": 1}},
     ("POST", "/v1/chat/completions/imports"): {
