@@ -79,6 +79,7 @@ def register(
         location=location,
         sha256=sha256,
         manifest={
+            "bytes": sum(file.bytes for file in manifest.model_files.values()),
             "files": {name: file.sha256 for name, file in manifest.model_files.items()},
             "base": payload.base,
             "parent": payload.parent,

@@ -32,7 +32,7 @@ from jobs.finetuning import datasets, estimates, names
 from jobs.finetuning.payload import FineTuning
 from jobs.finetuning.tables import FinetuneCheckpoint, FinetunePlan
 from jobs.fleet import devices
-from jobs.fleet.models_file import ModelsFileError
+from jobs.fleet.models_file import ModelConfig, ModelsFileError
 from jobs.ledger import ledger, outbox, pauses, shards
 from jobs.ledger.outbox import SPEND_LIMIT
 from jobs.ledger.shards import ShardClaim
@@ -334,7 +334,8 @@ class TrainingRun(ShardRun):
             before = stored or (checkpoints.of_job(session, payload.resumed_from) if payload.resumed_from else [])
             parent = models.find(session, payload.parent, job.project_id) if payload.parent else None
         checkpoints.remove_partial_uploads(self.context.storage, job.id, [row.location for row in stored])
-        base, revision = self._base()
+        base, model = self._base()
+        revision = model.source.revision
         adapter = None
         if payload.parent:
             if parent is None:
@@ -351,6 +352,7 @@ class TrainingRun(ShardRun):
         return Spec(
             base=base,
             revision=revision,
+            license=model.license,
             base_name=payload.base,
             adapter=adapter,
             rows=self._fetch(data[datasets.TRAINING].sha256, folder / "train.jsonl"),
@@ -390,15 +392,15 @@ class TrainingRun(ShardRun):
             dry_run_steps=estimates.MEASURED_STEPS if payload.dry_run else None,
         )
 
-    def _base(self) -> tuple[str, str | None]:
-        """Return the folder or the hub's name of the base, and its revision.
+    def _base(self) -> tuple[str, ModelConfig]:
+        """Return the folder or the hub's name of the base, and its entry in the models file.
 
         Raises Abandoned when the base is away: out of the models file, or its folder out of this machine.
         """
         with suppress(ModelsFileError, ModelUnavailable):
             model = self.context.models.now().trainable.get(self._payload.base)
             if model is not None and (model.source.path is None or Path(model.source.path).is_dir()):
-                return model_folders.source_of(model, self.context.config), model.source.revision
+                return model_folders.source_of(model, self.context.config), model
         raise Abandoned(self.context.timings.storage_retry, "model")
 
     def _resume(self, folder: Path, rows: Any) -> tuple[str | None, int]:

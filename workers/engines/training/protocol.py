@@ -18,7 +18,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
 
     `base_name` is how the adapter's configuration names the base. `adapter` is a folder with the adapter that training
     goes on from; `resume` is the folder of a complete checkpoint of the same run. `output` is an empty folder.
-    `general` is a file of rows that forgetting is measured with; without it docstrings are taken.
+    `general` is a file of rows that forgetting is measured with; without it docstrings are taken. `license` is that of
+    the base where the models file states it.
     With `load_best` each step whose validation loss is the best so far is saved.
     With `dry_run_steps` only so many steps are trained, and nothing is evaluated or saved.
     `eval_steps` and `save_steps` are numbers of steps; the end of each epoch is evaluated and saved besides.
@@ -34,6 +35,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     threads: int
     revision: str | None = None
+    license: str | None = None
     validation: str | None = None
     adapter: str | None = None
     resume: str | None = None

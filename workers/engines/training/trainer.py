@@ -13,7 +13,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib import metadata
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +30,15 @@ from trl.data_utils import pack_dataset
 
 from jobs.platform import processes
 from jobs.registry.manifests import MANIFEST, decode_manifest
-from workers.engines.training import checkpoint_folder, forgetting, peft_choice, precision, quantization, rows
+from workers.engines.training import (
+    checkpoint_folder,
+    forgetting,
+    peft_choice,
+    precision,
+    provenance,
+    quantization,
+    rows,
+)
 from workers.engines.training.probing import Prober
 from workers.engines.training.protocol import (
     CheckpointReport,
@@ -46,7 +53,6 @@ from workers.engines.training.protocol import (
     Step,
 )
 
-LIBRARIES: Final = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 #: Files that the libraries write beside a model and nothing reads.
 _UNUSED: Final = ("README.md", "training_args.bin")
 _REFERENCE: Final = "ref"
@@ -94,8 +100,8 @@ def _run(spec: Spec, orders: Orders, send: Callable[[Report], None]) -> None:
     dtype, seconds = _dtype(spec, train)
     _check_goes_on(orders)
     trainer = _trainer(spec, tokenizer, train, validation, dtype)
-    versions = {name: metadata.version(name) for name in LIBRARIES}
-    started = Started(0, len(train), tokens, dtype, _device(), 0, seconds, versions, spec.peft, memory)
+    versions = provenance.versions()
+    started = Started(0, len(train), tokens, dtype, provenance.device(), 0, seconds, versions, spec.peft, memory)
     general = forgetting.general_text(tokenizer, spec.general, _longest(spec))
     reporter = Reporter(spec, orders, send, started, general)
     trainer.remove_callback(transformers.PrinterCallback)
@@ -128,6 +134,7 @@ class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
         self._general = general
         self._forgetting: Forgetting | None = None
         self._prober: Prober | None = None
+        self._base: Mapping[str, Any] | None = None
         self._began = self._seconds = self._tokens = 0.0
         self._epoch_steps = 0
         self._last: dict[str, float] = {}
@@ -141,6 +148,7 @@ class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
         self._started = replace(self._started, steps=state.max_steps, resumed_step=state.global_step)
         self._send(self._started)
         if self._spec.dry_run_steps is None:
+            self._base = provenance.describe_base(self._spec)
             self._measure(model, processing_class)
         _check_goes_on(self._orders)
 
@@ -222,6 +230,8 @@ class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
             "method": self._spec.method,
             "peft": self._spec.peft,
             "versions": self._started.versions,
+            "hardware": provenance.hardware(),
+            "base": self._base,
             "forgetting": to_builtins(self._forgetting),
             "probe_spread": spread,
         }
@@ -474,7 +484,3 @@ def _memory() -> int:
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return processes.resident_bytes(os.getpid()) or 0
-
-
-def _device() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

@@ -153,6 +153,9 @@ def assert_reports_all(whole: Ended) -> None:
     assert abs(after.after - after.before) > 1e-3
     assert manifest.run["forgetting"] == msgspec.to_builtins(after)
     assert checkpoint.metrics["general_nll_after"] == after.after
+    assert manifest.run["base"].keys() == {"sha256", "revision", "license"}
+    assert manifest.run["hardware"]["devices"] == []
+    assert manifest.run["versions"].keys() >= {"python", "nightmill", "torch"}
     config = json.loads((Path(checkpoint.folder) / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "tiny"
 
