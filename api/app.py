@@ -63,7 +63,7 @@ from api.pages import console_files, login
 from api.pages import routes as pages
 from api.pipelines import routes as pipelines
 from api.prompts import routes as prompts
-from api.registry import aliases, feedback, flags
+from api.registry import aliases, feedback, flags, lineage, model_versions
 from api.request_recorder import RequestRecorder
 from api.retrieval import file_batches, indexes, search, sources, store_files
 from api.retrieval import routes as vector_stores
@@ -114,6 +114,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     aliases.router,
     flags.router,
     feedback.router,
+    lineage.router,  # before model_versions: the name of a model may have slashes
+    model_versions.router,
     steering.router,
     keys.router,
     projects.router,

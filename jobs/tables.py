@@ -10,8 +10,8 @@ vector_store ── vector_store_file · vector_removal · source ── source_
 file, upload, upload_part · project, api_key, idempotency, storage_usage
 response, chat_completion, conversation, request_minute
 finetune_plan, finetune_step, finetune_event, finetune_checkpoint, finetune_data, dataset
-tuned_model, checkpoint_permission, alias ── alias_move, feedback · eval, eval_run · prompt ── prompt_version
-named_dataset ── dataset_version ── dataset_file
+tuned_model ── model_version ── model_move, checkpoint_permission, alias ── alias_move, feedback
+eval, eval_run · prompt ── prompt_version · named_dataset ── dataset_version ── dataset_file
 worker, model, pause, meta, measure, measure_change, total · engine_death, quarantine · cached, cache_epoch, cache_use
 audit, audit_head
 account, invite, user_group, group_member, service_account, role, role_assignment, model_permission
@@ -55,7 +55,15 @@ from jobs.ledger.tables import (
     Total,
 )
 from jobs.prompts.tables import Prompt, PromptVersion
-from jobs.registry.tables import Alias, AliasMove, CheckpointPermission, Feedback, TunedModel
+from jobs.registry.tables import (
+    Alias,
+    AliasMove,
+    CheckpointPermission,
+    Feedback,
+    ModelMove,
+    ModelVersion,
+    TunedModel,
+)
 from jobs.retrieval.tables import Source, SourceItem, VectorRemoval, VectorStore, VectorStoreFile
 from jobs.security.tables import (
     Account,
@@ -127,7 +135,9 @@ __all__ = [
     "MeasureChange",
     "Meta",
     "Model",
+    "ModelMove",
     "ModelPermission",
+    "ModelVersion",
     "NamedDataset",
     "Outbox",
     "Outcome",

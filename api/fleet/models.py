@@ -1,6 +1,6 @@
 """Models: those of the models file with their aliases, those that endpoints have shown, tuned ones, and aliases."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
@@ -20,6 +20,7 @@ from jobs.fleet.models_file import EngineKind
 from jobs.fleet.models_file import ModelConfig as Configured
 from jobs.fleet.tables import Model as Shown
 from jobs.ledger.tables import Job
+from jobs.registry import model_versions
 from jobs.registry import models as tuned_models
 from jobs.registry.tables import TunedModel
 from jobs.requests.endpoints import EMBEDDINGS
@@ -28,6 +29,8 @@ from jobs.security.tables import Project
 router: APIRouter = resource("Models", area="model")
 
 _EVALUATIONS = 20  # of a model, the newest
+
+ModelState = Literal["ready", "failed_probe", "deleted"]
 
 
 class ModelServing(BaseModel):
@@ -67,12 +70,13 @@ class ModelEvaluation(BaseModel):
 class ModelManifest(BaseModel):
     """The origin of a tuned model.
 
-    `state` is `ready` or `failed_probe`, whose `probe_failure` says why. `parent` is the tuned model that the training
-    went on from. `step` is the step whose weights these are. `run` describes the training: dtype, libraries, device,
-    forgetting, the spread of its probes. `files` are the SHA-256 by name. `evaluations` are the newest 20.
+    `state` is `ready`, `deleted` or `failed_probe`, whose `probe_failure` says why. `parent` is the tuned model that
+    the training went on from. `step` is the step whose weights these are. `run` describes the training: dtype,
+    libraries, device, the weights of the base, forgetting, the spread of its probes. `files` are the SHA-256 by name.
+    `evaluations` are the newest 20.
     """
 
-    state: Literal["ready", "failed_probe"]
+    state: ModelState
     probe_failure: str | None = None
     probe_accepted: bool
     base: str
@@ -148,7 +152,7 @@ def retrieve_model(call: Call, model: str) -> Model:
         tuned = tuned_models.find(session, model, call.project_id)
         is_permitted = routing.permission_of(session, call.services.registry(), call.project_id)
         if tuned is not None and tuned.project_id == call.project_id and is_permitted(model):
-            return _show_tuned_model(session, tuned).model_copy(update={"manifest": _manifest(session, tuned)})
+            return _show_tuned_model(session, tuned).model_copy(update={"manifest": manifest_of(session, tuned)})
     return _get(call, model)
 
 
@@ -156,9 +160,13 @@ def retrieve_model(call: Call, model: str) -> Model:
 def delete_model(call: Call, model: str) -> ModelDeleted:
     """Delete a tuned model of the project, or a checkpoint. The deployment's own models stay."""
     with call.db.write() as session:
+        model_versions.find(session, model, call.project_id, lock=True)
         tuned = tuned_models.delete(session, model, call.project_id)
         if tuned is not None:
             call.record(session, "model.delete", tuned.id, {"name": tuned.name})
+            version = model_versions.find(session, tuned.name, call.project_id)
+            if version is not None:  # a checkpoint is none
+                model_versions.stage(session, version, "archived", actor=call.actor, reason="The model was deleted.")
             return ModelDeleted(id=tuned.name, deleted=True)
     known = _get(call, model)
     message = f"The model '{known.id}' belongs to this deployment and cannot be deleted."
@@ -252,14 +260,14 @@ def _show_tuned_model(session: Session, tuned: TunedModel) -> Model:
     return Model(id=tuned.name, created=int(tuned.created_at), owned_by=owner)
 
 
-def _manifest(session: Session, tuned: TunedModel) -> ModelManifest:
+def manifest_of(session: Session, tuned: TunedModel) -> ModelManifest:
     """Return the origin of a tuned model, with the numbers that `auto` stood for."""
     stored, probe = tuned.manifest, tuned_models.probe_of(tuned)
     plan = session.get(FinetunePlan, tuned.job_id)
     planned = ("n_epochs", "batch_size", "learning_rate_multiplier") if plan else ()
     run = stored.get("run", {})
     return ModelManifest(
-        state="ready" if tuned.state == tuned_models.READY else "failed_probe",
+        state=cast(ModelState, tuned.state),
         probe_failure=probe.reason,
         probe_accepted=probe.accepted,
         base=tuned.base,

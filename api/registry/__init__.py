@@ -1,1 +1,1 @@
-"""Names of models that belong to projects, and feedback on what models answered."""
+"""Names and versions of models that belong to projects, and feedback on what models answered."""

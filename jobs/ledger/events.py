@@ -19,6 +19,7 @@ OTHER_TYPES: Final = {
     "spend.alert.reached": "alert_",
     "model.alias.moved": "amove_",
     "model.alias.rolled_back": "amove_",
+    "model.version.staged": "mmove_",
 }
 
 _INSERT = insert(table_of(Event))

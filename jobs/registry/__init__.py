@@ -1,1 +1,1 @@
-"""Tuned models and who may ask for them, aliases of models, and feedback on what models answered."""
+"""Tuned models, their versions and who may ask for them, aliases of models, and feedback on what models answered."""

@@ -11,7 +11,9 @@ from jobs.clock import now
 from jobs.errors import InvalidRequest, NotFound
 from jobs.ids import new_id
 from jobs.ledger import audit
-from jobs.registry.tables import CheckpointPermission, TunedModel
+from jobs.ledger.tables import Job
+from jobs.registry.tables import CheckpointPermission, ModelVersion, TunedModel
+from jobs.security.tables import Project
 
 PREFIX: Final = "ftmodel_"
 NAME_PREFIX: Final = "ft:"  # of every tuned model; others may have it too
@@ -55,7 +57,10 @@ def register(
     checkpoint_step: int | None = None,
     state: str = READY,
 ) -> TunedModel:
-    """Add a model under its name, whose files are complete. Called twice for a name, it adds the model once."""
+    """Add a model under its name, whose files are complete. Called twice for a name, it adds the model once.
+
+    The result of a job, which is no checkpoint, becomes the next version of its family.
+    """
     model = session.scalar(select(TunedModel).where(TunedModel.name == name))
     if model is None:
         model = TunedModel(
@@ -74,7 +79,40 @@ def register(
         )
         session.add(model)
         session.flush()
+        if checkpoint_step is None:
+            _number_results(session, project_id)
     return model
+
+
+def family_of(model: TunedModel) -> str:
+    """Return the family of a job's result: its base, and the suffix in its name, `…:<suffix>:<id>`."""
+    return f"{model.base}:{model.name.rpartition(':')[0].rpartition(':')[2]}"
+
+
+def _number_results(session: Session, project_id: str) -> None:
+    """Make a version of each result of a project that is none yet, in the order of creation.
+
+    Older ones are among them while workers of the last release still run, which registers no versions.
+    """
+    session.get(Project, project_id, with_for_update={"key_share": True})  # numbers alone
+    is_version = exists().where(ModelVersion.model == TunedModel.name)
+    results = TunedModel.project_id == project_id, TunedModel.checkpoint_step.is_(None), ~is_version
+    rows = select(TunedModel).where(*results).order_by(TunedModel.created_at, TunedModel.id)
+    for model in session.scalars(rows).all():
+        family, job = family_of(model), session.get(Job, model.job_id)
+        of_family = ModelVersion.project_id == project_id, ModelVersion.family == family
+        last = session.scalar(select(func.max(ModelVersion.number)).where(*of_family)) or 0
+        version = ModelVersion(
+            model=model.name,
+            project_id=project_id,
+            family=family,
+            number=last + 1,
+            stage="none",
+            created_at=model.created_at,
+            created_by=audit.actor_of(job.key_id) if job is not None and job.key_id else None,
+        )
+        session.add(version)
+        session.flush()
 
 
 def is_tuned(name: str) -> bool:

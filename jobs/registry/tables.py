@@ -1,8 +1,8 @@
-"""Tuned models, permissions for their checkpoints, aliases of models and their moves, and feedback."""
+"""Tuned models and their versions, permissions for checkpoints, aliases of models, their moves, and feedback."""
 
 from typing import Any, Literal
 
-from sqlalchemy import Index, String, Text, UniqueConstraint
+from sqlalchemy import Index, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, synonym
 
 from jobs.db.base import Base
@@ -37,6 +37,69 @@ class TunedModel(Base):
     __table_args__ = (
         Index("ix_tuned_model_project", "project_id", "state", "created_at", "id"),
         Index("ix_tuned_model_job", "job_id"),
+    )
+
+
+class ModelVersion(Base):
+    """The place of a tuned model, which is no checkpoint, in its family, and what people say about it.
+
+    `number` counts the versions of the family of a project. `license` is null where it is that of the base.
+    `created_by` is the key that submitted the job; null where none is known.
+    """
+
+    __tablename__ = "model_version"
+
+    model: Mapped[str] = mapped_column(String(255), primary_key=True)
+    project_id: Mapped[str] = mapped_column(String(64))
+    family: Mapped[str]
+    number: Mapped[int]
+    semantic_version: Mapped[str | None] = mapped_column(String(64))
+    stage: Mapped[str] = mapped_column(String(16))  # none | staging | production | archived
+    license: Mapped[str | None]
+    git_commit: Mapped[str | None] = mapped_column(String(64))
+    dvc_hash: Mapped[str | None] = mapped_column(String(64))
+    created_at: Mapped[float]
+    created_by: Mapped[str | None] = mapped_column(String(64))
+
+    id = synonym("model")  # the id of the object in the API
+
+    __table_args__ = (
+        UniqueConstraint("project_id", "family", "number"),
+        UniqueConstraint("project_id", "family", "semantic_version"),
+        Index("ix_model_version_project_created", "project_id", "created_at", "model"),
+        Index(
+            "ix_model_version_production",
+            "project_id",
+            "family",
+            unique=True,
+            sqlite_where=text("stage = 'production'"),
+            postgresql_where=text("stage = 'production'"),
+        ),
+    )
+
+
+class ModelMove(Base):
+    """A change of the stage of a version, which is never changed or deleted. `number` counts those of the project.
+
+    `gate` is what a gate reported about the move.
+    """
+
+    __tablename__ = "model_move"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project_id: Mapped[str] = mapped_column(String(64))
+    model: Mapped[str] = mapped_column(String(255))
+    number: Mapped[int]
+    at: Mapped[float]
+    former_stage: Mapped[str] = mapped_column(String(16))
+    stage: Mapped[str] = mapped_column(String(16))
+    actor: Mapped[str] = mapped_column(String(64))
+    reason: Mapped[str | None] = mapped_column(String(512))
+    gate: Mapped[dict[str, Any] | None]
+
+    __table_args__ = (
+        UniqueConstraint("project_id", "number"),
+        Index("ix_model_move_model", "project_id", "model", "number"),
     )
 
 

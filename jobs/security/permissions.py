@@ -30,6 +30,7 @@ class Area:
 AREAS: Final[dict[str, Area]] = {
     "model": Area("Models, their streams and the response cache", "read write request"),
     "aliases": Area("Aliases of models"),
+    "model_versions": Area("Versions of tuned models, their stages and lineage"),
     "feedback": Area("Feedback on answers"),
     "rerank": Area("Re-ranking", "request"),
     "chat_completions": Area("Stored chat completions"),

@@ -166,11 +166,14 @@ def _tuned(world: World, file_id: str) -> dict[str, str]:
         payload = FineTuning(model=MODEL, base=MODEL, result=name.rpartition(":")[0], seed=1)
         project = {"project_id": file.project_id, "actor": CANARY}
         finetuning.submit(session, payload, job_id=job_id, training_file=file, metadata={CANARY: CANARY}, **project)
-        facts = {"location": CANARY, "sha256": "0" * 64, "manifest": {}, "method": "lora", "checkpoint_step": 1}
-        models.register(session, name=name, project_id=file.project_id, base=MODEL, job_id=job_id, **facts)
+        facts = {"location": CANARY, "sha256": "0" * 64, "manifest": {}, "method": "lora", "base": MODEL}
+        for model, step in ((name, 1), (payload.result, None)):
+            of_job = {"name": model, "project_id": file.project_id, "job_id": job_id, "checkpoint_step": step}
+            models.register(session, **of_job, **facts)
         [permission] = models.permit(session, name, [file.project_id], created_by=CANARY)
         of_model = {"fine_tuned_model_checkpoint": name, "fine_tuned_model": name, "file_name": "manifest.json"}
-        return {"fine_tuning_job_id": job_id, "permission_id": permission.id, **of_model}
+        of_job = {"fine_tuning_job_id": job_id, "model_version": payload.result}
+        return {"permission_id": permission.id, **of_job, **of_model}
 
 
 def by_id(world: World) -> str:
@@ -188,6 +191,7 @@ def by_id(world: World) -> str:
 _LISTS = (
     "files", "batches", "jobs", "webhook_endpoints", "schedules", "aliases", "vector_stores", "chat/completions",
     "fine_tuning/jobs", "evals", "prompts", "feedback", "pipelines", "datasets", "alias_moves",
+    "model_versions",
 )  # fmt: skip
 
 

@@ -39,6 +39,7 @@ _OUTPUT: Final = "{{ sample.output_text }}"
 #: Path parameters that name what only a training or an event makes: the operation looks for one that is not there.
 ABSENT: Final = frozenset({
     "fine_tuned_model", "fine_tuned_model_checkpoint", "file_name", "permission_id", "stream_id", "delivery_id",
+    "model_version",
 })  # fmt: skip
 #: Path parameters of the objects of `Stock`.
 OBJECTS: Final = frozenset({
@@ -369,6 +370,7 @@ BODIES: Final[Mapping[str, Callable[[Stock], dict[str, Any]]]] = {
     "POST /v1/aliases": lambda _: {"id": "a" * 255, "model": MODEL, **_METADATA},
     "POST /v1/ofrep/v1/evaluate/flags/{alias}": lambda _: {"context": {"targetingKey": "u" * _BODY}},
     "POST /v1/aliases/{alias}": lambda _: {"model": MODEL, **_METADATA},
+    "POST /v1/model_versions/{model_version}": lambda _: {"stage": "production", "reason": "r" * 512},
     "POST /v1/pipelines": lambda stock: {"steps": _steps(stock.ids["input_file"])},
     "POST /v1/schedules": lambda stock: {"cron": "0 0 1 1 *", "batch": _batch(stock.ids["input_file"])},
 }  # fmt: skip

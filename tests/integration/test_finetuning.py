@@ -32,7 +32,7 @@ from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Shard
 from jobs.platform import processes
 from jobs.queues import Queue
-from jobs.registry.tables import TunedModel
+from jobs.registry.tables import ModelVersion, TunedModel
 from jobs.security import keys
 from jobs.usage import budgets, minutes
 from jobs.usage.tables import Spend
@@ -180,6 +180,11 @@ def assert_whole(site: Site, job: Job) -> None:
     assert (model.state, model.base, model.location) == ("ready", "tiny", saved[-1].location)
     for name, sha256 in model.manifest["files"].items():
         assert hashlib.sha256(site.read(f"{model.location}/{name}")).hexdigest() == sha256
+    sizes = [site.inline.storage.size(f"{model.location}/{name}") for name in model.manifest["files"]]
+    assert model.manifest["bytes"] == sum(sizes)
+    with site.inline.db.read() as session:
+        version = session.get_one(ModelVersion, model.name)
+        assert (version.number, version.stage) == (1, "none")
     assert site.model(f"{model.name}:ckpt-step-{saved[0].step}").checkpoint_step == saved[0].step
     folders = list(site.inline.storage.folders(f"training/{job.id}"))
     assert sorted(folders) == sorted(row.location.rpartition("/")[2] for row in saved)

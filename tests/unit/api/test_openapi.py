@@ -150,6 +150,7 @@ class Real:
             "dataset": dataset_id(self.app, post, file_id),
             "alias": post("aliases", id="my/model", model="all-minilm-l6-v2")["id"],
             "feedback_id": rate_completion(self.app, self.client),
+            "model_version": checkpoint.partition(":ckpt")[0],
             "schedule_id": post("schedules", cron="0 3 * * *", batch=batch)["id"],
             "pipeline_id": post("pipelines", steps=[{"name": "a", "kind": "batch", "request": batch}])["id"],
             "file_id": file_id,
@@ -257,12 +258,13 @@ def graded_run(app: FastAPI, client: Any) -> dict[str, str]:
 
 
 def tuned_checkpoint(app: FastAPI, job_id: str) -> tuple[str, str]:
-    """Create a checkpoint of a fine-tuning job, and the project that owns it."""
+    """Create a checkpoint of a fine-tuning job, and its result; return its name and the project that owns both."""
     with app.state.services.db.write() as session:
         project_id = session.get_one(Job, job_id).project_id
         facts = {"base": "b", "method": "lora", "location": "training/1", "sha256": "0" * 64, "manifest": {}}
         name = f"ft:b:default::{job_id}:ckpt-step-1"
         models.register(session, name=name, project_id=project_id, job_id=job_id, checkpoint_step=1, **facts)
+        models.register(session, name=name.partition(":ckpt")[0], project_id=project_id, job_id=job_id, **facts)
     app.state.services.storage.put("training/1/manifest.json", b'{"files": {}, "run": {}}')
     return name, project_id
 

@@ -60,10 +60,10 @@ def migrate_to(url: str, revision: str) -> None:
     command.upgrade(alembic, revision)
 
 
-def insert(url: str, name: str, **values: object) -> None:
+def insert(url: str, table_name: str, /, **values: object) -> None:
     """Insert a row; the columns that it needs and that are not given are empty."""
     engine = sa.create_engine(url, poolclass=sa.NullPool)
-    table = sa.Table(name, sa.MetaData(), autoload_with=engine)
+    table = sa.Table(table_name, sa.MetaData(), autoload_with=engine)
     needed = [column for column in table.columns if not column.nullable and column.server_default is None]
     empty = {column.name: {} if isinstance(column.type, sa.JSON) else column.type.python_type() for column in needed}
     with engine.begin() as connection:
@@ -135,6 +135,30 @@ def test_upgrade_gives_live_rows_their_keys_and_keys_their_permissions(empty: st
     keys = {row["id"]: (row["owner_id"], row["scopes"]) for row in rows_of(empty, "api_key")}
     assert keys["live0000"] == ("svc_acct_live0000", None)
     assert keys["operator"] == (None, ["api.deployment.read", "api.deployment.write"])
+
+
+def test_upgrade_numbers_results_of_trainings_in_order_of_creation(empty: str) -> None:
+    migrate_to(empty, "0054")
+    insert(empty, "job", id="ftjob-1", project_id="proj_1", key_id="live0000")
+    for number, (name, created_at, step) in enumerate(
+        (
+            ("ft:tiny:acme:support:c", 3.0, None),
+            ("ft:tiny:acme:support:a", 1.0, None),
+            ("ft:tiny:acme:support:a:ckpt-step-4", 1.0, 4),
+            ("ft:tiny:acme::b", 2.0, None),
+        )
+    ):
+        model = {"project_id": "proj_1", "base": "tiny", "job_id": "ftjob-1", "checkpoint_step": step}
+        insert(empty, "tuned_model", id=f"ftmodel_{number}", name=name, created_at=created_at, **model)
+
+    migrate(empty)
+
+    assert [(row["model"], row["family"], row["number"]) for row in rows_of(empty, "model_version")] == [
+        ("ft:tiny:acme:support:a", "tiny:support", 1),
+        ("ft:tiny:acme::b", "tiny:", 1),
+        ("ft:tiny:acme:support:c", "tiny:support", 2),
+    ]
+    assert {(row["stage"], row["created_by"]) for row in rows_of(empty, "model_version")} == {("none", "key:live0000")}
 
 
 @pytest.mark.postgres

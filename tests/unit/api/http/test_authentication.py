@@ -13,6 +13,7 @@ from starlette.types import Message
 
 from jobs.ledger.tables import Job
 from jobs.security.keys import revoke_key
+from tests.support.tuning_requests import create, registered
 from tests.support.web import make_key, rate_completion, running_app, store_completion
 from tests.unit.api.calls import LINE, Route, routes
 from tests.unit.api.conftest import client_of
@@ -162,6 +163,7 @@ def theirs(app: FastAPI, client: TestClient) -> dict[str, str]:
         "schedule_id": client.post("/v1/schedules", json={"cron": "0 3 * * *", "batch": batch}).json()["id"],
         "prompt_id": client.post("/v1/prompts", json={"instructions": "Be brief."}).json()["id"],
         "feedback_id": rate_completion(app, client),
+        "model_version": registered(app, create(client)),
         "pipeline_id": client.post("/v1/pipelines", json={"steps": [step]}).json()["id"],
         "dataset": client.post("/v1/datasets", json={"name": "refunds"}).json()["id"],
         "upload_id": client.post("/v1/uploads", json=upload).json()["id"],
@@ -198,6 +200,7 @@ def test_lists_show_only_objects_of_own_project(stranger: TestClient, theirs: di
         "chat/completions",
         "prompts",
         "feedback",
+        "model_versions",
         "pipelines",
         "datasets",
     )
