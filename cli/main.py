@@ -20,6 +20,7 @@ from cli.commands import (
     jobs,
     keys,
     limits,
+    model_versions,
     models,
     pauses,
     pipelines,
@@ -139,6 +140,7 @@ app.command(rich_help_panel=_OPERATE)(pauses.resume)
 app.command(rich_help_panel=_OPERATE)(pauses.drain)
 app.add_typer(files.app, name="files", rich_help_panel=_DATA)
 app.add_typer(stores.app, name="stores", rich_help_panel=_DATA)
+models.app.add_typer(model_versions.app)
 app.add_typer(models.app, name="models", rich_help_panel=_OPERATE)
 app.add_typer(prompts.app, name="prompts", rich_help_panel=_JOBS)
 app.add_typer(aliases.app, name="aliases", rich_help_panel=_OPERATE)

@@ -18,6 +18,7 @@ from cli.errors import CliError
 from cli.terminal import say, visible
 from cli.up.effective import running
 from jobs import programs
+from jobs.registry.manifests import MANIFEST, ManifestFile, decode_manifest
 
 _READ = 1 << 20
 _FILE_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
@@ -73,6 +74,30 @@ def export_merged(server: Server, model: str, output: Path, data_dir: Path | Non
         finally:
             shutil.rmtree(adapter, ignore_errors=True)
     return listed
+
+
+def verify(folder: Path) -> tuple[str, list[str]]:
+    """Return the SHA-256 of the manifest of an exported model, and what is wrong with its files. Raises CliError."""
+    import msgspec
+
+    try:
+        manifest = decode_manifest((folder / MANIFEST).read_bytes())
+    except (OSError, msgspec.MsgspecError) as error:
+        raise CliError(f"{folder} has no {MANIFEST} of an exported model") from error
+    files = manifest.model_files
+    if bad := next((name for name in files if not _FILE_NAME.fullmatch(name)), None):
+        raise CliError(f"{folder / MANIFEST} lists a file whose name no model has: {visible(bad)}")
+    faults = [f"{name} is missing" for name in files if not (folder / name).is_file()]
+    there = {path.name for path in folder.iterdir()}
+    faults += [
+        f"{name} was changed" for name in sorted(files.keys() & there) if not _is_intact(folder / name, files[name])
+    ]
+    faults += [f"{name} was added" for name in sorted(there - files.keys() - {MANIFEST})]
+    return _sha256(folder / MANIFEST), faults
+
+
+def _is_intact(path: Path, file: ManifestFile) -> bool:
+    return not path.is_file() or (path.stat().st_size, _sha256(path)) == (file.bytes, file.sha256)
 
 
 def require_new(output: Path) -> None:

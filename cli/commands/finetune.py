@@ -181,7 +181,7 @@ def _examine(options: ServerOptions, body: dict[str, Any], *, wait: bool) -> Non
     report = server.post("/fine_tuning/jobs/validate", body | {"measure": wait}, timeout=180.0)
     if report["measuring_job"] is not None:
         say("no job has trained this model so: three steps are trained to measure them", err=True)
-        _check_succeeded(_await_end(server, report["measuring_job"], lambda _event: None))
+        check_succeeded(await_end(server, report["measuring_job"], lambda _event: None))
         report = server.post("/fine_tuning/jobs/validate", body, timeout=180.0)
     for warning in report["warnings"]:
         say(warning, err=True)
@@ -206,10 +206,10 @@ def _watch(options: ServerOptions, job_id: str) -> None:
     def print_event(event: dict[str, Any]) -> None:
         options.show(event, f"{moment(event['created_at'])}  {event['message']}")
 
-    _show_end(options, _await_end(options.server, job_id, print_event))
+    _show_end(options, await_end(options.server, job_id, print_event))
 
 
-def _await_end(server: Server, job_id: str, print_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def await_end(server: Server, job_id: str, print_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Return a job that has ended; hand over its events until then."""
     seen: set[str] = set()
     failures = 0
@@ -234,11 +234,11 @@ def _show_end(options: ServerOptions, job: dict[str, Any]) -> None:
     steps = [] if options.as_json else _steps(options.server, job["id"])
     for line in drawn(steps) if steps else ():
         say(line)
-    _check_succeeded(job)
+    check_succeeded(job)
     options.show(job, str(job["fine_tuned_model"]))
 
 
-def _check_succeeded(job: dict[str, Any]) -> None:
+def check_succeeded(job: dict[str, Any]) -> None:
     if job["status"] != "succeeded":
         why = f": {job['error']['message']}" if job["error"] else ""
         raise CliError(f"{job['id']} {job['status']}{why}")

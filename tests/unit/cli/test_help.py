@@ -21,6 +21,8 @@ EXPECTED = {
     "prompts diff",
     "feedback add", "feedback list", "feedback delete", "feedback summary",
     "aliases list", "aliases set", "aliases show", "aliases moves", "aliases revert", "aliases delete",
+    "models versions", "models show", "models stage", "models update", "models lineage", "models compare",
+    "models verify", "models reproduce",
     "pipelines run", "pipelines list", "pipelines show", "pipelines graph", "pipelines resume", "pipelines cancel",
     "datasets create", "datasets add", "datasets list", "datasets show", "datasets versions", "datasets rows",
     "datasets delete",

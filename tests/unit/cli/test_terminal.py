@@ -138,6 +138,38 @@ def alias(_path: str) -> object:
     return one | {"object": "list", "data": [one], "has_more": False}
 
 
+def model_version(path: str) -> object:
+    """Return a version, its lineage or its moves, or a list with one."""
+    if path.endswith("/lineage"):
+        node = dict.fromkeys(("id", "name", "sha256", "status", "stage"), HOSTILE) | {"type": HOSTILE}
+        edges = [{"source": HOSTILE, "target": HOSTILE, "relation": HOSTILE}]
+        return {"model": HOSTILE, "nodes": [node], "edges": edges, "truncated": True}
+    if path.endswith("/moves"):
+        move = dict.fromkeys(("id", "actor", "former_stage", "stage", "reason"), HOSTILE) | {"created_at": 1}
+        return {"object": "list", "data": [move], "has_more": False}
+    names = (
+        "id",
+        "family",
+        "semantic_version",
+        "stage",
+        "license",
+        "git_commit",
+        "dvc_hash",
+        "base",
+        "parent",
+        "method",
+    )
+    criteria = [{"testing_criteria": HOSTILE, "passed": 1, "failed": 0}]
+    manifest = {
+        "seed": 1, "data": [{"role": HOSTILE, "file_id": HOSTILE, "sha256": HOSTILE}], "hyperparameters": {HOSTILE: 1},
+        "training": {}, "run": {"versions": {HOSTILE: HOSTILE}},
+        "evaluations": [{"eval_id": HOSTILE, "per_testing_criteria_results": criteria}],
+    }  # fmt: skip
+    one = dict.fromkeys(names, HOSTILE) | {"number": 1, "bytes": 1, "created_at": 1, "metrics": {HOSTILE: 1.0}}
+    one |= {"fine_tuning_job": "x-1", "data_erased": True}
+    return one | {"manifest": manifest, "object": "list", "data": [one], "has_more": False}
+
+
 def pipeline(_path: str) -> object:
     """Return a pipeline with a step that failed and one that waits for it, as an entry of a list too."""
     step = {"name": HOSTILE, "kind": HOSTILE, "status": HOSTILE, "after": [], "job_id": HOSTILE, "error": ERROR}
@@ -207,6 +239,7 @@ class Hostile(BaseHTTPRequestHandler):
                 "/v1/pipelines": pipeline,
                 "/v1/datasets": dataset,
                 "/v1/alias": alias,
+                "/v1/model_versions": model_version,
             }
             room = next((room for start, room in rooms.items() if path.startswith(start)), None)
             status, content = (200, room(path)) if room else answer(self.command, path)
@@ -349,6 +382,14 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "feedback list": (True, [["feedback", "list"], ["feedback", "list", "--json"]]),
     "feedback delete": (False, [["feedback", "delete", "fb_x"]]),
     "feedback summary": (True, [["feedback", "summary"], ["feedback", "summary", "--json"]]),
+    "models versions": (True, [["models", "versions"], ["models", "versions", "a:b", "--json"]]),
+    "models show": (True, [["models", "show", STORED], ["models", "show", "x", "--json"]]),
+    "models stage": (True, [["models", "stage", "x", STORED]]),
+    "models update": (True, [["models", "update", "x", "--license", STORED]]),
+    "models lineage": (True, [["models", "lineage", "x"]]),
+    "models verify": (False, [["models", "verify", "."]]),
+    "models reproduce": (True, [["models", "reproduce", "x"], ["models", "reproduce", "x", "--job", "x-1"]]),
+    "models compare": (True, [["models", "compare", "x", "y", "--all"]]),
     "aliases list": (True, [["aliases", "list"], ["aliases", "list", "--json"]]),
     "aliases set": (True, [["aliases", "set", "a", "m"], ["aliases", "set", HOSTILE, "m"]]),
     "aliases show": (True, [["aliases", "show", "ft:a/b"], ["aliases", "show", "a", "--at", "2026-03-31"]]),
