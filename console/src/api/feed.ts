@@ -32,6 +32,7 @@ const GATHER = 1_000;
 const CHANGED: readonly (readonly [type: string, resources: readonly string[]])[] = [
   ["job.", ["jobs", "batches", "throughput", "schedules"]],
   ["webhook_endpoint.", ["webhook_endpoints"]],
+  ["model.version.", ["model_versions"]],
   ...KINDS.flatMap(({ events, resources }) => events.map((type) => [type, ["jobs", ...resources]] as const)),
 ];
 

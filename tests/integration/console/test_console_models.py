@@ -106,6 +106,22 @@ def test_tuned_model_is_deleted_after_a_question(console: Console) -> None:
     expect(dialog).to_have_count(0)
 
 
+def test_stage_of_version_is_changed_with_reason(console: Console) -> None:
+    tab = console.open(f"/models?model={TUNED}")
+    dialog = tab.get_by_role("dialog", name="Model")
+    expect(dialog).to_contain_text(f"{CHAT}:support")
+
+    dialog.get_by_label("New stage").select_option("production")
+    dialog.get_by_label("Reason").fill("Fewer refusals.")
+    console.inspect("version")
+    dialog.get_by_role("button", name="Change the stage").click()
+
+    moves = dialog.get_by_role("table", name="Moves")
+    expect(moves).to_contain_text("none → production")
+    expect(moves).to_contain_text("Fewer refusals.")
+    expect(dialog.get_by_role("button", name="Change the stage")).to_be_disabled()
+
+
 def test_empty_page_explains_adding_model_and_error_offers_retry(console: Console) -> None:
     console.expect_errors("status of 400")
     models_url = re.compile(r"/v1/models\?")

@@ -9,6 +9,8 @@ import { Loaded } from "@/components/Loaded";
 import { ObjectLink } from "@/components/ObjectLink";
 import { Facts } from "@/components/Page";
 
+import { Version } from "./Version";
+
 type Manifest = Schema<"ModelManifest">;
 type Evaluation = Schema<"ModelEvaluation">;
 
@@ -17,7 +19,16 @@ export function Origin({ model }: { model: string }) {
   const query = useQuery(get("/v1/models/{model}", { path: { model } }));
   return (
     <Loaded what="the origin of the model" query={query}>
-      {({ manifest }) => (manifest ? <Facts facts={factsOf(manifest)} /> : <p className="muted">Another project has trained it.</p>)}
+      {({ manifest }) =>
+        manifest ? (
+          <>
+            <Facts facts={factsOf(manifest)} />
+            {!manifest.is_checkpoint && <Version model={model} />}
+          </>
+        ) : (
+          <p className="muted">Another project has trained it.</p>
+        )
+      }
     </Loaded>
   );
 }
