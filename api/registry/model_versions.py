@@ -228,7 +228,7 @@ def get_version(session: Session, call: CallContext, name: str, *, lock: bool = 
     deleted = TunedModel.name == name, TunedModel.state == DELETED
     if version is None or (lock and session.scalar(select(TunedModel.id).where(*deleted)) is not None):
         message = f"No version of a model found with the name '{clip(name)}'."
-        raise NotFound(message, param="model_version", code="model_version_not_found")
+        raise NotFound(message, param="model_version", code="model_not_found")
     return version
 
 
