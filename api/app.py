@@ -62,6 +62,7 @@ from api.key_use import KeyUse
 from api.pages import console_files, login
 from api.pages import routes as pages
 from api.pipelines import routes as pipelines
+from api.promotions import routes as promotions
 from api.prompts import routes as prompts
 from api.registry import aliases, feedback, flags, lineage, model_versions
 from api.request_recorder import RequestRecorder
@@ -156,6 +157,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     feed.router,
     schedules.router,
     pipelines.router,
+    promotions.router,
     prompts.router,
     datasets.router,
     dataset_versions.router,

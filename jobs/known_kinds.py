@@ -11,6 +11,7 @@ from jobs.inference.responses import RESPONSE
 from jobs.ledger import kinds
 from jobs.ledger.events import OTHER_TYPES
 from jobs.pipelines import pipelines
+from jobs.promotions.promotions import PROMOTION
 from jobs.retrieval.ingestion_kind import INGESTION
 from jobs.usage import minutes
 
@@ -22,6 +23,7 @@ _ROWS: Final = (
     EVALUATION,
     SAMPLING,
     DATASET,
+    PROMOTION,
     *pipelines.KINDS,
 )
 kinds.register(*(replace(row, record_segment=minutes.record_segment) for row in _ROWS))

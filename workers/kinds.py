@@ -21,6 +21,7 @@ from jobs.ledger.kinds import UnknownKind
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.tables import Job
 from jobs.pipelines import pipelines
+from jobs.promotions import promotions
 from jobs.queues import Queue
 from jobs.retrieval import ingestions
 from workers.batches import finishing, planning
@@ -31,6 +32,7 @@ from workers.finetuning import results, training_plan
 from workers.finetuning.training_run import TrainingRun
 from workers.inference import background_responses
 from workers.pipelines import pipeline_steps
+from workers.promotions import conclusion
 from workers.retrieval.ingestion import job as ingestion
 from workers.retrieval.ingestion.index import Indexing
 from workers.retrieval.ingestion.parse import Parsing
@@ -70,6 +72,7 @@ HANDLERS: Final[dict[str, Handler]] = {
     tuning.NAME: Handler(training_plan.plan, {Queue.FINETUNE: TrainingRun}, results.finish),
     runs.NAME: Handler(evaluation.plan, {Queue.EVALUATE: evaluation.GradingRun}, evaluation.finish),
     runs.SAMPLING: Handler(sampling.plan, {Queue.GENERATE: sampling.SamplingRun}, sampling.finish),
+    promotions.NAME: Handler(conclusion.plan, {}, conclusion.finish),
     pipelines.NAME: Handler(pipeline_steps.plan_pipeline, {}, pipeline_steps.finish),
     pipelines.STEP: Handler(pipeline_steps.plan_step, {}, pipeline_steps.finish),
     ingestions.NAME: Handler(

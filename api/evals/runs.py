@@ -21,6 +21,7 @@ from api.evals.schemas import (
     CreateRun,
     DataSource,
     EvalRunObject,
+    FileReference,
     ItemReference,
     JsonlSource,
     ModelUsage,
@@ -42,7 +43,7 @@ from api.http.space import check_not_full, check_space, count_if_due, reserve_or
 from api.retrieval.search import index_for_search, search_of
 from jobs.errors import InvalidRequest, NotFound, TooManyLiveJobs
 from jobs.evals import evals, run_requests, runs
-from jobs.evals.run_requests import RunRequest
+from jobs.evals.run_requests import EvalRunRequest, RunRequest
 from jobs.evals.runs import Retrieval, Sampled, SampledPrompt
 from jobs.evals.tables import EvalRun
 from jobs.fleet import access, routing
@@ -193,6 +194,22 @@ def build_run_request(body: CreateRun, items: RunItems, sampled: Sampled | None)
         stored=items.stored,
         sampled=sampled,
     )
+
+
+def build_file_run(call: CallContext, body: CreateRun, eval_id: str) -> EvalRunRequest:
+    """Return the request for a run of an eval that a later job makes: its items are those of a file.
+
+    Raises: Expired, InvalidRequest, NotFound.
+    """
+    source = body.data_source.source
+    if not isinstance(source, FileReference):
+        param = "data_source.source.type"
+        message = f"Invalid '{param}': the items are read from a file, with the type 'file_id'."
+        raise InvalidRequest(message, param=param, code="unsupported_value")
+    with call.db.read() as session:
+        own_id = get_eval(session, call, eval_id).id
+    request = build_run_request(body, RunItems(file_id=source.id), sampling_of(call, body.data_source))
+    return EvalRunRequest(**dict(request), eval_id=own_id)
 
 
 def sampling_of(call: CallContext, source: DataSource) -> Sampled | None:

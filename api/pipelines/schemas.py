@@ -11,6 +11,7 @@ from api.evals.schemas import CreateRun
 from api.finetuning.schemas import CreateFineTuningJob
 from api.http.bodies import Body, Many
 from api.http.fields import Metadata, unix_seconds
+from api.promotions.schemas import CreatePromotion
 from api.retrieval.queries import Attributes
 from api.retrieval.schemas import ChunkingStrategy
 from jobs.evals.templates import NAMESPACES
@@ -63,6 +64,10 @@ class IngestionStepRequest(Body):
     chunking_strategy: ChunkingStrategy | None = None
 
 
+class PromotionStepRequest(CreatePromotion):
+    """A promotion. The pipeline fails where it moves nothing."""
+
+
 class _Step(Body):
     name: StepName
     after: Annotated[Many[StepName], Field(max_length=MAX_STEPS)] = Field(
@@ -95,7 +100,14 @@ class IngestionStep(_Step):
     request: IngestionStepRequest
 
 
-Step = Annotated[BatchStep | FineTuningStep | EvalRunStep | DatasetStep | IngestionStep, Field(discriminator="kind")]
+class PromotionStep(_Step):
+    kind: Literal["promotion"]
+    request: PromotionStepRequest
+
+
+Step = Annotated[
+    BatchStep | FineTuningStep | EvalRunStep | DatasetStep | IngestionStep | PromotionStep, Field(discriminator="kind")
+]
 
 
 class CreatePipeline(Body):
@@ -122,7 +134,7 @@ class PipelineStepObject(BaseModel):
     """A step. `job_id` is the job that it has made, null until it is released. A `skipped` step never made one."""
 
     name: str
-    kind: Literal["batch", "fine_tuning", "eval_run", "dataset", "ingestion"]
+    kind: Literal["batch", "fine_tuning", "eval_run", "dataset", "ingestion", "promotion"]
     after: list[str]
     status: StepStatus
     id: str

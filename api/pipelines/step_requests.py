@@ -13,10 +13,7 @@ from api.batches.routes import build_request as build_batch_request
 from api.datasets.dataset_versions import build_request as build_version_request
 from api.deps import CallContext
 from api.errors import clip
-from api.evals.item_sources import RunItems
-from api.evals.routes import get_eval
-from api.evals.runs import build_run_request, sampling_of
-from api.evals.schemas import FileReference
+from api.evals.runs import build_file_run
 from api.finetuning.queries import build_request as build_tuning_request
 from api.pipelines.schemas import (
     BatchStepRequest,
@@ -24,8 +21,10 @@ from api.pipelines.schemas import (
     EvalRunStepRequest,
     FineTuningStepRequest,
     IngestionStepRequest,
+    PromotionStepRequest,
     Step,
 )
+from api.promotions.routes import build_request as build_promotion_request
 from api.retrieval.queries import find_names, get_store
 from api.retrieval.schemas import dump_chunking
 from jobs.batches import batches
@@ -34,12 +33,14 @@ from jobs.datasets import dataset_versions, version_requests
 from jobs.datasets.version_requests import VersionRequest
 from jobs.errors import InvalidRequest, MissingPermission, NotFound
 from jobs.evals import run_requests
+from jobs.evals.run_requests import EvalRunRequest
 from jobs.finetuning import tuning_requests
 from jobs.finetuning.tuning_requests import TuningRequest
 from jobs.pipelines import pipelines
 from jobs.pipelines.pipelines import StepDefinition
 from jobs.pipelines.placeholders import find_references, has_reference
-from jobs.pipelines.steps import KINDS, EvalRunRequest, IngestionRequest
+from jobs.pipelines.steps import KINDS, IngestionRequest
+from jobs.promotions.promotions import PromotionRequest
 from jobs.requests.endpoints import FINE_TUNING
 
 
@@ -104,17 +105,21 @@ def _build_fine_tuning(call: CallContext, body: FineTuningStepRequest) -> Tuning
 
 
 def _build_eval_run(call: CallContext, body: EvalRunStepRequest) -> EvalRunRequest:
-    source = body.data_source.source
-    if not isinstance(source, FileReference):
-        param = "data_source.source.type"
-        message = f"Invalid '{param}': a step reads its items from a file, and takes 'file_id' alone."
-        raise InvalidRequest(message, param=param, code="unsupported_value")
-    with call.db.read() as session:
-        eval_id = get_eval(session, call, body.eval_id).id
-        if not has_reference(source.id):
-            run_requests.find_file(session, call.config, call.project_id, source.id, lock=False)
-    request = build_run_request(body, RunItems(file_id=source.id), sampling_of(call, body.data_source))
-    return EvalRunRequest(**dict(request), eval_id=eval_id)
+    request = build_file_run(call, body, body.eval_id)
+    if not has_reference(request.file_id):
+        with call.db.read() as session:
+            run_requests.find_file(session, call.config, call.project_id, str(request.file_id), lock=False)
+    return request
+
+
+def _build_promotion(call: CallContext, body: PromotionStepRequest) -> PromotionRequest:
+    request = build_promotion_request(call, body)
+    for index, gate in enumerate(request.gates):
+        if not has_reference(gate.run.file_id):
+            param = f"gates[{index}].data_source.source.id"
+            with call.db.read() as session:
+                run_requests.find_file(session, call.config, call.project_id, str(gate.run.file_id), param, lock=False)
+    return request
 
 
 def _build_dataset(call: CallContext, body: DatasetStepRequest) -> VersionRequest:
@@ -151,4 +156,5 @@ _BUILDERS: Final[Mapping[str, Callable[[CallContext, Any], BaseModel]]] = {
     "eval_run": _build_eval_run,
     "dataset": _build_dataset,
     "ingestion": _build_ingestion,
+    "promotion": _build_promotion,
 }

@@ -21,9 +21,12 @@ from jobs.files.tables import File
 from jobs.fleet import access, routing
 from jobs.fleet.access import Work
 from jobs.fleet.models_file import Registry
+from jobs.ids import new_id
+from jobs.ledger import ledger
 from jobs.ledger.tables import Job
 from jobs.requests.endpoints import SERVED_WITH
 from jobs.settings import Settings
+from jobs.usage.project_limits import limit_of
 
 FILE_PURPOSE: Final = "evals"
 MAX_PAYLOAD_BYTES: Final = 1 << 20
@@ -44,6 +47,36 @@ class RunRequest(BaseModel):
     file_id: str | None = None
     stored: Literal["stored_completions", "responses"] | None = None
     sampled: Sampled | None = None
+
+
+class EvalRunRequest(RunRequest):
+    """A checked request for a run of the eval `eval_id`, whose items are those of a file."""
+
+    eval_id: str
+
+
+def submit_with_eval(
+    session: Session,
+    config: Settings,
+    registry: Registry,
+    request: EvalRunRequest,
+    *,
+    project_id: str,
+    key_id: str | None,
+    actor: str,
+    **columns: Any,
+) -> Job:
+    """Submit the jobs of a request that names its eval, in the caller's transaction; return the job of the run.
+
+    Raises: InvalidRequest, TooManyLiveJobs.
+    """
+    ledger.check_room(session, project_id, runs.NAME, limit_of(session, config, project_id, "eval_runs"))
+    row = evals.lock(session, request.eval_id, project_id)
+    if row is None:
+        message = f"No eval found with id '{quote(request.eval_id)}'."
+        raise InvalidRequest(message, param="eval_id", code="eval_not_found")
+    run_id = new_id(runs.PREFIX)
+    return submit(session, config, registry, row, request, run_id=run_id, key_id=key_id, actor=actor, **columns)[1]
 
 
 def submit(

@@ -46,11 +46,15 @@ ERRORED: Final = "error"
 
 
 class Retrieval(BaseModel):
-    """A search of a vector store. `options` are fields of `jobs.retrieval.searches.Search`."""
+    """A search of a vector store. `options` are fields of `jobs.retrieval.searches.Search`.
+
+    Without an `index_id` the index in use is searched.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     vector_store_id: str
+    index_id: str | None = None
     options: dict[str, Any] = {}
 
     @property

@@ -17,8 +17,8 @@ from jobs.datasets import dataset_versions, references, version_requests
 from jobs.datasets.tables import DatasetVersion, NamedDataset
 from jobs.datasets.version_requests import VersionRequest
 from jobs.errors import InvalidRequest, NotFound
-from jobs.evals import evals, run_requests, runs
-from jobs.evals.run_requests import RunRequest
+from jobs.evals import run_requests, runs
+from jobs.evals.run_requests import EvalRunRequest
 from jobs.files import lookup
 from jobs.finetuning import tuning_requests
 from jobs.finetuning.tuning_requests import TuningRequest
@@ -28,13 +28,14 @@ from jobs.ids import new_id
 from jobs.ledger import ledger
 from jobs.ledger.progress import outcomes
 from jobs.ledger.tables import Job
+from jobs.promotions import promotions
+from jobs.promotions.promotions import Promotion, PromotionRequest
 from jobs.registry import models
 from jobs.requests.endpoints import FINE_TUNING
 from jobs.retrieval import ingestions
 from jobs.retrieval.attachments import Attachment, is_over
 from jobs.retrieval.tables import VectorStore
 from jobs.settings import Settings
-from jobs.usage.project_limits import limit_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +72,6 @@ class StepKind:
 
     results: Callable[[Session, Job], Mapping[str, object]]
     """Return the results of a job that has completed, by name; None, or no entry, for one that there is not."""
-
-
-class EvalRunRequest(RunRequest):
-    """A checked request for a run of the eval `eval_id`."""
-
-    eval_id: str
 
 
 class IngestionRequest(BaseModel):
@@ -125,24 +120,29 @@ def _submit_fine_tuning(session: Session, release: Release, request: TuningReque
 
 
 def _submit_eval_run(session: Session, release: Release, request: EvalRunRequest) -> Job:
-    limit = limit_of(session, release.config, release.project_id, "eval_runs")
-    ledger.check_room(session, release.project_id, runs.NAME, limit)
-    row = evals.lock(session, request.eval_id, release.project_id)
-    if row is None:
-        message = f"No eval found with id '{quote(request.eval_id)}'."
-        raise InvalidRequest(message, param="eval_id", code="eval_not_found")
-    _, job = run_requests.submit(
+    return run_requests.submit_with_eval(
         session,
         release.config,
         release.registry,
-        row,
         request,
-        run_id=new_id(runs.PREFIX),
+        project_id=release.project_id,
         key_id=release.key_id,
         actor=release.actor,
         **release.columns,
     )
-    return job
+
+
+def _submit_promotion(session: Session, release: Release, request: PromotionRequest) -> Job:
+    return promotions.submit(
+        session,
+        release.config,
+        release.registry,
+        request,
+        project_id=release.project_id,
+        key_id=release.key_id,
+        actor=release.actor,
+        **release.columns,
+    )
 
 
 def _submit_dataset(session: Session, release: Release, request: VersionRequest) -> Job:
@@ -187,6 +187,10 @@ def _dataset_results(session: Session, job: Job) -> dict[str, object]:
     return {"id": job.id, "version": version.number, "rows": version.rows, "reference": reference}
 
 
+def _promotion_results(_session: Session, job: Job) -> dict[str, object]:
+    return {"id": job.id, "promoted": Promotion.model_validate(job.payload).target.candidate}
+
+
 _ROWS: Final = (
     StepKind(
         "ingestion",
@@ -227,6 +231,14 @@ _ROWS: Final = (
         _submit_dataset,
         ("id", "version", "rows", "reference"),
         _dataset_results,
+    ),
+    StepKind(
+        "promotion",
+        promotions.PERMISSION,
+        PromotionRequest,
+        _submit_promotion,
+        ("id", "promoted"),
+        _promotion_results,
     ),
 )
 #: The rows by name.

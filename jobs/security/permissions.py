@@ -39,6 +39,7 @@ AREAS: Final[dict[str, Area]] = {
     "batch": Area("Batches", custom=False),
     "schedules": Area("Schedules"),
     "pipelines": Area("Pipelines"),
+    "promotions": Area("Promotions"),
     "prompts": Area("Prompts and their versions"),
     "jobs": Area("Jobs, their results and events"),
     "vector_stores": Area("Vector stores, their sources and indexes"),

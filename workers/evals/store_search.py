@@ -1,6 +1,6 @@
 """Search a vector store for the items of a run, as `POST /v1/vector_stores/{id}/search` does.
 
-    request ─▶ the index in use ─▶ this worker, which has the embedding model ─▶ chunks, as the line's answer
+    request ─▶ the index in use, or that of the run ─▶ this worker, which has its model ─▶ chunks, as the line's answer
 
 A store that was removed or has expired meanwhile, or belongs to another project, is refused with 404.
 """
@@ -55,11 +55,14 @@ class StoreSearch:
         return await self._searching.answer(queued, request.priority)
 
     def _search_of(self, project_id: str, query: str) -> Search | None:
-        """Return the search of the index in use; None where the project has no such store."""
+        """Return the search of the index; None where the project has no such store, or the store no such index."""
         conditions = VectorStore.id == self._retrieval.vector_store_id, VectorStore.project_id == project_id
         with self._context.db.read() as session:
             store = session.scalar(select(VectorStore).where(*conditions, VectorStore.parent_id.is_(None)))
             if store is None or attachments.is_over(store):
                 return None
-            index = indexes.current(session, store)
+            index_id = self._retrieval.index_id or store.current_id
+            index = session.scalar(indexes.of(store).where(VectorStore.id == index_id))
+        if index is None:
+            return None
         return Search(model=index.model, store_id=index.id, queries=(query,), **self._retrieval.options)

@@ -1,0 +1,1 @@
+"""Promotions: moves of a production name to a candidate, which gates decide."""

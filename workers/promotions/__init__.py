@@ -1,0 +1,1 @@
+"""Promotions in workers: the decision by the gates."""
