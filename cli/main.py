@@ -26,6 +26,7 @@ from cli.commands import (
     pipelines,
     prices,
     projects,
+    promote,
     prompts,
     schedules,
     sources,
@@ -146,6 +147,7 @@ app.add_typer(prompts.app, name="prompts", rich_help_panel=_JOBS)
 app.add_typer(aliases.app, name="aliases", rich_help_panel=_OPERATE)
 app.add_typer(schedules.app, name="schedules", rich_help_panel=_JOBS)
 app.add_typer(pipelines.app, name="pipelines", rich_help_panel=_JOBS)
+app.add_typer(promote.app, name="promote", rich_help_panel=_JOBS)
 app.add_typer(finetune.app, name="finetune", rich_help_panel=_JOBS)
 app.add_typer(evals.app, name="evals", rich_help_panel=_JOBS)
 app.add_typer(feedback.app, name="feedback", rich_help_panel=_JOBS)

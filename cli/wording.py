@@ -16,6 +16,7 @@ KINDS: Final[Mapping[str, str]] = {
     "finetuning": "fine-tuning",
     "evaluation": "evaluation run",
     "sampling": "samples of an evaluation",
+    "promotion": "promotion",
     "pipeline": "pipeline",
     "pipeline_step": "step of a pipeline",
     "dataset": "version of a dataset",

@@ -1,6 +1,10 @@
-"""Read runs of evals: wait for their ends, and pair their output items."""
+"""Runs of evals: upload their items, wait for their ends, and pair their output items."""
 
-from collections.abc import Iterator
+import csv
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
@@ -104,3 +108,32 @@ def pair_runs(
     return pairing, [
         (server.get(f"{paths[0]}/{pair.first.id}"), server.get(f"{paths[1]}/{pair.second.id}")) for pair in pairs
     ]
+
+
+def upload_items(server: Server, rows: Iterable[Item], name: str, key: str) -> str:
+    """Upload items, each on a line as the server reads them; return the id of the file."""
+    with tempfile.TemporaryDirectory(prefix="nightmill-") as folder:
+        lines = Path(folder) / f"{name}.jsonl"
+        with lines.open("w", encoding="utf-8") as out:
+            for row in rows:
+                line = row if isinstance(row.get("item"), dict) else {"item": row}
+                out.write(json.dumps(line) + "\n")
+        return server.upload(lines, "evals", key=key)
+
+
+def read_items(data: Path) -> Iterator[Item]:
+    """Yield the items of a file: of a .csv file its rows, of another file its lines, which are JSON objects."""
+    with data.open(encoding="utf-8-sig", newline="") as file:
+        if data.suffix == ".csv":
+            yield from csv.DictReader(file)
+            return
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                raise CliError(f"{data}: line {number} is no JSON object")
+            yield row

@@ -1,17 +1,23 @@
 """`nightmill evals`: evaluate a model on a file of items, follow runs, and compare them."""
 
-import csv
-import json
-import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from cli.client.eval_runs import await_end, eval_of, find_baseline, items_path, pair_runs, rows_of
+from cli.client.eval_runs import (
+    await_end,
+    eval_of,
+    find_baseline,
+    items_path,
+    pair_runs,
+    read_items,
+    rows_of,
+    upload_items,
+)
 from cli.client.server import Server
 from cli.client.submission import read_json
 from cli.errors import CliError
@@ -145,8 +151,8 @@ def run(
     sampling = _sampling(model, prompt, {"temperature": temperature, "n": samples}, baseline)
     title = name or (data.stem if data else f"{sampling.get('model', '')} beside {options.baseline}")
     say(f"idempotency key: {key}", err=True)
-    rows = _rows(data) if data else rows_of(server, items_path(server, options.baseline))
-    source = {"type": "file_id", "id": _upload(server, rows, data.stem if data else options.baseline, key)}
+    rows = read_items(data) if data else rows_of(server, items_path(server, options.baseline))
+    source = {"type": "file_id", "id": upload_items(server, rows, data.stem if data else options.baseline, key)}
     eval_id = eval_id or _new_eval(server, title, criteria, key)
     body = {"name": title, "data_source": sampling | {"source": source}}
     made = server.post(f"/evals/{eval_id}/runs", body, key=key)
@@ -281,34 +287,6 @@ def _sampling(model: str, prompt: str, params: Mapping[str, Any], baseline: Mapp
     settings = {name: value for name, value in asked.items() if value is not None} | given
     kind = "responses" if source["type"] == "responses" else "completions"
     return {"type": kind, "model": model, "input_messages": messages, "sampling_params": settings}
-
-
-def _upload(server: Server, rows: Iterable[dict[str, Any]], name: str, key: str) -> str:
-    """Upload the items, each on a line as the server reads them."""
-    with tempfile.TemporaryDirectory(prefix="nightmill-") as folder:
-        lines = Path(folder) / f"{name}.jsonl"
-        with lines.open("w", encoding="utf-8") as out:
-            for row in rows:
-                line = row if isinstance(row.get("item"), dict) else {"item": row}
-                out.write(json.dumps(line) + "\n")
-        return server.upload(lines, "evals", key=key)
-
-
-def _rows(data: Path) -> Iterator[dict[str, Any]]:
-    with data.open(encoding="utf-8-sig", newline="") as file:
-        if data.suffix == ".csv":
-            yield from csv.DictReader(file)
-            return
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                raise CliError(f"{data}: line {number} is no JSON object")
-            yield row
 
 
 # ── what is shown ──

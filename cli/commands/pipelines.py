@@ -22,6 +22,7 @@ _PURPOSES: Final[Mapping[str, Any]] = {
     "eval_run": "evals",
     "dataset": "user_data",
     "ingestion": "user_data",
+    "promotion": "evals",
 }
 
 

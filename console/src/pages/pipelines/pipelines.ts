@@ -12,6 +12,7 @@ export const STEP_KINDS = {
   eval_run: { label: "Evaluation run", purpose: "evals" },
   dataset: { label: "Dataset version", purpose: "user_data" },
   ingestion: { label: "Files of a vector store", purpose: "user_data" },
+  promotion: { label: "Promotion", purpose: "evals" },
 } as const satisfies Readonly<Record<Step["kind"], { label: string; purpose: Schema<"CreateUpload">["purpose"] }>>;
 
 /** Return whether a pipeline goes on. */
