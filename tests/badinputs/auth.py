@@ -89,6 +89,8 @@ def planted(world: World) -> dict[str, str]:
     batch_hook = {"webhook": {"url": hook["url"]}}
     schedule = {"cron": "0 0 1 1 *", "batch": batch}
     step = {"name": "a", "kind": "batch", "request": batch}
+    target = {"type": "alias", "id": "our-alias", "model": MODEL}
+    forced = {"target": target, "force": True, "reason": CANARY, "metadata": {CANARY: CANARY}}
     key = {"Idempotency-Key": f"{CANARY}-{file_id}"}
     ask, at_rest = world.client.post, keep_completion_in(world.db, world.storage, "ours", said=CANARY)
     asked = {"model": MODEL, "input": CANARY, "background": True}
@@ -109,6 +111,7 @@ def planted(world: World) -> dict[str, str]:
         "alias": ask("/v1/aliases", json={"id": "our-alias", "model": BASE, "reason": CANARY}).json()["id"],
         "feedback_id": ask("/v1/feedback", json=feedback).json()["id"],
         "schedule_id": world.client.post("/v1/schedules", json=schedule).json()["id"],
+        "promotion_id": ask("/v1/promotions", json=forced).json()["id"],
         "pipeline_id": ask("/v1/pipelines", json={"name": CANARY, "steps": [step]}).json()["id"],
         "prompt_id": world.client.post("/v1/prompts", json={"name": CANARY, "instructions": CANARY}).json()["id"],
         **_rows(world, file_id),
@@ -190,8 +193,8 @@ def by_id(world: World) -> str:
 
 _LISTS = (
     "files", "batches", "jobs", "webhook_endpoints", "schedules", "aliases", "vector_stores", "chat/completions",
-    "fine_tuning/jobs", "evals", "prompts", "feedback", "pipelines", "datasets", "alias_moves",
-    "model_versions",
+    "fine_tuning/jobs", "evals", "prompts", "feedback", "pipelines", "datasets", "alias_moves", "model_versions",
+    "promotions",
 )  # fmt: skip
 
 
@@ -223,6 +226,7 @@ def _ours(ids: dict[str, str]) -> list[str]:
     names |= {"schedules": "schedule_id", "vector_stores": "vector_store_id", "conversations": "conversation_id"}
     names |= {"responses": "response_id", "chat/completions": "completion_id", "fine_tuning/jobs": "fine_tuning_job_id"}
     names |= {"prompts": "prompt_id", "feedback": "feedback_id", "pipelines": "pipeline_id", "datasets": "dataset"}
+    names |= {"promotions": "promotion_id"}
     inside = [f"sources/{ids['source_id']}", f"indexes/{ids['index_id']}", f"files/{ids['file_id']}"]
     return [f"/v1/{name}/{ids[key]}" for name, key in names.items()] + [
         f"/v1/vector_stores/{ids['vector_store_id']}/{one}" for one in inside

@@ -45,7 +45,7 @@ ABSENT: Final = frozenset({
 OBJECTS: Final = frozenset({
     "alias", "api_key_id", "batch_id", "completion_id", "conversation_id", "dataset", "eval_id", "feedback_id",
     "file_batch_id", "file_id", "fine_tuning_job_id", "index_id", "item_id", "job_id", "model", "output_item_id",
-    "pipeline_id", "prompt_id", "response_id",
+    "pipeline_id", "promotion_id", "prompt_id", "response_id",
     "run_id", "schedule_id", "source_id", "upload_id", "vector_store_id", "version", "webhook_endpoint_id",
 })  # fmt: skip
 
@@ -107,6 +107,9 @@ class Stock:
         schedule = {"cron": "0 0 1 1 *", "batch": _batch(self.ids["input_file"])}
         self.ids["schedule_id"] = self.made("/v1/schedules", schedule)
         self.ids |= {"prompt_id": self.made("/v1/prompts", {"instructions": "Be brief."}), "version": "1"}
+        self.made("/v1/aliases", {"id": "promoted", "model": MODEL})
+        forced = {"target": {"type": "alias", "id": "mine", "model": BASE}, "force": True, "reason": "r"}
+        self.ids["promotion_id"] = self.made("/v1/promotions", forced)
         step = {"name": "a", "kind": "batch", "request": _batch(self.ids["input_file"])}
         self.ids["pipeline_id"] = self.made("/v1/pipelines", {"steps": [step]})
         self.ids["dataset"] = self.made("/v1/datasets", {"name": "rows"})
@@ -371,6 +374,7 @@ BODIES: Final[Mapping[str, Callable[[Stock], dict[str, Any]]]] = {
     "POST /v1/ofrep/v1/evaluate/flags/{alias}": lambda _: {"context": {"targetingKey": "u" * _BODY}},
     "POST /v1/aliases/{alias}": lambda _: {"model": MODEL, **_METADATA},
     "POST /v1/model_versions/{model_version}": lambda _: {"stage": "production", "reason": "r" * 512},
+    "POST /v1/promotions": lambda stock: _promotion(stock) | _METADATA,
     "POST /v1/pipelines": lambda stock: {"steps": _steps(stock.ids["input_file"])},
     "POST /v1/schedules": lambda stock: {"cron": "0 0 1 1 *", "batch": _batch(stock.ids["input_file"])},
 }  # fmt: skip
@@ -462,6 +466,22 @@ def _datasets(stock: Stock) -> None:
         stock.made(path, _rows_of(stock.ids["training_file"]) | {"deduplicate": False})
 
 
+def _promotion(stock: Stock) -> dict[str, Any]:
+    """Return a promotion with as many gates as it may have, each over many items."""
+    template = [{"role": "user", "content": "{{ item.text }}"}]
+    source = {
+        "type": "completions", "model": "promoted", "source": {"type": "file_id", "id": stock.ids["items"]},
+        "input_messages": {"type": "template", "template": template},
+    }  # fmt: skip
+    gate = {"eval_id": stock.ids["eval_id"], "data_source": source, "rule": {"type": "not_worse_than_incumbent"}}
+    return {"target": {"type": "alias", "id": "promoted", "model": BASE}, "gates": [gate] * 10}
+
+
+def _promotions(stock: Stock) -> None:
+    for _ in range(2):
+        stock.made("/v1/promotions", _promotion(stock))
+
+
 #: What begins the dearest jobs of each kind.
 KINDS: Final[Mapping[str, Callable[[Stock], None]]] = {
     "generation": _batches,
@@ -472,6 +492,7 @@ KINDS: Final[Mapping[str, Callable[[Stock], None]]] = {
     "finetuning": _trainings,
     "evaluation": _evaluations,
     "sampling": _samplings,
+    "promotion": _promotions,
     "pipeline": _pipelines,
     "pipeline_step": _pipelines,
     "dataset": _datasets,

@@ -1,7 +1,7 @@
 """Runs that search vector stores, ask for likelihoods of texts, or compare texts by the embeddings of their tokens."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
@@ -52,12 +52,18 @@ def world(make_world: Callable[..., World]) -> World:
 def store_of(world: World) -> str:
     """Return a store with one chunk of each text, written as a worker leaves them."""
     store_id = world.client.vector_stores.create(extra_body={"embedding_model": MODEL}).id
+    fill(world, store_id, TEXTS)
+    return store_id
+
+
+def fill(world: World, index_id: str, texts: Mapping[str, str]) -> None:
+    """Write a file with one chunk of each text to an index."""
     with world.inline.db.write() as session:
-        store = session.get_one(VectorStore, store_id)
-        store.dimensions, project_id = DIMENSIONS, store.project_id
-        for name in TEXTS:
+        index = session.get_one(VectorStore, index_id)
+        index.dimensions, project_id = DIMENSIONS, index.project_id
+        for name in texts:
             row = VectorStoreFile(
-                store_id=store_id, id=name, project_id=project_id, filename=f"{name}.txt", status="completed",
+                store_id=index_id, id=name, project_id=project_id, filename=f"{name}.txt", status="completed",
                 created_at=1.0, attributes=None, chunking={}, job_id="ing_1", line=0, version=f"vsd_{name}",
                 document=f"vsd_{name}.1", entries=1,
             )  # fmt: skip
@@ -67,10 +73,9 @@ def store_of(world: World) -> str:
             f"vsd_{name}.1", 0, text, sha256(text.encode()).hexdigest(),
             np.array(vector_of(text, DIMENSIONS), "<f4"), {"start": 0, "end": len(text), "tokens": 1},
         )
-        for name, text in TEXTS.items()
+        for name, text in texts.items()
     ]  # fmt: skip
-    world.inline.gpu.vectors.write(Store(store_id, project_id, MODEL, DIMENSIONS), entries)
-    return store_id
+    world.inline.gpu.vectors.write(Store(index_id, project_id, MODEL, DIMENSIONS), entries)
 
 
 def test_results_of_a_store_are_measured(world: World) -> None:

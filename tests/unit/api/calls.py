@@ -39,6 +39,13 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/ofrep/v1/evaluate/flags/{alias}"): {"json": {"context": {"targetingKey": "user-1"}}},
     ("POST", "/v1/aliases/{alias}"): {"json": {"model": "all-minilm-l6-v2"}},
     ("POST", "/v1/model_versions/{model_version}"): {"json": {"stage": "staging"}},
+    ("POST", "/v1/promotions"): {
+        "json": {
+            "target": {"type": "alias", "id": "my-model", "model": "smollm2-135m-instruct"},
+            "force": True,
+            "reason": "the incumbent leaks names",
+        }
+    },
     ("POST", "/v1/feedback"): {"json": {"target": {"type": "response", "response_id": "resp_x"}, "score": 1}},
     ("POST", "/v1/chat/completions/imports"): {
         "json": {

@@ -149,6 +149,7 @@ class Real:
             "version": "1",
             "dataset": dataset_id(self.app, post, file_id),
             "alias": post("aliases", id="my/model", model="all-minilm-l6-v2")["id"],
+            "promotion_id": forced_promotion(post),
             "feedback_id": rate_completion(self.app, self.client),
             "model_version": checkpoint.partition(":ckpt")[0],
             "schedule_id": post("schedules", cron="0 3 * * *", batch=batch)["id"],
@@ -181,6 +182,14 @@ def dataset_id(app: FastAPI, post: Any, file_id: str) -> str:
     version = post(f"datasets/{made}/versions", sources=[{"type": "file_id", "id": file_id}])
     with app.state.services.db.write() as session:
         session.get_one(Job, version["id"]).state = JobState.SUCCEEDED
+    return made
+
+
+def forced_promotion(post: Any) -> str:
+    """Return the id of a promotion of an alias of its own, which is a new one for each."""
+    alias = post("aliases", id=new_id("a"), model="all-minilm-l6-v2")["id"]
+    target = {"type": "alias", "id": alias, "model": "smollm2-135m-instruct"}
+    made: str = post("promotions", target=target, force=True, reason="r")["id"]
     return made
 
 

@@ -26,6 +26,7 @@ EXPECTED = {
     "pipelines run", "pipelines list", "pipelines show", "pipelines graph", "pipelines resume", "pipelines cancel",
     "datasets create", "datasets add", "datasets list", "datasets show", "datasets versions", "datasets rows",
     "datasets delete",
+    "promote alias", "promote prompt", "promote index", "promote list", "promote show", "promote cancel",
     "schedules list", "schedules pause", "schedules resume", "schedules remove",
     "sources list", "sources add", "sources sync", "sources remove",
     "finetune submit", "finetune list", "finetune watch", "finetune curve", "finetune cancel", "finetune pause",

@@ -192,6 +192,16 @@ def dataset(path: str) -> object:
     return version if "/versions" in path else one
 
 
+def promotion(_path: str) -> object:
+    """Return a promotion that a gate refused, as an entry of a list too."""
+    row = {"criterion": HOSTILE, "outcome": HOSTILE, "items": 20, "candidate": 0.5, "incumbent": 1.0}
+    row |= {"difference": -0.5, "low": -0.6, "high": -0.4, "further_items": None}
+    gate = {"eval_id": HOSTILE, "rule": {"type": HOSTILE}, "report": {"outcome": HOSTILE, "criteria": [row]}}
+    one = {"id": HOSTILE, "status": HOSTILE, "target": {"type": HOSTILE, "id": HOSTILE, "model": HOSTILE}}
+    one |= {"incumbent": HOSTILE, "force": False, "error": ERROR, "gates": [gate], "created_at": 1}
+    return one | {"object": "list", "data": [one], "has_more": False}
+
+
 def answer(method: str, path: str) -> tuple[int, object]:
     """Return the server's answer. A list has an entry with a hostile id."""
     if path.startswith(("/v1/jobs/refused", "/v1/schedules/refused")):
@@ -240,6 +250,7 @@ class Hostile(BaseHTTPRequestHandler):
                 "/v1/datasets": dataset,
                 "/v1/alias": alias,
                 "/v1/model_versions": model_version,
+                "/v1/promotions": promotion,
             }
             room = next((room for start, room in rooms.items() if path.startswith(start)), None)
             status, content = (200, room(path)) if room else answer(self.command, path)
@@ -409,6 +420,12 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "datasets versions": (True, [["datasets", "versions", "x"]]),
     "datasets rows": (True, [["datasets", "rows", "x"]]),
     "datasets delete": (False, [["datasets", "delete", "x", "--version", "2"]]),
+    "promote alias": (False, [["promote", "alias", "x", "m", "--force", "--reason", "r"]]),
+    "promote prompt": (False, [["promote", "prompt", "x", "2", "--force", "--reason", "r"]]),
+    "promote index": (False, [["promote", "index", "x", "y", "--force", "--reason", "r"]]),
+    "promote list": (True, [["promote", "list"], ["promote", "list", "--json"]]),
+    "promote show": (True, [["promote", "show", "x"]]),
+    "promote cancel": (True, [["promote", "cancel", "x"]]),
     "schedules list": (True, [["schedules", "list"]]),
     "schedules pause": (True, [["schedules", "pause", "x"]]),
     "schedules resume": (True, [["schedules", "resume", "x"]]),

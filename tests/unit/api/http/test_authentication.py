@@ -150,6 +150,8 @@ def theirs(app: FastAPI, client: TestClient) -> dict[str, str]:
     site = {"type": "url", "url": "https://192.0.43.8/a"}
     source = client.post(f"/v1/vector_stores/{store}/sources", json=site).json()
     step = {"name": "a", "kind": "batch", "request": batch}
+    target = {"type": "alias", "id": "my-model", "model": "all-minilm-l6-v2"}
+    forced = {"target": target, "force": True, "reason": "r"}
     made = {
         "vector_store_id": store,
         "index_id": index,
@@ -164,6 +166,7 @@ def theirs(app: FastAPI, client: TestClient) -> dict[str, str]:
         "prompt_id": client.post("/v1/prompts", json={"instructions": "Be brief."}).json()["id"],
         "feedback_id": rate_completion(app, client),
         "model_version": registered(app, create(client)),
+        "promotion_id": client.post("/v1/promotions", json=forced).json()["id"],
         "pipeline_id": client.post("/v1/pipelines", json={"steps": [step]}).json()["id"],
         "dataset": client.post("/v1/datasets", json={"name": "refunds"}).json()["id"],
         "upload_id": client.post("/v1/uploads", json=upload).json()["id"],

@@ -81,12 +81,20 @@ _TARGETS: Final = [
     {"type": "batch.line", "batch_id": "batch_x", "custom_id": "a"},
     {"type": "eval.run.output_item", "run_id": "evalrun_x", "output_item_id": "outputitem_x"},
 ]
+_PROMOTED: Final[list[dict[str, Any]]] = [
+    {"type": "alias", "id": "my-model", "model": "m"},
+    {"type": "prompt", "id": "pmpt_x", "version": "2"},
+    {"type": "index", "id": "vs_x", "index_id": "vsi_x"},
+]
+_RULES: Final[list[dict[str, Any]]] = [{"type": "minimum", "score": 0.9}, {"type": "not_worse_than_incumbent"}]
+_GATES: Final = [{"eval_id": "eval_x", "data_source": source, "rule": rule} for rule in _RULES for source in _SOURCES]
 _STEPS: Final[Mapping[str, dict[str, Any]]] = {
     "batch": BODIES["POST", "/v1/batches"]["json"],
     "fine_tuning": BODIES["POST", "/v1/fine_tuning/jobs"]["json"],
     "eval_run": BODIES["POST", "/v1/evals/{eval_id}/runs"]["json"] | {"eval_id": "eval_x"},
     "dataset": {"dataset": "refunds", "sources": [{"type": "file_id", "id": "file-x"}]},
     "ingestion": {"vector_store_id": "vs_x", "file_ids": ["file-x"]},
+    "promotion": {"target": _PROMOTED[0], "gates": _GATES[:1]},
 }
 NESTED: Final[list[tuple[str, dict[str, Any]]]] = [
     ("/v1/organization/invites", {"projects": [{"id": "proj_x", "role": "member"}]}),
@@ -116,6 +124,8 @@ NESTED: Final[list[tuple[str, dict[str, Any]]]] = [
         {"messages": [{"role": "user", "content": _PROMPT_PARTS}], "text": {}, "variables": [{"name": "a"}]},
     ),
     *(("/v1/feedback", {"target": target}) for target in _TARGETS),
+    *(("/v1/promotions", {"target": target, "gates": _GATES[:1]}) for target in _PROMOTED),
+    *(("/v1/promotions", {"target": _PROMOTED[0], "gates": [gate]}) for gate in _GATES),
     ("/v1/aliases", {"model": None, "targets": [{"model": "all-minilm-l6-v2", "weight": 100}]}),
     *(("/v1/fine_tuning/alpha/graders/validate", {"grader": grader}) for grader in _GRADERS),
     *(("/v1/vector_stores", {"chunking_strategy": strategy}) for strategy in _STRATEGIES),
