@@ -1,0 +1,1 @@
+"""Monitoring in workers: texts are sampled, embedded, and compared with those of a baseline."""
