@@ -17,6 +17,7 @@ KINDS: Final[Mapping[str, str]] = {
     "evaluation": "evaluation run",
     "sampling": "samples of an evaluation",
     "promotion": "promotion",
+    "drift_check": "check for drift",
     "pipeline": "pipeline",
     "pipeline_step": "step of a pipeline",
     "dataset": "version of a dataset",

@@ -10,6 +10,7 @@ from jobs.finetuning.jobs import FINETUNING
 from jobs.inference.responses import RESPONSE
 from jobs.ledger import kinds
 from jobs.ledger.events import OTHER_TYPES
+from jobs.monitoring import monitors
 from jobs.pipelines import pipelines
 from jobs.promotions.promotions import PROMOTION
 from jobs.retrieval.ingestion_kind import INGESTION
@@ -24,6 +25,7 @@ _ROWS: Final = (
     SAMPLING,
     DATASET,
     PROMOTION,
+    monitors.KIND,
     *pipelines.KINDS,
 )
 kinds.register(*(replace(row, record_segment=minutes.record_segment) for row in _ROWS))

@@ -12,6 +12,7 @@ response, chat_completion, conversation, request_minute
 finetune_plan, finetune_step, finetune_event, finetune_checkpoint, finetune_data, dataset
 tuned_model ── model_version ── model_move, checkpoint_permission, alias ── alias_move, feedback
 eval, eval_run · prompt ── prompt_version · named_dataset ── dataset_version ── dataset_file
+drift_monitor ── drift_check
 worker, model, pause, meta, measure, measure_change, total · engine_death, quarantine · cached, cache_epoch, cache_use
 audit, audit_head
 account, invite, user_group, group_member, service_account, role, role_assignment, model_permission
@@ -54,6 +55,7 @@ from jobs.ledger.tables import (
     Shard,
     Total,
 )
+from jobs.monitoring.tables import DriftCheck, DriftMonitor
 from jobs.prompts.tables import Prompt, PromptVersion
 from jobs.registry.tables import (
     Alias,
@@ -113,6 +115,8 @@ __all__ = [
     "DatasetFile",
     "DatasetVersion",
     "Delivery",
+    "DriftCheck",
+    "DriftMonitor",
     "EngineDeath",
     "Eval",
     "EvalRun",

@@ -20,6 +20,7 @@ from jobs.inference import responses
 from jobs.ledger.kinds import UnknownKind
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.tables import Job
+from jobs.monitoring import monitors
 from jobs.pipelines import pipelines
 from jobs.promotions import promotions
 from jobs.queues import Queue
@@ -31,6 +32,7 @@ from workers.evals import evaluation, sampling
 from workers.finetuning import results, training_plan
 from workers.finetuning.training_run import TrainingRun
 from workers.inference import background_responses
+from workers.monitoring import drift_checks
 from workers.pipelines import pipeline_steps
 from workers.promotions import conclusion
 from workers.retrieval.ingestion import job as ingestion
@@ -73,6 +75,7 @@ HANDLERS: Final[dict[str, Handler]] = {
     runs.NAME: Handler(evaluation.plan, {Queue.EVALUATE: evaluation.GradingRun}, evaluation.finish),
     runs.SAMPLING: Handler(sampling.plan, {Queue.GENERATE: sampling.SamplingRun}, sampling.finish),
     promotions.NAME: Handler(conclusion.plan, {}, conclusion.finish),
+    monitors.NAME: Handler(drift_checks.plan, {Queue.GENERATE: drift_checks.EmbeddingRun}, drift_checks.finish),
     pipelines.NAME: Handler(pipeline_steps.plan_pipeline, {}, pipeline_steps.finish),
     pipelines.STEP: Handler(pipeline_steps.plan_step, {}, pipeline_steps.finish),
     ingestions.NAME: Handler(

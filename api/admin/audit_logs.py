@@ -66,6 +66,7 @@ TYPES: Final = {
     "checkpoint.revoke": "checkpoint.permission.deleted",
     "chat_completion.delete": "resource.deleted",
     "conversation.delete": "resource.deleted",
+    "drift_monitor.delete": "resource.deleted",
     "eval.delete": "resource.deleted",
     "eval.run.delete": "resource.deleted",
     "file.delete": "resource.deleted",

@@ -43,10 +43,10 @@ ABSENT: Final = frozenset({
 })  # fmt: skip
 #: Path parameters of the objects of `Stock`.
 OBJECTS: Final = frozenset({
-    "alias", "api_key_id", "batch_id", "completion_id", "conversation_id", "dataset", "eval_id", "feedback_id",
-    "file_batch_id", "file_id", "fine_tuning_job_id", "index_id", "item_id", "job_id", "model", "output_item_id",
-    "pipeline_id", "promotion_id", "prompt_id", "response_id",
-    "run_id", "schedule_id", "source_id", "upload_id", "vector_store_id", "version", "webhook_endpoint_id",
+    "alias", "api_key_id", "batch_id", "check_id", "completion_id", "conversation_id", "dataset", "eval_id",
+    "feedback_id", "file_batch_id", "file_id", "fine_tuning_job_id", "index_id", "item_id", "job_id", "model",
+    "monitor_id", "output_item_id", "pipeline_id", "promotion_id", "prompt_id", "response_id", "run_id",
+    "schedule_id", "source_id", "upload_id", "vector_store_id", "version", "webhook_endpoint_id",
 })  # fmt: skip
 
 
@@ -114,6 +114,9 @@ class Stock:
         self.ids["pipeline_id"] = self.made("/v1/pipelines", {"steps": [step]})
         self.ids["dataset"] = self.made("/v1/datasets", {"name": "rows"})
         self.made("/v1/datasets/rows/versions", _rows_of(self.ids["training_file"]))
+        self.ids["texts"] = self.file(_jsonl({"input": f"{n} " + _WORDS * 150} for n in range(2_000)), "t", "user_data")
+        self.ids["monitor_id"] = self.made("/v1/drift_monitors", _monitor(self))
+        self.ids["check_id"] = self.made(f"/v1/drift_monitors/{self.ids['monitor_id']}/checks", {})
         tuning = {"model": BASE, "training_file": self.ids["training_file"]}
         self.ids["fine_tuning_job_id"] = self.made("/v1/fine_tuning/jobs", tuning)
 
@@ -294,6 +297,14 @@ def _feedback(stock: Stock) -> dict[str, Any]:
     return {"target": target, "score": 1, "comment": "a" * 4096}
 
 
+def _texts(stock: Stock) -> dict[str, Any]:
+    return {"type": "file", "file_id": stock.ids["texts"]}
+
+
+def _monitor(stock: Stock) -> dict[str, Any]:
+    return {"name": "n", "source": _texts(stock), "sample": 2_000, "embedding_model": EMBEDDINGS}
+
+
 _WORDS: Final = "night mill river stone water grain wheel miller flour bread morning okapi "
 
 #: The body of each operation that has one, as dear as its bounds allow.
@@ -370,6 +381,9 @@ BODIES: Final[Mapping[str, Callable[[Stock], dict[str, Any]]]] = {
     "POST /v1/datasets": lambda _: {"name": new_id("d"), "split": {"type": "k_fold", "folds": 10}, **_METADATA},
     "POST /v1/datasets/{dataset}": lambda _: _METADATA,
     "POST /v1/datasets/{dataset}/versions": lambda stock: _rows_of(stock.ids["training_file"]),
+    "POST /v1/drift_monitors": lambda stock: _monitor(stock) | _METADATA,
+    "POST /v1/drift_monitors/{monitor_id}/baseline": lambda stock: {"source": _texts(stock)},
+    "POST /v1/drift_monitors/{monitor_id}/checks": lambda stock: {"source": _texts(stock)},
     "POST /v1/aliases": lambda _: {"id": "a" * 255, "model": MODEL, **_METADATA},
     "POST /v1/ofrep/v1/evaluate/flags/{alias}": lambda _: {"context": {"targetingKey": "u" * _BODY}},
     "POST /v1/aliases/{alias}": lambda _: {"model": MODEL, **_METADATA},
@@ -466,20 +480,25 @@ def _datasets(stock: Stock) -> None:
         stock.made(path, _rows_of(stock.ids["training_file"]) | {"deduplicate": False})
 
 
-def _promotion(stock: Stock) -> dict[str, Any]:
-    """Return a promotion with as many gates as it may have, each over many items."""
-    template = [{"role": "user", "content": "{{ item.text }}"}]
-    source = {
-        "type": "completions", "model": "promoted", "source": {"type": "file_id", "id": stock.ids["items"]},
-        "input_messages": {"type": "template", "template": template},
-    }  # fmt: skip
-    gate = {"eval_id": stock.ids["eval_id"], "data_source": source, "rule": {"type": "not_worse_than_incumbent"}}
-    return {"target": {"type": "alias", "id": "promoted", "model": BASE}, "gates": [gate] * 10}
+    "
+    template = [{", ", ", ", _promotion(stock))
+def _drift_checks(stock: Stock) -> None:
+    path = f", ": ",
+    ": BASE}, ", ": [gate] * 10}
 
 
 def _promotions(stock: Stock) -> None:
     for _ in range(2):
-        stock.made("/v1/promotions", _promotion(stock))
+        stock.made(",
+    ": source, ", ": stock.ids[", ": template},
+    }  # fmt: skip
+    gate = {", ": {",
+    "Return a promotion with as many gates as it may have, each over many items.", "], ", "]},
+        ",
+    "}]
+    source = {
+        ", "}}
+    return {",
 
 
 #: What begins the dearest jobs of each kind.
@@ -496,4 +515,5 @@ KINDS: Final[Mapping[str, Callable[[Stock], None]]] = {
     "pipeline": _pipelines,
     "pipeline_step": _pipelines,
     "dataset": _datasets,
+    "drift_check": _drift_checks,
 }

@@ -35,6 +35,11 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/datasets"): {"json": {"name": "refunds"}},
     ("POST", "/v1/datasets/{dataset}"): {"json": {"description": "Questions about refunds."}},
     ("POST", "/v1/datasets/{dataset}/versions"): {"json": {"sources": [{"type": "file_id", "id": "file-x"}]}},
+    ("POST", "/v1/drift_monitors"): {
+        "json": {"name": "questions", "source": {"type": "responses"}, "embedding_model": "all-minilm-l6-v2"},
+    },
+    ("POST", "/v1/drift_monitors/{monitor_id}/baseline"): {"json": {}},
+    ("POST", "/v1/drift_monitors/{monitor_id}/checks"): {"json": {}},
     ("POST", "/v1/aliases"): {"json": {"id": "my-model", "model": "all-minilm-l6-v2"}},
     ("POST", "/v1/ofrep/v1/evaluate/flags/{alias}"): {"json": {"context": {"targetingKey": "user-1"}}},
     ("POST", "/v1/aliases/{alias}"): {"json": {"model": "all-minilm-l6-v2"}},

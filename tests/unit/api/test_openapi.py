@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from hypothesis import HealthCheck, given, settings
 from schemathesis import checks
 from schemathesis.specs.openapi import checks as openapi_checks
+from sqlalchemy import delete, update
 
 from api.app import ROUTERS
 from api.http.middleware import OPEN
@@ -19,6 +20,8 @@ from jobs.ids import new_id
 from jobs.inference import context_options
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Segment, Shard
+from jobs.monitoring import monitors
+from jobs.monitoring.tables import DriftMonitor
 from jobs.registry import models
 from jobs.security import keys
 from jobs.security.tables import (
@@ -148,6 +151,7 @@ class Real:
             "prompt_id": post("prompts", instructions="Be brief.")["id"],
             "version": "1",
             "dataset": dataset_id(self.app, post, file_id),
+            **monitor_ids(self.app, post),
             "alias": post("aliases", id="my/model", model="all-minilm-l6-v2")["id"],
             "promotion_id": forced_promotion(post),
             "feedback_id": rate_completion(self.app, self.client),
@@ -185,12 +189,25 @@ def dataset_id(app: FastAPI, post: Any, file_id: str) -> str:
     return made
 
 
-def forced_promotion(post: Any) -> str:
-    """Return the id of a promotion of an alias of its own, which is a new one for each."""
-    alias = post("aliases", id=new_id("a"), model="all-minilm-l6-v2")["id"]
-    target = {"type": "alias", "id": alias, "model": "smollm2-135m-instruct"}
-    made: str = post("promotions", target=target, force=True, reason="r")["id"]
+    "
+    alias = post(",
+    "
+    with app.state.services.db.write() as session:
+        session.execute(delete(DriftMonitor))
+        session.execute(update(Job).where(Job.kind == monitors.NAME).values(state=JobState.SUCCEEDED))
+    made = post(",
+    "), model=", ")[", ", ", ", id=new_id(", ", name=", ", source={", ", target=target, force=True, reason=", ": ",
+    ": alias, ", ": made, ", ": post(f",
+    "Return the id of a promotion of an alias of its own, which is a new one for each.",
+    "Return the ids of a drift monitor and its check. Those of other tries go: a project has a hundred at most.",
+    "]
     return made
+def monitor_ids(app: FastAPI, post: Any) -> dict[str, str]:
+    ", "]
+    return {",
+    "]
+    target = {", "}
+    made: str = post(", "}, embedding_model=",
 
 
 @pytest.fixture(scope="module")

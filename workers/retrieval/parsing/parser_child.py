@@ -8,34 +8,25 @@ bytes ──▶ %PDF that opens, a picture, a ZIP of Office, RTF ──▶ that,
 blocks of that format ──▶ laid out as one text ──▶ cut into chunks or sentences ──▶ their languages
 
 The content decides the format first; the name decides where content cannot (CSV or prose, Markdown or text).
-
-A language is set only if it is certain. Measured on texts in 35 languages (messages of Debian's programs): where
-py3langid was SURE, it was always right. It was sure of 83 % of the texts of 100 characters and of 97 % of those of 600,
-in 0.1 and 0.3 ms. lingua is better with long texts and worse with short ones, takes ten times as long, and 96 MB on the
-disk instead of 5.
 """
 
 import codecs
-import io
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import lru_cache
 from pathlib import Path, PurePath
-from types import SimpleNamespace
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO, Final
 
 import msgspec
-from py3langid import modelio
-from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from jobs.retrieval.documents import Chunk, Document
 from workers.retrieval.parsing import blocks, chunking, contract, markdown, office, pdf, plain, webpage
 from workers.retrieval.parsing.blocks import Reading
 from workers.retrieval.parsing.chunking import Tokens
 from workers.retrieval.parsing.contract import Cutting, FileRefused, ParserLimits, invalid_file, no_text
+from workers.retrieval.parsing.languages import language_of, load_languages
 from workers.sandbox import resource_limits as resources
 from workers.sandbox.channel import Channel
 
@@ -218,22 +209,8 @@ def _is_html(text: str, suffix: str) -> bool:
 
 # ── languages ──
 
-SURE: Final = 0.9
 SAMPLE: Final = 20_000  # characters of a document whose pieces are all short
 _MIN_CHARACTERS: Final = 100  # characters: a shorter piece gets the document's language
-_CODE: Final = 2  # letters, of ISO 639-1; others of the names are of three
-
-
-@lru_cache(maxsize=1)
-def load_languages() -> Any:
-    """Load the model of 75 MB, in 0.7 s, without the temporary file that this process may not write."""
-    modelio.tempfile = SimpleNamespace(TemporaryFile=lambda suffix: io.BytesIO())  # noqa: ARG005 (a file's name)
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-
-
-def language_of(text: str) -> str | None:
-    name, confidence = load_languages().classify(text)
-    return str(name) if confidence >= SURE and len(name) == _CODE else None
 
 
 def mark_languages(pieces: Sequence[Chunk], text: str, declared: str | None) -> tuple[str | None, tuple[Chunk, ...]]:

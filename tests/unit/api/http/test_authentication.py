@@ -152,6 +152,8 @@ def theirs(app: FastAPI, client: TestClient) -> dict[str, str]:
     step = {"name": "a", "kind": "batch", "request": batch}
     target = {"type": "alias", "id": "my-model", "model": "all-minilm-l6-v2"}
     forced = {"target": target, "force": True, "reason": "r"}
+    questions = {"name": "questions", "source": {"type": "responses"}, "embedding_model": "all-minilm-l6-v2"}
+    monitor = client.post("/v1/drift_monitors", json=questions).json()["id"]
     made = {
         "vector_store_id": store,
         "index_id": index,
@@ -169,6 +171,8 @@ def theirs(app: FastAPI, client: TestClient) -> dict[str, str]:
         "promotion_id": client.post("/v1/promotions", json=forced).json()["id"],
         "pipeline_id": client.post("/v1/pipelines", json={"steps": [step]}).json()["id"],
         "dataset": client.post("/v1/datasets", json={"name": "refunds"}).json()["id"],
+        "monitor_id": monitor,
+        "check_id": client.post(f"/v1/drift_monitors/{monitor}/checks", json={}).json()["id"],
         "upload_id": client.post("/v1/uploads", json=upload).json()["id"],
         "batch_id": client.post("/v1/batches", json=batch).json()["id"],
         "webhook_endpoint_id": client.post("/v1/webhook_endpoints", json=hook).json()["id"],
@@ -184,7 +188,7 @@ def test_another_project_s_ids_do_not_exist(
 
     answers = {route: route.call(stranger, **theirs) for route in owned}
 
-    behind = {"item_id", "file_batch_id", "index_id", "source_id"}  # a conversation's, a vector store's
+    behind = {"check_id", "item_id", "file_batch_id", "index_id", "source_id"}  # a conversation's, a vector store's
     assert {route.parameter for route in owned} == set(theirs) - behind
     assert {route: answer.status_code for route, answer in answers.items()} == dict.fromkeys(owned, 404)
     unknown = {route: route.call(stranger) for route in owned}
@@ -206,6 +210,7 @@ def test_lists_show_only_objects_of_own_project(stranger: TestClient, theirs: di
         "model_versions",
         "pipelines",
         "datasets",
+        "drift_monitors",
     )
     for path in (f"/v1/{name}" for name in lists):
         assert stranger.get(path).json()["data"] == []

@@ -68,6 +68,7 @@ _SPLITS: Final[list[dict[str, Any]]] = [
     {"type": "temporal", "by": "/at", **_PARTS_OF_ROWS},
     {"type": "k_fold", "folds": 3},
 ]
+_TEXT_SOURCES: Final[list[dict[str, Any]]] = [{"type": "responses"}, {"type": "file", "file_id": "file-x"}]
 _ROW_SOURCES: Final[list[dict[str, Any]]] = [
     _FILE,
     {"type": "stored_completions"},
@@ -136,6 +137,8 @@ NESTED: Final[list[tuple[str, dict[str, Any]]]] = [
         ("/v1/pipelines", {"steps": [{"name": "a", "kind": kind, "request": request}]})
         for kind, request in _STEPS.items()
     ),
+    *(("/v1/drift_monitors", {"source": source, "baseline": source}) for source in _TEXT_SOURCES),
+    *(("/v1/drift_monitors/{monitor_id}/checks", {"source": source}) for source in _TEXT_SOURCES),
     ("/v1/evals", {"data_source_config": {"type": "logs"}}),
     *(("/v1/evals/{eval_id}/runs", {"data_source": source}) for source in _SOURCES),
 ]

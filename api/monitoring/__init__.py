@@ -1,0 +1,1 @@
+"""Monitoring: the routes of monitors of drift and their checks."""
