@@ -12,6 +12,7 @@ from jobs.finetuning import jobs as finetuning
 from jobs.finetuning.names import JOB_PREFIX
 from jobs.finetuning.payload import FineTuning
 from jobs.ids import new_id
+from jobs.monitoring.monitors import MIN_TEXTS
 from jobs.registry import models
 from jobs.security.keys import revoke_key
 from tests.badinputs.case import WORLDS, Case
@@ -115,6 +116,7 @@ def planted(world: World) -> dict[str, str]:
         "pipeline_id": ask("/v1/pipelines", json={"name": CANARY, "steps": [step]}).json()["id"],
         "prompt_id": world.client.post("/v1/prompts", json={"name": CANARY, "instructions": CANARY}).json()["id"],
         **_rows(world, file_id),
+        **_monitored(world),
         "version": "1",
         "api_key_id": world.client.post("/v1/api_keys").json()["id"],
     }
@@ -143,6 +145,16 @@ def _rows(world: World, file_id: str) -> dict[str, str]:
     source = {"type": "file_id", "id": file_id}
     world.client.post(f"/v1/datasets/{name}/versions", json={"sources": [source]})
     return {"dataset": name}
+
+
+def _monitored(world: World) -> dict[str, str]:
+    """Return the ids of a drift monitor and of its check."""
+    texts = world.upload(jsonl([{"input": f"{CANARY} {n}"} for n in range(MIN_TEXTS)]), "texts.jsonl").json()["id"]
+    source = {"type": "file", "file_id": texts}
+    body = {"name": CANARY, "source": source, "embedding_model": MODEL, "metadata": {CANARY: CANARY}}
+    monitor = world.client.post("/v1/drift_monitors", json=body).json()["id"]
+    check = world.client.post(f"/v1/drift_monitors/{monitor}/checks", json={}).json()["id"]
+    return {"monitor_id": monitor, "check_id": check}
 
 
 def _evaluated(world: World) -> dict[str, str]:
@@ -194,7 +206,7 @@ def by_id(world: World) -> str:
 _LISTS = (
     "files", "batches", "jobs", "webhook_endpoints", "schedules", "aliases", "vector_stores", "chat/completions",
     "fine_tuning/jobs", "evals", "prompts", "feedback", "pipelines", "datasets", "alias_moves", "model_versions",
-    "promotions",
+    "promotions", "drift_monitors",
 )  # fmt: skip
 
 
@@ -226,7 +238,7 @@ def _ours(ids: dict[str, str]) -> list[str]:
     names |= {"schedules": "schedule_id", "vector_stores": "vector_store_id", "conversations": "conversation_id"}
     names |= {"responses": "response_id", "chat/completions": "completion_id", "fine_tuning/jobs": "fine_tuning_job_id"}
     names |= {"prompts": "prompt_id", "feedback": "feedback_id", "pipelines": "pipeline_id", "datasets": "dataset"}
-    names |= {"promotions": "promotion_id"}
+    names |= {"promotions": "promotion_id", "drift_monitors": "monitor_id"}
     inside = [f"sources/{ids['source_id']}", f"indexes/{ids['index_id']}", f"files/{ids['file_id']}"]
     return [f"/v1/{name}/{ids[key]}" for name, key in names.items()] + [
         f"/v1/vector_stores/{ids['vector_store_id']}/{one}" for one in inside
