@@ -12,6 +12,7 @@ from cli.commands import (
     budgets,
     datasets,
     deployment,
+    drift,
     evals,
     feedback,
     files,
@@ -151,6 +152,7 @@ app.add_typer(promote.app, name="promote", rich_help_panel=_JOBS)
 app.add_typer(finetune.app, name="finetune", rich_help_panel=_JOBS)
 app.add_typer(evals.app, name="evals", rich_help_panel=_JOBS)
 app.add_typer(feedback.app, name="feedback", rich_help_panel=_JOBS)
+app.add_typer(drift.app, name="drift", rich_help_panel=_JOBS)
 app.add_typer(datasets.app, name="datasets", rich_help_panel=_DATA)
 app.add_typer(migrate.app, name="migrate", rich_help_panel=_DATA)
 app.add_typer(sources.app, name="sources", rich_help_panel=_DATA)

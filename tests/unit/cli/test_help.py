@@ -27,6 +27,7 @@ EXPECTED = {
     "datasets create", "datasets add", "datasets list", "datasets show", "datasets versions", "datasets rows",
     "datasets delete",
     "promote alias", "promote prompt", "promote index", "promote list", "promote show", "promote cancel",
+    "drift create", "drift baseline", "drift check", "drift list", "drift checks", "drift show", "drift delete",
     "schedules list", "schedules pause", "schedules resume", "schedules remove",
     "sources list", "sources add", "sources sync", "sources remove",
     "finetune submit", "finetune list", "finetune watch", "finetune curve", "finetune cancel", "finetune pause",

@@ -200,6 +200,23 @@ def promotion(_path: str) -> object:
     one = {"id": HOSTILE, "status": HOSTILE, "target": {"type": HOSTILE, "id": HOSTILE, "model": HOSTILE}}
     one |= {"incumbent": HOSTILE, "force": False, "error": ERROR, "gates": [gate], "created_at": 1}
     return one | {"object": "list", "data": [one], "has_more": False}
+def drift(path: str) -> object:
+    """Return a monitor of drift whose baseline is made, a check of it, or a list of them."""
+    feature = {
+        "name": HOSTILE, "measure": HOSTILE, "value": 1.0, "limit": 0.5, "is_drift": True, "current_texts": 1,
+    }  # fmt: skip
+    check = {
+        "id": HOSTILE, "status": "completed" if path.endswith("/x-1") else HOSTILE, "is_drift": True, "created_at": 1,
+        "features": [feature], "error": ERROR,
+    }  # fmt: skip
+    monitor = {
+        "id": "x-1", "name": HOSTILE, "source": {"type": HOSTILE}, "sample": 1, "embedding_model": HOSTILE,
+        "baseline": {"id": "x-1", "status": "completed", "error": ERROR}, "created_at": 1,
+    }  # fmt: skip
+    if path.endswith(("/drift_monitors", "/checks")):
+        entry = check if path.endswith("/checks") else monitor
+        return entry | {"id": "x-1", "object": "list", "data": [entry | {"id": HOSTILE}], "has_more": False}
+    return check if "/checks/" in path else monitor
 
 
 def answer(method: str, path: str) -> tuple[int, object]:
@@ -251,6 +268,7 @@ class Hostile(BaseHTTPRequestHandler):
                 "/v1/alias": alias,
                 "/v1/model_versions": model_version,
                 "/v1/promotions": promotion,
+                "/v1/drift_monitors": drift,
             }
             room = next((room for start, room in rooms.items() if path.startswith(start)), None)
             status, content = (200, room(path)) if room else answer(self.command, path)
@@ -426,6 +444,13 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "promote list": (True, [["promote", "list"], ["promote", "list", "--json"]]),
     "promote show": (True, [["promote", "show", "x"]]),
     "promote cancel": (True, [["promote", "cancel", "x"]]),
+    "drift create": (False, [["drift", "create", "x", "responses"]]),
+    "drift baseline": (False, [["drift", "baseline", "x", "responses"]]),
+    "drift check": (True, [["drift", "check", "x"], ["drift", "check", "x", "--fail-if-drift"]]),
+    "drift list": (True, [["drift", "list"], ["drift", "list", "--json"]]),
+    "drift checks": (True, [["drift", "checks", "x"]]),
+    "drift show": (True, [["drift", "show", "x"]]),
+    "drift delete": (False, [["drift", "delete", "x"]]),
     "schedules list": (True, [["schedules", "list"]]),
     "schedules pause": (True, [["schedules", "pause", "x"]]),
     "schedules resume": (True, [["schedules", "resume", "x"]]),
