@@ -480,25 +480,26 @@ def _datasets(stock: Stock) -> None:
         stock.made(path, _rows_of(stock.ids["training_file"]) | {"deduplicate": False})
 
 
-    "
-    template = [{", ", ", ", _promotion(stock))
-def _drift_checks(stock: Stock) -> None:
-    path = f", ": ",
-    ": BASE}, ", ": [gate] * 10}
+def _promotion(stock: Stock) -> dict[str, Any]:
+    """Return a promotion with as many gates as it may have, each over many items."""
+    template = [{"role": "user", "content": "{{ item.text }}"}]
+    source = {
+        "type": "completions", "model": "promoted", "source": {"type": "file_id", "id": stock.ids["items"]},
+        "input_messages": {"type": "template", "template": template},
+    }  # fmt: skip
+    gate = {"eval_id": stock.ids["eval_id"], "data_source": source, "rule": {"type": "not_worse_than_incumbent"}}
+    return {"target": {"type": "alias", "id": "promoted", "model": BASE}, "gates": [gate] * 10}
 
 
 def _promotions(stock: Stock) -> None:
     for _ in range(2):
-        stock.made(",
-    ": source, ", ": stock.ids[", ": template},
-    }  # fmt: skip
-    gate = {", ": {",
-    "Return a promotion with as many gates as it may have, each over many items.", "], ", "]},
-        ",
-    "}]
-    source = {
-        ", "}}
-    return {",
+        stock.made("/v1/promotions", _promotion(stock))
+
+
+def _drift_checks(stock: Stock) -> None:
+    path = f"/v1/drift_monitors/{stock.made('/v1/drift_monitors', _monitor(stock))}/checks"
+    for _ in range(2):
+        stock.made(path, {})
 
 
 #: What begins the dearest jobs of each kind.

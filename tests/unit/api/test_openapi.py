@@ -189,25 +189,21 @@ def dataset_id(app: FastAPI, post: Any, file_id: str) -> str:
     return made
 
 
-    "
-    alias = post(",
-    "
+def forced_promotion(post: Any) -> str:
+    """Return the id of a promotion of an alias of its own, which is a new one for each."""
+    alias = post("aliases", id=new_id("a"), model="all-minilm-l6-v2")["id"]
+    target = {"type": "alias", "id": alias, "model": "smollm2-135m-instruct"}
+    made: str = post("promotions", target=target, force=True, reason="r")["id"]
+    return made
+
+
+def monitor_ids(app: FastAPI, post: Any) -> dict[str, str]:
+    """Return the ids of a drift monitor and its check. Those of other tries go: a project has a hundred at most."""
     with app.state.services.db.write() as session:
         session.execute(delete(DriftMonitor))
         session.execute(update(Job).where(Job.kind == monitors.NAME).values(state=JobState.SUCCEEDED))
-    made = post(",
-    "), model=", ")[", ", ", ", id=new_id(", ", name=", ", source={", ", target=target, force=True, reason=", ": ",
-    ": alias, ", ": made, ", ": post(f",
-    "Return the id of a promotion of an alias of its own, which is a new one for each.",
-    "Return the ids of a drift monitor and its check. Those of other tries go: a project has a hundred at most.",
-    "]
-    return made
-def monitor_ids(app: FastAPI, post: Any) -> dict[str, str]:
-    ", "]
-    return {",
-    "]
-    target = {", "}
-    made: str = post(", "}, embedding_model=",
+    made = post("drift_monitors", name="n", source={"type": "responses"}, embedding_model="all-minilm-l6-v2")["id"]
+    return {"monitor_id": made, "check_id": post(f"drift_monitors/{made}/checks")["id"]}
 
 
 @pytest.fixture(scope="module")

@@ -200,6 +200,8 @@ def promotion(_path: str) -> object:
     one = {"id": HOSTILE, "status": HOSTILE, "target": {"type": HOSTILE, "id": HOSTILE, "model": HOSTILE}}
     one |= {"incumbent": HOSTILE, "force": False, "error": ERROR, "gates": [gate], "created_at": 1}
     return one | {"object": "list", "data": [one], "has_more": False}
+
+
 def drift(path: str) -> object:
     """Return a monitor of drift whose baseline is made, a check of it, or a list of them."""
     feature = {
