@@ -32,7 +32,7 @@ from api.admin import (
     users,
 )
 from api.admin import roles as organization_roles
-from api.batches import dry_run, schedules
+from api.batches import dry_run
 from api.batches import routes as batches
 from api.computations import Computations
 from api.datasets import dataset_versions
@@ -69,6 +69,7 @@ from api.registry import aliases, feedback, flags, lineage, model_versions
 from api.request_recorder import RequestRecorder
 from api.retrieval import file_batches, indexes, search, sources, store_files
 from api.retrieval import routes as vector_stores
+from api.schedules import routes as schedules
 from api.security import audit, keys, projects
 from api.ttl_cache import Trusted
 from api.webhooks import routes as webhooks

@@ -50,7 +50,6 @@ from jobs.ledger.tables import (
     JobDependency,
     Outbox,
     Outcome,
-    Schedule,
     Segment,
     Shard,
     Total,
@@ -67,6 +66,7 @@ from jobs.registry.tables import (
     TunedModel,
 )
 from jobs.retrieval.tables import Source, SourceItem, VectorRemoval, VectorStore, VectorStoreFile
+from jobs.schedules.tables import Schedule
 from jobs.security.tables import (
     Account,
     AccountGroup,

@@ -1,1 +1,1 @@
-"""Batches, their dry run and their schedules."""
+"""Batches and their dry run."""

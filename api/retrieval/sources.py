@@ -20,11 +20,11 @@ from api.http.space import check_not_full, count_if_due
 from api.retrieval.queries import Attributes, get_store
 from api.retrieval.schemas import ChunkingStrategy, LastError, Value, dump_chunking
 from api.retrieval.store_files import POLL_AFTER, POLL_MS
-from jobs.batches.schedules import next_after
 from jobs.clock import now
 from jobs.errors import DatabaseBusy, InvalidRequest, NotFound
 from jobs.ids import new_id
 from jobs.platform.url_guard import parse
+from jobs.requests.cron import next_after
 from jobs.retrieval import source_locations, sources
 from jobs.retrieval.source_items import IN_PROGRESS
 from jobs.retrieval.tables import Source, SourceItem, VectorStore

@@ -1,1 +1,1 @@
-"""Batches: their kinds and their jobs, their input lines, their schedules, and a dry run."""
+"""Batches: their kinds and their jobs, their input lines, and a dry run."""

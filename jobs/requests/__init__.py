@@ -1,1 +1,1 @@
-"""Properties of requests that several rooms need: endpoints, fields, prompts, roles."""
+"""Properties of requests that several rooms need: endpoints, fields, prompts, roles, times."""

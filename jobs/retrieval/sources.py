@@ -17,11 +17,11 @@ from typing import Any
 from sqlalchemy import ColumnElement, delete, exists, or_, select
 from sqlalchemy.orm import Session
 
-from jobs.batches.schedules import next_after
 from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest
 from jobs.ledger import audit, ledger
 from jobs.ledger.tables import Job
+from jobs.requests.cron import next_after
 from jobs.retrieval import indexes, ingestions, source_items
 from jobs.retrieval.attachments import is_over
 from jobs.retrieval.source_items import FAILED, IN_PROGRESS

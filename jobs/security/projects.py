@@ -10,8 +10,8 @@ from jobs.db.engine import flush_unique
 from jobs.errors import InvalidRequest
 from jobs.ids import new_id
 from jobs.ledger import audit
-from jobs.ledger.tables import Schedule
 from jobs.retrieval.tables import Source
+from jobs.schedules.tables import Schedule
 from jobs.security.tables import Project
 
 #: The project that every deployment has: it is neither renamed nor archived.

@@ -37,7 +37,7 @@ OUTBOX, EVENTS, AUDIT, STATES, PAUSES, MEASURES, DEPENDENCIES = (
     for name in ("outbox", "events", "audit", "states", "pauses", "measures", "dependencies")
 )
 TIMES, KEYS, TABLES = (
-    (f"{_UNIT}/{name}.py",) for name in ("batches/test_schedules", "security/test_keys", "test_constraints")
+    (f"{_UNIT}/{name}.py",) for name in ("schedules/test_schedules", "security/test_keys", "test_constraints")
 )
 RECORDER, CHECKPOINTS = ((f"tests/unit/workers/finetuning/test_{name}.py",) for name in ("recorder", "checkpoints"))
 WORLD = ("tests/simulation/test_simulation.py::test_lost_messages_only_delay_jobs",)
@@ -315,7 +315,7 @@ MUTANTS = [
     ),
     Mutant(
         "a schedule fires early",
-        "jobs.batches.schedules",
+        "jobs.schedules.schedules",
         instead("schedule.next_at > at", "False", inside="fire"),
         TIMES,
     ),

@@ -28,9 +28,10 @@ from jobs.db.engine import Database
 from jobs.files.tables import File, Upload, UploadPart
 from jobs.fleet.tables import Worker
 from jobs.ledger.states import LIVE
-from jobs.ledger.tables import Job, Schedule
+from jobs.ledger.tables import Job
 from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue
+from jobs.schedules.tables import Schedule
 from jobs.security import keys
 from jobs.security.tables import Idempotency
 from jobs.webhooks.tables import WebhookEndpoint

@@ -16,8 +16,9 @@ from jobs.bootstrap import MIGRATIONS, migrate
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.ledger.states import JobState, ShardState
-from jobs.ledger.tables import Job, Schedule, Shard
+from jobs.ledger.tables import Job, Shard
 from jobs.queues import Task
+from jobs.schedules.tables import Schedule
 from jobs.security import keys
 from jobs.security.tables import ApiKey, ServiceAccount
 from migrations.compatibility import RELEASED

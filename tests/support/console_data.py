@@ -18,10 +18,11 @@ from jobs.fleet.tables import EngineDeath, Model, Worker
 from jobs.ledger import pauses
 from jobs.ledger.pauses import Scope
 from jobs.ledger.states import JobState
-from jobs.ledger.tables import Audit, Job, Schedule
+from jobs.ledger.tables import Audit, Job
 from jobs.queues import Queue
 from jobs.registry import models
 from jobs.retrieval.tables import Source, VectorStore, VectorStoreFile
+from jobs.schedules.tables import Schedule
 from jobs.security.keys import add_key, ensure_project
 from jobs.security.tables import (
     NO_PROJECT,

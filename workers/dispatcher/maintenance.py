@@ -21,7 +21,6 @@ from functools import partial
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
-from jobs.batches import schedules
 from jobs.clock import now
 from jobs.db.engine import WRITE_ROWS, Database
 from jobs.errors import Conflict, DatabaseBusy
@@ -36,6 +35,7 @@ from jobs.platform import processes
 from jobs.platform.storage import Storage
 from jobs.queues import Queue, Task
 from jobs.retrieval import attachments, sources
+from jobs.schedules import schedules
 from jobs.security import ended_keys
 from jobs.security.audit_key import audit_key
 from jobs.settings import Settings

@@ -34,10 +34,11 @@ from jobs.inference.tables import Conversation, RequestMinute, StoredCompletion,
 from jobs.ledger import audit, feed, kinds, removal
 from jobs.ledger.removal import FULL
 from jobs.ledger.states import TERMINAL
-from jobs.ledger.tables import Job, Schedule, Segment, Shard
+from jobs.ledger.tables import Job, Segment, Shard
 from jobs.platform.storage import Storage
 from jobs.registry import models as tuned_models
 from jobs.retrieval import attachments
+from jobs.schedules.tables import Schedule
 from jobs.security.audit_key import audit_key
 from jobs.security.sessions import idle_login_keys
 from jobs.security.tables import ApiKey, Idempotency

@@ -9,7 +9,8 @@ from openai import AuthenticationError, BadRequestError, NotFoundError, OpenAI
 from openai.resources.admin.organization import Organization
 from sqlalchemy import select
 
-from jobs.ledger.tables import Audit, Schedule
+from jobs.ledger.tables import Audit
+from jobs.schedules.tables import Schedule
 from jobs.security.tables import Project
 from tests.support.web import make_key
 

@@ -8,9 +8,9 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from tests.support.web import make_key, rate_completion, store_completion
-from tests.unit.api.batches.test_schedules import body
 from tests.unit.api.conftest import client_of
 from tests.unit.api.retrieval.test_vector_stores import upload
+from tests.unit.api.schedules.test_schedules import body
 
 ROWS = 5
 Made = Callable[[FastAPI, TestClient], str]

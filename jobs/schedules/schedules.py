@@ -7,10 +7,7 @@ Times that passed while no dispatcher ran are made up for by one job, not one ea
 """
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from zoneinfo import ZoneInfo
 
-from cronsim import CronSim, CronSimError
 from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -20,25 +17,10 @@ from jobs.clock import now
 from jobs.errors import InvalidRequest
 from jobs.files.tables import File
 from jobs.ledger import audit, ledger
-from jobs.ledger.tables import Job, Schedule
+from jobs.ledger.tables import Job
+from jobs.requests.cron import next_after
+from jobs.schedules.tables import Schedule
 from jobs.security.ended_keys import REFUSALS, find_refusal
-
-
-def next_after(cron: str, timezone: str, at: float) -> float:
-    """Return the first matching time after `at`, in unix seconds.
-
-    Raises InvalidRequest, also for an unknown time zone.
-    """
-    try:
-        zone = ZoneInfo(timezone)
-    except (KeyError, OSError, ValueError) as error:  # an unknown zone, a folder, a path
-        message = f"'{timezone}' is not a time zone."
-        raise InvalidRequest(message, param="timezone", code="invalid_value") from error
-    try:
-        return next(CronSim(cron, datetime.fromtimestamp(at, UTC).astimezone(zone))).timestamp()
-    except (CronSimError, StopIteration) as error:
-        message = f"'{cron}' is not a cron expression, or it matches no day."
-        raise InvalidRequest(message, param="cron", code="invalid_value") from error
 
 
 def due(session: Session, limit: int = 100) -> Sequence[str]:

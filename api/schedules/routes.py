@@ -1,7 +1,7 @@
 """Serve schedules, which submit a batch at the times of a cron expression.
 
 This module creates, shows, pauses and deletes them. The leading dispatcher looks for due ones, and
-`jobs.batches.schedules.fire` submits their batches.
+`jobs.schedules.schedules.fire` submits their batches.
 """
 
 from typing import Literal
@@ -20,11 +20,11 @@ from api.http.idempotency import Idempotent
 from api.http.paging import After, Limit20, Order, Page, cursor_details, deletion_details, find, page
 from api.webhooks.queries import BatchWebhook, check_webhook, show_webhook
 from jobs.batches.batches import BatchRequest, input_file, pin_input
-from jobs.batches.schedules import next_after
 from jobs.clock import now
 from jobs.errors import InvalidRequest, NotFound
 from jobs.ids import new_id
-from jobs.ledger.tables import Schedule
+from jobs.requests.cron import next_after
+from jobs.schedules.tables import Schedule
 
 
 class ScheduledBatch(BaseModel):

@@ -1,0 +1,1 @@
+"""Schedules: created, listed, paused, resumed and deleted."""

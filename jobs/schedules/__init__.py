@@ -1,0 +1,1 @@
+"""Schedules: rows that submit a job at the times of a cron expression."""
