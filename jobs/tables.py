@@ -8,7 +8,7 @@ schedule ┘                        submits it again and again
      └─ event ── delivery ── attempt      what happened, and who was told
 vector_store ── vector_store_file · vector_removal · source ── source_item
 file, upload, upload_part · project, api_key, idempotency, storage_usage
-response, chat_completion, conversation, request_minute
+schedule ── schedule_file · response, chat_completion, conversation, request_minute
 finetune_plan, finetune_step, finetune_event, finetune_checkpoint, finetune_data, dataset
 tuned_model ── model_version ── model_move, checkpoint_permission, alias ── alias_move, feedback
 eval, eval_run · prompt ── prompt_version · named_dataset ── dataset_version ── dataset_file
@@ -66,7 +66,7 @@ from jobs.registry.tables import (
     TunedModel,
 )
 from jobs.retrieval.tables import Source, SourceItem, VectorRemoval, VectorStore, VectorStoreFile
-from jobs.schedules.tables import Schedule
+from jobs.schedules.tables import Schedule, ScheduleFile
 from jobs.security.tables import (
     Account,
     AccountGroup,
@@ -157,6 +157,7 @@ __all__ = [
     "Role",
     "RoleAssignment",
     "Schedule",
+    "ScheduleFile",
     "Segment",
     "ServiceAccount",
     "Shard",

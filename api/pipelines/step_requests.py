@@ -1,22 +1,26 @@
 """Check the steps of a new pipeline: all that can be known of their requests before the results of other steps are.
 
+The request of a schedule is checked as one of a step, and refers to no results.
+
 step ─▶ its request, with references ─▶ references name steps and results ─▶ stored request
              └─ files and models without a reference are looked up, so that a wrong id fails at once
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 from pydantic import BaseModel
 
+from api.batches.routes import BatchFields
 from api.batches.routes import build_request as build_batch_request
 from api.datasets.dataset_versions import build_request as build_version_request
 from api.deps import CallContext
 from api.errors import clip
 from api.evals.runs import build_file_run
 from api.finetuning.queries import build_request as build_tuning_request
+from api.http.bodies import Body
 from api.pipelines.schemas import (
-    BatchStepRequest,
     DatasetStepRequest,
     EvalRunStepRequest,
     FineTuningStepRequest,
@@ -27,6 +31,7 @@ from api.pipelines.schemas import (
 from api.promotions.routes import build_request as build_promotion_request
 from api.retrieval.queries import find_names, get_store
 from api.retrieval.schemas import dump_chunking
+from api.webhooks.queries import check_webhook
 from jobs.batches import batches
 from jobs.batches.batches import BatchRequest
 from jobs.datasets import dataset_versions, version_requests
@@ -59,8 +64,6 @@ def define_steps(call: CallContext, steps: Sequence[Step]) -> list[StepDefinitio
 
 
 def _define_step(call: CallContext, index: int, step: Step, kinds: Mapping[str, str]) -> StepDefinition:
-    if (permission := KINDS[step.kind].permission) not in call.caller.permissions:
-        raise MissingPermission(permission)
     param = f"steps[{index}].request"
     after = dict.fromkeys(step.after)
     for reference in find_references(step.request.fields()):
@@ -72,17 +75,33 @@ def _define_step(call: CallContext, index: int, step: Step, kinds: Mapping[str, 
             code = "result_not_found" if fields else "step_not_found"
             raise InvalidRequest(message, param=f"{param}.{reference.param}", code=code)
         after[reference.step] = None
-    try:
-        request = _BUILDERS[step.kind](call, step.request)
-    except (InvalidRequest, NotFound) as error:
-        path = f"{param}.{error.param}" if error.param else param
-        raise type(error)(error.message, param=path, code=error.code) from None
-    stored = request.model_dump(mode="json", exclude_defaults=True)
+    stored = build_request(call, step.kind, step.request, param).model_dump(mode="json", exclude_defaults=True)
     return StepDefinition(name=step.name, kind=step.kind, after=list(after), request=stored)
 
 
-def _build_batch(call: CallContext, body: BatchStepRequest) -> BatchRequest:
-    request = build_batch_request(call, body, None)
+def build_request(call: CallContext, kind: str, body: Body, param: str) -> BaseModel:
+    """Check the request for a job of a kind, which `param` names in errors; return it as it is stored.
+
+    Raises: InvalidRequest, MissingPermission, NotFound.
+    """
+    if (permission := KINDS[kind].permission) not in call.caller.permissions:
+        raise MissingPermission(permission)
+    with errors_below(param):
+        return _BUILDERS[kind](call, body)
+
+
+@contextmanager
+def errors_below(param: str) -> Iterator[None]:
+    """Let errors name their fields with the path that leads to them. Raises InvalidRequest, NotFound."""
+    try:
+        yield
+    except (InvalidRequest, NotFound) as error:
+        path = f"{param}.{error.param}" if error.param else param
+        raise type(error)(error.message, param=path, code=error.code) from None
+
+
+def _build_batch(call: CallContext, body: BatchFields) -> BatchRequest:
+    request = build_batch_request(call, body, check_webhook(call, body.webhook))
     if not has_reference(body.input_file_id):
         with call.db.read() as session:
             file_id = batches.pin_input(session, call.project_id, request).input_file_id
@@ -129,7 +148,7 @@ def _build_dataset(call: CallContext, body: DatasetStepRequest) -> VersionReques
         for index, source in enumerate(request.sources):
             if source["type"] in ("stored_completions", "responses"):
                 param = f"sources[{index}].type"
-                message = f"Invalid '{param}': a step takes 'file_id', 'eval_run' and 'batch'."
+                message = f"Invalid '{param}': a version that is made later takes 'file_id', 'eval_run' and 'batch'."
                 raise InvalidRequest(message, param=param, code="unsupported_value")
             if not any(has_reference(text) for text in source.values()):
                 version_requests.resolve(session, call.project_id, "", index, source, lock=False)

@@ -134,12 +134,12 @@ def input_file(session: Session, project_id: str, file_id: str, *, lock: bool = 
 
 
 def pin_input(session: Session, project_id: str, request: BatchRequest) -> BatchRequest:
-    """Return a request with the file that it names, and the reference to a dataset by which it does.
+    """Return a request with the file that it names, and the reference to a dataset by which it does, or once did.
 
     Raises: InvalidRequest.
     """
     ids, pins = references.pin(session, project_id, {"input_file_id": request.input_file_id})
-    return request.model_copy(update={**ids, "dataset": pins.get("input_file_id")})
+    return request.model_copy(update={**ids, "dataset": pins.get("input_file_id", request.dataset)})
 
 
 def check_purpose(file: File) -> None:

@@ -126,7 +126,7 @@ def submit(
     )
     check_size(payload)
     _check_models(session, config, registry, run, payload, key_id)
-    return run, runs.submit(session, run, payload, actor=actor, file=file, **columns)
+    return run, runs.submit(session, run, payload, actor=actor, file=file, key_id=key_id, **columns)
 
 
 def find_file(

@@ -151,6 +151,7 @@ def submit(
     *,
     actor: str,
     file: File | None = None,
+    key_id: str | None = None,
     request_id: str | None = None,
     **columns: Any,
 ) -> Job:
@@ -161,7 +162,7 @@ def submit(
     Raises: InvalidRequest, where the run would wait for too many jobs.
     """
     common = {"project_id": run.project_id, "input_file_id": file.id if file else None, **kinds.of(NAME).times(now())}
-    common |= {"request_id": request_id}
+    common |= {"key_id": key_id, "request_id": request_id}
     steps = steps_to_make(run.id, payload)
     if len(steps) > dependencies.MAX_DEPENDENCIES:
         message = f"A run asks at most {dependencies.MAX_DEPENDENCIES} models: the graders name {len(steps)}."

@@ -1,10 +1,17 @@
 """Find the files of a project: those that are neither deleted nor expired."""
 
-from sqlalchemy import Select, or_, select
+from sqlalchemy import ColumnElement, Select, exists, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.files.tables import File
+from jobs.schedules.tables import Schedule, ScheduleFile
+
+
+def is_scheduled() -> ColumnElement[bool]:
+    """Return the condition that a schedule names a file, which therefore does not expire."""
+    named = (Schedule.input_file_id == File.id, ScheduleFile.file_id == File.id)
+    return or_(*(exists().where(condition) for condition in named))
 
 
 def visible(project_id: str) -> Select[File]:
@@ -12,7 +19,7 @@ def visible(project_id: str) -> Select[File]:
     return select(File).where(
         File.project_id == project_id,
         File.deleted_at.is_(None),
-        or_(File.expires_at.is_(None), File.expires_at > now()),
+        or_(File.expires_at.is_(None), File.expires_at > now(), is_scheduled()),
     )
 
 

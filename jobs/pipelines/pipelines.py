@@ -26,7 +26,7 @@ from jobs.ledger.ledger import JobClaim
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.pipelines import placeholders, steps
-from jobs.pipelines.steps import Release
+from jobs.pipelines.steps import Submitter
 from jobs.queues import Queue
 from jobs.security.ended_keys import REFUSALS, find_refusal
 from jobs.settings import Settings
@@ -59,6 +59,16 @@ class StepDefinition(BaseModel):
     kind: str
     request: dict[str, Any]
     after: list[str]
+
+
+class PipelineRequest(BaseModel):
+    """A checked request for a pipeline, as schedules store it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str | None = None
+    steps: list[StepDefinition]
+    metadata: dict[str, str] | None = None
 
 
 class StepEntry(BaseModel):
@@ -229,7 +239,7 @@ def release(session: Session, claim: JobClaim, config: Settings, registry: Regis
     columns = {"parent_id": job.id, "request_id": job.request_id}
     actor = audit.actor_of(job.key_id) if job.key_id else f"pipeline:{job.parent_id}"
     request = kind.request.model_validate(placeholders.fill(step.request, _results(session, step)))
-    made = kind.submit(session, Release(config, registry, job.project_id, job.key_id, actor, columns), request)
+    made = kind.submit(session, Submitter(config, registry, job.project_id, job.key_id, actor, columns), request)
     ledger.wait_for_jobs(session, claim, [made.id])
 
 

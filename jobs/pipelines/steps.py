@@ -1,9 +1,11 @@
 """The kinds of steps: one row for each, with the request that is stored, the job that it becomes, and its results.
 
+Schedules submit jobs of these kinds too.
+
 request with references ──results of other steps──▶ request ──submit──▶ job ──completed──▶ results
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -39,8 +41,8 @@ from jobs.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Release:
-    """The release of a step: for whom its job is made, and the `columns` of that job."""
+class Submitter:
+    """Who submits a stored request: the project and the key for which its job is made, and `columns` of that job."""
 
     config: Settings
     registry: Registry
@@ -51,21 +53,28 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True)
-class StepKind:
-    """A kind of step."""
+class RequestKind:
+    """A kind of stored requests, which become jobs later."""
 
     name: str
     """The value of the field `kind`."""
 
     permission: str
-    """The permission to make such a job, which the key needs when the pipeline is made and when the step is released.
-    """
+    """The permission to make such a job, which the key needs when the request is stored and when it becomes a job."""
 
     request: type[BaseModel]
     """The model of the stored request."""
 
-    submit: Callable[[Session, Release, Any], Job]
-    """Submit the job of a request. Raises InvalidRequest, TooManyLiveJobs."""
+    submit: Callable[[Session, Submitter, Any], Job]
+    """Submit the job of a request. Raises InvalidRequest, NotFound, TooManyLiveJobs."""
+
+    files: Callable[[Any], Iterable[str | None]]
+    """Return the ids of files that a request names; references to datasets may be among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepKind(RequestKind):
+    """A kind of step."""
 
     fields: tuple[str, ...]
     """The names of the results, which later steps may refer to."""
@@ -85,75 +94,91 @@ class IngestionRequest(BaseModel):
     chunking: dict[str, Any] | None = None
 
 
-def _submit_ingestion(session: Session, release: Release, request: IngestionRequest) -> Job:
+def _submit_ingestion(session: Session, submitter: Submitter, request: IngestionRequest) -> Job:
     store = session.get(VectorStore, request.vector_store_id)
-    if store is None or store.project_id != release.project_id or store.parent_id is not None or is_over(store):
+    if store is None or store.project_id != submitter.project_id or store.parent_id is not None or is_over(store):
         message = f"No vector store found with id '{quote(request.vector_store_id)}', or it has expired."
         raise InvalidRequest(message, param="vector_store_id", code="vector_store_not_found")
     attachments = list[Attachment]()
     for file_id in sorted(set(request.file_ids)):  # locked in one order
-        file = lookup.find(session, release.project_id, file_id)
+        file = lookup.find(session, submitter.project_id, file_id)
         if file is None:
             message = f"No file found with id '{quote(file_id)}'."
             raise InvalidRequest(message, param="file_ids", code="file_not_found")
         attachments.append(Attachment(file.id, file.filename, request.chunking, request.attributes))
     return ingestions.submit(
-        session, store, attachments, actor=release.actor, prefix=ingestions.FILE_BATCH, **release.columns
+        session,
+        store,
+        attachments,
+        actor=submitter.actor,
+        prefix=ingestions.FILE_BATCH,
+        key_id=submitter.key_id,
+        **submitter.columns,
     )
 
 
-def _submit_batch(session: Session, release: Release, request: BatchRequest) -> Job:
-    request = batches.pin_input(session, release.project_id, request)
-    file = batches.input_file(session, release.project_id, request.input_file_id)
+def _submit_batch(session: Session, submitter: Submitter, request: BatchRequest) -> Job:
+    request = batches.pin_input(session, submitter.project_id, request)
+    file = batches.input_file(session, submitter.project_id, request.input_file_id)
     if file is None:
         message = f"No file found with id '{quote(request.input_file_id)}'."
         raise InvalidRequest(message, param="input_file_id", code="file_not_found")
-    job = batches.job_of(request, release.project_id, input_path=file.path, **release.columns)
-    return ledger.submit(session, job, actor=release.actor)
+    job = batches.job_of(
+        request, submitter.project_id, input_path=file.path, key_id=submitter.key_id, **submitter.columns
+    )
+    return ledger.submit(session, job, actor=submitter.actor)
 
 
-def _submit_fine_tuning(session: Session, release: Release, request: TuningRequest) -> Job:
-    work = Work(release.project_id, release.key_id, request.payload.model, FINE_TUNING)
+def _submit_fine_tuning(session: Session, submitter: Submitter, request: TuningRequest) -> Job:
+    work = Work(submitter.project_id, submitter.key_id, request.payload.model, FINE_TUNING)
     return tuning_requests.submit(
-        session, release.config, release.registry, request, work, actor=release.actor, **release.columns
+        session,
+        submitter.config,
+        submitter.registry,
+        request,
+        work,
+        actor=submitter.actor,
+        key_id=submitter.key_id,
+        **submitter.columns,
     )
 
 
-def _submit_eval_run(session: Session, release: Release, request: EvalRunRequest) -> Job:
+def _submit_eval_run(session: Session, submitter: Submitter, request: EvalRunRequest) -> Job:
     return run_requests.submit_with_eval(
         session,
-        release.config,
-        release.registry,
+        submitter.config,
+        submitter.registry,
         request,
-        project_id=release.project_id,
-        key_id=release.key_id,
-        actor=release.actor,
-        **release.columns,
+        project_id=submitter.project_id,
+        key_id=submitter.key_id,
+        actor=submitter.actor,
+        **submitter.columns,
     )
 
 
-def _submit_promotion(session: Session, release: Release, request: PromotionRequest) -> Job:
+def _submit_promotion(session: Session, submitter: Submitter, request: PromotionRequest) -> Job:
     return promotions.submit(
         session,
-        release.config,
-        release.registry,
+        submitter.config,
+        submitter.registry,
         request,
-        project_id=release.project_id,
-        key_id=release.key_id,
-        actor=release.actor,
-        **release.columns,
+        project_id=submitter.project_id,
+        key_id=submitter.key_id,
+        actor=submitter.actor,
+        **submitter.columns,
     )
 
 
-def _submit_dataset(session: Session, release: Release, request: VersionRequest) -> Job:
+def _submit_dataset(session: Session, submitter: Submitter, request: VersionRequest) -> Job:
     try:
         _, _, job = version_requests.submit(
             session,
-            release.project_id,
+            submitter.project_id,
             request,
             version_id=new_id(dataset_versions.VERSION_PREFIX),
-            actor=release.actor,
-            **release.columns,
+            actor=submitter.actor,
+            key_id=submitter.key_id,
+            **submitter.columns,
         )
     except NotFound as error:
         raise InvalidRequest(error.message, param=error.param, code=error.code) from None
@@ -197,6 +222,7 @@ _ROWS: Final = (
         "api.vector_stores.write",
         IngestionRequest,
         _submit_ingestion,
+        lambda request: request.file_ids,
         ("id", "vector_store_id"),
         _ingestion_results,
     ),
@@ -205,6 +231,7 @@ _ROWS: Final = (
         "api.batch.write",
         BatchRequest,
         _submit_batch,
+        lambda request: [request.input_file_id],
         ("id", "output_file_id", "error_file_id"),
         _batch_results,
     ),
@@ -213,6 +240,7 @@ _ROWS: Final = (
         "api.fine_tuning.write",
         TuningRequest,
         _submit_fine_tuning,
+        lambda request: request.files().values(),
         ("id", "fine_tuned_model"),
         _tuning_results,
     ),
@@ -221,6 +249,7 @@ _ROWS: Final = (
         "api.evals.write",
         EvalRunRequest,
         _submit_eval_run,
+        lambda request: [request.file_id],
         ("id", "total", "passed", "failed", "errored"),
         _run_results,
     ),
@@ -229,6 +258,7 @@ _ROWS: Final = (
         "api.datasets.write",
         VersionRequest,
         _submit_dataset,
+        lambda request: [source["id"] for source in request.sources if source["type"] == "file_id"],
         ("id", "version", "rows", "reference"),
         _dataset_results,
     ),
@@ -237,6 +267,7 @@ _ROWS: Final = (
         promotions.PERMISSION,
         PromotionRequest,
         _submit_promotion,
+        lambda request: [gate.run.file_id for gate in request.gates],
         ("id", "promoted"),
         _promotion_results,
     ),

@@ -80,7 +80,9 @@ def submit(
         return begin(session, first, 0, actor=actor, id=new_id(prefix), source_id=source_id, **columns)
     job = create_ingestion(session, first, files, actor=actor, prefix=prefix, after=after, **columns)
     for other in others:
-        create_ingestion(session, other, files, actor=actor, beside=True, after=after, request_id=job.request_id)
+        create_ingestion(
+            session, other, files, actor=actor, beside=True, after=after, key_id=job.key_id, request_id=job.request_id
+        )
     return job
 
 

@@ -1,17 +1,21 @@
-"""The table of schedules."""
+"""The tables of schedules.
+
+schedule ── schedule_file     the files that its request names, beside its input file
+"""
 
 from typing import Any
 
-from sqlalchemy import Index, String, Text
+from sqlalchemy import Index, String, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from jobs.db.base import Base
 
 
 class Schedule(Base):
-    """A batch that is submitted again and again, see `jobs.schedules.schedules`.
+    """A job that is submitted again and again, see `jobs.schedules.schedules`.
 
-    `request` is a `jobs.batches.batches.BatchRequest`, `key_id` the key that the schedule was made with.
+    `request` is a checked request of `kind`, a row of `jobs.schedules.schedules.KINDS`; `job` is the request as the
+    client sent it, null for a batch. `input_file_id` is a batch's. `key_id` is the key that the schedule was made with.
     """
 
     __tablename__ = "schedule"
@@ -21,8 +25,10 @@ class Schedule(Base):
     key_id: Mapped[str | None] = mapped_column(String(16))
     cron: Mapped[str] = mapped_column(String(128))
     timezone: Mapped[str] = mapped_column(String(64))
+    kind: Mapped[str] = mapped_column(String(32), default="batch", server_default=text("'batch'"))
     request: Mapped[dict[str, Any]]
-    input_file_id: Mapped[str] = mapped_column(String(64))
+    job: Mapped[dict[str, Any] | None]
+    input_file_id: Mapped[str | None] = mapped_column(String(64))
     next_at: Mapped[float]
     last_at: Mapped[float | None]
     last_job_id: Mapped[str | None] = mapped_column(String(64))
@@ -35,3 +41,14 @@ class Schedule(Base):
         Index("ix_schedule_project", "project_id", "created_at", "id"),
         Index("ix_schedule_input_file", "input_file_id"),
     )
+
+
+class ScheduleFile(Base):
+    """A file that a schedule names, and that therefore does not expire."""
+
+    __tablename__ = "schedule_file"
+
+    schedule_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    file_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+
+    __table_args__ = (Index("ix_schedule_file_file", "file_id"),)

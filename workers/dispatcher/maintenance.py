@@ -196,14 +196,24 @@ class Maintenance:
     def _fire_schedules(self) -> None:
         with self._db.read() as session:
             due = schedules.due(session)
-        for schedule_id in due:
-            job = self._write(partial(schedules.fire, schedule_id=schedule_id))
-            log.info("schedule_fired", extra={"schedule": schedule_id, "submitted": job is not None})
+        if registry := self._registry():  # else they wait for the models
+            for schedule_id in due:
+                submitted = self._fire_schedule(schedule_id, registry)
+                log.info("schedule_fired", extra={"schedule": schedule_id, "submitted": submitted})
         with self._db.read() as session:
             waiting = sources.due(session)
         for source_id in waiting:
             job = self._write(partial(sources.fire, source_id=source_id))
             log.info("source_fired", extra={"source": source_id, "submitted": job is not None})
+
+    def _fire_schedule(self, schedule_id: str, registry: Registry) -> bool:
+        """Fire a schedule; return whether it has submitted a job."""
+        fire = partial(schedules.fire, schedule_id=schedule_id, config=self._config, registry=registry)
+        try:
+            return self._write(fire) is not None
+        except schedules.Refused as refusal:  # nothing of the job is left
+            self._write(partial(schedules.miss, schedule_id=schedule_id, reason=refusal.message))
+            return False
 
     def _expire(self) -> None:
         with self._db.read() as session:

@@ -27,6 +27,7 @@ from jobs.clock import now
 from jobs.db.base import Base
 from jobs.db.engine import UNSEEN, Database, page_ids
 from jobs.errors import DatabaseBusy, NotFound, StorageFull, StorageUnavailable
+from jobs.files import lookup
 from jobs.files.tables import File, Upload, UploadPart
 from jobs.finetuning import datasets
 from jobs.inference import cache
@@ -38,7 +39,6 @@ from jobs.ledger.tables import Job, Segment, Shard
 from jobs.platform.storage import Storage
 from jobs.registry import models as tuned_models
 from jobs.retrieval import attachments
-from jobs.schedules.tables import Schedule
 from jobs.security.audit_key import audit_key
 from jobs.security.sessions import idle_login_keys
 from jobs.security.tables import ApiKey, Idempotency
@@ -461,8 +461,7 @@ def _receipt(session: Session, target: str, project_id: str, entries: int) -> No
 
 def _hide(session: Session) -> int:
     """Mark expired files and stores for deletion, files in stores too; return the number of files."""
-    scheduled = exists().where(Schedule.input_file_id == File.id)
-    expired = File.expires_at <= now(), File.deleted_at.is_(None), ~scheduled
+    expired = File.expires_at <= now(), File.deleted_at.is_(None), ~lookup.is_scheduled()
     ids = session.scalars(select(File.id).where(*expired).order_by(File.id).limit(_AT_ONCE)).all()
     session.execute(update(File).where(File.id.in_(ids)).values(deleted_at=now()))
     attachments.remove_everywhere(session, ids)

@@ -31,7 +31,9 @@ def test_a_schedule_lives_through_its_verbs(client: TestClient) -> None:
     assert schedule["next_run_at"] > time.time()
     assert (schedule["last_run_at"], schedule["last_batch_id"], schedule["last_error"]) == (None, None, None)
     assert client.get(path).json() == schedule
-    assert client.get("/v1/schedules").json()["data"] == [schedule]
+    assert (schedule["kind"], schedule["job"]) == ("batch", None)
+    listed = {name: value for name, value in schedule.items() if name != "job"}
+    assert client.get("/v1/schedules").json()["data"] == [listed]
     assert client.post(f"{path}/pause").json()["status"] == "paused"
     assert client.post(f"{path}/pause").json()["status"] == "paused"
     assert client.post(f"{path}/resume").json() == schedule
@@ -57,7 +59,7 @@ def test_repeated_key_creates_single_schedule(client: TestClient) -> None:
         ({"cron": ""}, "cron"),
         ({"batch": {}}, "batch.input_file_id"),
         ({"batch": BATCH}, "batch.input_file_id"),
-        ({"batch": {**BATCH, "completion_window": "1x"}}, "completion_window"),
+        ({"batch": {**BATCH, "completion_window": "1x"}}, "batch.completion_window"),
     ],
 )
 def test_a_schedule_that_makes_no_sense_is_refused(client: TestClient, changes: dict[str, Any], param: str) -> None:

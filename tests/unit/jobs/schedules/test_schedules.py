@@ -11,12 +11,14 @@ from jobs.batches.batches import BatchRequest
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.files.tables import File
+from jobs.fleet.models_file import Registry
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Audit, Job
 from jobs.schedules import schedules
 from jobs.schedules.tables import Schedule
 from jobs.security import keys
 from jobs.security.tables import ApiKey
+from jobs.settings import settings
 from tests.support.inline_deployment import chat_line, jsonl, running
 from workers.dispatcher.retention import Retention
 
@@ -38,9 +40,15 @@ def scheduled(db: Database, path: str | None = "files/in", **changes: Any) -> st
 
 
 def fire(db: Database) -> str | None:
-    with db.write() as session:
-        job = schedules.fire(session, "s")
-        return job.id if job else None
+    """Do what the dispatcher does to a schedule; return the job."""
+    try:
+        with db.write() as session:
+            job = schedules.fire(session, "s", settings(), Registry.load(settings()))
+            return job.id if job else None
+    except schedules.Refused as refusal:
+        with db.write() as session:
+            schedules.miss(session, "s", refusal.message)
+        return None
 
 
 def schedule(db: Database) -> Schedule:
@@ -127,7 +135,7 @@ def test_schedule_with_deleted_input_reports_error_and_continues(db: Database) -
     scheduled(db, path=None)
 
     assert fire(db) is None
-    assert schedule(db).last_error == "The input file 'file-1' is gone."
+    assert schedule(db).last_error == "No file found with id 'file-1'."
     assert schedule(db).next_at > now()
 
 
