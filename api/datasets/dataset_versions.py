@@ -96,7 +96,8 @@ def delete_dataset_version(call: Call, dataset: str, version: str) -> DatasetVer
 def build_request(dataset: str, body: CreateDatasetVersion) -> VersionRequest:
     """Return the request of a body, for a dataset with this id or name."""
     sources = [{"type": source.type, **source.fields()} for source in body.sources]
-    return VersionRequest(**(body.fields() | {"dataset": dataset, "sources": sources}))
+    given = body.model_dump(mode="json", exclude_unset=True, include=set(VersionRequest.model_fields))
+    return VersionRequest(**(given | {"dataset": dataset, "sources": sources}))
 
 
 def _show_all(
