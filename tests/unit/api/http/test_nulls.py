@@ -139,9 +139,9 @@ NESTED: Final[list[tuple[str, dict[str, Any]]]] = [
     ),
     *(("/v1/drift_monitors", {"source": source, "baseline": source}) for source in _TEXT_SOURCES),
     *(("/v1/drift_monitors/{monitor_id}/checks", {"source": source}) for source in _TEXT_SOURCES),
-    *(("/v1/schedules", {"batch": None, "job": {"type": kind, **request}}) for kind, request in _STEPS.items()),
-    ("/v1/schedules", {"batch": None, "job": {"type": "batch", **_STEPS["batch"], "webhook": _HOOK}}),
-    ("/v1/schedules", {"batch": None, "job": {"type": "pipeline", "steps": []}}),
+    *(("/v1/schedules", {"cron": "0 3 * * *", "job": {"type": kind, **request}}) for kind, request in _STEPS.items()),
+    ("/v1/schedules", {"cron": "0 3 * * *", "job": {"type": "batch", **_STEPS["batch"], "webhook": _HOOK}}),
+    ("/v1/schedules", {"cron": "0 3 * * *", "job": {"type": "pipeline", "steps": []}}),
     ("/v1/evals", {"data_source_config": {"type": "logs"}}),
     *(("/v1/evals/{eval_id}/runs", {"data_source": source}) for source in _SOURCES),
 ]
