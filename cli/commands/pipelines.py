@@ -1,12 +1,12 @@
 """`nightmill pipelines`: run a file of steps, follow its steps, and run again what has not completed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 
-from cli.client.server import Server
+from cli.client.job_definitions import is_pipeline, read_definition, upload_files
 from cli.errors import CliError
 from cli.groups import Group
 from cli.options import Limit, ServerOptions
@@ -14,16 +14,6 @@ from cli.terminal import moment
 
 app = Group("Run steps one after another, each from results of those before it.")
 Id = Annotated[str, typer.Argument(metavar="PIPELINE", help="Its id, as `nightmill pipelines list` shows it.")]
-
-#: The purpose of the files that each kind of step reads.
-_PURPOSES: Final[Mapping[str, Any]] = {
-    "batch": "batch",
-    "fine_tuning": "fine-tune",
-    "eval_run": "evals",
-    "dataset": "user_data",
-    "ingestion": "user_data",
-    "promotion": "evals",
-}
 
 
 @app.command()
@@ -34,14 +24,10 @@ def run(
     ],
 ) -> None:
     """Start a pipeline; print its id. Paths count from the folder of the file."""
-    pipeline = _read(file)
-    missing = [str(path) for step in pipeline["steps"] for path in _paths(step, file.parent) if not path.is_file()]
-    if missing:
-        raise CliError(f"{missing[0]} is no file; nothing was uploaded")
-    steps = [
-        _upload(step, file.parent, options.server, _PURPOSES.get(str(step.get("kind")))) for step in pipeline["steps"]
-    ]
-    made = options.server.post("/pipelines", {**pipeline, "steps": steps})
+    definition = read_definition(file)
+    if not is_pipeline(definition):
+        raise CliError(f"{file} has no list of 'steps', each with a name, a kind and a request")
+    made = options.server.post("/pipelines", upload_files(definition, file.parent, options.server))
     options.show(made, made["id"])
 
 
@@ -79,46 +65,6 @@ def cancel(options: ServerOptions, pipeline: Id) -> None:
     """Stop a pipeline and the jobs of its steps."""
     shown = options.server.post(f"/pipelines/{pipeline}/cancel")
     options.show(shown, _describe(shown))
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """Return the definition in a file. Raises CliError."""
-    import yaml
-
-    try:
-        pipeline = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise CliError(f"{file} is not YAML: {' '.join(str(error).split())[:200]}") from None
-    steps = pipeline.get("steps") if isinstance(pipeline, dict) else None
-    if (
-        not isinstance(pipeline, dict)
-        or not isinstance(steps, list)
-        or not all(isinstance(step, dict) for step in steps)
-    ):
-        raise CliError(f"{file} has no list of 'steps', each with a name, a kind and a request")
-    return pipeline
-
-
-def _is_file(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() == {"file"} and isinstance(value["file"], str)
-
-
-def _paths(value: Any, folder: Path) -> Iterator[Path]:
-    """Yield the paths that a step names as `{file: PATH}`."""
-    if _is_file(value):
-        yield folder / value["file"]
-    elif isinstance(value, dict | list):
-        for member in value.values() if isinstance(value, dict) else value:
-            yield from _paths(member, folder)
-
-
-def _upload(value: Any, folder: Path, server: Server, purpose: Any) -> Any:
-    """Return a step with the id of an uploaded file in the place of each path."""
-    if _is_file(value):
-        return server.upload(folder / value["file"], purpose or "user_data")
-    if isinstance(value, dict):
-        return {name: _upload(member, folder, server, purpose) for name, member in value.items()}
-    return [_upload(item, folder, server, purpose) for item in value] if isinstance(value, list) else value
 
 
 def _draw(steps: list[dict[str, Any]]) -> Iterator[str]:

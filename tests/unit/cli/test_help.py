@@ -28,7 +28,7 @@ EXPECTED = {
     "datasets delete",
     "promote alias", "promote prompt", "promote index", "promote list", "promote show", "promote cancel",
     "drift create", "drift baseline", "drift check", "drift list", "drift checks", "drift show", "drift delete",
-    "schedules list", "schedules pause", "schedules resume", "schedules remove",
+    "schedules create", "schedules list", "schedules show", "schedules pause", "schedules resume", "schedules remove",
     "sources list", "sources add", "sources sync", "sources remove",
     "finetune submit", "finetune list", "finetune watch", "finetune curve", "finetune cancel", "finetune pause",
     "finetune resume", "finetune checkpoints", "finetune export",

@@ -52,6 +52,7 @@ def thing() -> dict[str, Any]:
         "chunking_strategy": {"type": HOSTILE, HOSTILE: {}},
         "urls": [HOSTILE, HOSTILE], "counts": None, "paused": False, "next_run_at": 1, "last_error": HOSTILE,
         "cron": HOSTILE, "timezone": HOSTILE, "last_batch_id": HOSTILE, "batch": {"input_file_id": HOSTILE},
+        "last_job_id": HOSTILE, "job": {HOSTILE: HOSTILE},
         "max_model_len": 5, "license": HOSTILE, "training_data": [HOSTILE], "query_prompt": HOSTILE,
         "jobs": [
             {"id": "x-1", "kind": HOSTILE, "state": HOSTILE, "waiting_for": HOSTILE, "after": [HOSTILE]},
@@ -453,7 +454,9 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "drift checks": (True, [["drift", "checks", "x"]]),
     "drift show": (True, [["drift", "show", "x"]]),
     "drift delete": (False, [["drift", "delete", "x"]]),
+    "schedules create": (False, [["schedules", "create", "steps.yaml", "--every", "0 3 * * *"]]),
     "schedules list": (True, [["schedules", "list"]]),
+    "schedules show": (True, [["schedules", "show", "x"]]),
     "schedules pause": (True, [["schedules", "pause", "x"]]),
     "schedules resume": (True, [["schedules", "resume", "x"]]),
     "schedules remove": (True, [["schedules", "remove", "refused"]]),
