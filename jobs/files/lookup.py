@@ -8,7 +8,7 @@ from jobs.files.tables import File
 from jobs.schedules.tables import Schedule, ScheduleFile
 
 
-def is_scheduled() -> ColumnElement[bool]:
+def has_schedule() -> ColumnElement[bool]:
     """Return the condition that a schedule names a file, which therefore does not expire."""
     named = (Schedule.input_file_id == File.id, ScheduleFile.file_id == File.id)
     return or_(*(exists().where(condition) for condition in named))
@@ -19,7 +19,7 @@ def visible(project_id: str) -> Select[File]:
     return select(File).where(
         File.project_id == project_id,
         File.deleted_at.is_(None),
-        or_(File.expires_at.is_(None), File.expires_at > now(), is_scheduled()),
+        or_(File.expires_at.is_(None), File.expires_at > now(), has_schedule()),
     )
 
 

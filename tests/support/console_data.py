@@ -311,6 +311,9 @@ def _add_schedule(session: Session, project_id: str, file_id: str) -> None:
                 created_at=now(), paused_at=paused_at, last_error=error, **fields,
             )
         )  # fmt: skip
+    job = {"type": "pipeline", "name": TEXT, "steps": []}
+    fields |= {"kind": "pipeline", "request": {"name": TEXT, "steps": []}, "job": job, "input_file_id": None}
+    session.add(Schedule(id="sched_pipeline", next_at=now() + 9e4, created_at=now(), **fields))
 
 
 def _add_models(session: Session, project_id: str) -> None:

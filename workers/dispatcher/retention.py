@@ -461,7 +461,7 @@ def _receipt(session: Session, target: str, project_id: str, entries: int) -> No
 
 def _hide(session: Session) -> int:
     """Mark expired files and stores for deletion, files in stores too; return the number of files."""
-    expired = File.expires_at <= now(), File.deleted_at.is_(None), ~lookup.is_scheduled()
+    expired = File.expires_at <= now(), File.deleted_at.is_(None), ~lookup.has_schedule()
     ids = session.scalars(select(File.id).where(*expired).order_by(File.id).limit(_AT_ONCE)).all()
     session.execute(update(File).where(File.id.in_(ids)).values(deleted_at=now()))
     attachments.remove_everywhere(session, ids)

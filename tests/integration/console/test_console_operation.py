@@ -1,5 +1,7 @@
 """The pages of operation: schedules, workers for an admin key, keys of the project, and the audit log."""
 
+from typing import Any
+
 import pytest
 from playwright.sync_api import Locator, Page, expect
 from sqlalchemy import update
@@ -8,6 +10,7 @@ from jobs.ledger.tables import Audit
 from jobs.security.keys import create_key, ensure_project, id_of, revoke_key
 from tests.support.console import HOSTILE, Console, Deployment
 from tests.support.inline_deployment import chat_line, jsonl
+from tests.support.pipeline_requests import batch_step
 from tests.support.web import make_key
 
 pytestmark = pytest.mark.verify
@@ -47,6 +50,24 @@ def test_schedule_is_created_paused_resumed_and_deleted(console: Console, deploy
     tab.get_by_role("button", name="Delete the schedule").click()
 
     expect(tab.get_by_role("heading", name="No schedules yet")).to_be_visible()
+
+
+def test_schedule_of_a_pipeline_shows_its_request_on_demand(console: Console, deployment: Deployment) -> None:
+    file = deployment.client.files.create(file=("a.jsonl", jsonl([chat_line("a", "Hello")])), purpose="batch")
+    job = {"type": "pipeline", "name": "weekly", "steps": [batch_step("answer", file.id)]}
+    body = {"cron": "0 4 * * mon", "job": job}
+    schedule: Any = deployment.client.post("/schedules", body=body, cast_to=object)
+
+    tab = console.open("/schedules")
+    row = row_of(tab, "Schedules", "0 4 * * mon")
+    expect(row).to_contain_text("Pipeline")
+    expect(row).not_to_contain_text("weekly")
+    row.get_by_role("button", name=f"Show the request of {schedule['id']}").click()
+    expect(row).to_contain_text("weekly")
+    expect(row).to_contain_text(file.id)
+    console.inspect("schedules-request")
+
+    deployment.client.delete(f"/schedules/{schedule['id']}", cast_to=object)
 
 
 def test_workers_ask_for_an_admin_key_and_refuse_that_of_a_project(console: Console) -> None:

@@ -1,8 +1,8 @@
-import { useMutation } from "@tanstack/react-query";
+import { useMutation, useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 
 import { api, take, type Schema } from "@/api/client";
-import { refresh, usePages } from "@/api/get";
+import { get, refresh, usePages } from "@/api/get";
 import { Button } from "@/components/Button";
 import { ConfirmButton } from "@/components/Confirm";
 import { Empty } from "@/components/Empty";
@@ -10,13 +10,17 @@ import { Failure } from "@/components/Failure";
 import { Listed } from "@/components/Listed";
 import { ObjectLink } from "@/components/ObjectLink";
 import { Page } from "@/components/Page";
+import { Snippet } from "@/components/Snippet";
 import { State } from "@/components/State";
 import { Table, type Column } from "@/components/Table";
 import { Time } from "@/components/Time";
+import { STEP_KINDS } from "@/pages/pipelines/pipelines";
 
 import { ScheduleForm } from "./ScheduleForm";
 
 type Schedule = Schema<"ScheduleObject">;
+
+const KINDS: Readonly<Record<Schedule["kind"], { label: string }>> = { ...STEP_KINDS, pipeline: { label: "Pipeline" } };
 
 const SDK = `schedule = client.post("/schedules", cast_to=object, body={
     "cron": "0 3 * * mon-fri",
@@ -57,8 +61,9 @@ export default function Schedules() {
     },
     { id: "status", header: "Status", cell: (row) => <State state={row.status} />, sort: (row) => row.status },
     { id: "next", header: "Next", cell: (row) => (row.status === "active" ? <Time at={row.next_run_at} /> : <span className="muted">never</span>), sort: (row) => row.next_run_at, wide: true },
-    { id: "last", header: "Last batch", cell: (row) => <Last schedule={row} />, wide: true },
-    { id: "input", header: "Input", cell: (row) => <Input schedule={row} />, wide: true },
+    { id: "last", header: "Last job", cell: (row) => <Last schedule={row} />, wide: true },
+    { id: "kind", header: "Kind", cell: (row) => KINDS[row.kind].label, sort: (row) => KINDS[row.kind].label },
+    { id: "request", header: "Request", cell: (row) => (row.batch === null ? <Request schedule={row} /> : <Input batch={row.batch} />), wide: true },
     {
       id: "actions",
       header: "Actions",
@@ -68,7 +73,7 @@ export default function Schedules() {
             {row.status === "active" ? "Pause" : "Resume"}
           </Button>
           <ConfirmButton small label="Delete" name={`Delete ${row.id}`} title="Delete this schedule?" action="Delete the schedule" onConfirm={() => remove(row)}>
-            <p>It submits no more batches. Batches that it has submitted go on.</p>
+            <p>It submits no more jobs. Jobs that it has submitted go on.</p>
           </ConfirmButton>
         </span>
       ),
@@ -78,7 +83,7 @@ export default function Schedules() {
   return (
     <Page
       title="Schedules"
-      description="Batches that are submitted again at the times of a cron expression."
+      description="Jobs and pipelines that are submitted again at the times of a cron expression."
       actions={
         <Button tone="primary" onClick={() => setOpen(true)}>
           New schedule
@@ -91,7 +96,8 @@ export default function Schedules() {
         query={schedules}
         empty={
           <Empty title="No schedules yet" command="nightmill submit questions.jsonl --every '0 3 * * *'" sdk={SDK}>
-            A schedule submits a batch over the same file again and again: each night, each Monday.
+            A schedule submits a batch, another job or a pipeline again and again: each night, each Monday. The command
+            nightmill schedules create takes a file of any job.
           </Empty>
         }
       >
@@ -104,10 +110,10 @@ export default function Schedules() {
 
 function Last({ schedule }: { schedule: Schedule }) {
   if (schedule.last_error !== null) return <span className="bad break">{schedule.last_error}</span>;
-  if (schedule.last_batch_id === null) return <span className="muted">none yet</span>;
+  if (schedule.last_job_id === null) return <span className="muted">none yet</span>;
   return (
     <>
-      <ObjectLink id={schedule.last_batch_id} />
+      <ObjectLink id={schedule.last_job_id} />
       {schedule.last_run_at !== null && (
         <div className="muted small">
           <Time at={schedule.last_run_at} />
@@ -117,13 +123,28 @@ function Last({ schedule }: { schedule: Schedule }) {
   );
 }
 
-function Input({ schedule: { batch } }: { schedule: Schedule }) {
+function Input({ batch }: { batch: NonNullable<Schedule["batch"]> }) {
   return (
     <>
       <ObjectLink id={batch.input_file_id} />
       <div className="muted small">
         {batch.endpoint}, within {batch.completion_window}
       </div>
+    </>
+  );
+}
+
+/** Show the request of a schedule once somebody asks for it: lists lack it, because it may be long. */
+function Request({ schedule }: { schedule: Schedule }) {
+  const [isOpen, setOpen] = useState(false);
+  const details = useQuery({ ...get("/v1/schedules/{schedule_id}", { path: { schedule_id: schedule.id } }), enabled: isOpen });
+  return (
+    <>
+      <Button className="copy" aria-label={`${isOpen ? "Hide" : "Show"} the request of ${schedule.id}`} aria-expanded={isOpen} onClick={() => setOpen(!isOpen)}>
+        {isOpen ? "Hide" : "Show"}
+      </Button>
+      {details.isError && <Failure title="The request is not shown" error={details.error} />}
+      {isOpen && details.data && <Snippet label="Request" text={JSON.stringify(details.data.job, null, 2)} />}
     </>
   );
 }

@@ -144,7 +144,7 @@ def test_pipeline_beyond_the_limit_is_recorded_and_leaves_nothing(
         ("ingestion", "/v1/vector_stores/{vector_store_id}", "No vector store found"),
     ],
 )
-def test_schedule_whose_object_was_deleted_says_so_and_goes_on(
+def test_schedule_with_deleted_object_records_the_error_and_stays_active(
     app: FastAPI, client: TestClient, kind: str, path: str, error: str
 ) -> None:
     body = body_of(client, kind)
@@ -297,7 +297,7 @@ def test_batch_of_a_webhook_is_submitted_with_it_and_its_secret_is_shown_once(ap
     assert secret not in client.get(f"/v1/schedules/{schedule['id']}").text
 
 
-def test_repeated_create_makes_one_schedule(client: TestClient) -> None:
+def test_repeated_create_makes_single_schedule(client: TestClient) -> None:
     body = body_of(client, "eval_run")
 
     made = [client.post("/v1/schedules", json=body, headers={"Idempotency-Key": "k"}).json() for _ in range(2)]
