@@ -5,8 +5,8 @@ from alembic import op
 
 from migrations.locks import add_columns
 
-revision = "0060"
-down_revision = "0055"
+revision = "0059"
+down_revision = "0058"
 branch_labels = None
 depends_on = None
 
