@@ -4,6 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 from jobs.ids import new_id
+from migrations.locks import add_columns
 
 revision = "0056"
 down_revision = "0055"
@@ -15,9 +16,8 @@ _COLUMNS = ("project_id", "name", "model", "created_at", "created_by")
 
 
 def upgrade() -> None:
-    op.add_column("alias", sa.Column("routing", sa.JSON()))
-    op.add_column("alias", sa.Column("watched_since", sa.Float(53)))
-    op.add_column("alias", sa.Column("rollback_id", sa.String(64)))
+    columns = (("routing", sa.JSON()), ("watched_since", sa.Float(53)), ("rollback_id", sa.String(64)))
+    add_columns("alias", *(sa.Column(name, kind) for name, kind in columns))
     op.create_index("ix_alias_watched_since", "alias", ["watched_since"])
     op.create_index("ix_alias_rollback_id", "alias", ["rollback_id"])
     moves = op.create_table(

@@ -79,7 +79,7 @@ def test_the_revisions_of_this_version_leave_the_last_release_working() -> None:
 
 def test_revisions_of_this_version_alter_a_single_table_in_a_transaction() -> None:
     scripts = ScriptDirectory(str(compatibility.MIGRATIONS)).walk_revisions(RELEASED, "heads")
-    statements = [statement for script in list(scripts)[:-1] for statement in render(script.module.upgrade)]
+    statements = [statement for script in reversed(list(scripts)[:-1]) for statement in render(script.module.upgrade)]
 
     transactions = ";".join(statements).split("COMMIT")
 
