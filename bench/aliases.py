@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 from api.deps import CallContext, Caller
-from api.inference.interactive import find_target, work_of
+from api.inference.targets import find_alias, find_target, work_of
 from jobs.bootstrap import migrate
 from jobs.clock import now
-from jobs.fleet import workers
+from jobs.fleet import access, workers
 from jobs.queues import Queue
 from jobs.registry import aliases
 from jobs.registry.aliases import AliasRouting, WeightedModel
@@ -85,7 +85,8 @@ async def _ask(app: FastAPI, options: argparse.Namespace) -> dict[str, list[Requ
         for way, name in (("model", _OLD), ("drawn", "drawn"), ("sticky", "sticky"), ("fallback", "fallback")):
             began = time.perf_counter()
             body: dict[str, Any] = {"model": name, "safety_identifier": user}
-            model = (await find_target(call, work_of(call, CHAT, body))).model
+            work = work_of(call, CHAT, body)
+            model = (await find_target(call, access.draw(work, await find_alias(call, work)))).model
             if number >= 0:
                 requests[way].append(Request(user, model, time.perf_counter() - began))
     return requests

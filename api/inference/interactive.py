@@ -4,13 +4,11 @@ The model's queue is looked up, the request is queued, and its client and the wo
 A client that asked for it may resume a stream whose connection broke.
 """
 
-import hashlib
 import math
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
-from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final, NamedTuple, Protocol
@@ -19,41 +17,32 @@ import msgspec
 from fastapi import Header, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy.orm import Session
 from starlette.datastructures import State
 
-from api.deps import CallContext, ModelTarget
-from api.errors import clip, describe
+from api.deps import CallContext
+from api.errors import describe
 from api.http import sse
 from api.http.sse import EVENT_STREAM, KEEP_ALIVE, KeyRevoked, check_key, event_stream
 from api.inference import spending
 from api.inference.request_metrics import RequestMetrics
+from api.inference.targets import find_alias, find_target, read_rates, work_of, worker_check
 from api.shares import run_unshared
 from jobs.clock import now
 from jobs.errors import (
     DatabaseBusy,
     InvalidRequest,
-    ModelLoading,
     NightmillError,
-    NotFound,
-    NoWorker,
-    PermissionDenied,
     RequestTimeout,
     Unauthenticated,
-    Unavailable,
     WorkerLost,
 )
-from jobs.fleet import access, routing, workers
-from jobs.fleet.access import Work
-from jobs.fleet.routing import Route
+from jobs.fleet import access
 from jobs.ids import new_id
 from jobs.inference.client import parse_position
 from jobs.inference.interactive import TIER_PRIORITIES, AnswerEntry, QueuedRequest, Resumable
-from jobs.inference.rate_limiter import RateReservation, Rates, rates_of
+from jobs.inference.rate_limiter import RateReservation, Rates
 from jobs.inference.responses import COUNT_URL
-from jobs.queues import Queue
-from jobs.registry.aliases import AliasRouting
-from jobs.registry.models import base_model_of, is_tuned
+from jobs.registry.models import is_tuned
 from jobs.requests.endpoints import CHAT, RESPONSES
 from jobs.requests.token_estimates import input_tokens, output_tokens
 from jobs.requests.values import SERVICE_TIERS
@@ -148,7 +137,9 @@ async def submit(
     with metrics.counting_errors():
         if _is_configured(call, body["model"]):
             metrics.model = body["model"]
-        model, queue, rates = await find_target(call, work_of(call, endpoint or url, body))
+        work = work_of(call, endpoint or url, body)
+        alias = await find_alias(call, work)
+        model, queue, rates = await find_target(call, access.draw(work, alias))
         resolved_model = model if model != body["model"] else None
         body = {**body, "model": model}
         if is_tuned(model) or _is_configured(call, model):
@@ -170,7 +161,7 @@ async def submit(
         tier=tier.name,
     )
     resumable = Resumable(call.project_id, url, queued.deadline, resume, shown, queue, model) if resume else None
-    is_served = _serving(call, queue, model)
+    is_served = worker_check(call, queue, model)
     check_client = _client_check(call, request, queued.deadline)
     # until then a lost worker can still be answered by a status, on which the SDK retries; later it ends the stream
     patience = call.services.timings.first_chunk_patience if stream else math.inf
@@ -216,13 +207,6 @@ def _maker_of(entry: AnswerEntry) -> str | None:
     return made.system_fingerprint or (made.response.system_fingerprint if made.response else None)
 
 
-def _serving(call: CallContext, queue: str, model: str) -> Callable[[], Awaitable[bool]]:
-    async def is_served() -> bool:
-        return await run_unshared(_is_served, call, queue, model)
-
-    return is_served
-
-
 async def find_stream(call: CallContext, stream_id: str, after: str | None = None) -> Resumable:
     """Return the description of a resumable stream of this project. Raises NotFound, StreamsUnavailable."""
     return await call.services.inference.find_resumable(stream_id, call.project_id, after)
@@ -239,7 +223,8 @@ async def resume(
     stream = await find_stream(call, stream_id, after)
     if stream.url != url:
         raise InvalidRequest(f"This event is of a stream of {stream.url}.", param="Last-Event-ID", code="invalid_value")
-    check_client, is_served = _client_check(call, request, stream.deadline), _serving(call, stream.queue, stream.model)
+    check_client = _client_check(call, request, stream.deadline)
+    is_served = worker_check(call, stream.queue, stream.model)
     return stream, call.services.inference.resume(stream_id, after, stream, check_client, is_served)
 
 
@@ -291,26 +276,6 @@ def plain_response(end: AnswerEntry) -> Response:
     if end.status == HTTPStatus.REQUEST_TIMEOUT:  # the SDK would retry twice, for as long again
         headers["x-should-retry"] = "false"
     return Response(end.body, end.status, headers, media_type="application/json")
-
-
-def work_of(call: CallContext, url: str, body: Mapping[str, Any]) -> Work:
-    """Return the piece of work of a request, whose subject is the end user that it names, or else its key."""
-    users = (body.get("safety_identifier"), body.get("user"))
-    subject = next((user for user in users if isinstance(user, str) and user), call.caller.key_id)
-    return replace(call.work(body["model"], url), subject=subject)
-
-
-def route_of(session: Session, call: CallContext, work: Work) -> Route | None:
-    """Return which workers do the work of a request, None while that is not known yet.
-
-    Raises NotFound, InvalidRequest, PermissionDenied.
-    """
-    try:
-        return access.resolve(session, call.config, call.services.registry(), work)
-    except routing.NotYet:
-        return None
-    except routing.NotServed as refusal:
-        raise _refusal(refusal, work.model) from None
 
 
 class _Tier(NamedTuple):
@@ -382,7 +347,7 @@ async def count_background(call: CallContext, request: Request, url: str, body: 
 
     Raises RateLimitReached, StreamsUnavailable.
     """
-    if rates := await run_unshared(_read_rates, call, body["model"]):
+    if rates := await run_unshared(read_rates, call, body["model"]):
         await _reserve(call, request, rates, url, body, len(msgspec.json.encode(body)))
 
 
@@ -405,88 +370,6 @@ async def _settle(
     finally:
         if reservation is not None:
             call.services.inference.rates.settle(reservation, used)
-
-
-async def find_target(call: CallContext, work: Work) -> ModelTarget:
-    """Return where workers take a request, after a draw of its own. Raises the errors of `_live_target`."""
-    key = _digest(work.project_id, work.model)
-    alias = await call.services.alias_routings.get(key, partial(_find_alias, call, work))
-    work = access.draw(work, alias)
-    key = _digest(work.project_id, work.key_id, work.endpoint, work.model, work.fallbacks)
-    return await call.services.targets.get(key, partial(_live_target, call, work))
-
-
-def _digest(*parts: object) -> bytes:
-    return hashlib.sha256(msgspec.json.encode(parts)).digest()
-
-
-def _find_alias(call: CallContext, work: Work) -> AliasRouting | None:
-    with call.db.read() as session:
-        return access.routing_of_alias(session, call.services.registry(), work.model, work.project_id)
-
-
-def _live_target(call: CallContext, work: Work) -> ModelTarget:
-    """Look the queue up, and check that a worker serves it. Raises NoWorker and Unavailable too."""
-    with call.db.read() as session:
-        route = route_of(session, call, work)
-        if route is None:
-            raise NoWorker
-        queue, model = route.queue, route.model
-        if routing.is_paused(session, queue, model, call.project_id):
-            raise Unavailable("The operator has paused this model.", code="paused")
-        _check_loaded(session, call, queue, model)
-        if not routing.is_served(session, call.services.registry(), queue, model):
-            raise _no_worker(queue, model)
-        return ModelTarget(model, queue, _rates_of(session, call, model))
-
-
-def _rates_of(session: Session, call: CallContext, name: str) -> Rates | None:
-    """Return the rate limits of the call's project for the model of a name."""
-    registry = call.services.registry()
-    model = access.model_of_name(session, registry, name, call.project_id)
-    served = routing.target_of(model, routing.live_aliases(session, registry))
-    return rates_of(session, call.project_id, served)
-
-
-def _read_rates(call: CallContext, model: str) -> Rates | None:
-    with call.db.read() as session:
-        return _rates_of(session, call, model)
-
-
-def _refusal(refusal: routing.NotServed, model: str) -> NightmillError:
-    if refusal.code == "model_not_found":
-        message = f"The model `{clip(model)}` does not exist. {refusal.others}"
-        return NotFound(message, param="model", code=refusal.code)
-    if refusal.code in access.IDENTITY_CODES:
-        return Unauthenticated(str(refusal), code=refusal.code)
-    kind = PermissionDenied if isinstance(refusal, access.AccessDenied) else InvalidRequest
-    return kind(str(refusal), param="model", code=refusal.code)
-
-
-def _is_served(call: CallContext, queue: str, model: str) -> bool:
-    """Return True while a queued request may still be taken. Raises ModelLoading, NoWorker."""
-    with call.db.read() as session:
-        if not routing.is_served(session, call.services.registry(), queue, model):
-            _check_loaded(session, call, queue, model)
-            raise _no_worker(queue, model)
-    return True
-
-
-def _check_loaded(session: Session, call: CallContext, queue: str, model: str) -> None:
-    """Raise ModelLoading while the only engines with the model are loading."""
-    base = base_model_of(model)
-    name = call.services.registry().target(base, ()) or base
-    loading = workers.loading(workers.present(session), queue, name)
-    if loading is not None:
-        progress = f"({loading.phase}), {max(now() - loading.since, 0.0):.0f} s so far"
-        raise ModelLoading(f"The model '{clip(model)}' is loading {progress}. Ask again in a moment.")
-
-
-def _no_worker(queue: str, model: str) -> NoWorker:
-    if queue == Queue.TUNED:
-        start = "start one with `nightmill up --with tuned` or `python -m workers tuned`"
-        return NoWorker(f"No process serves models with weights of their own, such as '{clip(model)}': {start}.")
-    return NoWorker(f"No live worker serves the model '{clip(model)}' now.")
 
 
 def _client_check(call: CallContext, request: ClientConnection, deadline: float) -> Callable[[], Awaitable[None]]:

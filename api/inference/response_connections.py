@@ -34,8 +34,8 @@ from api.health.metrics import observe_request
 from api.http.access_log import log_request
 from api.http.bodies import read_message, validate_fields
 from api.http.sse import check_key
-from api.inference.interactive import route_of, work_of
 from api.inference.response_streams import event_objects
+from api.inference.targets import route_of, work_of
 from api.inference.turns import CreateResponse, Turn, begin, initial_response, keep
 from api.shares import ProjectShare, RequestShare, run_in_threadpool
 from jobs.clock import now

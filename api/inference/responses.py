@@ -29,10 +29,8 @@ from api.inference.interactive import (
     Resume,
     count_background,
     plain_response,
-    route_of,
     stream_response,
     submit,
-    work_of,
 )
 from api.inference.prompts import PromptableRequest, resolve_prompt
 from api.inference.response_streams import follow
@@ -45,6 +43,7 @@ from api.inference.schemas import (
     show_items,
 )
 from api.inference.stored_answers import answer_id_of, answer_once, json_response
+from api.inference.targets import route_of, work_of
 from api.inference.turns import (
     CreateResponse,
     Named,

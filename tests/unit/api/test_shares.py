@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from api import shares
 from api.deps import CallContext
 from api.http.idempotency import Lease, Once
-from api.inference import conversations, interactive
+from api.inference import conversations, interactive, targets
 from api.shares import ProjectShare, RequestShare
 from jobs.security.tables import Project
 from jobs.timings import Timings
@@ -214,13 +214,13 @@ def test_long_work_of_a_project_delays_no_check_during_its_streams(monkeypatch: 
     services = SimpleNamespace(stopping=threading.Event(), timings=replace(Timings(), key_look=0.0))
     call: Any = SimpleNamespace(services=services)
     monkeypatch.setattr(interactive, "_check_key", lambda _: checked.append("key"))
-    monkeypatch.setattr(interactive, "_is_served", lambda *_: checked.append("served"))
+    monkeypatch.setattr(targets, "_is_served", lambda *_: checked.append("served"))
     request: Any = Request()
 
     async def look() -> None:
         async with asyncio.timeout(30):
             await interactive._client_check(call, request, float("inf"))()
-            await interactive._serving(call, "generate", "m")()
+            await targets.worker_check(call, "generate", "m")()
 
     asyncio.run(look())
 
