@@ -10,7 +10,7 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy
 from jobs.inference import request_counts
-from jobs.inference.request_counts import Counts, RequestKey
+from jobs.inference.request_counts import Counts, RequestKey, ShadowCounts, ShadowKey
 from jobs.usage.minutes import minute_of
 
 log = logging.getLogger(__name__)
@@ -33,9 +33,15 @@ class RequestRecorder:
 
     def record(self, project_id: str, model: str, measure: str, bucket: str, total: float, count: int = 1) -> None:
         """Count values of a measure; `total` is their sum."""
-        key = RequestKey(project_id, minute_of(now()), model, measure, bucket)
+        self._count(RequestKey(project_id, minute_of(now()), model, measure, bucket), (count, total))
+
+    def record_shadow(self, project_id: str, alias: str, model: str, counts: ShadowCounts) -> None:
+        """Count requests for the shadow of an alias."""
+        self._count(ShadowKey(project_id, alias, model, minute_of(now())), counts)
+
+    def _count(self, key: RequestKey | ShadowKey, values: tuple[float, ...]) -> None:
         if key in self._counts or len(self._counts) < _MAX_KEYS:
-            request_counts.add(self._counts, key, count, total)
+            request_counts.add(self._counts, key, values)
         if self._writing is None or self._writing.done():
             self._closing = asyncio.Event()
             self._writing = asyncio.create_task(self._write(self._closing))
@@ -49,7 +55,7 @@ class RequestRecorder:
                 await run_unshared(self._add, counts)
             except DatabaseBusy:
                 for key, count in counts.items():
-                    request_counts.add(self._counts, key, *count)
+                    request_counts.add(self._counts, key, count)
                 if closing.is_set():
                     log.warning("request_counts_lost", extra={"counts": len(counts)})
                     return

@@ -349,10 +349,10 @@ class SupportTeam:
                             spread = value * draw.uniform(0.8, 1.3)
                             bucket = request_counts.bucket_of(measure, spread)
                             key = RequestKey(project_id, minute, model, measure, bucket)
-                            request_counts.add(counts, key, 1, spread)
+                            request_counts.add(counts, key, (1, spread))
                         for kind, tokens in (("input", draw.randint(90, 240)), ("output", output)):
                             key = RequestKey(project_id, minute, model, request_counts.TOKENS, kind)
-                            request_counts.add(counts, key, tokens, tokens)
+                            request_counts.add(counts, key, (tokens, tokens))
             request_counts.write(session, counts)
 
     def _add_aliases(self) -> None:

@@ -8,7 +8,7 @@ schedule ┘                        submits it again and again
      └─ event ── delivery ── attempt      what happened, and who was told
 vector_store ── vector_store_file · vector_removal · source ── source_item
 file, upload, upload_part · project, api_key, idempotency, storage_usage
-schedule ── schedule_file · response, chat_completion, conversation, request_minute
+schedule ── schedule_file · response, chat_completion, conversation, request_minute, shadow_minute
 finetune_plan, finetune_step, finetune_event, finetune_checkpoint, finetune_data, dataset
 tuned_model ── model_version ── model_move, checkpoint_permission, alias ── alias_move, feedback
 eval, eval_run · prompt ── prompt_version · named_dataset ── dataset_version ── dataset_file
@@ -39,6 +39,7 @@ from jobs.inference.tables import (
     CacheUse,
     Conversation,
     RequestMinute,
+    ShadowMinute,
     StoredCompletion,
     StoredResponse,
 )
@@ -160,6 +161,7 @@ __all__ = [
     "ScheduleFile",
     "Segment",
     "ServiceAccount",
+    "ShadowMinute",
     "Shard",
     "SignInToken",
     "Source",

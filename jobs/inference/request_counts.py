@@ -2,13 +2,16 @@
 
     each web process ──every 10 s──▶ request_minute ──▶ summaries by model of GET /v1/throughput
 
+                                  └─▶ shadow_minute ──▶ counts of the shadows of GET /v1/aliases
+
 A value is counted in a bucket of its measure, as Prometheus does: percentiles are estimated from the buckets. The web
 process that dies loses the counts of its last ten seconds. Usage, which is exact, is that of `jobs.usage.minutes`.
 """
 
+import operator
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final, NamedTuple
@@ -16,8 +19,9 @@ from typing import Final, NamedTuple
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from jobs.db.base import Base
 from jobs.db.engine import WRITE_ROWS, insert_into
-from jobs.inference.tables import RequestMinute
+from jobs.inference.tables import RequestMinute, ShadowMinute
 
 #: Upper bounds of the buckets of times, in seconds, and of speeds, in output tokens a second.
 SECONDS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -39,9 +43,38 @@ class RequestKey(NamedTuple):
     bucket: str
 
 
-#: The number of values, and their sum.
-Count = tuple[int, float]
-Counts = dict[RequestKey, Count]
+class ShadowKey(NamedTuple):
+    """The key of a row of `shadow_minute`: `model` is asked what the clients of `alias` have asked."""
+
+    project_id: str
+    alias: str
+    model: str
+    minute: int
+
+
+class ShadowCounts(NamedTuple):
+    """What became of requests for a shadow.
+
+    `requests` for the alias were answered, and the shadow was to be asked too. A worker has taken those `sent`; those
+    `dropped` were beyond a bound; those `failed` met no worker or an error. Of those `compared` the texts of `equal`
+    are the same, and `length_ratio` is the sum of their lengths by those of the answers that clients got.
+    """
+
+    requests: int = 0
+    sent: int = 0
+    dropped: int = 0
+    failed: int = 0
+    compared: int = 0
+    equal: int = 0
+    length_ratio: float = 0.0
+
+
+#: By a key of a request, the number of values, and their sum; by one of a shadow, `ShadowCounts`. No two are equal.
+Counts = dict[RequestKey | ShadowKey, tuple[float, ...]]
+_COLUMNS: Final[Sequence[tuple[type[RequestKey] | type[ShadowKey], type[Base], Sequence[str]]]] = (
+    (RequestKey, RequestMinute, ("count", "total")),
+    (ShadowKey, ShadowMinute, ShadowCounts._fields),
+)
 
 
 def bucket_of(measure: str, value: float) -> str:
@@ -49,19 +82,21 @@ def bucket_of(measure: str, value: float) -> str:
     return str(bisect_left(BOUNDS[measure], value))
 
 
-def add(counts: Counts, key: RequestKey, count: int, total: float) -> None:
+def add(counts: Counts, key: RequestKey | ShadowKey, values: tuple[float, ...]) -> None:
     """Add values to those counted under a key."""
-    before = counts.get(key, (0, 0.0))
-    counts[key] = before[0] + count, before[1] + total
+    before = counts.get(key)
+    counts[key] = values if before is None else tuple(map(operator.add, before, values))
 
 
 def write(session: Session, counts: Counts) -> None:
     """Add counts to their rows, in the order of their keys: two processes never wait for each other."""
-    rows = [{**key._asdict(), "count": count, "total": total} for key, (count, total) in sorted(counts.items())]
-    for start in range(0, len(rows), WRITE_ROWS):
-        new = insert_into(session, RequestMinute).values(rows[start : start + WRITE_ROWS])
-        sums = {name: getattr(RequestMinute, name) + new.excluded[name] for name in ("count", "total")}
-        session.execute(new.on_conflict_do_update(index_elements=list(RequestKey._fields), set_=sums))
+    for kind, table, names in _COLUMNS:
+        keys = sorted(key for key in counts if isinstance(key, kind))
+        rows = [{**key._asdict(), **dict(zip(names, counts[key], strict=True))} for key in keys]
+        for start in range(0, len(rows), WRITE_ROWS):
+            new = insert_into(session, table).values(rows[start : start + WRITE_ROWS])
+            sums = {name: getattr(table, name) + new.excluded[name] for name in names}
+            session.execute(new.on_conflict_do_update(index_elements=list(kind._fields), set_=sums))
 
 
 @dataclass(slots=True)
@@ -127,3 +162,14 @@ def summarize(
         else:
             (requests.tokens if measure == TOKENS else requests.errors)[bucket] = int(count)
     return dict(by_model)
+
+
+def summarize_shadows(
+    session: Session, project_id: str, names: Collection[str], start: int
+) -> dict[tuple[str, str], ShadowCounts]:
+    """Return the counts of the shadows of aliases, from a minute on, by the names of the alias and the model."""
+    by = ShadowMinute.alias, ShadowMinute.model
+    sums = (func.sum(getattr(ShadowMinute, name)) for name in ShadowCounts._fields)
+    rows = select(*by, *sums).where(ShadowMinute.project_id == project_id, ShadowMinute.alias.in_(names))
+    found = session.execute(rows.where(ShadowMinute.minute >= start).group_by(*by))
+    return {(alias, model): ShadowCounts._make((*map(int, counts), ratio)) for alias, model, *counts, ratio in found}

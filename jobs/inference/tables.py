@@ -147,3 +147,21 @@ class RequestMinute(Base):
     bucket: Mapped[str] = mapped_column(String(64), primary_key=True)
     count: Mapped[int]
     total: Mapped[float]
+
+
+class ShadowMinute(Base):
+    """Requests for an alias in one minute that its shadow, `model`, was to be asked too. See `ShadowCounts`."""
+
+    __tablename__ = "shadow_minute"
+
+    project_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    alias: Mapped[str] = mapped_column(String(255), primary_key=True)
+    model: Mapped[str] = mapped_column(String(255), primary_key=True)
+    minute: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, index=True)
+    requests: Mapped[int]
+    sent: Mapped[int]
+    dropped: Mapped[int]
+    failed: Mapped[int]
+    compared: Mapped[int]
+    equal: Mapped[int]
+    length_ratio: Mapped[float]

@@ -20,6 +20,7 @@ OTHER_TYPES: Final = {
     "model.alias.moved": "amove_",
     "model.alias.rolled_back": "amove_",
     "model.version.staged": "mmove_",
+    "model.alias.shadow_silent": "amove_",
 }
 
 _INSERT = insert(table_of(Event))

@@ -6,21 +6,24 @@ A draw takes a point from 0 up to 1. A sticky alias takes the hash of who asks, 
 point in each draw. The targets are laid along the points backwards, the last one first: a last target that grows keeps
 the users that it had. `jobs.fleet.access` says which model answers: what has the name itself comes before an alias.
 
+A shadow is a model that is asked the same as the target, after the client has its answer, which nobody is shown.
+
 Each change of a routing is a move. Moves stay for ever, so that what answered a name at a time can be said later.
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, and_, case, func, select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.errors import Conflict
 from jobs.ids import new_id
+from jobs.inference.tables import ShadowMinute
 from jobs.ledger import events
 from jobs.registry.tables import Alias, AliasMove, MoveAction
 from jobs.security.tables import Project
@@ -30,10 +33,15 @@ MAX_MOVES: Final = 100_000  # of a project
 MAX_WATCHED: Final = 100  # aliases that are compared in one round
 MAX_TARGETS: Final = 8
 MAX_FALLBACKS: Final = 4
+MAX_IN_FLIGHT: Final = 64  # requests of a shadow
 WHOLE: Final = 100  # the sum of the weights
 PREFIX: Final = "amove_"
 MOVED: Final = "model.alias.moved"
 ROLLED_BACK: Final = "model.alias.rolled_back"
+SHADOW_SILENT: Final = "model.alias.shadow_silent"
+Comparison = Literal["exact_match", "length"]
+_SILENCE: Final = 600  # seconds of requests without one that was sent to the shadow
+_MINUTE: Final = 60
 _POINTS: Final = 1 << 64
 
 
@@ -42,6 +50,15 @@ class WeightedModel(msgspec.Struct, frozen=True):
 
     model: str
     weight: int
+
+
+class Shadow(msgspec.Struct, frozen=True):
+    """A model that is asked a percentage of the requests again, at most `max_in_flight` at once."""
+
+    model: str
+    share: int = WHOLE
+    max_in_flight: int = 4
+    compare: Comparison | None = None
 
 
 class AliasRouting(msgspec.Struct, frozen=True):
@@ -55,6 +72,7 @@ class AliasRouting(msgspec.Struct, frozen=True):
     sticky: bool = False
     fallbacks: tuple[str, ...] = ()
     rollback: bool = True
+    shadow: Shadow | None = None
 
     @property
     def incumbent(self) -> str:
@@ -63,8 +81,9 @@ class AliasRouting(msgspec.Struct, frozen=True):
 
     @property
     def models(self) -> frozenset[str]:
-        """The targets and the fallbacks."""
-        return frozenset((*(target.model for target in self.targets), *self.fallbacks))
+        """The targets, the fallbacks and the shadow."""
+        shadow = (self.shadow.model,) if self.shadow else ()
+        return frozenset((*(target.model for target in self.targets), *self.fallbacks, *shadow))
 
     def model_at(self, point: float) -> str:
         """Return the target at a point, which is at least 0 and below 1."""
@@ -157,6 +176,7 @@ def move(
         alias.routing = made.routing = routing.to_json()
         alias.watched_since = made.at if routing.rollback and len(routing.targets) > 1 else None
         alias.rollback_id = made.id if action == "rollback" else None
+        alias.shadow_since = made.at if routing.shadow else None
         session.add(alias)
     session.add(made)
     _tell(session, made, MOVED, 1)
@@ -190,6 +210,36 @@ def find_rollback(session: Session, after: str) -> Alias | None:
     """Return the next alias after the roll-back `after`, in the order of their ids, whose roll-back is unconfirmed."""
     rows = select(Alias).where(Alias.rollback_id.is_not(None)).order_by(Alias.rollback_id <= after, Alias.rollback_id)
     return session.scalar(rows.limit(1))
+
+
+def list_silent(session: Session) -> list[tuple[str, str]]:
+    """Return some aliases, each with its project, whose shadow was sent none of the requests of the last minutes.
+
+    The requests of the last whole minute may be on their way.
+    """
+    at = int(now())
+    counted = (
+        ShadowMinute.project_id == Alias.project_id,
+        ShadowMinute.alias == Alias.name,
+        ShadowMinute.minute >= at - _SILENCE - 2 * _MINUTE,
+    )
+    asked = func.sum(case((ShadowMinute.minute < at - 2 * _MINUTE, ShadowMinute.requests), else_=0))
+    rows = select(Alias.project_id, Alias.name).join(ShadowMinute, and_(*counted))
+    rows = rows.where(Alias.shadow_since < at - _SILENCE - 2 * _MINUTE).group_by(Alias.project_id, Alias.name)
+    silent = rows.having(and_(func.sum(ShadowMinute.sent) == 0, asked > 0)).limit(MAX_WATCHED)
+    return [(project_id, name) for project_id, name in session.execute(silent)]
+
+
+def tell_silence(session: Session, project_id: str, name: str) -> bool:
+    """Add the event of a shadow that was sent nothing, once for each move; return False where it has been told."""
+    alias = find(session, name, project_id, lock=True)
+    if alias is None or alias.shadow_since is None:
+        return False
+    last = last_move(session, name, project_id)
+    assert last is not None
+    alias.shadow_since = None
+    _tell(session, last, SHADOW_SILENT, 3)
+    return True
 
 
 def moves_of(name: str, project_id: str) -> Select[AliasMove]:

@@ -123,7 +123,8 @@ class Alias(Base):
     `routing` is a `jobs.registry.aliases.AliasRouting` whose first target is `model`; null stands for `model` alone.
     `created_by` is the actor of the audit row of its creation. The dispatcher compares the targets by their requests
     from `watched_since` on, null where there is nothing to compare. `rollback_id` is the roll-back, the last move, that
-    no answer has confirmed yet.
+    no answer has confirmed yet. `shadow_since` is the time of the last move where it has a shadow, null once an event
+    has told that nothing is sent to it.
     """
 
     __tablename__ = "alias"
@@ -138,12 +139,14 @@ class Alias(Base):
     created_by: Mapped[str] = mapped_column(String(64))
     watched_since: Mapped[float | None]
     rollback_id: Mapped[str | None] = mapped_column(String(64))
+    shadow_since: Mapped[float | None]
 
     id = synonym("name")  # the id of the object in the API
 
     __table_args__ = (
         Index("ix_alias_watched_since", "watched_since"),
         Index("ix_alias_rollback_id", "rollback_id"),
+        Index("ix_alias_shadow_since", "shadow_since"),
     )
 
 

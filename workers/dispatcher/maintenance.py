@@ -7,7 +7,7 @@ jobs        past their window; of a key or project that has ended; stopping for 
             revoked); left without a next step;
             waiting for others that have ended; live although their parent was cancelled; waiting for a spend limit
 alerts      of spending that has reached a threshold
-aliases     whose new models do worse are rolled back, see `workers.dispatcher.rollbacks`
+aliases     whose new models do worse are rolled back, see `workers.dispatcher.rollbacks`; silent shadows are told
 audit       sealed; its head sent away once a day
 counts      the jobs of sealed rows are added to the sums of ended jobs, and what transactions counted to the measures
 events      numbered: the positions in the feeds of their projects
@@ -34,6 +34,7 @@ from jobs.ledger.tables import Job
 from jobs.platform import processes
 from jobs.platform.storage import Storage
 from jobs.queues import Queue, Task
+from jobs.registry import aliases
 from jobs.retrieval import attachments, sources
 from jobs.schedules import schedules
 from jobs.security import ended_keys
@@ -250,6 +251,7 @@ class Maintenance:
         self._repeat(budgets.has_expired, budgets.purge_reservations)
         self._fire_alerts()
         self._rollbacks.run()
+        self._tell_silent_shadows()
         self._release_deliveries()
         self._purge_sources()
 
@@ -282,6 +284,13 @@ class Maintenance:
         for alert_id in due:
             self._write(partial(alerts.fire, alert_id=alert_id))
             log.info("spend_alert_fired", extra={"alert": alert_id})
+
+    def _tell_silent_shadows(self) -> None:
+        with self._db.read() as session:
+            silent = aliases.list_silent(session)
+        for project_id, name in silent:
+            if self._write(partial(aliases.tell_silence, project_id=project_id, name=name)):
+                log.warning("alias_shadow_silent", extra={"alias": name})
 
     def _purge_sources(self) -> None:
         """Purge some documents of deleted sources, and of sources whose store was deleted."""

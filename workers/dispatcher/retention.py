@@ -31,7 +31,7 @@ from jobs.files import lookup
 from jobs.files.tables import File, Upload, UploadPart
 from jobs.finetuning import datasets
 from jobs.inference import cache
-from jobs.inference.tables import Conversation, RequestMinute, StoredCompletion, StoredResponse
+from jobs.inference.tables import Conversation, RequestMinute, ShadowMinute, StoredCompletion, StoredResponse
 from jobs.ledger import audit, feed, kinds, removal
 from jobs.ledger.removal import FULL
 from jobs.ledger.states import TERMINAL
@@ -371,6 +371,7 @@ class Retention:
             (Idempotency, Idempotency.created_at < keys),
             (ApiKey, *idle_login_keys()),
             (RequestMinute, RequestMinute.minute < now() - _REQUESTS_SECONDS),
+            (ShadowMinute, ShadowMinute.minute < now() - _REQUESTS_SECONDS),
         ]
         more = [self._repeat(self._fail_lost_deliveries), *(self._repeat(partial(self._delete, *rows)) for rows in old)]
         self._rows_due = self._repeat(partial(self._forget_events, before)) or any(more)

@@ -8,10 +8,13 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.errors import Conflict
+from jobs.inference import request_counts
+from jobs.inference.request_counts import ShadowCounts, ShadowKey
 from jobs.registry import aliases
-from jobs.registry.aliases import AliasRouting, WeightedModel
+from jobs.registry.aliases import AliasRouting, Shadow, WeightedModel
 from jobs.registry.tables import Alias, AliasMove
 from jobs.security import keys
 from jobs.webhooks.tables import Event
@@ -142,3 +145,76 @@ def test_project_has_a_bounded_number_of_moves_and_can_still_delete(
             moves.move("update", routed(100))
         moves.move("delete", None)
         assert aliases.find(session, NAME, moves.project) is None
+
+
+# ── silent shadows ──
+
+
+class ShadowedAlias:
+    """An alias with a shadow since so many seconds, and counts of its requests."""
+
+    def __init__(self, db: Database, seconds: float = 3600) -> None:
+        self.db = db
+        with db.write() as session:
+            self.project = keys.ensure_project(session, "acme").id
+            alias = Alias(project_id=self.project, name=NAME, created_at=now(), created_by="test")
+            aliases.move(session, alias, routed(100, shadow=Shadow("b")), "create", actor="test")
+            alias.shadow_since = now() - seconds
+
+    def count(self, minutes_ago: int, **counts: int) -> None:
+        key = ShadowKey(self.project, NAME, "b", int(now()) // 60 * 60 - 60 * minutes_ago)
+        with self.db.write() as session:
+            request_counts.write(session, {key: ShadowCounts(**counts)})
+
+    @property
+    def is_silent(self) -> bool:
+        with self.db.read() as session:
+            return aliases.list_silent(session) == [(self.project, NAME)]
+
+    def tell(self) -> bool:
+        with self.db.write() as session:
+            return aliases.tell_silence(session, self.project, NAME)
+
+
+def test_shadow_without_requests_or_with_one_that_was_sent_is_not_silent(db: Database) -> None:
+    shadowed = ShadowedAlias(db)
+    assert not shadowed.is_silent
+    shadowed.count(15, requests=9)
+    assert not shadowed.is_silent  # it was long ago
+    shadowed.count(0, requests=9)
+    assert not shadowed.is_silent  # they may be on their way
+
+    shadowed.count(5, requests=9, dropped=9)
+
+    assert shadowed.is_silent
+    shadowed.count(0, sent=1)
+    assert not shadowed.is_silent
+
+
+@pytest.mark.parametrize(("seconds", "is_silent"), [(60, False), (600, False), (1200, True)])
+def test_shadow_has_minutes_since_its_move_before_it_is_silent(db: Database, seconds: int, is_silent: bool) -> None:
+    shadowed = ShadowedAlias(db, seconds)
+    shadowed.count(5, requests=9)
+
+    assert shadowed.is_silent == is_silent
+
+
+def test_silence_is_told_once_for_each_move(db: Database) -> None:
+    shadowed = ShadowedAlias(db)
+    shadowed.count(5, requests=9)
+
+    assert shadowed.tell()
+    assert not shadowed.tell()
+    assert not shadowed.is_silent
+
+    with db.write() as session:
+        alias = aliases.find(session, NAME, shadowed.project, lock=True)
+        assert alias is not None
+        aliases.move(session, alias, routed(100, shadow=Shadow("c")), "update", actor="test")
+        assert alias.shadow_since is not None
+        aliases.move(session, alias, routed(100), "update", actor="test")
+        assert alias.shadow_since is None
+        events = session.execute(select(Event.type, Event.subject_id).where(Event.type == aliases.SHADOW_SILENT)).all()
+        moves = session.scalars(select(AliasMove.id).order_by(AliasMove.number)).all()
+    assert [event.subject_id for event in events] == [moves[0]]
+    assert not shadowed.tell()
