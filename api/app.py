@@ -239,6 +239,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     yield {}
     app.state.services.stopping.set()
     await app.state.services.key_use.close()
+    await app.state.services.shadow_tasks.close()
     await app.state.services.requests.close()
     await app.state.services.inference.close()
     app.state.services.db.close()

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from api.computations import Computations
 from api.key_use import KeyUse
 from api.request_recorder import RequestRecorder
+from api.shadow_tasks import ShadowTasks
 from api.ttl_cache import Trusted
 from api.wrong_keys import WrongKeys
 from jobs.db.engine import Database
@@ -70,6 +71,7 @@ class Services:
     requests: RequestRecorder
     computations: Computations
     feed_bounds: Trusted[FeedBounds]  # by key: of the feed of its project
+    shadow_tasks: ShadowTasks = field(default_factory=ShadowTasks)
     limited_projects: LimitedProjects = field(default_factory=LimitedProjects)
     arriving: Arriving = field(default_factory=Arriving)
     changing: Locks = field(default_factory=Locks)  # locks of conversations

@@ -25,6 +25,7 @@ from api.http import sse
 from api.http.sse import EVENT_STREAM, KEEP_ALIVE, KeyRevoked, check_key, event_stream
 from api.inference import spending
 from api.inference.request_metrics import RequestMetrics
+from api.inference.shadows import ask_shadow
 from api.inference.targets import find_alias, find_target, read_rates, work_of, worker_check
 from api.shares import run_unshared
 from jobs.clock import now
@@ -178,6 +179,7 @@ async def submit(
     entries = metrics.follow(spend.follow(entries) if spend else entries)
     named = {**({"service_tier": tier.name} if tier.is_named else {}), **({"prompt": prompt} if prompt else {})}
     entries = _settle(call, reservation, _add_fields(entries, named) if named else entries, len(raw))
+    entries = ask_shadow(entries, alias, call, work, url, body, len(raw))
     while (first := await anext(entries)).kind not in ("chunk", "end", "late"):
         pass
     if (maker := (_maker_of(first) if is_tuned(model) else None) or resolved_model) and _HEADER_VALUE.fullmatch(maker):

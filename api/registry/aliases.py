@@ -5,7 +5,7 @@ the answer names. A name that a model has is that model's; an alias stands for m
 The aliases of the models file are listed too, but no request changes them.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, Final, Literal, NoReturn
 
 from fastapi import Path, Query
@@ -23,13 +23,16 @@ from api.http.paging import After, Limit20, Order, Page, cursor_details, deletio
 from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest, NotFound, Unauthenticated
 from jobs.fleet import access, routing
+from jobs.inference import request_counts
+from jobs.inference.request_counts import ShadowCounts
 from jobs.registry import aliases
-from jobs.registry.aliases import AliasRouting, WeightedModel
+from jobs.registry.aliases import AliasRouting, Comparison, Shadow, WeightedModel
 from jobs.registry.tables import Alias, AliasMove, MoveAction
 
 router = resource("Aliases", area="aliases")
 
 _LENGTH: Final = 255
+_COUNTED: Final = 86_400  # seconds
 _TARGET: Final = 128  # of an audit row
 _END_OF_TIME: Final = 253_402_300_799  # the year 9999
 Name = Annotated[str, Field(min_length=1, max_length=_LENGTH, pattern=r"^[^\s\x00-\x1f*]+$")]
@@ -69,6 +72,19 @@ Targets = Annotated[
 Fallbacks = Annotated[Many[Name], Field(max_length=aliases.MAX_FALLBACKS), AfterValidator(_check_names)]
 
 
+class AliasShadow(Body):
+    """A model that is asked the same as the target, once the client has its answer. Nobody is shown what it answers."""
+
+    model: Name
+    share: Annotated[int, Field(ge=1, le=aliases.WHOLE, description="Percentage of the requests.")] = aliases.WHOLE
+    max_in_flight: Annotated[
+        int, Field(ge=1, le=aliases.MAX_IN_FLIGHT, description="Requests beyond are dropped, and counted.")
+    ] = 4
+    compare: Comparison | None = Field(
+        default=None, description="Whether the texts of both answers are the same, or how their lengths compare."
+    )
+
+
 class AliasFields(Body):
     """The models of an alias: `model` alone, or `targets`, of which the first is the incumbent."""
 
@@ -84,6 +100,7 @@ class AliasFields(Body):
         default=None,
         description="Whether targets that do worse than the incumbent are dropped: the default.",
     )
+    shadow: AliasShadow | None = Field(default=None, description="Null where there is none: the default.")
     reason: Annotated[str, Field(min_length=1, max_length=512)] | None = Field(
         default=None, description="Kept with the move."
     )
@@ -102,11 +119,18 @@ class AliasFields(Body):
         else:
             raise InvalidRequest("Missing required parameter: 'model'.", param="model", code=_MISSING)
         former = former or AliasRouting(targets)
+        shadow = former.shadow
+        if "shadow" in self.model_fields_set:
+            shadow = None if self.shadow is None else Shadow(**self.shadow.model_dump())
+        if shadow and shadow.model in {target.model for target in targets}:
+            message = f"'{clip(shadow.model)}' is a target: its shadow would be asked twice."
+            raise InvalidRequest(message, param="shadow.model", code="shadow_is_target")
         return AliasRouting(
             targets,
             former.sticky if self.sticky is None else self.sticky,
             former.fallbacks if self.fallbacks is None else tuple(self.fallbacks),
             former.rollback if self.rollback is None else self.rollback,
+            shadow,
         )
 
 
@@ -123,7 +147,7 @@ class UpdateAlias(AliasFields):
 
 
 _MISSING: Final = "missing_required_parameter"
-_ROUTING_FIELDS: Final = ("model", "targets", "sticky", "fallbacks", "rollback")
+_ROUTING_FIELDS: Final = ("model", "targets", "sticky", "fallbacks", "rollback", "shadow")
 
 
 # ── objects ──
@@ -134,6 +158,30 @@ class ShownTarget(BaseModel):
     weight: int
 
 
+class ShownShadow(BaseModel):
+    model: str
+    share: int
+    max_in_flight: int
+    compare: Comparison | None
+
+
+class ShadowCountsObject(BaseModel):
+    """What became of the requests for a shadow in the last day.
+
+    Of `requests` the client had its answer. Those that a worker took are `sent`; those beyond a bound are `dropped`;
+    those that met no worker or an error have `failed`. Of those `compared` the text of `equal` is the same, or
+    `length_ratio` is the mean length by that of the client's answer.
+    """
+
+    requests: int
+    sent: int
+    dropped: int
+    failed: int
+    compared: int
+    equal: int | None
+    length_ratio: float | None
+
+
 class ShownRouting(BaseModel):
     """Models by weight, and those that answer where no live worker serves the target that was drawn."""
 
@@ -141,12 +189,14 @@ class ShownRouting(BaseModel):
     sticky: bool
     fallbacks: list[str]
     rollback: bool
+    shadow: ShownShadow | None
 
 
 class AliasObject(BaseModel):
     """An alias. `id` is the name that requests may give as `model`; `model` is the incumbent, the first of `targets`.
 
-    An alias of the models file has the `source` `models_file`; no request changes it.
+    An alias of the models file has the `source` `models_file`; no request changes it. The counts of the shadow are in
+    the answers to GET requests.
     """
 
     id: str
@@ -156,6 +206,8 @@ class AliasObject(BaseModel):
     sticky: bool
     fallbacks: list[str]
     rollback: bool
+    shadow: ShownShadow | None
+    shadow_counts: ShadowCountsObject | None = None
     source: Literal["project", "models_file"] = "project"
     metadata: Metadata | None
     created_at: int
@@ -185,6 +237,27 @@ class AliasDeleted(BaseModel):
     id: str
     object: Literal["model.alias.deleted"] = "model.alias.deleted"
     deleted: bool = True
+
+
+def _show_all(session: Session, rows: Sequence[Alias]) -> list[AliasObject]:
+    """Show aliases of one project, with the counts of their shadows."""
+    shadows = {row.name: shadow for row in rows if (shadow := aliases.routing_of(row).shadow)}
+    start = int(now()) - _COUNTED
+    counts = request_counts.summarize_shadows(session, rows[0].project_id, shadows, start) if shadows else {}
+    shown = [_show(row) for row in rows]
+    for alias in shown:
+        if shadow := shadows.get(alias.id):
+            alias.shadow_counts = _show_counts(shadow, counts.get((alias.id, shadow.model), ShadowCounts()))
+    return shown
+
+
+def _show_counts(shadow: Shadow, counts: ShadowCounts) -> ShadowCountsObject:
+    fields: dict[str, Any] = counts._asdict()
+    if shadow.compare != "exact_match":
+        fields["equal"] = None
+    has_ratio = shadow.compare == "length" and counts.compared
+    fields["length_ratio"] = counts.length_ratio / counts.compared if has_ratio else None
+    return ShadowCountsObject(**fields)
 
 
 def _show(alias: Alias) -> AliasObject:
@@ -287,7 +360,7 @@ def retrieve_alias(call: Call, alias: Id, at: At = None) -> AliasObject:
             return _past_alias(session, call, alias, at)
         own = aliases.find(session, alias, call.project_id)
         if own is not None:
-            return _show(own)
+            return _show_all(session, [own])[0]
         static = {shown.id: shown for shown in _static_aliases(session, call)}
         return static.get(alias) or _raise_missing(alias)
 
@@ -332,7 +405,7 @@ def _find_page(
     own = select(Alias).where(Alias.project_id == call.project_id)
     deletions = deletion_details(call, "alias.delete")
     rows, more = find(session, own, Alias, after=after, limit=limit, order=order, deletions=deletions)
-    return [_show(alias) for alias in rows], more
+    return _show_all(session, rows), more
 
 
 def _static_aliases(session: Session, call: CallContext) -> list[AliasObject]:
@@ -410,6 +483,7 @@ def _check_models(
     params = {model: f"fallbacks[{n}]" for n, model in enumerate(new.fallbacks)}
     params |= {target.model: f"targets[{n}].model" for n, target in enumerate(new.targets)}
     params |= {body.model: "model"} if body.model else {}
+    params |= {new.shadow.model: "shadow.model"} if new.shadow else {}
     unknown = {model: param for model, param in params.items() if model not in known}
     try:
         access.check_alias(session, call.services.registry(), call.work(new.incumbent, ""), unknown)

@@ -4,8 +4,10 @@
     streams:<project>   hash   stream ─▶ "bytes"           counted while resumable:<stream> or answer:<stream> exists
                                       or "bytes u"         the same; a resumable stream that is unfinished
 
+    shadows:<project>   hash   request ─▶ alias            counted while asking:<request> exists
+
 An entry whose keys have expired does not count, and the next admission removes it. So what a dead process leaves behind
-counts no longer than those keys live. Both hashes expire too.
+counts no longer than those keys live. The hashes expire too.
 
 A resumable stream lives without a connection. Until it ends, the most that it may hold is counted; then the bytes that
 it holds. Unread chunks of other streams, and events of background responses, are counted in blocks.
@@ -36,6 +38,7 @@ from jobs.inference.interactive import (
     queue_seconds,
     redis_url,
     resumable_key,
+    shadows_key,
     streams_key,
     waiting_key,
 )
@@ -109,6 +112,31 @@ for _, key in ipairs({{queue, waiting}}) do
 end
 return ''
 """
+#: A shadow takes nothing of what its project's clients may put into Redis, and a third of a queue of its own.
+_ADMIT_SHADOW: Final = f"""
+local queue, client_key, shadows = unpack(KEYS)
+local id, raw, alias = ARGV[1], ARGV[2], ARGV[3]
+local limit, slots, bytes, lease, seconds = unpack(ARGV, 4)
+local entries, own, total = redis.call('HGETALL', shadows), 0, 0
+for i = 1, #entries, 2 do
+  if redis.call('EXISTS', '{client_key("")}' .. entries[i]) == 0 then
+    redis.call('HDEL', shadows, entries[i])
+  else
+    total = total + 1
+    if entries[i + 1] == alias then own = own + 1 end
+  end
+end
+local length = redis.call('LLEN', queue)
+if own >= tonumber(limit) or total * {PART} >= tonumber(slots) or length >= tonumber(slots) then return 0 end
+if length > 0 and redis.call('MEMORY', 'USAGE', queue, 'SAMPLES', 0) + #raw > tonumber(bytes) then return 0 end
+redis.call('SET', client_key, '1', 'EX', lease)
+redis.call('RPUSH', queue, raw)
+redis.call('HSET', shadows, id, alias)
+for _, key in ipairs({{queue, shadows}}) do
+  if redis.call('TTL', key) < tonumber(seconds) then redis.call('EXPIRE', key, seconds) end
+end
+return 1
+"""
 _COUNT: Final = f"""{_COUNT_STREAM}
 local bytes, most, seconds = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 return count_stream(KEYS[1], ARGV[1], bytes, nil, most, seconds)
@@ -140,6 +168,21 @@ async def admit(
         raise TooManyRequests("Too many requests of this project, or too many bytes of them, wait to be answered.")
     if refused == b"streams":
         raise TooManyRequests("This project has too many streams that can be resumed. Stop some, or wait.")
+
+
+async def admit_shadow(
+    server: Any, config: Settings, queue: str, request: QueuedRequest, raw: bytes, alias: str, limit: int, lease: int
+) -> None:
+    """Put the packed request `raw` into the queue of shadows, where fewer than `limit` of the alias are in flight.
+
+    It counts as in flight for `lease` seconds, and longer where it is renewed.
+
+    Raises TooManyRequests, RedisError.
+    """
+    keys = queue, client_key(request.id), shadows_key(request.tenant)
+    bounds = limit, config.interactive_waiting, MAX_WAITING_BYTES, lease, queue_seconds(request)
+    if not await server.eval(_ADMIT_SHADOW, len(keys), *keys, request.id, raw, alias, *bounds):
+        raise TooManyRequests("Too many requests for the shadow of this alias are in flight.")
 
 
 async def count_block(server: Any, tenant: str, stream_id: str, limit: int) -> bool:

@@ -34,7 +34,7 @@ from jobs.errors import (
     WorkerLost,
 )
 from jobs.inference import admission
-from jobs.inference.admission import MemoryProbe, admit
+from jobs.inference.admission import MemoryProbe, admit, admit_shadow
 from jobs.inference.interactive import (
     ANSWER_SECONDS,
     AT_ONCE,
@@ -129,11 +129,13 @@ class InferenceClient:
         check_client: ClientCheck = _is_always_connected,
         resumable: Resumable | None = None,
         patience: float = math.inf,
+        of_shadow: tuple[str, int] | None = None,
     ) -> AsyncGenerator[AnswerEntry]:
         """Queue a request and yield the entries of its answer, the last one of kind `end`.
 
         `is_served` says whether a live worker may take the request. After `patience` seconds without a chunk, entries
-        of kind `late` are yielded.
+        of kind `late` are yielded. `of_shadow` is the alias whose shadow is asked, and how many requests for it may be
+        in flight.
 
         Raises BrokerFull, NotFound, NoWorker, Overloaded, StreamsUnavailable, TooManyRequests, WorkerLost, and the
         errors of
@@ -146,7 +148,10 @@ class InferenceClient:
                 raise BrokerFull
             packed = pack(resumable) if resumable is not None else b""
             async with reader.sending():
-                await admit(self._redis, self._config, key, request, raw, packed, reader.seconds)
+                if of_shadow:
+                    await admit_shadow(self._redis, self._config, key, request, raw, *of_shadow, reader.seconds)
+                else:
+                    await admit(self._redis, self._config, key, request, raw, packed, reader.seconds)
             async with reader.present(), aclosing(reader.entries(is_served, check_client)) as entries:
                 async for entry in entries:
                     yield entry

@@ -39,6 +39,8 @@ ENTRY_FIELD: Final = b"p"  # of a Redis stream's entry: the packed `AnswerEntry`
 PRIORITY: Final = -1_000_000
 #: Of requests that a line of a batch sends to another queue: behind clients, and before the batches of that queue.
 LINE_PRIORITY: Final = PRIORITY // 2
+#: Of requests for the shadow of an alias: behind every batch.
+SHADOW_PRIORITY: Final = 1_000_000
 #: Of requests by their service tier; those of `flex` run with batches.
 TIER_PRIORITIES: Final = {"priority": PRIORITY - 1, "default": PRIORITY, "flex": 0}
 AT_ONCE: Final = 256  # entries in one read: the most that a process of the API holds of an answer
@@ -126,6 +128,11 @@ def routed_queue(queue: str, priority: int = PRIORITY) -> str:
     return f"{queue}:routed_queue" if priority == PRIORITY else f"{queue}:lines"
 
 
+def shadow_queue(queue: str) -> str:
+    """Return the queue of requests for the shadows of aliases."""
+    return f"{queue}:shadows"
+
+
 def client_key(request_id: str) -> str:
     return f"{_PREFIX}asking:{request_id}"
 
@@ -141,6 +148,11 @@ def resumable_key(request_id: str) -> str:
 def waiting_key(tenant: str) -> str:
     """Name the hash of a project's waiting requests."""
     return f"{_PREFIX}waiting:{tenant}"
+
+
+def shadows_key(tenant: str) -> str:
+    """Name the hash of a project's requests for shadows."""
+    return f"{_PREFIX}shadows:{tenant}"
 
 
 def streams_key(tenant: str) -> str:

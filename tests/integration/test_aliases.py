@@ -1,6 +1,9 @@
 """Aliases of a project, as the official SDK uses them: old names of models in unchanged code."""
 
+import asyncio
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 from openai import OpenAI
 from sqlalchemy import select
 
+from api import request_recorder
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.fleet import workers
@@ -19,14 +23,16 @@ from jobs.queues import Queue
 from jobs.registry import aliases
 from jobs.registry.tables import Alias, AliasMove
 from jobs.security import keys
+from jobs.usage.rate_limits import set_limits
 from jobs.webhooks.tables import Event
-from tests.integration.test_rate_limits import limit
+from tests.integration.test_rate_limits import limit, project_id_of
 from tests.support.fake_engine import FakeEngine
 from tests.support.inline_deployment import chat_line, jsonl, running
 from tests.support.interactive_api import HELLO, MODEL, Shop
 from tests.support.system import eventually
 from tests.support.worker_rows import worker_row
 from workers.dispatcher import rollbacks
+from workers.engines.port import Answer, EngineFault, Request
 
 NAME = "ft:gpt-4o-mini:acme::abc"
 
@@ -236,3 +242,153 @@ def test_rollback_is_complete_after_an_answer(rivals: Shop, monkeypatch: pytest.
     eventually(lambda: len(types()) == 2, 30, "the probe is answered")
     assert types() == [aliases.MOVED, aliases.ROLLED_BACK]
     assert rivals.asked == ["Hello"]
+
+
+# ── shadow ──
+
+
+@dataclass
+class ShadowedShop:
+    """The shop with an alias of one model, whose shadow is the other one. `held` lets the shadow wait."""
+
+    shop: Shop
+    asked: list[tuple[str, str]]
+    held: threading.Event
+
+    @property
+    def client(self) -> OpenAI:
+        return self.shop.client
+
+    def set_up(self, **shadow: Any) -> None:
+        body = {"id": NAME, "model": MODEL, "shadow": {"model": RIVAL, **shadow}}
+        self.client.post("/aliases", body=body, cast_to=object)
+
+    def ask(self, **fields: Any) -> Any:
+        return self.client.chat.completions.create(**{"model": NAME, "messages": HELLO, **fields})
+
+    def counts(self) -> dict[str, Any]:
+        alias: Any = self.client.get(f"/aliases/{NAME}", cast_to=object)
+        return dict(alias["shadow_counts"])
+
+    def wait_for(self, **counts: Any) -> None:
+        eventually(lambda: counts.items() <= self.counts().items(), 30, f"the shadow has {counts}")
+
+    @property
+    def models(self) -> list[str]:
+        return [model for model, _ in self.asked]
+
+
+@pytest.fixture
+def shadowed(rivals: Shop, monkeypatch: pytest.MonkeyPatch) -> Iterator[ShadowedShop]:
+    monkeypatch.setattr(request_recorder, "_EVERY", 0.05)
+    made = ShadowedShop(rivals, [], threading.Event())
+    made.held.set()
+    answer = rivals.engine._answer
+
+    async def note(request: Request) -> Answer:
+        made.asked.append((str(request.body["model"]), request.url))
+        if request.body["model"] == RIVAL:
+            await asyncio.to_thread(made.held.wait, 30)
+        return await answer(request)
+
+    monkeypatch.setattr(rivals.engine, "_answer", note)
+    yield made
+    made.held.set()
+
+
+def test_shadow_is_asked_what_the_target_has_answered(shadowed: ShadowedShop) -> None:
+    shadowed.set_up(compare="exact_match")
+    client, chat = shadowed.client, shadowed.client.chat.completions
+    answers = [
+        shadowed.ask(),
+        shadowed.ask(store=True),
+        *chat.create(model=NAME, messages=HELLO, stream=True),
+        client.completions.create(model=NAME, prompt="Hello"),
+        *client.completions.create(model=NAME, prompt="Hello", stream=True),
+        client.responses.create(model=NAME, input="Hello"),
+    ]
+    with client.responses.stream(model=NAME, input="Hello") as stream:
+        answers.append(stream.get_final_response())
+
+    assert {answer.model for answer in answers} == {MODEL}
+    shadowed.wait_for(requests=7, sent=7, compared=7, equal=7, dropped=0, failed=0)
+    by_model = [sorted(url for model, url in shadowed.asked if model == each) for each in (MODEL, RIVAL)]
+    assert by_model[0] == by_model[1]
+    assert len(list(chat.list())) == 1  # what the shadow answers is not stored
+
+
+def test_shadow_is_asked_its_share_and_compared_by_length(shadowed: ShadowedShop) -> None:
+    shadowed.set_up(share=50, compare="length", max_in_flight=64)
+
+    for n in range(40):
+        shadowed.ask(messages=[{"role": "user", "content": f"Hello {n}"}])
+
+    shadowed.shop.wait_until_free()
+    eventually(lambda: shadowed.models.count(RIVAL) == shadowed.counts()["compared"] > 0, 30, "all are compared")
+    counts = shadowed.counts()
+    assert 4 < counts["requests"] == counts["sent"] == counts["compared"] < 36
+    assert (counts["equal"], counts["length_ratio"]) == (None, 1.0)
+
+
+def test_shadow_that_is_busy_delays_no_client_and_drops_requests(shadowed: ShadowedShop) -> None:
+    shadowed.set_up(max_in_flight=1)
+    shadowed.held.clear()
+
+    assert {shadowed.ask().model for _ in range(4)} == {MODEL}
+
+    shadowed.wait_for(requests=4, sent=1, dropped=3)
+    shadowed.held.set()
+    shadowed.shop.wait_until_free()
+    eventually(lambda: shadowed.ask().model == MODEL and shadowed.counts()["sent"] > 1, 30, "the shadow is free")
+
+
+def test_failure_of_the_shadow_reaches_no_client(shadowed: ShadowedShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shadowed.set_up(compare="exact_match")
+    faults = {RIVAL: EngineFault("no answer")}
+    monkeypatch.setattr(shadowed.shop.engine, "_fault", lambda request: faults.get(str(request.body["model"])))
+
+    assert shadowed.ask().model == MODEL
+    shadowed.wait_for(sent=1, failed=1, compared=0)
+    shadowed.shop.leave("gpu-2")
+
+    def has_unsent() -> bool:
+        counts = shadowed.counts()
+        return shadowed.ask().model == MODEL and counts["failed"] > counts["sent"]
+
+    eventually(has_unsent, 30, "requests have failed that no worker took")
+
+
+def test_request_that_fails_is_not_asked_again(shadowed: ShadowedShop) -> None:
+    shadowed.set_up()
+
+    with pytest.raises(openai.InternalServerError):
+        shadowed.ask(messages=[{"role": "user", "content": "!500"}])
+    shadowed.ask()
+
+    shadowed.wait_for(requests=1, sent=1)
+    assert shadowed.models.count(RIVAL) == 1
+
+
+def test_shadow_takes_nothing_of_the_rate_limits(shadowed: ShadowedShop) -> None:
+    shadowed.set_up()
+    with shadowed.shop.app.state.services.db.write() as session:
+        for model in (MODEL, RIVAL):
+            set_limits(session, project_id_of(shadowed.shop, session), model, {"requests_per_day": 100})
+
+    raw = shadowed.client.chat.completions.with_raw_response
+    shadowed.ask()
+    shadowed.wait_for(sent=1)
+    left = [raw.create(model=model, messages=HELLO).headers for model in (MODEL, RIVAL)]
+
+    assert [headers["x-ratelimit-remaining-requests"] for headers in left] == ["98", "99"]
+
+
+def test_alias_without_a_shadow_asks_one_model(shadowed: ShadowedShop) -> None:
+    shadowed.set_up()
+    move(shadowed.client, shadow=None)
+
+    shadowed.ask()
+
+    shadowed.shop.wait_until_free()
+    alias: Any = shadowed.client.get(f"/aliases/{NAME}", cast_to=object)
+    assert (alias["shadow"], alias["shadow_counts"], shadowed.models) == (None, None, [MODEL])

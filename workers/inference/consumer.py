@@ -15,8 +15,8 @@ import asyncio
 import logging
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,11 +30,13 @@ from jobs.inference.admission import MAX_UNREAD_BYTES, max_stream_bytes
 from jobs.inference.interactive import (
     LINE_PRIORITY,
     PRIORITY,
+    SHADOW_PRIORITY,
     AnswerEntry,
     QueuedRequest,
     client_key,
     connect,
     routed_queue,
+    shadow_queue,
 )
 from jobs.ledger.pauses import Paused
 from jobs.logs import about
@@ -107,6 +109,7 @@ class InteractiveConsumer:
         if self._handlers:
             names += [searches.search_queue(queue), searches.rerank_queue(queue), routed_queue(queue)]
         self.queues = [self._new_queue(name, lambda: MAX_REQUESTS) for name in names]
+        self.queues.append(self._new_queue(shadow_queue(queue), self._line_limit))
         if self._handlers:
             self.queues.append(self._new_queue(lines, self._line_limit))
         self._reviving: set[asyncio.Task[None]] = set()
@@ -119,7 +122,7 @@ class InteractiveConsumer:
         return RequestQueue(name, limit, limiter, self._listening, self._begin, self._timings)
 
     def _line_limit(self) -> int:
-        """Return how many lines of other queues' batches may be here: as many as the throttle allows."""
+        """Return how many lines of other queues' batches, or requests for shadows, may be here: see the throttle."""
         limit = self._host.throttle.limit
         return ROUTED_LINES if limit is None else max(1, min(ROUTED_LINES, limit))
 
@@ -241,7 +244,7 @@ class InteractiveConsumer:
 
     async def _answer_in_turn(self, request: QueuedRequest, queue: RequestQueue) -> AnswerEntry:
         async with queue.limiter.turn(request.tenant):
-            return await self._ask(request, queue.name == self.queue)
+            return await self._ask(request, queue.name in (self.queue, shadow_queue(self.queue)))
 
     async def _ask(self, request: QueuedRequest, is_whole: bool) -> AnswerEntry:
         """Return the end of the answer. A part of another request (not `is_whole`) is counted with that one."""
@@ -253,10 +256,9 @@ class InteractiveConsumer:
         try:
             if request.url in self._handlers:  # an isolated line may hold the engine, and wait for this request
                 return end_of(await self._handlers[request.url](request, PRIORITY))
-            with self._host.throttle.client() if request.priority <= PRIORITY else nullcontext():
-                async with self._host.shared_turn():
-                    generation = self._host.generation
-                    return end_of(await self._ask_engine(request, engine_request, meter))
+            async with self._place(request), self._host.shared_turn():
+                generation = self._host.generation
+                return end_of(await self._ask_engine(request, engine_request, meter))
         except EngineBusy as busy:
             refused = refusal(503, "The engine is busy. Ask again in a moment.", code="engine_busy")
             return end_of(refused, busy.retry_after or 1.0)
@@ -277,6 +279,20 @@ class InteractiveConsumer:
             return end_of(refusal(500, "The engine gave no answer.", code="engine_error"))
         finally:
             meter.close()
+
+    @asynccontextmanager
+    async def _place(self, request: QueuedRequest) -> AsyncIterator[None]:
+        """Keep lines of batches away while a client is answered; wait, as they do, for the place of a shadow."""
+        throttle = self._host.throttle
+        if request.priority == SHADOW_PRIORITY:
+            await throttle.acquire()
+            try:
+                yield
+            finally:
+                throttle.release()
+        else:
+            with throttle.client() if request.priority <= PRIORITY else nullcontext():
+                yield
 
     async def _ask_engine(self, request: QueuedRequest, engine_request: Request, meter: AnswerMeter) -> Answer:
         async def emit(chunk: bytes) -> None:

@@ -8,6 +8,9 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
+from jobs.clock import now
+from jobs.inference import request_counts
+from jobs.inference.request_counts import ShadowCounts, ShadowKey
 from jobs.ledger.tables import Audit
 from jobs.registry import aliases
 from jobs.security import keys
@@ -108,6 +111,18 @@ def test_repeated_key_creates_single_alias(client: TestClient) -> None:
         ({"fallbacks": list("abcde")}, "fallbacks", "array_above_max_length"),
         ({"sticky": "yes"}, "sticky", "invalid_type"),
         ({"reason": "a" * 513}, "reason", "string_above_max_length"),
+        ({"shadow": {"model": MODEL}}, "shadow.model", "shadow_is_target"),
+        ({"shadow": {"model": "unknown"}}, "shadow.model", "model_not_found"),
+        ({"shadow": {"model": "first"}}, "shadow.model", "alias_of_alias"),
+        ({"shadow": {"model": NAME}}, "shadow.model", "model_not_found"),
+        ({"shadow": {}}, "shadow.model", "missing_required_parameter"),
+        ({"shadow": OTHER}, "shadow", "invalid_type"),
+        ({"shadow": {"model": OTHER, "share": 0}}, "shadow.share", "integer_below_min_value"),
+        ({"shadow": {"model": OTHER, "share": 101}}, "shadow.share", "integer_above_max_value"),
+        ({"shadow": {"model": OTHER, "max_in_flight": 0}}, "shadow.max_in_flight", "integer_below_min_value"),
+        ({"shadow": {"model": OTHER, "max_in_flight": 65}}, "shadow.max_in_flight", "integer_above_max_value"),
+        ({"shadow": {"model": OTHER, "compare": "judge"}}, "shadow.compare", None),
+        ({"shadow": {"model": OTHER, "weight": 1}}, "shadow.weight", "unknown_parameter"),
     ],
 )
 def test_refused_alias_names_the_field_and_changes_nothing(
@@ -208,7 +223,8 @@ def test_revert_of_a_canary_keeps_its_moves(either: FastAPI) -> None:
     ]  # fmt: skip
     assert [move["number"] for move in moves] == list(range(7, 0, -1))
     assert moves[0]["routing"] is None
-    routing = {"targets": [{"model": MODEL, "weight": 100}], "sticky": False, "fallbacks": [], "rollback": True}
+    targets = [{"model": MODEL, "weight": 100}]
+    routing = {"targets": targets, "sticky": False, "fallbacks": [], "rollback": True, "shadow": None}
     assert moves[-1]["routing"] == routing
     assert {move["alias"] for move in moves} == {NAME}
     assert len({move["actor"] for move in moves}) == 1
@@ -347,3 +363,52 @@ def test_alias_of_the_models_file_for_a_denied_model_is_hidden(make_app: Any) ->
 
     assert client.get("/v1/aliases/gpt-4o-mini").status_code == 404
     assert client.delete("/v1/aliases/gpt-4o-mini").status_code == 404
+
+
+def test_shadow_is_shown_with_its_counts_of_the_last_day(either: FastAPI) -> None:
+    client = client_of(either, make_key(either))
+    shadow = {"model": OTHER, "compare": "length"}
+    made = create(client, shadow=shadow)
+    assert made.status_code == 200, made.text
+    with either.state.services.db.write() as session:
+        key = ShadowKey(keys.ensure_project(session, "default").id, NAME, OTHER, int(now()) // 60 * 60)
+        counts = ShadowCounts(9, 5, 3, 1, 4, 2, 6.0)
+        others = key._replace(minute=key.minute - 90_000), key._replace(model="old"), key._replace(alias="other")
+        request_counts.write(session, dict.fromkeys((key, *others, key._replace(project_id="p")), counts))
+        request_counts.write(session, {key: counts})
+
+    shown = client.get(PATH).json()
+
+    assert shown["shadow"] == {"share": 100, "max_in_flight": 4, **shadow}
+    assert shown["shadow_counts"] == {
+        "requests": 18, "sent": 10, "dropped": 6, "failed": 2, "compared": 8, "equal": None, "length_ratio": 1.5
+    }  # fmt: skip
+    assert client.get("/v1/aliases").json()["data"] == [shown]
+    changed = client.post(PATH, json={"shadow": {**shadow, "compare": "exact_match"}}).json()
+    assert changed["shadow"]["compare"] == "exact_match"
+    shown = client.get(PATH).json()["shadow_counts"]
+    assert (shown["equal"], shown["length_ratio"]) == (4, None)
+
+
+def test_shadow_stays_until_it_is_null_and_becomes_no_target(client: TestClient) -> None:
+    create(client, shadow={"model": OTHER})
+
+    assert client.post(PATH, json={"sticky": True}).json()["shadow"]["model"] == OTHER
+    for fields in (weigh(80, 20), {"model": OTHER}):
+        refused = client.post(PATH, json=fields)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "shadow.model")
+    assert client.post(PATH, json={"model": OTHER, "shadow": None}).json()["shadow"] is None
+    reverted = client.post(PATH, json={"revert": True}).json()
+    assert (reverted["model"], reverted["shadow"]["model"]) == (MODEL, OTHER)
+    assert client.get(PATH).json()["shadow_counts"]["requests"] == 0
+    assert [move["routing"]["shadow"] for move in moves_of(client)["data"]].count(None) == 1
+
+
+def test_project_that_may_not_ask_a_model_has_no_shadow_of_it(app: FastAPI, client: TestClient) -> None:
+    with app.state.services.db.write() as session:
+        set_rule(session, keys.ensure_project(session, "default").id, "deny_list", [OTHER])
+
+    refused = create(client, shadow={"model": OTHER}).json()["error"]
+
+    assert (refused["param"], refused["code"]) == ("shadow.model", "model_not_found")
+    assert client.get(PATH).status_code == 404
