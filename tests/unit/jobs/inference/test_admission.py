@@ -436,3 +436,48 @@ async def test_unqueued_request_of_silent_worker_is_lost(url: str) -> None:
 
         with pytest.raises(WorkerLost):
             await asked
+
+
+# ── shadows ──
+
+
+async def ask_shadow(some: Clients, alias: str = "bot", limit: int = 2, tenant: str = "one", size: int = 10) -> str:
+    """Return the id of a request for the shadow of an alias once it is in its queue. Raises TooManyRequests."""
+    request = QueuedRequest(new_id("req_"), "/", bytes(size), tenant, now() + 60)
+    entries = some.client.submit(interactive.shadow_queue(QUEUE), request, _served, of_shadow=(alias, limit))
+    asked = asyncio.ensure_future(last_entry(entries))
+    while not asked.done():
+        if await some.client._server().exists(interactive.client_key(request.id)):
+            some.pending.append((request, asked))
+            return request.id
+        await asyncio.sleep(0.01)
+    asked.result()
+    raise AssertionError("answered by nobody")
+
+
+async def test_requests_in_flight_of_a_shadow_are_counted_over_all_processes(url: str) -> None:
+    async with clients(settings(url, interactive_waiting=90)) as one, clients(settings(url)) as two:
+        first = await ask_shadow(one)
+        await ask_shadow(two)
+        for each in (one, two):
+            with pytest.raises(TooManyRequests):
+                await ask_shadow(each)
+        await ask_shadow(one, alias="other")
+        await ask_shadow(two, tenant="two")
+
+        async with interactive.connect(url) as server:
+            await server.delete(interactive.client_key(first))  # as that of a dead process expires
+
+        await ask_shadow(two)
+
+
+async def test_shadows_leave_to_clients_what_they_may_put_into_queues(url: str) -> None:
+    async with clients(settings(url)) as some:
+        for _ in range(3):
+            await ask_shadow(some, limit=64, size=MB)
+        with pytest.raises(TooManyRequests):
+            await ask_shadow(some, limit=64)  # a third of the queue
+
+        count, _ = await some.ask_until_refused("one", MB)
+
+    assert count == 3
