@@ -44,11 +44,23 @@ def set_(
     rollback: Annotated[
         bool, typer.Option(help="Drop targets that fail or are slow, beside the incumbent, by themselves.")
     ] = True,
+    shadow: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="A model that is asked the same, after the answer; nobody sees its own."),
+    ] = None,
+    shadow_share: Annotated[int, typer.Option(metavar="PERCENT", help="The share of requests for the shadow.")] = 100,
+    shadow_in_flight: Annotated[
+        int, typer.Option(help="Requests of the shadow at once; beyond, they are dropped.")
+    ] = 4,
+    shadow_compare: Annotated[
+        str | None, typer.Option(metavar="exact_match|length", help="How both answers are compared.")
+    ] = None,
     reason: Reason = None,
 ) -> None:
     """Let a name stand for a model, or share its requests among several, in place of what an alias of that name had."""
     fields = {"sticky": sticky, "fallbacks": fallback or [], "rollback": rollback, "reason": reason}
-    body = {"targets": _targets(model, target or []), **fields}
+    asked_too = {"share": shadow_share, "max_in_flight": shadow_in_flight, "compare": shadow_compare}
+    body = {"targets": _targets(model, target or []), "shadow": shadow and {"model": shadow, **asked_too}, **fields}
     server = options.server
     own = {alias["id"] for alias in server.pages("/aliases", {}, _MAX) if alias["source"] == "project"}
     alias = server.post(_path(name), body) if name in own else server.post("/aliases", {"id": name, **body})
@@ -63,12 +75,12 @@ def show(
         str | None, typer.Option(metavar="TIME", help="Show the alias as it stood then, such as 2026-03-31T18:00.")
     ] = None,
 ) -> None:
-    """Show the models for which an alias stands."""
+    """Show the models for which an alias stands, and the requests of its shadow in the last day."""
     alias = options.server.get(_path(name), {} if at is None else {"at": parse_time(at)})
     fallbacks = f", else for {', '.join(alias['fallbacks'])}" if alias["fallbacks"] else ""
     sticky = ", the same for each user" if alias["sticky"] else ""
     models = f"{alias['id']} stands for {_models(alias)}{sticky}{fallbacks}"
-    options.show(alias, f"{models} since {moment(alias['updated_at'])}")
+    options.show(alias, f"{models} since {moment(alias['updated_at'])}", *_shadow_lines(alias))
 
 
 @app.command()
@@ -103,6 +115,23 @@ def _targets(model: str, others: list[str]) -> list[dict[str, Any]]:
     if left < 1:
         raise CliError(f"the targets leave nothing of 100 % for {model}")
     return [{"model": model, "weight": left}, *targets]
+
+
+def _shadow_lines(alias: dict[str, Any]) -> list[str]:
+    """Return a line with the shadow of an alias and what became of its requests; none where it has no shadow."""
+    shadow, counts = alias["shadow"], alias["shadow_counts"]
+    if shadow is None:
+        return []
+    line = f"shadow {shadow['model']} {shadow['share']} %"
+    if counts is None:
+        return [line]
+    line += f": {counts['sent']} of {counts['requests']} requests sent, {counts['dropped']} dropped"
+    line += f", {counts['failed']} failed"
+    if counts["equal"] is not None:
+        line += f", {counts['equal']} of {counts['compared']} answers the same"
+    if counts["length_ratio"] is not None:
+        line += f", {counts['length_ratio']:.2f} times as long"
+    return [line]
 
 
 def _path(name: str) -> str:

@@ -55,3 +55,16 @@ def test_target_without_a_share_is_refused(run: Run, target: str) -> None:
 
     assert refused.exit_code == 1
     assert "support-bot" not in output(run("list"))
+
+
+def test_shadow_is_shown_until_the_alias_is_set_without_one(run: Run) -> None:
+    options = ["--shadow", OTHER, "--shadow-share", "50", "--shadow-compare", "exact_match"]
+    output(run("set", "support-bot", MODEL, *options))
+
+    shadow = f"shadow {OTHER} 50 %"
+    counts = "0 of 0 requests sent, 0 dropped, 0 failed, 0 of 0 answers the same"
+    assert output(run("show", "support-bot")).endswith(f"\n{shadow}: {counts}")
+    assert output(run("show", "support-bot", "--at", "2100-01-01")).endswith(f"\n{shadow}")
+    assert "is a target" in str(run("set", "support-bot", MODEL, "--shadow", MODEL).exception)
+    output(run("set", "support-bot", MODEL))
+    assert "shadow" not in output(run("show", "support-bot"))
