@@ -49,7 +49,7 @@ export default function Aliases() {
   };
   const columns: readonly Column<Alias>[] = [
     { id: "alias", header: "Alias", cell: (row) => <Link to="/aliases" search={{ alias: row.id }} className="break">{row.id}</Link>, sort: (row) => row.id },
-    { id: "models", header: "Models", cell: (row) => <Targets targets={row.targets} requests={requests} /> },
+    { id: "models", header: "Models", cell: (row) => <Models alias={row} requests={requests} /> },
     { id: "sticky", header: "Users", cell: (row) => (row.sticky ? "keep a model" : "draw each time"), wide: true },
     { id: "fallbacks", header: "Fallbacks", cell: (row) => <span className="break">{row.fallbacks.join(", ") || "–"}</span>, wide: true },
     { id: "moved", header: "Moved", cell: (row) => <Time at={row.updated_at} />, sort: (row) => row.updated_at, wide: true },
@@ -86,6 +86,28 @@ function Targets({ targets, requests }: { targets: readonly Target[]; requests?:
       {requests && <div className="muted small">{formatCount(requests.get(model) ?? 0, "request")} in 10 minutes</div>}
     </div>
   ));
+}
+
+/** Render the models of an alias, and its shadow with what became of its requests in the last day. */
+function Models({ alias, requests }: { alias: Alias; requests: ReadonlyMap<string, number> }) {
+  const { shadow, shadow_counts: counts } = alias;
+  return (
+    <>
+      <Targets targets={alias.targets} requests={requests} />
+      {shadow && (
+        <div>
+          <span className="break">{shadow.model}</span> shadow of {shadow.share} %
+          {counts && (
+            <div className="muted small">
+              {counts.sent} of {formatCount(counts.requests, "request")} sent in a day, {counts.dropped} dropped, {counts.failed} failed
+              {counts.equal != null && `, ${counts.equal} of ${counts.compared} answers the same`}
+              {counts.length_ratio != null && `, ${counts.length_ratio.toFixed(2)} times as long`}
+            </div>
+          )}
+        </div>
+      )}
+    </>
+  );
 }
 
 function Actions({ alias, onRevert }: { alias: Alias; onRevert: () => Promise<unknown> }) {
