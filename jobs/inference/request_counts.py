@@ -171,5 +171,5 @@ def summarize_shadows(
     by = ShadowMinute.alias, ShadowMinute.model
     sums = (func.sum(getattr(ShadowMinute, name)) for name in ShadowCounts._fields)
     rows = select(*by, *sums).where(ShadowMinute.project_id == project_id, ShadowMinute.alias.in_(names))
-    found = session.execute(rows.where(ShadowMinute.minute >= start).group_by(*by))
-    return {(alias, model): ShadowCounts._make((*map(int, counts), ratio)) for alias, model, *counts, ratio in found}
+    counted = session.execute(rows.where(ShadowMinute.minute >= start).group_by(*by))
+    return {(alias, model): ShadowCounts._make((*map(int, counts), ratio)) for alias, model, *counts, ratio in counted}

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from jobs.queues import Queue
 from jobs.registry import aliases
 from jobs.registry.tables import Alias, AliasMove
 from jobs.security import keys
+from jobs.usage.minutes import UsageKey
 from jobs.usage.rate_limits import set_limits
 from jobs.webhooks.tables import Event
 from tests.integration.test_rate_limits import limit, project_id_of
@@ -296,7 +297,7 @@ def shadowed(rivals: Shop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shadowed
     made.held.set()
 
 
-def test_shadow_is_asked_what_the_target_has_answered(shadowed: ShadowedShop) -> None:
+def test_shadow_answers_the_requests_of_its_target(shadowed: ShadowedShop) -> None:
     shadowed.set_up(compare="exact_match")
     client, chat = shadowed.client, shadowed.client.chat.completions
     answers = [
@@ -358,7 +359,7 @@ def test_failure_of_the_shadow_reaches_no_client(shadowed: ShadowedShop, monkeyp
     eventually(has_unsent, 30, "requests have failed that no worker took")
 
 
-def test_request_that_fails_is_not_asked_again(shadowed: ShadowedShop) -> None:
+def test_failed_request_is_not_sent_to_the_shadow(shadowed: ShadowedShop) -> None:
     shadowed.set_up()
 
     with pytest.raises(openai.InternalServerError):
@@ -383,7 +384,7 @@ def test_shadow_takes_nothing_of_the_rate_limits(shadowed: ShadowedShop) -> None
     assert [headers["x-ratelimit-remaining-requests"] for headers in left] == ["98", "99"]
 
 
-def test_alias_without_a_shadow_asks_one_model(shadowed: ShadowedShop) -> None:
+def test_alias_without_a_shadow_asks_its_target_alone(shadowed: ShadowedShop) -> None:
     shadowed.set_up()
     move(shadowed.client, shadow=None)
 
@@ -392,3 +393,30 @@ def test_alias_without_a_shadow_asks_one_model(shadowed: ShadowedShop) -> None:
     shadowed.shop.wait_until_free()
     alias: Any = shadowed.client.get(f"/aliases/{NAME}", cast_to=object)
     assert (alias["shadow"], alias["shadow_counts"], shadowed.models) == (None, None, [MODEL])
+
+
+class Usages:
+    """Note the key of each usage that a worker counts."""
+
+    def __init__(self) -> None:
+        self.keys: list[UsageKey] = []
+
+    def add_answer(self, key: UsageKey, _answer: Answer) -> None:
+        self.keys.append(key)
+
+
+def test_tokens_of_the_shadow_are_usage_of_the_key(make_shop: Callable[..., Shop]) -> None:
+    usages, shop = Usages(), make_shop()
+    shop.engine.models = (MODEL, RIVAL)
+    with shop.app.state.services.db.write() as session:
+        workers.store_models(session, {RIVAL: False}, Queue.GENERATE)
+        workers.register(session, worker_row("gpu-2", Queue.GENERATE, RIVAL, created_at=now(), seen_at=now()))
+    shop.client.post("/aliases", body={"id": NAME, "model": MODEL, "shadow": {"model": RIVAL}}, cast_to=object)
+
+    with shop.open(usage=usages):
+        shop.client.chat.completions.create(model=NAME, messages=HELLO)
+        eventually(lambda: len(usages.keys) == 2, 30, "both are counted")
+
+    client, shadow = usages.keys
+    assert [(key.model, key.tier) for key in (client, shadow)] == [(MODEL, "default"), (RIVAL, "flex")]
+    assert (client.project_id, client.key_id) == (shadow.project_id, shadow.key_id)

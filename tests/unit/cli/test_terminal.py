@@ -131,11 +131,13 @@ def feedback(path: str) -> object:
 
 
 def alias(_path: str) -> object:
-    """Return an alias with two targets and a fallback, and its move, as an entry of a list too."""
+    """Return an alias with two targets, a fallback and a shadow, and its move, as an entry of a list too."""
     targets = [{"model": HOSTILE, "weight": 80}, {"model": STORED, "weight": 20}]
-    routing = {"targets": targets, "sticky": True, "fallbacks": [HOSTILE]}
+    routing = {"targets": targets, "sticky": True, "fallbacks": [HOSTILE], "shadow": {"model": HOSTILE, "share": 50}}
     one = {"id": HOSTILE, "updated_at": 1, "source": "project", **routing, "created_at": 1, "action": HOSTILE}
     one |= {"actor": HOSTILE, "reason": HOSTILE, "routing": routing}
+    one["shadow_counts"] = dict.fromkeys(("requests", "sent", "dropped", "failed", "compared", "equal"), 1)
+    one["shadow_counts"] |= {"length_ratio": 1.5}
     return one | {"object": "list", "data": [one], "has_more": False}
 
 

@@ -57,7 +57,7 @@ def test_target_without_a_share_is_refused(run: Run, target: str) -> None:
     assert "support-bot" not in output(run("list"))
 
 
-def test_shadow_is_shown_until_the_alias_is_set_without_one(run: Run) -> None:
+def test_shadow_stays_until_the_alias_is_set_without_it(run: Run) -> None:
     options = ["--shadow", OTHER, "--shadow-share", "50", "--shadow-compare", "exact_match"]
     output(run("set", "support-bot", MODEL, *options))
 

@@ -471,7 +471,7 @@ async def test_requests_in_flight_of_a_shadow_are_counted_over_all_processes(url
         await ask_shadow(two)
 
 
-async def test_shadows_leave_to_clients_what_they_may_put_into_queues(url: str) -> None:
+async def test_shadows_take_nothing_of_the_queues_of_clients(url: str) -> None:
     async with clients(settings(url)) as some:
         for _ in range(3):
             await ask_shadow(some, limit=64, size=MB)

@@ -12,8 +12,8 @@ def counts_of(project_id: str, minute: int, *seconds: float) -> Counts:
     counts: Counts = {}
     for value in seconds:
         key = RequestKey(project_id, minute, "m", "duration", bucket_of("duration", value))
-        request_counts.add(counts, key, 1, value)
-        request_counts.add(counts, RequestKey(project_id, minute, "m", TOKENS, "output"), 1, 1)
+        request_counts.add(counts, key, (1, value))
+        request_counts.add(counts, RequestKey(project_id, minute, "m", TOKENS, "output"), (1, 1))
     return counts
 
 

@@ -176,7 +176,7 @@ class ShadowedAlias:
             return aliases.tell_silence(session, self.project, NAME)
 
 
-def test_shadow_without_requests_or_with_one_that_was_sent_is_not_silent(db: Database) -> None:
+def test_shadow_is_silent_where_no_request_was_sent(db: Database) -> None:
     shadowed = ShadowedAlias(db)
     assert not shadowed.is_silent
     shadowed.count(15, requests=9)
@@ -199,7 +199,7 @@ def test_shadow_has_minutes_since_its_move_before_it_is_silent(db: Database, sec
     assert shadowed.is_silent == is_silent
 
 
-def test_silence_is_told_once_for_each_move(db: Database) -> None:
+def test_each_move_has_a_single_event_of_silence(db: Database) -> None:
     shadowed = ShadowedAlias(db)
     shadowed.count(5, requests=9)
 

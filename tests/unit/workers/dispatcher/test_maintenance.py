@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from sqlalchemy import ColumnElement, SQLColumnExpression, delete, exists, select, update
 
@@ -13,17 +14,21 @@ from jobs.batches import batches
 from jobs.clock import now
 from jobs.db.engine import WRITE_ROWS
 from jobs.files.tables import File, Upload, UploadPart
+from jobs.inference import request_counts
+from jobs.inference.request_counts import ShadowCounts, ShadowKey
 from jobs.ledger import anchors, audit, events, feed, kinds, ledger, outbox, shards
 from jobs.ledger.kinds import Kind, Payload
 from jobs.ledger.states import LIVE, JobState
 from jobs.ledger.tables import AuditHead, Job, Outbox, Segment, Shard, Total
 from jobs.platform import processes
+from jobs.registry import aliases
+from jobs.registry.tables import Alias
 from jobs.security import keys
 from jobs.security.audit_key import audit_key, create_audit_key
 from jobs.security.tables import Idempotency
 from jobs.timings import Timings
 from jobs.webhooks.deliveries import PARKED_UNTIL
-from jobs.webhooks.tables import Delivery, WebhookEndpoint
+from jobs.webhooks.tables import Delivery, Event, WebhookEndpoint
 from tests.support import sample_jobs
 from tests.support.dispatcher import DispatcherHarness, new_file, project_of
 from workers.dispatcher import maintenance, retention
@@ -363,7 +368,7 @@ def test_audit_rows_of_a_busy_second_are_sealed_over_several(
         assert audit.verify(session).faults == ()
 
 
-def test_the_leader_numbers_the_events_of_a_second(harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_leader_numbers_the_toldof_a_second(harness: DispatcherHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maintenance, "_PAGES_AT_ONCE", 1)
     job = sample_jobs.submitted(harness.db)
     with harness.db.write() as session:
@@ -440,3 +445,21 @@ def test_job_at_a_spend_limit_is_released_only_while_prices_are_known(
     harness.tick(6)
 
     assert (held, sample_jobs.job(harness.db, job.id).waiting_for) == (outbox.SPEND_LIMIT, None)
+
+
+def test_shadow_that_is_sent_nothing_has_a_single_event(harness: DispatcherHarness) -> None:
+    project = project_of(harness.db, "one")
+    with harness.db.write() as session:
+        alias = Alias(project_id=project, name="bot", created_at=now(), created_by="test")
+        shadowed = msgspec.structs.replace(aliases.single("old"), shadow=aliases.Shadow("new"))
+        aliases.move(session, alias, shadowed, "create", actor="test")
+        alias.shadow_since = now() - 3600
+        key = ShadowKey(project, "bot", "new", int(now()) // 60 * 60 - 300)
+        request_counts.write(session, {key: ShadowCounts(requests=5, failed=5)})
+
+    for _ in range(2):
+        harness.tick(120)
+
+    with harness.db.read() as session:
+        told = session.scalars(select(Event).where(Event.type == aliases.SHADOW_SILENT)).all()
+    assert [event.data["routing"]["shadow"]["model"] for event in told] == ["new"]

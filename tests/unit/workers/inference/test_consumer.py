@@ -21,6 +21,7 @@ from jobs.inference.interactive import (
     client_key,
     pack,
     queue_key,
+    shadow_queue,
     unpack_entry,
 )
 from jobs.timings import Timings
@@ -73,8 +74,9 @@ class Streams:
     async def __aexit__(self, *_: object) -> None: ...
 
     async def blpop(self, names: list[str], **_: float) -> tuple[str, bytes] | None:
-        await asyncio.sleep(0 if self.line else 0.01)
-        if not self.line:
+        has_request = bool(self.line) and names != [queue_key(shadow_queue("gpu.generate"))]
+        await asyncio.sleep(0 if has_request else 0.01)
+        if not (has_request and self.line):
             return None
         found = self.line.popleft()
         if isinstance(found, Exception):

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from jobs.inference.interactive import LINE_PRIORITY, QueuedRequest, routed_queue
+from jobs.inference.interactive import LINE_PRIORITY, QueuedRequest, routed_queue, shadow_queue
 from tests.support.fake_engine import FakeEngine
 from workers.engines.port import Answer
 from workers.inference.consumer import MAX_REQUESTS, ROUTED_LINES, InteractiveConsumer
@@ -117,6 +117,7 @@ async def test_lines_of_other_queues_batches_have_no_more_places_than_there_is_r
         queue_limits = {queue.name: queue.limit for queue in consumer.queues}
         assert queue_limits[routed_queue("here", LINE_PRIORITY)]() == most
         assert queue_limits[routed_queue("here")]() == queue_limits["here"]() == MAX_REQUESTS
+        assert queue_limits[shadow_queue("here")]() == most
         if limits == (2, 8):
             with host.throttle.client():
                 assert queue_limits[routed_queue("here", LINE_PRIORITY)]() == 2
