@@ -275,7 +275,7 @@ def test_dry_run_starts_measuring_job_for_missing_estimate(
         ended.append(job_id)
         return {"id": job_id, "status": "succeeded"}
 
-    monkeypatch.setattr(finetune, "_await_end", await_end)
+    monkeypatch.setattr(finetune, "await_end", await_end)
 
     done = client("submit", rows, "--model", MODEL, "--dry-run", "--epochs", "2")
 
