@@ -16,7 +16,7 @@ PYTEST := $(BIN)/python -m pytest
 PARALLEL := --numprocesses $(shell [ $$(nproc) -gt 2 ] && echo 4 || echo 3) --dist loadfile --durations 25
 
 .DEFAULT_GOAL := help
-.PHONY: help setup console demo demo-eval demo-finetune demo-migrate up up-distributed test verify services coverage model-tests bad-inputs chaos chaos-doses soak weaviate bench count check lint format lock docs clean
+.PHONY: help setup console demo demo-eval demo-finetune demo-migrate demo-release up up-distributed test verify services coverage model-tests bad-inputs chaos chaos-doses soak weaviate bench count check lint format lock docs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ demo-finetune: console  ## Train an adapter on this machine, ask it in a chat an
 
 demo-migrate: console  ## Bring over a team's export from OpenAI, run its eval and ask its prompt on this machine (3 minutes)
 	$(BIN)/python -m bench.demos migration $(ARGS)
+
+demo-release: console  ## Train two models here; a gate refuses one and promotes the other, a canary rolls back (20 minutes)
+	$(BIN)/python -m bench.demos release $(ARGS)
 
 up: console  ## Start every process of the Procfile and keep them running
 	$(BIN)/nightmill up

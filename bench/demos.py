@@ -1,4 +1,4 @@
-"""Run an example over a deployment of its own: `make demo-eval`, `make demo-finetune` and `make demo-migrate`.
+"""Run an example over a deployment of its own: `make demo-eval`, `demo-finetune`, `demo-migrate` and `demo-release`.
 
 python -m bench.demos evaluation --rows 12      other options than these here are those of examples/evaluation.py
 """
@@ -21,6 +21,7 @@ _LINES = {
     "evaluation": ("web", "dispatcher", "cpu", "evaluate", "gpu"),
     "migration": ("web", "dispatcher", "cpu", "evaluate", "gpu"),
     "fine_tuning": ("web", "dispatcher", "cpu", "gpu", "finetune"),
+    "release": ("web", "dispatcher", "cpu", "evaluate", "gpu", "finetune"),
 }
 
 
@@ -37,8 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     print(f"starting Nightmill in {options.data_dir}", flush=True)
     lines, data_dir = _LINES[options.example], options.data_dir
+    receives = {"NIGHTMILL_WEBHOOK_ALLOW_PRIVATE": "true"}  # an example takes its webhooks on this machine
     try:
-        with tempfile.TemporaryDirectory() as folder, deployed(Path(folder), lines, words, data_dir=data_dir) as inline:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            deployed(Path(folder), lines, words, receives, data_dir) as inline,
+        ):
             inline.cancel_live()
             print(f"the API answers after {time.monotonic() - began:.0f} s", flush=True)
             run_example(inline.system, options.example, others, began + options.patience)

@@ -5,7 +5,7 @@ NIGHTMILL_WEBHOOK_ALLOW_PRIVATE=true. Run alone, this script prints what becomes
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -50,14 +50,14 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def registered(client: OpenAI) -> Iterator[dict[str, str]]:
-    """Yield the events of batches, which come while the block runs."""
+def registered(client: OpenAI, types: Sequence[str] = EVENTS) -> Iterator[dict[str, str]]:
+    """Yield the events of some types, which come while the block runs."""
     with Inbox(client) as inbox:
         url = f"http://127.0.0.1:{inbox.server_port}/"
         for earlier in client.webhooks.list():
             if earlier.name == NAME:
                 client.webhooks.delete(earlier.id)  # an interrupted run has left it
-        endpoint = client.webhooks.create(name=NAME, url=url, event_types=EVENTS)
+        endpoint = client.webhooks.create(name=NAME, url=url, event_types=list(types))
         inbox.secret = endpoint.signing_secret
         threading.Thread(target=inbox.serve_forever, daemon=True).start()
         try:

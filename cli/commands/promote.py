@@ -17,6 +17,9 @@ from cli.options import Limit, ServerOptions
 from cli.terminal import moment, say
 
 app = Group("Move an alias, a prompt or an index to a candidate, if an eval finds it good enough.")
+Message = Annotated[
+    str, typer.Option(help="The user's message, such as '{{ item.question }}'. Without one, `item.messages`.")
+]
 Id = Annotated[str, typer.Argument(metavar="PROMOTION", help="Its id, as `nightmill promote list` shows it.")]
 _INCONCLUSIVE: Final = 3  # the exit code, as that of `evals run --fail-if-worse`
 _MARGIN: Final = 5.0
@@ -94,16 +97,20 @@ def alias(
     options: GateOptions,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The alias.")],
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model for which it is to stand.")],
-    prompt: Annotated[
-        str, typer.Option(help="The user's message, such as '{{ item.question }}'. Without one, `item.messages`.")
-    ] = "",
+    prompt: Message = "",
 ) -> None:
     """Let an alias stand for a model, if the model passes the gate; print the promotion's id."""
-    messages: dict[str, Any] = {"type": "item_reference", "item_reference": "item.messages"}
-    if prompt:
-        messages = {"type": "template", "template": [{"role": "user", "content": prompt}]}
-    source = {"type": "completions", "model": name, "input_messages": messages, "sampling_params": {"temperature": 0.0}}
-    options.promote({"type": "alias", "id": name, "model": model}, source)
+    options.promote({"type": "alias", "id": name, "model": model}, _completions(name, prompt))
+
+
+@app.command()
+def stage(
+    options: GateOptions,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The tuned model.")],
+    prompt: Message = "",
+) -> None:
+    """Put a tuned model into production in its family, if it passes the gate."""
+    options.promote({"type": "stage", "id": model, "stage": "production"}, _completions(model, prompt))
 
 
 @app.command()
@@ -174,13 +181,21 @@ def _judge(promotion: Mapping[str, Any]) -> None:
     raise typer.Exit(_INCONCLUSIVE)
 
 
+def _completions(model: str, prompt: str) -> dict[str, Any]:
+    """Return the source of a run that asks a model for answers to the items of a file."""
+    messages: dict[str, Any] = {"type": "item_reference", "item_reference": "item.messages"}
+    if prompt:
+        messages = {"type": "template", "template": [{"role": "user", "content": prompt}]}
+    return {"type": "completions", "model": model, "input_messages": messages, "sampling_params": {"temperature": 0.0}}
+
+
 def _candidate(target: Mapping[str, Any]) -> str:
     return str(next(value for name, value in target.items() if name not in ("type", "id")))
 
 
 def _lines(promotion: Mapping[str, Any]) -> Iterator[str]:
     target = promotion["target"]
-    move = f"{target['type']} {target['id']}, from {promotion['incumbent']} to {_candidate(target)}"
+    move = f"{target['type']} {target['id']}, from {promotion['incumbent'] or 'none'} to {_candidate(target)}"
     forced = ", forced" if promotion["force"] else ""
     yield f"{promotion['id']}: {promotion['status']}{forced}, {move}"
     if promotion["error"]:
@@ -208,5 +223,10 @@ def _round(number: float | None) -> str:
 def _row(promotion: Mapping[str, Any]) -> tuple[object, ...]:
     target = promotion["target"]
     named = f"{target['type']} {target['id']}"
-    columns = (promotion["incumbent"], _candidate(target), promotion["status"], moment(promotion["created_at"]))
+    columns = (
+        promotion["incumbent"] or "none",
+        _candidate(target),
+        promotion["status"],
+        moment(promotion["created_at"]),
+    )
     return promotion["id"], named, *columns

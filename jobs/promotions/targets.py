@@ -27,8 +27,8 @@ from jobs.ledger import audit
 from jobs.prompts import versions
 from jobs.prompts.rendering import check_names
 from jobs.prompts.tables import Prompt, PromptVersion
-from jobs.registry import aliases
-from jobs.registry.tables import Alias
+from jobs.registry import aliases, model_versions
+from jobs.registry.tables import Alias, ModelVersion
 from jobs.retrieval import attachments, indexes, reindexing
 from jobs.retrieval.tables import VectorStore
 
@@ -267,8 +267,60 @@ class IndexPromotion(_Target):
         return index
 
 
+class StagePromotion(_Target):
+    """The tuned model `id`, which is to be the version of its family in production. The incumbent moves to `archived`.
+
+    A run asks the model itself. The incumbent is an empty text where no version of the family is in production.
+    """
+
+    type: Literal["stage"]
+    id: Annotated[str, Field(min_length=1, max_length=255)]
+    stage: Literal["production"] = "production"
+
+    permission = "api.model_versions.write"
+
+    @property
+    def candidate(self) -> str:
+        return self.id
+
+    def current(self, session: Session, project_id: str, *, lock: bool = False) -> str:
+        former = model_versions.in_production(session, self._find(session, project_id, lock=lock))
+        return "" if former is None else former.model
+
+    def check(self, session: Session, mover: Mover) -> None:
+        version = self._find(session, mover.project_id)
+        if not model_versions.is_ready(session, version):
+            message = f"The model '{quote(self.id)}' is not served: it was deleted, or it failed its probe."
+            raise InvalidRequest(message, param="target.id", code="model_not_ready")
+
+    def redirect(self, _session: Session, _project_id: str, request: EvalRunRequest, value: str) -> EvalRunRequest:
+        if request.sampled is None or request.sampled.model != self.id:
+            raise _asks_another("data_source.model", f"the model '{quote(self.id)}'")
+        if not value:
+            message = "No version of the family is in production: there is nothing to compare with."
+            raise InvalidRequest(message, param="rule.type", code="no_incumbent")
+        sampled = request.sampled.model_copy(update={"model": value})
+        return request.model_copy(update={"sampled": sampled, "data_source": {**request.data_source, "model": value}})
+
+    def move(self, session: Session, mover: Mover, record: MoveRecord) -> None:
+        version = self._find(session, mover.project_id)
+        details = {"name": version.model, "former_stage": version.stage, "stage": self.stage}
+        gate = {"promotion": record.promotion_id, "reports": list(record.reports)}
+        model_versions.stage(
+            session, version, self.stage, actor=record.actor, reason=record.reason, gate=gate, archive_existing=True
+        )
+        _record(session, mover, record, "model_version.update", version.model, details)
+
+    def _find(self, session: Session, project_id: str, *, lock: bool = False) -> ModelVersion:
+        version = model_versions.find(session, self.id, project_id, lock=lock)
+        if version is None:
+            message = f"No version of a model found with the name '{quote(self.id)}'."
+            raise InvalidRequest(message, param="target.id", code="model_not_found")
+        return version
+
+
 #: What a promotion may move.
-Target = Annotated[AliasPromotion | PromptPromotion | IndexPromotion, Field(discriminator="type")]
+Target = Annotated[AliasPromotion | PromptPromotion | IndexPromotion | StagePromotion, Field(discriminator="type")]
 
 
 def _asks_another(param: str, target: str) -> InvalidRequest:

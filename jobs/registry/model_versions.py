@@ -113,9 +113,13 @@ def stages_at(session: Session, names: Collection[str], time: float) -> dict[str
     return {name: stage for name, stage in rows}  # noqa: C416 (rows are not pairs to a type checker)
 
 
+def is_ready(session: Session, version: ModelVersion) -> bool:
+    """Return whether the model of a version is served."""
+    return session.scalar(select(TunedModel.state).where(TunedModel.name == version.model)) == READY
+
+
 def _check_ready(session: Session, version: ModelVersion) -> None:
-    state = session.scalar(select(TunedModel.state).where(TunedModel.name == version.model))
-    if state != READY:
+    if not is_ready(session, version):
         message = f"The model '{version.model}' is not served: it was deleted, or it failed its probe."
         raise InvalidRequest(message, param="stage", code="model_not_ready")
 

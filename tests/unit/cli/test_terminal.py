@@ -444,6 +444,7 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "datasets rows": (True, [["datasets", "rows", "x"]]),
     "datasets delete": (False, [["datasets", "delete", "x", "--version", "2"]]),
     "promote alias": (False, [["promote", "alias", "x", "m", "--force", "--reason", "r"]]),
+    "promote stage": (False, [["promote", "stage", "m", "--force", "--reason", "r"]]),
     "promote prompt": (False, [["promote", "prompt", "x", "2", "--force", "--reason", "r"]]),
     "promote index": (False, [["promote", "index", "x", "y", "--force", "--reason", "r"]]),
     "promote list": (True, [["promote", "list"], ["promote", "list", "--json"]]),

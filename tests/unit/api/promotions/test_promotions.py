@@ -169,6 +169,42 @@ def test_alias_moves_where_every_gate_passes(promoting: Promoting) -> None:
     assert (row.details["name"], row.details["promotion"]) == (ALIAS, made["id"])
 
 
+def test_model_comes_into_production_with_the_reports_of_its_gates(app: FastAPI, promoting: Promoting) -> None:
+    client, former = promoting.client, promoting.candidate
+    candidate = registered(app, create(client))
+    target = {"type": "stage", "id": candidate}
+    compared, alone = (promoting.gate(rule) for rule in (NOT_WORSE, minimum(0.5)))
+    for gates in (compared, alone):
+        gates["data_source"] |= {"model": candidate}
+    refused = promoting.post(compared, target=target)
+    client.post(f"/v1/model_versions/{former}", json={"stage": "production"}).raise_for_status()
+
+    made = promoting.create(compared, alone, target=target, reason="fewer wrong refunds")
+    done = promoting.end(made, "passed", "passed")
+
+    assert refusal(refused) == (400, "no_incumbent", "gates[0].rule.type")
+    assert (made["incumbent"], done["status"], done["target"]["stage"]) == (former, "promoted", "production")
+    versions = {one["id"]: one["stage"] for one in client.get("/v1/model_versions").json()["data"]}
+    assert versions == {former: "archived", candidate: "production"}
+    [move] = client.get(f"/v1/model_versions/{candidate}/moves").json()["data"]
+    assert (move["reason"], move["gate"]["promotion"]) == ("fewer wrong refunds", made["id"])
+    assert [report["outcome"] for report in move["gate"]["reports"]] == ["passed", "passed"]
+
+
+def test_stage_that_moved_meanwhile_refuses_the_promotion(app: FastAPI, promoting: Promoting) -> None:
+    client = promoting.client
+    candidate, other = (registered(app, create(client)) for _ in range(2))
+    alone = promoting.gate(minimum(0.5))
+    alone["data_source"] |= {"model": candidate}
+    made = promoting.create(alone, target={"type": "stage", "id": candidate})
+    client.post(f"/v1/model_versions/{other}", json={"stage": "production"}).raise_for_status()
+
+    done = promoting.end(made, "passed")
+
+    assert (done["status"], done["error"]["code"]) == ("refused", "target_moved")
+    assert client.get(f"/v1/model_versions/{other}").json()["stage"] == "production"
+
+
 def test_move_of_an_alias_has_the_reason_and_the_reports_of_the_gates(promoting: Promoting) -> None:
     made = promoting.create(reason="fewer wrong refunds")
 
