@@ -382,7 +382,8 @@ def test_refusal_of_a_denied_model_names_the_permitted_ones_alone(db: Database) 
 #: The modules that have models asked, each with what it lets in.
 DOORS = {
     "api/batches/dry_run.py": "batches that are validated without being created",
-    "api/inference/interactive.py": "interactive clients: chat, completions, responses, embeddings, rankings, searches",
+    "api/inference/targets.py": "interactive clients: chat, completions, responses, embeddings, rankings, searches",
+    "api/monitoring/routes.py": "embedding models of drift monitors",
     "api/retrieval/routes.py": "embedding models of vector stores",
     "api/retrieval/search.py": "rankers of searches",
     "jobs/evals/run_requests.py": "sampling and judges of a run",
