@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from migrations.locks import add_columns
+
 revision = "0060"
 down_revision = "0059"
 branch_labels = None
@@ -10,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("alias", sa.Column("shadow_since", sa.Float(53)))
+    add_columns("alias", sa.Column("shadow_since", sa.Float(53)))
     op.create_index("ix_alias_shadow_since", "alias", ["shadow_since"])
     counts = ("requests", "sent", "dropped", "failed", "compared", "equal")
     op.create_table(

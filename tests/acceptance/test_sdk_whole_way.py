@@ -85,8 +85,8 @@ def test_batch_starts_after_its_dependencies_complete(
 
     waits = [sdk.batches.retrieve(batch.id).model_extra for batch in (second, third)]
     assert waits == [
-        {"after": [first.id], "waiting_for": "waiting_for_job"},
-        {"after": sorted([first.id, second.id]), "waiting_for": "waiting_for_job"},
+        {"after": [first.id], "waiting_for": "waiting_for_job", "resolved_model": None},
+        {"after": sorted([first.id, second.id]), "waiting_for": "waiting_for_job", "resolved_model": None},
     ]
     for batch in (third, second, first, second, third):
         inline.drain(batch.id)
