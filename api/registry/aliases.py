@@ -166,7 +166,7 @@ class ShownShadow(BaseModel):
 
 
 class ShadowCountsObject(BaseModel):
-    """What became of the requests for a shadow in the last day.
+    """Count what became of the requests for a shadow in the last day.
 
     Of `requests` the client had its answer. Those that a worker took are `sent`; those beyond a bound are `dropped`;
     those that met no worker or an error have `failed`. Of those `compared` the text of `equal` is the same, or

@@ -53,7 +53,7 @@ class ShadowKey(NamedTuple):
 
 
 class ShadowCounts(NamedTuple):
-    """What became of requests for a shadow.
+    """Count what became of requests for a shadow.
 
     `requests` for the alias were answered, and the shadow was to be asked too. A worker has taken those `sent`; those
     `dropped` were beyond a bound; those `failed` met no worker or an error. Of those `compared` the texts of `equal`

@@ -42,7 +42,7 @@ from jobs.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Submitter:
-    """Who submits a stored request: the project and the key for which its job is made, and `columns` of that job."""
+    """Say for which project and key the job of a stored request is made; `columns` are more of that job."""
 
     config: Settings
     registry: Registry

@@ -75,7 +75,7 @@ class CriterionReport(_Stored):
 
 
 class GateReport(_Stored):
-    """What a gate has found. `reasons` say why it has its outcome."""
+    """Report what a gate has found. `reasons` say why it has its outcome."""
 
     outcome: GateOutcome
     reasons: list[str]

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from jobs.batches.lines import quote
 from jobs.errors import InvalidRequest
 from jobs.evals.run_requests import EvalRunRequest
-from jobs.evals.runs import SampledPrompt
+from jobs.evals.runs import Sampled, SampledPrompt
 from jobs.fleet import access
 from jobs.fleet.access import Work
 from jobs.fleet.models_file import Registry
@@ -46,13 +46,18 @@ class Mover:
 
 @dataclass(frozen=True, slots=True)
 class MoveRecord:
-    """What is written down about a move: who asked for it and why, the promotion, and the reports of its gates."""
+    """Say who asked for a move and why, and name its promotion with the reports of the gates."""
 
     actor: str
     reason: str | None
     promotion_id: str
     request_id: str | None
     reports: Sequence[Mapping[str, Any]]
+
+    @property
+    def gate(self) -> dict[str, Any]:
+        """The promotion and its reports, as the history of what moves stores them."""
+        return {"promotion": self.promotion_id, "reports": list(self.reports)}
 
 
 class _Target(BaseModel):
@@ -126,15 +131,13 @@ class AliasPromotion(_Target):
     def redirect(self, _session: Session, _project_id: str, request: EvalRunRequest, value: str) -> EvalRunRequest:
         if request.sampled is None or request.sampled.model != self.id:
             raise _asks_another("data_source.model", f"the alias '{quote(self.id)}'")
-        sampled = request.sampled.model_copy(update={"model": value})
-        return request.model_copy(update={"sampled": sampled, "data_source": {**request.data_source, "model": value}})
+        return _ask_model(request, request.sampled, value)
 
     def move(self, session: Session, mover: Mover, record: MoveRecord) -> None:
         alias = self._find(session, mover.project_id)
         former = aliases.routing_of(alias)
         routing = replace(former, targets=aliases.single(self.model).targets)
-        gate = {"promotion": record.promotion_id, "reports": list(record.reports)}
-        aliases.move(session, alias, routing, "update", actor=record.actor, reason=record.reason, gate=gate)
+        aliases.move(session, alias, routing, "update", actor=record.actor, reason=record.reason, gate=record.gate)
         details = {"name": alias.name, "model": alias.model, **routing.to_json()}
         details |= {"former_model": former.incumbent, "former": former.to_json()}
         _record(session, mover, record, "alias.update", alias.name, details)
@@ -299,15 +302,19 @@ class StagePromotion(_Target):
         if not value:
             message = "No version of the family is in production: there is nothing to compare with."
             raise InvalidRequest(message, param="rule.type", code="no_incumbent")
-        sampled = request.sampled.model_copy(update={"model": value})
-        return request.model_copy(update={"sampled": sampled, "data_source": {**request.data_source, "model": value}})
+        return _ask_model(request, request.sampled, value)
 
     def move(self, session: Session, mover: Mover, record: MoveRecord) -> None:
         version = self._find(session, mover.project_id)
         details = {"name": version.model, "former_stage": version.stage, "stage": self.stage}
-        gate = {"promotion": record.promotion_id, "reports": list(record.reports)}
         model_versions.stage(
-            session, version, self.stage, actor=record.actor, reason=record.reason, gate=gate, archive_existing=True
+            session,
+            version,
+            self.stage,
+            actor=record.actor,
+            reason=record.reason,
+            gate=record.gate,
+            archive_existing=True,
         )
         _record(session, mover, record, "model_version.update", version.model, details)
 
@@ -321,6 +328,12 @@ class StagePromotion(_Target):
 
 #: What a promotion may move.
 Target = Annotated[AliasPromotion | PromptPromotion | IndexPromotion | StagePromotion, Field(discriminator="type")]
+
+
+def _ask_model(request: EvalRunRequest, sampled: Sampled, model: str) -> EvalRunRequest:
+    """Return a request for a run with another model in the place of its own."""
+    sampled = sampled.model_copy(update={"model": model})
+    return request.model_copy(update={"sampled": sampled, "data_source": {**request.data_source, "model": model}})
 
 
 def _asks_another(param: str, target: str) -> InvalidRequest:

@@ -39,7 +39,7 @@ _decode = msgspec.json.Decoder(dict).decode
 
 
 class TextFeatures(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is known of a text beside its words: a number is null where it has none, a language where it is unsure."""
+    """Describe a text beside its words: a number is null where it has none, a language where it is unsure."""
 
     length: int
     language: str | None = None
