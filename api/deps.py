@@ -46,11 +46,15 @@ class Caller:
 
 
 class ModelTarget(NamedTuple):
-    """The way of a project's requests for a name: its model, the queue whose live workers serve it, the rate limits."""
+    """The way of a project's requests for a name: its model, the queue whose live workers serve it, the rate limits.
+
+    `fallbacks` are those of the alias that come after the model.
+    """
 
     model: str
     queue: str
     rates: Rates | None
+    fallbacks: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)

@@ -24,6 +24,7 @@ NightmillError (500 server_error)
 │   ├── NoWorker (503)
 │   │   └── ModelLoading (503)
 │   ├── LookupsBusy (503)
+│   ├── NotBegun (503, to interactive clients)
 │   ├── Overloaded, StreamsUnavailable, WorkerLost (503, to interactive clients)
 │   └── StorageUnavailable (503)
 ├── StorageFull (507)
@@ -292,6 +293,13 @@ class WorkerLost(Unavailable):
 
     text = "The worker that answered was lost. Ask again."
     code = "worker_lost"
+
+
+class NotBegun(Unavailable):
+    """An interactive request whose answer has not begun in the time that an alias gives its models."""
+
+    text = "The model did not begin to answer in time. Ask again."
+    code = "answer_not_begun"
 
 
 class LookupsBusy(Unavailable):

@@ -1,7 +1,8 @@
 """Send an interactive request: from its JSON body to the entries of its answer.
 
 The model's queue is looked up, the request is queued, and its client and the workers are watched until the answer ends.
-A client that asked for it may resume a stream whose connection broke.
+Where a model of an alias fails before its answer begins, `fallbacks` asks the next one. A client that asked for it may
+resume a stream whose connection broke.
 """
 
 import math
@@ -19,11 +20,13 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import State
 
-from api.deps import CallContext
+from api.deps import CallContext, ModelTarget
 from api.errors import describe
+from api.health.metrics import OTHER
 from api.http import sse
 from api.http.sse import EVENT_STREAM, KEEP_ALIVE, KeyRevoked, check_key, event_stream
 from api.inference import spending
+from api.inference.fallbacks import Answer, ask_in_order
 from api.inference.request_metrics import RequestMetrics
 from api.inference.shadows import ask_shadow
 from api.inference.targets import find_alias, find_target, read_rates, work_of, worker_check
@@ -35,14 +38,17 @@ from jobs.errors import (
     NightmillError,
     RequestTimeout,
     Unauthenticated,
+    Unavailable,
     WorkerLost,
 )
 from jobs.fleet import access
+from jobs.fleet.access import Work
 from jobs.ids import new_id
 from jobs.inference.client import parse_position
 from jobs.inference.interactive import TIER_PRIORITIES, AnswerEntry, QueuedRequest, Resumable
 from jobs.inference.rate_limiter import RateReservation, Rates
 from jobs.inference.responses import COUNT_URL
+from jobs.registry.aliases import AliasRouting
 from jobs.registry.models import is_tuned
 from jobs.requests.endpoints import CHAT, RESPONSES
 from jobs.requests.token_estimates import input_tokens, output_tokens
@@ -93,10 +99,11 @@ class ClientConnection(Protocol):
     async def is_disconnected(self) -> bool: ...
 
 
-class GoingDown(WorkerLost):
+class GoingDown(Unavailable):
     """An interactive request that this API process cannot finish, because it stops."""
 
     text = "This server is going down. Ask again."
+    code = WorkerLost.code
 
 
 class TooLate(RequestTimeout):
@@ -134,17 +141,61 @@ async def submit(
     """
     if resume and not stream:
         raise InvalidRequest("Only a stream can be resumed.", param="X-Nightmill-Resume", code="unsupported_value")
-    metrics = RequestMetrics(record=partial(call.services.requests.record, call.project_id))
-    with metrics.counting_errors():
-        if _is_configured(call, body["model"]):
-            metrics.model = body["model"]
+    with _metrics_of(call, body["model"]).counting_errors():
         work = work_of(call, endpoint or url, body)
         alias = await find_alias(call, work)
-        model, queue, rates = await find_target(call, access.draw(work, alias))
-        resolved_model = model if model != body["model"] else None
-        body = {**body, "model": model}
-        if is_tuned(model) or _is_configured(call, model):
-            metrics.model = model
+        drawn = access.draw(work, alias)
+        target = await find_target(call, drawn)
+    deadline = now() + (seconds or call.config.interactive_seconds)
+    ask = partial(
+        _ask,
+        call,
+        request,
+        url,
+        body,
+        work,
+        alias,
+        stream=stream,
+        deadline=deadline,
+        to_queue=to_queue,
+        linger=resume or 0,
+        shown=shown,
+        prompt=prompt,
+    )
+    return await ask_in_order(call, drawn, target, alias.fallback_after if alias else None, ask)
+
+
+async def _ask(
+    call: CallContext,
+    request: ClientConnection,
+    url: str,
+    body: Mapping[str, Any],
+    work: Work,
+    alias: AliasRouting | None,
+    target: ModelTarget,
+    begins_within: float,
+    *,
+    stream: bool,
+    deadline: float,
+    to_queue: Callable[[str], str] | None,
+    linger: int,
+    shown: bytes,
+    prompt: Mapping[str, Any] | None,
+) -> Answer:
+    """Ask a model; return the first entry of its answer that a client has to be sent, and the entries after it.
+
+    `target` is the model, and `work` the one of the request, which may name an `alias`.
+
+    Raises NotBegun after `begins_within` seconds, and the errors of `submit`.
+    """
+    request.state.answer_maker, request.state.rate_headers = None, {}
+    model, queue, rates, _ = target
+    resolved_model = model if model != body["model"] else None
+    metrics = _metrics_of(call, body["model"])
+    if is_tuned(model) or _is_configured(call, model):
+        metrics.model = model
+    body = {**body, "model": model}
+    with metrics.counting_errors():
         tier = _tier_of(url, body, (await rules_of_project(call)).tiers)
         raw = msgspec.json.encode({**body, "service_tier": tier.name} if tier.is_named else body)
         reservation = await _reserve(call, request, rates, url, body, len(raw)) if rates else None
@@ -153,19 +204,20 @@ async def submit(
         url=url,
         body=raw,
         tenant=call.project_id,
-        deadline=now() + (seconds or call.config.interactive_seconds),
+        deadline=deadline,
         stream=stream,
-        linger=resume or 0,
+        linger=linger,
         priority=TIER_PRIORITIES[tier.name],
         request_id=call.request_id,
         key_id=call.caller.key_id,
         tier=tier.name,
     )
-    resumable = Resumable(call.project_id, url, queued.deadline, resume, shown, queue, model) if resume else None
+    resumable = Resumable(call.project_id, url, deadline, linger, shown, queue, model) if linger else None
     is_served = worker_check(call, queue, model)
-    check_client = _client_check(call, request, queued.deadline)
+    check_client = _client_check(call, request, deadline)
     # until then a lost worker can still be answered by a status, on which the SDK retries; later it ends the stream
-    patience = call.services.timings.first_chunk_patience if stream else math.inf
+    is_awaited = not stream or begins_within < math.inf  # another model may answer: there is no status yet
+    patience = math.inf if is_awaited else call.services.timings.first_chunk_patience
     with metrics.counting_errors():
         try:
             spend = await spending.reserve(call, queued, body) if url != COUNT_URL else None
@@ -174,7 +226,13 @@ async def submit(
                 call.services.inference.rates.settle(reservation, 0)
             raise
     entries = call.services.inference.submit(
-        to_queue(queue) if to_queue else queue, queued, is_served, check_client, resumable, patience
+        to_queue(queue) if to_queue else queue,
+        queued,
+        is_served,
+        check_client,
+        resumable,
+        patience,
+        begins_within=begins_within,
     )
     entries = metrics.follow(spend.follow(entries) if spend else entries)
     named = {**({"service_tier": tier.name} if tier.is_named else {}), **({"prompt": prompt} if prompt else {})}
@@ -185,6 +243,12 @@ async def submit(
     if (maker := (_maker_of(first) if is_tuned(model) else None) or resolved_model) and _HEADER_VALUE.fullmatch(maker):
         request.state.answer_maker = maker
     return first, entries
+
+
+def _metrics_of(call: CallContext, name: str) -> RequestMetrics:
+    """Return the measures of a request for a name, which is `OTHER` where the models file does not have it."""
+    model = name if _is_configured(call, name) else OTHER
+    return RequestMetrics(model, partial(call.services.requests.record, call.project_id))
 
 
 def _is_configured(call: CallContext, model: str) -> bool:

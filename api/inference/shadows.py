@@ -182,7 +182,7 @@ class _ShadowRequest:
     async def _ask(self) -> str | None:
         """Return the text of the shadow's answer. Raises NightmillError."""
         call = self.call
-        model, queue, _ = await find_target(call, replace(self.work, model=self.shadow.model, fallbacks=()))
+        model, queue, *_ = await find_target(call, replace(self.work, model=self.shadow.model, fallbacks=()))
         body = {name: value for name, value in self.body.items() if name not in _OF_CLIENT} | {"model": model}
         request = QueuedRequest(
             id=new_id("req_"),

@@ -14,7 +14,7 @@ from typing import Any
 
 from api.deps import CallContext
 from api.shares import run_in_threadpool, run_unshared
-from jobs.errors import DatabaseBusy
+from jobs.errors import DatabaseBusy, NotBegun, NoWorker, WorkerLost
 from jobs.inference.interactive import AnswerEntry, QueuedRequest
 from jobs.requests.token_estimates import input_tokens, output_tokens
 from jobs.usage import budgets
@@ -77,6 +77,9 @@ class SpendReservation:
                 async for entry in entries:
                     self._note(entry)
                     yield entry
+        except (NotBegun, NoWorker, WorkerLost):
+            self._goes_on = False
+            raise
         finally:
             await asyncio.shield(run_unshared(self.end))
 

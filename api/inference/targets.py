@@ -91,7 +91,7 @@ def _live_target(call: CallContext, work: Work) -> ModelTarget:
         _check_loaded(session, call, queue, model)
         if not routing.is_served(session, call.services.registry(), queue, model):
             raise _no_worker(queue, model)
-        return ModelTarget(model, queue, _rates_of(session, call, model))
+        return ModelTarget(model, queue, _rates_of(session, call, model), route.fallbacks)
 
 
 def _rates_of(session: Session, call: CallContext, name: str) -> Rates | None:

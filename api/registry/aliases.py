@@ -94,7 +94,12 @@ class AliasFields(Body):
         default=None, description="The same model for each `safety_identifier`, else `user`, else key."
     )
     fallbacks: Fallbacks | None = Field(
-        default=None, description="Models of which the first served one answers where no live worker serves the target."
+        default=None,
+        description="Models that answer, in this order, where no live worker serves the target, or where it fails.",
+    )
+    fallback_after: Annotated[int, Field(ge=1, le=aliases.MAX_FALLBACK_AFTER)] | None = Field(
+        default=None,
+        description="Seconds in which an answer has to begin, or a fallback is asked. Null is no limit: the default.",
     )
     rollback: bool | None = Field(
         default=None,
@@ -131,6 +136,7 @@ class AliasFields(Body):
             former.fallbacks if self.fallbacks is None else tuple(self.fallbacks),
             former.rollback if self.rollback is None else self.rollback,
             shadow,
+            self.fallback_after if "fallback_after" in self.model_fields_set else former.fallback_after,
         )
 
 
@@ -147,7 +153,7 @@ class UpdateAlias(AliasFields):
 
 
 _MISSING: Final = "missing_required_parameter"
-_ROUTING_FIELDS: Final = ("model", "targets", "sticky", "fallbacks", "rollback", "shadow")
+_ROUTING_FIELDS: Final = ("model", "targets", "sticky", "fallbacks", "rollback", "shadow", "fallback_after")
 
 
 # ── objects ──
@@ -183,13 +189,14 @@ class ShadowCountsObject(BaseModel):
 
 
 class ShownRouting(BaseModel):
-    """Models by weight, and those that answer where no live worker serves the target that was drawn."""
+    """Models by weight, and those that answer where the target that was drawn does not."""
 
     targets: list[ShownTarget]
     sticky: bool
     fallbacks: list[str]
     rollback: bool
     shadow: ShownShadow | None
+    fallback_after: int | None
 
 
 class AliasObject(BaseModel):
@@ -207,6 +214,7 @@ class AliasObject(BaseModel):
     fallbacks: list[str]
     rollback: bool
     shadow: ShownShadow | None
+    fallback_after: int | None
     shadow_counts: ShadowCountsObject | None = None
     source: Literal["project", "models_file"] = "project"
     metadata: Metadata | None

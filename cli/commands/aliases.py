@@ -39,7 +39,11 @@ def set_(
     sticky: Annotated[bool, typer.Option("--sticky", help="Give each user, or else each key, the same model.")] = False,
     fallback: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODEL", help="A model for when no live worker serves the other; may be repeated."),
+        typer.Option(metavar="MODEL", help="A model for when the other fails, or has no live worker; may be repeated."),
+    ] = None,
+    fallback_after: Annotated[
+        int | None,
+        typer.Option(metavar="SECONDS", help="The time in which an answer has to begin, or a fallback is asked."),
     ] = None,
     rollback: Annotated[
         bool, typer.Option(help="Drop targets that fail or are slow, beside the incumbent, by themselves.")
@@ -58,9 +62,10 @@ def set_(
     reason: Reason = None,
 ) -> None:
     """Let a name stand for a model, or share its requests among several, in place of what an alias of that name had."""
-    fields = {"sticky": sticky, "fallbacks": fallback or [], "rollback": rollback, "reason": reason}
-    asked_too = {"share": shadow_share, "max_in_flight": shadow_in_flight, "compare": shadow_compare}
-    body = {"targets": _targets(model, target or []), "shadow": shadow and {"model": shadow, **asked_too}, **fields}
+    fields = {"sticky": sticky, "fallbacks": fallback or [], "fallback_after": fallback_after, "rollback": rollback}
+    options_of_shadow = {"share": shadow_share, "max_in_flight": shadow_in_flight, "compare": shadow_compare}
+    shadowed = shadow and {"model": shadow, **options_of_shadow}
+    body = {"targets": _targets(model, target or []), "shadow": shadowed, "reason": reason, **fields}
     server = options.server
     own = {alias["id"] for alias in server.pages("/aliases", {}, _MAX) if alias["source"] == "project"}
     alias = server.post(_path(name), body) if name in own else server.post("/aliases", {"id": name, **body})
@@ -78,6 +83,7 @@ def show(
     """Show the models for which an alias stands, and the requests of its shadow in the last day."""
     alias = options.server.get(_path(name), {} if at is None else {"at": parse_time(at)})
     fallbacks = f", else for {', '.join(alias['fallbacks'])}" if alias["fallbacks"] else ""
+    fallbacks += f" after {alias['fallback_after']} s" if alias["fallback_after"] else ""
     sticky = ", the same for each user" if alias["sticky"] else ""
     models = f"{alias['id']} stands for {_models(alias)}{sticky}{fallbacks}"
     options.show(alias, f"{models} since {moment(alias['updated_at'])}", *_shadow_lines(alias))

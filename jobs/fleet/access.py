@@ -73,9 +73,11 @@ def resolve(session: Session, config: Settings, registry: Registry, work: Work) 
     if work.fallbacks is None:
         work = draw(work, routing_of_alias(session, registry, work.model, work.project_id))
     routes = []
-    for model in (work.model, *work.fallbacks) if work.fallbacks else ():
+    models = (work.model, *work.fallbacks) if work.fallbacks else ()
+    for index, model in enumerate(models, 1):
         with suppress(NotServed, NotYet):
-            routes.append(route := _route(session, config, registry, replace(work, model=model)))
+            route = _route(session, config, registry, replace(work, model=model))._replace(fallbacks=models[index:])
+            routes.append(route)
             if routing.is_served(session, registry, route.queue, model):
                 return route
     return routes[0] if routes else _route(session, config, registry, work)
@@ -87,7 +89,9 @@ def draw(work: Work, alias: AliasRouting | None) -> Work:
         return replace(work, subject=None, job_id=None, fallbacks=())
     by = (work.subject if alias.sticky else None) or work.job_id
     point = random.random() if by is None else aliases.point_of(work.project_id, work.model, by)  # noqa: S311
-    return replace(work, model=alias.model_at(point), subject=None, job_id=None, fallbacks=alias.fallbacks)
+    model = alias.model_at(point)
+    fallbacks = tuple(fallback for fallback in alias.fallbacks if fallback != model)
+    return replace(work, model=model, subject=None, job_id=None, fallbacks=fallbacks)
 
 
 def _route(session: Session, config: Settings, registry: Registry, work: Work) -> Route:

@@ -45,13 +45,14 @@ class Route(NamedTuple):
 
     `model` is the name that they are asked for: the target where a project asked for its alias. For an adapter
     `serves_as` is the base that they must have. `is_external` says that only servers outside this deployment have the
-    model.
+    model. `fallbacks` are those of the alias that come after the model.
     """
 
     queue: str
     model: str
     serves_as: str | None = None
     is_external: bool = False
+    fallbacks: tuple[str, ...] = ()
 
 
 def route(

@@ -26,6 +26,7 @@ from redis.exceptions import RedisError
 from jobs.errors import (
     BrokerFull,
     InvalidRequest,
+    NotBegun,
     NotFound,
     NoWorker,
     Overloaded,
@@ -130,19 +131,20 @@ class InferenceClient:
         resumable: Resumable | None = None,
         patience: float = math.inf,
         of_shadow: tuple[str, int] | None = None,
+        begins_within: float = math.inf,
     ) -> AsyncGenerator[AnswerEntry]:
         """Queue a request and yield the entries of its answer, the last one of kind `end`.
 
         `is_served` says whether a live worker may take the request. After `patience` seconds without a chunk, entries
         of kind `late` are yielded. `of_shadow` is the alias whose shadow is asked, and how many requests for it may be
-        in flight.
+        in flight. The request is given up where it has neither a chunk nor an end after `begins_within` seconds.
 
-        Raises BrokerFull, NotFound, NoWorker, Overloaded, StreamsUnavailable, TooManyRequests, WorkerLost, and the
-        errors of
-        `check_client`.
+        Raises BrokerFull, NotBegun, NotFound, NoWorker, Overloaded, StreamsUnavailable, TooManyRequests, WorkerLost,
+        and the errors of `check_client`.
         """
         key, raw = queue_key(queue), pack(request)
         reader = self._reader(request.id, request.linger, request.tenant, (key, raw), patience)
+        reader.begin_by = time.monotonic() + begins_within
         try:
             if await self._memory.is_full():
                 raise BrokerFull
@@ -310,6 +312,7 @@ class _AnswerReader:
         self._redis, self._id, self._linger, self._patience = server, request_id, linger, patience
         self._behind_bytes, self._large, self._timings = behind_bytes, large, timings
         self.is_refused = False  # then Redis has nothing of the request
+        self.begin_by = math.inf  # on the monotonic clock
         self._has_no_worker = False  # then there is nothing to resume
         self._tenant = tenant
         self._queue_key, self._raw = queued or ("", b"")
@@ -349,7 +352,7 @@ class _AnswerReader:
     ) -> AsyncGenerator[AnswerEntry]:
         """Yield the entries behind `last` up to the end.
 
-        Raises NotFound, NoWorker, WorkerLost, and the errors of `check_client`.
+        Raises NotBegun, NotFound, NoWorker, WorkerLost, and the errors of `check_client`.
         """
         name = answer_key(self._id)
         while True:
@@ -361,7 +364,7 @@ class _AnswerReader:
                 last, self._is_taken, self._last_entry = entry_id.decode(), True, time.monotonic()
                 entry = msgspec.structs.replace(unpack_entry(fields[ENTRY_FIELD]), position=f"{self._id}/{last}")
                 if entry.kind == "chunk":
-                    self._is_named, self._patience = True, math.inf
+                    self._is_named, self._patience, self.begin_by = True, math.inf, math.inf
                 yield entry
                 if entry.kind == "end":
                     return
@@ -426,12 +429,14 @@ class _AnswerReader:
     async def _check(self, at: float, is_served: WorkerCheck, check_client: ClientCheck) -> None:
         """Check, each in its own interval, that the client is connected and that a worker has or may take the request.
 
-        Raises NoWorker, WorkerLost, and the errors of `check_client`.
+        Raises NoWorker, NotBegun, WorkerLost, and the errors of `check_client`.
         """
         if at - self._last_client_check >= _BLOCK_MS / 1000:
             self._last_client_check = at
             await check_client()
         try:
+            if at >= self.begin_by:
+                raise NotBegun
             if self._is_taken and at - self._last_entry > self._timings.interactive_silence:
                 if not await self._is_queued():
                     raise WorkerLost
@@ -439,7 +444,7 @@ class _AnswerReader:
             if not self._is_taken and at - self._last_worker_check >= self._timings.interactive_taken:
                 self._last_worker_check = at
                 await self._check_queued(is_served)
-        except (NoWorker, WorkerLost):  # not those of `check_client`: after a restart of the API its clients resume
+        except (NoWorker, NotBegun, WorkerLost):  # after those of `check_client`, its clients may still resume
             self._has_no_worker = True
             raise
 

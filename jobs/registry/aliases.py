@@ -1,6 +1,7 @@
 """Aliases: the names by which a project asks for models that have other names. An alias never stands for an alias.
 
     a request ─▶ draw by the weights ─▶ the target, if live workers serve it ─▶ else the first fallback that they serve
+                                             └─ it fails, or is silent for too long, before its answer begins ─┘
 
 A draw takes a point from 0 up to 1. A sticky alias takes the hash of who asks, so that each of its users has the same
 point in each draw. The targets are laid along the points backwards, the last one first: a last target that grows keeps
@@ -33,6 +34,7 @@ MAX_MOVES: Final = 100_000  # of a project
 MAX_WATCHED: Final = 100  # aliases that are compared in one round
 MAX_TARGETS: Final = 8
 MAX_FALLBACKS: Final = 4
+MAX_FALLBACK_AFTER: Final = 600  # seconds
 MAX_IN_FLIGHT: Final = 64  # requests of a shadow
 WHOLE: Final = 100  # the sum of the weights
 PREFIX: Final = "amove_"
@@ -64,7 +66,8 @@ class Shadow(msgspec.Struct, frozen=True):
 class AliasRouting(msgspec.Struct, frozen=True):
     """The models of an alias. The weights of `targets` sum to 100; the first one is the incumbent.
 
-    With `sticky` each user has the same target. `fallbacks` answer where no live worker serves the target. With
+    With `sticky` each user has the same target. `fallbacks` answer where no live worker serves the target, and clients
+    also where the target fails, or has not begun to answer within `fallback_after` seconds; None is no such limit. With
     `rollback` the dispatcher drops targets that do worse than the incumbent.
     """
 
@@ -73,6 +76,7 @@ class AliasRouting(msgspec.Struct, frozen=True):
     fallbacks: tuple[str, ...] = ()
     rollback: bool = True
     shadow: Shadow | None = None
+    fallback_after: int | None = None
 
     @property
     def incumbent(self) -> str:

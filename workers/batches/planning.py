@@ -202,7 +202,7 @@ class Planner:
             return Bad(refusal.code, str(refusal), number, "body.model")
         except (routing.NotYet, ModelsFileError):
             raise Abandoned(5.0, "model") from None
-        writer.queue, writer.model, writer.serves_as, _ = route
+        writer.queue, writer.model, writer.serves_as = route[:3]
         return None
 
     def _check_quota(self, session: Session) -> Sequence[Bad]:

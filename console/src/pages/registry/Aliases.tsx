@@ -51,7 +51,7 @@ export default function Aliases() {
     { id: "alias", header: "Alias", cell: (row) => <Link to="/aliases" search={{ alias: row.id }} className="break">{row.id}</Link>, sort: (row) => row.id },
     { id: "models", header: "Models", cell: (row) => <Models alias={row} requests={requests} /> },
     { id: "sticky", header: "Users", cell: (row) => (row.sticky ? "keep a model" : "draw each time"), wide: true },
-    { id: "fallbacks", header: "Fallbacks", cell: (row) => <span className="break">{row.fallbacks.join(", ") || "–"}</span>, wide: true },
+    { id: "fallbacks", header: "Fallbacks", cell: (row) => <Fallbacks alias={row} />, wide: true },
     { id: "moved", header: "Moved", cell: (row) => <Time at={row.updated_at} />, sort: (row) => row.updated_at, wide: true },
     { id: "actions", header: "Actions", cell: (row) => <Actions alias={row} onRevert={() => revert(row)} />, align: "end" },
   ];
@@ -106,6 +106,16 @@ function Models({ alias, requests }: { alias: Alias; requests: ReadonlyMap<strin
           )}
         </div>
       )}
+    </>
+  );
+}
+
+/** Render the fallbacks of an alias, and the time in which an answer has to begin. */
+function Fallbacks({ alias: { fallbacks, fallback_after: seconds } }: { alias: Alias }) {
+  return (
+    <>
+      <span className="break">{fallbacks.join(", ") || "–"}</span>
+      {seconds != null && <div className="muted small">after {seconds} s without an answer</div>}
     </>
   );
 }
