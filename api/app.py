@@ -59,6 +59,7 @@ from api.inference.interactive import STREAM_HEADER
 from api.jobs import explain, feed, results, throughput
 from api.jobs import routes as jobs
 from api.key_use import KeyUse
+from api.monitoring import online_evaluations
 from api.monitoring import routes as monitoring
 from api.pages import console_files, login
 from api.pages import routes as pages
@@ -161,6 +162,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     pipelines.router,
     promotions.router,
     monitoring.router,
+    online_evaluations.router,
     prompts.router,
     datasets.router,
     dataset_versions.router,

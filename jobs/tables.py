@@ -12,7 +12,7 @@ schedule ── schedule_file · response, chat_completion, conversation, reques
 finetune_plan, finetune_step, finetune_event, finetune_checkpoint, finetune_data, dataset
 tuned_model ── model_version ── model_move, checkpoint_permission, alias ── alias_move, feedback
 eval, eval_run · prompt ── prompt_version · named_dataset ── dataset_version ── dataset_file
-drift_monitor ── drift_check
+drift_monitor ── drift_check · online_evaluation ── online_round
 worker, model, pause, meta, measure, measure_change, total · engine_death, quarantine · cached, cache_epoch, cache_use
 audit, audit_head
 account, invite, user_group, group_member, service_account, role, role_assignment, model_permission
@@ -55,7 +55,7 @@ from jobs.ledger.tables import (
     Shard,
     Total,
 )
-from jobs.monitoring.tables import DriftCheck, DriftMonitor
+from jobs.monitoring.tables import DriftCheck, DriftMonitor, OnlineEvaluation, OnlineRound
 from jobs.prompts.tables import Prompt, PromptVersion
 from jobs.registry.tables import (
     Alias,
@@ -144,6 +144,8 @@ __all__ = [
     "ModelPermission",
     "ModelVersion",
     "NamedDataset",
+    "OnlineEvaluation",
+    "OnlineRound",
     "Outbox",
     "Outcome",
     "Pause",

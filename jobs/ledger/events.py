@@ -21,6 +21,8 @@ OTHER_TYPES: Final = {
     "model.alias.rolled_back": "amove_",
     "model.version.staged": "mmove_",
     "model.alias.shadow_silent": "amove_",
+    "online_evaluation.alert": "onleval_",
+    "online_evaluation.resolved": "onleval_",
 }
 
 _INSERT = insert(table_of(Event))

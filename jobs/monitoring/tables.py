@@ -1,11 +1,12 @@
-"""The tables of monitors of drift and their checks.
+"""The tables of monitors of drift with their checks, and of online evaluations with their rounds.
 
-drift_monitor ── drift_check ── job     a check has the id of its job; the baseline is a job too
+drift_monitor ── drift_check ── job               a check has the id of its job; the baseline is a job too
+online_evaluation ── online_round ── eval_run     a round has the id of its run
 """
 
 from typing import Any
 
-from sqlalchemy import Index, String
+from sqlalchemy import Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from jobs.db.base import Base
@@ -51,3 +52,68 @@ class DriftCheck(Base):
     created_at: Mapped[float]
 
     __table_args__ = (Index("ix_drift_check_monitor_created", "monitor_id", "created_at", "id"),)
+
+
+class OnlineEvaluation(Base):
+    """An eval that grades a sampled share of the stored answers again and again.
+
+    `source` says which answers, `threshold` below what there is an alert, as `jobs.monitoring.online_evaluations` has
+    them. Answers from before `marked_at` are done. `value` is what was last compared with the threshold.
+    """
+
+    __tablename__ = "online_evaluation"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project_id: Mapped[str] = mapped_column(String(64))
+    key_id: Mapped[str | None] = mapped_column(String(16))
+    name: Mapped[str]
+    eval_id: Mapped[str] = mapped_column(String(64))
+    source: Mapped[dict[str, Any]]
+    share: Mapped[float]
+    cron: Mapped[str] = mapped_column(String(128))
+    timezone: Mapped[str] = mapped_column(String(64))
+    max_answers_per_day: Mapped[int]
+    threshold: Mapped[dict[str, Any] | None]
+    marked_at: Mapped[float]
+    next_at: Mapped[float]
+    paused_at: Mapped[float | None]
+    last_error: Mapped[str | None] = mapped_column(Text)
+    value: Mapped[float | None]
+    is_alerting: Mapped[bool]
+    metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata")
+    created_at: Mapped[float]
+
+    __table_args__ = (
+        Index("ix_online_evaluation_next", "next_at"),
+        Index("ix_online_evaluation_project_created", "project_id", "created_at", "id"),
+    )
+
+
+class OnlineRound(Base):
+    """A run of the eval of an online evaluation, with the same id, over answers of the time from `since` to `until`.
+
+    The counts are null until the run has ended, and where it has not completed; `error` says why it has not.
+    `criteria` counts by testing criterion, as in the run.
+    """
+
+    __tablename__ = "online_round"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    online_evaluation_id: Mapped[str] = mapped_column(String(64))
+    project_id: Mapped[str] = mapped_column(String(64))
+    eval_id: Mapped[str] = mapped_column(String(64))
+    since: Mapped[float]
+    until: Mapped[float]
+    answers: Mapped[int]
+    passed: Mapped[int | None]
+    failed: Mapped[int | None]
+    errored: Mapped[int | None]
+    criteria: Mapped[list[Any] | None]
+    error: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[float]
+    ended_at: Mapped[float | None]
+
+    __table_args__ = (
+        Index("ix_online_round_evaluation_created", "online_evaluation_id", "created_at", "id"),
+        Index("ix_online_round_ended", "ended_at"),
+    )

@@ -67,14 +67,8 @@ class ModelFeedback:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Return the interval of the share that is positive.
-
-        It is Wilson's (Journal of the American Statistical Association 22, 1927).
-        """
-        squared = _Z**2 / self.count
-        middle = self.positive_share + squared / 2
-        margin = math.sqrt(squared * (self.positive_share * (1 - self.positive_share) + squared / 4))
-        return max(0.0, (middle - margin) / (1 + squared)), min(1.0, (middle + margin) / (1 + squared))
+        """Return the interval of the share that is positive."""
+        return share_interval(self.positive, self.count)
 
     def difference(self, baseline: "ModelFeedback") -> ShareDifference:
         """Return the difference to the share of a baseline.
@@ -86,6 +80,17 @@ class ModelFeedback:
         value = share - other
         below, above = math.hypot(share - low, other_high - other), math.hypot(high - share, other - other_low)
         return ShareDifference(value, value - below, value + above)
+
+
+def share_interval(positive: int, count: int) -> tuple[float, float]:
+    """Return the interval in which the true share of what is positive lies with 95 %.
+
+    It is Wilson's (Journal of the American Statistical Association 22, 1927).
+    """
+    share, squared = positive / count, _Z**2 / count
+    middle = share + squared / 2
+    margin = math.sqrt(squared * (share * (1 - share) + squared / 4))
+    return max(0.0, (middle - margin) / (1 + squared)), min(1.0, (middle + margin) / (1 + squared))
 
 
 def save(

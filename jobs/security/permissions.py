@@ -41,7 +41,7 @@ AREAS: Final[dict[str, Area]] = {
     "pipelines": Area("Pipelines"),
     "promotions": Area("Promotions"),
     "prompts": Area("Prompts and their versions"),
-    "monitoring": Area("Monitors of drift and their checks"),
+    "monitoring": Area("Monitors of drift, and online evaluations"),
     "jobs": Area("Jobs, their results and events"),
     "vector_stores": Area("Vector stores, their sources and indexes"),
     "datasets": Area("Datasets and their versions"),

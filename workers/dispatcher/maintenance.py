@@ -8,6 +8,7 @@ jobs        past their window; of a key or project that has ended; stopping for 
             waiting for others that have ended; live although their parent was cancelled; waiting for a spend limit
 alerts      of spending that has reached a threshold
 aliases     whose new models do worse are rolled back, see `workers.dispatcher.rollbacks`; silent shadows are told
+evaluations online ones: rounds that are due begin, and those that have ended are counted
 audit       sealed; its head sent away once a day
 counts      the jobs of sealed rows are added to the sums of ended jobs, and what transactions counted to the measures
 events      numbered: the positions in the feeds of their projects
@@ -45,6 +46,7 @@ from jobs.usage import alerts, budgets, minutes, stored_bytes
 from jobs.webhooks import claims, deliveries, outcomes, webhook_endpoints
 from workers.dispatcher.anchoring import Anchoring
 from workers.dispatcher.leases import Observer, Since
+from workers.dispatcher.online_evaluations import OnlineEvaluations
 from workers.dispatcher.retention import Retention
 from workers.dispatcher.rollbacks import Rollbacks
 
@@ -83,6 +85,7 @@ class Maintenance:
         self._retention = Retention(config, db, storage, timings)
         self._anchoring = Anchoring(config, db)
         self._rollbacks = Rollbacks(config, db, registry)
+        self._online_evaluations = OnlineEvaluations(config, db, storage, registry)
         self._swept = self._retained = clock()
         self._dependents_left = False  # whether some were left by the last pass
 
@@ -251,6 +254,7 @@ class Maintenance:
         self._repeat(budgets.has_expired, budgets.purge_reservations)
         self._fire_alerts()
         self._rollbacks.run()
+        self._online_evaluations.run()
         self._tell_silent_shadows()
         self._release_deliveries()
         self._purge_sources()

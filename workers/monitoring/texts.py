@@ -11,24 +11,21 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy import func, select
 
 from jobs.batches import lines
 from jobs.batches.lines import Bad, InputLine
-from jobs.clock import now
 from jobs.errors import NotFound
 from jobs.evals.samples import text_of
 from jobs.inference import responses, stored
 from jobs.inference.stored import StoredAnswer
-from jobs.inference.tables import StoredCompletion, StoredResponse
 from jobs.ledger.tables import Job
+from jobs.monitoring.answers import find_answers
 from jobs.monitoring.monitors import AnswerSource, DriftSample
 from jobs.registry.tables import Feedback
 from workers.monitoring import language_detection
 from workers.runtime.context import Context
 
-#: Stored answers among which those that match are looked for.
-LOOKED_AT: Final = 100_000
 #: Characters of a text that are embedded.
 MAX_CHARACTERS: Final = 2_000
 _MAX_LINE: Final = 1 << 20
@@ -60,7 +57,9 @@ def sample(context: Context, job: Job) -> Sequence[SampledText | Bad]:
     payload = DriftSample.model_validate(job.payload)
     source = payload.source
     if isinstance(source, AnswerSource):
-        ids = _least(_ids_of(context, job.project_id, source), payload.sample, job.id)
+        with context.db.read() as session:
+            matching = [name for name, _ in find_answers(session, job.project_id, source)]
+        ids = _least(matching, payload.sample, job.id)
         texts: list[SampledText | Bad] = list(_texts_of_answers(context, job.project_id, source.type, ids))
     else:
         texts = _file_texts(context, payload.path or "", payload.sample, job.id)
@@ -76,24 +75,6 @@ def _hash(seed: str, name: object) -> bytes:
 
 
 # ── stored answers ──
-
-
-def _ids_of(context: Context, project_id: str, source: AnswerSource) -> list[str]:
-    """Return the ids of the stored answers that match a source."""
-    table: Any = StoredCompletion if source.type == "stored_completions" else StoredResponse
-    conditions: list[ColumnElement[bool]] = [table.project_id == project_id, table.expires_at > now()]
-    if source.created_after is not None:
-        conditions.append(table.created_at >= source.created_after)
-    if source.created_before is not None:
-        conditions.append(table.created_at < source.created_before)
-    newest = select(table.id).where(*conditions).order_by(table.created_at.desc(), table.id.desc()).limit(LOOKED_AT)
-    looked_at = newest.subquery()
-    statement = select(table.id, table.metadata_).join(looked_at, looked_at.c.id == table.id)
-    if source.model is not None:
-        statement = statement.where(or_(table.requested_model == source.model, table.model == source.model))
-    required = (source.metadata or {}).items()
-    with context.db.read() as session:
-        return [name for name, metadata in session.execute(statement) if required <= (metadata or {}).items()]
 
 
 def _texts_of_answers(context: Context, project_id: str, kind: str, ids: Sequence[str]) -> Iterator[SampledText]:
