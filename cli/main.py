@@ -23,6 +23,7 @@ from cli.commands import (
     limits,
     model_versions,
     models,
+    online_evals,
     pauses,
     pipelines,
     prices,
@@ -153,6 +154,7 @@ app.add_typer(finetune.app, name="finetune", rich_help_panel=_JOBS)
 app.add_typer(evals.app, name="evals", rich_help_panel=_JOBS)
 app.add_typer(feedback.app, name="feedback", rich_help_panel=_JOBS)
 app.add_typer(drift.app, name="drift", rich_help_panel=_JOBS)
+app.add_typer(online_evals.app, name="online-evals", rich_help_panel=_JOBS)
 app.add_typer(datasets.app, name="datasets", rich_help_panel=_DATA)
 app.add_typer(migrate.app, name="migrate", rich_help_panel=_DATA)
 app.add_typer(sources.app, name="sources", rich_help_panel=_DATA)

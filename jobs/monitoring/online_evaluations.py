@@ -129,7 +129,7 @@ def draw(session: Session, evaluation_id: str) -> Draw | None:
     if session.scalar(select(OnlineRound.id).where(own, OnlineRound.ended_at.is_(None)).limit(1)) is not None:
         raise Conflict("The last round has not ended.", code="round_in_progress")
     graded = select(func.coalesce(func.sum(OnlineRound.answers), 0)).where(own, OnlineRound.created_at > now() - _DAY)
-    room = evaluation.max_answers_per_day - (session.scalar(graded) or 0)
+    room = evaluation.max_answers_per_day - int(session.scalar(graded) or 0)
     if room <= 0:
         raise Conflict("The answers of the last 24 hours are as many as there may be.", code="too_many_answers")
     since, until = evaluation.marked_at, max(evaluation.marked_at, now() - SETTLED)

@@ -169,7 +169,10 @@ def _evaluated(world: World) -> dict[str, str]:
     path = f"/v1/evals/{evaluation}/runs/{run}"
     world.eventually(lambda: world.client.get(path).json()["status"] == "completed", "the run has ended", 240)
     [item] = world.client.get(f"{path}/output_items").json()["data"]
-    return {"eval_id": evaluation, "run_id": run, "output_item_id": item["id"]}
+    online = {"name": CANARY, "eval_id": evaluation, "source": {"type": "responses"}, "metadata": {CANARY: CANARY}}
+    online_id = world.client.post("/v1/online_evaluations", json=online).json()["id"]
+    ids = {"eval_id": evaluation, "run_id": run, "output_item_id": item["id"]}
+    return ids | {"online_evaluation_id": online_id}
 
 
 def _tuned(world: World, file_id: str) -> dict[str, str]:
@@ -206,7 +209,7 @@ def by_id(world: World) -> str:
 _LISTS = (
     "files", "batches", "jobs", "webhook_endpoints", "schedules", "aliases", "vector_stores", "chat/completions",
     "fine_tuning/jobs", "evals", "prompts", "feedback", "pipelines", "datasets", "alias_moves", "model_versions",
-    "promotions", "drift_monitors",
+    "promotions", "drift_monitors", "online_evaluations",
 )  # fmt: skip
 
 
@@ -239,6 +242,7 @@ def _ours(ids: dict[str, str]) -> list[str]:
     names |= {"responses": "response_id", "chat/completions": "completion_id", "fine_tuning/jobs": "fine_tuning_job_id"}
     names |= {"prompts": "prompt_id", "feedback": "feedback_id", "pipelines": "pipeline_id", "datasets": "dataset"}
     names |= {"promotions": "promotion_id", "drift_monitors": "monitor_id"}
+    names |= {"online_evaluations": "online_evaluation_id"}
     inside = [f"sources/{ids['source_id']}", f"indexes/{ids['index_id']}", f"files/{ids['file_id']}"]
     return [f"/v1/{name}/{ids[key]}" for name, key in names.items()] + [
         f"/v1/vector_stores/{ids['vector_store_id']}/{one}" for one in inside

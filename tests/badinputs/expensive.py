@@ -45,7 +45,7 @@ ABSENT: Final = frozenset({
 OBJECTS: Final = frozenset({
     "alias", "api_key_id", "batch_id", "check_id", "completion_id", "conversation_id", "dataset", "eval_id",
     "feedback_id", "file_batch_id", "file_id", "fine_tuning_job_id", "index_id", "item_id", "job_id", "model",
-    "monitor_id", "output_item_id", "pipeline_id", "promotion_id", "prompt_id", "response_id", "run_id",
+    "monitor_id", "online_evaluation_id", "output_item_id", "pipeline_id", "promotion_id", "prompt_id", "response_id", "run_id",
     "schedule_id", "source_id", "upload_id", "vector_store_id", "version", "webhook_endpoint_id",
 })  # fmt: skip
 
@@ -139,6 +139,7 @@ class Stock:
             eventually(lambda run=run: self._status(f"{path}/{self.ids[run]}") == "completed", _SECONDS, run, every=0.5)
         shown = self.client.get(f"{path}/{self.ids['run_id']}/output_items").json()
         self.ids["output_item_id"] = shown["data"][0]["id"]
+        self.ids["online_evaluation_id"] = self.made("/v1/online_evaluations", _online(self))
 
     def file(self, content: bytes, name: str = "a.jsonl", purpose: str = "batch") -> str:
         form = {"files": {"file": (name, io.BytesIO(content))}, "data": {"purpose": purpose}}
@@ -305,6 +306,10 @@ def _monitor(stock: Stock) -> dict[str, Any]:
     return {"name": "n", "source": _texts(stock), "sample": 2_000, "embedding_model": EMBEDDINGS}
 
 
+def _online(stock: Stock) -> dict[str, Any]:
+    return {"name": "n", "eval_id": stock.ids["eval_id"], "source": {"type": "responses"}}
+
+
 _WORDS: Final = "night mill river stone water grain wheel miller flour bread morning okapi "
 
 #: The body of each operation that has one, as dear as its bounds allow.
@@ -384,6 +389,8 @@ BODIES: Final[Mapping[str, Callable[[Stock], dict[str, Any]]]] = {
     "POST /v1/drift_monitors": lambda stock: _monitor(stock) | _METADATA,
     "POST /v1/drift_monitors/{monitor_id}/baseline": lambda stock: {"source": _texts(stock)},
     "POST /v1/drift_monitors/{monitor_id}/checks": lambda stock: {"source": _texts(stock)},
+    "POST /v1/online_evaluations": lambda stock: _online(stock) | _METADATA,
+    "POST /v1/online_evaluations/{online_evaluation_id}": lambda _: {"name": "n" * 255, **_METADATA},
     "POST /v1/aliases": lambda _: {"id": "a" * 255, "model": MODEL, **_METADATA},
     "POST /v1/ofrep/v1/evaluate/flags/{alias}": lambda _: {"context": {"targetingKey": "u" * _BODY}},
     "POST /v1/aliases/{alias}": lambda _: {"model": MODEL, **_METADATA},

@@ -40,6 +40,10 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("POST", "/v1/drift_monitors/{monitor_id}/baseline"): {"json": {}},
     ("POST", "/v1/drift_monitors/{monitor_id}/checks"): {"json": {}},
+    ("POST", "/v1/online_evaluations"): {
+        "json": {"name": "refunds", "eval_id": "eval_x", "source": {"type": "responses"}},
+    },
+    ("POST", "/v1/online_evaluations/{online_evaluation_id}"): {"json": {"share": 20}},
     ("POST", "/v1/aliases"): {"json": {"id": "my-model", "model": "all-minilm-l6-v2"}},
     ("POST", "/v1/ofrep/v1/evaluate/flags/{alias}"): {"json": {"context": {"targetingKey": "user-1"}}},
     ("POST", "/v1/aliases/{alias}"): {"json": {"model": "all-minilm-l6-v2"}},

@@ -21,7 +21,7 @@ from jobs.inference import context_options
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Segment, Shard
 from jobs.monitoring import monitors
-from jobs.monitoring.tables import DriftMonitor
+from jobs.monitoring.tables import DriftMonitor, OnlineEvaluation
 from jobs.pipelines import pipelines
 from jobs.registry import models
 from jobs.security import keys
@@ -153,6 +153,7 @@ class Real:
             "version": "1",
             "dataset": dataset_id(self.app, post, file_id),
             **monitor_ids(self.app, post),
+            "online_evaluation_id": online_evaluation_id(self.app, post),
             "alias": post("aliases", id="my/model", model="all-minilm-l6-v2")["id"],
             "promotion_id": forced_promotion(post),
             "feedback_id": rate_completion(self.app, self.client),
@@ -213,6 +214,16 @@ def monitor_ids(app: FastAPI, post: Any) -> dict[str, str]:
         session.execute(update(Job).where(Job.kind == monitors.NAME).values(state=JobState.SUCCEEDED))
     made = post("drift_monitors", name="n", source={"type": "responses"}, embedding_model="all-minilm-l6-v2")["id"]
     return {"monitor_id": made, "check_id": post(f"drift_monitors/{made}/checks")["id"]}
+
+
+def online_evaluation_id(app: FastAPI, post: Any) -> str:
+    """Return the id of an online evaluation. Those of other tries go: a project has a hundred at most."""
+    with app.state.services.db.write() as session:
+        session.execute(delete(OnlineEvaluation))
+    grader = {"type": "string_check", "name": "g", "input": "a", "operation": "eq", "reference": "a"}
+    eval_id = post("evals", data_source_config={"type": "logs"}, testing_criteria=[grader])["id"]
+    made: str = post("online_evaluations", name="n", eval_id=eval_id, source={"type": "responses"})["id"]
+    return made
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,8 @@ EXPECTED = {
     "promote alias", "promote stage", "promote prompt", "promote index", "promote list", "promote show",
     "promote cancel",
     "drift create", "drift baseline", "drift check", "drift list", "drift checks", "drift show", "drift delete",
+    "online-evals create", "online-evals list", "online-evals show", "online-evals rounds", "online-evals pause",
+    "online-evals resume", "online-evals delete",
     "schedules create", "schedules list", "schedules show", "schedules pause", "schedules resume", "schedules remove",
     "sources list", "sources add", "sources sync", "sources remove",
     "finetune submit", "finetune list", "finetune watch", "finetune curve", "finetune cancel", "finetune pause",

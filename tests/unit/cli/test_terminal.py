@@ -224,6 +224,16 @@ def drift(path: str) -> object:
     return check if "/checks/" in path else monitor
 
 
+def online_evaluation(path: str) -> object:
+    """Return an online evaluation that is a round, too, and a list of it."""
+    one = {"id": HOSTILE, "name": HOSTILE, "eval_id": HOSTILE, "source": {"type": HOSTILE}, "status": HOSTILE}
+    one |= {"cron": HOSTILE, "timezone": HOSTILE, "last_error": HOSTILE, "error": HOSTILE, "share": 10.0, "value": 0.5}
+    one |= {"threshold": {"measure": HOSTILE, "criterion": HOSTILE, "minimum": 0.8, "window": 20}, "answers": 20}
+    one |= {"is_alerting": True, "next_round_at": 1, "until": 1, "pass_rate": 0.5, "low": 0.3, "high": 0.7}
+    one |= {"errored": 0}
+    return one | {"object": "list", "data": [one], "has_more": False}
+
+
 def answer(method: str, path: str) -> tuple[int, object]:
     """Return the server's answer. A list has an entry with a hostile id."""
     if path.startswith(("/v1/jobs/refused", "/v1/schedules/refused")):
@@ -274,6 +284,7 @@ class Hostile(BaseHTTPRequestHandler):
                 "/v1/model_versions": model_version,
                 "/v1/promotions": promotion,
                 "/v1/drift_monitors": drift,
+                "/v1/online_evaluations": online_evaluation,
             }
             room = next((room for start, room in rooms.items() if path.startswith(start)), None)
             status, content = (200, room(path)) if room else answer(self.command, path)
@@ -457,6 +468,13 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "drift checks": (True, [["drift", "checks", "x"]]),
     "drift show": (True, [["drift", "show", "x"]]),
     "drift delete": (False, [["drift", "delete", "x"]]),
+    "online-evals create": (False, [["online-evals", "create", "x", "eval_1"]]),
+    "online-evals list": (True, [["online-evals", "list"]]),
+    "online-evals show": (True, [["online-evals", "show", "x"]]),
+    "online-evals rounds": (True, [["online-evals", "rounds", "x"]]),
+    "online-evals pause": (True, [["online-evals", "pause", "x"]]),
+    "online-evals resume": (True, [["online-evals", "resume", "x"]]),
+    "online-evals delete": (False, [["online-evals", "delete", "x"]]),
     "schedules create": (False, [["schedules", "create", "steps.yaml", "--every", "0 3 * * *"]]),
     "schedules list": (True, [["schedules", "list"]]),
     "schedules show": (True, [["schedules", "show", "x"]]),

@@ -154,6 +154,13 @@ def theirs(app: FastAPI, client: TestClient) -> dict[str, str]:
     forced = {"target": target, "force": True, "reason": "r"}
     questions = {"name": "questions", "source": {"type": "responses"}, "embedding_model": "all-minilm-l6-v2"}
     monitor = client.post("/v1/drift_monitors", json=questions).json()["id"]
+    grader = {"type": "string_check", "name": "g", "input": "a", "operation": "eq", "reference": "a"}
+    graded = {"data_source_config": {"type": "logs"}, "testing_criteria": [grader]}
+    online = {
+        "name": "n",
+        "source": {"type": "responses"},
+        "eval_id": client.post("/v1/evals", json=graded).json()["id"],
+    }
     made = {
         "vector_store_id": store,
         "index_id": index,
@@ -172,6 +179,7 @@ def theirs(app: FastAPI, client: TestClient) -> dict[str, str]:
         "pipeline_id": client.post("/v1/pipelines", json={"steps": [step]}).json()["id"],
         "dataset": client.post("/v1/datasets", json={"name": "refunds"}).json()["id"],
         "monitor_id": monitor,
+        "online_evaluation_id": client.post("/v1/online_evaluations", json=online).json()["id"],
         "check_id": client.post(f"/v1/drift_monitors/{monitor}/checks", json={}).json()["id"],
         "upload_id": client.post("/v1/uploads", json=upload).json()["id"],
         "batch_id": client.post("/v1/batches", json=batch).json()["id"],
@@ -211,6 +219,7 @@ def test_lists_show_only_objects_of_own_project(stranger: TestClient, theirs: di
         "pipelines",
         "datasets",
         "drift_monitors",
+        "online_evaluations",
     )
     for path in (f"/v1/{name}" for name in lists):
         assert stranger.get(path).json()["data"] == []
