@@ -45,7 +45,7 @@ from api.evals import routes as evals
 from api.evals import runs as eval_runs
 from api.files import routes as files
 from api.files import uploads
-from api.finetuning import graders, model_files, permissions
+from api.finetuning import graders, model_files, model_imports, permissions
 from api.finetuning import routes as finetuning
 from api.finetuning import validation as fine_tuning_validation
 from api.fleet import models, steering
@@ -146,6 +146,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     graders.router,
     finetuning.router,
     model_files.router,
+    model_imports.router,
     permissions.router,
     eval_imports.router,
     evals.router,

@@ -7,6 +7,7 @@ from jobs.batches import batches
 from jobs.datasets.dataset_versions import DATASET
 from jobs.evals.run_kinds import EVALUATION, SAMPLING
 from jobs.finetuning.jobs import FINETUNING
+from jobs.finetuning.model_imports import MODEL_IMPORT
 from jobs.inference.responses import RESPONSE
 from jobs.ledger import kinds
 from jobs.ledger.events import OTHER_TYPES
@@ -21,6 +22,7 @@ _ROWS: Final = (
     RESPONSE,
     INGESTION,
     FINETUNING,
+    MODEL_IMPORT,
     EVALUATION,
     SAMPLING,
     DATASET,

@@ -9,7 +9,7 @@ schedule ┘                        submits it again and again
 vector_store ── vector_store_file · vector_removal · source ── source_item
 file, upload, upload_part · project, api_key, idempotency, storage_usage
 schedule ── schedule_file · response, chat_completion, conversation, request_minute, shadow_minute
-finetune_plan, finetune_step, finetune_event, finetune_checkpoint, finetune_data, dataset
+finetune_plan, finetune_step, finetune_event, finetune_checkpoint, finetune_data, dataset · imported_file
 tuned_model ── model_version ── model_move, checkpoint_permission, alias ── alias_move, feedback
 eval, eval_run · prompt ── prompt_version · named_dataset ── dataset_version ── dataset_file
 drift_monitor ── drift_check · online_evaluation ── online_round
@@ -31,6 +31,7 @@ from jobs.finetuning.tables import (
     FinetunePlan,
     FinetuneStep,
     FinetuneTracking,
+    ImportedFile,
 )
 from jobs.fleet.tables import EngineDeath, Measure, MeasureChange, Meta, Model, Pause, Quarantine, Worker
 from jobs.inference.tables import (
@@ -133,6 +134,7 @@ __all__ = [
     "FinetuneTracking",
     "GroupMember",
     "Idempotency",
+    "ImportedFile",
     "Invite",
     "Job",
     "JobDependency",

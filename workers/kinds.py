@@ -16,6 +16,7 @@ from jobs.batches import batches
 from jobs.datasets import dataset_versions
 from jobs.evals import runs
 from jobs.finetuning import jobs as tuning
+from jobs.finetuning import model_imports as imports
 from jobs.inference import responses
 from jobs.ledger.kinds import UnknownKind
 from jobs.ledger.ledger import JobClaim
@@ -29,7 +30,7 @@ from workers.batches import finishing, planning
 from workers.batches.running import LineRun
 from workers.datasets import version_builder
 from workers.evals import evaluation, sampling
-from workers.finetuning import results, training_plan
+from workers.finetuning import model_imports, results, training_plan
 from workers.finetuning.training_run import TrainingRun
 from workers.inference import background_responses
 from workers.monitoring import drift_checks
@@ -72,6 +73,7 @@ HANDLERS: Final[dict[str, Handler]] = {
         planning.plan, {Queue.GENERATE: background_responses.ResponseRun}, background_responses.respond
     ),
     tuning.NAME: Handler(training_plan.plan, {Queue.FINETUNE: TrainingRun}, results.finish),
+    imports.NAME: Handler(model_imports.plan, {}, model_imports.finish),
     runs.NAME: Handler(evaluation.plan, {Queue.EVALUATE: evaluation.GradingRun}, evaluation.finish),
     runs.SAMPLING: Handler(sampling.plan, {Queue.GENERATE: sampling.SamplingRun}, sampling.finish),
     promotions.NAME: Handler(conclusion.plan, {}, conclusion.finish),

@@ -71,9 +71,9 @@ class ModelManifest(BaseModel):
     """The origin of a tuned model.
 
     `state` is `ready`, `deleted` or `failed_probe`, whose `probe_failure` says why. `parent` is the tuned model that
-    the training went on from. `step` is the step whose weights these are. `run` describes the training: dtype,
-    libraries, device, the weights of the base, forgetting, the spread of its probes. `files` are the SHA-256 by name.
-    `evaluations` are the newest 20.
+    the training went on from. An imported model has a `model_import` and no `fine_tuning_job`. `step` is the step whose
+    weights these are. `run` describes the training: dtype, libraries, device, the weights of the base, forgetting, the
+    spread of its probes. `files` are the SHA-256 by name. `evaluations` are the newest 20.
     """
 
     state: ModelState
@@ -81,7 +81,8 @@ class ModelManifest(BaseModel):
     probe_accepted: bool
     base: str
     parent: str | None = None
-    fine_tuning_job: str
+    fine_tuning_job: str | None
+    model_import: str | None = None
     method: str
     step: int | None = None
     is_checkpoint: bool
@@ -272,7 +273,7 @@ def manifest_of(session: Session, tuned: TunedModel) -> ModelManifest:
         probe_accepted=probe.accepted,
         base=tuned.base,
         parent=stored.get("parent"),
-        fine_tuning_job=tuned.job_id,
+        **tuned_models.jobs_of(tuned),
         method=tuned.method,
         step=run.get("step"),
         is_checkpoint=tuned.checkpoint_step is not None,

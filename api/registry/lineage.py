@@ -34,7 +34,9 @@ class LineageNode(BaseModel):
     """
 
     id: str
-    type: Literal["file", "model", "fine_tuning.job", "model.version", "checkpoint", "eval.run", "model.alias"]
+    type: Literal[
+        "file", "model", "fine_tuning.job", "model.import", "model.version", "checkpoint", "eval.run", "model.alias"
+    ]
     name: str | None = None
     sha256: str | None = None
     status: str | None = None
@@ -100,7 +102,8 @@ def _add_model(session: Session, graph: _Graph, name: str, project_id: str) -> s
         shown |= {"name": f"{version.family} {version.number}", "stage": version.stage}
     graph.add(LineageNode.model_validate(shown | {"type": "checkpoint" if version is None else "model.version"}))
     job = session.get(Job, tuned.job_id)
-    graph.add(LineageNode(id=tuned.job_id, type="fine_tuning.job", status=job.state if job is not None else None))
+    made_by = LineageNode(id=tuned.job_id, type="fine_tuning.job", status=job.state if job is not None else None)
+    graph.add(made_by if manifest.model_import is None else made_by.model_copy(update={"type": "model.import"}))
     graph.link(tuned.job_id, name, "result")
     base = manifest.run.get("base") or {}
     graph.add(LineageNode(id=tuned.base, type="model", sha256=base.get("sha256")))

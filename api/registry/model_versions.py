@@ -1,6 +1,6 @@
 """Versions of tuned models: their place in a family, their stages with the moves between them, and their lineage.
 
-The result of a fine-tuning job is the next version of its family, which is its base and its suffix.
+The result of a fine-tuning job, or of an import, is the next version of its family: its base and its suffix.
 """
 
 from typing import Annotated, Any, Literal
@@ -17,7 +17,7 @@ from api.http.bodies import Body, resource
 from api.http.paging import After, Limit20, Order, Page, find, page
 from jobs.errors import NotFound
 from jobs.finetuning.tables import FinetuneCheckpoint
-from jobs.registry import model_versions
+from jobs.registry import model_versions, models
 from jobs.registry.model_versions import Stage
 from jobs.registry.models import DELETED
 from jobs.registry.tables import ModelMove, ModelVersion, TunedModel
@@ -67,7 +67,8 @@ class UpdateModelVersion(Body):
 class ModelVersionObject(BaseModel):
     """A version. `id` is the name of its model, `stage` its stage, with `at` that of then.
 
-    `parent` is the tuned model that the training went on from. `sha256` is that of the manifest of its files, `bytes`
+    `parent` is the tuned model that the training went on from. An imported version has a `model_import` and no
+    `fine_tuning_job`. `sha256` is that of the manifest of its files, `bytes`
     their size. `license` is that of the base where nobody gave another one; null where it is unknown. `metrics` are
     those of the step whose weights these are. `manifest` is that of `GET /v1/models/{id}`, null in lists.
     """
@@ -81,7 +82,8 @@ class ModelVersionObject(BaseModel):
     state: ModelState
     base: str
     parent: str | None
-    fine_tuning_job: str
+    fine_tuning_job: str | None
+    model_import: str | None
     method: str
     sha256: str
     bytes: int | None
@@ -134,8 +136,9 @@ def _show(version: ModelVersion, model: TunedModel, stage: str, metrics: dict[st
     shown = {name: getattr(version, name) for name in ("id", "family", "number", "semantic_version", "created_by")}
     shown |= {name: getattr(model, name) for name in ("state", "base", "method", "sha256", "data_erased")}
     shown |= {name: getattr(version, name) for name in ("git_commit", "dvc_hash")}
+    shown |= models.jobs_of(model)
     shown |= {"stage": stage, "metrics": metrics, "created_at": int(version.created_at)}
-    shown |= {"parent": stored.get("parent"), "bytes": stored.get("bytes"), "fine_tuning_job": model.job_id}
+    shown |= {"parent": stored.get("parent"), "bytes": stored.get("bytes")}
     return ModelVersionObject.model_validate(shown | {"license": version.license or base.get("license")})
 
 

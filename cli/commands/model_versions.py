@@ -150,6 +150,8 @@ def reproduce(
 
     server = options.server
     old = server.get(_path(model))
+    if old["fine_tuning_job"] is None:
+        raise CliError(f"{model} was imported: nothing here trained it")
     first = server.get(f"/fine_tuning/jobs/{old['fine_tuning_job']}")
     if not job:
         body = reproduction.request_of(old, first)

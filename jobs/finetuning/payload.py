@@ -1,11 +1,13 @@
 """The payload of a fine-tuning job: what was asked for, checked. `jobs.finetuning.tables` has what came of it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from jobs.finetuning.examples import Method
 from jobs.ledger.kinds import Payload
+
+MAX_RANK: Final = 512  # of an adapter
 
 Auto = Literal["auto"]
 Peft = Literal["lora", "full", "qlora", "auto"]
@@ -39,7 +41,7 @@ class Training(_Options):
     checkpoint with the lowest validation loss, not the last one; None: where `early_stopping.patience` is given.
     """
 
-    rank: int = Field(default=16, ge=1, le=512)
+    rank: int = Field(default=16, ge=1, le=MAX_RANK)
     alpha: float | None = Field(default=None, gt=0, le=4096, allow_inf_nan=False)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False)
     use_rslora: bool = False

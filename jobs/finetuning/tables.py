@@ -7,6 +7,8 @@
          ├─ finetune_tracking      how far the steps have come in MLflow and Weights & Biases
          └─ finetune_data ── dataset    the snapshots that it trains and validates on, by SHA-256
 
+    job of an import ── imported_file   the files that it reads, and whose bytes its model has
+
 These rows stay as long as the job's row.
 """
 
@@ -149,3 +151,19 @@ class FinetuneData(Base):
         Index("ix_finetune_data_file", "file_id"),
         Index("ix_finetune_data_sha256", "sha256"),
     )
+
+
+class ImportedFile(Base):
+    """A file of the project that a job imports under a `name`, as a file of a model. A job that failed has none.
+
+    `bytes` are those of the file, and of the model's copy.
+    """
+
+    __tablename__ = "imported_file"
+
+    job_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    file_id: Mapped[str] = mapped_column(String(64))
+    bytes: Mapped[int]
+
+    __table_args__ = (Index("ix_imported_file_file", "file_id"),)

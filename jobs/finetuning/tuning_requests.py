@@ -16,10 +16,10 @@ from jobs.errors import InvalidRequest
 from jobs.files import lookup
 from jobs.files.tables import File
 from jobs.finetuning import jobs, names
-from jobs.finetuning.payload import FineTuning, Peft, Training
+from jobs.finetuning.payload import MAX_RANK, FineTuning, Peft, Training
 from jobs.fleet import access, workers
 from jobs.fleet.access import Work
-from jobs.fleet.models_file import EngineKind, Registry
+from jobs.fleet.models_file import EngineKind, ModelConfig, Registry
 from jobs.ids import new_id
 from jobs.ledger import ledger
 from jobs.ledger.tables import Job
@@ -163,10 +163,17 @@ def check_training(registry: Registry, base: str, peft: Peft, training: Training
     if training.use_dora and args.get("enable_lora"):
         message = f"Invalid 'training.use_dora': the engine of '{base}' serves no adapters with DoRA."
         raise InvalidRequest(message, param="training.use_dora", code="unsupported_value")
-    limit = args.get("max_lora_rank", _VLLM_RANK) if args.get("enable_lora") else training.rank
+    limit = max_rank(registry.trainable[base])
     if training.rank > limit:
         message = f"Invalid 'training.rank': the engine of '{base}' serves adapters of rank {limit} at most."
         raise InvalidRequest(message, param="training.rank", code="integer_above_max_value")
+
+
+def max_rank(base: ModelConfig) -> int:
+    """Return the highest rank of an adapter that the engine of a base serves."""
+    args = base.engine_args
+    limit: int = args.get("max_lora_rank", _VLLM_RANK) if args.get("enable_lora") else MAX_RANK
+    return limit
 
 
 def _check_chain(parent: TunedModel, peft: Peft) -> None:

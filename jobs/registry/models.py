@@ -89,6 +89,12 @@ def family_of(model: TunedModel) -> str:
     return f"{model.base}:{model.name.rpartition(':')[0].rpartition(':')[2]}"
 
 
+def jobs_of(model: TunedModel) -> dict[str, str | None]:
+    """Return the job that a model is the result of, under the field of the API for jobs of its kind."""
+    imported = model.manifest.get("imported", False)
+    return {"fine_tuning_job": None if imported else model.job_id, "model_import": model.job_id if imported else None}
+
+
 def _number_results(session: Session, project_id: str) -> None:
     """Make a version of each result of a project that is none yet, in the order of creation.
 

@@ -118,6 +118,31 @@ def source_of(model: ModelConfig, settings: Settings) -> str:
     return str(source.path) if source.path else str(source.repo)
 
 
+def local_folder(model: ModelConfig, settings: Settings) -> Path:
+    """Return the folder of a model's files on this machine; a packaged one may take a minute to make.
+
+    Raises: ModelUnavailable.
+    """
+    source = source_of(model, settings)
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, revision=model.source.revision, local_files_only=True))
+    except (OSError, ValueError) as error:
+        raise ModelUnavailable(f"{model.name} is not on this machine: {error}") from error
+
+
+def weights_sha256(folder: Path) -> str:
+    """Return what `sha256sum *.safetensors | sha256sum` prints in a model's folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
+        with path.open("rb") as weights:
+            digest.update(f"{hashlib.file_digest(weights, 'sha256').hexdigest()}  {path.name}\n".encode())
+    return digest.hexdigest()
+
+
 def models_dir(settings: Settings) -> Path:
     return settings.data_dir.absolute() / "models"
 

@@ -30,7 +30,7 @@ from jobs.fleet.models_file import ModelConfig
 from jobs.platform.children import ChildFailed, ChildLimits, describe_exit
 from jobs.platform.storage import open_storage
 from jobs.settings import Settings
-from workers.engines.model_folders import ModelUnavailable, source_of
+from workers.engines.model_folders import ModelUnavailable, local_folder
 from workers.finetuning import examination_child as child
 from workers.finetuning.examination_child import BadRow, GoodRow, Load, Loaded, NotLoaded, Read
 from workers.sandbox.channel import MAX_BYTES
@@ -276,14 +276,8 @@ def examine(asked: ExaminationTask, rows_of: Callable[[Load, ChildLimits], Rows]
 
 
 def _folder_of(asked: ExaminationTask) -> str:
-    """Return the folder with the base's tokenizer. Raises: ModelUnavailable, OSError, ValueError."""
-    model = ModelConfig.model_validate(asked.model)
-    source = source_of(model, Settings(data_dir=Path(asked.data_dir)))
-    if Path(source).is_dir():
-        return source
-    from huggingface_hub import snapshot_download
-
-    return snapshot_download(source, revision=model.source.revision, local_files_only=True)
+    """Return the folder with the base's tokenizer. Raises: ModelUnavailable."""
+    return str(local_folder(ModelConfig.model_validate(asked.model), Settings(data_dir=Path(asked.data_dir))))
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """What a training depends on, for its manifest: the weights of its base, the versions of libraries, the hardware."""
 
-import hashlib
 import os
 import platform
 from importlib import metadata
@@ -11,6 +10,7 @@ import torch
 from transformers.utils import cached_file
 
 from jobs.fleet.checkpoint import card_of
+from workers.engines.model_folders import weights_sha256
 from workers.engines.training.protocol import Spec
 
 #: The packages whose versions may change the result.
@@ -18,17 +18,10 @@ PACKAGES: Final = ("nightmill", "torch", "transformers", "trl", "peft", "acceler
 
 
 def describe_base(spec: Spec) -> dict[str, Any]:
-    """Return the revision, the licence and the SHA-256 of the base.
-
-    The SHA-256 is what `sha256sum *.safetensors | sha256sum` prints in the base's folder.
-    """
+    """Return the revision, the licence and the SHA-256 of the base."""
     folder = Path(str(cached_file(spec.base, "config.json", revision=spec.revision))).parent
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
-        with path.open("rb") as weights:
-            digest.update(f"{hashlib.file_digest(weights, 'sha256').hexdigest()}  {path.name}\n".encode())
     card = card_of(folder)
-    return {"sha256": digest.hexdigest(), "revision": spec.revision, "license": spec.license or card.license}
+    return {"sha256": weights_sha256(folder), "revision": spec.revision, "license": spec.license or card.license}
 
 
 def versions() -> dict[str, str]:

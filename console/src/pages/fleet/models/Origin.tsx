@@ -38,7 +38,8 @@ function factsOf(manifest: Manifest): (readonly [string, ReactNode])[] {
   return [
     ["Probe", manifest.probe_failure ?? (manifest.probe_accepted && "accepted by an operator")],
     ["Parent", manifest.parent && <ObjectLink key="parent" id={manifest.parent} kind="model" />],
-    ["Fine-tuning job", <ObjectLink key="job" id={manifest.fine_tuning_job} />],
+    ["Fine-tuning job", manifest.fine_tuning_job && <ObjectLink key="job" id={manifest.fine_tuning_job} />],
+    ["Import", manifest.model_import],
     ["Step", manifest.step],
     ["Method", manifest.method],
     ["Seed", manifest.seed],
