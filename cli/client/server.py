@@ -38,6 +38,8 @@ _KEY_PREFIX = "nm_"  # of the keys that `nightmill keys create` makes
 _TIMEOUT = 60.0  # seconds for one answer; uploads get more
 _UPLOAD_TIMEOUT = 3600.0
 ANSWER_TIMEOUT = 600.0  # seconds for an answer of a model
+_PART_BYTES = 64 << 20  # of a file that is uploaded in parts
+_BYTES = "application/octet-stream"
 _PAGE = 100  # entries of one page, at most
 _READ = 1 << 16
 _RAW = "X-Stainless-Raw-Response"  # with "stream", the SDK returns an answer before it has read the body
@@ -243,6 +245,16 @@ class Server:
             file = (name or path.name, handle)
             sent = self.sdk.files.create(file=file, purpose=purpose, extra_headers=headers, timeout=_UPLOAD_TIMEOUT)
         return sent.id
+
+    def upload_large(self, path: Path, purpose: "FilePurpose") -> str:
+        """Upload a file, in parts where one request may be too small for it; return its id."""
+        if path.stat().st_size <= _PART_BYTES:
+            return self.upload(path, purpose)
+        with _translate_errors(self.url):
+            done = self.sdk.uploads.upload_file_chunked(file=path, mime_type=_BYTES, purpose=purpose)
+        if done.file is None:
+            raise CliError(f"{path} was not uploaded")
+        return done.file.id
 
     def file_id(self, name: str, purpose: "FilePurpose") -> str:
         """Return the id of an uploaded file. Upload the file when `name` is a path."""

@@ -133,6 +133,34 @@ def verify(
     options.show({"path": str(folder), "sha256": sha256}, f"{folder} is as it was exported, SHA-256 {sha256}")
 
 
+@app.command("import")
+def import_model(
+    options: ServerOptions,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `nightmill finetune export` made.")],
+    family: Annotated[
+        str | None, typer.Option(metavar="FAMILY", help="The family of the version, <base>:<suffix>, or its suffix.")
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The base, where it has another name here than the adapter says."),
+    ] = None,
+    parent: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The tuned model of your project that this one came of.")
+    ] = None,
+    license: Annotated[str | None, typer.Option(help="In place of that of the base.")] = None,  # noqa: A002
+) -> None:
+    """Register an exported adapter as a version of a model, which is then served like one that was trained here.
+
+    The server checks every hash, and the adapter against the base. Exit code 1 if one is not right.
+    """
+    from cli.client import model_import
+
+    base, suffix = model_import.split_family(family, base, folder)
+    given = {"base": base, "suffix": suffix, "parent": parent, "license": license}
+    version = model_import.import_model(options.server, folder, given)
+    options.show(version, f"{version['id']} is version {version['number']} of {version['family']}")
+
+
 @app.command()
 def reproduce(
     options: ServerOptions,
