@@ -383,7 +383,8 @@ class TrainingSettings(BaseModel):
     )
     mlflow_url: str = Field(
         "",
-        description="The steps of every training are sent to MLflow's tracking server with this URL. Empty: none.",
+        description="MLflow's server with this URL gets the steps of every training, and its registry the versions of "
+        "tuned models with their stages. Empty: none.",
     )
     mlflow_token: str = Field("", repr=False, description="MLflow's server gets this bearer token, or `user:password`.")
     wandb_mode: Literal["off", "offline", "online"] = Field(
@@ -479,7 +480,7 @@ class RetentionSettings(BaseModel):
 
 
 class WebhookSettings(BaseModel):
-    """Webhooks"""
+    """Webhooks and lineage"""
 
     webhook_allow_private: bool = Field(
         False, description="If true, URLs of webhooks may have private addresses, plain http and any port."
@@ -492,3 +493,9 @@ class WebhookSettings(BaseModel):
     webhook_timeout_seconds: float = Field(
         15, gt=0, description="An attempt at a delivery fails when it takes more seconds than this."
     )
+    openlineage_url: str = Field(
+        "",
+        description="The beginning and the end of each job, with what it reads and writes, are sent to "
+        "`/api/v1/lineage` of the server with this URL. Empty: none.",
+    )
+    openlineage_api_key: str = Field("", repr=False, description="The server of OpenLineage gets this bearer token.")

@@ -114,6 +114,11 @@ class Settings(
     def _servers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(validate_server_url(url, key="set NIGHTMILL_ENGINE_API_KEY") for url in value)
 
+    @field_validator("openlineage_url")
+    @classmethod
+    def _lineage_server(cls, value: str) -> str:
+        return validate_server_url(value, key="set NIGHTMILL_OPENLINEAGE_API_KEY") if value else value
+
     @field_validator("webhook_retry_seconds", mode="before")
     @classmethod
     def _schedule(cls, value: Any) -> Any:

@@ -5,7 +5,7 @@ job ─┬─ shard ── segment          what is to be done, and what has bee
      ├─ outcome                   what became of the lines, counted, once the job has ended
      ├─ outbox                    messages that are pending
 schedule ┘                        submits it again and again
-     └─ event ── delivery ── attempt      what happened, and who was told
+     └─ event ── delivery ── attempt      what happened, and who was told; event_head, feed_cursor
 vector_store ── vector_store_file · vector_removal · source ── source_item
 file, upload, upload_part · project, api_key, idempotency, storage_usage
 schedule ── schedule_file · response, chat_completion, conversation, request_minute, shadow_minute
@@ -95,7 +95,7 @@ from jobs.usage.tables import (
     UsageChange,
     UsageMinute,
 )
-from jobs.webhooks.tables import Attempt, Delivery, Event, EventHead, WebhookEndpoint
+from jobs.webhooks.tables import Attempt, Delivery, Event, EventHead, FeedCursor, WebhookEndpoint
 
 __all__ = [
     "TOKENS",
@@ -124,6 +124,7 @@ __all__ = [
     "EvalRun",
     "Event",
     "EventHead",
+    "FeedCursor",
     "Feedback",
     "File",
     "FinetuneCheckpoint",

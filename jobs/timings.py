@@ -52,6 +52,9 @@ class Timings:
     deliveries_idle: float = 5.0  # without anything due until the loop ends
     deliveries_grace: float = 2.0  # for requests in flight, once the loop is to stop
 
+    # workers.sinks
+    sink_look: float = 2.0  # between looks at whether a system of the operator lacks events
+
     # workers.inference: requests of interactive clients
     events_patience: float = 5.0  # for a round trip to Redis, and for all that is left to publish of a response
     interactive_alive: float = 2.0  # between the signs of life of a request that is being answered

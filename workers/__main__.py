@@ -6,7 +6,7 @@
     embed      threads over one embedding engine
     tuned      threads over an engine for one whole tuned model at a time
     finetune   one training at a time, in a child process
-    io         threads over one delivery loop
+    io         threads over one delivery loop, and one for each sink
 
 `gpu QUEUE` and `embed QUEUE` serve another queue that models.yaml names.
 """
@@ -25,6 +25,7 @@ from workers import NICENESS, lifecycle, tasks
 from workers import app as celery_app
 from workers.finetuning import capability_check, scratch, tracking
 from workers.runtime.context import Pool, build
+from workers.sinks import loop as sinks
 
 #: The pools with engines.
 _ENGINES: Final = ("gpu", "embed", "tuned")
@@ -76,6 +77,8 @@ def _threads(config: Settings, pool: Pool, threads: int, *, trains: bool = False
     tasks.furnish(app, tasks.Runtime(context, train if trains else None))
     if trains:
         tracking.start(context)
+    if pool.name == "io":
+        sinks.start(context)
     celery_app.work(app, pool.name, pool.queues, threads)
     context.heartbeat.leave()
 

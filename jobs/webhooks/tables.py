@@ -56,6 +56,22 @@ class EventHead(Base):
     removed: Mapped[int] = mapped_column(default=0)
 
 
+class FeedCursor(Base):
+    """The last `position` of a project's feed that a sink, a system of the operator, has received.
+
+    `due_at` is when the sink may be sent more, or when the claim of the worker that sends ends. `failures` counts those
+    since the last success.
+    """
+
+    __tablename__ = "feed_cursor"
+
+    sink: Mapped[str] = mapped_column(String(16), primary_key=True)  # mlflow | openlineage
+    project_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    position: Mapped[int]
+    failures: Mapped[int]
+    due_at: Mapped[float]
+
+
 class WebhookEndpoint(Base):
     """The URL that a project wants its events at. Its secrets are stored readable, because signing needs them.
 
