@@ -1,4 +1,6 @@
-"""The steps of a training at MLflow's own server, and in files that Weights & Biases and TensorBoard read themselves.
+"""The steps of a training and versions of models at MLflow's own server, and steps in files of two other trackers.
+
+Weights & Biases and TensorBoard read these files themselves.
 
 Their libraries are in an environment of their own. Nothing is sent to Weights & Biases: `online` is not run.
 """
@@ -9,13 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 import pytest
+from sqlalchemy import func, select, update
 
 from jobs.db.engine import Database
 from jobs.finetuning import tracking
+from jobs.webhooks.tables import FeedCursor
 from tests.sdk.environments import HERE, NotMade, programs
+from tests.support import tuned_versions
 from tests.support.services import need
 from tests.support.system import free_port, wait_for
 from tests.support.tracked_training import JOB, RESULT, TrackedJob
@@ -23,6 +29,10 @@ from workers.finetuning import tensorboard
 from workers.finetuning.mlflow_tracker import MlflowTracker
 from workers.finetuning.results import steps_after
 from workers.finetuning.wandb_tracker import WandbTracker
+from workers.runtime.context import Context
+from workers.sinks.loop import send_due
+from workers.sinks.mlflow_registry import MlflowRegistry
+from workers.sinks.sink import Sink
 
 #: MLflow's server takes half a minute to start on a busy machine; the first test may install it before.
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(600)]
@@ -129,3 +139,56 @@ def test_a_run_of_weights_and_biases_and_a_file_of_tensorboard_have_each_step_on
     assert [step for step, _ in scalars["train/loss"]] == list(range(1, 251))
     assert scalars["train/loss"][3][1] == pytest.approx(0.25)
     assert [step for step, _ in scalars["valid/loss"]] == list(range(5, 251, 5))
+
+
+def send_all(context: Context, sink: Sink) -> None:
+    """Send what is due after a while."""
+    with context.db.write() as session:
+        session.execute(update(FeedCursor).values(due_at=0.0))
+    while send_due(context, sink):
+        with context.db.read() as session:
+            if session.scalar(select(func.max(FeedCursor.failures))):
+                return
+
+
+def test_mlflow_registry_has_each_version_once_and_aliases_follow_stages_despite_outage(
+    sqlite: Database, tmp_path: Path, installed: Path
+) -> None:
+    port = free_port()
+    job = TrackedJob(sqlite, tmp_path, tracking.MLFLOW, mlflow_url=f"http://127.0.0.1:{port}")
+    registry, project = MlflowRegistry(job.context.config), tuned_versions.project_of(sqlite)
+    first = tuned_versions.trained(sqlite, project, "abcdefghi1", dataset="dataset:refunds@3/train")
+    tuned_versions.moved(sqlite, project, first, "production")
+    send_all(job.context, registry)
+
+    with mlflow_server(installed, tmp_path / "mlflow", port) as url:
+        send_all(job.context, registry)
+        second = tuned_versions.trained(sqlite, project, "abcdefghi2")
+        tuned_versions.moved(sqlite, project, second, "staging")
+        send_all(job.context, registry)
+        before = registered(url)
+        tuned_versions.moved(sqlite, project, second, "production")
+        with sqlite.write() as session:
+            session.execute(update(FeedCursor).values(position=0))  # killed before it noted what it had sent
+        send_all(job.context, registry)
+        after = registered(url)
+        query = {"filter": f"name = '{quote(f'Support:{tuned_versions.FAMILY}', safe='')}'"}
+        versions = httpx2.get(f"{url}/api/2.0/mlflow/model-versions/search", params=query, timeout=30).json()
+
+    assert before == {"production": "1", "staging": "2"}
+    assert after == {"production": "2"}
+    tags = {
+        version["version"]: {tag["key"]: tag["value"] for tag in version["tags"]}
+        for version in versions["model_versions"]
+    }
+    assert {number: each["nightmill_stage"] for number, each in tags.items()} == {"1": "archived", "2": "production"}
+    assert tags["1"]["nightmill_model"] == first
+    assert tags["1"]["nightmill_dataset"] == "dataset:refunds@3/train"
+    assert (tags["2"]["nightmill_number"], tags["2"]["nightmill_sha256"]) == ("2", "2" * 64)
+
+
+def registered(url: str) -> dict[str, str]:
+    """Return the aliases of the only registered model, and the versions that they name."""
+    answer = httpx2.get(f"{url}/api/2.0/mlflow/registered-models/search", timeout=30).json()
+    (model,) = answer["registered_models"]
+    return {alias["alias"]: alias["version"] for alias in model.get("aliases", ())}

@@ -1,4 +1,7 @@
-"""The part of MLflow's REST interface that trainings are sent to, in memory. `tests/sdk` has the real server."""
+"""The part of MLflow's REST interface that trainings and versions of models are sent to, in memory.
+
+`tests/sdk` has the real server.
+"""
 
 import json
 import threading
@@ -16,6 +19,8 @@ class FakeMlflow(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.experiments: list[str] = []
         self.runs: list[dict[str, Any]] = []
+        self.aliases: dict[str, dict[str, str]] = {}
+        self.versions: list[dict[str, Any]] = []
         self.authorization: set[str | None] = set()
         self.status = 200
         self.lose = ""
@@ -48,6 +53,8 @@ class FakeMlflow(ThreadingHTTPServer):
                 {"id": f"run{len(self.runs)}", "tags": tags, "metrics": [], "params": {}, "status": "RUNNING"}
             )
             return {"run": _shown(self.runs[-1])}
+        if path.startswith(("registered-models/", "model-versions/")):
+            return self._answer_registry(path, body)
         run = next(run for run in self.runs if run["id"] == body["run_id"])
         if path == "runs/log-batch":
             run["metrics"] += body.get("metrics", [])
@@ -55,6 +62,36 @@ class FakeMlflow(ThreadingHTTPServer):
         elif path == "runs/update":
             run["status"] = body["status"]
         return {"run": _shown(run)}
+
+    def _answer_registry(self, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the answer about registered models, whose versions count from 1 in each."""
+        name = body.get("name", "")
+        if path == "registered-models/get":
+            held = [{"alias": alias, "version": number} for alias, number in self.aliases.get(name, {}).items()]
+            return {"registered_model": {"name": name, "aliases": held}} if name in self.aliases else None
+        if path == "registered-models/create":
+            self.aliases[name] = {}
+        elif path == "registered-models/alias":
+            self.aliases[name] |= {body["alias"]: body["version"]}
+        elif path == "registered-models/alias/delete":
+            del self.aliases[name][body["alias"]]
+        elif path == "model-versions/search":
+            same = [version for version in self.versions if f"'{version['tags']['nightmill_id']}'" in body["filter"]]
+            return {"model_versions": [_shown_version(version) for version in same]}
+        elif path == "model-versions/create":
+            number = 1 + sum(version["name"] == name for version in self.versions)
+            tags = {tag["key"]: tag["value"] for tag in body["tags"]}
+            self.versions.append({"name": name, "version": str(number), "run_id": body.get("run_id"), "tags": tags})
+            return {"model_version": _shown_version(self.versions[-1])}
+        elif path == "model-versions/set-tag":
+            key = (name, body["version"])
+            version = next(version for version in self.versions if (version["name"], version["version"]) == key)
+            version["tags"][body["key"]] = body["value"]
+        return {}
+
+
+def _shown_version(version: dict[str, Any]) -> dict[str, Any]:
+    return {**version, "tags": [{"key": key, "value": value} for key, value in version["tags"].items()]}
 
 
 def _shown(run: dict[str, Any]) -> dict[str, Any]:
@@ -72,8 +109,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
 
+    def do_DELETE(self) -> None:
+        self.do_POST()
+
     def _answer(self, body: dict[str, Any]) -> None:
         server, path = self.server, urlsplit(self.path).path.removeprefix("/api/2.0/mlflow/")
+        path += "/delete" if self.command == "DELETE" else ""
         server.authorization.add(self.headers["Authorization"])
         answer = server.answer(path, body) if server.status == 200 else {}
         if path == server.lose:
