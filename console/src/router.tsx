@@ -69,7 +69,7 @@ const routes = root.addChildren([
   page("/", () => import("@/pages/overview/Overview"), overviewSearch),
   page("/webhooks", () => import("@/pages/webhooks/Webhooks")),
   page("/webhooks/$id", () => import("@/pages/webhooks/Webhook"), ({ state }) => ({ state: DELIVERY_STATES.find((each) => each === state) })),
-  page("/schedules", () => import("@/pages/batches/Schedules")),
+  page("/schedules", () => import("@/pages/schedules/Schedules")),
   page("/workers", () => import("@/pages/fleet/Workers")),
   page("/keys", () => import("@/pages/security/Keys")),
   page("/audit", () => import("@/pages/security/Audit"), auditSearch),

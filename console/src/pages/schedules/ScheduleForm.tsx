@@ -6,8 +6,7 @@ import { get, refresh } from "@/api/get";
 import { Field, Input, Select } from "@/components/Field";
 import { formatName } from "@/components/format";
 import { FormDialog } from "@/components/Form";
-
-import { ENDPOINTS, type Endpoint } from "./requests";
+import { ENDPOINTS, type Endpoint } from "@/pages/batches/requests";
 
 const WINDOWS = [
   ["1h", "1 hour"],
