@@ -15,9 +15,11 @@ import { newTuningSearch, tuningSearch } from "@/pages/finetuning/address";
 import { modelsSearch } from "@/pages/fleet/models/address";
 import { logsSearch, playgroundSearch } from "@/pages/inference/address";
 import { jobSearch, jobsSearch } from "@/pages/jobs/address";
+import { monitorSearch } from "@/pages/monitoring/address";
 import { organizationSearch, projectSearch } from "@/pages/organization/address";
 import { overviewSearch } from "@/pages/overview/address";
 import { pipelinesSearch } from "@/pages/pipelines/address";
+import { newPromotionSearch } from "@/pages/promotions/address";
 import { auditSearch } from "@/pages/security/address";
 import { newVersionSearch, promptSearch, promptsSearch } from "@/pages/prompts/address";
 import { aliasesSearch } from "@/pages/registry/address";
@@ -81,6 +83,9 @@ const routes = root.addChildren([
   page("/batches/new", () => import("@/pages/batches/NewBatch"), newBatchSearch),
   page("/models", () => import("@/pages/fleet/models/Models"), modelsSearch),
   page("/aliases", () => import("@/pages/registry/Aliases"), aliasesSearch),
+  page("/promotions", () => import("@/pages/promotions/Promotions")),
+  page("/promotions/new", () => import("@/pages/promotions/NewPromotion"), newPromotionSearch),
+  page("/promotions/$promotionId", () => import("@/pages/promotions/PromotionPage")),
   page("/files", () => import("@/pages/files/Files"), filesSearch),
   page("/files/$fileId", () => import("@/pages/files/FilePage")),
   page("/datasets", () => import("@/pages/datasets/Datasets")),
@@ -101,6 +106,8 @@ const routes = root.addChildren([
   page("/evals/new", () => import("@/pages/evals/NewEval"), newEvalSearch),
   page("/evals/$evalId", () => import("@/pages/evals/EvalPage")),
   page("/evals/$evalId/runs/$runId", () => import("@/pages/evals/RunPage"), runSearch),
+  page("/drift", () => import("@/pages/monitoring/Drift")),
+  page("/drift/$monitorId", () => import("@/pages/monitoring/MonitorPage"), monitorSearch),
   page("/usage", () => import("@/pages/usage/Usage"), usageSearch),
   page("/budgets", () => import("@/pages/usage/Budgets")),
   page("/organization", () => import("@/pages/organization/Organization"), organizationSearch),

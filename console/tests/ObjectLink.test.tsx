@@ -18,7 +18,7 @@ function links() {
 afterEach(cleanup);
 
 it("leads from an id to the page of its object", async () => {
-  const ids = ["batch_1", "ftjob-1", "file-1", "vs_1", "eval_1", "evalrun_1", "vsfb_1", "resp_1", "sampling_1", "we_1", "sched_1", "ds_1", "dsversion_1", "pipe_1"];
+  const ids = ["batch_1", "ftjob-1", "file-1", "vs_1", "eval_1", "evalrun_1", "vsfb_1", "resp_1", "sampling_1", "we_1", "sched_1", "ds_1", "dsversion_1", "pipe_1", "promo_1", "driftmon_1", "driftcheck_1"];
   await show(ids.map((id) => <ObjectLink key={id} id={id} />));
   expect(links()).toEqual([
     ["batch_1", "/jobs/batch_1"],
@@ -35,6 +35,9 @@ it("leads from an id to the page of its object", async () => {
     ["ds_1", "/datasets/ds_1"],
     ["dsversion_1", "/jobs/dsversion_1"],
     ["pipe_1", "/pipelines/pipe_1"],
+    ["promo_1", "/promotions/promo_1"],
+    ["driftmon_1", "/drift/driftmon_1"],
+    ["driftcheck_1", "/jobs/driftcheck_1"],
   ]);
 });
 

@@ -1,7 +1,7 @@
 import { expect, it } from "vitest";
 
 import { pipelinesSearch } from "@/pages/pipelines/address";
-import { namedFiles, readDefinition, replaceFiles } from "@/pages/pipelines/definition";
+import { namedFiles, readDefinition, readEntries, replaceFiles } from "@/pages/pipelines/definition";
 import { isLive, mayResume, stepCounts, STATUSES, type Step } from "@/pages/pipelines/pipelines";
 
 const YAML = `
@@ -34,6 +34,11 @@ it.each([
   ["steps: &all [{name: *all}]", "cannot be written as JSON"],
 ])("the text %o is refused in words", (text, words) => {
   expect(() => readDefinition(text)).toThrow(words);
+});
+
+it("fields are read from YAML and JSON, and nothing else is taken for them", () => {
+  expect([readEntries("model: m"), readEntries('{"model": "m"}')]).toEqual([{ model: "m" }, { model: "m" }]);
+  expect(() => readEntries("- model")).toThrow("There are no fields");
 });
 
 it("a file is named once for each purpose, and its id takes the place of its path", () => {

@@ -22,6 +22,8 @@ const TONES: Readonly<Record<string, Tone>> = {
   passed: "good",
   pass: "good",
   same: "good",
+  promoted: "good",
+  no_drift: "good",
   paused: "warning",
   draining: "warning",
   expiring: "warning",
@@ -31,6 +33,7 @@ const TONES: Readonly<Record<string, Tone>> = {
   reached: "warning",
   disabled: "warning",
   different: "warning",
+  inconclusive: "warning",
   failed: "bad",
   fail: "bad",
   error: "bad",
@@ -38,6 +41,8 @@ const TONES: Readonly<Record<string, Tone>> = {
   quarantined: "bad",
   lost: "bad",
   revoked: "bad",
+  refused: "bad",
+  drift: "bad",
   enforcing: "bad",
 };
 

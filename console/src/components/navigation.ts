@@ -25,8 +25,10 @@ const GROUPS: readonly (readonly [title: string, entries: readonly Entry[]])[] =
     [
       ["/models", "Models"],
       ["/aliases", "Aliases"],
+      ["/promotions", "Promotions"],
       ["/fine-tuning", "Fine-tuning"],
       ["/evals", "Evaluations"],
+      ["/drift", "Drift"],
     ],
   ],
   [

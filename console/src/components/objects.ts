@@ -16,6 +16,7 @@ const JOB_IDS = new RegExp(`^(${KINDS.map(({ prefix }) => prefix).join("|")})\\w
 const PAGES = {
   tuning: { ids: /^ftjob-\w/, name: "the fine-tuning job", link: (jobId) => linkOptions({ to: "/fine-tuning/$jobId", params: { jobId } }) },
   pipeline: { ids: /^pipe_\w/, name: "the pipeline", link: (pipelineId) => linkOptions({ to: "/pipelines/$pipelineId", params: { pipelineId } }) },
+  promotion: { ids: /^promo_\w/, name: "the promotion", link: (promotionId) => linkOptions({ to: "/promotions/$promotionId", params: { promotionId } }) },
   job: { ids: JOB_IDS, name: "the job", link: (jobId) => linkOptions({ to: "/jobs/$jobId", params: { jobId } }) },
   file: { ids: /^file-\w/, name: "the file", link: (fileId) => linkOptions({ to: "/files/$fileId", params: { fileId } }) },
   dataset: { ids: /^ds_\w/, name: "the dataset", link: (datasetId) => linkOptions({ to: "/datasets/$datasetId", params: { datasetId } }) },
@@ -24,6 +25,7 @@ const PAGES = {
   eval: { ids: /^eval_\w/, name: "the evaluation", link: (evalId) => linkOptions({ to: "/evals/$evalId", params: { evalId } }) },
   prompt: { ids: /^pmpt_\w/, name: "the prompt", link: (promptId) => linkOptions({ to: "/prompts/$promptId", params: { promptId } }) },
   webhook: { ids: /^we_\w/, name: "the webhook", link: (id) => linkOptions({ to: "/webhooks/$id", params: { id }, search: { state: undefined } }) },
+  monitor: { ids: /^driftmon_\w/, name: "the drift monitor", link: (monitorId) => linkOptions({ to: "/drift/$monitorId", params: { monitorId } }) },
   schedule: { ids: /^sched_\w/, name: "the schedules", link: () => linkOptions({ to: "/schedules" }) },
 } as const satisfies Readonly<Record<string, ObjectPage>>;
 

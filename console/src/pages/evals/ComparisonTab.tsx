@@ -92,7 +92,7 @@ function columnsOf(scale: number): Column<Row>[] {
       sort: (row) => row.difference,
       align: "end",
     },
-    { id: "interval", header: "95 % interval", cell: (row) => <Interval row={row} scale={scale} /> },
+    { id: "interval", header: "95 % interval", cell: (row) => <Interval row={row} tone={TONES[row.verdict]} scale={scale} /> },
     { id: "changed", header: "Improved / regressed", cell: (row) => `${row.better} / ${row.worse}`, align: "end", wide: true },
     { id: "p", header: "p", cell: (row) => (row.p_adjusted < 0.001 ? "<0.001" : row.p_adjusted.toFixed(3)), sort: (row) => row.p_adjusted, align: "end" },
     {

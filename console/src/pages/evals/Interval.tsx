@@ -1,5 +1,3 @@
-import type { Comparison } from "./evals";
-
 import "./evals.css";
 
 /** The class of a verdict: an inconclusive one has no color. */
@@ -10,12 +8,20 @@ export function signed(value: number): string {
   return `${value > 0 ? "+" : value < 0 ? "-" : "±"}${Math.abs(value).toFixed(3)}`;
 }
 
-/** Draw the interval of a difference around zero, with its bounds as text. `scale` is where the axis ends. */
-export function Interval({ row: { low, high, difference, verdict }, scale }: { row: Comparison["data"][number]; scale: number }) {
+interface IntervalProps {
+  row: { low: number; high: number; difference: number };
+  /** The class of the verdict: "good", "bad" or none. */
+  tone: string;
+  /** Where the axis ends. */
+  scale: number;
+}
+
+/** Draw the interval of a difference around zero, with its bounds as text. */
+export function Interval({ row: { low, high, difference }, tone, scale }: IntervalProps) {
   const at = (value: number) => `${50 + (value / scale) * 48}%`;
   return (
     <div className="interval">
-      <div className={`interval-axis ${TONES[verdict]}`} aria-hidden>
+      <div className={`interval-axis ${tone}`} aria-hidden>
         <span className="interval-range" style={{ left: at(low), width: `${((high - low) / scale) * 48}%` }} />
         <span className="interval-mean" style={{ left: at(difference) }} />
       </div>

@@ -10,7 +10,7 @@ import { sendFile } from "@/pages/files/uploads";
 
 interface FileChoiceProps {
   label: string;
-  purpose: "fine-tune" | "evals";
+  purpose: "fine-tune" | "evals" | "user_data";
   /** The id of the chosen file, empty for none. */
   value: string;
   onChange: (id: string) => void;

@@ -18,6 +18,13 @@ export interface NamedFile {
   readonly purpose: Purpose;
 }
 
+/** Return the entries that a text of YAML or JSON has. Raises: SyntaxError, whose message says what is wrong. */
+export function readEntries(text: string): Entries {
+  const read = readYaml(text);
+  if (!isEntries(read)) throw new SyntaxError("There are no fields, such as model: NAME.");
+  return read;
+}
+
 /** Return the pipeline that a text of YAML or JSON defines. Raises: SyntaxError, whose message says what is wrong. */
 export function readDefinition(text: string): Definition {
   const read = readYaml(text);

@@ -7,6 +7,7 @@ import { ConfirmButton } from "@/components/Confirm";
 import { Empty } from "@/components/Empty";
 import { formatCount } from "@/components/format";
 import { Listed } from "@/components/Listed";
+import { ObjectLink } from "@/components/ObjectLink";
 import { Page, Section } from "@/components/Page";
 import { Table, type Column } from "@/components/Table";
 import { Time } from "@/components/Time";
@@ -33,7 +34,7 @@ const MOVES: readonly Column<Move>[] = [
   { id: "action", header: "Action", cell: (row) => row.action },
   { id: "models", header: "Models", cell: (row) => (row.routing ? <Targets targets={row.routing.targets} /> : "–") },
   { id: "actor", header: "By", cell: (row) => <span className="break">{row.actor}</span>, wide: true },
-  { id: "reason", header: "Reason", cell: (row) => <span className="break">{row.reason ?? ""}</span>, wide: true },
+  { id: "reason", header: "Reason", cell: (row) => <Reason move={row} />, wide: true },
 ];
 
 /** List the aliases of the project, the shares and the requests of their models, and their moves; take a move back. */
@@ -120,11 +121,25 @@ function Fallbacks({ alias: { fallbacks, fallback_after: seconds } }: { alias: A
   );
 }
 
+/** Render why an alias was moved, with the promotion that moved it. */
+function Reason({ move: { reason, gate } }: { move: Move }) {
+  return (
+    <>
+      <span className="break">{reason}</span> {typeof gate?.promotion === "string" && <ObjectLink id={gate.promotion} />}
+    </>
+  );
+}
+
 function Actions({ alias, onRevert }: { alias: Alias; onRevert: () => Promise<unknown> }) {
   if (alias.source === "models_file") return <span className="muted">of the models file</span>;
   return (
-    <ConfirmButton small label="Take back" name={`Take back ${alias.id}`} title="Go back to the models before the last move?" action="Take the move back" onConfirm={onRevert}>
-      <p>Interactive requests follow within two seconds. Batches that are planned keep their model.</p>
-    </ConfirmButton>
+    <span className="actions end">
+      <Link to="/promotions/new" search={{ alias: alias.id }} aria-label={`Promote ${alias.id}`}>
+        Promote
+      </Link>
+      <ConfirmButton small label="Take back" name={`Take back ${alias.id}`} title="Go back to the models before the last move?" action="Take the move back" onConfirm={onRevert}>
+        <p>Interactive requests follow within two seconds. Batches that are planned keep their model.</p>
+      </ConfirmButton>
+    </span>
   );
 }

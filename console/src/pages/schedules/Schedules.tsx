@@ -1,7 +1,7 @@
 import { useMutation, useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 
-import { api, take, type Schema } from "@/api/client";
+import { api, take } from "@/api/client";
 import { get, refresh, usePages } from "@/api/get";
 import { Button } from "@/components/Button";
 import { ConfirmButton } from "@/components/Confirm";
@@ -14,13 +14,9 @@ import { Snippet } from "@/components/Snippet";
 import { State } from "@/components/State";
 import { Table, type Column } from "@/components/Table";
 import { Time } from "@/components/Time";
-import { STEP_KINDS } from "@/pages/pipelines/pipelines";
 
 import { ScheduleForm } from "./ScheduleForm";
-
-type Schedule = Schema<"ScheduleObject">;
-
-const KINDS: Readonly<Record<Schedule["kind"], { label: string }>> = { ...STEP_KINDS, pipeline: { label: "Pipeline" } };
+import { KINDS, type Schedule } from "./schedules";
 
 const SDK = `schedule = client.post("/schedules", cast_to=object, body={
     "cron": "0 3 * * mon-fri",

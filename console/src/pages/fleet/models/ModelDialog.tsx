@@ -12,7 +12,7 @@ import { ObjectLink } from "@/components/ObjectLink";
 import { Facts } from "@/components/Page";
 import { Id } from "@/components/Snippet";
 
-import { EvaluationLink, PlaygroundLink, TuningLink } from "./ModelLinks";
+import { EvaluationLink, PlaygroundLink, PromotionLink, TuningLink } from "./ModelLinks";
 import { ModelState } from "./ModelState";
 import { Origin } from "./Origin";
 import { generates, isTuned, type NamedModel } from "./served";
@@ -61,13 +61,18 @@ export function ModelDialog({ named: { model, aliases }, onClose }: ModelDialogP
     );
   }
   return (
-    <Dialog open title="Model" onClose={onClose}>
+    <Dialog open title="Model" className="wide-dialog" onClose={onClose}>
       <div className="stack">
         <Id id={model.id} />
         <Facts facts={facts} />
         {isTuned(model.id) && <Origin model={model.id} />}
         <div className="actions end">
-          {isTuned(model.id) && <Button onClick={() => setAsking(true)}>Delete</Button>}
+          {isTuned(model.id) && (
+            <>
+              <Button onClick={() => setAsking(true)}>Delete</Button>
+              <PromotionLink model={model.id} />
+            </>
+          )}
           {generates(model) && (
             <>
               <TuningLink model={model.id} />

@@ -18,6 +18,15 @@ export function EvaluationLink({ model }: { model: string }) {
   );
 }
 
+/** Render the link that takes a tuned model into production by a gate. */
+export function PromotionLink({ model }: { model: string }) {
+  return (
+    <Link to="/promotions/new" search={{ model }} aria-label={`Promote ${model}`}>
+      Promote
+    </Link>
+  );
+}
+
 /** Render the link that makes a fine-tuning job of a model. */
 export function TuningLink({ model }: { model: string }) {
   return (

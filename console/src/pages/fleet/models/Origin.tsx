@@ -9,6 +9,7 @@ import { Loaded } from "@/components/Loaded";
 import { ObjectLink } from "@/components/ObjectLink";
 import { Facts } from "@/components/Page";
 
+import { Lineage } from "./Lineage";
 import { Version } from "./Version";
 
 type Manifest = Schema<"ModelManifest">;
@@ -23,7 +24,12 @@ export function Origin({ model }: { model: string }) {
         manifest ? (
           <>
             <Facts facts={factsOf(manifest)} />
-            {!manifest.is_checkpoint && <Version model={model} />}
+            {!manifest.is_checkpoint && (
+              <>
+                <Lineage model={model} />
+                <Version model={model} />
+              </>
+            )}
           </>
         ) : (
           <p className="muted">Another project has trained it.</p>

@@ -7,6 +7,7 @@ import { Field, Input, Select } from "@/components/Field";
 import { Form } from "@/components/Form";
 import { formatBytes } from "@/components/format";
 import { Loaded } from "@/components/Loaded";
+import { ObjectLink } from "@/components/ObjectLink";
 import { Facts, Section } from "@/components/Page";
 import { Table, type Column } from "@/components/Table";
 import { Time } from "@/components/Time";
@@ -26,7 +27,7 @@ const MOVES: readonly Column<Move>[] = [
   { id: "at", header: "When", cell: ({ created_at }) => <Time at={created_at} /> },
   { id: "stage", header: "Stage", cell: ({ former_stage, stage }) => `${former_stage} → ${stage}` },
   { id: "actor", header: "Who", cell: ({ actor }) => <span className="break">{actor}</span>, wide: true },
-  { id: "reason", header: "Why", cell: ({ reason }) => <span className="break">{reason ?? "–"}</span> },
+  { id: "reason", header: "Why", cell: ({ reason, gate }) => <Reason reason={reason} promotion={gate?.promotion} /> },
 ];
 
 /** Show the version that a tuned model is, and let it be moved to another stage. */
@@ -47,6 +48,15 @@ export function Version({ model }: { model: string }) {
         </div>
       )}
     </Loaded>
+  );
+}
+
+function Reason({ reason, promotion }: { reason: string | null; promotion: unknown }) {
+  if (typeof promotion !== "string") return <span className="break">{reason ?? "–"}</span>;
+  return (
+    <span className="break">
+      {reason} <ObjectLink id={promotion} />
+    </span>
   );
 }
 
