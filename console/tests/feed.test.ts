@@ -126,6 +126,17 @@ it("follows the stream behind the last event, and asks anew for what an event ch
   expect(server.asked.slice(2)).toEqual(["page ?after=9", "stream ?after=7"]);
 });
 
+it("asks anew for the model that an event is about", async () => {
+  const tab = await openTab();
+  const data = { id: "mmove_1", model: "ft:base:acme::1" };
+  server.event({ ...JOB, type: "model.version.staged", subject_id: "mmove_1", data }, 8);
+  await settle(1_000);
+
+  const { predicate } = tab.invalidated.mock.calls[0]![0] as { predicate: (query: { queryKey: unknown[] }) => boolean };
+  const moves = (model_version: string) => ({ queryKey: ["/v1/model_versions/{model_version}/moves", { path: { model_version } }] });
+  expect([predicate(moves("ft:base:acme::1")), predicate(moves("ft:base:acme::2"))]).toEqual([true, false]);
+});
+
 it.each([
   ["job.running", ["/v1/jobs", "/v1/batches", "/v1/throughput", "/v1/schedules"]],
   ["batch.failed", ["/v1/jobs", "/v1/batches", "/v1/throughput", "/v1/files"]],
@@ -135,13 +146,17 @@ it.each([
   ["fine_tuning.job.succeeded", ["/v1/jobs", "/v1/fine_tuning/jobs", "/v1/models", "/v1/files"]],
   ["eval.run.canceled", ["/v1/jobs", "/v1/evals"]],
   ["webhook_endpoint.disabled", ["/v1/webhook_endpoints"]],
+  ["model.version.staged", ["/v1/model_versions"]],
+  ["model.alias.moved", ["/v1/aliases", "/v1/alias_moves"]],
+  ["promotion.refused", ["/v1/jobs", "/v1/promotions", "/v1/aliases", "/v1/vector_stores"]],
+  ["drift.detected", ["/v1/jobs", "/v1/drift_monitors"]],
 ])("by an event %s asks anew for %j alone", async (type, paths) => {
   const tab = await openTab();
   server.event({ ...JOB, type }, 8);
   await settle(1_000);
 
   const { predicate } = tab.invalidated.mock.calls[0]![0] as { predicate: (query: { queryKey: unknown[] }) => boolean };
-  const all = ["jobs", "batches", "throughput", "schedules", "files", "responses", "vector_stores", "fine_tuning/jobs", "models", "evals", "webhook_endpoints"];
+  const all = ["jobs", "batches", "throughput", "schedules", "files", "responses", "vector_stores", "fine_tuning/jobs", "models", "evals", "webhook_endpoints", "model_versions", "aliases", "alias_moves", "promotions", "drift_monitors"];
   const changed = all.map((resource) => `/v1/${resource}`).filter((path) => predicate({ queryKey: [path] }));
   expect(changed.sort()).toEqual([...paths].sort());
 });

@@ -33,6 +33,7 @@ const CHANGED: readonly (readonly [type: string, resources: readonly string[]])[
   ["job.", ["jobs", "batches", "throughput", "schedules"]],
   ["webhook_endpoint.", ["webhook_endpoints"]],
   ["model.version.", ["model_versions"]],
+  ["model.alias.", ["aliases", "alias_moves"]],
   ...KINDS.flatMap(({ events, resources }) => events.map((type) => [type, ["jobs", ...resources]] as const)),
 ];
 
@@ -232,6 +233,6 @@ function isChanged(queryKey: readonly unknown[], events: readonly ProjectEvent[]
 }
 
 function idsOf(event: ProjectEvent): string[] {
-  const { id, vector_store_id: store } = event.data as { id?: string; vector_store_id?: string };
-  return [event.subject_id, id, store].filter((each) => each !== undefined);
+  const { id, vector_store_id: store, model } = event.data as { id?: string; vector_store_id?: string; model?: string };
+  return [event.subject_id, id, store, model].filter((each) => each !== undefined);
 }
