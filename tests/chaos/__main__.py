@@ -103,7 +103,7 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 
 def _campaign(folder: Path, seed: int, url: str, shared: Servers | None, vllm: bool) -> Campaign:
     if not vllm:
-        mix = Mix(tuned=2, evaluated=2, pipelines=2, limited=True)
+        mix = Mix(tuned=2, evaluated=2, pipelines=2, aliased=2, limited=True)
         return Campaign(folder, seed, url, mix=mix, servers=shared)
     mix = Mix(lines=(40, 120), poison=(), cancelled=0, models=_REAL, judged=False, stores=0, repeated=False)
     slow: dict[str, Any] = {"width": 2, "stubbed": False, "patience": _PATIENCE, "environment": _DEATHS}

@@ -24,6 +24,7 @@ from tests.chaos.askers import keys_of
 from tests.chaos.faults import ALL_FAULTS, Scene
 from tests.chaos.journal import Journal
 from tests.chaos.judging import await_settled, judge_stores
+from tests.chaos.judging_aliases import await_aliases, judge_aliases
 from tests.chaos.judging_evaluated import await_evaluated, judge_evaluated
 from tests.chaos.judging_ours import await_kept, judge_broken, judge_caches, judge_mirror
 from tests.chaos.judging_pipelines import await_pipelines, judge_pipelines
@@ -36,7 +37,7 @@ from tests.support import oracle, stub_engine
 from tests.support.distributed import Servers
 from tests.support.oracle import Job, Result
 from tests.support.receiver import Receiver
-from tests.support.stub_engine import MARK
+from tests.support.stub_engine import BROKEN, CANARY
 from tests.support.system import EMBED_MODEL, MODEL, SCALED, StubEngine, System, command, pause, wait_for
 from tests.support.weaviate import Weaviate
 
@@ -145,7 +146,8 @@ class Campaign:
         return told
 
     def _stubs(self, stack: ExitStack) -> tuple[StubEngine, ...]:
-        stubs = [StubEngine(self.folder, model, delay_ms=self.delay_ms) for model in (MODEL, EMBED_MODEL)]
+        models = (MODEL, CANARY, BROKEN), (EMBED_MODEL,)
+        stubs = [StubEngine(self.folder, *names, delay_ms=self.delay_ms) for names in models]
         return tuple(stack.enter_context(stub) for stub in stubs)
 
     @property
@@ -161,7 +163,8 @@ class Campaign:
         shared = self.servers.variables if self.servers else {}
         vectors = {"NIGHTMILL_VECTORS_URL": self.weaviate.url} if self.weaviate else {}
         given = {**ours, **self._times(), **database, **shared, **vectors, **self.environment}
-        return System(self.folder, **urls, rivals=bool(urls), trains=bool(self.mix.tuned), **given)
+        trains, stubbed = bool(self.mix.tuned), bool(urls)
+        return System(self.folder, **urls, rivals=stubbed, trains=trains, canaries=stubbed, **given)
 
     def _times(self) -> dict[str, str]:
         """Return the settings of times, longer by `patience`: a busy machine stands still for longer than a lease."""
@@ -280,6 +283,7 @@ class Campaign:
         await_trained(self)
         await_evaluated(self)
         await_pipelines(self)
+        await_aliases(self)
         await_limited(self)
         self.journal.note(f"drained in {time.monotonic() - began:.1f} s")
 
@@ -297,7 +301,8 @@ class Campaign:
         if pending := load.client.pending(load.endpoint_id):
             blame(f"F16: {pending} webhooks are still pending")
         blame(*self.reader.violations())
-        blame(*oracle.once(client, load.jobs, [*load.tuners.keys, *load.pipeline_clients.keys]))
+        others = [*load.tuners.keys, *load.pipeline_clients.keys, *(batch.key for batch in load.routed_batches.jobs)]
+        blame(*oracle.once(client, load.jobs, others))
         for job in [job for job in load.jobs if job not in load.open]:
             result = self.results[job.key] = oracle.fetch(client, job.batch_id)
             for check in (oracle.ended, oracle.complete, oracle.counted):
@@ -330,6 +335,8 @@ class Campaign:
             judge_tuned(self)
         judge_evaluated(self)
         judge_pipelines(self)
+        if self.mix.aliased:
+            judge_aliases(self)
         judge_broken(self)
 
     def _judge_responses(self) -> None:
@@ -397,7 +404,7 @@ class Campaign:
         for number, log in enumerate(self.prompts()):
             marks, at, seen = [one.heard[number] for one in struck], 0, set()
             for prompt in log:
-                if prompt in seen and "!" not in prompt and not prompt.startswith(MARK):
+                if prompt in seen and oracle.is_counted(prompt):
                     last = bisect_right(marks, at) - 1
                     name = struck[last].name if last >= 0 else _BEFORE
                     spent[name] = spent.get(name, 0) + 1

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _SETTLE_SECONDS = 90.0
 _WRITTEN_SECONDS = 20.0  # a cache that could not be read rests half of that
 _WORDS = 20  # of one search
-_BROKEN_SECONDS = 15.0  # from an engine's end to the answer that says so: processes may be frozen on its way
+BROKEN_SECONDS = 15.0  # from an engine's end to the answer that says so: processes may be frozen on its way
 _OWN_WORDS = '"The engine gave no answer."'  # of an engine's fault it is told which
 
 
@@ -121,7 +121,7 @@ def judge_broken(campaign: "Campaign") -> None:
     ended = [at for engine in campaign.engines for at in engine.ended]
     ended += [one.over for one in campaign.struck if one.name in VLLM_FAULTS]
     told = [broken for client in campaign.load.clients for broken in client.broken]
-    campaign.journal.violation(*unexcused(told, ended, _BROKEN_SECONDS * campaign.patience))
+    campaign.journal.violation(*unexcused(told, ended, BROKEN_SECONDS * campaign.patience))
     campaign.journal.violation(*own_failures(campaign.system.errors()))
 
 

@@ -9,6 +9,8 @@
     tuners          train models, and ask for them (`tuners`)
     evaluators      keep some runs of evals open (`evaluators`)
     pipeline_clients   keep some pipelines open (`pipeline_clients`)
+    alias_clients   ask an alias that moves, and move it (`alias_clients`)
+    promotion_clients   promote another alias and tuned models; batches ask that alias (`promotion_clients`)
     limited         work in projects with limits, and change those (`limited_projects`)
     hooks           verifies each webhook soon after it came
 
@@ -34,13 +36,17 @@ from standardwebhooks import WebhookVerificationError
 from jobs.evals import runs as eval_runs
 from jobs.finetuning import jobs as finetuning
 from jobs.pipelines import pipelines
+from jobs.promotions.promotions import PROMOTION
+from jobs.registry.aliases import ROLLED_BACK
 from jobs.retrieval import attachments, ingestions
 from jobs.webhooks.sending import new_secret
+from tests.chaos.alias_clients import AliasClients
 from tests.chaos.askers import Askers
 from tests.chaos.evaluators import Evaluators
 from tests.chaos.journal import Journal
 from tests.chaos.limited_projects import LimitedProjects
 from tests.chaos.pipeline_clients import PipelineClients
+from tests.chaos.promotion_clients import PromotionClients, RoutedBatches
 from tests.chaos.repeaters import Repeater
 from tests.chaos.source_client import SourceClient
 from tests.chaos.store_clients import StoreClients
@@ -60,6 +66,8 @@ _EVENTS = (
     *finetuning.EVENTS.values(),
     *dict.fromkeys(eval_runs.EVENTS.values()),
     *pipelines.EVENTS.values(),
+    *dict.fromkeys((*PROMOTION.events.values(), *PROMOTION.other_events)),
+    ROLLED_BACK,
 )
 _POLL_SECONDS = 0.25
 _AWAY = frozenset({408, 503})  # nobody answered in time, or there is nobody
@@ -98,6 +106,10 @@ class Client:
         self.sdk = OpenAI(base_url=url, max_retries=retries, timeout=20, http_client=http, **key)
         self.busy = 0  # answers 503: a database that is busy says so
         self.broken: list[Broken] = []  # answers of which only the engine's end is an excuse
+
+    def twin(self) -> "Client":
+        """Return another client of the same key, whose broken answers are told apart."""
+        return Client(*self._made_of)
 
     @contextmanager
     def hasty(self) -> Iterator["Client"]:
@@ -203,6 +215,7 @@ class Mix:
     tuned: int = 0  # fine-tuning jobs, open at once; with them questions to what they trained
     evaluated: int = 0  # runs of evals, open at once
     pipelines: int = 0  # open at once
+    aliased: int = 0  # clients of an alias that moves; with them promotions
     limited: bool = False  # projects with limits
 
 
@@ -255,6 +268,9 @@ class Load:
     tuners: Tuners = field(init=False)
     evaluators: Evaluators = field(init=False)
     pipeline_clients: PipelineClients = field(init=False)
+    alias_clients: AliasClients = field(init=False)
+    promotion_clients: PromotionClients = field(init=False)
+    routed_batches: RoutedBatches = field(init=False)
     _heard: int = 0
     _due: list[tuple[float, Job]] = field(default_factory=list)
     _asked: dict[str, float] = field(default_factory=dict)
@@ -279,6 +295,12 @@ class Load:
         self.evaluators = Evaluators(self.client, self.journal, rng, self.mix.evaluated, moved, model=model)
         rng = random.Random(self.rng.getrandbits(32)) if self.mix.pipelines else rng
         self.pipeline_clients = PipelineClients(self.client, self.journal, rng, self.mix.pipelines, moved, model=model)
+        rng = random.Random(self.rng.getrandbits(32)) if self.mix.aliased else rng
+        self.alias_clients = AliasClients(self.client.twin(), self.journal, rng, self.told, moved)
+        two = 2 * bool(self.mix.aliased)
+        promoters = PromotionClients(self.client, self.journal, rng, two, moved, tuned=lambda: self.tuners.results)
+        self.promotion_clients, is_there = promoters, lambda: promoters.is_set_up
+        self.routed_batches = RoutedBatches(self.client, self.journal, rng, two // 2, moved, is_there=is_there)
 
     def __enter__(self) -> "Load":
         self.endpoint_id, self.endpoint_secret = self.client.listen(self.receiver)
@@ -289,6 +311,7 @@ class Load:
         works += [self._tune, self._ask_tuned] if self.mix.tuned else []
         works += [self._evaluate] if self.mix.evaluated else []
         works += [self._pipe] if self.mix.pipelines else []
+        works += [self._move, self._promote] + [self._ask_alias] * self.mix.aliased if self.mix.aliased else []
         works += [self._spend, self._meter, self._revoke] if self.limited else []
         for work in works:
             thread = threading.Thread(target=self._guarded, args=(work,), name=work.__name__, daemon=True)
@@ -300,7 +323,7 @@ class Load:
         self._stop.set()
         for thread in self._threads:
             thread.join(30)
-        for client in self.clients:
+        for client in (*self.clients, self.alias_clients.client):
             client.sdk.close()
 
     @property
@@ -424,6 +447,18 @@ class Load:
 
     def _pipe(self) -> None:
         self.pipeline_clients.step(feeding=self.feeding.is_set())
+        self._stop.wait(_POLL_SECONDS)
+
+    def _ask_alias(self) -> None:
+        self.alias_clients.ask(feeding=self.feeding.is_set())
+
+    def _move(self) -> None:
+        self.alias_clients.step(feeding=self.feeding.is_set())
+        self._stop.wait(_POLL_SECONDS)
+
+    def _promote(self) -> None:
+        self.promotion_clients.step(feeding=self.feeding.is_set())
+        self.routed_batches.step(feeding=self.feeding.is_set())
         self._stop.wait(_POLL_SECONDS)
 
     def _spend(self) -> None:

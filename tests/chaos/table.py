@@ -44,6 +44,7 @@ def _totals(campaign: Campaign) -> list[str]:
         _tuned(campaign),
         _evaluated(campaign),
         _pipelines(campaign),
+        _aliased(campaign),
         _limited(campaign),
         f"repeated requests: {campaign.rework()}, bound {campaign.bound()}",
         f"cancelled after {_span(load.cancel_seconds)}; longest standstill {campaign.longest_standstill():.1f} s",
@@ -104,6 +105,17 @@ def _pipelines(campaign: Campaign) -> str:
     pipelines = campaign.load.pipeline_clients.jobs
     ends = dict(Counter(pipeline.status for pipeline in pipelines))
     return f"{len(pipelines)} pipelines ({ends}), {sum(pipeline.lines for pipeline in pipelines)} lines"
+
+
+def _aliased(campaign: Campaign) -> str:
+    load, clients = campaign.load, campaign.load.alias_clients
+    asked = dict(Counter(answer.header for answer in clients.answers))
+    ends = dict(Counter(promotion.status for promotion in load.promotion_clients.jobs))
+    return (
+        f"{len(clients.answers)} answers of an alias ({asked}) and {len(clients.moves)} moves of it,"
+        f" {clients.rollbacks} roll-backs; {len(load.promotion_clients.jobs)} promotions ({ends}),"
+        f" {len(load.routed_batches.jobs)} batches for an alias"
+    )
 
 
 def _limited(campaign: Campaign) -> str:

@@ -54,6 +54,11 @@ class Tuners(JobClients[Tuning]):
         """Return the names of all models and checkpoints that the clients have seen."""
         return [name for tuning in self.jobs for name in tuning.models]
 
+    @property
+    def results(self) -> list[str]:
+        """Return the names of the models of jobs that have succeeded, without their checkpoints."""
+        return [tuning.result for tuning in self.jobs if tuning.result]
+
     # -- the tuner
 
     def submit(self) -> None:
@@ -120,7 +125,7 @@ class Tuners(JobClients[Tuning]):
             self.moved()
         tuning.status, tuning.ended = job.status, job.finished_at is not None
         if job.fine_tuned_model:
-            tuning.models[job.fine_tuned_model] = tuning_oracle.STEPS
+            tuning.models[job.fine_tuned_model], tuning.result = tuning_oracle.STEPS, job.fine_tuned_model
 
     # -- the asker
 

@@ -41,6 +41,8 @@ _COUNTED = ("completed", "failed")
 _INPUT, _OUTPUT = ("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens")
 #: What a poisonous prompt comes to; other prompts are answered.
 POISON = ("!crash", "!reset", "!hang", "!html", "!500")
+#: What the dispatcher asks an alias that it has rolled back.
+PROBE = "Hello"
 _FLOAT32 = 1e-6  # what its rounding takes from a number of a vector, at most
 _UNRUN = frozenset({"batch_cancelled", "batch_expired"})
 
@@ -369,8 +371,13 @@ def rework(prompts: Sequence[str]) -> int:
 
     Texts that were embedded together are not counted here: the log has marks of those.
     """
-    counted = (prompt for prompt in prompts if "!" not in prompt and not prompt.startswith(MARK))
+    counted = filter(is_counted, prompts)
     return sum(times - 1 for times in Counter(counted).values())
+
+
+def is_counted(prompt: str) -> bool:
+    """Return whether a prompt is to be asked once: it has no "!", and is no text's mark and no roll-back's probe."""
+    return "!" not in prompt and not prompt.startswith(MARK) and prompt != PROBE
 
 
 def embedded_again(prompts: Iterable[str], searched: Container[str]) -> int:

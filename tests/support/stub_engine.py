@@ -2,7 +2,8 @@
 
     python -m tests.support.stub_engine --port 0 --log prompts.log [--delay-ms 1] [--models stub-model,other]
 
-With `--models '*'` it takes any name and has no list of models.
+With `--models '*'` it takes any name and has no list of models. The model CANARY answers in a voice of its own, and
+BROKEN fails at every request.
 
 Every prompt is one JSON string on a line of the log, written before the answer leaves, so the log holds all
 that was ever asked. Of texts that are embedded together (an ingestion's, a search's) it has a mark each.
@@ -30,7 +31,7 @@ import msgspec
 import uvloop
 from aiohttp import web
 
-from tests.support.fake_engine import CUT, SLOW_SECONDS, events, magic_of, prompt_of, reply
+from tests.support.fake_engine import CUT, SLOW_SECONDS, VOICE, events, magic_of, prompt_of, reply
 from workers.engines.port import Answer, refusal, unknown_model
 from workers.engines.wire import wants_usage
 
@@ -40,6 +41,7 @@ MARK = "#"
 STAMP = "!stamp"
 FLOOD, _FLOOD_BYTES = "!flood", 16_384  # of one event
 TRICKLE, _TRICKLE_SECONDS = "!trickle", 0.2  # between two events
+CANARY, BROKEN = "canary", "broken"
 ROOT = Path(__file__).parents[2]
 
 
@@ -125,13 +127,16 @@ class Stub:
         await self._log.add(*_asked(request.path, body, prompt))
         if self._delay:
             await asyncio.sleep(self._delay)
+        if body["model"] == BROKEN:
+            return _response(refusal(500, "This model fails at every request.", code="engine_error"))
         word = magic_of(prompt)
         broken = await self._magic[word](request, prompt) if word in self._magic else None
         if broken:
             return broken
         if body.get("stream") and (FLOOD in prompt or TRICKLE in prompt):
             return await _long_stream(request, body, prompt)
-        answer = _without_refusal(reply(request.path, body, prompt))
+        voice = CANARY if body["model"] == CANARY else VOICE
+        answer = _without_refusal(reply(request.path, body, prompt, voice))
         if STAMP in prompt:
             answer = stamped(answer, asked)
         return await _stream(request, body, answer, cut=word == CUT) if body.get("stream") else _response(answer)

@@ -33,6 +33,7 @@ import httpx2
 import psutil
 
 from jobs.queues import Queue
+from tests.support.stub_engine import BROKEN, CANARY
 
 ROOT = Path(__file__).parents[2]
 LOG_LINE = 2000  # characters of a log's line that are shown
@@ -44,6 +45,7 @@ MODEL = "stub-model"
 EMBED_MODEL = "stub-embed"
 EMBED_ALIAS = "acme/embed"
 CACHED_MODEL = "stub-cached"  # the first under a name of the models file: what an endpoint shows is not cached
+CANARY_MODEL, BROKEN_MODEL = "stub-canary", "stub-broken"  # see `stub_engine`
 
 #: Time constants at a tenth of what they are in life, so that a lease is lost and found while one looks on.
 SCALED: Mapping[str, str] = {
@@ -72,6 +74,16 @@ models:
     aliases: [{EMBED_ALIAS}]
   {CACHED_MODEL}:
     source: {{urls: ["%s"], model: {MODEL}}}
+    engine: http
+"""
+
+#: Models of the generating engine that aliases may stand for besides.
+_CANARIES = f"""
+  {CANARY_MODEL}:
+    source: {{urls: ["%s"], model: {CANARY}}}
+    engine: http
+  {BROKEN_MODEL}:
+    source: {{urls: ["%s"], model: {BROKEN}}}
     engine: http
 """
 
@@ -127,14 +139,14 @@ def free_port() -> int:
 class StubEngine:
     """The stub server, kept running. `ended` has the moments at which it crashed or was killed."""
 
-    def __init__(self, folder: Path, model: str, *, delay_ms: float = 0.0) -> None:
+    def __init__(self, folder: Path, *models: str, delay_ms: float = 0.0) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/v1"
-        self.log = folder / f"{model}.log"
+        self.log = folder / f"{models[0]}.log"
         self.ended: list[float] = []
-        self._output = folder / f"{model}.out"
+        self._output = folder / f"{models[0]}.out"
         self._options = ["--port", str(self.port), "--log", str(self.log), "--delay-ms", str(delay_ms)]
-        self._options += ["--models", model]
+        self._options += ["--models", ",".join(models)]
         self._process: subprocess.Popen[bytes] | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="stub-engine", daemon=True)
@@ -182,6 +194,7 @@ class System:
         *,
         rivals: bool = False,
         trains: bool = False,
+        canaries: bool = False,
         procfile: Path | None = None,
         root: Path = ROOT,
         **environment: str,
@@ -209,7 +222,8 @@ class System:
             self._options += ["--procfile", str(procfile)]
         if engine_url:
             models = folder / "models.yaml"
-            models.write_text(_MODELS_FILE % (embed_url, engine_url) + (_BASE if trains else ""))
+            more = (_BASE if trains else "") + (_CANARIES % (engine_url, engine_url) if canaries else "")
+            models.write_text(_MODELS_FILE % (embed_url, engine_url) + more)
             self._options += ["--engine-url", engine_url, "--models", str(models)]
             self._options += [] if trains else ["--no-vllm"]
         if trains:

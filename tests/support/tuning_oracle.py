@@ -53,6 +53,7 @@ class Tuning:
     status: str = ""
     ended: bool = False
     models: dict[str, int] = field(default_factory=dict)
+    result: str = ""  # the one of them that is no checkpoint
 
 
 @dataclass(frozen=True, slots=True)
