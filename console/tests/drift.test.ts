@@ -23,7 +23,7 @@ it("one check is no trend", () => {
 });
 
 it.each([
-  [{ type: "file", file_id: "file-1" }, "A file file-1"],
+  [{ type: "file", file_id: "file-1" }, "File file-1"],
   [{ type: "responses" }, "Stored responses"],
   [{ type: "stored_completions", model: "support", metadata: { team: "a", tier: "b" } }, "Stored chat completions of support with team=a, tier=b"],
 ])("the source %o is %s", (source, words) => {

@@ -5,6 +5,7 @@ request can make so are stored by SQL.
 """
 
 from typing import Any, Final
+from urllib.parse import quote
 
 from sqlalchemy.orm import Session
 
@@ -19,8 +20,12 @@ from jobs.ledger import pauses
 from jobs.ledger.pauses import Scope
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Audit, Job
+from jobs.monitoring import monitors
+from jobs.monitoring.tables import DriftCheck, DriftMonitor
+from jobs.promotions import promotions
 from jobs.queues import Queue
-from jobs.registry import models
+from jobs.registry import aliases, models
+from jobs.registry.tables import Alias
 from jobs.retrieval.tables import Source, VectorStore, VectorStoreFile
 from jobs.schedules.tables import Schedule
 from jobs.security.keys import add_key, ensure_project
@@ -44,6 +49,7 @@ from tests.support.inline_deployment import MODEL, chat_line, jsonl
 from tests.support.pipeline_requests import batch_step
 
 BASE: Final = "smollm2-135m-instruct"
+PROMOTION: Final = "promo_everything"
 TUNED: Final = f"ft:{BASE}:default:{'s' * 40}:1"
 OVERRIDE: Final = "\u202e"
 #: 255 characters without a break; a browser that obeys the override shows another ending.
@@ -90,6 +96,14 @@ PAGES: Final = {
     "playground": "/playground",
     "models": "/models",
     "model": "/models?model={tuned}",
+    "aliases": "/aliases",
+    "alias": "/aliases?alias={alias}",
+    "promotions": "/promotions",
+    "new-promotion": "/promotions/new",
+    "promotion": "/promotions/{promotion}",
+    "promotion-forced": "/promotions/{forced}",
+    "drift": "/drift",
+    "monitor": "/drift/{monitor}",
     "tuning-jobs": "/fine-tuning",
     "new-tuning": "/fine-tuning/new",
     "tuning-job": "/fine-tuning/{tuning}",
@@ -127,6 +141,9 @@ def make_everything(deployment: Deployment) -> dict[str, str]:
         _add_webhook(session, project_id)
         _add_schedule(session, project_id, ids["file"])
         _add_models(session, project_id)
+        ids |= _add_alias(session, project_id)
+        ids |= _add_promotions(session, project_id, ids["eval"], ids["run"])
+        ids |= _add_monitor(session, project_id)
         _add_audit(session, project_id)
         _add_organization(session, project_id)
     return ids | {"store": "vs_everything", "endpoint": "we_everything"}
@@ -333,6 +350,77 @@ def _add_models(session: Session, project_id: str) -> None:
     session.add(Model(id=name, queue=Queue.GENERATE.value, owned_by="endpoint", created_at=at, seen_at=at))
     tuned = {"base": BASE, "job_id": "ftjob-1", "method": "lora", "location": "training/1", "sha256": "0" * 64}
     models.register(session, name=TUNED, project_id=project_id, manifest={}, **tuned)
+
+
+def _add_alias(session: Session, project_id: str) -> dict[str, str]:
+    """Add an alias of the tuned model, with a move that has a reason."""
+    name = f"{HOSTILE.replace(' ', '/')}{'a' * 120}"
+    alias = Alias(name=name, project_id=project_id, created_at=now())
+    actor = f"key:{'a' * 80}"
+    aliases.move(
+        session, alias, aliases.single(TUNED), "create", actor=actor, reason=TEXT, gate={"promotion": PROMOTION}
+    )
+    return {"alias": quote(name, safe="")}
+
+
+def _add_promotions(session: Session, project_id: str, eval_id: str, run_id: str) -> dict[str, str]:
+    """Add a promotion that a gate refused, and one that was forced."""
+    row = {"criterion": SHORT, "outcome": "inconclusive", "items": 9, "candidate": 0.5}
+    compared = row | {"incumbent": 0.75, "difference": -0.25, "low": -0.5, "high": 0.1, "further_items": 40}
+    gates = [
+        {
+            "eval_id": eval_id, "criterion": SHORT, "rule": rule, "candidate_run_id": run_id,
+            "incumbent_run_id": run_id, "report": {"outcome": "failed", "reasons": [TEXT], "criteria": [criterion]},
+        }
+        for rule, criterion in (
+            ({"type": "not_worse_than_incumbent", "margin": 5.0}, compared),
+            ({"type": "minimum", "score": 0.9}, row),
+        )
+    ]  # fmt: skip
+    target = {"type": "alias", "id": SHORT, "model": TUNED}
+    stage = {"type": "stage", "id": TUNED, "stage": "production"}
+    refused = {"target": target, "incumbent": SHORT, "state": SHORT, "gates": gates, "outcome": "refused"}
+    forced = {"target": stage, "incumbent": "", "state": "", "gates": [], "force": True, "outcome": "promoted"}
+    for promotion_id, payload in ((PROMOTION, refused), ("promo_forced", forced)):
+        session.add(
+            Job(
+                id=promotion_id, project_id=project_id, kind=promotions.NAME, payload=payload | {"reason": TEXT[:512]},
+                state=JobState.SUCCEEDED, created_at=now(), completed_at=now(), metadata_={"note": TEXT},
+                errors=[{"code": "gate_failed", "message": TEXT}] if payload is refused else None,
+            )
+        )  # fmt: skip
+    return {"promotion": PROMOTION, "forced": "promo_forced"}
+
+
+def _add_monitor(session: Session, project_id: str) -> dict[str, str]:
+    """Add a monitor with two checks that found drift, whose baseline and last check have failed."""
+    at = now()
+    monitor = DriftMonitor(
+        id="driftmon_everything", project_id=project_id, name=SHORT, window_seconds=86_400, sample=1_000,
+        source={"type": "responses", "model": SHORT, "metadata": {"note": TEXT}}, embedding_model=SHORT,
+        baseline_id="driftcheck_baseline", metadata_={"note": TEXT}, created_at=at,
+    )  # fmt: skip
+    session.add(monitor)
+    error = [{"code": "too_few_texts", "message": TEXT, "line": 3, "param": None}]
+    facts = {
+        "measure": "psi",
+        "value": 1.25,
+        "limit": 0.25,
+        "is_drift": True,
+        "baseline_texts": 60,
+        "current_texts": 60,
+    }
+    features = [{"name": name, **facts} for name in ("embedding", "length", "language")]
+    for number, name in enumerate(("baseline", "first", "second", "last")):
+        has_failed = name in ("baseline", "last")
+        ended = {"failed_at": at, "errors": error} if has_failed else {"completed_at": at}
+        job = {"kind": monitors.NAME, "payload": {}, "state": JobState.FAILED if has_failed else JobState.SUCCEEDED}
+        own = {"id": f"driftcheck_{name}", "project_id": project_id, "created_at": at + number}
+        session.add(Job(**own, **job, **ended))
+        if name != "baseline":
+            result = {"is_drift": None, "features": None} if has_failed else {"is_drift": True, "features": features}
+            session.add(DriftCheck(**own, monitor_id=monitor.id, **result))
+    return {"monitor": monitor.id}
 
 
 def _add_audit(session: Session, project_id: str) -> None:

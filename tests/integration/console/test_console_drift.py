@@ -1,14 +1,16 @@
 """The pages of drift monitors: created from a file, checked, with distances against limits, a trend, and no texts."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import expect
 
 from examples.corpus import docstrings
-from tests.support.console import HOSTILE, Console, Deployment
+from jobs.db.engine import Database
+from tests.support.console import HOSTILE, Console, Deployment, deployed
 from tests.support.inline_deployment import MODEL, jsonl
 
 pytestmark = pytest.mark.verify
@@ -17,6 +19,13 @@ TEXTS = [docstring.text for docstring in docstrings(240)]
 #: The beginning of a text that nothing in the library is about, in another language.
 GERMAN = "Wie kann ich meine Rechnung vom letzten Monat noch einmal herunterladen, ohne mich neu anzumelden?"
 DRIFTED = [f"{GERMAN} {number}" if number % 3 == 0 else text for number, text in enumerate(TEXTS[1::2])]
+
+
+@pytest.fixture
+def deployment(sqlite: Database, tmp_path: Path) -> Iterator[Deployment]:
+    """Yield a deployment whose fake model also embeds."""
+    with deployed(sqlite, tmp_path, embedding_model=MODEL) as deployment:
+        yield deployment
 
 
 def post(deployment: Deployment, path: str, **body: Any) -> Any:
@@ -33,7 +42,7 @@ def upload(deployment: Deployment, texts: Sequence[str]) -> dict[str, str]:
 
 
 def create_monitor(deployment: Deployment, texts: Sequence[str], **fields: Any) -> Any:
-    body = {"name": "Questions", "source": upload(deployment, texts), "embedding_model": MODEL} | fields
+    body = {"name": "Questions", "source": upload(deployment, texts)} | fields
     return post(deployment, "/drift_monitors", **body)
 
 

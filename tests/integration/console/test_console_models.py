@@ -122,6 +122,27 @@ def test_stage_of_version_is_changed_with_reason(console: Console) -> None:
     expect(dialog.get_by_role("button", name="Change the stage")).to_be_disabled()
 
 
+def test_lineage_leads_from_base_and_job_to_alias(console: Console, deployment: Deployment) -> None:
+    body = {"id": "support-bot", "targets": [{"model": TUNED, "weight": 100}]}
+    deployment.client.post("/aliases", body=body, cast_to=object)
+    tab = console.open(f"/models?model={TUNED}")
+
+    section = tab.get_by_role("dialog").get_by_role("region", name="Lineage")
+    layers = section.get_by_role("list")
+    expect(layers).to_have_count(4)
+    for layer, (kind, name) in enumerate(
+        (("Base", CHAT), ("Fine-tuning job", "ftjob-1"), ("Version", TUNED), ("Alias", "support-bot"))
+    ):
+        expect(layers.nth(layer)).to_contain_text(kind)
+        expect(layers.nth(layer).get_by_role("link", name=name, exact=True)).to_be_visible()
+    expect(section.locator("[aria-current=true]")).to_contain_text(TUNED)
+    expect(section.locator("svg path")).to_have_count(3)
+    console.inspect("lineage")
+    section.get_by_role("link", name="support-bot").click()
+
+    expect(tab.get_by_role("heading", name="Moves of support-bot")).to_be_visible()
+
+
 def test_empty_page_explains_adding_model_and_error_offers_retry(console: Console) -> None:
     console.expect_errors("status of 400")
     models_url = re.compile(r"/v1/models\?")

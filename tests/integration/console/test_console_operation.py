@@ -1,5 +1,6 @@
 """The pages of operation: schedules, workers for an admin key, keys of the project, and the audit log."""
 
+import json
 from typing import Any
 
 import pytest
@@ -68,6 +69,41 @@ def test_schedule_of_a_pipeline_shows_its_request_on_demand(console: Console, de
     console.inspect("schedules-request")
 
     deployment.client.delete(f"/schedules/{schedule['id']}", cast_to=object)
+
+
+def test_schedule_of_any_kind_is_made_from_its_request(console: Console, deployment: Deployment) -> None:
+    console.expect_errors("status of 400", "status of 404")
+    file = deployment.client.files.create(file=("a.jsonl", jsonl([chat_line("a", "Hello")])), purpose="batch")
+    tab = console.open("/schedules")
+    tab.get_by_role("button", name="New schedule").click()
+    form = tab.get_by_role("dialog")
+    form.get_by_label("Times").fill("0 5 * * mon")
+    form.get_by_label("Time zone").fill("UTC")
+    form.get_by_label("Kind").select_option("Pipeline")
+    expect(form.get_by_label("Input file")).to_have_count(0)
+    request, create = form.get_by_label("Request"), form.get_by_role("button", name="Create")
+    expect(create).to_be_disabled()
+    request.fill("steps: [")
+    expect(form.get_by_text("neither YAML nor JSON")).to_be_visible()
+    request.fill(json.dumps({"steps": [batch_step("answer", "file-gone")]}))
+    create.click()
+    expect(form.get_by_role("alert")).to_contain_text("file-gone")
+    console.inspect("schedules-pipeline")
+    request.fill(f"""
+name: weekly
+steps:
+  - name: answer
+    kind: batch
+    request: {{input_file_id: {file.id}, endpoint: /v1/chat/completions, completion_window: 24h}}
+""")
+    create.click()
+
+    row = row_of(tab, "Schedules", "0 5 * * mon")
+    expect(row).to_contain_text("Pipeline")
+    [listed] = deployment.client.get("/schedules", cast_to=object)["data"]  # type: ignore[index]
+    made: Any = deployment.client.get(f"/schedules/{listed['id']}", cast_to=object)
+    assert (made["kind"], made["job"]["name"]) == ("pipeline", "weekly")
+    assert made["job"]["steps"][0]["request"]["input_file_id"] == file.id
 
 
 def test_workers_ask_for_an_admin_key_and_refuse_that_of_a_project(console: Console) -> None:

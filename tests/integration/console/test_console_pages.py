@@ -138,6 +138,8 @@ MISSING = {
     "file": "/files/{file}",
     "dataset": "/datasets/{dataset}",
     "pipeline": "/pipelines/{pipeline}",
+    "promotion": "/promotions/{promotion}",
+    "monitor": "/drift/{monitor}",
     "store": "/vector-stores/{store}",
     "tuning": "/fine-tuning/{tuning}",
     "eval": "/evals/{eval}",

@@ -42,9 +42,10 @@ export function formatDistance(value: number): string {
 /** Return the source of a monitor in words. */
 export function describeSource({ source }: Pick<Monitor, "source">): string {
   const { type, file_id: file, model, metadata } = source as { type: string; file_id?: string; model?: string; metadata?: Record<string, string> };
+  if (file !== undefined) return `File ${file}`;
   const words = SOURCES.find(([name]) => name === type)?.[1] ?? type;
   const pairs = Object.entries(metadata ?? {}).map(([key, value]) => `${key}=${value}`);
-  return [words, file, model && `of ${model}`, pairs.length > 0 && `with ${pairs.join(", ")}`].filter(Boolean).join(" ");
+  return [words, model && `of ${model}`, pairs.length > 0 && `with ${pairs.join(", ")}`].filter(Boolean).join(" ");
 }
 
 /** The trend of a monitor: the times of its checks, and the distance of each feature as a multiple of its limit. */
