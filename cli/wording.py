@@ -14,6 +14,7 @@ KINDS: Final[Mapping[str, str]] = {
     "response": "background response",
     "ingestion": "files of a vector store",
     "finetuning": "fine-tuning",
+    "model_import": "import of a model",
     "evaluation": "evaluation run",
     "sampling": "samples of an evaluation",
     "promotion": "promotion",

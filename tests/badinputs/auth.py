@@ -112,6 +112,7 @@ def planted(world: World) -> dict[str, str]:
         "alias": ask("/v1/aliases", json={"id": "our-alias", "model": BASE, "reason": CANARY}).json()["id"],
         "feedback_id": ask("/v1/feedback", json=feedback).json()["id"],
         "schedule_id": world.client.post("/v1/schedules", json=schedule).json()["id"],
+        "model_import_id": ask("/v1/model_imports", json=_import_of(file_id)).json()["id"],
         "promotion_id": ask("/v1/promotions", json=forced).json()["id"],
         "pipeline_id": ask("/v1/pipelines", json={"name": CANARY, "steps": [step]}).json()["id"],
         "prompt_id": world.client.post("/v1/prompts", json={"name": CANARY, "instructions": CANARY}).json()["id"],
@@ -123,6 +124,11 @@ def planted(world: World) -> dict[str, str]:
     world.eventually(world.idle, "all jobs have ended", 240)  # nothing of them is to be made while another case looks
     [delivery, *_] = world.client.get(f"/v1/jobs/{made['batch_id']}/deliveries").json()["data"]
     return made | {"job_id": made["batch_id"], "delivery_id": delivery["id"]}
+
+
+def _import_of(file_id: str) -> dict[str, Any]:
+    """Return the import of a model that has no manifest, and fails."""
+    return {"base": BASE, "suffix": CANARY, "files": [{"name": "notes.txt", "file_id": file_id}]}
 
 
 def _library(world: World, file_id: str) -> dict[str, str]:
@@ -209,7 +215,7 @@ def by_id(world: World) -> str:
 _LISTS = (
     "files", "batches", "jobs", "webhook_endpoints", "schedules", "aliases", "vector_stores", "chat/completions",
     "fine_tuning/jobs", "evals", "prompts", "feedback", "pipelines", "datasets", "alias_moves", "model_versions",
-    "promotions", "drift_monitors", "online_evaluations",
+    "promotions", "drift_monitors", "online_evaluations", "model_imports",
 )  # fmt: skip
 
 
@@ -241,7 +247,7 @@ def _ours(ids: dict[str, str]) -> list[str]:
     names |= {"schedules": "schedule_id", "vector_stores": "vector_store_id", "conversations": "conversation_id"}
     names |= {"responses": "response_id", "chat/completions": "completion_id", "fine_tuning/jobs": "fine_tuning_job_id"}
     names |= {"prompts": "prompt_id", "feedback": "feedback_id", "pipelines": "pipeline_id", "datasets": "dataset"}
-    names |= {"promotions": "promotion_id", "drift_monitors": "monitor_id"}
+    names |= {"promotions": "promotion_id", "drift_monitors": "monitor_id", "model_imports": "model_import_id"}
     names |= {"online_evaluations": "online_evaluation_id"}
     inside = [f"sources/{ids['source_id']}", f"indexes/{ids['index_id']}", f"files/{ids['file_id']}"]
     return [f"/v1/{name}/{ids[key]}" for name, key in names.items()] + [

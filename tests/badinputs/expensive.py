@@ -7,6 +7,7 @@
 `Stock` makes the objects that the requests are about, as large as they may be, with the attacker's key alone.
 """
 
+import hashlib
 import io
 import json
 import random
@@ -45,8 +46,9 @@ ABSENT: Final = frozenset({
 OBJECTS: Final = frozenset({
     "alias", "api_key_id", "batch_id", "check_id", "completion_id", "conversation_id", "dataset", "eval_id",
     "feedback_id", "file_batch_id", "file_id", "fine_tuning_job_id", "index_id", "item_id", "job_id", "model",
-    "monitor_id", "online_evaluation_id", "output_item_id", "pipeline_id", "promotion_id", "prompt_id", "response_id", "run_id",
-    "schedule_id", "source_id", "upload_id", "vector_store_id", "version", "webhook_endpoint_id",
+    "model_import_id", "monitor_id", "online_evaluation_id", "output_item_id", "pipeline_id", "promotion_id",
+    "prompt_id", "response_id", "run_id", "schedule_id", "source_id", "upload_id", "vector_store_id", "version",
+    "webhook_endpoint_id",
 })  # fmt: skip
 
 
@@ -119,6 +121,8 @@ class Stock:
         self.ids["check_id"] = self.made(f"/v1/drift_monitors/{self.ids['monitor_id']}/checks", {})
         tuning = {"model": BASE, "training_file": self.ids["training_file"]}
         self.ids["fine_tuning_job_id"] = self.made("/v1/fine_tuning/jobs", tuning)
+        self.ids["manifest"] = self.file(_manifest(training_rows(50_000)), "manifest.json", "user_data")
+        self.ids["model_import_id"] = self.made("/v1/model_imports", _import(self))
 
     def _store(self) -> None:
         path = f"/v1/vector_stores/{self.made('/v1/vector_stores', {'name': 'n'})}"
@@ -395,6 +399,7 @@ BODIES: Final[Mapping[str, Callable[[Stock], dict[str, Any]]]] = {
     "POST /v1/ofrep/v1/evaluate/flags/{alias}": lambda _: {"context": {"targetingKey": "u" * _BODY}},
     "POST /v1/aliases/{alias}": lambda _: {"model": MODEL, **_METADATA},
     "POST /v1/model_versions/{model_version}": lambda _: {"stage": "production", "reason": "r" * 512},
+    "POST /v1/model_imports": lambda stock: _import(stock),  # noqa: PLW0108 (it is defined below)
     "POST /v1/promotions": lambda stock: _promotion(stock) | _METADATA,
     "POST /v1/pipelines": lambda stock: {"steps": _steps(stock.ids["input_file"])},
     "POST /v1/schedules": lambda stock: {"cron": "0 0 1 1 *", "batch": _batch(stock.ids["input_file"])},
@@ -487,6 +492,27 @@ def _datasets(stock: Stock) -> None:
         stock.made(path, _rows_of(stock.ids["training_file"]) | {"deduplicate": False})
 
 
+def _manifest(content: bytes) -> bytes:
+    """Return the manifest of a model that has the same large file as often as it may."""
+    file = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    return json.dumps({"files": dict.fromkeys(_names_of_model(), file), "run": {}}).encode()
+
+
+def _names_of_model() -> list[str]:
+    return ["adapter_config.json", *(f"notes-{n}.txt" for n in range(62))]
+
+
+def _import(stock: Stock) -> dict[str, Any]:
+    """Return an import of which many bytes are hashed before it fails."""
+    files = [{"name": name, "file_id": stock.ids["training_file"]} for name in _names_of_model()]
+    return {"base": BASE, "files": [{"name": "manifest.json", "file_id": stock.ids["manifest"]}, *files]}
+
+
+def _imports(stock: Stock) -> None:
+    for _ in range(2):
+        stock.made("/v1/model_imports", _import(stock))
+
+
 def _promotion(stock: Stock) -> dict[str, Any]:
     """Return a promotion with as many gates as it may have, each over many items."""
     template = [{"role": "user", "content": "{{ item.text }}"}]
@@ -524,4 +550,5 @@ KINDS: Final[Mapping[str, Callable[[Stock], None]]] = {
     "pipeline_step": _pipelines,
     "dataset": _datasets,
     "drift_check": _drift_checks,
+    "model_import": _imports,
 }

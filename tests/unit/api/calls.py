@@ -48,6 +48,9 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/ofrep/v1/evaluate/flags/{alias}"): {"json": {"context": {"targetingKey": "user-1"}}},
     ("POST", "/v1/aliases/{alias}"): {"json": {"model": "all-minilm-l6-v2"}},
     ("POST", "/v1/model_versions/{model_version}"): {"json": {"stage": "staging"}},
+    ("POST", "/v1/model_imports"): {
+        "json": {"base": "smollm2-135m-instruct", "files": [{"name": "manifest.json", "file_id": "file-x"}]},
+    },
     ("POST", "/v1/promotions"): {
         "json": {
             "target": {"type": "alias", "id": "my-model", "model": "smollm2-135m-instruct"},

@@ -16,6 +16,7 @@ from sqlalchemy import delete, update
 from api.app import ROUTERS
 from api.http.middleware import OPEN
 from jobs.evals import runs as evals
+from jobs.finetuning import model_imports
 from jobs.ids import new_id
 from jobs.inference import context_options
 from jobs.ledger.states import JobState
@@ -158,6 +159,7 @@ class Real:
             "promotion_id": forced_promotion(post),
             "feedback_id": rate_completion(self.app, self.client),
             "model_version": checkpoint.partition(":ckpt")[0],
+            "model_import_id": import_id(self.app, post, file_id),
             "schedule_id": post("schedules", cron="0 3 * * *", batch=batch)["id"],
             "pipeline_id": pipeline_id(self.app, post, batch),
             "file_id": file_id,
@@ -188,6 +190,15 @@ def dataset_id(app: FastAPI, post: Any, file_id: str) -> str:
     version = post(f"datasets/{made}/versions", sources=[{"type": "file_id", "id": file_id}])
     with app.state.services.db.write() as session:
         session.get_one(Job, version["id"]).state = JobState.SUCCEEDED
+    return made
+
+
+def import_id(app: FastAPI, post: Any, file_id: str) -> str:
+    """Return the id of an import. Those of other tries have ended: a project has ten live ones at most."""
+    with app.state.services.db.write() as session:
+        session.execute(update(Job).where(Job.kind == model_imports.NAME).values(state=JobState.SUCCEEDED))
+    files = [{"name": "manifest.json", "file_id": file_id}]
+    made: str = post("model_imports", base="smollm2-135m-instruct", files=files)["id"]
     return made
 
 

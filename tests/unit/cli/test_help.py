@@ -22,7 +22,7 @@ EXPECTED = {
     "feedback add", "feedback list", "feedback delete", "feedback summary",
     "aliases list", "aliases set", "aliases show", "aliases moves", "aliases revert", "aliases delete",
     "models versions", "models show", "models stage", "models update", "models lineage", "models compare",
-    "models verify", "models reproduce",
+    "models verify", "models import", "models reproduce",
     "pipelines run", "pipelines list", "pipelines show", "pipelines graph", "pipelines resume", "pipelines cancel",
     "datasets create", "datasets add", "datasets list", "datasets show", "datasets versions", "datasets rows",
     "datasets delete",

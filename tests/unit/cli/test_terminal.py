@@ -433,6 +433,7 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "models update": (True, [["models", "update", "x", "--license", STORED]]),
     "models lineage": (True, [["models", "lineage", "x"]]),
     "models verify": (False, [["models", "verify", "."]]),
+    "models import": (False, [["models", "import", "."]]),
     "models reproduce": (True, [["models", "reproduce", "x"], ["models", "reproduce", "x", "--job", "x-1"]]),
     "models compare": (True, [["models", "compare", "x", "y", "--all"]]),
     "aliases list": (True, [["aliases", "list"], ["aliases", "list", "--json"]]),

@@ -152,6 +152,7 @@ def theirs(app: FastAPI, client: TestClient) -> dict[str, str]:
     step = {"name": "a", "kind": "batch", "request": batch}
     target = {"type": "alias", "id": "my-model", "model": "all-minilm-l6-v2"}
     forced = {"target": target, "force": True, "reason": "r"}
+    imported = {"base": response["model"], "files": [{"name": "manifest.json", "file_id": file["id"]}]}
     questions = {"name": "questions", "source": {"type": "responses"}, "embedding_model": "all-minilm-l6-v2"}
     monitor = client.post("/v1/drift_monitors", json=questions).json()["id"]
     grader = {"type": "string_check", "name": "g", "input": "a", "operation": "eq", "reference": "a"}
@@ -175,6 +176,7 @@ def theirs(app: FastAPI, client: TestClient) -> dict[str, str]:
         "prompt_id": client.post("/v1/prompts", json={"instructions": "Be brief."}).json()["id"],
         "feedback_id": rate_completion(app, client),
         "model_version": registered(app, create(client)),
+        "model_import_id": client.post("/v1/model_imports", json=imported).json()["id"],
         "promotion_id": client.post("/v1/promotions", json=forced).json()["id"],
         "pipeline_id": client.post("/v1/pipelines", json={"steps": [step]}).json()["id"],
         "dataset": client.post("/v1/datasets", json={"name": "refunds"}).json()["id"],
@@ -216,6 +218,7 @@ def test_lists_show_only_objects_of_own_project(stranger: TestClient, theirs: di
         "prompts",
         "feedback",
         "model_versions",
+        "model_imports",
         "pipelines",
         "datasets",
         "drift_monitors",

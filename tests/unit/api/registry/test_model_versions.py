@@ -52,6 +52,7 @@ def test_version_is_shown_with_number_stage_and_manifest(either: FastAPI) -> Non
         "id": names[1], "object": "model.version", "family": FAMILY, "number": 2, "semantic_version": None,
         "stage": "none", "state": "ready", "base": BASE, "parent": names[0], "method": "lora", "sha256": "0" * 64,
         "bytes": 5, "license": "apache-2.0", "metrics": {}, "data_erased": False, "git_commit": None, "dvc_hash": None,
+        "model_import": None,
     }  # fmt: skip
     entries = client.get("/v1/model_versions").json()["data"]
     assert [(entry["number"], entry["created_at"] <= created, entry["manifest"]) for entry in entries] == [

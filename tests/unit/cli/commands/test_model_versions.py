@@ -3,15 +3,23 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import update
+from sqlalchemy import select, update
 from typer.testing import CliRunner, Result
 
+from cli.client import server
 from cli.main import app
-from jobs.registry.tables import TunedModel
+from jobs.files.tables import File
+from jobs.finetuning import model_imports
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Job
+from jobs.registry.tables import ModelVersion, TunedModel
+from tests.support.exported_adapters import write_adapter
+from tests.support.system import eventually
 from tests.support.tuning_requests import BASE, create, registered
 from tests.support.web import make_key, running_app, serve
 from tests.unit.api.conftest import client_of
@@ -45,6 +53,22 @@ def run(web: FastAPI) -> Iterator[Run]:
     with serve(web) as url:
         where = ["--url", url, "--api-key", make_key(web)]
         yield lambda *words: CliRunner().invoke(app, ["models", words[0], *where, *words[1:]])
+
+
+def end_import(web: FastAPI, state: str) -> bool:
+    """End an import with a state, as a worker does, if there is one; a success registers the model."""
+    with web.state.services.db.write() as session:
+        job = session.scalar(select(Job).where(Job.kind == model_imports.NAME))
+        if job is None:
+            return False
+        job.state = JobState(state)
+        if state == "failed":
+            job.errors = [{"code": "invalid_model", "message": "It has the rank 64.", "line": None, "param": None}]
+        else:
+            described = {"method": "lora", "sha256": "0" * 64, "manifest": {}}
+            job.payload = {**job.payload, "described": described}
+            model_imports.register(session, job)
+        return True
 
 
 def output(result: Result) -> str:
@@ -163,3 +187,64 @@ def test_folder_that_was_tampered_with_is_refused(
 
     assert refused.exit_code == 1
     assert fault in str(refused.exception)
+
+
+def import_folder(web: FastAPI, run: Run, folder: Path, state: str, *words: str) -> Result:
+    """Run the command while another thread ends the import with a state."""
+    with ThreadPoolExecutor(1) as thread:
+        ended = thread.submit(eventually, lambda: end_import(web, state), 60, "there is an import")
+        result = run("import", str(folder), *words)
+        ended.result()
+    return result
+
+
+@pytest.mark.parametrize("part_bytes", [1 << 20, 100])
+def test_import_uploads_folder_and_shows_version(
+    web: FastAPI, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_bytes: int
+) -> None:
+    monkeypatch.setattr(server, "_PART_BYTES", part_bytes)
+    folder = write_adapter(tmp_path / "adapter", None)
+
+    shown = output(import_folder(web, run, folder, "succeeded", "--family", FAMILY, "--license", "mit"))
+
+    assert f"is version 1 of {FAMILY}" in shown
+    with web.state.services.db.read() as session:
+        job = session.scalars(select(Job).where(Job.kind == model_imports.NAME)).one()
+        assert sorted(job.payload["files"]) == sorted(path.name for path in folder.iterdir())
+        files = session.scalars(select(File)).all()
+        assert {file.filename for file in files} == set(job.payload["files"])
+        assert all(file.deleted_at for file in files)
+        assert session.scalars(select(ModelVersion.license)).all() == ["mit"]
+
+
+def test_failed_import_ends_with_its_reason(web: FastAPI, run: Run, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "adapter", None)
+
+    result = import_folder(web, run, folder, "failed", "--base", BASE)
+
+    assert result.exit_code == 1
+    assert "was not imported: It has the rank 64." in str(result.exception)
+
+
+def test_folder_that_was_changed_or_names_no_base_is_not_uploaded(web: FastAPI, run: Run, tmp_path: Path) -> None:
+    changed, unnamed = write_adapter(tmp_path / "a", None), write_adapter(tmp_path / "b", None)
+    (changed / "chat_template.jinja").write_text("x")
+    (unnamed / "adapter_config.json").write_text("{}")
+
+    results = [run("import", str(changed), "--base", BASE), run("import", str(unnamed))]
+
+    assert [result.exit_code for result in results] == [1, 1]
+    assert "chat_template.jinja was changed" in str(results[0].exception)
+    assert "name it with --base" in str(results[1].exception)
+    with web.state.services.db.read() as session:
+        assert session.scalars(select(File)).all() == []
+
+
+def test_imported_version_is_not_reproduced(web: FastAPI, run: Run, names: list[str]) -> None:
+    with web.state.services.db.write() as session:
+        session.execute(update(TunedModel).where(TunedModel.name == names[0]).values(manifest={"imported": True}))
+
+    result = run("reproduce", names[0])
+
+    assert result.exit_code == 1
+    assert "was imported" in str(result.exception)
