@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from jobs.queues import Queue
 from jobs.registry import aliases
 from jobs.registry.tables import Alias, AliasMove
 from jobs.security import keys
+from jobs.usage import budgets, prices
 from jobs.usage.minutes import UsageKey
 from jobs.usage.rate_limits import set_limits
+from jobs.usage.tables import Reservation
 from jobs.webhooks.tables import Event
 from tests.integration.test_rate_limits import limit, project_id_of
 from tests.support.fake_engine import FakeEngine
@@ -33,7 +36,7 @@ from tests.support.interactive_api import HELLO, MODEL, Shop
 from tests.support.system import eventually
 from tests.support.worker_rows import worker_row
 from workers.dispatcher import rollbacks
-from workers.engines.port import Answer, EngineFault, Request
+from workers.engines.port import Answer, EngineFault, Request, refusal
 
 NAME = "ft:gpt-4o-mini:acme::abc"
 
@@ -177,6 +180,130 @@ def test_fallback_answers_where_no_worker_serves_the_target(rivals: Shop) -> Non
     with pytest.raises(openai.InternalServerError) as refused:
         create(model="plain", messages=HELLO)
     assert refused.value.status_code == 503
+
+
+# ── fallbacks after a failure ──
+
+
+@pytest.fixture
+def faults(rivals: Shop, monkeypatch: pytest.MonkeyPatch) -> dict[str, BaseException | Answer]:
+    """Return the failures of the engine by model: none yet."""
+    faults: dict[str, BaseException | Answer] = {}
+    monkeypatch.setattr(rivals.engine, "_fault", lambda request: faults.get(str(request.body["model"])))
+    return faults
+
+
+@pytest.fixture
+def asked(rivals: Shop, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the models that the engine is asked for, in order."""
+    asked: list[str] = []
+    begin = rivals.engine._answer
+
+    async def note(request: Request) -> Answer:
+        asked.append(str(request.body["model"]))
+        return await begin(request)
+
+    monkeypatch.setattr(rivals.engine, "_answer", note)
+    return asked
+
+
+def make_rival(client: OpenAI, **fields: Any) -> None:
+    """Make an alias of the second model, whose fallback is the first one."""
+    client.post("/aliases", body={"id": NAME, "model": RIVAL, "fallbacks": [MODEL], **fields}, cast_to=object)
+
+
+def test_fallback_answers_at_each_endpoint_where_the_target_fails(rivals: Shop, faults: dict[str, Any]) -> None:
+    make_rival(rivals.client)
+    faults[RIVAL] = EngineFault("no answer")
+    chat: Any = rivals.client.chat.completions
+    raw = chat.with_raw_response.create(model=NAME, messages=HELLO)
+
+    answers = [
+        raw.parse(),
+        *chat.create(model=NAME, messages=HELLO, stream=True),
+        rivals.client.completions.create(model=NAME, prompt="Hello"),
+        rivals.client.embeddings.create(model=NAME, input="Hello"),
+        rivals.client.responses.create(model=NAME, input="Hello"),
+    ]
+
+    assert {answer.model for answer in answers} == {MODEL}
+    assert raw.headers["x-nightmill-model"] == MODEL
+
+
+def test_failure_of_the_last_fallback_is_that_of_the_request(
+    rivals: Shop, faults: dict[str, Any], asked: list[str]
+) -> None:
+    make_rival(rivals.client)
+    faults |= {RIVAL: EngineFault("no answer"), MODEL: refusal(503, "Ask again.", code="overloaded")}
+
+    with pytest.raises(openai.InternalServerError) as failed:
+        rivals.client.chat.completions.create(model=NAME, messages=HELLO)
+
+    assert failed.value.code == "overloaded"
+    assert list(dict.fromkeys(asked)) == [RIVAL, MODEL]
+
+
+@pytest.mark.parametrize("status", [400, 404, 429])
+def test_refusal_of_the_target_is_final(rivals: Shop, faults: dict[str, Any], asked: list[str], status: int) -> None:
+    make_rival(rivals.client)
+    faults[RIVAL] = refusal(status, "No.", code="refused")
+
+    with pytest.raises(openai.APIStatusError) as refused:
+        rivals.client.chat.completions.create(model=NAME, messages=HELLO)
+
+    assert (refused.value.status_code, refused.value.code, asked) == (status, "refused", [RIVAL])
+
+
+def test_stream_that_has_begun_is_given_to_no_other_model(rivals: Shop, asked: list[str]) -> None:
+    make_rival(rivals.client)
+    messages: Any = [{"role": "user", "content": "Hello !cut"}]
+
+    with suppress(openai.APIError):
+        models = [chunk.model for chunk in rivals.client.chat.completions.create(
+            model=NAME, messages=messages, stream=True
+        )]  # fmt: skip
+        assert set(models) == {RIVAL}
+
+    assert asked == [RIVAL]
+
+
+def test_fallback_answers_where_the_target_is_silent(rivals: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_rival(rivals.client, fallback_after=1)
+    given_up, begin = threading.Event(), rivals.engine._answer
+
+    async def be_silent(request: Request) -> Answer:
+        if request.body["model"] == RIVAL:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                given_up.set()
+        return await begin(request)
+
+    monkeypatch.setattr(rivals.engine, "_answer", be_silent)
+    create = rivals.client.chat.completions.create
+
+    assert create(model=NAME, messages=HELLO).model == MODEL
+    assert given_up.wait(30)  # the engine of the target was told
+    assert {chunk.model for chunk in create(model=NAME, messages=HELLO, stream=True)} == {MODEL}
+
+
+def test_failed_target_leaves_nothing_reserved(rivals: Shop, faults: dict[str, Any]) -> None:
+    make_rival(rivals.client)
+    faults[RIVAL] = EngineFault("no answer")
+    with rivals.app.state.services.db.write() as session:
+        project = project_id_of(rivals, session)
+        prices.set_prices(session, RIVAL, {"input": 1.0, "output": 1.0}, 1, actor="test")
+        budgets.change_limit(session, project, 1_000_000, actor="test")
+
+    def is_answered() -> bool:
+        assert rivals.client.chat.completions.create(model=NAME, messages=HELLO).model == MODEL
+        with rivals.app.state.services.db.read() as session:
+            return session.scalar(select(Reservation.id).where(Reservation.project_id == project)) is not None
+
+    eventually(is_answered, 30, "the limit is known, and money was reserved")
+    with rivals.app.state.services.db.read() as session:
+        ends = session.scalars(select(Reservation.expires_at).where(Reservation.project_id == project)).all()
+    assert max(ends) <= now() + budgets.RECORDED_SECONDS
 
 
 def test_background_response_is_made_by_the_model_that_it_named_at_first(rivals: Shop) -> None:

@@ -121,6 +121,9 @@ def test_repeated_key_creates_single_alias(client: TestClient) -> None:
         ({"shadow": {"model": OTHER, "share": 101}}, "shadow.share", "integer_above_max_value"),
         ({"shadow": {"model": OTHER, "max_in_flight": 0}}, "shadow.max_in_flight", "integer_below_min_value"),
         ({"shadow": {"model": OTHER, "max_in_flight": 65}}, "shadow.max_in_flight", "integer_above_max_value"),
+        ({"fallback_after": 0}, "fallback_after", "integer_below_min_value"),
+        ({"fallback_after": 601}, "fallback_after", "integer_above_max_value"),
+        ({"fallback_after": "soon"}, "fallback_after", "invalid_type"),
         ({"shadow": {"model": OTHER, "compare": "judge"}}, "shadow.compare", None),
         ({"shadow": {"model": OTHER, "weight": 1}}, "shadow.weight", "unknown_parameter"),
     ],
@@ -225,6 +228,7 @@ def test_revert_of_a_canary_keeps_its_moves(either: FastAPI) -> None:
     assert moves[0]["routing"] is None
     targets = [{"model": MODEL, "weight": 100}]
     routing = {"targets": targets, "sticky": False, "fallbacks": [], "rollback": True, "shadow": None}
+    routing |= {"fallback_after": None}
     assert moves[-1]["routing"] == routing
     assert {move["alias"] for move in moves} == {NAME}
     assert len({move["actor"] for move in moves}) == 1
