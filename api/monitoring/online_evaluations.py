@@ -20,7 +20,7 @@ from jobs.errors import InvalidRequest, MissingPermission, NotFound
 from jobs.evals.tables import Eval
 from jobs.ids import new_id
 from jobs.monitoring import online_evaluations
-from jobs.monitoring.online_evaluations import MAX_ANSWERS_PER_DAY, MAX_WINDOW, MIN_WINDOW, Threshold
+from jobs.monitoring.online_evaluations import MAX_ANSWERS_PER_DAY, MAX_WINDOW, MIN_WINDOW, OnlineThreshold
 from jobs.monitoring.tables import OnlineEvaluation, OnlineRound
 from jobs.registry.feedback import share_interval
 from jobs.requests.cron import next_after
@@ -50,7 +50,7 @@ class AlertThreshold(Body):
     minimum: Annotated[float, Field(ge=-1e300, le=1e300)]
     window: int = Field(default=100, ge=MIN_WINDOW, le=MAX_WINDOW)
 
-    def to_stored(self, row: Eval) -> dict[str, Any]:
+    def build_threshold(self, row: Eval) -> dict[str, Any]:
         """Return the threshold as it is stored. Raises InvalidRequest."""
         if self.measure == "mean_score" and self.criterion is None:
             message = "Missing required parameter: 'threshold.criterion'. A mean score is that of a criterion."
@@ -58,7 +58,7 @@ class AlertThreshold(Body):
         if self.measure == "pass_rate" and not 0 <= self.minimum <= 1:
             message = "Invalid 'threshold.minimum': a pass rate is from 0 to 1."
             raise InvalidRequest(message, param="threshold.minimum", code="invalid_value")
-        threshold = Threshold(**self.model_dump())
+        threshold = OnlineThreshold(**self.model_dump())
         online_evaluations.check_threshold(row, threshold)
         return threshold.model_dump()
 
@@ -198,7 +198,7 @@ def create_online_evaluation(call: Call, once: Idempotent, body: CreateOnlineEva
             created_at=at,
         )
         if body.threshold is not None:  # JSON null is not NULL
-            evaluation.threshold = body.threshold.to_stored(row)
+            evaluation.threshold = body.threshold.build_threshold(row)
         if body.metadata is not None:
             evaluation.metadata_ = body.metadata
         session.add(evaluation)
@@ -304,7 +304,7 @@ def _update_nullable(
         if body.threshold is None:
             evaluation.threshold, evaluation.is_alerting = None, False
         else:
-            evaluation.threshold = body.threshold.to_stored(get_eval(session, call, evaluation.eval_id))
+            evaluation.threshold = body.threshold.build_threshold(get_eval(session, call, evaluation.eval_id))
     if "metadata" in body.model_fields_set:
         evaluation.metadata_ = body.metadata
 

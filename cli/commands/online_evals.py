@@ -89,13 +89,13 @@ def rounds(options: ServerOptions, online_evaluation: Id, limit: Limit = 100) ->
 @app.command()
 def pause(options: ServerOptions, online_evaluation: Id) -> None:
     """Begin no rounds until the online evaluation is resumed."""
-    _set_paused(options, online_evaluation, paused=True)
+    _update_pause(options, online_evaluation, paused=True)
 
 
 @app.command()
 def resume(options: ServerOptions, online_evaluation: Id) -> None:
     """Begin rounds again. Answers of the pause are not graded."""
-    _set_paused(options, online_evaluation, paused=False)
+    _update_pause(options, online_evaluation, paused=False)
 
 
 @app.command()
@@ -105,7 +105,7 @@ def delete(options: ServerOptions, online_evaluation: Id) -> None:
     options.show(options.server.delete(path), f"{online_evaluation} deleted")
 
 
-def _set_paused(options: ServerOptions, online_evaluation: str, *, paused: bool) -> None:
+def _update_pause(options: ServerOptions, online_evaluation: str, *, paused: bool) -> None:
     shown = options.server.post(f"/online_evaluations/{online_evaluation}", {"paused": paused})
     options.show(shown, f"{shown['id']} {shown['status']}, next {moment(shown['next_round_at'])}")
 

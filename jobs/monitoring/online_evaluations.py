@@ -77,7 +77,7 @@ _DAY: Final = 86_400.0
 _REMOVED_AT_ONCE: Final = 20
 
 
-class Threshold(BaseModel):
+class OnlineThreshold(BaseModel):
     """The least value that raises no alert: a pass rate, or the mean score of a criterion.
 
     It is compared with that of the last rounds which together have `window` graded answers. Without a `criterion` an
@@ -256,7 +256,7 @@ def _remove_oldest(session: Session, evaluation: OnlineEvaluation) -> list[str]:
 # ── results ──
 
 
-def ended_rounds(session: Session, limit: int = 100) -> Sequence[str]:
+def rounds_to_count(session: Session, limit: int = 100) -> Sequence[str]:
     """Return rounds whose run has ended, or was deleted, and that are not counted yet."""
     rows = select(OnlineRound.id).outerjoin(EvalRun, EvalRun.id == OnlineRound.id)
     rows = rows.outerjoin(Job, Job.id == EvalRun.id).where(or_(Job.id.is_(None), Job.state.in_(TERMINAL)))
@@ -293,7 +293,7 @@ def _value(session: Session, evaluation: OnlineEvaluation) -> float | None:
     """Return what is compared with the threshold; None without one, and as long as too few answers are graded."""
     if evaluation.threshold is None:
         return None
-    threshold, count, total = Threshold.model_validate(evaluation.threshold), 0, 0.0
+    threshold, count, total = OnlineThreshold.model_validate(evaluation.threshold), 0, 0.0
     own = OnlineRound.online_evaluation_id == evaluation.id, OnlineRound.passed.is_not(None)
     newest = select(OnlineRound).where(*own).order_by(OnlineRound.created_at.desc(), OnlineRound.id.desc())
     for row in session.scalars(newest.limit(MAX_ROUNDS)):
@@ -304,7 +304,7 @@ def _value(session: Session, evaluation: OnlineEvaluation) -> float | None:
     return None
 
 
-def _sum(row: OnlineRound, threshold: Threshold) -> tuple[int, float]:
+def _sum(row: OnlineRound, threshold: OnlineThreshold) -> tuple[int, float]:
     """Return how many answers of a round have what a threshold measures, and the sum of that."""
     passed, failed = row.passed or 0, row.failed or 0
     if threshold.criterion is None:
@@ -353,7 +353,7 @@ def _compare(session: Session, evaluation: OnlineEvaluation, ended: OnlineRound)
 # ── changes ──
 
 
-def check_threshold(row: Eval, threshold: Threshold) -> None:
+def check_threshold(row: Eval, threshold: OnlineThreshold) -> None:
     """Check that the eval has the criterion of a threshold. Raises InvalidRequest."""
     names = [definition["name"] for definition in row.testing_criteria]
     if threshold.criterion is not None and threshold.criterion not in names:

@@ -30,7 +30,7 @@ class OnlineEvaluations:
     def run(self) -> None:
         """Count what has ended, then begin what is due. Raises DatabaseBusy."""
         with self._db.read() as session:
-            ended, due = online_evaluations.ended_rounds(session), online_evaluations.due(session)
+            ended, due = online_evaluations.rounds_to_count(session), online_evaluations.due(session)
         for round_id in ended:
             event = self._write(partial(online_evaluations.end_round, round_id=round_id))
             log.info("online_evaluation_counted", extra={"run": round_id, "event": event})

@@ -113,7 +113,7 @@ def test_replayed_create_makes_one_online_evaluation(client: TestClient) -> None
         ({"max_answers_per_day": 0}, "max_answers_per_day"),
         ({"threshold": {"minimum": 0.5, "window": 19}}, "threshold.window"),
         ({"threshold": {"minimum": 1.5}}, "threshold.minimum"),
-        ({"threshold": {"minimum": 0.5, "criterion": "rude"}}, "threshold.criterion"),
+        ({"threshold": {"minimum": 0.5, "criterion": "friendly"}}, "threshold.criterion"),
         ({"threshold": {"minimum": 0.5, "measure": "mean_score"}}, "threshold.criterion"),
         ({"threshold": {}}, "threshold.minimum"),
         ({"name": ""}, "name"),
