@@ -93,7 +93,7 @@ def test_created_online_evaluation_is_shown_and_listed(client: TestClient) -> No
     assert rounds_of(client, made) == []
 
 
-def test_replayed_create_makes_one_online_evaluation(client: TestClient) -> None:
+def test_replayed_create_makes_a_single_online_evaluation(client: TestClient) -> None:
     body, key = body_of(client), {"Idempotency-Key": "online-1"}
 
     first, second = (client.post("/v1/online_evaluations", json=body, headers=key).json() for _ in range(2))
@@ -171,7 +171,7 @@ def test_round_has_the_share_of_the_answers_since_the_mark(app: FastAPI, client:
     assert run["data_source"]["source"]["type"] == "stored_completions"
 
 
-def test_answer_is_drawn_by_one_round_and_a_late_one_by_none_yet(app: FastAPI, client: TestClient) -> None:
+def test_answer_is_drawn_by_a_single_round_and_a_recent_answer_by_none(app: FastAPI, client: TestClient) -> None:
     evaluation = create(client, share=100)
     first = store_completion(app, created_at=old(10))
     draw_round(app, evaluation)
@@ -281,7 +281,7 @@ def test_process_that_dies_before_the_run_is_submitted_leaves_its_answers_to_the
         assert len(session.scalars(select(Job)).all()) == 1
 
 
-def test_two_dispatchers_with_the_same_draw_begin_one_round(app: FastAPI, client: TestClient) -> None:
+def test_two_dispatchers_with_the_same_draw_begin_a_single_round(app: FastAPI, client: TestClient) -> None:
     evaluation = create(client, share=100)
     store_completion(app, created_at=old())
     set_columns(app, evaluation, next_at=now() - 1, marked_at=now() - 3600)
