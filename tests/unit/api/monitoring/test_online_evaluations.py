@@ -141,7 +141,7 @@ def test_online_evaluations_of_a_project_are_limited(client: TestClient, monkeyp
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "too_many_online_evaluations")
 
 
-def test_update_changes_only_what_it_names(client: TestClient) -> None:
+def test_update_changes_only_the_given_fields(client: TestClient) -> None:
     made = create(client, threshold={"minimum": 0.8}, metadata={"team": "support"})
     path = f"/v1/online_evaluations/{made['id']}"
 
@@ -217,7 +217,7 @@ def test_answers_of_a_day_are_limited(app: FastAPI, client: TestClient) -> None:
     assert "last 24 hours" in show(client, evaluation)["last_error"]
 
 
-def test_round_waits_for_the_end_of_the_last_one(app: FastAPI, client: TestClient) -> None:
+def test_round_waits_for_the_end_of_the_former(app: FastAPI, client: TestClient) -> None:
     evaluation = create(client, share=100)
     store_completion(app, created_at=old())
     draw_round(app, evaluation)
