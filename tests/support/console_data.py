@@ -355,11 +355,10 @@ def _add_models(session: Session, project_id: str) -> None:
 def _add_alias(session: Session, project_id: str) -> dict[str, str]:
     """Add an alias of the tuned model, with a move that has a reason."""
     name = f"{HOSTILE.replace(' ', '/')}{'a' * 120}"
-    alias = Alias(name=name, project_id=project_id, created_at=now())
-    actor = f"key:{'a' * 80}"
-    aliases.move(
-        session, alias, aliases.single(TUNED), "create", actor=actor, reason=TEXT, gate={"promotion": PROMOTION}
-    )
+    by = f"key:{'a' * 80}"
+    alias = Alias(name=name, project_id=project_id, created_at=now(), created_by=by)
+    gate = {"promotion": PROMOTION}
+    aliases.move(session, alias, aliases.single(TUNED), "create", actor=by, reason=TEXT, gate=gate)
     return {"alias": quote(name, safe="")}
 
 
