@@ -443,12 +443,12 @@ def _add_organization(session: Session, project_id: str) -> None:
             ),
             RoleAssignment(project_id=project_id, **member),
             UsageMinute(minute=minute_of(at), project_id=project_id, model=SHORT, **work),
-            Spend(project_id=project_id, month=month_of(at), amount=12_345),
             SpendAlert(
                 id="alert_everything", project_id=NO_PROJECT, cents=1, recipients=[f"{HOSTILE}@a"], created_at=at
             ),
             ModelPermission(project_id=project_id, mode="deny_list", model_ids=[SHORT], updated_at=at),
         ]
     )
+    session.merge(Spend(project_id=project_id, month=month_of(at), amount=12_345))  # the runs have one already
     scopes = ["api.files.read", "api.batch.read", "api.model.request"]
     add_key(session, project_id, name=SHORT, scopes=scopes, owner_id="svc_acct_everything")
