@@ -33,7 +33,7 @@ def import_model(server: Server, folder: Path, body: dict[str, Any]) -> dict[str
     """Upload a folder and import it; return the version. Raises CliError with the reason where that failed."""
     if faults := verify(folder)[1]:
         raise CliError(f"{folder} is not as it was exported: {'; '.join(faults)}")
-    with _uploaded(server, folder) as files:
+    with _temporary_files(server, folder) as files:
         made = server.post("/model_imports", body | {"files": files})
         say(f"{made['id']} imports {folder}", err=True)
         while (ended := server.get(f"/model_imports/{made['id']}"))["status"] in _LIVE:
@@ -45,7 +45,7 @@ def import_model(server: Server, folder: Path, body: dict[str, Any]) -> dict[str
 
 
 @contextmanager
-def _uploaded(server: Server, folder: Path) -> Iterator[list[dict[str, str]]]:
+def _temporary_files(server: Server, folder: Path) -> Iterator[list[dict[str, str]]]:
     """Yield the names and the ids of the uploaded files of a folder, and delete them in the end."""
     files: list[dict[str, str]] = []
     try:

@@ -171,9 +171,7 @@ def test_import_that_is_cancelled_registers_nothing(imports: Imports) -> None:
     assert imports.counts() == (0, 0, 0)
 
 
-def test_work_that_was_cut_off_is_done_again_and_registers_one_version(
-    imports: Imports, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_repeated_work_registers_single_version(imports: Imports, monkeypatch: pytest.MonkeyPatch) -> None:
     cut_off: list[str] = []
 
     def cut(name: str, module: Any) -> None:
@@ -209,7 +207,7 @@ def test_files_of_client_may_go_once_import_has_ended(imports: Imports) -> None:
     assert imports.answer(ended["model"]).startswith("lora-")
 
 
-def test_import_waits_for_base_that_is_away(imports: Imports) -> None:
+def test_import_waits_for_missing_base(imports: Imports) -> None:
     away = imports.base.rename(imports.base.with_name("elsewhere"))
     import_id = imports.begin(imports.folder)
 

@@ -193,7 +193,7 @@ def _check_tensors(folder: ClientFolder, config: _AdapterConfig, base: Mapping[s
     """Check that the adapter has two matrices for each layer of the base that it names, and nothing else."""
     size = folder.size(WEIGHTS)
     tensors = _decode(WEIGHTS, lambda piece: _tensors_of(piece, size), partial(folder.piece, WEIGHTS))
-    expected = _expected_shapes(config, base)
+    expected = _shapes_of_adapter(config, base)
     if missing := sorted(expected.keys() - tensors.keys()):
         raise BadFolder(f"{WEIGHTS} lacks {len(missing)} tensors of layers of the base, such as {missing[0]}.")
     if strays := sorted(tensors.keys() - expected.keys()):
@@ -207,7 +207,7 @@ def _check_tensors(folder: ClientFolder, config: _AdapterConfig, base: Mapping[s
     _check_offsets(tensors, size - 8 - int.from_bytes(folder.piece(WEIGHTS, 0, 8), "little"))
 
 
-def _expected_shapes(config: _AdapterConfig, base: Mapping[str, _Shape]) -> dict[str, _Shape]:
+def _shapes_of_adapter(config: _AdapterConfig, base: Mapping[str, _Shape]) -> dict[str, _Shape]:
     """Return the shapes of the tensors that the adapter must have, by their names."""
     shapes: dict[str, _Shape] = {}
     for layer, shape in base.items():

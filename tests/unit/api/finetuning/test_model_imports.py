@@ -56,7 +56,7 @@ def test_import_is_shown_listed_and_recorded(app: FastAPI, client: TestClient) -
     assert details == {"base": BASE, "files": 1}
 
 
-def test_repeated_request_makes_one_import(app: FastAPI, client: TestClient) -> None:
+def test_repeated_request_makes_single_import(app: FastAPI, client: TestClient) -> None:
     body = request(client)
     answers = [
         client.post("/v1/model_imports", json=body, headers={"Idempotency-Key": "weekly"}).json() for _ in range(2)
@@ -114,7 +114,7 @@ def test_files_are_bounded_together(app: FastAPI, client: TestClient, monkeypatc
     assert rows(app) == (0, 0)
 
 
-def test_project_has_few_live_imports(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_live_imports_of_project_are_limited(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_imports, "MAX_LIVE", 1)
     first = made(client)
 
@@ -132,7 +132,7 @@ def test_project_without_space_imports_nothing(make_app: Callable[..., FastAPI])
     assert answer.json()["error"]["code"] == "project_storage_full"
 
 
-def test_file_of_live_import_keeps_its_bytes_when_deleted(app: FastAPI, client: TestClient) -> None:
+def test_file_of_live_import_is_read(app: FastAPI, client: TestClient) -> None:
     body = request(client)
     file_id = body["files"][0]["file_id"]
     client.post("/v1/model_imports", json=body)
