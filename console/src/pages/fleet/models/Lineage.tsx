@@ -16,6 +16,7 @@ const TYPES: Readonly<Record<Node["type"], string>> = {
   file: "Data",
   model: "Base",
   "fine_tuning.job": "Fine-tuning job",
+  "model.import": "Import",
   "model.version": "Version",
   checkpoint: "Checkpoint",
   "eval.run": "Evaluation run",
@@ -74,6 +75,7 @@ function Name({ node: { id, type, name } }: { node: Node }) {
         </Link>
       );
     case "fine_tuning.job":
+    case "model.import":
       return <ObjectLink id={id} />;
     case "eval.run":
       return (
