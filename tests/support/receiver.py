@@ -201,6 +201,7 @@ _BOMB = gzip.compress(b"\0" * 50_000_000)
 _BEHAVIOURS: dict[str, Behaviour] = {
     "500": _status("500 Internal Server Error"),
     "410": _status("410 Gone"),
+    "422": _status("422 Unprocessable Content"),
     "hang": _hang,
     "trickle": _trickle,
     "reset": _reset,

@@ -67,19 +67,21 @@ class OpenLineage:
     def __init__(self, config: Settings) -> None:
         self._url = config.openlineage_url.rstrip("/") + _PATH
         key = config.openlineage_api_key
-        self._client = httpx2.Client(timeout=_SECONDS, headers={"Authorization": f"Bearer {key}"} if key else {})
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def send(self, db: Database, event: Event) -> bool:
         """See `Sink`."""
         with db.read() as session:
             told = run_events(session, event)
-        for body in told:
-            self._post(body)
+        if told:
+            with httpx2.Client(timeout=_SECONDS, headers=self._headers) as client:
+                for body in told:
+                    self._post(client, body)
         return bool(told)
 
-    def _post(self, body: dict[str, Any]) -> None:
+    def _post(self, client: httpx2.Client, body: dict[str, Any]) -> None:
         try:
-            status = self._client.post(self._url, json=body).status_code
+            status = client.post(self._url, json=body).status_code
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise SinkUnavailable(f"the server cannot be reached ({type(error).__name__}).") from error
         if status in _REFUSALS:
