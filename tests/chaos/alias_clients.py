@@ -162,11 +162,11 @@ class AliasClients:
         sticky = self.rng.random() < 0.3
         return {"targets": targets, "sticky": sticky, "shadow": {"model": shadow} if shadow else None}
 
-    def _post(self, path: str, reason: str, **body: Any) -> None:
-        self.client.sdk.post(path, cast_to=object, body=body, options={"headers": {"Idempotency-Key": reason}})
-        self.acknowledged.append(reason)
+    def _post(self, path: str, key: str, **body: Any) -> None:
+        self.client.sdk.post(path, cast_to=object, body=body, options={"headers": {"Idempotency-Key": key}})
+        self.acknowledged.append(key)
         self._since_plant += 1
-        self.journal.note(f"{reason} of {ALIAS} is acknowledged")
+        self.journal.note(f"{key} of {ALIAS} is acknowledged")
 
 
 def _ask(sdk: openai.OpenAI, prompt: str, began: float, *, is_stream: bool) -> RoutedAnswer:

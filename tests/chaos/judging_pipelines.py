@@ -28,7 +28,9 @@ def judge_pipelines(campaign: "Campaign") -> None:
 
 def fetch(client: OpenAI, pipeline: KnownPipeline) -> dict[str, Any]:
     """Return the jobs of the steps by name, and the counts of the run where the pipeline has completed."""
-    jobs: dict[str, Any] = {}
+    path = f"/alias_moves?alias={pipeline.key}&order=asc"
+    moves: Any = client.get(path, cast_to=object)
+    jobs: dict[str, Any] = {"promotions": [(move["gate"] or {}).get("promotion") for move in moves["data"][1:]]}
     for name, step in pipeline.steps.items():
         graph: Any = client.get(f"/jobs/{step['id']}/graph", cast_to=object)
         waits_for = next(job["after"] for job in graph["jobs"] if job["id"] == step["id"])
@@ -46,6 +48,9 @@ def faults(pipeline: KnownPipeline, found: dict[str, Any]) -> Iterator[str]:
     for name, step in pipeline.steps.items():
         if found[name] != [step["job_id"]] * bool(step["job_id"]):
             yield f"{pipeline.key}: the step {name} has made {found[name]}, and shows {step['job_id']}"
+    promoted = [pipeline.steps["promote"]["job_id"]]
+    if found["promotions"] != promoted and (pipeline.status == "completed" or found["promotions"]):
+        yield f"{pipeline.key}: its promotions are {promoted}, and its alias was moved by {found['promotions']}"
     if pipeline.status == "completed":
         if any(step["status"] != "completed" for step in pipeline.steps.values()):
             yield f"{pipeline.key} has completed before its steps"

@@ -1,6 +1,7 @@
-"""Clients that keep pipelines open, beside the batches of a run: questions are answered, collected and graded.
+"""Clients that keep pipelines open, beside the batches of a run: questions are answered, collected, graded, promoted.
 
 answer: a batch ─▶ rows: a version of a dataset, of its answers ─▶ check: a run of an eval over the rows
+                                                               └─▶ promote: an alias, by a gate that it passes
 """
 
 from dataclasses import dataclass, field
@@ -10,10 +11,13 @@ import openai
 
 from tests.chaos.job_clients import JobClients
 from tests.support.inline_deployment import chat_line, jsonl
+from tests.support.promotion_requests import gate, minimum
+from tests.support.system import CANARY_MODEL
 
 _LINES = (20, 80)
 _CANCELLED = 0.15  # the share of the pipelines
 _LATER = (0.0, 4.0)  # seconds after which one is cancelled
+_ITEMS = 20  # of the gate
 _LIVE = ("", "in_progress", "cancelling")
 
 
@@ -60,7 +64,14 @@ class PipelineClients(JobClients[KnownPipeline]):
         batch = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
         rows = {"dataset": key, "sources": [{"type": "batch", "batch_id": "{{answer.id}}"}]}
         graded = {"type": "jsonl", "source": {"type": "file_id", "id": "{{rows.reference}}"}}
+        self._post("/aliases", once, id=key, model=self.model)
+        items = jsonl([{"item": {"custom_id": key, "question": f"Who takes case {n}!"}} for n in range(_ITEMS)])
+        own = {"Idempotency-Key": f"{key}-items"}
+        items_file = sdk.files.create(file=("items.jsonl", items), purpose="evals", extra_headers=own)
+        target = {"type": "alias", "id": key, "model": CANARY_MODEL}
+        promoted = {"target": target, "gates": [gate(made.id, items_file.id, minimum(0.9), model=key)]}
         steps = [
+            {"name": "promote", "kind": "promotion", "request": promoted, "after": ["check"]},
             {"name": "check", "kind": "eval_run", "request": {"eval_id": made.id, "data_source": graded}},
             {"name": "rows", "kind": "dataset", "request": rows},
             {"name": "answer", "kind": "batch", "request": batch | {"metadata": {"key": key}}},

@@ -11,10 +11,11 @@ from tests.support.oracle import Told
 
 STEPS: dict[str, dict[str, Any]] = {
     name: {"job_id": job_id, "status": "completed", "error": None}
-    for name, job_id in (("answer", "batch_1"), ("rows", "dsversion_1"), ("check", "evalrun_1"))
+    for name, job_id in (("answer", "batch_1"), ("rows", "dsversion_1"), ("check", "evalrun_1"), ("promote", "promo_1"))
 }
 FOUND: dict[str, Any] = {
     **{name: [step["job_id"]] for name, step in STEPS.items()},
+    "promotions": ["promo_1"],
     "counts": {"total": 20, "passed": 20, "failed": 0, "errored": 0},
 }
 WHOLE = KnownPipeline("pipe-000", 20, id="pipe_1", status="completed", steps=STEPS)
@@ -26,6 +27,7 @@ def test_pipeline_with_a_job_for_each_step_passes() -> None:
 
     assert list(faults(WHOLE, FOUND)) == []
     assert list(faults(cancelled, FOUND | {"check": []})) == []
+    assert list(faults(cancelled, FOUND | {"check": [], "promotions": []})) == []
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,9 @@ def test_pipeline_with_a_job_for_each_step_passes() -> None:
         ({}, {"rows": ["dsversion_1", "dsversion_2"]}, "the step rows has made"),
         ({}, {"rows": []}, "the step rows has made"),
         ({"steps": {**STEPS, "rows": {**STEPS["rows"], "status": "in_progress"}}}, {}, "before its steps"),
+        ({}, {"promotions": []}, "its alias was moved by []"),
+        ({}, {"promotions": ["promo_1", "promo_1"]}, "its alias was moved by"),
+        ({"status": "cancelled", "cancelled": True}, {"promotions": ["promo_2"]}, "its alias was moved by"),
         ({}, {"counts": {"total": 19, "passed": 19}}, "of 20 lines are graded"),
         ({}, {"counts": {"total": 20, "passed": 19}}, "of 20 lines are graded"),
     ],
