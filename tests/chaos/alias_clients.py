@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 ALIAS: Final = "desk"
 HEADER: Final = "X-Nightmill-Model"
+_USERS: Final = 20
+_STREAMED: Final = 0.3
 _SHADOWS: Final = (MODEL, None)
 _MOVE_SECONDS: Final = (1.0, 4.0)
 _MOVES: Final = 4  # at least, before the target that fails
@@ -66,7 +68,8 @@ class AliasClients:
         prompt = f"Route case {self._asked} of {self.rng.getrandbits(48):012x} to its desk!"
         began = time.monotonic()
         try:
-            answer = self.client.look(lambda sdk: _ask(sdk, prompt, began, is_stream=self.rng.random() < 0.3))
+            user, is_stream = f"user-{self.rng.randrange(_USERS)}", self.rng.random() < _STREAMED
+            answer = self.client.look(lambda sdk: _ask(sdk, prompt, user, began, is_stream=is_stream))
         except openai.InternalServerError as error:
             self._hear_failure(error, prompt, began)
             return
@@ -146,7 +149,7 @@ class AliasClients:
             self.is_planted, self._since_plant = True, 0
             good = self.rng.choice((CACHED_MODEL, CANARY_MODEL))
             targets = [{"model": good, "weight": 50}, {"model": BROKEN_MODEL, "weight": 50}]
-            self._post(f"/aliases/{ALIAS}", reason, **body, targets=targets, shadow=None)
+            self._post(f"/aliases/{ALIAS}", reason, **body, targets=targets, sticky=False, shadow=None)
         elif self._since_plant >= _MIN_REVERTED and self.rng.random() < _REVERTED:
             self._post(f"/aliases/{ALIAS}", reason, **body, revert=True)
         else:
@@ -169,9 +172,10 @@ class AliasClients:
         self.journal.note(f"{key} of {ALIAS} is acknowledged")
 
 
-def _ask(sdk: openai.OpenAI, prompt: str, began: float, *, is_stream: bool) -> RoutedAnswer:
+def _ask(sdk: openai.OpenAI, prompt: str, user: str, began: float, *, is_stream: bool) -> RoutedAnswer:
     """Return the answer to a prompt, or the part of its stream that came. Raises OpenAIError."""
     asked: Any = {"model": ALIAS, "messages": [{"role": "user", "content": prompt}], "max_tokens": 16}
+    asked["safety_identifier"] = user
     raw: Any = sdk.chat.completions.with_raw_response.create(**asked, stream=is_stream)
     header, made = raw.headers.get(HEADER), raw.parse()
     if not is_stream:
