@@ -20,20 +20,22 @@ from typing import Any, NamedTuple
 from jobs.registry.aliases import MOVED, ROLLED_BACK
 from tests.support.fake_engine import VOICE, reply
 from tests.support.oracle import Result
-from tests.support.stub_engine import CANARY
-from tests.support.system import CANARY_MODEL
+from tests.support.stub_engine import BROKEN, CANARY
+from tests.support.system import BROKEN_MODEL, CACHED_MODEL, CANARY_MODEL, MODEL
 from workers.dispatcher.rollbacks import MIN_REQUESTS
 
 CHAT = "/v1/chat/completions"
 DISPATCHER = "dispatcher"
+#: The name that each model has on its server, which its answers have.
+SERVED = {MODEL: MODEL, CACHED_MODEL: MODEL, CANARY_MODEL: CANARY, BROKEN_MODEL: BROKEN}
 _AUDITED = {"create": "alias.create", "update": "alias.update", "revert": "alias.update", "rollback": "alias.rollback"}
 
 
 class RoutedAnswer(NamedTuple):
     """An answer to a request for an alias.
 
-    `models` are those that the answer, or the chunks of a stream, name. `text` is None for an error and for a stream
-    that was cut short.
+    `models` are those that the answer, or the chunks of a stream, name, by their names on the server. `text` is None
+    for an error and for a stream that was cut short.
     """
 
     prompt: str
@@ -92,14 +94,10 @@ def text_of(prompt: str, model: str) -> str:
 def wrong_answers(answers: Iterable[RoutedAnswer], moves: Sequence[SeenMove], lag: float) -> Iterator[str]:
     """Yield the answers of other models than one of a routing that stood; processes follow a move within `lag`."""
     for answer in answers:
-        names = answer.models | ({answer.header} if answer.header else set())
-        if not answer.header:
-            yield f"{answer.prompt}: no header names the model that answered"
-        if len(names) != 1:
-            yield f"{answer.prompt}: one answer names the models {sorted(names)}"
-            continue
-        [name] = names
-        if name not in (permitted := models_between(moves, answer.began, answer.ended, lag)):
+        name = str(answer.header)
+        if not answer.models <= {SERVED.get(name)}:
+            yield f"{answer.prompt}: the header names {name}, and the answer {sorted(answer.models)}"
+        elif name not in (permitted := models_between(moves, answer.began, answer.ended, lag)):
             yield f"{answer.prompt}: answered by {name}, while the alias stood for {sorted(permitted)}"
         elif answer.text is not None and answer.text != text_of(answer.prompt, name):
             yield f"{answer.prompt}: names {name}, and has the text {answer.text!r} of another model"
@@ -197,7 +195,7 @@ def wrong_lines(key: str, prompts: Mapping[str, str], result: Result, models: It
     for line in result.output:
         body: Any = line["response"]["body"]
         answer = body["choices"][0]["message"]["content"]
-        if {line.get("resolved_model"), body["model"]} != {resolved}:
+        if (line.get("resolved_model"), body["model"]) != (resolved, SERVED[resolved]):
             names = f"{line.get('resolved_model')} and {body['model']}"
             yield f"{key}: {line['custom_id']} names {names}, the batch {resolved}"
         elif answer != text_of(prompts[line["custom_id"]], str(resolved)):
