@@ -10,7 +10,7 @@ import json
 import math
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import msgspec
@@ -26,6 +26,8 @@ from jobs.inference import request_counts
 from jobs.inference.request_counts import RequestKey
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Segment
+from jobs.monitoring import monitors
+from jobs.monitoring.tables import DriftCheck, DriftMonitor
 from jobs.queues import Queue
 from jobs.registry import models
 from jobs.security.keys import create_key, ensure_project
@@ -166,17 +168,19 @@ class SupportTeam:
     """Fills the project of a deployment with what a support team makes."""
 
     deployment: Deployment
+    items: str = field(init=False)  # the id of the file of the evaluation
 
     def make(self) -> dict[str, str]:
         """Fill the project; return the ids that the addresses of the pages hold."""
         ids = self._make_batches() | self._make_evaluation() | self._make_trainings()
+        ids |= self._make_dataset() | self._make_releases(ids["eval"], ids["tuned"])
         spread_jobs(self.deployment)
         ids |= self._make_live_batches()
         ids["prompt"] = self._make_prompts()
         self._add_history()
         self._add_requests()
         self._add_workers()
-        self._add_aliases()
+        ids["monitor"] = self._add_monitors()
         self._add_schedules(ids["file"])
         ids["endpoint"] = self._add_webhook(ids["table"])
         with self.deployment.inline.db.write() as session:
@@ -252,6 +256,7 @@ class SupportTeam:
             }  # fmt: skip
             by_model[model] = client.evals.runs.create(made.id, name=model, data_source=source).id
             inline.drain(by_model[model], timeout=120)
+        self.items = self._file("items-2026.jsonl", jsonl([{"item": item["item"]} for item in items]), "evals")
         return {"eval": made.id, "run": by_model[SMALL_MODEL], "better": by_model[CHAT_MODEL]}
 
     def _make_trainings(self) -> dict[str, str]:
@@ -262,7 +267,110 @@ class SupportTeam:
         file_id = self._file("replies-2026.jsonl", jsonl(rows), "fine-tune")
         first = self._training(file_id, "replies-a", 2, 1.0, 60)
         second = self._training(file_id, "replies-b", 2, 2.0, 45)
-        return {"baseline": first, "tuning": second}
+        with self.deployment.inline.db.read() as session:
+            tuned = FineTuning.model_validate(session.get_one(Job, first).payload).result
+        return {"baseline": first, "tuning": second, "tuned": tuned}
+
+    def _make_dataset(self) -> dict[str, str]:
+        """Make a dataset with two versions."""
+        parts = [{"name": "train", "fraction": 0.8}, {"name": "test", "fraction": 0.2}]
+        fields = {"description": "Sorted tickets, without names", "split": {"type": "random", "parts": parts}}
+        dataset = self._post("/datasets", {"name": "tickets", **fields})["id"]
+        for days in (7, 30):
+            rows = [{"ticket": text, "category": row[0], "day": day} for day in range(days) for text, *row in TICKETS]
+            sources = [{"type": "file_id", "id": self._file(f"tickets-{days}-days.jsonl", jsonl(rows), "user_data")}]
+            version = self._post(f"/datasets/{dataset}/versions", {"sources": sources})["id"]
+            self.deployment.inline.drain(version, timeout=120)
+        return {"dataset": dataset}
+
+    def _gate(self, eval_id: str, model: str, rule: dict[str, Any]) -> dict[str, Any]:
+        return {"eval_id": eval_id, "data_source": self._question(model), "rule": rule}
+
+    def _question(self, model: str) -> dict[str, Any]:
+        template = [{"role": "user", "content": "Name the topic of this ticket in one word: {{ item.ticket }}"}]
+        return {
+            "type": "completions", "model": model, "source": {"type": "file_id", "id": self.items},
+            "input_messages": {"type": "template", "template": template},
+        }  # fmt: skip
+
+    def _make_releases(self, eval_id: str, tuned: str) -> dict[str, str]:
+        """Make aliases, promotions that ended in different ways, and a pipeline that promotes."""
+        inline = self.deployment.inline
+        with inline.db.write() as session:
+            workers.store_models(session, dict.fromkeys(MODELS, False), Queue.GENERATE)
+        for name, model in (("triage", SMALL_MODEL), ("digest", SMALL_MODEL), ("replies", CHAT_MODEL)):
+            self._post("/aliases", {"id": name, "model": model})
+        rule, made = {"type": "not_worse_than_incumbent", "margin": 2}, []
+        for name, model, reason in (
+            ("replies", SMALL_MODEL, "half the time of an answer"),
+            ("triage", CHAT_MODEL, "too many tickets in the wrong queue"),
+        ):
+            target = {"type": "alias", "id": name, "model": model}
+            body = {"target": target, "gates": [self._gate(eval_id, name, rule)], "reason": reason}
+            made.append(str(self._post("/promotions", body)["id"]))
+            inline.drain(made[-1], timeout=240)
+        forced = {"type": "stage", "id": tuned}
+        body = {"target": forced, "force": True, "reason": "the former version repeats names of customers"}
+        inline.drain(str(self._post("/promotions", body)["id"]), timeout=60)
+        target = {"type": "alias", "id": "digest", "model": CHAT_MODEL}
+        gate = self._gate(eval_id, "digest", {"type": "minimum", "score": 0.9})
+        batch = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        lines = self._file("week-48.jsonl", self._lines(TICKETS, CHAT_MODEL))
+        steps = [
+            {"name": "sort", "kind": "batch", "request": {"input_file_id": lines, **batch}},
+            {
+                "name": "check", "kind": "eval_run",
+                "request": {"eval_id": eval_id, "name": "week 48", "data_source": self._question(CHAT_MODEL)},
+            },
+            {
+                "name": "promote", "kind": "promotion", "after": ["sort", "check"],
+                "request": {"target": target, "gates": [gate]},
+            },
+            {
+                "name": "digest", "kind": "batch", "after": ["promote"],
+                "request": {"input_file_id": self._file("digest.jsonl", self._lines(TICKETS[:6], CHAT_MODEL)), **batch},
+            },
+        ]  # fmt: skip
+        pipeline = str(self._post("/pipelines", {"name": "Week 48", "steps": steps})["id"])
+        inline.drain(pipeline, timeout=240)
+        inline.wait_until_idle()
+        targets = [{"model": CHAT_MODEL, "weight": 80}, {"model": SMALL_MODEL, "weight": 20}]
+        self._post("/aliases/triage", {"targets": targets, "sticky": True, "reason": "how cheap can it be?"})
+        self._post("/aliases", {"id": "support-bot", "model": tuned})
+        return {"promotion": made[-1], "pipeline": pipeline}
+
+    def _add_monitors(self) -> str:
+        """Add two monitors with a check a day, and return the id of the one whose last checks found drift."""
+        draw, at = random.Random(5), now()
+        names = (("embedding", "energy_distance", 0.06), ("length", "psi", 0.12), ("language", "psi", 0.05))
+        with self.deployment.inline.db.write() as session:
+            project_id = ensure_project(session, "default").id
+            for name, growth in (("Replies", 0.0), ("Questions", 0.06)):
+                monitor = DriftMonitor(
+                    id=f"driftmon_{name.lower()}", project_id=project_id, name=name, window_seconds=86_400,
+                    sample=1_000, source={"type": "responses", "model": "support-bot"},
+                    embedding_model="all-minilm-l6-v2", baseline_id=f"driftcheck_{name.lower()}_0",
+                    created_at=at - 86_400 * 15,
+                )  # fmt: skip
+                session.add(monitor)
+                for day in range(15):
+                    own = {"id": f"driftcheck_{name.lower()}_{day}", "project_id": project_id}
+                    own |= {"created_at": at - 86_400 * (14 - day) - 600}
+                    ended = {"state": JobState.SUCCEEDED, "completed_at": own["created_at"] + 41}
+                    session.add(Job(**own, kind=monitors.NAME, payload={}, **ended))
+                    features = [
+                        {
+                            "name": feature, "measure": measure, "value": value, "limit": limit,
+                            "is_drift": value > limit, "baseline_texts": 1_000, "current_texts": 1_000,
+                        }
+                        for feature, measure, limit in names
+                        for value in [limit * (draw.uniform(0.3, 0.7) + (feature != "length") * growth * day)]
+                    ]  # fmt: skip
+                    if day > 0:  # the first job made the baseline
+                        is_drift = any(feature["is_drift"] for feature in features)
+                        check = DriftCheck(**own, monitor_id=monitor.id, is_drift=is_drift, features=features)
+                        session.add(check)
+        return monitor.id
 
     def _training(self, file_id: str, suffix: str, epochs: int, rate: float, done: int) -> str:
         """Create a fine-tuning job, and record `done` of its steps as a training does."""
@@ -355,10 +463,6 @@ class SupportTeam:
                             request_counts.add(counts, key, (tokens, tokens))
             request_counts.write(session, counts)
 
-    def _add_aliases(self) -> None:
-        for name, model in (("triage", CHAT_MODEL), ("digest", SMALL_MODEL)):
-            self._post("/aliases", {"id": name, "model": model})
-
     def _post(self, path: str, body: Any) -> dict[str, Any]:
         return cast("dict[str, Any]", self.deployment.client.post(path, body=body, cast_to=object))
 
@@ -366,7 +470,6 @@ class SupportTeam:
         at = now()
         ready = {"state": "ready", "created_at": at - 86_400, "seen_at": at + 3_600, "started": 1}
         with self.deployment.inline.db.write() as session:
-            workers.store_models(session, dict.fromkeys(MODELS, False), Queue.GENERATE)
             for number in (1, 2):
                 row = Worker(
                     id=f"gpu-{number}", pool="gpu", host=f"node-{number}", pid=400 + number, slots=2,
