@@ -197,7 +197,7 @@ def test_promotion_is_cancelled_after_question(console: Console, deployment: Dep
     assert model_of_alias(deployment) == WORSE
 
 
-def test_refused_form_keeps_what_was_entered(console: Console, deployment: Deployment) -> None:
+def test_refused_form_keeps_its_fields(console: Console, deployment: Deployment) -> None:
     console.expect_errors("status of 400")
     post(deployment, "/aliases", id=ALIAS, model=MODEL)
     tab = console.open(f"/promotions/new?alias={ALIAS}")
