@@ -83,7 +83,7 @@ def show(
     """Show the models for which an alias stands, and the requests of its shadow in the last day."""
     alias = options.server.get(_path(name), {} if at is None else {"at": parse_time(at)})
     fallbacks = f", else for {', '.join(alias['fallbacks'])}" if alias["fallbacks"] else ""
-    fallbacks += f" after {alias['fallback_after']} s" if alias["fallback_after"] else ""
+    fallbacks += f" after {seconds} s" if (seconds := alias.get("fallback_after")) else ""
     sticky = ", the same for each user" if alias["sticky"] else ""
     models = f"{alias['id']} stands for {_models(alias)}{sticky}{fallbacks}"
     options.show(alias, f"{models} since {moment(alias['updated_at'])}", *_shadow_lines(alias))

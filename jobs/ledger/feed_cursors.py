@@ -49,11 +49,11 @@ def due(session: Session, sink: str) -> CursorClaim | None:
     return CursorClaim(sink, *row) if row is not None else None
 
 
-def claim(session: Session, found: CursorClaim, seconds: float) -> CursorClaim | None:
+def claim(session: Session, seen: CursorClaim, seconds: float) -> CursorClaim | None:
     """Claim what is due for some seconds; return None when another worker has claimed it."""
-    row = {"sink": found.sink, "project_id": found.project_id, "position": 0, "failures": 0, "due_at": 0.0}
+    row = {"sink": seen.sink, "project_id": seen.project_id, "position": 0, "failures": 0, "due_at": 0.0}
     session.execute(insert_into(session, FeedCursor).values(row).on_conflict_do_nothing())
-    return _change(session, found, position=found.position, failures=found.failures, due_at=now() + seconds)
+    return _change(session, seen, position=seen.position, failures=seen.failures, due_at=now() + seconds)
 
 
 def advance(session: Session, claimed: CursorClaim, position: int, seconds: float) -> CursorClaim | None:

@@ -1,4 +1,4 @@
-"""Clients of the alias `desk`, beside the batches of a run, and of a mover that changes what it stands for.
+"""Clients of the alias `helpline`, beside the batches of a run, and of a mover that changes what it stands for.
 
     asker   chats and streams to the alias
     mover   other weights, another shadow, back again; and now and then a target that fails at every request, which
@@ -25,7 +25,7 @@ from tests.support.system import BROKEN_MODEL, CACHED_MODEL, CANARY_MODEL, MODEL
 if TYPE_CHECKING:
     from tests.chaos.load import Client
 
-ALIAS: Final = "desk"
+ALIAS: Final = "helpline"
 HEADER: Final = "X-Nightmill-Model"
 _USERS: Final = 20
 _STREAMED: Final = 0.3
@@ -65,7 +65,7 @@ class AliasClients:
         if not feeding or not self.acknowledged:
             return
         self._asked += 1
-        prompt = f"Route case {self._asked} of {self.rng.getrandbits(48):012x} to its desk!"
+        prompt = f"Route case {self._asked} of {self.rng.getrandbits(48):012x} to its helpline!"
         began = time.monotonic()
         try:
             user, is_stream = f"user-{self.rng.randrange(_USERS)}", self.rng.random() < _STREAMED

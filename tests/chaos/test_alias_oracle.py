@@ -15,7 +15,7 @@ from tests.support.oracle import Result
 from tests.support.stub_engine import CANARY
 from tests.support.system import BROKEN_MODEL, CACHED_MODEL, CANARY_MODEL, MODEL
 
-PROMPT = "Route case 7 to its desk!"
+PROMPT = "Route case 7 to its helpline!"
 #: The alias stands for the first model up to second 10 or 11, then for the other one.
 SEEN = (
     SeenMove("amove_1", "create", frozenset({CACHED_MODEL}), 0.0, 1.0),
@@ -77,7 +77,7 @@ KEYS = ("move-000", "move-001")
 def test_acknowledged_moves_are_made_once_in_their_order(
     rows: Sequence[MoveRow], keys: Sequence[str], model: str, words: str
 ) -> None:
-    faults = list(alias_oracle.wrong_moves("desk", rows, keys, model))
+    faults = list(alias_oracle.wrong_moves("helpline", rows, keys, model))
 
     assert bool(faults) == bool(words)
     assert not faults or any(words in fault for fault in faults)
@@ -93,7 +93,7 @@ def test_acknowledged_moves_are_made_once_in_their_order(
     ],
 )
 def test_rollback_is_made_by_the_dispatcher_after_enough_requests(row: MoveRow, words: str) -> None:
-    faults = list(alias_oracle.wrong_rollbacks("desk", [row]))
+    faults = list(alias_oracle.wrong_rollbacks("helpline", [row]))
 
     assert len(faults) == bool(words)
     assert all(words in fault for fault in faults)
@@ -112,8 +112,8 @@ AUDITS = (
     [AUDITS[:3], AUDITS[1:], (*AUDITS, AUDITS[3]), (*AUDITS[:3], AUDITS[3]._replace(actor="key:2"))],
 )
 def test_each_move_has_its_audit_row(audits: Sequence[AuditRow]) -> None:
-    assert list(alias_oracle.unaudited_moves("desk", ROWS, AUDITS)) == []
-    assert len(list(alias_oracle.unaudited_moves("desk", ROWS, audits))) == 1
+    assert list(alias_oracle.unaudited_moves("helpline", ROWS, AUDITS)) == []
+    assert len(list(alias_oracle.unaudited_moves("helpline", ROWS, audits))) == 1
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_each_move_has_its_audit_row(audits: Sequence[AuditRow]) -> None:
     ],
 )
 def test_rollback_is_complete_once_after_a_probe(back: MoveRow, probes: int, words: str) -> None:
-    faults = list(alias_oracle.untold_moves("desk", (CREATED, PLANTED, back), ["amove_3"], probes))
+    faults = list(alias_oracle.untold_moves("helpline", (CREATED, PLANTED, back), ["amove_3"], probes))
 
     assert bool(faults) == bool(words)
     assert not faults or any(words in fault for fault in faults)
@@ -158,7 +158,7 @@ def two(*ends: tuple[str, str | None, bool]) -> list[KnownPromotion]:
     ]
 
 
-def test_one_of_two_promotions_at_one_moment_is_promoted() -> None:
+def test_second_promotion_of_the_same_moment_is_refused() -> None:
     moved, late, failed = ("promoted", None, True), ("refused", "target_moved", True), ("refused", "gate_failed", False)
 
     assert [list(wrong_pairs(two(*pair))) for pair in ((moved, late), (moved, failed), (failed, failed))] == [[]] * 3
@@ -197,7 +197,7 @@ def result(*lines: tuple[str, str, str], resolved: str = CANARY_MODEL) -> Result
         (result(resolved=BROKEN_MODEL), "never stood for"),
     ],
 )
-def test_lines_of_a_batch_are_answered_by_one_model(given: Result, words: str) -> None:
+def test_batch_is_answered_by_a_single_model(given: Result, words: str) -> None:
     faults = list(alias_oracle.wrong_lines("routed-0", PROMPTS, given, (MODEL, CANARY_MODEL)))
 
     assert len(faults) == bool(words)

@@ -32,7 +32,7 @@ from workers.finetuning.wandb_tracker import WandbTracker
 from workers.runtime.context import Context
 from workers.sinks.loop import send_due
 from workers.sinks.mlflow_registry import MlflowRegistry
-from workers.sinks.sink import Sink
+from workers.sinks.sink import FeedSink
 
 #: MLflow's server takes half a minute to start on a busy machine; the first test may install it before.
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(600)]
@@ -141,7 +141,7 @@ def test_a_run_of_weights_and_biases_and_a_file_of_tensorboard_have_each_step_on
     assert [step for step, _ in scalars["valid/loss"]] == list(range(5, 251, 5))
 
 
-def send_all(context: Context, sink: Sink) -> None:
+def send_all(context: Context, sink: FeedSink) -> None:
     """Send what is due after a while."""
     with context.db.write() as session:
         session.execute(update(FeedCursor).values(due_at=0.0))

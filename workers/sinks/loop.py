@@ -19,7 +19,7 @@ from jobs.webhooks.tables import Event
 from workers.runtime.context import Context
 from workers.sinks.mlflow_registry import MlflowRegistry
 from workers.sinks.openlineage import OpenLineage
-from workers.sinks.sink import EventRefused, Sink, SinkUnavailable
+from workers.sinks.sink import EventRefused, FeedSink, SinkUnavailable
 
 log = logging.getLogger(__name__)
 #: Events that are read at once.
@@ -34,13 +34,13 @@ def start(context: Context) -> None:
         threading.Thread(target=_run, args=(context, sink), name=sink.name, daemon=True).start()
 
 
-def sinks_of(config: Settings) -> list[Sink]:
+def sinks_of(config: Settings) -> list[FeedSink]:
     """Return the sinks whose URL is set."""
-    sinks: list[Sink] = [MlflowRegistry(config)] if config.mlflow_url else []
+    sinks: list[FeedSink] = [MlflowRegistry(config)] if config.mlflow_url else []
     return [*sinks, OpenLineage(config)] if config.openlineage_url else sinks
 
 
-def _run(context: Context, sink: Sink) -> None:
+def _run(context: Context, sink: FeedSink) -> None:
     while not context.stop.is_set():
         try:
             busy = send_due(context, sink)
@@ -51,14 +51,14 @@ def _run(context: Context, sink: Sink) -> None:
             context.stop.wait(context.timings.sink_look)
 
 
-def send_due(context: Context, sink: Sink) -> bool:
+def send_due(context: Context, sink: FeedSink) -> bool:
     """Send events of the project that has been due for the longest time; return False where none is due."""
     with context.db.read() as session:
-        found = feed_cursors.due(session, sink.name)
-    if found is None:
+        ready = feed_cursors.due(session, sink.name)
+    if ready is None:
         return False
     with context.db.write() as session:
-        claimed = feed_cursors.claim(session, found, _CLAIM_SECONDS)
+        claimed = feed_cursors.claim(session, ready, _CLAIM_SECONDS)
     if claimed is not None:
         with context.db.read() as session:
             events = feed.after(session, claimed.project_id, claimed.position, _EVENTS)
@@ -66,7 +66,7 @@ def send_due(context: Context, sink: Sink) -> bool:
     return True
 
 
-def _send(context: Context, sink: Sink, claimed: CursorClaim, events: Sequence[Event]) -> None:
+def _send(context: Context, sink: FeedSink, claimed: CursorClaim, events: Sequence[Event]) -> None:
     """Send events in their order until one fails, and note each receipt."""
     position = claimed.position
     for event in events:
@@ -89,7 +89,7 @@ def _send(context: Context, sink: Sink, claimed: CursorClaim, events: Sequence[E
         feed_cursors.release(session, claimed, position if events else claimed.end)
 
 
-def _offer(context: Context, sink: Sink, event: Event) -> bool:
+def _offer(context: Context, sink: FeedSink, event: Event) -> bool:
     """Send an event; return whether the sink has received or refused something. An event that it refuses is logged."""
     try:
         return sink.send(context.db, event)

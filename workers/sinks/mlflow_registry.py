@@ -54,7 +54,7 @@ class MlflowRegistry:
         self._config = config
 
     def send(self, db: Database, event: Event) -> bool:
-        """See `Sink`. A version that was created by a request whose answer was lost is found by its tag."""
+        """See `FeedSink`. A version that was created by a request whose answer was lost is found by its tag."""
         with db.read() as session:
             version = _version_of(session, event)
         if version is None:

@@ -70,14 +70,14 @@ class OpenLineage:
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def send(self, db: Database, event: Event) -> bool:
-        """See `Sink`."""
+        """See `FeedSink`."""
         with db.read() as session:
-            told = run_events(session, event)
-        if told:
+            run_bodies = run_events(session, event)
+        if run_bodies:
             with httpx2.Client(timeout=_SECONDS, headers=self._headers) as client:
-                for body in told:
+                for body in run_bodies:
                     self._post(client, body)
-        return bool(told)
+        return bool(run_bodies)
 
     def _post(self, client: httpx2.Client, body: dict[str, Any]) -> None:
         try:
@@ -100,11 +100,11 @@ def run_events(session: Session, event: Event) -> list[dict[str, Any]]:
         return []
     state, ends = JobState(job.state), event.seq == job.event_seq
     begins = event.type == f"job.{JobState.RUNNING}"
-    told = [_run_event(session, job, "START", event.created_at)] if begins else []
+    run_bodies = [_run_event(session, job, "START", event.created_at)] if begins else []
     if state in TERMINAL and ends:
-        told += [_run_event(session, job, "START", job.created_at)] if job.in_progress_at is None else []
-        told.append(_run_event(session, job, _ENDS[state], event.created_at))
-    return told
+        run_bodies += [_run_event(session, job, "START", job.created_at)] if job.in_progress_at is None else []
+        run_bodies.append(_run_event(session, job, _ENDS[state], event.created_at))
+    return run_bodies
 
 
 def _run_event(session: Session, job: Job, kind: str, at: float) -> dict[str, Any]:

@@ -14,7 +14,7 @@ class EventRefused(Exception):
     """A sink never takes this event. Those after it are sent."""
 
 
-class Sink(Protocol):
+class FeedSink(Protocol):
     """A system that receives the events of all projects."""
 
     name: str

@@ -53,7 +53,7 @@ class Models:
             for queue, model in ((Queue.EMBED, EMBEDDER), (Queue.GENERATE, "judge")):
                 session.add(worker_row(queue, queue, model))
 
-    async def submit(self, _queue: str, queued: QueuedRequest, *_: Any) -> AsyncGenerator[AnswerEntry]:
+    async def submit(self, _queue: str, queued: QueuedRequest, *_: Any, **_options: Any) -> AsyncGenerator[AnswerEntry]:
         self.requests.append(queued)
         answer = self.answer(queued)
         if isinstance(answer, NightmillError):

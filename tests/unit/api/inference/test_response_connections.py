@@ -49,7 +49,9 @@ class Engine:
         self.may_end = False
         self.is_stopping: Callable[[], bool] = lambda: False
 
-    async def submit(self, _queue: str, request: QueuedRequest, *_: Any) -> AsyncGenerator[AnswerEntry]:
+    async def submit(
+        self, _queue: str, request: QueuedRequest, *_: Any, **_options: Any
+    ) -> AsyncGenerator[AnswerEntry]:
         body = msgspec.json.decode(request.body)
         self.asked.append([said_in(item) for item in body["input"]])
         words = self.asked[-1][-1]

@@ -53,7 +53,7 @@ class Workers:
             session.add(worker_row(Queue.EMBED, Queue.EMBED, MODEL))
             session.add(worker_row(Queue.GENERATE, Queue.GENERATE, CHAT, "abroad"))
 
-    async def submit(self, _queue: str, queued: QueuedRequest, *_: Any) -> AsyncGenerator[AnswerEntry]:
+    async def submit(self, _queue: str, queued: QueuedRequest, *_: Any, **_options: Any) -> AsyncGenerator[AnswerEntry]:
         yield AnswerEntry("taken")
         if queued.url == searches.URL:
             self.searched.append(searches.decode_search(queued.body))

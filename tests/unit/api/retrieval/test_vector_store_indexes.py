@@ -257,7 +257,7 @@ class FakeWorkers:
         with app.state.services.db.write() as session:
             session.add(worker_row("w", Queue.EMBED, MODEL, "second"))
 
-    async def submit(self, _queue: str, queued: QueuedRequest, *_: Any) -> AsyncGenerator[AnswerEntry]:
+    async def submit(self, _queue: str, queued: QueuedRequest, *_: Any, **_options: Any) -> AsyncGenerator[AnswerEntry]:
         search = searches.decode_search(queued.body)
         self.asked.append(search)
         found = self.found.get(search.store_id, ())

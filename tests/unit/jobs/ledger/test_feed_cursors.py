@@ -27,7 +27,7 @@ def ended_job(db: Database, project: str = "proj_1") -> None:
     number_events(db)
 
 
-def test_only_one_worker_claims_a_project_and_a_claim_of_a_killed_one_ends(db: Database) -> None:
+def test_project_is_claimed_by_a_single_worker_until_that_is_killed(db: Database) -> None:
     ended_job(db)
     due = found(db)
     assert due is not None

@@ -74,7 +74,7 @@ def test_events_come_in_order_and_once(context: Context) -> None:
     assert sink.received == list(range(1, 9))
 
 
-def test_events_wait_for_a_sink_that_is_away(context: Context) -> None:
+def test_events_wait_until_the_sink_is_back(context: Context) -> None:
     sink = Recording()
     sink.failures = [None, SinkUnavailable("the server cannot be reached (ConnectError).")]
     ended_job(context)
@@ -101,7 +101,7 @@ def test_an_event_that_is_never_taken_holds_up_no_other(context: Context, failur
     assert cursor(context).position == 4
 
 
-def test_an_event_whose_receipt_was_not_noted_comes_again(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_event_without_a_noted_receipt_is_sent_twice(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     sink = Recording()
     ended_job(context)
     with monkeypatch.context() as killed:
@@ -121,7 +121,7 @@ def _die(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_sink_that_lost_events_to_retention_goes_on_behind_them(context: Context) -> None:
+def test_sink_continues_behind_events_that_retention_removed(context: Context) -> None:
     sink = Recording()
     ended_job(context)
     with context.db.write() as session:
@@ -135,7 +135,7 @@ def test_a_sink_that_lost_events_to_retention_goes_on_behind_them(context: Conte
     assert sink.received == [5, 6, 7, 8]
 
 
-def test_a_project_whose_events_fail_holds_up_no_other(context: Context) -> None:
+def test_failure_of_a_project_delays_no_other_project(context: Context) -> None:
     sink = Recording()
     sink.failures = [SinkUnavailable("the server answered with status 503.")]
     ended_job(context)
@@ -148,7 +148,7 @@ def test_a_project_whose_events_fail_holds_up_no_other(context: Context) -> None
     assert cursor(context).position == 0
 
 
-def test_sinks_are_those_whose_url_is_set(tmp_path: Path) -> None:
+def test_each_url_that_is_set_makes_a_sink(tmp_path: Path) -> None:
     both = Settings(data_dir=tmp_path, mlflow_url="http://m:5000", openlineage_url="http://marquez:5000")
 
     assert sinks_of(Settings(data_dir=tmp_path)) == []

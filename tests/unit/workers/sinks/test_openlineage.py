@@ -99,7 +99,7 @@ def test_a_cancelled_job_is_aborted(sqlite: Database, receiver: Receiver) -> Non
     assert [event["eventType"] for event in received(sqlite, receiver)] == ["START", "ABORT"]
 
 
-def test_a_child_names_its_parent_and_jobs_of_a_schedule_are_one(sqlite: Database, receiver: Receiver) -> None:
+def test_child_names_the_parent_and_jobs_of_a_schedule_share_a_name(sqlite: Database, receiver: Receiver) -> None:
     parent = submitted(sqlite, kind="pipeline", id="pipe_1")
     close(sqlite, finishing(sqlite, parent_id=parent.id, schedule_id="sched_1").id)
 
@@ -174,7 +174,7 @@ def test_a_failure_of_the_server_is_final_only_for_an_event_that_is_not_valid(
         OpenLineage(Settings(openlineage_url=receiver.url(path))).send(sqlite, begun)
 
 
-def test_a_server_that_is_down_is_asked_again(sqlite: Database) -> None:
+def test_server_that_is_down_gets_the_event_later(sqlite: Database) -> None:
     running(sqlite)
     begun = events_of(sqlite)[-1]
 
