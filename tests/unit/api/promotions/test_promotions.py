@@ -16,6 +16,8 @@ from jobs.ledger.tables import Audit, Job
 from jobs.promotions import promotions
 from jobs.promotions.gates import GateOutcome, GateReport
 from jobs.queues import Task
+from jobs.registry import aliases
+from jobs.registry.tables import Alias
 from jobs.security import keys
 from jobs.security.tables import ApiKey
 from tests.support import sample_jobs
@@ -238,6 +240,21 @@ def test_alias_with_other_weights_than_at_first_is_not_moved(promoting: Promotin
 
     assert (done["status"], done["error"]["code"], promoting.model()) == ("refused", "target_moved", BASE)
     assert f"to '{BASE} 50 %, {promoting.candidate} 50 %' meanwhile" in done["error"]["message"]
+
+
+def test_alias_that_is_rolled_back_while_a_promotion_runs_is_not_moved(promoting: Promoting) -> None:
+    promoting.split(10)
+    made = promoting.create()
+    with promoting.db.write() as session:
+        project_id = session.scalars(select(Alias.project_id)).one()
+        alias = aliases.find(session, ALIAS, project_id, lock=True)
+        assert alias is not None
+        aliases.move(session, alias, aliases.single(BASE), "rollback", actor="dispatcher")
+
+    done = promoting.end(made, "passed")
+
+    assert (done["status"], done["error"]["code"], promoting.model()) == ("refused", "target_moved", BASE)
+    assert promoting.client.get("/v1/alias_moves").json()["data"][0]["action"] == "rollback"
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,28 @@
 """Roll-backs by themselves: which targets are worse, what is compared, and what the move says."""
 
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from sqlalchemy import select
 
 from jobs.clock import now
 from jobs.db.engine import Database
+from jobs.fleet.models_file import Registry
 from jobs.inference import request_counts
 from jobs.inference.request_counts import SECONDS, Distribution, ModelRequests, RequestKey, bucket_of
 from jobs.ledger.tables import Audit
 from jobs.registry import aliases
 from jobs.registry.aliases import AliasRouting, WeightedModel
 from jobs.registry.tables import Alias, AliasMove
+from jobs.requests.endpoints import CHAT
 from jobs.security import keys
 from jobs.settings import Settings
 from jobs.webhooks.tables import Event
+from tests.support import sample_jobs
+from tests.support.system import eventually
+from workers.dispatcher import rollbacks
 from workers.dispatcher.rollbacks import Rollbacks, compare
 
 NAME, OLD, NEW = "support-bot", "tone-1", "tone-2"
@@ -81,6 +87,45 @@ class Deployment:
     def routing_now(self) -> AliasRouting:
         with self.db.read() as session:
             return aliases.routing_of(session.get_one(Alias, (self.project, NAME)))
+
+    def new_leader(self) -> Rollbacks:
+        """Return the roll-backs of another leader, which knows nothing of the probes of the former one."""
+        return Rollbacks(self.rollbacks._config, self.db, lambda: cast(Registry, object()))
+
+
+def fail(deployment: Deployment) -> None:
+    """Let the new model fail."""
+    deployment.count(OLD, 100, 0)
+    deployment.count(NEW, 50, 50)
+
+
+def told(deployment: Deployment) -> list[tuple[str, list[str]]]:
+    """Return the moves of the alias, each with its events."""
+    with deployment.db.read() as session:
+        moves = session.scalars(select(AliasMove).order_by(AliasMove.number)).all()
+        events = session.scalars(select(Event).order_by(Event.seq)).all()
+        return [(move.action, [event.type for event in events if event.subject_id == move.id]) for move in moves]
+
+
+def is_told(leaders: list[Rollbacks], deployment: Deployment) -> bool:
+    """Let each leader take a step, and return whether a roll-back is complete."""
+    for leader in leaders:
+        leader.run()
+    return aliases.ROLLED_BACK in told(deployment)[-1][1]
+
+
+def answer_probes(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Let each probe be answered at once; return the event of the first answer."""
+    answered = threading.Event()
+
+    async def ask(_: object) -> bool:
+        answered.set()
+        return True
+
+    monkeypatch.setattr(rollbacks._Probe, "_ask", ask)
+    monkeypatch.setattr(rollbacks, "_find_route", lambda *_: (CHAT, None))
+    monkeypatch.setattr(rollbacks, "_SETTLED", 0.0)
+    return answered
 
 
 @pytest.fixture
@@ -183,3 +228,59 @@ def test_rollback_is_not_confirmed_after_another_move(deployment: Deployment) ->
 
         assert not aliases.confirm_rollback(session, alias, move_id)
         assert aliases.ROLLED_BACK not in session.scalars(select(Event.type)).all()
+
+
+# ── killed ──
+
+
+def test_leader_that_dies_before_its_commit_has_moved_nothing(deployment: Deployment) -> None:
+    fail(deployment)
+    with sample_jobs.rolled_back(deployment.db) as session:
+        assert rollbacks.roll_back(session, deployment.project, NAME)
+    assert (deployment.routing_now(), told(deployment)) == (deployment.routing, [("create", [aliases.MOVED])])
+
+    deployment.rollbacks.run()
+
+    assert told(deployment) == [("create", [aliases.MOVED]), ("rollback", [aliases.MOVED])]
+
+
+def test_leader_that_dies_after_the_move_leaves_the_probe_to_the_next_leader(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail(deployment)
+    deployment.rollbacks.run()
+    answered, dead = answer_probes(monkeypatch), deployment.new_leader()
+    dead.run()
+    eventually(answered.is_set, 30, "the probe of the leader that dies is answered")
+    assert told(deployment)[-1] == ("rollback", [aliases.MOVED])
+
+    leader = deployment.new_leader()
+    eventually(lambda: is_told([leader], deployment), 30, "the roll-back is complete")
+
+    assert told(deployment)[-1] == ("rollback", [aliases.MOVED, aliases.ROLLED_BACK])
+
+
+def test_probe_that_ends_after_the_event_of_another_leader_adds_none(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail(deployment)
+    deployment.rollbacks.run()
+    answer_probes(monkeypatch)
+    leaders = [deployment.new_leader() for _ in range(2)]
+
+    for leader in leaders:
+        leader.run()
+    eventually(lambda: is_told(leaders, deployment), 30, "the roll-back is complete")
+    for leader in leaders:
+        leader.run()
+
+    assert told(deployment)[-1] == ("rollback", [aliases.MOVED, aliases.ROLLED_BACK])
+
+
+def test_two_leaders_at_the_same_moment_roll_back_once(deployment: Deployment) -> None:
+    fail(deployment)
+    leaders = [deployment.new_leader() for _ in range(2)]
+
+    sample_jobs.at_once(2, lambda number: leaders[number].run())
+
+    assert [action for action, _ in told(deployment)] == ["create", "rollback"]

@@ -95,9 +95,7 @@ def test_aliases_follow_the_stages_of_versions(sqlite: Database, mlflow: FakeMlf
         *("registered-models/alias", "registered-models/alias/delete"),
     ],
 )
-def test_lost_answer_of_the_server_leads_to_a_single_version(
-    sqlite: Database, mlflow: FakeMlflow, path: str
-) -> None:
+def test_lost_answer_of_the_server_leads_to_a_single_version(sqlite: Database, mlflow: FakeMlflow, path: str) -> None:
     project = project_of(sqlite)
     name = trained(sqlite, project, "abcdefghi1")
     deletes, sets = path.endswith("delete"), path.endswith("set-tag")
