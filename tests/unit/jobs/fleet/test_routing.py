@@ -11,6 +11,7 @@ from jobs.db.engine import Database
 from jobs.fleet import access, routing, workers
 from jobs.fleet.access import Work
 from jobs.fleet.models_file import ANY_MODEL, Registry
+from jobs.fleet.routing import Route
 from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue
 from jobs.security import keys
@@ -67,7 +68,7 @@ def test_a_tuned_model_runs_where_its_base_does(sqlite: Database, tmp_path: Path
         with pytest.raises(routing.NotServed) as unknown:
             routing.route(session, config, registry, name, endpoint=CHAT, project_id=other)
 
-    assert found == (Queue.GENERATE, name, "smollm2-135m-instruct", False)
+    assert found == Route(Queue.GENERATE, name, "smollm2-135m-instruct")
     assert unknown.value.code == "model_not_found"
 
 
@@ -108,7 +109,7 @@ def test_a_whole_model_is_served_by_the_process_for_such_models(sqlite: Database
         project_id = keys.ensure_project(session, "acme").id
         for name in names.values():
             route = partial(routing.route, session, config, Registry.load(config), name, project_id=project_id)
-            assert route(endpoint=CHAT) == (Queue.TUNED, name, None, False)
+            assert route(endpoint=CHAT) == Route(Queue.TUNED, name)
             with pytest.raises(routing.NotServed, match="does not serve /v1/embeddings"):
                 route(endpoint="/v1/embeddings")
 

@@ -11,7 +11,7 @@ from jobs.db.engine import Database
 from jobs.errors import ProjectFull
 from jobs.evals.tables import EvalRun
 from jobs.files.tables import File, Upload, UploadPart
-from jobs.finetuning.tables import Dataset, FinetuneCheckpoint, FinetuneData
+from jobs.finetuning.tables import Dataset, FinetuneCheckpoint, FinetuneData, ImportedFile
 from jobs.inference.tables import Conversation, StoredCompletion, StoredResponse
 from jobs.ledger.tables import Job
 from jobs.prompts.tables import PromptVersion
@@ -59,6 +59,10 @@ def test_every_kind_of_stored_bytes_is_counted(db: Database) -> None:
         session.add(EvalRun(project_id="p", bytes=1_000_000, **run))
         version = {"prompt_id": "q", "version": 1, "hash": "0", "content": {}, "created_at": 1.0}
         session.add(PromptVersion(project_id="p", bytes=10_000_000, **version))
+        session.add(ImportedFile(job_id="import", name="adapter.safetensors", file_id="f", bytes=100_000_000))
+        model = {"base": "b", "method": "lora", "sha256": "0", "manifest": {}, "state": "ready", "created_at": 1.0}
+        model |= {"id": "m", "name": "ft:b:p:m", "job_id": "import", "location": "imports/import"}
+        session.add(TunedModel(project_id="p", **model))
     store(db, 5, "file-2", "another")
 
     with db.read() as session:
@@ -75,8 +79,9 @@ def test_every_kind_of_stored_bytes_is_counted(db: Database) -> None:
         "conversations": 100_000,
         "eval_runs": 1_000_000,
         "prompts": 10_000_000,
+        "imported_models": 100_000_000,
     }
-    assert (stored_bytes.count(db, "p"), stored_bytes.count(db, "another")) == (11_111_111, 5)
+    assert (stored_bytes.count(db, "p"), stored_bytes.count(db, "another")) == (111_111_111, 5)
 
 
 def trained(db: Database, job_id: str, sha256: str, state: str, **columns: object) -> None:
