@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final, NamedTuple, Protocol
@@ -147,102 +148,107 @@ async def submit(
         drawn = access.draw(work, alias)
         target = await find_target(call, drawn)
     deadline = now() + (seconds or call.config.interactive_seconds)
-    ask = partial(
-        _ask,
+    asked = _ClientRequest(
         call,
         request,
         url,
         body,
         work,
         alias,
-        stream=stream,
-        deadline=deadline,
-        to_queue=to_queue,
+        stream,
+        deadline,
+        to_queue,
         linger=resume or 0,
         shown=shown,
         prompt=prompt,
     )
-    return await ask_in_order(call, drawn, target, alias.fallback_after if alias else None, ask)
+    return await ask_in_order(call, drawn, target, alias.fallback_after if alias else None, asked.ask)
 
 
-async def _ask(
-    call: CallContext,
-    request: ClientConnection,
-    url: str,
-    body: Mapping[str, Any],
-    work: Work,
-    alias: AliasRouting | None,
-    target: ModelTarget,
-    begins_within: float,
-    *,
-    stream: bool,
-    deadline: float,
-    to_queue: Callable[[str], str] | None,
-    linger: int,
-    shown: bytes,
-    prompt: Mapping[str, Any] | None,
-) -> Answer:
-    """Ask a model; return the first entry of its answer that a client has to be sent, and the entries after it.
+@dataclass(frozen=True, slots=True)
+class _ClientRequest:
+    """A request of a client for the model that `work` names, which may be an `alias`; see `submit` for its values."""
 
-    `target` is the model, and `work` the one of the request, which may name an `alias`.
+    call: CallContext
+    connection: ClientConnection
+    url: str
+    body: Mapping[str, Any]
+    work: Work
+    alias: AliasRouting | None
+    stream: bool
+    deadline: float
+    to_queue: Callable[[str], str] | None
+    linger: int
+    shown: bytes
+    prompt: Mapping[str, Any] | None
 
-    Raises NotBegun after `begins_within` seconds, and the errors of `submit`.
-    """
-    request.state.answer_maker, request.state.rate_headers = None, {}
-    model, queue, rates, _ = target
-    resolved_model = model if model != body["model"] else None
-    metrics = _metrics_of(call, body["model"])
-    if is_tuned(model) or _is_configured(call, model):
-        metrics.model = model
-    body = {**body, "model": model}
-    with metrics.counting_errors():
-        tier = _tier_of(url, body, (await rules_of_project(call)).tiers)
-        raw = msgspec.json.encode({**body, "service_tier": tier.name} if tier.is_named else body)
-        reservation = await _reserve(call, request, rates, url, body, len(raw)) if rates else None
-    queued = QueuedRequest(
-        id=new_id("req_"),
-        url=url,
-        body=raw,
-        tenant=call.project_id,
-        deadline=deadline,
-        stream=stream,
-        linger=linger,
-        priority=TIER_PRIORITIES[tier.name],
-        request_id=call.request_id,
-        key_id=call.caller.key_id,
-        tier=tier.name,
-    )
-    resumable = Resumable(call.project_id, url, deadline, linger, shown, queue, model) if linger else None
-    is_served = worker_check(call, queue, model)
-    check_client = _client_check(call, request, deadline)
-    # until then a lost worker can still be answered by a status, on which the SDK retries; later it ends the stream
-    is_awaited = not stream or begins_within < math.inf  # another model may answer: there is no status yet
-    patience = math.inf if is_awaited else call.services.timings.first_chunk_patience
-    with metrics.counting_errors():
-        try:
-            spend = await spending.reserve(call, queued, body) if url != COUNT_URL else None
-        except BaseException:  # refused or cancelled: the request takes no tokens
-            if reservation:
-                call.services.inference.rates.settle(reservation, 0)
-            raise
-    entries = call.services.inference.submit(
-        to_queue(queue) if to_queue else queue,
-        queued,
-        is_served,
-        check_client,
-        resumable,
-        patience,
-        begins_within=begins_within,
-    )
-    entries = metrics.follow(spend.follow(entries) if spend else entries)
-    named = {**({"service_tier": tier.name} if tier.is_named else {}), **({"prompt": prompt} if prompt else {})}
-    entries = _settle(call, reservation, _add_fields(entries, named) if named else entries, len(raw))
-    entries = ask_shadow(entries, alias, call, work, url, body, len(raw))
-    while (first := await anext(entries)).kind not in ("chunk", "end", "late"):
-        pass
-    if (maker := (_maker_of(first) if is_tuned(model) else None) or resolved_model) and _HEADER_VALUE.fullmatch(maker):
-        request.state.answer_maker = maker
-    return first, entries
+    async def ask(self, target: ModelTarget, begins_within: float) -> Answer:
+        """Ask a model; return the first entry of its answer that a client has to be sent, and the entries after it.
+
+        Raises NotBegun after `begins_within` seconds, and the errors of `submit`.
+        """
+        call, url, state = self.call, self.url, self.connection.state
+        state.answer_maker, state.rate_headers = None, {}
+        model, queue, rates, _ = target
+        resolved_model = model if model != self.body["model"] else None
+        metrics = _metrics_of(call, self.body["model"])
+        if is_tuned(model) or _is_configured(call, model):
+            metrics.model = model
+        body = {**self.body, "model": model}
+        with metrics.counting_errors():
+            tier = _tier_of(url, body, (await rules_of_project(call)).tiers)
+            raw = msgspec.json.encode({**body, "service_tier": tier.name} if tier.is_named else body)
+            reservation = await _reserve(call, self.connection, rates, url, body, len(raw)) if rates else None
+        queued = QueuedRequest(
+            id=new_id("req_"),
+            url=url,
+            body=raw,
+            tenant=call.project_id,
+            deadline=self.deadline,
+            stream=self.stream,
+            linger=self.linger,
+            priority=TIER_PRIORITIES[tier.name],
+            request_id=call.request_id,
+            key_id=call.caller.key_id,
+            tier=tier.name,
+        )
+        fields = call.project_id, url, self.deadline, self.linger, self.shown, queue, model
+        resumable = Resumable(*fields) if self.linger else None
+        is_served = worker_check(call, queue, model)
+        check_client = _client_check(call, self.connection, self.deadline)
+        # until then a lost worker can be answered by a status, on which the SDK retries; later it ends the stream
+        is_awaited = not self.stream or begins_within < math.inf  # another model may answer: there is no status yet
+        patience = math.inf if is_awaited else call.services.timings.first_chunk_patience
+        with metrics.counting_errors():
+            try:
+                spend = await spending.reserve(call, queued, body) if url != COUNT_URL else None
+            except BaseException:  # refused or cancelled: the request takes no tokens
+                if reservation:
+                    call.services.inference.rates.settle(reservation, 0)
+                raise
+        entries = call.services.inference.submit(
+            self.to_queue(queue) if self.to_queue else queue,
+            queued,
+            is_served,
+            check_client,
+            resumable,
+            patience,
+            begins_within=begins_within,
+        )
+        entries = metrics.follow(spend.follow(entries) if spend else entries)
+        named = {
+            **({"service_tier": tier.name} if tier.is_named else {}),
+            **({"prompt": self.prompt} if self.prompt else {}),
+        }
+        entries = _settle(call, reservation, _add_fields(entries, named) if named else entries, len(raw))
+        entries = ask_shadow(entries, self.alias, call, self.work, url, body, len(raw))
+        while (first := await anext(entries)).kind not in ("chunk", "end", "late"):
+            pass
+        if (maker := (_maker_of(first) if is_tuned(model) else None) or resolved_model) and _HEADER_VALUE.fullmatch(
+            maker
+        ):
+            state.answer_maker = maker
+        return first, entries
 
 
 def _metrics_of(call: CallContext, name: str) -> RequestMetrics:
