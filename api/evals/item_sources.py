@@ -2,23 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import exists, func, or_, select
+from sqlalchemy import func, select
 
 from api.deps import CallContext
 from api.evals.schemas import FileContent, FileReference, Row, StoredCompletions, StoredResponses
 from api.http.paging import match_metadata
-from jobs.clock import now
 from jobs.errors import InvalidRequest
+from jobs.inference.answer_queries import select_answers
 from jobs.inference.tables import StoredCompletion, StoredResponse
-from jobs.ledger.states import JobState
-from jobs.ledger.tables import Job
 from jobs.registry.tables import Feedback
-
-#: Stored answers among which those that match are looked for, the newest of the given time.
-LOOKED_AT: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,26 +65,16 @@ def _matching_answers(
 ) -> Sequence[tuple[str, Any]]:
     """Return the ids and the metadata of the stored answers that match, the newest first."""
     table: Any = StoredCompletion if isinstance(source, StoredCompletions) else StoredResponse
-    order = (table.created_at.desc(), table.id.desc())
-    newest = select(table.id).where(table.project_id == call.project_id, table.expires_at > now())
-    if source.created_after is not None:
-        newest = newest.where(table.created_at >= source.created_after)
-    if source.created_before is not None:
-        newest = newest.where(table.created_at < source.created_before + 1)
-    looked_at = newest.order_by(*order).limit(LOOKED_AT).subquery()
-    statement = select(table.id, table.metadata_).join(looked_at, looked_at.c.id == table.id)
+    until = None if source.created_before is None else source.created_before + 1
+    statement = select_answers(table, call.project_id, model=source.model, since=source.created_after, until=until)
     pairs = [(f"metadata[{name}]", value) for name, value in metadata.items()]
     statement = match_metadata(statement, table.metadata_, pairs, sqlite=call.db.sqlite)
-    if source.model is not None:
-        statement = statement.where(or_(table.requested_model == source.model, table.model == source.model))
     own = Feedback.project_id == call.project_id, Feedback.target_id == table.id
     score = select(func.avg(Feedback.score)).where(*own).scalar_subquery()
     if source.min_score is not None:
         statement = statement.where(score >= source.min_score)
     if source.max_score is not None:
         statement = statement.where(score <= source.max_score)
-    if table is StoredResponse:  # those in the background have an answer once their job has succeeded
-        statement = statement.where(~exists().where(Job.id == table.id, Job.state != JobState.SUCCEEDED))
     with call.db.read() as session:
-        rows = session.execute(statement.order_by(*order).limit(source.limit))
+        rows = session.execute(statement.limit(source.limit))
         return [(answer_id, stored_metadata) for answer_id, stored_metadata in rows]

@@ -6,7 +6,7 @@
 The lines of both are requests for embeddings. A job of either kind is planned again with the same sample.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Final, Literal
 
@@ -20,6 +20,8 @@ from jobs.errors import Conflict, InvalidRequest
 from jobs.files import lookup
 from jobs.files.tables import File
 from jobs.ids import new_id
+from jobs.inference.answer_queries import select_answers
+from jobs.inference.tables import StoredCompletion, StoredResponse
 from jobs.ledger import ledger
 from jobs.ledger.kinds import Kind, Payload, StorageFolder
 from jobs.ledger.states import LIVE, JobState
@@ -209,3 +211,15 @@ KIND: Final = Kind(
     folders=(StorageFolder(FOLDER, DriftMonitor.baseline_id, flat=True),),
     named_by=(DriftMonitor.baseline_id, DriftCheck.id),
 )
+
+
+# ── what they look at ──
+
+
+def find_answers(session: Session, project_id: str, source: AnswerSource) -> Sequence[tuple[str, Any]]:
+    """Return the ids and the metadata of the stored answers that match a source, the newest first."""
+    table = StoredCompletion if source.type == "stored_completions" else StoredResponse
+    times = {"since": source.created_after, "until": source.created_before}
+    answers = session.execute(select_answers(table, project_id, model=source.model, **times))
+    required = (source.metadata or {}).items()
+    return [(name, metadata) for name, metadata in answers if required <= (metadata or {}).items()]

@@ -39,8 +39,7 @@ from jobs.ledger import audit, events, ledger
 from jobs.ledger.progress import outcomes
 from jobs.ledger.states import TERMINAL, JobState
 from jobs.ledger.tables import Job
-from jobs.monitoring.answers import find_answers
-from jobs.monitoring.monitors import AnswerSource
+from jobs.monitoring.monitors import AnswerSource, find_answers
 from jobs.monitoring.tables import OnlineEvaluation, OnlineRound
 from jobs.requests.cron import next_after
 from jobs.security.ended_keys import REFUSALS, find_refusal

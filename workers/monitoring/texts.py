@@ -20,8 +20,7 @@ from jobs.evals.samples import text_of
 from jobs.inference import responses, stored
 from jobs.inference.stored import StoredAnswer
 from jobs.ledger.tables import Job
-from jobs.monitoring.answers import find_answers
-from jobs.monitoring.monitors import AnswerSource, DriftSample
+from jobs.monitoring.monitors import AnswerSource, DriftSample, find_answers
 from jobs.registry.tables import Feedback
 from workers.monitoring import language_detection
 from workers.runtime.context import Context

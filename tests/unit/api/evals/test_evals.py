@@ -9,10 +9,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
-from api.evals import item_sources
 from jobs.clock import now
 from jobs.evals import runs
 from jobs.evals.tables import Eval, EvalRun
+from jobs.inference import answer_queries
 from jobs.inference.tables import StoredResponse
 from jobs.ledger import dependencies
 from jobs.ledger.states import JobState
@@ -510,7 +510,7 @@ def test_response_is_stored_with_metadata_and_selectable_after_completion(client
 def test_newest_stored_answers_are_looked_at_up_to_a_bound(
     client: TestClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(item_sources, "LOOKED_AT", 2)
+    monkeypatch.setattr(answer_queries, "LOOKED_AT", 2)
     services = app.state.services
     old = {"metadata_": {"team": "a"}, "created_at": now() - 9}
     keep_completion_in(services.db, services.storage, "default", said="old", **old)
