@@ -68,9 +68,9 @@ class ModelVersionObject(BaseModel):
     """A version. `id` is the name of its model, `stage` its stage, with `at` that of then.
 
     `parent` is the tuned model that the training went on from. An imported version has a `model_import` and no
-    `fine_tuning_job`. `sha256` is that of the manifest of its files, `bytes`
-    their size. `license` is that of the base where nobody gave another one; null where it is unknown. `metrics` are
-    those of the step whose weights these are. `manifest` is that of `GET /v1/models/{id}`, null in lists.
+    `fine_tuning_job`. `sha256` is that of the manifest of its files, `bytes` their size. `license` is that of the base
+    where nobody gave another one; null where it is unknown. `metrics` are those of the step whose weights these are.
+    `manifest` is that of `GET /v1/models/{id}`, null in lists.
     """
 
     id: str

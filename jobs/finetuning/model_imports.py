@@ -57,7 +57,7 @@ class ImportRequest(BaseModel):
 
 
 class DescribedModel(BaseModel):
-    """What planning has found: the method of the training, the SHA-256 of the manifest, and what it says."""
+    """Describe a checked model: the method of its training, the SHA-256 of its manifest, and what that says."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -153,7 +153,7 @@ class Stub:
 
 
 def _without_refusal(answer: Answer) -> Answer:
-    """As most servers: a message has none where there is none."""
+    """Return an answer without the field `refusal` where it is null, as most servers send it."""
     return replace(answer, body=answer.body.replace(b',"refusal":null', b""))
 
 

@@ -280,7 +280,7 @@ class System:
         return {one["name"]: one for one in self.run_file()["processes"]}
 
     def pid(self, name: str, seconds: float = 30.0) -> int:
-        """Of a service; waits while it is being started again."""
+        """Return the process id of a service; wait while it is being started again."""
         found: list[int] = []
 
         def runs() -> bool:

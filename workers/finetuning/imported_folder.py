@@ -68,7 +68,7 @@ class _Hardware(msgspec.Struct, omit_defaults=True):
 
 
 class _Run(msgspec.Struct, omit_defaults=True):
-    """What a manifest says of the training, without what is not known here."""
+    """Hold what a manifest says of the training; fields that are not known here are left out."""
 
     step: int | None = None
     steps: int | None = None
