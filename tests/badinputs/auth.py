@@ -90,7 +90,7 @@ def planted(world: World) -> dict[str, str]:
     batch_hook = {"webhook": {"url": hook["url"]}}
     schedule = {"cron": "0 0 1 1 *", "batch": batch}
     step = {"name": "a", "kind": "batch", "request": batch}
-    target = {"type": "alias", "id": "our-alias", "model": MODEL}
+    target = {"type": "alias", "id": "our-alias", "model": BASE}
     forced = {"target": target, "force": True, "reason": CANARY, "metadata": {CANARY: CANARY}}
     key = {"Idempotency-Key": f"{CANARY}-{file_id}"}
     ask, at_rest = world.client.post, keep_completion_in(world.db, world.storage, "ours", said=CANARY)

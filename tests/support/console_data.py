@@ -385,7 +385,7 @@ def _add_promotions(session: Session, project_id: str, eval_id: str, run_id: str
             Job(
                 id=promotion_id, project_id=project_id, kind=promotions.NAME, payload=payload | {"reason": TEXT[:512]},
                 state=JobState.SUCCEEDED, created_at=now(), completed_at=now(), metadata_={"note": TEXT},
-                errors=[{"code": "gate_failed", "message": TEXT}] if payload is refused else None,
+                errors=[{"code": "gate_failed", "message": TEXT, "line": None, "param": None}] if payload is refused else None,
             )
         )  # fmt: skip
     return {"promotion": PROMOTION, "forced": "promo_forced"}
