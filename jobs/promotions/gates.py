@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from jobs.evals import runs
 from jobs.evals.comparison import MIN_ITEMS, OVERALL
@@ -19,6 +19,7 @@ from jobs.evals.regression import Outcome, decide_rows
 from jobs.evals.run_requests import EvalRunRequest
 from jobs.evals.runs import Evaluation
 
+_MARGIN: Final = 5.0
 GateOutcome = Literal["passed", "failed", "inconclusive"]
 _OUTCOMES: Final[Mapping[Outcome, GateOutcome]] = {
     "not worse": "passed", "worse": "failed", "inconclusive": "inconclusive",
@@ -43,7 +44,13 @@ class NotWorse(_Stored):
     """
 
     type: Literal["not_worse_than_incumbent"]
-    margin: Annotated[float, Field(ge=0, le=100)] = 5.0
+    margin: Annotated[float, Field(ge=0, le=100)] = _MARGIN
+
+    @field_validator("margin", mode="before")
+    @classmethod
+    def _take_default(cls, margin: Any) -> Any:
+        """Take null for the default, as all requests do."""
+        return _MARGIN if margin is None else margin
 
 
 Rule = Annotated[Minimum | NotWorse, Field(discriminator="type")]

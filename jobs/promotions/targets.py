@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from msgspec.structs import replace
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -281,6 +281,12 @@ class StagePromotion(_Target):
     stage: Literal["production"] = "production"
 
     permission = "api.model_versions.write"
+
+    @field_validator("stage", mode="before")
+    @classmethod
+    def _take_default(cls, stage: Any) -> Any:
+        """Take null for the default, as all requests do."""
+        return "production" if stage is None else stage
 
     @property
     def candidate(self) -> str:

@@ -81,7 +81,12 @@ def revoked(world: World) -> str:
 
 
 def planted(world: World) -> dict[str, str]:
-    """Create one object of each of our kinds, with the canary in each text."""
+    """Return the ids of one object of each of our kinds, with the canary in each text."""
+    ids: dict[str, str] = world.once("planted", lambda: _plant(world))
+    return ids
+
+
+def _plant(world: World) -> dict[str, str]:
     line = chat_line(CANARY, CANARY)
     file_id = world.upload(jsonl([line]), f"{CANARY}.jsonl").json()["id"]
     upload = {"bytes": 1, "filename": CANARY, "mime_type": CANARY, "purpose": "batch"}
@@ -90,7 +95,7 @@ def planted(world: World) -> dict[str, str]:
     batch_hook = {"webhook": {"url": hook["url"]}}
     schedule = {"cron": "0 0 1 1 *", "batch": batch}
     step = {"name": "a", "kind": "batch", "request": batch}
-    target = {"type": "alias", "id": "our-alias", "model": BASE}
+    target = {"type": "alias", "id": "our-alias", "model": "all-minilm-l6-v2"}
     forced = {"target": target, "force": True, "reason": CANARY, "metadata": {CANARY: CANARY}}
     key = {"Idempotency-Key": f"{CANARY}-{file_id}"}
     ask, at_rest = world.client.post, keep_completion_in(world.db, world.storage, "ours", said=CANARY)
@@ -345,7 +350,8 @@ def cases() -> Iterator[Case]:
     yield Case(
         AREA,
         "every route: ids of another project",
-        "404 dataset_not_found | 404 model_not_found | 404 not_found | 404 prompt_not_found, 0 leaks, ours [200]",
+        "404 dataset_not_found | 404 model_import_not_found | 404 model_not_found | 404 not_found | "
+        "404 prompt_not_found, 0 leaks, ours [200]",
         by_id,
         creates=True,
     )

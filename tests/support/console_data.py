@@ -7,6 +7,7 @@ request can make so are stored by SQL.
 from typing import Any, Final
 from urllib.parse import quote
 
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from api.retrieval.schemas import AUTO
@@ -19,7 +20,7 @@ from jobs.fleet.tables import EngineDeath, Model, Worker
 from jobs.ledger import pauses
 from jobs.ledger.pauses import Scope
 from jobs.ledger.states import JobState
-from jobs.ledger.tables import Audit, Job
+from jobs.ledger.tables import Audit, Job, Outbox
 from jobs.monitoring import monitors
 from jobs.monitoring.tables import DriftCheck, DriftMonitor
 from jobs.promotions import promotions
@@ -210,6 +211,8 @@ def _make_batches(deployment: Deployment) -> dict[str, str]:
         "failed": create_batch(deployment),
     }
     worker_steps.plan(db, ids["job"], 2, TEXT[:200])
+    with db.write() as session:  # without a dispatcher the page would count the seconds that its message is late
+        session.execute(update(Outbox).where(Outbox.job_id == ids["job"]).values(due_at=now() + 9e4))
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": TEXT}}
     answer = {"status_code": 200, "request_id": "r", "body": {"choices": [choice]}}
     line = {"id": "b0", "custom_id": f"0-{'c' * 60}", "response": answer, "error": None}
@@ -380,12 +383,13 @@ def _add_promotions(session: Session, project_id: str, eval_id: str, run_id: str
     stage = {"type": "stage", "id": TUNED, "stage": "production"}
     refused = {"target": target, "incumbent": SHORT, "state": SHORT, "gates": gates, "outcome": "refused"}
     forced = {"target": stage, "incumbent": "", "state": "", "gates": [], "force": True, "outcome": "promoted"}
+    error = {"code": "gate_failed", "message": TEXT, "line": None, "param": None}
     for promotion_id, payload in ((PROMOTION, refused), ("promo_forced", forced)):
         session.add(
             Job(
                 id=promotion_id, project_id=project_id, kind=promotions.NAME, payload=payload | {"reason": TEXT[:512]},
                 state=JobState.SUCCEEDED, created_at=now(), completed_at=now(), metadata_={"note": TEXT},
-                errors=[{"code": "gate_failed", "message": TEXT, "line": None, "param": None}] if payload is refused else None,
+                errors=[error] if payload is refused else None,
             )
         )  # fmt: skip
     return {"promotion": PROMOTION, "forced": "promo_forced"}

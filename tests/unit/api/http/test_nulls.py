@@ -84,6 +84,7 @@ _TARGETS: Final = [
 ]
 _PROMOTED: Final[list[dict[str, Any]]] = [
     {"type": "alias", "id": "my-model", "model": "m"},
+    {"type": "stage", "id": "ft:m:acme:tone:1", "stage": "production"},
     {"type": "prompt", "id": "pmpt_x", "version": "2"},
     {"type": "index", "id": "vs_x", "index_id": "vsi_x"},
 ]
@@ -128,6 +129,8 @@ NESTED: Final[list[tuple[str, dict[str, Any]]]] = [
     *(("/v1/promotions", {"target": target, "gates": _GATES[:1]}) for target in _PROMOTED),
     *(("/v1/promotions", {"target": _PROMOTED[0], "gates": [gate]}) for gate in _GATES),
     ("/v1/aliases", {"model": None, "targets": [{"model": "all-minilm-l6-v2", "weight": 100}]}),
+    ("/v1/aliases", {"shadow": {"model": "all-minilm-l6-v2"}}),
+    ("/v1/online_evaluations", {"threshold": {"measure": "pass_rate", "minimum": 0.9}}),
     *(("/v1/fine_tuning/alpha/graders/validate", {"grader": grader}) for grader in _GRADERS),
     *(("/v1/vector_stores", {"chunking_strategy": strategy}) for strategy in _STRATEGIES),
     *(("/v1/evals", {"testing_criteria": [grader]}) for grader in _GRADERS),
