@@ -167,6 +167,7 @@ def choose_table(tab: Page) -> None:
     tab.locator("input[type=file]").set_input_files(
         {"name": "a.csv", "mimeType": "text/csv", "buffer": b"town\nBern\n"}
     )
+    tab.get_by_label("Model", exact=True).select_option(BASE)  # waits for the list of models
     tab.get_by_label("Prompt").fill("Where is {{town}}?")
 
 
