@@ -88,7 +88,7 @@ def list_drift_monitors(
 def retrieve_drift_monitor(call: Call, monitor_id: str) -> DriftMonitorObject:
     """Return one monitor, with the state of its baseline."""
     with call.db.read() as session:
-        monitor = _get(session, call, monitor_id)
+        monitor = monitors.find(session, call.project_id, monitor_id)
         return show_monitor(monitor, session.get_one(Job, monitor.baseline_id))
 
 
@@ -96,7 +96,7 @@ def retrieve_drift_monitor(call: Call, monitor_id: str) -> DriftMonitorObject:
 def delete_drift_monitor(call: Call, monitor_id: str) -> DriftMonitorDeleted:
     """Remove a monitor with its baseline and its checks. Checks that run are cancelled."""
     with call.db.write() as session:
-        monitor = _get(session, call, monitor_id, lock=True)
+        monitor = monitors.find(session, call.project_id, monitor_id, lock=True)
         objects = monitors.remove(session, monitor, actor=call.actor)
         call.record(session, "drift_monitor.delete", monitor.id, cursor_details(monitor))
     remove_objects(call.storage, objects)
@@ -109,8 +109,8 @@ def create_baseline(call: Call, once: Idempotent, monitor_id: str, body: CreateB
 
     def make(session: Session) -> DriftMonitorObject:
         check_not_full(session, call)
-        monitor = _get(session, call, monitor_id, lock=True)
-        source = monitors.parse_source(monitor.source if body.source is None else _own_fields(body.source))
+        monitor = monitors.find(session, call.project_id, monitor_id, lock=True)
+        source = None if body.source is None else monitors.parse_source(_own_fields(body.source))
         job = monitors.submit_baseline(session, monitor, source, **_columns(call, once.key))
         call.record(session, "drift_monitor.baseline", monitor.id, {"job": job.id})
         return show_monitor(monitor, job)
@@ -125,7 +125,7 @@ def create_drift_check(call: Call, once: Idempotent, monitor_id: str, body: Crea
 
     def make(session: Session) -> DriftCheckObject:
         check_not_full(session, call)
-        monitor = _get(session, call, monitor_id, lock=True)
+        monitor = monitors.find(session, call.project_id, monitor_id, lock=True)
         source = None if body.source is None else monitors.parse_source(_own_fields(body.source))
         job = monitors.submit_check(session, monitor, source, **_columns(call, once.key))
         call.record(session, "drift_monitor.check", monitor.id, {"job": job.id})
@@ -141,7 +141,7 @@ def list_drift_checks(
 ) -> Page[DriftCheckObject]:
     """List the checks of a monitor: how the distances went on."""
     with call.db.read() as session:
-        own = select(DriftCheck).where(DriftCheck.monitor_id == _get(session, call, monitor_id).id)
+        own = select(DriftCheck).where(DriftCheck.monitor_id == monitors.find(session, call.project_id, monitor_id).id)
         rows, more = find(session, own, DriftCheck, after=after, limit=limit, order=order)
         jobs = monitors.jobs_by_id(session, [row.id for row in rows])
     return page(rows, more, lambda row: show_check(row, jobs[row.id]))
@@ -151,7 +151,7 @@ def list_drift_checks(
 def retrieve_drift_check(call: Call, monitor_id: str, check_id: str) -> DriftCheckObject:
     """Return one check, with the distance and the limit of each feature."""
     with call.db.read() as session:
-        monitor = _get(session, call, monitor_id)
+        monitor = monitors.find(session, call.project_id, monitor_id)
         check = session.scalar(select(DriftCheck).where(DriftCheck.monitor_id == monitor.id, DriftCheck.id == check_id))
         if check is None:
             raise NotFound(f"No check found with id '{clip(check_id)}'.", param="check_id")
@@ -160,14 +160,6 @@ def retrieve_drift_check(call: Call, monitor_id: str, check_id: str) -> DriftChe
 
 def _monitors_of(call: CallContext) -> Select[DriftMonitor]:
     return select(DriftMonitor).where(DriftMonitor.project_id == call.project_id)
-
-
-def _get(session: Session, call: CallContext, monitor_id: str, *, lock: bool = False) -> DriftMonitor:
-    query = _monitors_of(call).where(DriftMonitor.id == monitor_id)
-    monitor = session.scalar(query.with_for_update() if lock else query)
-    if monitor is None:
-        raise NotFound(f"No drift monitor found with id '{clip(monitor_id)}'.", param="monitor_id")
-    return monitor
 
 
 def _check_count(session: Session, call: CallContext) -> None:

@@ -11,6 +11,7 @@ from api.evals.schemas import CreateRun
 from api.finetuning.schemas import CreateFineTuningJob
 from api.http.bodies import Body, Many
 from api.http.fields import Metadata, unix_seconds
+from api.monitoring.schemas import CreateBaseline, CreateDriftCheck
 from api.promotions.schemas import CreatePromotion
 from api.retrieval.queries import Attributes
 from api.retrieval.schemas import ChunkingStrategy
@@ -68,6 +69,21 @@ class PromotionStepRequest(CreatePromotion):
     """A promotion. The pipeline fails where it moves nothing."""
 
 
+_MonitorId = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class DriftBaselineStepRequest(CreateBaseline):
+    """Another baseline of a monitor of drift: after a promotion, for example."""
+
+    monitor_id: _MonitorId
+
+
+class DriftCheckStepRequest(CreateDriftCheck):
+    """A check of a monitor of drift. It completes whether or not there is drift, of which an event tells."""
+
+    monitor_id: _MonitorId
+
+
 class _Step(Body):
     name: StepName
     after: Annotated[Many[StepName], Field(max_length=MAX_STEPS)] = Field(
@@ -105,8 +121,26 @@ class PromotionStep(_Step):
     request: PromotionStepRequest
 
 
+class DriftBaselineStep(_Step):
+    kind: Literal["drift_baseline"]
+    request: DriftBaselineStepRequest
+
+
+class DriftCheckStep(_Step):
+    kind: Literal["drift_check"]
+    request: DriftCheckStepRequest
+
+
 Step = Annotated[
-    BatchStep | FineTuningStep | EvalRunStep | DatasetStep | IngestionStep | PromotionStep, Field(discriminator="kind")
+    BatchStep
+    | FineTuningStep
+    | EvalRunStep
+    | DatasetStep
+    | IngestionStep
+    | PromotionStep
+    | DriftBaselineStep
+    | DriftCheckStep,
+    Field(discriminator="kind"),
 ]
 
 
@@ -134,7 +168,9 @@ class PipelineStepObject(BaseModel):
     """A step. `job_id` is the job that it has made, null until it is released. A `skipped` step never made one."""
 
     name: str
-    kind: Literal["batch", "fine_tuning", "eval_run", "dataset", "ingestion", "promotion"]
+    kind: Literal[
+        "batch", "fine_tuning", "eval_run", "dataset", "ingestion", "promotion", "drift_baseline", "drift_check"
+    ]
     after: list[str]
     status: StepStatus
     id: str

@@ -22,6 +22,8 @@ from api.finetuning.queries import build_request as build_tuning_request
 from api.http.bodies import Body
 from api.pipelines.schemas import (
     DatasetStepRequest,
+    DriftBaselineStepRequest,
+    DriftCheckStepRequest,
     EvalRunStepRequest,
     FineTuningStepRequest,
     IngestionStepRequest,
@@ -41,6 +43,8 @@ from jobs.evals import run_requests
 from jobs.evals.run_requests import EvalRunRequest
 from jobs.finetuning import tuning_requests
 from jobs.finetuning.tuning_requests import TuningRequest
+from jobs.monitoring import monitors
+from jobs.monitoring.monitors import DriftRequest, TextFile
 from jobs.pipelines import pipelines
 from jobs.pipelines.pipelines import StepDefinition
 from jobs.pipelines.placeholders import find_references, has_reference
@@ -155,6 +159,17 @@ def _build_dataset(call: CallContext, body: DatasetStepRequest) -> VersionReques
     return request
 
 
+def _build_drift(call: CallContext, body: DriftBaselineStepRequest | DriftCheckStepRequest) -> DriftRequest:
+    fields = body.model_dump(include=set(DriftRequest.model_fields), exclude_none=True)
+    request = DriftRequest.model_validate(fields)
+    with call.db.read() as session:
+        if not has_reference(request.monitor_id):
+            monitors.find(session, call.project_id, request.monitor_id)
+        if isinstance(request.source, TextFile) and not has_reference(request.source.file_id):
+            monitors.find_file(session, call.project_id, request.source.file_id, lock=False)
+    return request
+
+
 def _build_ingestion(call: CallContext, body: IngestionStepRequest) -> IngestionRequest:
     files = [file_id for file_id in body.file_ids if not has_reference(file_id)]
     with call.db.read() as session:
@@ -176,4 +191,6 @@ _BUILDERS: Final[Mapping[str, Callable[[CallContext, Any], BaseModel]]] = {
     "dataset": _build_dataset,
     "ingestion": _build_ingestion,
     "promotion": _build_promotion,
+    "drift_baseline": _build_drift,
+    "drift_check": _build_drift,
 }

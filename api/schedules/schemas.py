@@ -10,6 +10,8 @@ from api.http.fields import unix_seconds
 from api.pipelines.schemas import (
     CreatePipeline,
     DatasetStepRequest,
+    DriftBaselineStepRequest,
+    DriftCheckStepRequest,
     EvalRunStepRequest,
     FineTuningStepRequest,
     IngestionStepRequest,
@@ -18,7 +20,7 @@ from api.webhooks.queries import BatchWebhook
 from jobs.batches.batches import BatchRequest
 from jobs.schedules.tables import Schedule
 
-Kind = Literal["batch", "fine_tuning", "eval_run", "dataset", "ingestion", "pipeline"]
+Kind = Literal["batch", "fine_tuning", "eval_run", "dataset", "ingestion", "drift_baseline", "drift_check", "pipeline"]
 
 # ── requests ──
 
@@ -43,12 +45,27 @@ class RecurringIngestion(IngestionStepRequest):
     type: Literal["ingestion"]
 
 
+class RecurringDriftBaseline(DriftBaselineStepRequest):
+    type: Literal["drift_baseline"]
+
+
+class RecurringDriftCheck(DriftCheckStepRequest):
+    type: Literal["drift_check"]
+
+
 class RecurringPipeline(CreatePipeline):
     type: Literal["pipeline"]
 
 
 RecurringJob = Annotated[
-    RecurringBatch | RecurringFineTuning | RecurringEvalRun | RecurringDataset | RecurringIngestion | RecurringPipeline,
+    RecurringBatch
+    | RecurringFineTuning
+    | RecurringEvalRun
+    | RecurringDataset
+    | RecurringIngestion
+    | RecurringDriftBaseline
+    | RecurringDriftCheck
+    | RecurringPipeline,
     Field(discriminator="type"),
 ]
 

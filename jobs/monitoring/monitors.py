@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from jobs.batches.lines import quote
 from jobs.clock import now
-from jobs.errors import Conflict, InvalidRequest
+from jobs.errors import Conflict, InvalidRequest, NotFound
 from jobs.files import lookup
 from jobs.files.tables import File
 from jobs.ids import new_id
@@ -30,11 +30,14 @@ from jobs.monitoring.tables import DriftCheck, DriftMonitor
 from jobs.requests.endpoints import EMBEDDINGS
 
 NAME: Final = "drift_check"
+PERMISSION: Final = "api.monitoring.write"
 PREFIX: Final = "driftcheck_"
 MONITOR_PREFIX: Final = "driftmon_"
 FOLDER: Final = "drift"
 #: The event of a check that found drift, in the place of the one that tells of its completion.
 DETECTED: Final = "drift.detected"
+
+FILE_FIELD: Final = "source.file_id"
 
 #: Of one sample. Less texts than the first show nothing; distances between more than the second take too long.
 MIN_TEXTS: Final = 50
@@ -70,6 +73,15 @@ Source = Annotated[AnswerSource | TextFile, Field(discriminator="type")]
 parse_source: Final = TypeAdapter[AnswerSource | TextFile](Source).validate_python
 
 
+class DriftRequest(BaseModel):
+    """A checked request for a check or a baseline of a monitor, over its own source where `source` is null."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    monitor_id: str
+    source: Source | None = None
+
+
 class DriftSample(Payload):
     """Sample `sample` texts of `source`, and compare them with those of the job `baseline_id` where it is set.
 
@@ -83,19 +95,32 @@ class DriftSample(Payload):
     baseline_id: str | None = None
 
 
+def find(session: Session, project_id: str, monitor_id: str, *, lock: bool = False) -> DriftMonitor:
+    """Return a monitor of a project. Raises NotFound."""
+    query = select(DriftMonitor).where(DriftMonitor.project_id == project_id, DriftMonitor.id == monitor_id)
+    monitor = session.scalar(query.with_for_update() if lock else query)
+    if monitor is None:
+        raise NotFound(f"No drift monitor found with id '{quote(monitor_id)}'.", param="monitor_id")
+    return monitor
+
+
 def baseline_path(job_id: str) -> str:
     """Return where the features of a baseline are stored."""
     return f"{FOLDER}/{job_id}"
 
 
-def submit_baseline(session: Session, monitor: DriftMonitor, source: AnswerSource | TextFile, **columns: Any) -> Job:
-    """Submit the job that makes the baseline of a monitor, which later checks compare with.
+def submit_baseline(
+    session: Session, monitor: DriftMonitor, source: AnswerSource | TextFile | None = None, **columns: Any
+) -> Job:
+    """Submit the job that makes the baseline of a locked monitor, which later checks compare with.
+
+    It is made over another `source` than the monitor's own where one is given.
 
     `columns` has the `actor`, the `param` that names a file, and columns of the job.
 
     Raises: InvalidRequest, TooManyLiveJobs.
     """
-    job = _submit(session, monitor, source, **columns)
+    job = _submit(session, monitor, source or parse_source(monitor.source), **columns)
     monitor.baseline_id = job.id
     return job
 
@@ -127,7 +152,7 @@ def _submit(
     source: AnswerSource | TextFile,
     *,
     actor: str,
-    param: str = "source.file_id",
+    param: str = FILE_FIELD,
     baseline_id: str | None = None,
     after: list[str] | None = None,
     **columns: Any,
@@ -135,7 +160,7 @@ def _submit(
     ledger.check_room(session, monitor.project_id, NAME, MAX_LIVE)
     file, at = None, now()
     if isinstance(source, TextFile):
-        file = _find_file(session, monitor.project_id, source.file_id, param)
+        file = find_file(session, monitor.project_id, source.file_id, param)
     elif source.created_after is None:
         source = source.model_copy(update={"created_after": (source.created_before or at) - monitor.window_seconds})
     payload = DriftSample(
@@ -159,9 +184,9 @@ def _submit(
     return ledger.submit(session, job, actor=actor, after=after or ())
 
 
-def _find_file(session: Session, project_id: str, file_id: str, param: str) -> File:
-    """Return the file of texts, locked against its deletion. Raises InvalidRequest."""
-    file = lookup.find(session, project_id, file_id)
+def find_file(session: Session, project_id: str, file_id: str, param: str = FILE_FIELD, *, lock: bool = True) -> File:
+    """Return the file of texts, which `param` names in errors; with `lock`, it stays. Raises InvalidRequest."""
+    file = lookup.find(session, project_id, file_id, lock=lock)
     if file is None:
         raise InvalidRequest(f"No file found with id '{quote(file_id)}'.", param=param, code="file_not_found")
     return file
@@ -204,7 +229,7 @@ KIND: Final = Kind(
     },
     other_events={DETECTED: PREFIX},
     resources=("drift_monitors",),
-    permission="api.monitoring.write",
+    permission=PERMISSION,
     window=None,
     counted=False,
     has_lines=False,

@@ -18,7 +18,7 @@ from jobs.batches.lines import quote
 from jobs.datasets import dataset_versions, references, version_requests
 from jobs.datasets.tables import DatasetVersion, NamedDataset
 from jobs.datasets.version_requests import VersionRequest
-from jobs.errors import InvalidRequest, NotFound
+from jobs.errors import Conflict, InvalidRequest, NotFound
 from jobs.evals import run_requests, runs
 from jobs.evals.run_requests import EvalRunRequest
 from jobs.files import lookup
@@ -30,6 +30,8 @@ from jobs.ids import new_id
 from jobs.ledger import ledger
 from jobs.ledger.progress import outcomes
 from jobs.ledger.tables import Job
+from jobs.monitoring import monitors
+from jobs.monitoring.monitors import DriftRequest, TextFile
 from jobs.promotions import promotions
 from jobs.promotions.promotions import Promotion, PromotionRequest
 from jobs.registry import models
@@ -169,6 +171,24 @@ def _submit_promotion(session: Session, submitter: Submitter, request: Promotion
     )
 
 
+def _submit_drift(submit: Callable[..., Job]) -> Callable[[Session, Submitter, DriftRequest], Job]:
+    """Return the function that submits a job of a monitor by `submit`."""
+
+    def submit_job(session: Session, submitter: Submitter, request: DriftRequest) -> Job:
+        try:
+            monitor = monitors.find(session, submitter.project_id, request.monitor_id, lock=True)
+            columns = {"actor": submitter.actor, "key_id": submitter.key_id, **submitter.columns}
+            return submit(session, monitor, request.source, **columns)
+        except (Conflict, NotFound) as error:
+            raise InvalidRequest(error.message, param=error.param, code=error.code) from None
+
+    return submit_job
+
+
+def _drift_files(request: DriftRequest) -> list[str | None]:
+    return [request.source.file_id] if isinstance(request.source, TextFile) else []
+
+
 def _submit_dataset(session: Session, submitter: Submitter, request: VersionRequest) -> Job:
     try:
         _, _, job = version_requests.submit(
@@ -210,6 +230,10 @@ def _dataset_results(session: Session, job: Job) -> dict[str, object]:
     name = session.get_one(NamedDataset, version.dataset_id).name
     reference = references.reference_of(name, version.number)
     return {"id": job.id, "version": version.number, "rows": version.rows, "reference": reference}
+
+
+def _drift_results(_session: Session, job: Job) -> dict[str, object]:
+    return {"id": job.id, "monitor_id": job.payload["monitor_id"]}
 
 
 def _promotion_results(_session: Session, job: Job) -> dict[str, object]:
@@ -270,6 +294,24 @@ _ROWS: Final = (
         lambda request: [gate.run.file_id for gate in request.gates],
         ("id", "promoted"),
         _promotion_results,
+    ),
+    StepKind(
+        "drift_baseline",
+        monitors.PERMISSION,
+        DriftRequest,
+        _submit_drift(monitors.submit_baseline),
+        _drift_files,
+        ("id", "monitor_id"),
+        _drift_results,
+    ),
+    StepKind(
+        "drift_check",
+        monitors.PERMISSION,
+        DriftRequest,
+        _submit_drift(monitors.submit_check),
+        _drift_files,
+        ("id", "monitor_id"),
+        _drift_results,
     ),
 )
 #: The rows by name.

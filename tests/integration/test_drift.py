@@ -10,10 +10,12 @@ import pytest
 from examples.corpus import docstrings
 from jobs.clock import now
 from jobs.db.engine import Database
+from jobs.fleet.tables import Model
 from jobs.ledger.states import TERMINAL
 from jobs.ledger.tables import Job
 from jobs.monitoring import monitors
-from tests.support.eval_client import World, evaluating
+from jobs.queues import Queue
+from tests.support.eval_client import JUDGE, World, evaluating
 from tests.support.inline_deployment import MODEL, jsonl
 from tests.support.web import keep_completion_in
 
@@ -41,6 +43,11 @@ def upload(world: World, texts: Sequence[str], **scores: float) -> dict[str, str
 def create_monitor(world: World, texts: Sequence[str], **fields: Any) -> Any:
     source = upload(world, texts, output_score=0.5)
     return post(world, "/drift_monitors", name="questions", source=source, embedding_model=MODEL, **fields)
+
+
+def all_ended(world: World) -> bool:
+    with world.inline.db.read() as session:
+        return all(job.state in TERMINAL for job in session.query(Job))
 
 
 def check(world: World, monitor: Any, texts: Sequence[str], **scores: float) -> Any:
@@ -125,6 +132,44 @@ def test_questions_of_stored_answers_are_compared_with_their_feedback(world: Wor
     assert [name for name, feature in features.items() if feature["is_drift"]] == ["output_score"]
 
 
+def test_promotion_in_a_pipeline_makes_another_baseline_only_where_it_moves_something(world: World) -> None:
+    with world.inline.db.write() as session:
+        for name in (MODEL, JUDGE):
+            session.add(Model(id=name, queue=Queue.GENERATE, created_at=now(), seen_at=now()))
+    post(world, "/aliases", id="support", model=JUDGE)
+    monitor = create_monitor(world, TEXTS[::2])
+    first = monitor["baseline"]["id"]
+    world.inline.drain(first, timeout=120)
+    target = {"type": "alias", "id": "support", "model": MODEL}
+    steps = [
+        {"name": "promote", "kind": "promotion", "request": {"target": target, "force": True, "reason": "better"}},
+        {
+            "name": "baseline",
+            "kind": "drift_baseline",
+            "after": ["promote"],
+            "request": {"monitor_id": monitor["id"], "source": upload(world, TEXTS[1::2])},
+        },
+        {"name": "check", "kind": "drift_check", "request": {"monitor_id": "{{baseline.monitor_id}}"}},
+    ]
+
+    def run() -> tuple[list[str], str]:
+        made = post(world, "/pipelines", steps=steps)
+        world.inline.drain(made["id"], timeout=240)
+        world.inline.until(lambda: all_ended(world), timeout=120)
+        ended: Any = world.client.get(f"/pipelines/{made['id']}", cast_to=object)
+        shown: Any = world.client.get(f"/drift_monitors/{monitor['id']}", cast_to=object)
+        return [step["status"] for step in ended["steps"]], shown["baseline"]["id"]
+
+    moved, second = run()
+    again, third = run()  # the model is the alias's already
+
+    assert (moved, again) == (["completed"] * 3, ["failed", "skipped", "skipped"])
+    assert first != second == third
+    checks: Any = world.client.get(f"/drift_monitors/{monitor['id']}/checks", cast_to=object)
+    [only] = checks["data"]
+    assert (only["status"], only["is_drift"]) == ("completed", False)
+
+
 def test_deleted_monitor_leaves_neither_features_nor_running_jobs(world: World) -> None:
     monitor = create_monitor(world, TEXTS[::2])
     world.inline.drain(monitor["baseline"]["id"], timeout=60)
@@ -134,11 +179,7 @@ def test_deleted_monitor_leaves_neither_features_nor_running_jobs(world: World) 
 
     world.client.delete(f"/drift_monitors/{monitor['id']}", cast_to=object)
 
-    def have_ended() -> bool:
-        with world.inline.db.read() as session:
-            return all(job.state in TERMINAL for job in session.query(Job))
-
-    world.inline.until(have_ended, timeout=60)
+    world.inline.until(lambda: all_ended(world), timeout=60)
     assert world.inline.storage.list("drift") == []
     with pytest.raises(openai.NotFoundError):
         world.client.get(f"/drift_monitors/{monitor['id']}", cast_to=object)

@@ -44,6 +44,13 @@ def make_eval(client: TestClient) -> str:
     return str(made.json()["id"])
 
 
+def make_monitor(client: TestClient) -> str:
+    body = {"name": "questions", "source": {"type": "responses"}, "embedding_model": "all-minilm-l6-v2"}
+    made = client.post("/v1/drift_monitors", json=body)
+    assert made.status_code == 200, made.text
+    return str(made.json()["id"])
+
+
 def tune_and_evaluate(client: TestClient) -> list[dict[str, Any]]:
     """Return the steps of a pipeline whose second one evaluates the model of the first."""
     run = run_step("check", make_eval(client), upload(client, "evals"), "{{train.fine_tuned_model}}")

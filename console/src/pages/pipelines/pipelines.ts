@@ -13,6 +13,8 @@ export const STEP_KINDS = {
   dataset: { label: "Dataset version", purpose: "user_data" },
   ingestion: { label: "Files of a vector store", purpose: "user_data" },
   promotion: { label: "Promotion", purpose: "evals" },
+  drift_baseline: { label: "Baseline of drift", purpose: "user_data" },
+  drift_check: { label: "Check for drift", purpose: "user_data" },
 } as const satisfies Readonly<Record<Step["kind"], { label: string; purpose: Schema<"CreateUpload">["purpose"] }>>;
 
 /** Return whether a pipeline goes on. */

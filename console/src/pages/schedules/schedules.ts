@@ -14,6 +14,8 @@ export const KINDS = {
   },
   dataset: { label: STEP_KINDS.dataset.label, example: "dataset: tickets\nsources:\n  - {type: file_id, id: file-41c7}" },
   ingestion: { label: STEP_KINDS.ingestion.label, example: "vector_store_id: vs_71a9\nfile_ids: [file-41c7]" },
+  drift_baseline: { label: STEP_KINDS.drift_baseline.label, example: "monitor_id: driftmon_71a9" },
+  drift_check: { label: STEP_KINDS.drift_check.label, example: "monitor_id: driftmon_71a9" },
   pipeline: {
     label: "Pipeline",
     example: "name: weekly\nsteps:\n  - name: train\n    kind: fine_tuning\n    request:\n      model: smollm2-135m-instruct\n      training_file: dataset:tickets/train",

@@ -97,6 +97,8 @@ _STEPS: Final[Mapping[str, dict[str, Any]]] = {
     "dataset": {"dataset": "refunds", "sources": [{"type": "file_id", "id": "file-x"}]},
     "ingestion": {"vector_store_id": "vs_x", "file_ids": ["file-x"]},
     "promotion": {"target": _PROMOTED[0], "gates": _GATES[:1]},
+    "drift_baseline": {"monitor_id": "driftmon_x", "source": {"type": "responses"}},
+    "drift_check": {"monitor_id": "driftmon_x", "source": {"type": "file", "file_id": "file-x"}},
 }
 NESTED: Final[list[tuple[str, dict[str, Any]]]] = [
     ("/v1/organization/invites", {"projects": [{"id": "proj_x", "role": "member"}]}),

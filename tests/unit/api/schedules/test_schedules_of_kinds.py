@@ -1,5 +1,6 @@
 """Schedules of jobs of every kind over HTTP: created, fired as the dispatcher does it, and refused."""
 
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import pytest
@@ -15,7 +16,7 @@ from jobs.pipelines import pipelines
 from jobs.schedules import schedules
 from jobs.schedules.tables import Schedule, ScheduleFile
 from jobs.security.tables import ApiKey
-from tests.support.pipeline_requests import batch_step, make_eval, run_step, tuning_step
+from tests.support.pipeline_requests import batch_step, make_eval, make_monitor, run_step, tuning_step
 from tests.support.tuning_requests import upload
 from tests.support.web import make_key
 from tests.unit.api.conftest import client_of
@@ -23,26 +24,57 @@ from workers.dispatcher.maintenance import Maintenance
 from workers.dispatcher.retention import Retention
 
 MODEL: Final = "smollm2-135m-instruct"
-KINDS: Final = ["batch", "fine_tuning", "eval_run", "dataset", "ingestion", "pipeline"]
 
 
 def request_of(client: TestClient, kind: str) -> dict[str, Any]:
     """Return a valid request for a job of a kind, as its own route takes it, whose objects exist."""
-    if kind == "batch":
-        return {**batch_step("", upload(client, "batch"))["request"], "metadata": {"run": "nightly"}}
-    if kind == "fine_tuning":
-        return dict(tuning_step("", upload(client), suffix="nightly")["request"])
-    if kind == "eval_run":
-        return dict(run_step("", make_eval(client), upload(client, "evals"), MODEL)["request"]) | {"name": "nightly"}
-    if kind == "dataset":
-        name = client.post("/v1/datasets", json={"name": "tickets"}).json()["name"]
-        return {"dataset": name, "sources": [{"type": "file_id", "id": upload(client, "user_data")}]}
-    if kind == "ingestion":
-        store = client.post("/v1/vector_stores", json={"name": "manuals"}).json()["id"]
-        return {"vector_store_id": store, "file_ids": [upload(client, "user_data")], "attributes": {"team": "support"}}
+    return _REQUESTS[kind](client)
+
+
+def batch_request(client: TestClient) -> dict[str, Any]:
+    return {**batch_step("", upload(client, "batch"))["request"], "metadata": {"run": "nightly"}}
+
+
+def tuning_request(client: TestClient) -> dict[str, Any]:
+    return dict(tuning_step("", upload(client), suffix="nightly")["request"])
+
+
+def run_request(client: TestClient) -> dict[str, Any]:
+    return dict(run_step("", make_eval(client), upload(client, "evals"), MODEL)["request"]) | {"name": "nightly"}
+
+
+def dataset_request(client: TestClient) -> dict[str, Any]:
+    name = client.post("/v1/datasets", json={"name": "tickets"}).json()["name"]
+    return {"dataset": name, "sources": [{"type": "file_id", "id": upload(client, "user_data")}]}
+
+
+def ingestion_request(client: TestClient) -> dict[str, Any]:
+    store = client.post("/v1/vector_stores", json={"name": "manuals"}).json()["id"]
+    return {"vector_store_id": store, "file_ids": [upload(client, "user_data")], "attributes": {"team": "support"}}
+
+
+def drift_request(client: TestClient) -> dict[str, Any]:
+    source = {"type": "file", "file_id": upload(client, "user_data")}
+    return {"monitor_id": make_monitor(client), "source": source}
+
+
+def pipeline_request(client: TestClient) -> dict[str, Any]:
     train = tuning_step("train", upload(client))
     check = run_step("check", make_eval(client), upload(client, "evals"), "{{train.fine_tuned_model}}")
     return {"name": "weekly", "steps": [train, check], "metadata": {"team": "support"}}
+
+
+_REQUESTS: Final[Mapping[str, Callable[[TestClient], dict[str, Any]]]] = {
+    "batch": batch_request,
+    "fine_tuning": tuning_request,
+    "eval_run": run_request,
+    "dataset": dataset_request,
+    "ingestion": ingestion_request,
+    "drift_baseline": drift_request,
+    "drift_check": drift_request,
+    "pipeline": pipeline_request,
+}
+KINDS: Final = list(_REQUESTS)
 
 
 def body_of(client: TestClient, kind: str, **changes: Any) -> dict[str, Any]:
@@ -142,6 +174,8 @@ def test_pipeline_beyond_the_limit_is_recorded_and_leaves_nothing(
         ("eval_run", "/v1/evals/{eval_id}", "No eval found"),
         ("dataset", "/v1/datasets/{dataset}", "No dataset found"),
         ("ingestion", "/v1/vector_stores/{vector_store_id}", "No vector store found"),
+        ("drift_baseline", "/v1/drift_monitors/{monitor_id}", "No drift monitor found"),
+        ("drift_check", "/v1/drift_monitors/{monitor_id}", "No drift monitor found"),
     ],
 )
 def test_schedule_with_deleted_object_records_the_error_and_stays_active(
@@ -195,6 +229,14 @@ def test_key_needs_the_permission_of_the_kind_too(app: FastAPI, client: TestClie
         ("ingestion", {"vector_store_id": "vs_none"}, "not_found", "job.vector_store_id"),
         ("ingestion", {"vector_store_id": "{{read.vector_store_id}}"}, "step_not_found", "job.vector_store_id"),
         ("ingestion", {"file_ids": ["{{x}}"]}, "step_not_found", "job.file_ids[0]"),
+        ("drift_baseline", {"monitor_id": "driftmon_none"}, "not_found", "job.monitor_id"),
+        ("drift_check", {"monitor_id": "{{a.monitor_id}}"}, "step_not_found", "job.monitor_id"),
+        (
+            "drift_check",
+            {"source": {"type": "file", "file_id": "file-none"}},
+            "file_not_found",
+            "job.source.file_id",
+        ),
         ("pipeline", {"steps": []}, "array_below_min_length", "job.steps"),
         ("pipeline", {"steps": [batch_step("a", "file-none")]}, "file_not_found", "job.steps[0].request.input_file_id"),
         ("pipeline", {"steps": [batch_step("a", "{{b.id}}")]}, "step_not_found", "job.steps[0].request.input_file_id"),
