@@ -66,7 +66,7 @@ from api.pages import routes as pages
 from api.pipelines import routes as pipelines
 from api.promotions import routes as promotions
 from api.prompts import routes as prompts
-from api.registry import aliases, feedback, flags, lineage, model_versions
+from api.registry import aliases, families, feedback, flags, lineage, model_versions
 from api.request_recorder import RequestRecorder
 from api.retrieval import file_batches, indexes, search, sources, store_files
 from api.retrieval import routes as vector_stores
@@ -120,6 +120,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     feedback.router,
     lineage.router,  # before model_versions: the name of a model may have slashes
     model_versions.router,
+    families.router,
     steering.router,
     keys.router,
     projects.router,

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Final
 
 from sqlalchemy import select
-from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from jobs.db.engine import Database
 from jobs.fleet import devices, workers
@@ -29,6 +29,7 @@ from jobs.ledger.slot_weights import SLOTS
 from jobs.platform import memory
 from jobs.platform.limiters import SharedExclusiveLock
 from jobs.queues import Queue
+from jobs.registry import base_versions
 from jobs.retrieval import searches
 from jobs.security.tables import Project
 from jobs.settings import Settings
@@ -37,6 +38,7 @@ from workers import lifecycle, tasks
 from workers.batches.slot_scheduler import SlotScheduler
 from workers.engines.build_engines import build as build_router
 from workers.engines.build_engines import build_tuned_router, is_outdated, refresh
+from workers.engines.loaded_models import describe_models
 from workers.engines.router import Router
 from workers.inference.consumer import ConsumerLimits, InteractiveConsumer
 from workers.inference.model_router import ModelRouter
@@ -58,7 +60,8 @@ from workers.runtime.recent_reads import RecentReads
 from workers.runtime.throttle import BatchThrottle
 
 log = logging.getLogger(__name__)
-Shown = tuple[frozenset[str], Mapping[str, bool]]  # served models; models of endpoints, and whether they are external
+#: Served models; models of endpoints, and whether they are external; the models file.
+Shown = tuple[frozenset[str], Mapping[str, bool], Registry]
 SECONDS: Final = 2.0  # life of a value read from the database
 _REFRESH_SECONDS: Final = 1.0  # jobs may wait for a model that came up
 
@@ -236,12 +239,18 @@ def _keep_announced(context: Context, engine: Router, queue: str, reload: Callab
 
 def _announce(context: Context, engine: Router, queue: str, shown: Shown | None) -> Shown:
     """Announce the served models; models of endpoints are remembered while their endpoint is unavailable."""
-    names, discovered = now = engine.reachable_models, engine.discovered_models
+    names, discovered, _ = now = (engine.reachable_models, engine.discovered_models, engine.registry)
     if now == shown and context.standing.state == "ready":
         return now
     context.standing.models = tuple(sorted(names))
     context.standing.state = "ready"
-    context.db.retrying(lambda session: workers.store_models(session, discovered, queue), context.stop)
+    loaded = list(describe_models(engine))
+
+    def store(session: Session) -> None:
+        workers.store_models(session, discovered, queue)
+        base_versions.record(session, loaded)
+
+    context.db.retrying(store, context.stop)
     context.heartbeat.announce()
     return now
 

@@ -16,6 +16,7 @@ app = Group("The versions of tuned models: a part of `nightmill models`.")
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="The name of a tuned model, ft:….")]
 
 _STAGES = "none, staging, production or archived"
+_KINDS = "base, index, prompt, server_model or tuned_model"
 
 
 @app.command()
@@ -40,6 +41,27 @@ def versions(
     given = {name: value for name, value in query.items() if value is not None}
     head = ("model", "family", "version", "stage", "created", "metrics")
     options.show_entries(server.pages("/model_versions", given, limit), head, _row)
+
+
+@app.command()
+def families(
+    options: ServerOptions,
+    family: Annotated[
+        str | None, typer.Argument(metavar="FAMILY", help="Show the versions of this one, such as prompt:pmpt_1.")
+    ] = None,
+    kind: Annotated[str | None, typer.Option(help=f"Only families of this kind: {_KINDS}.")] = None,
+    limit: Limit = 100,
+) -> None:
+    """List all names with versions: tuned models, bases, models of servers, prompts and indexes."""
+    server = options.server
+    if family is None:
+        given = {} if kind is None else {"kind": kind}
+        names = ("family", "versions", "latest", "production", "created")
+        options.show_entries(server.pages("/families", given, limit), names, _family_row)
+        return
+    path = f"/families/{quote(family, safe='')}/versions"
+    facts = ("version", "stage", "name", "source", "fingerprint", "created")
+    options.show_entries(server.pages(path, {}, limit), facts, _family_version_row)
 
 
 @app.command()
@@ -205,6 +227,16 @@ def _row(version: dict[str, Any]) -> tuple[object, ...]:
     number = version["semantic_version"] or version["number"]
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in version["metrics"].items() if name != "step")
     return version["id"], version["family"], number, version["stage"], moment(version["created_at"]), metrics
+
+
+def _family_row(family: dict[str, Any]) -> tuple[object, ...]:
+    counted = (family["versions"], family["latest"], _cell(family["production"]))
+    return family["id"], *counted, moment(family["created_at"])
+
+
+def _family_version_row(version: dict[str, Any]) -> tuple[object, ...]:
+    facts = (_cell(version["source"]), (version["fingerprint"] or "-")[:12])
+    return version["number"], version["stage"], version["name"], *facts, moment(version["created_at"])
 
 
 def _describe_move(move: dict[str, Any]) -> str:

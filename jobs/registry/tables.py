@@ -78,6 +78,28 @@ class ModelVersion(Base):
     )
 
 
+class BaseVersion(Base):
+    """A version of a model that workers load or servers have: what it was loaded from, as a worker saw it.
+
+    `number` counts the versions of the deployment's model, which differ by `fingerprint`. `source` is its repository
+    with the commit, package with the version, folder, or name at its servers. A worker served it first at `created_at`,
+    and announced it last at `seen_at`.
+    """
+
+    __tablename__ = "base_version"
+
+    model: Mapped[str] = mapped_column(String(255), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    engine: Mapped[str] = mapped_column(String(16))
+    source: Mapped[str] = mapped_column(String(512))
+    license: Mapped[str | None]
+    created_at: Mapped[float]
+    seen_at: Mapped[float]
+
+    __table_args__ = (UniqueConstraint("model", "fingerprint"),)
+
+
 class ModelMove(Base):
     """A change of the stage of a version, which is never changed or deleted. `number` counts those of the project.
 

@@ -5,12 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from jobs.db.engine import Database
 from jobs.fleet.models_file import Models
 from jobs.ledger.states import JobState
 from jobs.platform.limiters import SharedExclusiveLock
 from jobs.queues import Queue
+from jobs.registry.tables import BaseVersion
 from jobs.settings import Settings
 from jobs.timings import Timings
 from tests.support import stub_engine
@@ -59,4 +61,7 @@ def test_a_server_that_is_added_answers_the_batches_that_wait_for_it(
             (job,) = inline.drain(waiting, timeout=60)
 
             assert (job.state, job.completed, job.waiting_for) == (JobState.SUCCEEDED, 20, None)
+            with db.read() as session:
+                versions = session.execute(select(BaseVersion.model, BaseVersion.number, BaseVersion.engine))
+                assert sorted(map(tuple, versions)) == [("alpha", 1, "http"), ("beta", 1, "http")]
             server_lock.close()

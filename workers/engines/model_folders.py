@@ -286,12 +286,17 @@ def identity_of(model: ModelConfig) -> str:
 def _source(model: ModelConfig) -> list[Any]:
     source = model.source
     if source.packaged:
-        return ["packaged", source.packaged, package_version(_DISTRIBUTIONS.get(source.packaged, source.packaged))]
+        return ["packaged", source.packaged, package_version_of(source.packaged)]
     if source.path:
         return ["path", str(source.path), _files(source.path)]
     if source.repo:
         return ["repo", source.repo, source.revision]
     return ["urls", sorted(source.urls), model.upstream]
+
+
+def package_version_of(model: str) -> str:
+    """Return the version of the package that a packaged model comes in; empty where it is not installed."""
+    return package_version(_DISTRIBUTIONS.get(model, model))
 
 
 def package_version(distribution: str) -> str:

@@ -332,6 +332,7 @@ def test_every_operation_answers_as_its_document_says(
         key = operator_key
     key = METRICS_KEY if path == "/metrics" else key
     named = {"/v1/pauses": {"name": "gpu.generate"}, _PROBE: {"model": real.ids["fine_tuned_model_checkpoint"]}}
+    named["/v1/families/{family}/versions"] = {"family": f"prompt:{real.ids['prompt_id']}"}
     named["/v1/organization/projects/{project_id}/groups"] = {"role": "role-project-member"}
     excluded = [checks.not_a_server_error] if path in _NEED_A_WORKER else []
 

@@ -173,6 +173,14 @@ def model_version(path: str) -> object:
     return one | {"manifest": manifest, "object": "list", "data": [one], "has_more": False}
 
 
+def family(path: str) -> object:
+    """Return a list with a family, or with a version of one."""
+    one = {"id": HOSTILE, "versions": 2, "latest": 2, "production": 1, "created_at": 1}
+    if path.endswith("/versions"):
+        one = dict.fromkeys(("id", "name", "stage", "source", "fingerprint"), HOSTILE) | {"number": 1, "created_at": 1}
+    return {"object": "list", "data": [one], "has_more": False}
+
+
 def pipeline(_path: str) -> object:
     """Return a pipeline with a step that failed and one that waits for it, as an entry of a list too."""
     step = {"name": HOSTILE, "kind": HOSTILE, "status": HOSTILE, "after": [], "job_id": HOSTILE, "error": ERROR}
@@ -282,6 +290,7 @@ class Hostile(BaseHTTPRequestHandler):
                 "/v1/datasets": dataset,
                 "/v1/alias": alias,
                 "/v1/model_versions": model_version,
+                "/v1/families": family,
                 "/v1/promotions": promotion,
                 "/v1/drift_monitors": drift,
                 "/v1/online_evaluations": online_evaluation,
@@ -428,6 +437,7 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "feedback delete": (False, [["feedback", "delete", "fb_x"]]),
     "feedback summary": (True, [["feedback", "summary"], ["feedback", "summary", "--json"]]),
     "models versions": (True, [["models", "versions"], ["models", "versions", "a:b", "--json"]]),
+    "models families": (True, [["models", "families"], ["models", "families", STORED]]),
     "models show": (True, [["models", "show", STORED], ["models", "show", "x", "--json"]]),
     "models stage": (True, [["models", "stage", "x", STORED]]),
     "models update": (True, [["models", "update", "x", "--license", STORED]]),

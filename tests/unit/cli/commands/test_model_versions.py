@@ -17,6 +17,8 @@ from jobs.files.tables import File
 from jobs.finetuning import model_imports
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
+from jobs.registry import base_versions
+from jobs.registry.base_versions import LoadedModel
 from jobs.registry.tables import ModelVersion, TunedModel
 from tests.support.exported_adapters import write_adapter
 from tests.support.system import eventually
@@ -88,6 +90,19 @@ def test_versions_are_listed_by_family_or_by_model_and_by_stage(run: Run, names:
     assert ids(run("versions", names[1], "--json")) == names[::-1]
     assert ids(run("versions", "--stage", "production", "--json")) == names[:1]
     assert ids(run("versions", "--at", "2020-03-31", "--json")) == []
+
+
+def test_families_are_listed_by_kind_and_their_versions(run: Run, web: FastAPI, names: list[str]) -> None:
+    with web.state.services.db.write() as session:
+        base_versions.record(session, [LoadedModel(BASE, "vllm", f"{BASE} 0.1.2", "f" * 64)])
+
+    assert ids(run("families", "--json")) == [f"base:{BASE}", f"tuned_model:{FAMILY}"]
+    assert ids(run("families", "--kind", "base", "--json")) == [f"base:{BASE}"]
+    shown = output(run("families", f"base:{BASE}"))
+    assert f"{BASE} 0.1.2" in shown
+    assert "ffffffffffff " in shown
+    versions = output(run("families", f"tuned_model:{FAMILY}"))
+    assert [name in versions for name in names] == [True, True]
 
 
 def test_version_is_shown_with_its_history(run: Run, names: list[str]) -> None:
