@@ -122,9 +122,7 @@ def test_versions_are_paged_by_their_number(app: FastAPI, client: TestClient) ->
     assert [row["number"] for row in (*first, *second)] == [5, 4, 3, 2]
 
 
-def test_families_of_other_projects_are_hidden(
-    app: FastAPI, client: TestClient, stranger: TestClient
-) -> None:
+def test_families_of_other_projects_are_hidden(app: FastAPI, client: TestClient, stranger: TestClient) -> None:
     made = fill(app, client)
 
     assert families(stranger).keys() == {f"base:{BASE}", "server_model:gpt-4o-mini"}
