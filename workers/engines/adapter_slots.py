@@ -105,7 +105,8 @@ class AdapterSlots:
             raise AdapterRefused(str(refused), failed_probe=refused.failed_probe)
 
     async def _load_requested(self) -> None:
-        adapters = list(self._wanted.values())[: self._limit]
+        # one that was loading when a request wanted it is loaded by now: an engine refuses it a second time
+        adapters = [adapter for name, adapter in self._wanted.items() if name not in self._loaded][: self._limit]
         self._wanted.clear()  # a request that still waits says again what it wants
         for adapter in adapters:
             if len(self._loaded) >= self._limit:

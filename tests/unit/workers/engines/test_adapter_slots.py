@@ -89,6 +89,18 @@ async def test_adapters_that_wait_for_the_same_moment_are_loaded_together() -> N
     assert weights.log == ["+a", "+b"]
 
 
+async def test_adapter_that_requests_asked_for_while_it_was_loading_is_loaded_once() -> None:
+    weights = Weights()
+    first = asyncio.create_task(weights.ask(A))
+    await asyncio.sleep(0)  # it begins to load A
+    await asyncio.gather(first, *(weights.ask(A) for _ in range(3)))
+
+    await weights.ask(B)
+    await weights.ask(A)
+
+    assert weights.log == ["+a", "+b"]
+
+
 async def test_the_least_recently_used_adapter_goes() -> None:
     weights = Weights(limit=2)
     for one in (A, B, A, C):
