@@ -21,7 +21,7 @@ _LINES = {
     "evaluation": ("web", "dispatcher", "cpu", "evaluate", "gpu"),
     "migration": ("web", "dispatcher", "cpu", "evaluate", "gpu"),
     "fine_tuning": ("web", "dispatcher", "cpu", "gpu", "finetune"),
-    "release": ("web", "dispatcher", "cpu", "evaluate", "gpu", "finetune"),
+    "release": ("web", "dispatcher", "cpu", "evaluate", "gpu", "finetune", "io"),
 }
 
 
