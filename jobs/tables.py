@@ -8,7 +8,7 @@ schedule ┘                        submits it again and again
      └─ event ── delivery ── attempt      what happened, and who was told; event_head, feed_cursor
 vector_store ── vector_store_file · vector_removal · source ── source_item
 file, upload, upload_part · project, api_key, idempotency, storage_usage
-schedule ── schedule_file · response, chat_completion, conversation, request_minute, shadow_minute
+schedule ── schedule_file · response, chat_completion, conversation, request_minute, shadow_minute, shadow_answer
 finetune_plan, finetune_step, finetune_event, finetune_checkpoint, finetune_data, dataset · imported_file
 tuned_model ── model_version ── model_move, checkpoint_permission, alias ── alias_move, feedback
 eval, eval_run · prompt ── prompt_version · named_dataset ── dataset_version ── dataset_file
@@ -40,6 +40,7 @@ from jobs.inference.tables import (
     CacheUse,
     Conversation,
     RequestMinute,
+    ShadowAnswer,
     ShadowMinute,
     StoredCompletion,
     StoredResponse,
@@ -166,6 +167,7 @@ __all__ = [
     "ScheduleFile",
     "Segment",
     "ServiceAccount",
+    "ShadowAnswer",
     "ShadowMinute",
     "Shard",
     "SignInToken",

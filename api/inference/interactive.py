@@ -30,7 +30,7 @@ from api.inference import spending
 from api.inference.fallbacks import Answer, ask_in_order
 from api.inference.request_metrics import RequestMetrics
 from api.inference.shadows import ask_shadow
-from api.inference.targets import find_alias, find_target, read_rates, work_of, worker_check
+from api.inference.targets import find_alias, find_target, read_rates, rules_of_project, work_of, worker_check
 from api.shares import run_unshared
 from jobs.clock import now
 from jobs.errors import (
@@ -54,7 +54,7 @@ from jobs.registry.models import is_tuned
 from jobs.requests.endpoints import CHAT, RESPONSES
 from jobs.requests.token_estimates import input_tokens, output_tokens
 from jobs.requests.values import SERVICE_TIERS
-from jobs.security.project_rules import ProjectRules, TierRule, rules_of
+from jobs.security.project_rules import TierRule
 
 #: The URLs whose answers name the service tier that ran them.
 _NAMES_TIER: Final = frozenset({CHAT, RESPONSES})
@@ -392,16 +392,6 @@ def _with_fields(body: bytes, values: Mapping[str, msgspec.Raw]) -> bytes:
     else:
         return body
     return msgspec.json.encode(fields)
-
-
-async def rules_of_project(call: CallContext) -> ProjectRules:
-    """Return the rules of the requests of the call's project."""
-    return await call.services.rules.get(call.project_id.encode(), partial(_read_rules, call))
-
-
-def _read_rules(call: CallContext) -> ProjectRules:
-    with call.db.read() as session:
-        return rules_of(session, call.project_id)
 
 
 async def _reserve(

@@ -27,11 +27,11 @@ from api.inference.interactive import (
     find_stream,
     plain_response,
     resume,
-    rules_of_project,
     stream_response,
     submit,
 )
 from api.inference.prompts import resolve_prompt
+from api.inference.targets import rules_of_project
 from api.shares import run_in_threadpool
 from jobs.errors import InvalidRequest
 from jobs.inference import cache

@@ -5,7 +5,8 @@
                                   └─ too many in flight: dropped, and counted
 
 The client waits for none of this, and meets no error of it. A request whose answer failed, or whose client left, is not
-asked again. It takes nothing of the rate limits; its tokens are used and paid as those of any request.
+asked again. It takes nothing of the rate limits; its tokens are used and paid as those of any request. An alias whose
+shadow is compared by graders keeps both answers for its online evaluations, unless the project keeps nothing.
 """
 
 import random
@@ -19,7 +20,7 @@ import msgspec
 
 from api.deps import CallContext
 from api.inference import spending
-from api.inference.targets import find_target, worker_check
+from api.inference.targets import find_target, rules_of_project, worker_check
 from jobs.clock import now
 from jobs.errors import (
     BrokerFull,
@@ -32,14 +33,15 @@ from jobs.errors import (
 )
 from jobs.fleet.access import Work
 from jobs.ids import new_id
+from jobs.inference import shadow_answers
 from jobs.inference.interactive import SHADOW_PRIORITY, AnswerEntry, QueuedRequest, shadow_queue
 from jobs.inference.request_counts import ShadowCounts
 from jobs.inference.responses import COUNT_URL
 from jobs.registry.aliases import WHOLE, AliasRouting, Shadow
 from jobs.requests.endpoints import CHAT, COMPLETIONS, RESPONSES
 
-#: The endpoints whose requests are asked again.
-_COPIED: Final = frozenset({CHAT, COMPLETIONS, RESPONSES})
+#: The endpoints whose requests are asked again, and the field with the input.
+_INPUTS: Final[Mapping[str, str]] = {CHAT: "messages", COMPLETIONS: "prompt", RESPONSES: "input"}
 #: The fields of a client that reads a stream, or waits.
 _OF_CLIENT: Final = frozenset({"service_tier", "stream", "stream_options"})
 #: The tier of the usage: a shadow runs after the requests of all clients.
@@ -164,7 +166,7 @@ class _ShadowRequest:
     def _begin(self) -> None:
         self._count(ShadowCounts(requests=1))
         alias, limit = (self.call.project_id, self.work.model), self.shadow.max_in_flight
-        if self.url in _COPIED and not self.call.services.shadow_tasks.start(alias, limit, self.size, self._run):
+        if self.url in _INPUTS and not self.call.services.shadow_tasks.start(alias, limit, self.size, self._run):
             self._count(ShadowCounts(dropped=1))
 
     async def _run(self) -> None:
@@ -176,8 +178,23 @@ class _ShadowRequest:
         except NightmillError:
             self._count(ShadowCounts(failed=1))
         else:
-            if counts := _compare(self._text.whole(), text):
-                self._count(counts)
+            answer = self._text.whole()
+            if answer and text:
+                self._count(_compare(answer, text))
+                if self.shadow.compare == "grader" and not (await rules_of_project(self.call)).keeps_nothing:
+                    self._keep(answer, text)
+
+    def _keep(self, answer: str, text: str) -> None:
+        pair = shadow_answers.pair_of(
+            self.call.project_id,
+            self.work.model,
+            given=self.body.get(_INPUTS[self.url]),
+            answer=answer,
+            model=self.shadow.model,
+            output_text=text,
+        )
+        if pair is not None:
+            self.call.services.requests.keep(pair)
 
     async def _ask(self) -> str | None:
         """Return the text of the shadow's answer. Raises NightmillError."""
@@ -228,8 +245,6 @@ class _ShadowRequest:
         self.call.services.requests.record_shadow(self.call.project_id, self.work.model, self.shadow.model, counts)
 
 
-def _compare(answer: str | None, text: str | None) -> ShadowCounts | None:
-    """Return the counts of a comparison of texts; None where one of them is missing."""
-    if not (answer and text):
-        return None
+def _compare(answer: str, text: str) -> ShadowCounts:
+    """Return the counts of a comparison of texts."""
     return ShadowCounts(compared=1, equal=int(text == answer), length_ratio=len(text) / len(answer))

@@ -36,6 +36,7 @@ from jobs.inference.rate_limiter import Rates, rates_of
 from jobs.queues import Queue
 from jobs.registry.aliases import AliasRouting
 from jobs.registry.models import base_model_of
+from jobs.security.project_rules import ProjectRules, rules_of
 
 
 def work_of(call: CallContext, url: str, body: Mapping[str, Any]) -> Work:
@@ -151,3 +152,13 @@ def worker_check(call: CallContext, queue: str, model: str) -> WorkerCheck:
         return await run_unshared(_is_served, call, queue, model)
 
     return is_served
+
+
+async def rules_of_project(call: CallContext) -> ProjectRules:
+    """Return the rules of the requests of the call's project."""
+    return await call.services.rules.get(call.project_id.encode(), partial(_read_rules, call))
+
+
+def _read_rules(call: CallContext) -> ProjectRules:
+    with call.db.read() as session:
+        return rules_of(session, call.project_id)

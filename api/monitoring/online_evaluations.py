@@ -14,7 +14,7 @@ from api.http.bodies import Body, resource
 from api.http.fields import Metadata, MetadataField, unix_seconds
 from api.http.idempotency import Idempotent
 from api.http.paging import After, Limit20, Order, Page, cursor_details, deletion_details, find, page
-from api.monitoring.schemas import StoredAnswersSource
+from api.monitoring.schemas import ShadowAnswersSource, StoredAnswersSource
 from jobs.clock import now
 from jobs.errors import InvalidRequest, MissingPermission, NotFound
 from jobs.evals.tables import Eval
@@ -68,7 +68,7 @@ class CreateOnlineEvaluation(Body):
 
     name: _Name
     eval_id: str = Field(min_length=1, max_length=64)
-    source: StoredAnswersSource
+    source: Annotated[StoredAnswersSource | ShadowAnswersSource, Field(discriminator="type")]
     share: _Share = 10
     cron: _Cron = "0 * * * *"
     timezone: _Zone = "UTC"

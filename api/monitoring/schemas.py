@@ -34,6 +34,13 @@ class StoredAnswersOfTime(StoredAnswersSource):
     created_before: _Time | None = Field(default=None, description="Exclusive.")
 
 
+class ShadowAnswersSource(Body):
+    """What the shadow of an alias answers, beside what the clients got; its `compare` is `grader`."""
+
+    type: Literal["shadow"]
+    alias: _Name
+
+
 class TextFileSource(Body):
     """A file of JSON lines, each with the text `input`, and `retrieval_score` and `output_score` if it has any."""
 

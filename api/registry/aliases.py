@@ -81,7 +81,9 @@ class AliasShadow(Body):
         int, Field(ge=1, le=aliases.MAX_IN_FLIGHT, description="Requests beyond are dropped, and counted.")
     ] = 4
     compare: Comparison | None = Field(
-        default=None, description="Whether the texts of both answers are the same, or how their lengths compare."
+        default=None,
+        description="Whether the texts of both answers are the same, how their lengths compare, or `grader`: both are "
+        "kept for a day, for online evaluations of the alias.",
     )
 
 

@@ -57,7 +57,7 @@ def set_(
         int, typer.Option(help="Requests of the shadow at once; beyond, they are dropped.")
     ] = 4,
     shadow_compare: Annotated[
-        str | None, typer.Option(metavar="exact_match|length", help="How both answers are compared.")
+        str | None, typer.Option(metavar="exact_match|length|grader", help="How both answers are compared.")
     ] = None,
     reason: Reason = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`nightmill online-evals`: grade a share of the stored answers again and again, and follow how many pass."""
+"""`nightmill online-evals`: grade a share of the answers again and again, and follow how many pass."""
 
 from typing import Annotated, Any
 
@@ -11,7 +11,7 @@ from cli.terminal import moment
 
 app = Group("Grade a share of the answers that users get, again and again, and tell when they become worse.")
 Id = Annotated[str, typer.Argument(metavar="ID", help="Its id, as `nightmill online-evals list` shows it.")]
-_SOURCES = ("stored_completions", "responses")
+_SOURCES = ("stored_completions", "responses", "shadow")
 
 
 @app.command()
@@ -19,9 +19,10 @@ def create(
     options: ServerOptions,
     name: Annotated[str, typer.Argument(help="A name for people.")],
     evaluation: Annotated[str, typer.Argument(metavar="EVAL", help="The eval that grades the answers.")],
-    source: Annotated[
-        str, typer.Option(metavar="|".join(_SOURCES), help="The stored answers that are graded.")
-    ] = "responses",
+    source: Annotated[str, typer.Option(metavar="|".join(_SOURCES), help="The answers that are graded.")] = "responses",
+    alias: Annotated[
+        str | None, typer.Option(help="With --source shadow: the alias, whose shadow has --shadow-compare grader.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Only answers of this model, or to requests for this name.")] = None,
     share: Annotated[float, typer.Option(metavar="PERCENT", help="The share of the answers that is graded.")] = 10,
     every: Annotated[str, typer.Option(metavar="CRON", help="The times of the rounds.")] = "0 * * * *",
@@ -36,13 +37,15 @@ def create(
     score: Annotated[bool, typer.Option("--score", help="Compare the mean score of the criterion.")] = False,
     window: Annotated[int, typer.Option(help="The last graded answers that are compared with --minimum.")] = 100,
 ) -> None:
-    """Grade answers that are stored from now on, and print the id."""
+    """Grade answers from now on, and print the id."""
     if source not in _SOURCES:
         raise CliError(f"{source}: give --source as {' or '.join(_SOURCES)}")
+    if (source == "shadow") != (alias is not None):
+        raise CliError("--source shadow and --alias belong together")
     body: dict[str, Any] = {
         "name": name,
         "eval_id": evaluation,
-        "source": {"type": source, "model": model},
+        "source": {"type": source, "alias": alias} if alias is not None else {"type": source, "model": model},
         "share": share,
         "cron": every,
         "timezone": timezone,

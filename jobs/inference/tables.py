@@ -5,10 +5,10 @@ Requests and answers are objects in storage at `path`, written before the row.
 
 from typing import Any
 
-from sqlalchemy import Index, LargeBinary, String, text
+from sqlalchemy import Index, LargeBinary, String, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from jobs.db.base import Base
+from jobs.db.base import Base, Serial
 from jobs.inference import stored
 
 
@@ -147,6 +147,23 @@ class RequestMinute(Base):
     bucket: Mapped[str] = mapped_column(String(64), primary_key=True)
     count: Mapped[int]
     total: Mapped[float]
+
+
+class ShadowAnswer(Base):
+    """What a shadow has answered and what the client got, for evals to grade. See `jobs.inference.shadow_answers`."""
+
+    __tablename__ = "shadow_answer"
+
+    id: Mapped[int] = mapped_column(Serial, primary_key=True, autoincrement=True)
+    project_id: Mapped[str] = mapped_column(String(64))
+    alias: Mapped[str] = mapped_column(String(255))
+    created_at: Mapped[float] = mapped_column(index=True)
+    line: Mapped[str] = mapped_column(Text)
+
+    __table_args__ = (
+        Index("ix_shadow_answer_project", "project_id", "id"),
+        Index("ix_shadow_answer_alias", "project_id", "alias", "created_at"),
+    )
 
 
 class ShadowMinute(Base):

@@ -1,4 +1,4 @@
-"""Online evaluations: a sampled share of the stored answers, graded again and again by an eval.
+"""Online evaluations: a sampled share of stored answers, or of those of a shadow, graded again and again by an eval.
 
     due ──▶ draw: the answers since the mark that hashes of their ids choose
               └▶ start_round: submit the run and move the mark, in one transaction: no answer is graded twice
@@ -9,13 +9,13 @@ The items of a run are written before its transaction; those of one that there i
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from sqlalchemy import delete, func, or_, select
 from sqlalchemy.orm import Session
 
@@ -35,6 +35,7 @@ from jobs.evals.run_requests import RunRequest
 from jobs.evals.tables import Eval, EvalRun
 from jobs.fleet.models_file import Registry
 from jobs.ids import new_id
+from jobs.inference import shadow_answers
 from jobs.ledger import audit, events, ledger
 from jobs.ledger.progress import outcomes
 from jobs.ledger.states import TERMINAL, JobState
@@ -76,6 +77,20 @@ _DAY: Final = 86_400.0
 _REMOVED_AT_ONCE: Final = 20
 
 
+class ShadowSource(BaseModel):
+    """The answers of the shadow of an alias, beside those that the clients got."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Literal["shadow"]
+    alias: str
+
+
+_parse_source: Final = TypeAdapter[AnswerSource | ShadowSource](
+    Annotated[AnswerSource | ShadowSource, Field(discriminator="type")]
+).validate_python
+
+
 class OnlineThreshold(BaseModel):
     """The least value that raises no alert: a pass rate, or the mean score of a criterion.
 
@@ -93,7 +108,7 @@ class OnlineThreshold(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """The answers of the next round: `lines` has their ids, and none where there are none."""
+    """The answers of the next round: `lines` has the items of the run, and none where there are none."""
 
     evaluation_id: str
     run_id: str
@@ -132,19 +147,31 @@ def draw(session: Session, evaluation_id: str) -> Draw | None:
     if room <= 0:
         raise Conflict("The answers of the last 24 hours are as many as there may be.", code="too_many_answers")
     since, until = evaluation.marked_at, max(evaluation.marked_at, now() - SETTLED)
-    source = AnswerSource.model_validate(evaluation.source)
-    metadata = {**(row.data_source_config.get("metadata") or {}), **(source.metadata or {})}
-    of_time = source.model_copy(update={"created_after": since, "created_before": until, "metadata": metadata})
-    answers = _sample(find_answers(session, evaluation.project_id, of_time), evaluation, room)
-    lines = b"".join(msgspec.json.encode({"id": name, "metadata": stored or {}}) + b"\n" for name, stored in answers)
+    answers = _sample(_items_of(session, evaluation, row, since, until), evaluation, room)
+    lines = b"".join(item + b"\n" for item in answers)
     return Draw(evaluation.id, new_id(runs.PREFIX), since, until, evaluation.next_at, lines, len(answers))
 
 
-def _sample(answers: Iterable[tuple[str, Any]], evaluation: OnlineEvaluation, count: int) -> list[tuple[str, Any]]:
-    """Return the share of the answers that an online evaluation samples, those with the least hashes where too many."""
-    hashed = ((_point(evaluation.id, name), name, metadata) for name, metadata in answers)
+def _items_of(
+    session: Session, evaluation: OnlineEvaluation, row: Eval, since: float, until: float
+) -> Iterator[tuple[str, bytes]]:
+    """Yield the answers of a time by their ids, each as the item of a run."""
+    source = _parse_source(evaluation.source)
+    if isinstance(source, ShadowSource):
+        for name, line in shadow_answers.find(session, evaluation.project_id, source.alias, since, until):
+            yield name, line.encode()
+        return
+    metadata = {**(row.data_source_config.get("metadata") or {}), **(source.metadata or {})}
+    of_time = source.model_copy(update={"created_after": since, "created_before": until, "metadata": metadata})
+    for name, stored in find_answers(session, evaluation.project_id, of_time):
+        yield name, msgspec.json.encode({"id": name, "metadata": stored or {}})
+
+
+def _sample(answers: Iterable[tuple[str, bytes]], evaluation: OnlineEvaluation, count: int) -> list[bytes]:
+    """Return the share of the items that an online evaluation samples, those with the least hashes where too many."""
+    hashed = ((_point(evaluation.id, name), item) for name, item in answers)
     sampled = sorted(row for row in hashed if row[0] < evaluation.share / 100)[:count]
-    return [(name, metadata) for _, name, metadata in sampled]
+    return [item for _, item in sampled]
 
 
 def _point(seed: str, name: str) -> float:
@@ -230,13 +257,15 @@ def _advance(evaluation: OnlineEvaluation) -> None:
 
 
 def _request_of(evaluation: OnlineEvaluation, drawn: Draw) -> RunRequest:
-    source = AnswerSource.model_validate(evaluation.source)
+    source, metadata = _parse_source(evaluation.source), {"online_evaluation_id": evaluation.id}
+    if isinstance(source, ShadowSource):
+        shown = {"type": "jsonl", "source": {"type": "file_content", "content": []}}
+        return RunRequest(name=evaluation.name, data_source=shown, metadata=metadata)
     times = {"created_after": int(drawn.since), "created_before": int(drawn.until)}
     shown = {
         "type": "completions" if source.type == "stored_completions" else "responses",
         "source": {**source.model_dump(exclude_none=True), **times, "limit": drawn.answers},
     }
-    metadata = {"online_evaluation_id": evaluation.id}
     return RunRequest(name=evaluation.name, data_source=shown, metadata=metadata, stored=source.type)
 
 

@@ -41,7 +41,8 @@ PREFIX: Final = "amove_"
 MOVED: Final = "model.alias.moved"
 ROLLED_BACK: Final = "model.alias.rolled_back"
 SHADOW_SILENT: Final = "model.alias.shadow_silent"
-Comparison = Literal["exact_match", "length"]
+#: By `grader` the answers are kept for online evaluations of the alias.
+Comparison = Literal["exact_match", "length", "grader"]
 _SILENCE: Final = 600  # seconds of requests without one that was sent to the shadow
 _MINUTE: Final = 60
 _POINTS: Final = 1 << 64

@@ -1,6 +1,7 @@
 """Aliases of a project, as the official SDK uses them: old names of models in unchanged code."""
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -14,16 +15,19 @@ from openai import OpenAI
 from sqlalchemy import select
 
 from api import request_recorder
+from api.inference import shadows
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.fleet import workers
 from jobs.inference import request_counts
 from jobs.inference.request_counts import RequestKey
+from jobs.inference.tables import ShadowAnswer
 from jobs.ledger.tables import Job
 from jobs.queues import Queue
 from jobs.registry import aliases
 from jobs.registry.tables import Alias, AliasMove
 from jobs.security import keys
+from jobs.security.project_rules import ProjectRules, TierRule
 from jobs.usage import budgets, prices
 from jobs.usage.minutes import UsageKey
 from jobs.usage.rate_limits import set_limits
@@ -443,6 +447,41 @@ def test_shadow_answers_the_requests_of_its_target(shadowed: ShadowedShop) -> No
     by_model = [sorted(url for model, url in shadowed.asked if model == each) for each in (MODEL, RIVAL)]
     assert by_model[0] == by_model[1]
     assert len(list(chat.list())) == 1  # what the shadow answers is not stored
+
+
+def pairs_of(shadowed: ShadowedShop) -> list[dict[str, Any]]:
+    with shadowed.shop.app.state.services.db.read() as session:
+        return [json.loads(line) for line in session.scalars(select(ShadowAnswer.line).order_by(ShadowAnswer.id))]
+
+
+def test_shadow_that_graders_compare_keeps_both_answers(shadowed: ShadowedShop) -> None:
+    shadowed.set_up(compare="grader")
+    answer = shadowed.ask()
+    shadowed.client.completions.create(model=NAME, prompt="Hello")
+    shadowed.client.responses.create(model=NAME, input="Hello")
+
+    eventually(lambda: len(pairs_of(shadowed)) == 3, 30, "all pairs are there")
+    pairs = {json.dumps(pair["item"]["input"]): pair for pair in pairs_of(shadowed)}
+    assert pairs.keys() == {json.dumps(HELLO), '"Hello"'}
+    chat = pairs[json.dumps(HELLO)]
+    assert chat["item"]["answer"] == chat["sample"]["output_text"] == answer.choices[0].message.content
+    assert chat["item"]["model"] == RIVAL
+    assert len(list(shadowed.client.chat.completions.list())) == 0
+
+
+def test_shadow_of_project_with_zero_retention_keeps_no_answers(
+    shadowed: ShadowedShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def keep_nothing(_call: object) -> ProjectRules:
+        return ProjectRules(TierRule(), keeps_nothing=True)
+
+    monkeypatch.setattr(shadows, "rules_of_project", keep_nothing)
+    before = len(pairs_of(shadowed))
+    shadowed.set_up(compare="grader")
+    shadowed.ask()
+
+    shadowed.wait_for(compared=1)
+    assert len(pairs_of(shadowed)) == before
 
 
 def test_shadow_is_asked_its_share_and_compared_by_length(shadowed: ShadowedShop) -> None:

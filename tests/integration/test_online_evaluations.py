@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from jobs.clock import now
 from jobs.db.engine import Database
+from jobs.inference import shadow_answers
+from jobs.inference.shadow_answers import pair_of
+from jobs.inference.tables import ShadowAnswer
 from jobs.monitoring.tables import OnlineEvaluation, OnlineRound
 from jobs.webhooks.tables import Event
 from tests.support.eval_client import SCORE, World, evaluating
@@ -33,11 +36,11 @@ def post(world: World, path: str, **body: Any) -> Any:
     return world.client.post(path, body=body, cast_to=object)
 
 
-def create(world: World, *criteria: dict[str, Any], **fields: Any) -> Any:
-    config: Any = {"type": "logs"}
+def create(world: World, *criteria: dict[str, Any], config: Any = None, **fields: Any) -> Any:
+    config = config or {"type": "logs"}
     made = world.client.evals.create(name="e", data_source_config=config, testing_criteria=list(criteria))
-    source = {"type": "stored_completions"}
-    return post(world, "/online_evaluations", name="n", eval_id=made.id, source=source, share=100, **fields)
+    fields = {"source": {"type": "stored_completions"}, **fields}
+    return post(world, "/online_evaluations", name="n", eval_id=made.id, share=100, **fields)
 
 
 def keep(world: World, said: str, count: int) -> None:
@@ -112,6 +115,38 @@ def test_rounds_grade_answers_and_tell_once_of_each_crossing(world: World) -> No
     finish_round(world, evaluation)
     assert (show(world, evaluation)["value"], show(world, evaluation)["is_alerting"]) == (1.0, False)
     assert events_of(world, evaluation) == ["online_evaluation.alert", "online_evaluation.resolved"]
+
+
+def test_shadow_is_graded_beside_the_answers_of_clients(world: World) -> None:
+    same = {
+        "type": "string_check",
+        "name": "same",
+        "input": "{{ sample.output_text }}",
+        "operation": "eq",
+        "reference": "{{ item.answer }}",
+    }
+    source = {"type": "shadow", "alias": "support"}
+    item = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
+    config: Any = {"type": "custom", "item_schema": item, "include_sample_schema": True}
+    evaluation = create(world, same, source=source, config=config)
+    with world.inline.db.write() as session:
+        project_id = session.scalars(select(OnlineEvaluation.project_id)).one()
+        for alias, said in (("support", "Yes"), ("support", "Yes"), ("support", "No"), ("sales", "No")):
+            given = [{"role": "user", "content": "May I?"}]
+            pair = pair_of(project_id, alias, given=given, answer="Yes", model="rival", output_text=said)
+            assert pair is not None
+            shadow_answers.write(session, [pair])
+        session.execute(update(ShadowAnswer).values(created_at=now() - 600))
+
+    done = finish_round(world, evaluation)
+
+    assert (done["status"], done["answers"], done["passed"], done["failed"]) == ("completed", 3, 2, 1)
+    items = world.client.evals.runs.output_items.list(done["id"], eval_id=done["eval_id"]).data
+    assert items[0].datasource_item["input"] == [{"role": "user", "content": "May I?"}]
+    assert {item.sample.output[0].content for item in items} == {"Yes", "No"}
+    begin(world, evaluation, since=now() - 30)
+    world.inline.until(lambda: show(world, evaluation)["next_round_at"] > now(), timeout=60)
+    assert len(rounds_of(world, evaluation)) == 1  # no pair is newer
 
 
 def test_fewer_graded_answers_than_the_window_raise_no_alert(world: World) -> None:

@@ -31,7 +31,15 @@ from jobs.files import lookup
 from jobs.files.tables import File, Upload, UploadPart
 from jobs.finetuning import datasets
 from jobs.inference import cache
-from jobs.inference.tables import Conversation, RequestMinute, ShadowMinute, StoredCompletion, StoredResponse
+from jobs.inference.shadow_answers import KEPT_SECONDS
+from jobs.inference.tables import (
+    Conversation,
+    RequestMinute,
+    ShadowAnswer,
+    ShadowMinute,
+    StoredCompletion,
+    StoredResponse,
+)
 from jobs.ledger import audit, feed, kinds, removal
 from jobs.ledger.removal import FULL
 from jobs.ledger.states import TERMINAL
@@ -372,6 +380,7 @@ class Retention:
             (ApiKey, *idle_login_keys()),
             (RequestMinute, RequestMinute.minute < now() - _REQUESTS_SECONDS),
             (ShadowMinute, ShadowMinute.minute < now() - _REQUESTS_SECONDS),
+            (ShadowAnswer, ShadowAnswer.created_at < now() - KEPT_SECONDS),
         ]
         more = [self._repeat(self._fail_lost_deliveries), *(self._repeat(partial(self._delete, *rows)) for rows in old)]
         self._rows_due = self._repeat(partial(self._forget_events, before)) or any(more)

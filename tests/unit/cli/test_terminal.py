@@ -479,7 +479,13 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "drift checks": (True, [["drift", "checks", "x"]]),
     "drift show": (True, [["drift", "show", "x"]]),
     "drift delete": (False, [["drift", "delete", "x"]]),
-    "online-evals create": (False, [["online-evals", "create", "x", "eval_1"]]),
+    "online-evals create": (
+        False,
+        [
+            ["online-evals", "create", "x", "eval_1"],
+            ["online-evals", "create", "x", "eval_1", "--source", "shadow", "--alias", "a"],
+        ],
+    ),
     "online-evals list": (True, [["online-evals", "list"]]),
     "online-evals show": (True, [["online-evals", "show", "x"]]),
     "online-evals rounds": (True, [["online-evals", "rounds", "x"]]),

@@ -132,6 +132,7 @@ NESTED: Final[list[tuple[str, dict[str, Any]]]] = [
     *(("/v1/promotions", {"target": _PROMOTED[0], "gates": [gate]}) for gate in _GATES),
     ("/v1/aliases", {"model": None, "targets": [{"model": "all-minilm-l6-v2", "weight": 100}]}),
     ("/v1/aliases", {"shadow": {"model": "all-minilm-l6-v2"}}),
+    ("/v1/online_evaluations", {"source": {"type": "shadow", "alias": "support"}}),
     ("/v1/online_evaluations", {"threshold": {"measure": "pass_rate", "minimum": 0.9}}),
     *(("/v1/fine_tuning/alpha/graders/validate", {"grader": grader}) for grader in _GRADERS),
     *(("/v1/vector_stores", {"chunking_strategy": strategy}) for strategy in _STRATEGIES),

@@ -76,6 +76,19 @@ def show(client: TestClient, evaluation: Any) -> Any:
     return client.get(f"/v1/online_evaluations/{evaluation['id']}").json()
 
 
+def test_source_is_stored_answers_or_shadow_of_alias(client: TestClient) -> None:
+    shadow = {"type": "shadow", "alias": "support"}
+    assert create(client, source=shadow)["source"] == shadow
+
+    for source, param in (
+        ({"type": "shadow"}, "source.alias"),
+        ({**shadow, "metadata": {"a": "b"}}, "source.metadata"),
+        ({"type": "file", "file_id": "file-1"}, "source.type"),
+    ):
+        refused = client.post("/v1/online_evaluations", json=body_of(client, source=source))
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param), refused.text
+
+
 def old(minutes: float = 10) -> float:
     return now() - 60 * minutes
 
