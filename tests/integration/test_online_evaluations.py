@@ -117,7 +117,7 @@ def test_rounds_grade_answers_and_tell_once_of_each_crossing(world: World) -> No
     assert events_of(world, evaluation) == ["online_evaluation.alert", "online_evaluation.resolved"]
 
 
-def test_shadow_is_graded_beside_the_answers_of_clients(world: World) -> None:
+def test_round_of_shadow_grades_its_answers_by_those_of_clients(world: World) -> None:
     same = {
         "type": "string_check",
         "name": "same",
