@@ -10,7 +10,7 @@ vector_store ── vector_store_file · vector_removal · source ── source_
 file, upload, upload_part · project, api_key, idempotency, storage_usage
 schedule ── schedule_file · response, chat_completion, conversation, request_minute, shadow_minute, shadow_answer
 finetune_plan, finetune_step, finetune_event, finetune_checkpoint, finetune_data, dataset · imported_file
-tuned_model ── model_version ── model_move, checkpoint_permission, alias ── alias_move, feedback
+tuned_model ── model_version ── model_move, checkpoint_permission, base_version, alias ── alias_move, feedback
 eval, eval_run · prompt ── prompt_version · named_dataset ── dataset_version ── dataset_file
 drift_monitor ── drift_check · online_evaluation ── online_round
 worker, model, pause, meta, measure, measure_change, total · engine_death, quarantine · cached, cache_epoch, cache_use
@@ -62,6 +62,7 @@ from jobs.prompts.tables import Prompt, PromptVersion
 from jobs.registry.tables import (
     Alias,
     AliasMove,
+    BaseVersion,
     CheckpointPermission,
     Feedback,
     ModelMove,
@@ -109,6 +110,7 @@ __all__ = [
     "Audit",
     "AuditHead",
     "Base",
+    "BaseVersion",
     "CacheEntry",
     "CacheEpoch",
     "CacheUse",

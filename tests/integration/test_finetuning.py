@@ -12,13 +12,17 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from openai import OpenAI
 from sqlalchemy import select
+from typer.testing import CliRunner
 
+from cli.main import app as cli
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.files.tables import File
@@ -39,6 +43,7 @@ from jobs.usage.tables import Spend
 from tests.support import training_worker
 from tests.support.inline_deployment import InlineDeployment, running
 from tests.support.training_thread import training
+from tests.support.web import make_key, running_app, serve
 from workers.finetuning import results
 from workers.kinds import HANDLERS
 from workers.runtime.context import Context
@@ -511,3 +516,33 @@ def test_tiny_model_is_trained_while_all_is_killed(site: Site, monkeypatch: pyte
     tiny_llama.write(site.base)
 
     assert_kills_lose_nothing(site, monkeypatch, module, 2, timeout=300.0)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("module", ["workers.engines.training"])
+def test_repeated_training_has_same_losses_and_files(site: Site, tmp_path: Path, module: str) -> None:
+    """`nightmill models reproduce` of a tiny model that trl trains, on the same machine."""
+    from tests.support import tiny_llama
+
+    tiny_llama.write(site.base)
+    config = site.inline.config
+    with running_app(tmp_path, config.database_url, models_file=config.models_file) as app, serve(app) as url:
+        key = make_key(app)
+        client = OpenAI(base_url=f"{url}/v1", api_key=key)
+        file = client.files.create(file=("rows.jsonl", ROWS), purpose="fine-tune")
+        method: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 2}}}
+        job = client.fine_tuning.jobs.create(model="tiny", training_file=file.id, seed=7, method=method)
+        site.inline.drain(job.id, timeout=300)
+        model = client.fine_tuning.jobs.retrieve(job.id).fine_tuned_model
+        assert model is not None
+        words = ["models", "reproduce", model, "--url", url, "--api-key", key, "--json"]
+        with ThreadPoolExecutor(1) as pool:
+            repeated = pool.submit(CliRunner().invoke, cli, words)
+            site.inline.until(repeated.done, timeout=300)
+
+    assert repeated.result().exit_code == 0, repeated.result().output
+    report = json.loads(repeated.result().stdout)
+    assert report["steps"] == [STEPS, STEPS]
+    assert (report["first_different_step"], report["max_loss_difference"]) == (None, 0.0)
+    assert (report["different_files"], report["not_the_same"]) == ([], [])
