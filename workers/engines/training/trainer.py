@@ -456,6 +456,8 @@ def _tidy(folder: Path, base: str, revision: str | None) -> None:
     for name, values in facts.items():
         if (folder / name).exists():
             config = json.loads((folder / name).read_text()) | values
+            if isinstance(modules := config.get("target_modules"), list):
+                config["target_modules"] = sorted(modules)  # peft has a set: a repeated training writes the same bytes
             (folder / name).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
