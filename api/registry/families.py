@@ -51,7 +51,7 @@ class FamilyObject(BaseModel):
     """A family. `id` is its kind and its name, `<kind>:<name>`.
 
     `versions` is how many there are, `latest` the number of the newest, `production` that of the one in use: the stage
-    of a tuned model, the default version of a prompt, the index that searches read, the newest of a base.
+    of a tuned model, the default version of a prompt, the index that searches read, what a worker announced last.
     """
 
     id: str
@@ -132,13 +132,13 @@ def _select_bases(*, of_servers: bool) -> Callable[[Session, CallContext], Selec
         of_kind = is_remote if of_servers else ~is_remote
         is_permitted = routing.permission_of(session, call.services.registry(), call.project_id)
         names = session.scalars(select(BaseVersion.model).where(of_kind).distinct())
-        newer = aliased(BaseVersion)
-        newest = select(func.max(newer.number)).where(newer.model == BaseVersion.model).scalar_subquery()
+        other = aliased(BaseVersion)
+        last = select(func.max(other.seen_at)).where(other.model == BaseVersion.model).scalar_subquery()
         return _columns(
             family=BaseVersion.model,
             number=BaseVersion.number,
             name=BaseVersion.model,
-            stage=case((BaseVersion.number == newest, "production"), else_="archived"),
+            stage=case((BaseVersion.seen_at == last, "production"), else_="archived"),
             fingerprint=BaseVersion.fingerprint,
             source=BaseVersion.source,
             license_=BaseVersion.license,
@@ -213,8 +213,8 @@ def list_families(
     begin = None if after is None else _parse(call, after, "after")
     rows: list[FamilyObject] = []
     with call.db.read() as session:
-        for each in _readable(call) if kind is None else [kind]:
-            if begin is None or each >= begin[0]:
+        for each in _readable(call):
+            if kind in (None, each) and (begin is None or each >= begin[0]):
                 behind = begin[1] if begin is not None and each == begin[0] else None
                 rows += _families(session, call, each, behind, limit + 1 - len(rows))
     return _page(rows, limit)

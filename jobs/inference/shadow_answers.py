@@ -6,7 +6,7 @@ A row is a line of a run: `{"item": {"input", "answer", "model"}, "sample": {"ou
 request, `answer` the text that the client got, `output_text` that of the shadow `model`.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -19,8 +19,9 @@ from jobs.inference.tables import ShadowAnswer
 #: Bytes of a pair: larger ones are not kept.
 MAX_BYTES: Final = 32 << 10
 #: Pairs of a project, the newest, and seconds for which one is kept.
-MAX_PAIRS: Final = 5_000
+MAX_PAIRS: Final = 2_000
 KEPT_SECONDS: Final = 86_400.0
+_AT_ONCE: Final = 100  # rows that are read
 
 
 class AnswerPair(NamedTuple):
@@ -51,12 +52,15 @@ def write(session: Session, pairs: Collection[AnswerPair]) -> None:
             session.execute(delete(ShadowAnswer).where(of_project, ShadowAnswer.id <= last))
 
 
-def find(session: Session, project_id: str, alias: str, since: float, until: float) -> Sequence[tuple[str, str]]:
-    """Return the ids and the lines of the pairs of an alias, from a time on until before another."""
+def find(session: Session, project_id: str, alias: str, since: float, until: float) -> Iterator[tuple[str, str]]:
+    """Yield the ids and the lines of the pairs of an alias, from a time on until before another."""
     rows = select(ShadowAnswer.id, ShadowAnswer.line).where(
         ShadowAnswer.project_id == project_id,
         ShadowAnswer.alias == alias,
         ShadowAnswer.created_at >= since,
         ShadowAnswer.created_at < until,
     )
-    return [(str(number), line) for number, line in session.execute(rows.order_by(ShadowAnswer.id))]
+    last, page = 0, rows.order_by(ShadowAnswer.id).limit(_AT_ONCE)
+    while shown := session.execute(page.where(ShadowAnswer.id > last)).all():
+        yield from ((str(number), line) for number, line in shown)
+        last = shown[-1].id

@@ -113,6 +113,15 @@ def test_versions_of_each_kind_are_shown(either: FastAPI) -> None:
     ]  # fmt: skip
 
 
+def test_former_version_returns_to_production(app: FastAPI, client: TestClient) -> None:
+    announce(app, *"aba")
+
+    assert families(client) == {f"base:{BASE}": (2, 2, 1)}
+    assert [(row["number"], row["stage"]) for row in versions(client, f"base:{BASE}")] == [
+        (2, "archived"), (1, "production"),
+    ]  # fmt: skip
+
+
 def test_versions_are_paged_by_their_number(app: FastAPI, client: TestClient) -> None:
     announce(app, *"abcde")
 
@@ -137,6 +146,7 @@ def test_narrowed_key_lists_only_permitted_kinds(app: FastAPI, client: TestClien
     reader = client_of(app, narrow)
 
     assert families(reader).keys() == {f"base:{BASE}", "server_model:gpt-4o-mini", f"tuned_model:{BASE}:support"}
+    assert families(reader, kind="prompt") == families(reader, kind="index") == {}
     assert reader.get(f"/v1/families/prompt:{made['prompt']}/versions").status_code == 404
 
 
