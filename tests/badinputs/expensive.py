@@ -45,7 +45,7 @@ ABSENT: Final = frozenset({
 #: Path parameters of the objects of `Stock`.
 OBJECTS: Final = frozenset({
     "alias", "api_key_id", "batch_id", "check_id", "completion_id", "conversation_id", "dataset", "eval_id",
-    "feedback_id", "file_batch_id", "file_id", "fine_tuning_job_id", "index_id", "item_id", "job_id", "model",
+    "family", "feedback_id", "file_batch_id", "file_id", "fine_tuning_job_id", "index_id", "item_id", "job_id", "model",
     "model_import_id", "monitor_id", "online_evaluation_id", "output_item_id", "pipeline_id", "promotion_id",
     "prompt_id", "response_id", "run_id", "schedule_id", "source_id", "upload_id", "vector_store_id", "version",
     "webhook_endpoint_id",
@@ -109,6 +109,7 @@ class Stock:
         schedule = {"cron": "0 0 1 1 *", "batch": _batch(self.ids["input_file"])}
         self.ids["schedule_id"] = self.made("/v1/schedules", schedule)
         self.ids |= {"prompt_id": self.made("/v1/prompts", {"instructions": "Be brief."}), "version": "1"}
+        self.ids["family"] = f"prompt:{self.ids['prompt_id']}"
         self.made("/v1/aliases", {"id": "promoted", "model": MODEL})
         forced = {"target": {"type": "alias", "id": "mine", "model": BASE}, "force": True, "reason": "r"}
         self.ids["promotion_id"] = self.made("/v1/promotions", forced)

@@ -11,7 +11,7 @@ import pytest
 from celery import Celery
 
 from jobs.evals import runs
-from jobs.fleet.models_file import ModelsFileError
+from jobs.fleet.models_file import ModelsFileError, Registry
 from jobs.ledger import kinds
 from jobs.queues import Queue, largest_share
 from jobs.settings import Settings
@@ -164,7 +164,8 @@ class Announced:
 
 def test_worker_announces_models_only_on_change() -> None:
     context: Any = Announced()
-    engine: Any = SimpleNamespace(reachable_models=frozenset(), discovered_models=())
+    registry = Registry({}, {}, Path("models.yaml"))
+    engine: Any = SimpleNamespace(reachable_models=frozenset(), discovered_models=(), registry=registry)
 
     shown = worker._announce(context, engine, "gpu.generate", None)
     assert (context.standing.state, context.written) == ("ready", [()]), "it is there, though it has none"
